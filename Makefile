@@ -1,0 +1,39 @@
+# Everything a fresh machine needs: Python 3.11 to 3.13, make, and the package registries.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+BIN = .venv/bin
+# One thread for each process: the actors are the parallelism.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-long lint bench ui schema clean
+
+demo: .venv/ready
+	$(BIN)/fedrobust run experiments/quickstart.yaml
+
+test: .venv/ready
+	$(BIN)/pytest
+
+test-long: .venv/ready
+	$(BIN)/pytest -m long
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy fedrobust
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/rounds.py
+
+ui: .venv/ready
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(or $(PORT),5000)
+
+schema: .venv/ready
+	$(BIN)/fedrobust schema > experiments/experiment.schema.json
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

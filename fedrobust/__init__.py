@@ -1,0 +1,29 @@
+"""FedRobust: which defence keeps a federated medical-image model accurate and safe when some hospitals are malicious.
+
+>>> import fedrobust
+>>> experiment = fedrobust.load("experiments/quickstart.yaml", ["seed=3"])
+>>> result = fedrobust.run(experiment)
+>>> result.final["test/balanced_accuracy"]
+"""
+
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedrobust.experiment import Experiment
+    from fedrobust.experiment_file import load
+    from fedrobust.runner import Result, run
+
+__all__ = ["Experiment", "Result", "load", "run"]
+__version__ = _version("fedrobust")
+
+_HOME = {"Experiment": "experiment", "load": "experiment_file", "Result": "runner", "run": "runner"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `fedrobust --help` must not wait for torch, Ray and MLflow."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'fedrobust' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f"fedrobust.{_HOME[name]}"), name)

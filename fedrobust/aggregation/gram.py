@@ -1,0 +1,209 @@
+"""The Gram matrix of the updates: all that most robust rules need to know of them.
+
+A whole defence is then algebra on n × n matrices: pre-aggregations are (m, n) mixing matrices `M`, under which the
+Gram matrix becomes `M G Mᵀ`, and a rule ends in a linear combination of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Floats = NDArray[np.float64]
+
+BLOCK = 128
+"""Columns of one product within a chunk: so few that BLAS does not split a sum among its threads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """A public vector v beside the updates: the products ⟨u_i, v⟩ (n,) float64 and ‖v‖²."""
+
+    products: Floats
+    squared_norm: float
+
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """What a rule decides: the vector Σ weights_i u_i + Σ anchors[name] v_name."""
+
+    weights: Floats
+    anchors: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Centred:
+    """The same rows, then anchors, seen from a common reference vector r: row i is share_i · r + c_i.
+
+    Differences of rows are differences of the c_i, so distances keep their digits however large the part is that all
+    updates share. `products` is ⟨c_i, c_j⟩ (N, N), `with_reference` is ⟨c_i, r⟩ (N,), N = rows + anchors.
+    """
+
+    products: Floats
+    with_reference: Floats
+    squared_norm: float
+    share: Floats
+
+    def uncentred(self) -> Floats:
+        """The Gram matrix (N, N) of the rows themselves."""
+        cross = np.outer(self.with_reference, self.share)
+        return self.products + (cross + cross.T) + self.squared_norm * np.outer(self.share, self.share)
+
+    def mixed(self, mixing: Floats) -> Centred:
+        """The same for the rows `mixing @ rows`."""
+        products = mixing @ self.products @ mixing.T
+        return Centred(
+            products=(products + products.T) / 2,
+            with_reference=mixing @ self.with_reference,
+            squared_norm=self.squared_norm,
+            share=mixing @ self.share,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """The Gram matrix G_ij = ⟨u_i, u_j⟩ (n, n) float64 of the updates u = local − global, their priors and anchors.
+
+    `prior` (n,) sums to 1. `centred` holds the same products about a reference, for exact distances; without it the
+    distances come from `matrix`. Arrays are shared, not copied: treat them as read-only.
+    """
+
+    matrix: Floats
+    prior: Floats
+    anchors: Mapping[str, Anchor] = field(default_factory=dict)
+    centred: Centred | None = None
+
+    @property
+    def n(self) -> int:
+        """The number of rows."""
+        return len(self.matrix)
+
+    def weighted(self, prior: Floats) -> Gram:
+        """The same with other priors (n,), scaled to sum to 1."""
+        return replace(self, prior=prior / prior.sum())
+
+    def norms(self) -> Floats:
+        """‖u_i‖ (n,)."""
+        return np.sqrt(np.maximum(np.diag(self.matrix), 0.0))
+
+    def distances_squared(self) -> Floats:
+        """‖u_i − u_j‖² (n, n), symmetric, with a zero diagonal."""
+        view, n = self._view(), self.n
+        squares = np.diag(view.products)[:n]
+        reference, share = view.with_reference[:n], np.subtract.outer(view.share[:n], view.share[:n])
+        distances = np.add.outer(squares, squares) - 2.0 * view.products[:n, :n]
+        distances += share * (2.0 * np.subtract.outer(reference, reference) + share * view.squared_norm)
+        return np.maximum(distances, 0.0)
+
+    def distances_squared_to(self, point: Combination) -> Floats:
+        """‖u_i − z‖² (n,) for the vector z that `point` stands for."""
+        view, n = self._view(), self.n
+        used, coefficients = self._coefficients(point)
+        products = view.products[:, used] @ coefficients
+        share = view.share[:n] - view.share[used] @ coefficients
+        reference = view.with_reference[:n] - view.with_reference[used] @ coefficients
+        distances = np.diag(view.products)[:n] - 2.0 * products[:n] + products[used] @ coefficients
+        distances += share * (2.0 * reference + share * view.squared_norm)
+        return np.maximum(distances, 0.0)
+
+    def squared_norm(self, point: Combination) -> float:
+        """‖z‖² of the vector z that `point` stands for; exact for small differences of rows too."""
+        view = self._view()
+        used, coefficients = self._coefficients(point)
+        share, reference = view.share[used] @ coefficients, view.with_reference[used] @ coefficients
+        square = coefficients @ view.products[np.ix_(used, used)] @ coefficients
+        return max(0.0, float(square + share * (2.0 * reference + share * view.squared_norm)))
+
+    def _coefficients(self, point: Combination) -> tuple[NDArray[np.intp], Floats]:
+        """Which of the rows, then anchors, `point` uses, and how much: products of unused anchors may be unknown."""
+        anchors = [point.anchors.get(name, 0.0) for name in self.anchors]
+        coefficients = np.concatenate([point.weights, anchors])
+        used = np.flatnonzero(coefficients)
+        return used, coefficients[used]
+
+    def mixed(self, mixing: Floats) -> Gram:
+        """The Gram of the rows `mixing @ rows`, for a mixing matrix (m, n).
+
+        With m = n, row i keeps prior i; with fewer rows, the prior of an original row goes to the mixed rows in
+        proportion to its coefficients in them, so that a bucket has the sum of its members'.
+        """
+        m, n = mixing.shape
+        prior = self.prior
+        if m != n:
+            parts = np.abs(mixing)
+            totals = parts.sum(axis=0)
+            prior = (parts / np.where(totals > 0, totals, 1.0)) @ self.prior
+            prior = prior / prior.sum()
+        matrix = mixing @ self.matrix @ mixing.T
+        centred = None
+        if self.centred is not None:
+            with_anchors = np.zeros((m + len(self.anchors), n + len(self.anchors)))
+            with_anchors[:m, :n] = mixing
+            with_anchors[m:, n:] = np.eye(len(self.anchors))
+            centred = self.centred.mixed(with_anchors)
+        return Gram(
+            matrix=(matrix + matrix.T) / 2,
+            prior=prior,
+            anchors={name: Anchor(mixing @ a.products, a.squared_norm) for name, a in self.anchors.items()},
+            centred=centred,
+        )
+
+    def _view(self) -> Centred:
+        """The centred products, or the plain ones as products about the zero vector."""
+        if self.centred is not None:
+            return self.centred
+        count = self.n + len(self.anchors)
+        products = np.full((count, count), np.nan)
+        products[: self.n, : self.n] = self.matrix
+        for position, anchor in enumerate(self.anchors.values(), start=self.n):
+            products[position, : self.n] = products[: self.n, position] = anchor.products
+            products[position, position] = anchor.squared_norm
+        return Centred(products, np.zeros(count), 0.0, np.ones(count))
+
+
+def gram_matrix(chunks: Iterable[Tensor], prior: Floats, anchors: Sequence[str] = ()) -> Gram:
+    """The Gram of n rows that come as column chunks: float64 tensors (n + len(anchors) + 1, w), which it overwrites.
+
+    After the rows and the anchors, the last line of a chunk is room for its reference: the row of (lower) median norm.
+    At least half of the rows are no smaller, so a few huge ones cannot cost the others their digits. Products of the
+    centred rows accumulate in float64, block by block and chunk by chunk, so the bits depend on n and the values alone.
+    The Gram of the rows themselves is restored from the products with the reference.
+    """
+    import torch
+
+    n, count = len(prior), len(prior) + len(anchors)
+    sums = torch.zeros(())
+    for chunk in chunks:
+        whole = torch.nn.functional.pad(chunk, (0, -chunk.shape[1] % BLOCK)) if chunk.shape[1] % BLOCK else chunk
+        blocks = whole.view(count + 1, -1, BLOCK)
+        norms = torch.linalg.vector_norm(torch.linalg.vector_norm(blocks[:n], dim=2), dim=1)
+        middle = torch.argsort(norms, stable=True)[(n - 1) // 2]
+        whole[count] = whole.index_select(0, middle.reshape(1))[0]
+        whole[:count] -= whole[count]
+        blocks = blocks.transpose(0, 1)
+        sums = torch.bmm(blocks, blocks.transpose(1, 2)).sum(dim=0) + sums.to(blocks.device)
+    total = sums.cpu().numpy()
+    total = (total + total.T) / 2
+    centred = Centred(
+        products=total[:count, :count],
+        with_reference=total[count, :count],
+        squared_norm=float(total[count, count]),
+        share=np.ones(count),
+    )
+    matrix = centred.uncentred()
+    return Gram(
+        matrix=matrix[:n, :n].copy(),
+        prior=prior,
+        anchors={
+            name: Anchor(matrix[:n, position].copy(), float(matrix[position, position]))
+            for position, name in enumerate(anchors, start=n)
+        },
+        centred=centred,
+    )

@@ -1,0 +1,257 @@
+"""Who is malicious, when they attack, and what they may see.
+
+The adversary stands between training and the protocol: it replaces the rows of malicious hospitals. Its knowledge is
+enforced here: `craft` hands an attack only the rows that its `knowledge` allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from fedrobust.errors import ExperimentError
+from fedrobust.options import Many, OneOf, Options, refusal
+from fedrobust.seeds import generator
+
+Rows = Sequence[np.ndarray] | np.ndarray
+"""m rows (d,) float32: an (m, d) array, or any sequence of rows, so that nothing needs to be copied together."""
+
+
+class Schedule(Options):
+    """In which rounds an attack is active; in the others its hospitals are honest. Rounds count from 1."""
+
+    name: str
+
+    def active(self, round: int) -> bool:
+        """Whether the attack is active in `round`."""
+        raise NotImplementedError
+
+
+class Always(Schedule):
+    """In every round."""
+
+    name: Literal["always"] = "always"
+
+    def active(self, round: int) -> bool:
+        return True
+
+
+class FromRound(Schedule):
+    """From a round on; honest before it, so that trust is earned first."""
+
+    name: Literal["from_round"] = "from_round"
+    round: int = Field(ge=1)
+    """The first round of the attack."""
+
+    def active(self, round: int) -> bool:
+        return round >= self.round
+
+
+class OnOff(Schedule):
+    """A duty cycle: `on` rounds of attack, `off` honest rounds, and again."""
+
+    name: Literal["on_off"] = "on_off"
+    on: int = Field(default=1, ge=1)
+    """Rounds of attack in each cycle."""
+    off: int = Field(default=1, ge=1)
+    """Honest rounds after them."""
+    start: int = Field(default=1, ge=1)
+    """The first round of the first cycle; honest before it."""
+
+    def active(self, round: int) -> bool:
+        return round >= self.start and (round - self.start) % (self.on + self.off) < self.on
+
+
+class SingleShot(Schedule):
+    """In one round only."""
+
+    name: Literal["single_shot"] = "single_shot"
+    round: int = Field(ge=1)
+    """The round of the attack."""
+
+    def active(self, round: int) -> bool:
+        return round == self.round
+
+
+class Attack(Options):
+    """What the malicious hospitals of one group do, and who they are: exactly one of fraction, count, clients."""
+
+    name: str
+    fraction: float | None = Field(default=None, ge=0, lt=1)
+    """Share of all hospitals that is malicious, rounded to the nearest number (a half upwards); drawn by the seed."""
+    count: int | None = Field(default=None, ge=0)
+    """Number of malicious hospitals, drawn by the seed."""
+    clients: Many[Annotated[int, Field(ge=0)]] | None = None
+    """The ids of the malicious hospitals."""
+    knowledge: Literal["own", "all"] = "own"
+    """`own`: the attackers see only what they trained themselves; `all`: every update of the round."""
+    schedule: Annotated[Schedule, OneOf(Schedule)] = Always()
+    """In which rounds the attack is active."""
+
+    @model_validator(mode="after")
+    def _exactly_one_size(self) -> Self:
+        given = [field for field in ("fraction", "count", "clients") if getattr(self, field) is not None]
+        if len(given) != 1:
+            found = f"found {' and '.join(given)}" if given else "none is given"
+            raise refusal(f"give exactly one of fraction, count, clients; {found}")
+        if self.clients is not None and (not self.clients or len(set(self.clients)) < len(self.clients)):
+            raise refusal(f"must name each hospital once, and at least one; found {list(self.clients)}", "clients")
+        return self
+
+    def attackers(self, clients: int) -> int:
+        """How many of `clients` hospitals are malicious."""
+        if self.clients is not None:
+            return len(self.clients)
+        if self.count is not None:
+            return self.count
+        # In decimals: 0.29 of 50 is 14.5, which binary floats put just below.
+        share = Decimal(repr(self.fraction)) * clients
+        return int(share.to_integral_value(ROUND_HALF_UP))
+
+    def bound(self, attackers: int) -> str | None:
+        """Why this attack cannot be run by so many hospitals; None where it can."""
+        return None
+
+
+class DataAttack(Attack):
+    """Poisons the training data of its hospitals, which train honestly otherwise."""
+
+    knowledge: Literal["own"] = "own"
+    """A hospital poisons its own data and needs to see nothing else."""
+
+    def check(self, classes: int, size: int) -> None:
+        """Raise `ExperimentError` where the attack does not fit data of so many labels, or images of `size` pixels."""
+
+    def poison(
+        self, images: np.ndarray, labels: np.ndarray, generator: np.random.Generator, classes: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A batch, poisoned: images (B, H, W, 3) uint8, labels (B,) int64. Never changes its arguments.
+
+        Raises `ExperimentError` where `check` does.
+        """
+        raise NotImplementedError
+
+
+class CraftedAttack(Attack):
+    """Replaces the updates of its hospitals."""
+
+    def craft(self, view: View) -> np.ndarray:
+        """The rows (k, d) float32 that are sent instead of `view.own`. Never changes what it sees."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class View:
+    """What the hospitals of one attack, which collude, see in a round."""
+
+    own: Rows
+    """k rows (d,): what they trained themselves, in the order of their ids."""
+    others: Rows | None
+    """m rows (d,): what all other participants trained, before anyone crafts; None with the knowledge `own`."""
+    n: int
+    """Number of participants in the round, which every client is told."""
+    round: int
+    generator: np.random.Generator
+
+    @property
+    def f(self) -> int:
+        """Number of rows they control."""
+        return len(self.own)
+
+    @property
+    def reference(self) -> Rows:
+        """The rows that stand for honest behaviour: the others' where they are seen, else what they trained themselves.
+
+        Rows of hospitals with another attack count among the others: these attackers cannot tell them from honest ones.
+        With a single attack in the federation, the mean of these rows is the honest mean of the papers.
+        """
+        return self.others if self.others is not None and len(self.others) else self.own
+
+
+def draw_attackers(attacks: Sequence[Attack], clients: int, seed: int) -> dict[int, int]:
+    """The malicious hospitals: client id -> index into `attacks`, by ascending id.
+
+    Explicit ids come first; the other attacks take, in their order, the next hospitals of one random order that depends
+    on nothing but `clients` and `seed`. So attacks of the same size have the same hospitals, whatever their kind, and a
+    larger fraction holds those of a smaller one. Raises `ExperimentError` where the attacks do not fit.
+    """
+    drawn: dict[int, int] = {}
+    for index, attack in enumerate(attacks):
+        for client in attack.clients or ():
+            if client >= clients:
+                raise ExperimentError(f"attacks.{index}.clients: no hospital {client}; the ids are 0 to {clients - 1}")
+            if client in drawn:
+                raise ExperimentError(f"attacks.{index}.clients: attacks.{drawn[client]} has hospital {client} already")
+            drawn[client] = index
+    sizes = [attack.attackers(clients) for attack in attacks]
+    if attacks and sum(sizes) >= clients:
+        raise ExperimentError(
+            f"attacks: {sum(sizes)} malicious hospitals of {clients}; at least one must be honest: "
+            "lower fraction or count, or raise federation.clients"
+        )
+    order = iter([int(c) for c in generator(seed, "attackers").permutation(clients) if int(c) not in drawn])
+    for index, (attack, size) in enumerate(zip(attacks, sizes, strict=True)):
+        if size == 0 and attack.fraction:
+            raise ExperimentError(
+                f"attacks.{index}.fraction: {attack.fraction} of {clients} hospitals is none; raise it or give a count"
+            )
+        reason = attack.bound(size) if size else None
+        if reason:
+            raise ExperimentError(f"attacks.{index}: {reason}")
+        if attack.clients is None:
+            drawn.update({next(order): index for _ in range(size)})
+    return dict(sorted(drawn.items()))
+
+
+def attacking(
+    attacks: Sequence[Attack], attackers: Mapping[int, int], participants: Iterable[int], round: int
+) -> list[int]:
+    """The participants whose attack, on data or on updates, is active in `round`, by ascending id."""
+    return sorted(c for c in participants if c in attackers and attacks[attackers[c]].schedule.active(round))
+
+
+def craft(
+    attacks: Sequence[Attack],
+    attackers: Mapping[int, int],
+    participants: Iterable[int],
+    updates: Mapping[int, np.ndarray],
+    round: int,
+    seed: int,
+) -> dict[int, np.ndarray]:
+    """The updates (d,) float32 that active `CraftedAttack`s send instead of the trained ones, by client id.
+
+    Whoever is not in the result sends what it trained: the honest, the data attackers, those whose schedule is off.
+    The hospitals of one attack collude; different attacks do not.
+
+    updates: what each participant trained, (d,) float32. Those of honest hospitals are needed, and handed on, only
+        where an active attack has the knowledge `all`. Rows may be read-only; none is changed or copied.
+    """
+    participants = sorted(participants)
+    active = attacking(attacks, attackers, participants, round)
+    crafted: dict[int, np.ndarray] = {}
+    for index, attack in enumerate(attacks):
+        group = [client for client in active if attackers[client] == index]
+        if not group or not isinstance(attack, CraftedAttack):
+            continue
+        own = tuple(_read_only(updates[client]) for client in group)
+        others = None
+        if attack.knowledge == "all":
+            others = tuple(_read_only(updates[client]) for client in participants if client not in group)
+        rows = attack.craft(View(own, others, len(participants), round, generator(seed, "craft", round, index)))
+        expected = (len(group), len(own[0]))
+        if rows.shape != expected or rows.dtype != np.float32:
+            found = f"{rows.dtype} {rows.shape}"
+            raise ExperimentError(f"attacks.{index}: {attack.name} crafted {found}; expected float32 {expected}")
+        crafted.update(zip(group, rows, strict=True))
+    return dict(sorted(crafted.items()))
+
+
+def _read_only(row: np.ndarray) -> np.ndarray:
+    view = row.view()
+    view.flags.writeable = False
+    return view

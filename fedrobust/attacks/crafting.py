@@ -1,0 +1,143 @@
+"""Attacks on the update: what malicious hospitals send instead of what they trained.
+
+Notation: u_i is the update that attacker i trained, n the number of participants, f the number of attackers, μ and σ
+the mean and the standard deviation (divisor m, as in ALIE's paper) per coordinate of the m rows of `View.reference`:
+the honest rows with the knowledge `all`, the attackers' own trained rows with `own`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from fedrobust.attacks.adversary import CraftedAttack, Rows, View
+
+_CHUNK = 1 << 16
+"""Columns that are held in float64 at a time."""
+
+
+class SignFlip(CraftedAttack):
+    """Sign flip: −s·u_i from each attacker with the knowledge `own`, −s·μ from all of them with `all`.
+
+    With s > 1 the reversed update is enlarged too, e.g. Li et al., RSA, AAAI 2019.
+    """
+
+    name: Literal["sign_flip"] = "sign_flip"
+    scale: float = Field(default=1.0, gt=0)
+    """The factor s."""
+
+    def craft(self, view: View) -> np.ndarray:
+        if view.others is None:
+            with np.errstate(over="ignore"):
+                factor = np.float32(-self.scale)
+                return np.array([row * factor for row in view.own], dtype=np.float32)
+        return _same(_by_columns(view.reference, lambda rows: -self.scale * rows.mean(axis=0)), view)
+
+
+class Gaussian(CraftedAttack):
+    """Gaussian noise: each row drawn anew from N(0, σ²) per coordinate (Blanchard et al., NeurIPS 2017)."""
+
+    name: Literal["gaussian"] = "gaussian"
+    knowledge: Literal["own"] = "own"
+    """Noise needs to see nothing."""
+    sigma: float = Field(default=1.0, gt=0)
+    """Standard deviation per coordinate, in the units of an update."""
+
+    def craft(self, view: View) -> np.ndarray:
+        rows = view.generator.standard_normal((view.f, len(view.own[0])), dtype=np.float32)
+        with np.errstate(over="ignore"):
+            rows *= np.float32(self.sigma)
+        return rows
+
+
+class Alie(CraftedAttack):
+    """A little is enough (ALIE): μ ± z·σ from all attackers, hidden within the spread (Baruch et al., NeurIPS 2019).
+
+    z defaults to the paper's Φ⁻¹((n − f − s) / (n − f)) with s = ⌊n/2⌋ + 1 − f, the largest shift at which s honest
+    rows still lie further out. It is small where few attack: 0 at n = 10, f = 2, below 0 at f = 1. Comparisons of
+    defences often fix it, e.g. z = 1.5. With the knowledge `own`, μ and σ are estimated from the attackers' own trained
+    rows as in the paper, which takes two of them: one that is alone in a round sends what it trained.
+    """
+
+    name: Literal["alie"] = "alie"
+    knowledge: Literal["own", "all"] = "all"
+    z: float | None = None
+    """The shift in standard deviations; null: the paper's formula."""
+    direction: Literal["plus", "minus"] = "plus"
+    """The side to which every coordinate is shifted."""
+
+    def bound(self, attackers: int) -> str | None:
+        if self.knowledge == "own" and attackers < 2:
+            return "alie with the knowledge own needs at least 2 attackers to estimate a spread; found 1"
+        return None
+
+    def craft(self, view: View) -> np.ndarray:
+        z = largest_hidden_shift(view.n, view.f) if self.z is None else self.z
+        shift = z if self.direction == "plus" else -z
+        return _same(_by_columns(view.reference, lambda rows: rows.mean(axis=0) + shift * rows.std(axis=0)), view)
+
+
+class Ipm(CraftedAttack):
+    """Inner product manipulation (IPM): −ε·μ from all attackers (Xie, Koyejo, Gupta, UAI 2020).
+
+    A small ε hides among the honest rows and wins distance-based rules; with ε > (n − f)/f even the mean is reversed.
+    """
+
+    name: Literal["ipm"] = "ipm"
+    knowledge: Literal["own", "all"] = "all"
+    epsilon: float = Field(default=0.5, gt=0)
+    """The factor ε."""
+
+    def craft(self, view: View) -> np.ndarray:
+        return _same(_by_columns(view.reference, lambda rows: -self.epsilon * rows.mean(axis=0)), view)
+
+
+class NonFinite(CraftedAttack):
+    """Broken numbers: the trained update with one random coordinate that is not finite, or hardly so.
+
+    One coordinate is enough to ruin a mean, and the hardest to notice. It stands for faults as well as for malice.
+    """
+
+    name: Literal["non_finite"] = "non_finite"
+    knowledge: Literal["own"] = "own"
+    """It needs only its own update."""
+    kind: Literal["nan", "inf", "overflow"] = "nan"
+    """`overflow` is the largest finite float32: it passes a check for finite rows, and any arithmetic overflows."""
+
+    def craft(self, view: View) -> np.ndarray:
+        rows = np.array(view.own, dtype=np.float32)
+        value = {"nan": np.nan, "inf": np.inf, "overflow": float(np.finfo(np.float32).max)}[self.kind]
+        rows[np.arange(view.f), view.generator.integers(rows.shape[1], size=view.f)] = value
+        return rows
+
+
+def largest_hidden_shift(n: int, f: int) -> float:
+    """ALIE's z = Φ⁻¹((n − f − s) / (n − f)), s = ⌊n/2⌋ + 1 − f.
+
+    Attackers that are a majority alone (s < 1) take s = 1, and 0 is returned where fewer than two rows are honest,
+    where the formula has no value.
+    """
+    from scipy.stats import norm  # slow to import
+
+    if n - f < 2:
+        return 0.0
+    supporters = max(1, n // 2 + 1 - f)
+    return float(norm.ppf((n - f - supporters) / (n - f)))
+
+
+def _by_columns(rows: Rows, reduce: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """`reduce` (m, w) float64 -> (w,) over chunks of columns, as one row (d,) float32."""
+    result = np.empty(len(rows[0]), dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(result), _CHUNK):
+            columns = slice(start, start + _CHUNK)
+            result[columns] = reduce(np.array([row[columns] for row in rows], dtype=np.float64))
+    return result
+
+
+def _same(row: np.ndarray, view: View) -> np.ndarray:
+    """The same row from every attacker, (k, d), without copying it."""
+    return np.broadcast_to(row, (view.f, len(row)))

@@ -1,0 +1,101 @@
+"""The command line. Imports what a command needs only when that command runs: `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedrobust.errors import FedRobustError
+
+app = typer.Typer(
+    name="fedrobust",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train a federation of hospitals, attack it, defend it, and record every round.",
+)
+
+File = Annotated[Path, typer.Argument(help="An experiment file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. seed=3 or aggregation.rule=krum.")
+]
+
+
+def main() -> None:
+    """Entry point: errors meant for a person are printed as they are, without a traceback."""
+    try:
+        app()
+    except FedRobustError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def run(
+    file: File,
+    overrides: Overrides = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with a run that stopped, by its id.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write run id and final metrics to this file.")
+    ] = None,
+) -> None:
+    """Run an experiment: one federation, recorded in MLflow."""
+    from fedrobust.experiment_file import load
+    from fedrobust.terminal import Progress, console, show_result
+
+    if json_out is not None and not json_out.parent.is_dir():
+        raise typer.BadParameter(f"{json_out.parent} is not a folder", param_hint="--json")
+    experiment = load(file, overrides or ())
+    out = console()
+    with Progress(out, experiment) as progress:
+        from fedrobust.runner import run as run_experiment
+
+        result = run_experiment(experiment, resume=resume, hooks=[progress.on_record], say=progress.say)
+    if json_out is not None:
+        json_out.write_text(json.dumps({"run_id": result.run_id, **result.final}, indent=2) + "\n", encoding="utf-8")
+    show_result(out, experiment, result)
+
+
+@app.command()
+def sync(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
+    """Send to MLflow what a run recorded while the tracking server was away."""
+    from fedrobust.runner import find_run
+    from fedrobust.tracking import sync as sync_run
+
+    count = sync_run(find_run(run))
+    print(f"{count} records sent" if count else "nothing to send: the tracking server has everything")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of experiment files, for editors."""
+    from fedrobust.experiment import Experiment
+
+    print(json.dumps(Experiment.model_json_schema(), indent=2))
+
+
+@app.command(name="list")
+def list_options() -> None:
+    """List every source, partition, model, attack, stage and rule, with one line about each."""
+    from fedrobust.terminal import console, show_options
+
+    show_options(console())
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: cores, GPUs, Ray, the MLflow store, data sets."""
+    from fedrobust.terminal import console, show_machine
+
+    show_machine(console())
+
+
+if __name__ == "__main__":
+    main()

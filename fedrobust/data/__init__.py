@@ -1,0 +1,38 @@
+"""Patches: where they come from, how they are split, which hospital holds which, and how they are stained."""
+
+from __future__ import annotations
+
+from fedrobust.data.archives import Medmnist, Npz, Pcam
+from fedrobust.data.folders import Camelyon17, Folder, Idc
+from fedrobust.data.histology import Histology
+from fedrobust.data.partition import ByCentre, ByGroup, Dirichlet, Iid, Partition, Quantity, Shards
+from fedrobust.data.patches import Patches
+from fedrobust.data.sources import Source
+from fedrobust.data.split import Split, refuse_leaks
+from fedrobust.data.stain import Macenko, NoNormalisation, Reinhard, StainNormalisation, StainShift
+
+__all__ = [
+    "ByCentre",
+    "ByGroup",
+    "Camelyon17",
+    "Dirichlet",
+    "Folder",
+    "Histology",
+    "Idc",
+    "Iid",
+    "Macenko",
+    "Medmnist",
+    "NoNormalisation",
+    "Npz",
+    "Partition",
+    "Patches",
+    "Pcam",
+    "Quantity",
+    "Reinhard",
+    "Shards",
+    "Source",
+    "Split",
+    "StainNormalisation",
+    "StainShift",
+    "refuse_leaks",
+]

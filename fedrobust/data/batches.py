@@ -1,0 +1,88 @@
+"""From uint8 patches to finished training batches: order, flips, poison, normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrobust.errors import DataError
+from fedrobust.seeds import generator
+
+MEAN = (0.75, 0.58, 0.70)
+"""Mean of the channels of H&E tissue in [0, 1], rounded."""
+STD = (0.17, 0.21, 0.17)
+"""Standard deviation of the channels, rounded."""
+
+Poison = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+"""Takes images (B, S, S, 3) uint8, labels (B,) int64 and a generator; returns what to train on instead."""
+
+
+def to_tensor(images: np.ndarray, device: str | torch.device = "cpu", channels_last: bool = False) -> Tensor:
+    """(B, S, S, 3) uint8 to (B, 3, S, S) float32, scaled to [0, 1], less MEAN, by STD. Never writes into `images`.
+
+    `channels_last` changes how the tensor lies in memory, not its values.
+    """
+    owned = images if images.flags.writeable and images.flags.c_contiguous else images.copy(order="C")
+    pixels = torch.from_numpy(owned).to(device).permute(0, 3, 1, 2)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    finished = pixels.to(torch.float32, memory_format=layout)
+    mean = torch.tensor(MEAN, device=device).view(3, 1, 1) * 255
+    std = torch.tensor(STD, device=device).view(3, 1, 1) * 255
+    return finished.sub_(mean).div_(std)
+
+
+def steps_per_epoch(patches: int, batch_size: int) -> int:
+    """How many batches one pass over `patches` takes; the last one may be smaller."""
+    return -(-patches // batch_size)
+
+
+def batches(
+    images: np.ndarray,
+    labels: np.ndarray,
+    indices: np.ndarray,
+    *,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    round: int,
+    client: int,
+    augment: bool,
+    poison: Poison | None = None,
+    device: str | torch.device = "cpu",
+    channels_last: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`steps` finished batches of one hospital in one round: (B, 3, S, S) float32 and (B,) int64.
+
+    images (N, S, S, 3) uint8 and labels (N,) are never written to; indices (n,) are the patches of the hospital.
+    Each pass over them is shuffled anew and ends with a smaller batch where batch_size does not divide n. `augment`
+    turns each patch into one of its eight flips and rotations. `poison` comes after that, so that a trigger stays
+    where it is put. The result depends on (seed, round, client) alone, and the order of patches not on the poison.
+    """
+    if len(indices) == 0:
+        raise DataError(f"hospital {client} has no training patches")
+    order_of = generator(seed, "batches", round, client)
+    turns_of = generator(seed, "augment", round, client)
+    poison_of = generator(seed, "poison", round, client)
+    queue = np.empty(0, dtype=np.int64)
+    for _ in range(steps):
+        if len(queue) == 0:
+            queue = order_of.permutation(indices)
+        picked, queue = queue[:batch_size], queue[batch_size:]
+        batch, label = images[picked], labels[picked]
+        if augment:
+            batch = _turned(batch, turns_of.integers(8, size=len(picked)))
+        if poison is not None:
+            batch, label = poison(batch, label, poison_of)
+        yield to_tensor(batch, device, channels_last), torch.from_numpy(np.array(label, dtype=np.int64)).to(device)
+
+
+def _turned(batch: np.ndarray, turns: np.ndarray) -> np.ndarray:
+    """The batch (B, S, S, 3), written in place: transposed, flipped up-down, left-right as the bits 4, 2, 1 say."""
+    transposed, upside, mirrored = (np.flatnonzero(turns & bit) for bit in (4, 2, 1))
+    batch[transposed] = batch[transposed].swapaxes(1, 2)
+    batch[upside] = batch[upside, ::-1]
+    batch[mirrored] = batch[mirrored, :, ::-1]
+    return batch

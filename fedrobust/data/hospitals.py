@@ -1,0 +1,84 @@
+"""From a source to hospitals: load, normalise, split, partition, stain; refuse what would leak a patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedrobust.data.partition import Partition
+from fedrobust.data.patches import Patches
+from fedrobust.data.sources import Source
+from fedrobust.data.split import Split, refuse_leaks
+from fedrobust.data.stain import StainNormalisation, StainShift
+
+
+@dataclass(frozen=True)
+class Hospitals:
+    """Every patch once, and who holds it."""
+
+    images: np.ndarray
+    """(N, H, W, 3) uint8, stained and normalised as the hospital sees them."""
+    labels: np.ndarray
+    """(N,) int64."""
+    hospital: np.ndarray
+    """(N,) int64: the hospital of every patch, held-out ones too."""
+    indices: dict[str, np.ndarray]
+    """`train`, `validation`, `test`: positions of their patches."""
+    label_names: tuple[str, ...]
+    groups: np.ndarray | None
+    clients: int
+    digest: str
+    """SHA-256 of the source's patches, before any stain."""
+
+    def training(self, client: int) -> np.ndarray:
+        """Positions of the patches that hospital `client` trains on."""
+        train = self.indices["train"]
+        own: np.ndarray = train[self.hospital[train] == client]
+        return own
+
+    def label_counts(self) -> np.ndarray:
+        """(hospitals, labels) int64: training patches per hospital and label."""
+        train = self.indices["train"]
+        counts = np.zeros((self.clients, len(self.label_names)), dtype=np.int64)
+        np.add.at(counts, (self.hospital[train], self.labels[train]), 1)
+        return counts
+
+    def patient_counts(self) -> list[int] | None:
+        """How many patients with training patches each hospital has; None where patients are unknown."""
+        if self.groups is None:
+            return None
+        return [len(set(self.groups[self.training(client)])) for client in range(self.clients)]
+
+
+def divide(
+    source: Source,
+    split: Split,
+    partition: Partition,
+    shift: StainShift,
+    normalisation: StainNormalisation,
+    clients: int,
+    seed: int,
+    cache: Path,
+) -> Hospitals:
+    """Load the patches of `source` and hand them out to `clients` hospitals.
+
+    Raises `DataError` where files are missing or damaged, a patient would cross the split, or a hospital would be
+    left without patches.
+    """
+    patches: Patches = source.load(seed)
+    indices = split.indices(patches, seed)
+    refuse_leaks(patches, indices)
+    hospital = partition.assign(patches, indices, clients, seed)
+    images = patches.images
+    if shift.strength > 0:
+        images = images.copy()
+        for client in range(clients):
+            own = hospital == client
+            images[own] = shift.apply(images[own], client, seed)
+    digest = f"{patches.digest}/{shift.model_dump_json()}/{seed if shift.strength > 0 else ''}"
+    images = normalisation.apply(images, digest, cache)
+    return Hospitals(
+        images, patches.labels, hospital, indices, patches.label_names, patches.groups, clients, patches.digest
+    )

@@ -1,0 +1,219 @@
+"""Who holds which patch: the division of the patches among hospitals.
+
+Every partition says how much of each label goes to each hospital (`shares`); patches, or whole patients, are then dealt
+out to come as near to that as whole numbers allow. Held-out patches follow the training patches of their hospital.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from fedrobust.data.patches import Patches
+from fedrobust.data.split import allocate, sums_by, whole_numbers
+from fedrobust.errors import DataError
+from fedrobust.options import Options
+from fedrobust.seeds import generator
+
+
+class Partition(Options):
+    """Base of every partition."""
+
+    name: str
+    unit: Literal["patient", "patch"] = "patch"
+    """`patient` keeps every patient in one hospital; `patch` does not."""
+    minimum: int = Field(default=10, ge=1)
+    """Every hospital gets at least this many training patches."""
+
+    label_blind: ClassVar[bool] = False
+    """Divides without a look at labels."""
+
+    def shares(self, counts: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
+        """(clients, labels): what share of each label each hospital is to get; columns sum to 1.
+
+        counts (labels,) is how many training patches have each label (one column for all where label_blind).
+        """
+        return np.full((clients, len(counts)), 1 / clients)
+
+    def assign(self, patches: Patches, indices: dict[str, np.ndarray], clients: int, seed: int) -> np.ndarray:
+        """(N,) int64: the hospital 0..clients-1 of every patch, training and held out (-1: in no part).
+
+        `indices` is what `Split.indices` returns. Every hospital gets `minimum` training patches or more; held-out
+        patches come to a hospital with labels in the proportion of its training patches, a few to every hospital
+        where there are enough. Raises DataError, with what to change, when that cannot be.
+        """
+        if self.unit == "patient" and patches.groups is None:
+            remedy = "use another partition" if isinstance(self, ByGroup) else "use unit: patch"
+            raise DataError(f"partition: {self.name} keeps patients whole, but patients are unknown here: {remedy}")
+        rng = generator(seed, "partition")
+        labels = np.eye(patches.classes)[patches.labels]
+        columns = np.ones((len(patches), 1)) if self.label_blind else labels
+        train = indices["train"]
+        hospital = np.full(len(patches), -1, dtype=np.int64)
+        regions = list(self._regions(patches, train, clients))
+        for ids, here in regions:
+            index = train[here[train]]
+            shares = self.shares(columns[index].sum(axis=0), len(ids), rng)
+            hospital[index] = ids[self._deal(patches, columns, index, shares, self.minimum, rng)]
+        trained = sums_by(hospital[train], labels[train], clients)
+        self._enough(trained.sum(axis=1), patches, train)
+        # Held-out patches from a region where nobody trains go to everybody.
+        elsewhere = ~np.any([here for _, here in regions], axis=0)
+        for ids, here in [*regions, (np.arange(clients), elsewhere)]:
+            shares = _following(trained[ids])
+            for part in (name for name in indices if name != "train"):
+                index = indices[part][here[indices[part]]]
+                few = min(self.minimum, len(index) // (2 * len(ids)))
+                hospital[index] = ids[self._deal(patches, labels, index, shares, few, rng)]
+        return hospital
+
+    def _regions(self, patches: Patches, train: np.ndarray, clients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The ids (k,) of hospitals that divide the patches under a mask (N,) among themselves."""
+        yield np.arange(clients), np.ones(len(patches), dtype=bool)
+
+    def _deal(
+        self,
+        patches: Patches,
+        columns: np.ndarray,
+        index: np.ndarray,
+        shares: np.ndarray,
+        minimum: int,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """(n,) the bin 0..k-1 of each patch at `index`; columns (N, c) one-hot, shares (k, c) of each column."""
+        if len(index) == 0:
+            return index
+        wishes = shares * columns[index].sum(axis=0)
+        if self.unit == "patient":
+            assert patches.groups is not None
+            names, patient = np.unique(patches.groups[index], return_inverse=True)
+            return allocate(sums_by(patient, columns[index], len(names)), wishes, minimum, rng)[patient]
+        counts = np.zeros(wishes.shape, dtype=np.int64)
+        for column, wish in enumerate(wishes.T):
+            counts[:, column] = whole_numbers(wish, round(wish.sum()), counts.sum(axis=1))
+        _raise_to(minimum, counts, wishes)
+        bins = np.empty(len(index), dtype=np.int64)
+        for column, count in enumerate(counts.T):
+            members = rng.permutation(np.flatnonzero(columns[index, column]))
+            bins[members] = np.repeat(np.arange(len(count)), count)
+        return bins
+
+    def _enough(self, sizes: np.ndarray, patches: Patches, train: np.ndarray) -> None:
+        least = int(sizes.argmin())
+        if sizes[least] < self.minimum:
+            have = f"{len(train)} training patches"
+            if self.unit == "patient" and patches.groups is not None:
+                have += f" of {len(np.unique(patches.groups[train]))} patients"
+            raise DataError(
+                f"partition: {self.name}: {have} do not give each of {len(sizes)} hospitals {self.minimum} or more "
+                f"(hospital {least} gets {sizes[least]:.0f}): lower the number of clients or the partition's minimum"
+            )
+
+
+def _following(trained: np.ndarray) -> np.ndarray:
+    """(k, labels) shares of each label from the training counts; a label that nobody trains on goes by size."""
+    totals = trained.sum(axis=0)
+    sizes = trained.sum(axis=1, keepdims=True) / trained.sum()
+    return np.asarray(np.where(totals > 0, trained / np.maximum(totals, 1), sizes))
+
+
+def _raise_to(minimum: int, counts: np.ndarray, wishes: np.ndarray) -> None:
+    """Moves patches, in place, until every bin of counts (k, c) has `minimum`, if there are enough in all.
+
+    A bin that lacks some takes the labels that it has the most wish for, from the bin richest in them.
+    """
+    while True:
+        sizes = counts.sum(axis=1)
+        needy = int(sizes.argmin())
+        givers = np.flatnonzero(sizes > minimum)
+        if sizes[needy] >= minimum or len(givers) == 0:
+            return
+        wish = wishes[needy] / max(wishes[needy].sum(), 1e-300) * minimum - counts[needy]
+        column = int(np.where(counts[givers].any(axis=0), wish, -np.inf).argmax())
+        giver = givers[counts[givers, column].argmax()]
+        counts[giver, column] -= 1
+        counts[needy, column] += 1
+
+
+class Iid(Partition):
+    """Equal hospitals: the same number of patches and the same label mix everywhere."""
+
+    name: Literal["iid"] = "iid"
+
+
+class Dirichlet(Partition):
+    """Label skew: each label is divided among hospitals by a Dirichlet draw (Yurochkin et al. 2019)."""
+
+    name: Literal["dirichlet"] = "dirichlet"
+    alpha: float = Field(default=0.5, gt=0)
+    """Concentration: small is skewed (0.1: most hospitals see one label), large is nearly iid."""
+
+    def shares(self, counts: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
+        return rng.dirichlet(np.full(clients, self.alpha), size=len(counts)).T
+
+
+class Shards(Partition):
+    """Pathological label skew: patches sorted by label, cut into equal shards, dealt out (McMahan et al. 2017)."""
+
+    name: Literal["shards"] = "shards"
+    unit: Literal["patch"] = "patch"
+    """Shards divide patients."""
+    per_client: int = Field(default=2, ge=1)
+    """Shards of one hospital: it sees about as many labels, or fewer."""
+
+    def shares(self, counts: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
+        shards = clients * self.per_client
+        # Shard s covers the places [s, s + 1) * total / shards of the patches in order of label.
+        cuts = np.arange(shards + 1) * counts.sum() / shards
+        ends = np.cumsum(counts)
+        covered = np.minimum(cuts[1:, None], ends) - np.maximum(cuts[:-1, None], ends - counts)
+        owner = rng.permutation(np.repeat(np.arange(clients), self.per_client))
+        held = sums_by(owner, np.maximum(covered, 0), clients)
+        return np.where(counts > 0, held / np.maximum(counts, 1), 1 / clients)
+
+
+class Quantity(Partition):
+    """Size skew: one Dirichlet draw over hospitals, the same label mix everywhere (Li et al. 2022, NIID-Bench)."""
+
+    name: Literal["quantity"] = "quantity"
+    alpha: float = Field(default=0.5, gt=0)
+    """Concentration: small means few large hospitals and many small ones."""
+
+    def shares(self, counts: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
+        return np.repeat(rng.dirichlet(np.full(clients, self.alpha))[:, None], len(counts), axis=1)
+
+
+class ByGroup(Partition):
+    """Natural skew: whole patients, at random, to hospitals of about equal size."""
+
+    name: Literal["by_group"] = "by_group"
+    unit: Literal["patient"] = "patient"
+    """Always whole patients."""
+    label_blind: ClassVar[bool] = True
+
+
+class ByCentre(Partition):
+    """Real hospitals: the patches of one centre stay together; with more clients than centres, centres are divided."""
+
+    name: Literal["by_centre"] = "by_centre"
+    unit: Literal["patient", "patch"] = "patient"
+    """What a centre is divided by, where it is divided."""
+    label_blind: ClassVar[bool] = True
+
+    def _regions(self, patches: Patches, train: np.ndarray, clients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if patches.centres is None:
+            raise DataError("partition: by_centre, but the centres of this data are unknown: use by_group or another")
+        names, sizes = np.unique(patches.centres[train], return_counts=True)
+        if clients < len(names):
+            raise DataError(
+                f"partition: by_centre: the training patches come from {len(names)} centres ({', '.join(names)}), but "
+                f"there are {clients} clients: use {len(names)} or more"
+            )
+        hospitals = np.ones(len(names), dtype=np.int64)
+        for _ in range(clients - len(names)):
+            hospitals[(sizes / hospitals).argmax()] += 1
+        for name, ids in zip(names, np.split(np.arange(clients), hospitals.cumsum()[:-1]), strict=True):
+            yield ids, patches.centres == name

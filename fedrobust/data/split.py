@@ -1,0 +1,191 @@
+"""Train, validation and test: by patient, so that no patient is on two sides."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from fedrobust.data.patches import PARTS, Patches
+from fedrobust.errors import DataError
+from fedrobust.options import Options, refusal
+from fedrobust.seeds import generator
+
+
+class Split(Options):
+    """Divides the patches into train, validation and test; the same for every seed of the same value."""
+
+    by: Literal["patient", "official", "patch"] = "patient"
+    """`patient` keeps every patient in one part; `official` takes the data set's own division; `patch` divides
+    patch by patch, and is refused when patients are known."""
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the patches for validation. An official division without validation gives this share of its training
+    patches."""
+    test: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the patches for the test; an official division has its own."""
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Split:
+        if self.validation + self.test >= 1:
+            raise refusal(
+                f"validation + test must be below 1, found {self.validation} + {self.test}: nothing is left to train on"
+            )
+        return self
+
+    def indices(self, patches: Patches, seed: int) -> dict[str, np.ndarray]:
+        """Sorted int64 indices of "train", "validation" (may be empty) and "test"; every patch is in one of them.
+
+        Label shares (and those of centres, where known) are kept as well as whole patients allow, and every part
+        gets every label where that is possible. Raises DataError when the division is impossible or would leak.
+        """
+        rng = generator(seed, "split")
+        everything = np.arange(len(patches))
+        if self.by == "official":
+            part = self._official(patches, rng)
+        elif self.by == "patient":
+            if patches.groups is None:
+                raise DataError("split.by: patient, but the patients of this data are unknown: use official or patch")
+            part = _by_patient(patches, everything, self._shares(), rng)
+        else:
+            if patches.groups is not None:
+                count = len(np.unique(patches.groups))
+                raise DataError(f"split.by: patch would put the same patients ({count}) on both sides: use patient")
+            part = _by_patch(patches, everything, self._shares(), rng)
+        found = {name: np.flatnonzero(part == number) for number, name in enumerate(PARTS)}
+        for name in ("train", "test"):
+            if len(found[name]) == 0:
+                raise DataError(f"split: no patches for {name}: {len(patches)} patches are too few")
+        refuse_leaks(patches, found)
+        return found
+
+    def _shares(self) -> np.ndarray:
+        return np.array([1 - self.validation - self.test, self.validation, self.test])
+
+    def _official(self, patches: Patches, rng: np.random.Generator) -> np.ndarray:
+        if patches.split is None:
+            raise DataError("split.by: official, but this data has no official division: use patient or patch")
+        part = np.select([patches.split == name for name in PARTS], range(len(PARTS)))
+        if self.validation > 0 and not (part == 1).any():
+            train = np.flatnonzero(part == 0)
+            divide = _by_patch if patches.groups is None else _by_patient
+            part[train] = divide(patches, train, np.array([1 - self.validation, self.validation, 0]), rng)
+        return part
+
+
+def refuse_leaks(patches: Patches, indices: dict[str, np.ndarray]) -> None:
+    """Raises DataError when a patch, or a patient where patients are known, is in more than one part."""
+    for (one, first), (other, second) in combinations(indices.items(), 2):
+        twice = np.intersect1d(first, second)
+        if len(twice):
+            raise DataError(f"patch {twice[0]} is in {one} and in {other} ({len(twice)} patches are)")
+        if patches.groups is None:
+            continue
+        crossing = np.intersect1d(patches.groups[first], patches.groups[second])
+        if len(crossing):
+            patient = crossing[0]
+            counts = [int((patches.groups[part] == patient).sum()) for part in (first, second)]
+            raise DataError(
+                f"patient {patient} is in {one} ({counts[0]} patches) and in {other} ({counts[1]}); "
+                f"{len(crossing)} patients cross: use split.by: patient"
+            )
+
+
+def _strata(patches: Patches, indices: np.ndarray) -> np.ndarray:
+    """(n, columns) float64 indicators of what should be spread evenly: each label, and each centre where known."""
+    columns = [patches.labels[indices, None] == np.arange(patches.classes)]
+    if patches.centres is not None:
+        columns.append(patches.centres[indices, None] == np.unique(patches.centres))
+    return np.concatenate(columns, axis=1).astype(np.float64)
+
+
+def _by_patient(patches: Patches, indices: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(n,) the part of each index, whole patients."""
+    assert patches.groups is not None
+    names, patient = np.unique(patches.groups[indices], return_inverse=True)
+    wanted = np.flatnonzero(shares)
+    if len(names) < len(wanted):
+        raise DataError(f"{len(names)} patients cannot fill {len(wanted)} parts: use another split, or validation: 0")
+    strata = _strata(patches, indices)
+    # The last column counts patients, lest the small ones gather in the small parts.
+    counts = np.column_stack([sums_by(patient, strata, len(names)), np.ones(len(names))])
+    targets = shares[wanted, None] * counts.sum(axis=0)
+    # A label that cannot be everywhere is needed first to train, then to test.
+    part = allocate(counts, targets, 1, rng, presence=np.array([4.0, 1.0, 2.0])[wanted])
+    return np.asarray(wanted[part[patient]])
+
+
+def _by_patch(patches: Patches, indices: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(n,) the part of each index; every combination of label and centre is divided by itself."""
+    _, stratum = np.unique(_strata(patches, indices), axis=0, return_inverse=True)
+    part = np.zeros(len(indices), dtype=np.int64)
+    for number in range(stratum.max() + 1):
+        members = rng.permutation(np.flatnonzero(stratum == number))
+        counts = whole_numbers(shares * len(members), len(members))
+        for index in (2, 1):  # a rare label is needed first to train, then to test
+            if shares[index] > 0 and counts[index] == 0 and counts[0] > 1:
+                counts += np.eye(3, dtype=np.int64)[index] - np.eye(3, dtype=np.int64)[0]
+        part[members] = np.repeat(np.arange(3), counts)
+    return part
+
+
+def sums_by(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
+    """(groups, columns): the sums of the rows of `values` (n, columns) over each group 0..groups-1."""
+    return np.stack([np.bincount(group, column, groups) for column in values.T], axis=1)
+
+
+def whole_numbers(shares: np.ndarray, total: int, ties: np.ndarray | None = None) -> np.ndarray:
+    """Whole numbers near `shares` (sum: `total`) that add up to `total`: largest remainders, then smallest `ties`."""
+    counts = np.floor(shares).astype(np.int64)
+    order = np.lexsort((np.arange(len(shares)) if ties is None else ties, counts - shares))
+    counts[order[: total - counts.sum()]] += 1
+    return np.asarray(counts)
+
+
+def allocate(
+    counts: np.ndarray,
+    targets: np.ndarray,
+    minimum: int,
+    rng: np.random.Generator,
+    presence: np.ndarray | None = None,
+) -> np.ndarray:
+    """Gives whole groups to bins so that the sums in the bins come near the targets.
+
+    counts (groups, columns) is what each group holds, targets (bins, columns) what each bin should hold; the first
+    concern is that every bin holds `minimum` in all, the second, with `presence` (bins,), that no bin lacks a column
+    (a lack weighs as much as `presence` says), the third the squared distance to the targets, relative to them.
+    Returns (groups,) the bin of each. Groups come in random order; then each is moved for as long as a move helps.
+    """
+    size = counts.sum(axis=1)
+    bins = len(targets)
+    # An absolute term keeps a tiny target from ruling the rest.
+    scale = 1 / (targets + counts.mean(axis=0) + 1e-9)
+    lacks = np.zeros(targets.shape) if presence is None else presence[:, None] * (counts.sum(axis=0) > 0)
+    heavy = 1e3 * (1 + counts.sum())
+
+    def cost(held: np.ndarray, total: np.ndarray) -> np.ndarray:
+        spread = (scale * (held - targets) ** 2).sum(axis=1)
+        missing = (lacks * (held <= 0)).sum(axis=1)
+        return np.asarray(spread + heavy * missing + 1e3 * heavy * np.maximum(minimum - total, 0))
+
+    held, total = np.zeros(targets.shape), np.zeros(bins)
+    bin_of = np.full(len(counts), -1)
+    for _ in range(20):
+        moved = False
+        for group in rng.permutation(len(counts)):
+            before = bin_of[group]
+            if before >= 0:
+                held[before] -= counts[group]
+                total[before] -= size[group]
+            change = cost(held + counts[group], total + size[group]) - cost(held, total)
+            best = int(np.argmin(change))
+            if before >= 0 and change[before] <= change[best] + 1e-9 * abs(change[best]):
+                best = int(before)
+            moved |= best != before
+            bin_of[group] = best
+            held[best] += counts[group]
+            total[best] += size[group]
+        if not moved:
+            break
+    return bin_of

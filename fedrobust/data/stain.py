@@ -1,0 +1,219 @@
+"""Stains in optical density: what makes one hospital's slides look unlike another's, and what takes it away again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from fedrobust.options import Options
+from fedrobust.seeds import generator
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1  # part of the key of the cache: raise it when results change
+
+HAEMATOXYLIN_EOSIN = ((0.57, 0.71, 0.41), (0.14, 0.84, 0.53))
+"""Optical density of pure haematoxylin and of pure eosin in red, green and blue, each of length 1: about
+what Macenko's method finds in the real breast tissue of the IDC patches (median over the cases)."""
+
+STRONGEST = (1.3, 1.05)
+"""Optical density along those vectors that only 1 % of the pixels of a normalised patch exceed."""
+
+LAB_MEAN = (65.0, 25.0, -8.0)
+"""Mean lightness, a* and b* (CIELAB) after Reinhard's method; about the median of the IDC patches without fat."""
+LAB_STD = (11.0, 8.0, 4.5)
+"""Their standard deviations."""
+
+WHITE = 245.0
+"""Light that comes through the bare slide, of 255: what an optical density of 0 stands for."""
+
+
+def optical_density(images: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 to float32 of the same shape: the natural logarithm of WHITE over the light that came through."""
+    table = -np.log((np.arange(256) + 1) / WHITE).astype(np.float32)
+    density: np.ndarray = table[images]
+    return density
+
+
+def transmitted(density: np.ndarray) -> np.ndarray:
+    """The inverse of `optical_density` (Beer-Lambert), rounded and clipped to uint8."""
+    light = WHITE * np.exp(-np.asarray(density, dtype=np.float32)) - 1
+    return np.clip(np.rint(light), 0, 255).astype(np.uint8)
+
+
+def varied_stains(degrees: float, random: np.random.Generator) -> np.ndarray:
+    """(2, 3) unit vectors of haematoxylin and eosin, each turned by about `degrees` in a random direction."""
+    stains = np.array(HAEMATOXYLIN_EOSIN)
+    stains = stains + np.tan(np.radians(degrees)) / np.sqrt(2) * random.standard_normal((2, 3))
+    stains = np.maximum(stains, 0.02)
+    return np.asarray(stains / np.linalg.norm(stains, axis=1, keepdims=True))
+
+
+class StainShift(Options):
+    """A stain of its own for each hospital: turned stain vectors, stronger or weaker stain, another brightness.
+
+    Worked out in optical density (Ruifrok and Johnston 2001; as augmentation: Tellez et al. 2018).
+    """
+
+    strength: float = Field(default=0.0, ge=0, le=1)
+    """0 changes nothing, 0.3 is what one sees between laboratories, 1 is extreme."""
+
+    def apply(self, images: np.ndarray, client: int, seed: int) -> np.ndarray:
+        """The patches (n, H, W, 3) uint8 as hospital `client` would have stained and scanned them.
+
+        Depends on (seed, client) alone, never on the other patches; `images` is not written to.
+        """
+        if self.strength == 0:
+            return images
+        random = generator(seed, "stain", client)
+        before = _with_rest(np.array(HAEMATOXYLIN_EOSIN))
+        after = _with_rest(varied_stains(9 * self.strength, random))
+        amount = np.append(np.exp(0.5 * self.strength * np.clip(random.standard_normal(2), -2, 2)), 1.0)
+        turn = (np.linalg.inv(before) * amount) @ after
+        brightness = 0.12 * self.strength * np.clip(random.standard_normal(), -2, 0.5)  # there is no whiter than white
+        shifted = np.empty_like(images)
+        for start in range(0, len(images), 512):  # a few megabytes of float32 at a time
+            density = optical_density(images[start : start + 512])
+            shifted[start : start + 512] = transmitted(density @ turn.astype(np.float32) - np.float32(brightness))
+        return shifted
+
+
+def _with_rest(stains: np.ndarray) -> np.ndarray:
+    """(3, 3): the two stain vectors and the unit vector across both, for what neither explains."""
+    rest = np.cross(stains[0], stains[1])
+    return np.vstack([stains, rest / np.linalg.norm(rest)])
+
+
+class StainNormalisation(Options):
+    """Base of the stain normalisations: they bring every patch to one fixed look, each patch on its own."""
+
+    name: str
+
+    def normalise(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Normalised patches (n, H, W, 3) uint8, and (n,) bool: which ones could not be, and stay as they are."""
+        raise NotImplementedError
+
+    def apply(self, images: np.ndarray, digest: str, cache: Path) -> np.ndarray:
+        """Normalised patches (n, H, W, 3) uint8, kept in the folder `cache` under `digest` and these options.
+
+        `digest` must stand for the content of `images`, which are not written to. How many patches had to stay as
+        they are is logged. A damaged file in the cache is made again.
+        """
+        key = hashlib.sha256(f"{_VERSION} {digest} {self.model_dump_json()}".encode()).hexdigest()
+        file = cache / f"stain-{self.name}-{key[:32]}.npz"
+        kept = _read(file, images.shape)
+        if kept is None:
+            kept = self.normalise(images)
+            _write(file, *kept)
+        normalised, failed = kept
+        if failed.any():
+            logger.warning(
+                "%s: %d of %d patches have too little tissue and stay as they are",
+                self.name,
+                int(failed.sum()),
+                len(failed),
+            )
+        return normalised
+
+
+class NoNormalisation(StainNormalisation):
+    """Patches stay as they are."""
+
+    name: Literal["none"] = "none"
+
+    def normalise(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return images, np.zeros(len(images), dtype=bool)
+
+    def apply(self, images: np.ndarray, digest: str, cache: Path) -> np.ndarray:
+        return images
+
+
+class Macenko(StainNormalisation):
+    """Finds the two stain vectors of each patch and puts reference ones in their place (Macenko et al. 2009)."""
+
+    name: Literal["macenko"] = "macenko"
+    tissue: float = Field(default=0.02, gt=0, le=1)
+    """Least share of stained pixels; a patch with fewer stays as it is, for its stains cannot be estimated."""
+
+    def normalise(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        from torchstain.numpy.normalizers import NumpyMacenkoNormalizer
+
+        palest = WHITE * np.exp(-_STAINED) - 1
+        stained = (images <= palest).all(axis=3).mean(axis=(1, 2))
+        normalised, failed = images.copy(), np.ones(len(images), dtype=bool)
+        estimate = NumpyMacenkoNormalizer()
+        for index in np.flatnonzero(stained >= self.tissue):
+            try:
+                with np.errstate(all="ignore"):
+                    estimate.fit(images[index], Io=WHITE, beta=_STAINED)
+            except np.linalg.LinAlgError:
+                continue
+            if _plausible(estimate.HERef, estimate.maxCRef):
+                normalised[index] = _restained(images[index], estimate.HERef, estimate.maxCRef)
+                failed[index] = False
+        return normalised, failed
+
+
+_STAINED = 0.15  # the least optical density, in every channel, of a pixel that the stains are estimated from
+
+
+def _plausible(stains: np.ndarray, strongest: np.ndarray) -> bool:
+    """Whether two stains were found: finite, present, and at least 5 degrees apart."""
+    if not (np.isfinite(stains).all() and np.isfinite(strongest).all()):
+        return False
+    return bool(stains[:, 0] @ stains[:, 1] < np.cos(np.radians(5)) and (strongest > 0.05).all())
+
+
+def _restained(image: np.ndarray, stains: np.ndarray, strongest: np.ndarray) -> np.ndarray:
+    """The patch (H, W, 3) with its own stains (3, 2), and their 99th percentiles (2,), replaced by the reference."""
+    amount = optical_density(image) @ np.linalg.pinv(stains).T * (np.array(STRONGEST) / strongest)
+    return transmitted(amount @ np.array(HAEMATOXYLIN_EOSIN))
+
+
+class Reinhard(StainNormalisation):
+    """Gives each patch the mean and spread of a reference in CIELAB (Reinhard et al. 2001)."""
+
+    name: Literal["reinhard"] = "reinhard"
+
+    def normalise(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        from torchstain.numpy.normalizers import NumpyReinhardNormalizer
+
+        method = NumpyReinhardNormalizer()
+        method.target_means, method.target_stds = np.array(LAB_MEAN), np.array(LAB_STD)
+        # Without contrast there is nothing to scale: the spread would be a spread of noise, or zero.
+        failed = images.std(axis=(1, 2)).min(axis=1) < 2
+        normalised = images.copy()
+        for index in np.flatnonzero(~failed):
+            normalised[index] = method.normalize(images[index])
+        return normalised, failed
+
+
+def _read(file: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+    """What `_write` wrote, or None where it is missing, damaged or of another shape."""
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            images, failed = kept["images"], kept["failed"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    fits = images.shape == shape and images.dtype == np.uint8 and failed.shape == shape[:1]
+    return (images, failed) if fits else None
+
+
+def _write(file: Path, images: np.ndarray, failed: np.ndarray) -> None:
+    """Write whole or not at all: two runs may share a cache."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as part:
+            np.savez(part, images=images, failed=failed)
+        Path(name).replace(file)
+    finally:
+        Path(name).unlink(missing_ok=True)

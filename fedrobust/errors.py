@@ -1,0 +1,27 @@
+"""Errors that are meant for a person: what was wrong, where, and what is allowed."""
+
+from __future__ import annotations
+
+
+class FedRobustError(Exception):
+    """Something the user can mend; the command line prints its text, never a traceback."""
+
+    exit_code = 1
+
+
+class ExperimentError(FedRobustError):
+    """An experiment file, override or argument that cannot be run. Nothing has been started or written."""
+
+    exit_code = 2
+
+
+class DataError(ExperimentError):
+    """Data that is missing, has another layout than the source expects, or would leak patients."""
+
+
+class TrackingError(FedRobustError):
+    """The tracking server cannot be reached, or refused what was sent."""
+
+
+class FederationError(FedRobustError):
+    """A federation that cannot go on: too few clients left, an actor that stays silent."""

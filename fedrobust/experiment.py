@@ -1,0 +1,162 @@
+"""The experiment: one frozen object, composed of the options that the rooms below own, checked as a whole."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedrobust.aggregation import Aggregation
+from fedrobust.attacks import Attack, draw_attackers
+from fedrobust.data import (
+    Dirichlet,
+    Histology,
+    NoNormalisation,
+    Partition,
+    Source,
+    Split,
+    StainNormalisation,
+    StainShift,
+)
+from fedrobust.errors import ExperimentError
+from fedrobust.learning import Cnn, FedAvg, LocalTraining, Model, ServerOptimizer, model_shorthand
+from fedrobust.options import Many, OneOf, Options, refusal
+from fedrobust.secure import ClearPrivacy, Privacy
+from fedrobust.trust import Trust
+
+
+class Data(Options):
+    """Which patches there are, who holds them, and what their stain looks like."""
+
+    source: Annotated[Source, OneOf(Source)] = Histology()
+    """Where the patches come from."""
+    split: Split = Split()
+    """How patients are divided into training, validation and test."""
+    partition: Annotated[Partition, OneOf(Partition)] = Dirichlet()
+    """How the patches are divided over the hospitals."""
+    stain_shift: StainShift = StainShift()
+    """A stain of its own for each hospital."""
+    stain_normalisation: Annotated[StainNormalisation, OneOf(StainNormalisation)] = NoNormalisation()
+    """Stain normalisation of every patch, cached on disk."""
+
+
+class Federation(Options):
+    """How many hospitals train together, for how long, and who may be missing."""
+
+    clients: int = Field(default=10, ge=1)
+    """Number of hospitals."""
+    rounds: int = Field(default=20, ge=1)
+    """Number of rounds."""
+    participation: float = Field(default=1.0, gt=0, le=1)
+    """Share of the hospitals that is drawn, anew for each round, to train in it."""
+    quorum: float = Field(default=0.5, gt=0, le=1)
+    """Share of the drawn hospitals whose updates must arrive; below it the round is repeated."""
+    deadline: float | None = Field(default=None, gt=0)
+    """Seconds after which a round goes on without its stragglers. Off by default: a run with it is not deterministic."""
+
+    def participants(self) -> int:
+        """How many hospitals take part in a round."""
+        return max(1, round(self.participation * self.clients))
+
+
+class Learning(Options):
+    """The model, how a hospital trains it, and how the coordinator applies the aggregate."""
+
+    model: Annotated[Model, OneOf(Model, shorthand=model_shorthand)] = Cnn()
+    """`cnn`, or a timm model as `timm:resnet18`."""
+    local: LocalTraining = LocalTraining()
+    """Training at a hospital."""
+    server: Annotated[ServerOptimizer, OneOf(ServerOptimizer)] = FedAvg()
+    """The server optimiser: what is done with the aggregate of the updates."""
+
+
+class Evaluation(Options):
+    """When the global model is evaluated on the held-out patients."""
+
+    every: int = Field(default=1, ge=1)
+    """Evaluate after every so many rounds, and always after the last one."""
+
+
+class Workers(Options):
+    """Client actors, each hosting a share of the hospitals. None of this changes a result, only its speed."""
+
+    count: int | Literal["auto"] = "auto"
+    """Number of client actors; `auto`: one for each core, or for each share of a GPU, at most one a hospital."""
+    cpus: float | Literal["auto"] = "auto"
+    """Cores for each actor; `auto`: 1, or less where there are more actors than cores."""
+    gpus: float | Literal["auto"] = "auto"
+    """Share of a GPU for each actor, e.g. 0.25; `auto`: 0.25 where the cluster has a GPU, else 0."""
+    threads: int = Field(default=1, ge=1)
+    """Threads that torch uses in each actor. More than one may change the last bits of a result."""
+    patience: float = Field(default=600.0, gt=0)
+    """Seconds without any answer from an actor after which the run stops with an error."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        for field in ("count", "cpus", "gpus"):
+            value = getattr(self, field)
+            least = 0 if field == "gpus" else 1e-3
+            if value != "auto" and value < least:
+                raise refusal(f"must be 'auto' or {'at least 0' if field == 'gpus' else 'positive'}; found {value}", field)
+        return self
+
+
+class Tracking(Options):
+    """What MLflow keeps of the run."""
+
+    experiment: str = Field(default="fedrobust", min_length=1)
+    """Name of the MLflow experiment that the run belongs to."""
+    run_name: str | None = None
+    """Name of the run; by default it is made of the experiment's name and what sets it apart."""
+    model: bool = True
+    """Log the final model, with its signature."""
+
+
+class Experiment(Options):
+    """A federated run: data, hospitals, learning, attacks, defence. `fedrobust.load` reads one from a YAML file."""
+
+    name: str = Field(default="experiment", min_length=1)
+    """Name of the experiment."""
+    seed: int = Field(default=0, ge=0)
+    """The one seed that every random draw of the run derives from."""
+    data: Data = Data()
+    federation: Federation = Federation()
+    learning: Learning = Learning()
+    attacks: Many[Annotated[Attack, OneOf(Attack)]] = ()
+    """The attacks; each draws its own malicious hospitals."""
+    aggregation: Aggregation = Aggregation()
+    """The defence: stages that mix the updates, and the rule that combines them."""
+    trust: Trust = Trust()
+    """Anomaly scores and reputations."""
+    privacy: Annotated[Privacy, OneOf(Privacy)] = ClearPrivacy()
+    """The protocol between hospitals and coordinator: what is revealed of an update."""
+    evaluation: Evaluation = Evaluation()
+    workers: Workers = Workers()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        try:
+            draw_attackers(self.attacks, self.federation.clients, self.seed)
+        except ExperimentError as error:
+            path, _, message = str(error).partition(": ")
+            raise refusal(message, path) from None
+        rule, reveals = self.aggregation.rule, self.privacy.reveals
+        if not rule.needs <= reveals:
+            missing = ", ".join(sorted(rule.needs - reveals))
+            raise refusal(f"{rule.name} needs {missing}, which the protocol {self.privacy.name} does not reveal", "aggregation.rule")
+        reason = self.aggregation.refusal(self.federation.participants())
+        if reason:
+            raise refusal(reason, "aggregation.f")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option with its value, as plain JSON types; `Experiment.model_validate` reads it back."""
+        return self.model_dump(mode="json", serialize_as_any=True)
+
+    def digest(self) -> str:
+        """SHA-256 of everything that can change the result; `workers` and `tracking` cannot."""
+        decisive = {key: value for key, value in self.resolved().items() if key not in ("workers", "tracking")}
+        return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,186 @@
+"""Reading experiment files: YAML with overrides by dotted path, and errors that name path, line and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from fedrobust.errors import ExperimentError
+
+if TYPE_CHECKING:
+    from fedrobust.experiment import Experiment
+
+Keys = tuple[str | int, ...]
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Read an experiment from a YAML file.
+
+    `overrides` are texts such as `"aggregation.rule=krum"` or `"attacks.0.scale=4"`; the value is read as YAML.
+
+    Raises `ExperimentError` with one line for each thing that is wrong: where it stands (file, line, dotted path),
+    what was found, what is allowed, and the nearest right spelling.
+    """
+    from fedrobust.experiment import Experiment
+
+    tree, texts = _read(Path(path)), list(overrides)
+    origin = {_override(tree, text): text for text in texts}
+    try:
+        return Experiment.model_validate(_plain(tree))
+    except ValidationError as error:
+        lines = [_explain(dict(item), tree, Path(path), origin) for item in error.errors()]
+        raise ExperimentError("\n".join(dict.fromkeys(lines))) from None
+
+
+def dump(experiment: Experiment) -> str:
+    """The experiment as YAML with every option resolved; `load` reads it back."""
+    out = StringIO()
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.dump(experiment.resolved(), out)
+    return out.getvalue()
+
+
+def _read(path: Path) -> CommentedMap:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ExperimentError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path}: cannot be read as text: {error}") from None
+    try:
+        tree = YAML().load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ExperimentError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
+    except (YAMLError, ValueError) as error:
+        raise ExperimentError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return CommentedMap()
+    if not isinstance(tree, CommentedMap):
+        raise ExperimentError(f"{path}: expected a mapping of options at the top, found a {_kind(tree)}")
+    return tree
+
+
+def _override(tree: CommentedMap, text: str) -> Keys:
+    """Set the value of one `path=value` in `tree`; return the path."""
+    dotted, equals, value = text.partition("=")
+    if not equals or not dotted.strip() or "" in dotted.strip().split("."):
+        raise ExperimentError(f"override '{text}': expected path=value, e.g. seed=3 or aggregation.rule=krum")
+    try:
+        parsed = YAML(typ="safe").load(value)
+    except YAMLError:
+        raise ExperimentError(f"override '{text}': the value is not valid YAML") from None
+    keys: list[str | int] = [int(key) if key.isdigit() else key for key in dotted.strip().split(".")]
+    node: Any = tree
+    for position, key in enumerate(keys[:-1]):
+        child = _child(node, key, text)
+        if child is None:
+            child = CommentedMap()
+            node[key] = child
+        elif isinstance(child, str):  # `rule: krum` is short for `rule: {name: krum}`
+            child = CommentedMap(name=child)
+            node[key] = child
+        if not isinstance(child, (MutableMapping, MutableSequence)):
+            where = ".".join(str(part) for part in keys[: position + 1])
+            raise ExperimentError(f"override '{text}': {where} is a {_kind(child)}, it has no '{keys[position + 1]}'")
+        node = child
+    last = keys[-1]
+    if isinstance(node, MutableSequence) and last == len(node):
+        node.append(parsed)
+    else:
+        _child(node, last, text)
+        node[last] = parsed
+    return tuple(keys)
+
+
+def _child(node: Any, key: str | int, text: str) -> Any:
+    if isinstance(node, MutableSequence):
+        if not isinstance(key, int) or key >= len(node):
+            raise ExperimentError(f"override '{text}': the list has {len(node)} entries, counted from 0; found '{key}'")
+        return node[key]
+    return node.get(key)
+
+
+def _plain(node: Any) -> Any:
+    """The tree without ruamel's own types, which strict validation would refuse."""
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _explain(error: dict[str, Any], tree: Any, path: Path, origin: Mapping[Keys, str]) -> str:
+    """One line for one error of pydantic."""
+    location: list[str | int] = []
+    node = tree
+    for part in error["loc"]:
+        inside = isinstance(node, Mapping) and part in node
+        inside = inside or (isinstance(node, list) and isinstance(part, int) and part < len(node))
+        if inside:
+            node = node[part]
+            location.append(part)
+        elif error["type"] == "missing" and part == error["loc"][-1]:
+            location.append(part)  # all other parts that are not in the file are tags of unions
+    context = error.get("ctx", {})
+    tail = [int(part) if part.isdigit() else part for part in context.get("path", "").split(".") if part]
+    if isinstance(node, str):  # `rule: krum` is short for `rule: {name: krum}`
+        tail = []
+    for part in tail:
+        node = node[part] if isinstance(node, (Mapping, list)) and _has(node, part) else None
+    location += tail
+    dotted = ".".join(str(part) for part in location) or "experiment"
+    return f"{_place(location, tree, path, origin)}: {dotted}: {_reason(error, node)}"
+
+
+def _has(node: Any, part: str | int) -> bool:
+    return part in node if isinstance(node, Mapping) else isinstance(part, int) and part < len(node)
+
+
+def _reason(error: Mapping[str, Any], found: Any) -> str:
+    context = error.get("ctx", {})
+    if error["type"] == "refused":
+        message = str(context["message"])
+        scalar = found is not None and not isinstance(found, (Mapping, list))
+        return f"found {found!r}; {message}" if scalar and "found" not in message else message
+    if error["type"] == "missing":
+        return "missing, and it has no default"
+    text = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    shown = f"a {_kind(found)}" if isinstance(found, (Mapping, list)) else repr(_plain(found))
+    return f"expected {text}; found {shown}"
+
+
+def _place(location: list[str | int], tree: Any, path: Path, origin: Mapping[Keys, str]) -> str:
+    """The override that set this value, or the file and the line of the deepest part that is in it."""
+    for keys, text in origin.items():
+        if tuple(location[: len(keys)]) == keys:
+            return f"override '{text}'"
+    line, node = None, tree
+    for part in location:
+        if not hasattr(node, "lc") or not _has(node, part):
+            break
+        try:
+            line = (node.lc.key(part) if isinstance(node, Mapping) else node.lc.item(part))[0] + 1
+        except (KeyError, AttributeError, TypeError):  # set by an override: no line
+            break
+        node = node[part]
+    return f"{path}:{line}" if line else str(path)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "mapping"
+    if isinstance(value, list):
+        return "list"
+    return {str: "text", bool: "truth value", type(None): "null"}.get(type(value), "number")

@@ -1,0 +1,154 @@
+"""A client actor: one worker slot that hosts as many hospitals as the experiment needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fedrobust.attacks import Backdoor, DataAttack, draw_attackers
+from fedrobust.experiment import Experiment
+
+EVALUATION_BATCH = 256
+"""Patches in a forward pass of the evaluation. Fixed: a prediction's last bits may depend on its batch."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an actor needs to know about the data beside images and labels."""
+
+    indices: tuple[np.ndarray, ...]
+    """For each hospital the positions of its training patches."""
+    held_out: np.ndarray
+    """Positions of the patches to evaluate: validation, then test."""
+    test: np.ndarray
+    """Positions of the test patches."""
+    classes: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """What comes back from training beside the updates; a hospital's state may be large."""
+
+    losses: dict[int, float]
+    states: dict[int, np.ndarray]
+    seconds: float
+
+
+def triggered(attack: Backdoor, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Positions of the test patches on which a trigger is tried: all that do not show the target anyway."""
+    return test[labels[test] != attack.target]
+
+
+class ClientHost:
+    """Trains hospitals and evaluates models. Runs as a Ray actor; knows nothing of Ray."""
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def setup(self, experiment: Experiment, layout: Layout, images: np.ndarray, labels: np.ndarray) -> int:
+        """Get ready for an experiment, whatever was run before; returns the number of trainable parameters."""
+        from fedrobust.learning.training import LocalTrainer
+        from fedrobust.learning.vector import parameters_to_vector
+
+        self._experiment, self._layout, self._images, self._labels = experiment, layout, images, labels
+        learning = experiment.learning
+        network = learning.model.build(layout.classes, images.shape[1], experiment.seed)
+        self._trainer = LocalTrainer(network, learning.local, self._device)
+        self._initial = parameters_to_vector(network)
+        drawn = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
+        self._attacks = {client: experiment.attacks[index] for client, index in drawn.items()}
+        return len(self._initial)
+
+    def initial_weights(self) -> np.ndarray:
+        """(d,) float32: the model before the first round, the same on every worker."""
+        initial: np.ndarray = self._initial
+        return initial
+
+    def train(
+        self, round: int, honest: Sequence[int], crafting: Sequence[int], weights: np.ndarray, states: dict[int, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, Training]:
+        """Train hospitals from the global `weights` (d,) float32.
+
+        Returns the updates of `honest` (k, d) and of `crafting` (m, d), which the adversary will replace, float32.
+        """
+        start = time.perf_counter()
+        blocks = [np.empty((len(clients), len(weights)), dtype=np.float32) for clients in (honest, crafting)]
+        losses, after = {}, {}
+        for block, clients in zip(blocks, (honest, crafting), strict=True):
+            for row, client in zip(block, clients, strict=True):
+                losses[client], state = self._train_one(round, client, weights, states.get(client), row)
+                if state is not None:
+                    after[client] = state
+        return blocks[0], blocks[1], Training(losses, after, time.perf_counter() - start)
+
+    def _train_one(
+        self, round: int, client: int, weights: np.ndarray, state: np.ndarray | None, out: np.ndarray
+    ) -> tuple[float, np.ndarray | None]:
+        from fedrobust.data.batches import batches
+        from fedrobust.seeds import derived_seed
+
+        local, seed = self._experiment.learning.local, self._experiment.seed
+        indices = self._layout.indices[client]
+        steps = local.steps_for(len(indices))
+        attack = self._attacks.get(client)
+        poison = None
+        if isinstance(attack, DataAttack) and attack.schedule.active(round):
+            poison = partial(attack.poison, classes=self._layout.classes)
+        stream = batches(
+            self._images,
+            self._labels,
+            indices,
+            batch_size=local.batch_size,
+            steps=steps,
+            seed=seed,
+            round=round,
+            client=client,
+            augment=local.augment,
+            poison=poison,
+            device=self._device,
+            channels_last=local.channels_last,
+        )
+        counts = np.bincount(self._labels[indices], minlength=self._layout.classes)
+        result = self._trainer.train(
+            weights, stream, steps, counts, state, seed=derived_seed(seed, "model", round, client), out=out
+        )
+        return result.loss, result.state
+
+    def evaluate(self, weights: np.ndarray, part: int, parts: int) -> dict[str, np.ndarray]:
+        """Probabilities (n, classes) float32 of one of `parts` shares of the held-out patches.
+
+        `clean`: validation, then test; `trigger/<i>`: the patches that `triggered` gives, with the trigger of attack i.
+        """
+        from fedrobust.data.batches import to_tensor
+        from fedrobust.learning.evaluation import predict
+
+        self._trainer.load(weights)
+        found = {}
+        for key, positions, attack in self._questions():
+            batch_count = -(-len(positions) // EVALUATION_BATCH)
+            first, last = (batch_count * edge // parts * EVALUATION_BATCH for edge in (part, part + 1))
+            images = self._images[positions[first:last]]
+            if attack is not None:
+                images = attack.trigger(images)
+            found[key] = predict(self._trainer.module, images, to_tensor, EVALUATION_BATCH)
+        return found
+
+    def _questions(self) -> list[tuple[str, np.ndarray, Backdoor | None]]:
+        asked: list[tuple[str, np.ndarray, Backdoor | None]] = [("clean", self._layout.held_out, None)]
+        for index, attack in enumerate(self._experiment.attacks):
+            if isinstance(attack, Backdoor):
+                asked.append((f"trigger/{index}", triggered(attack, self._labels, self._layout.test), attack))
+        return asked
+
+    def state_dict(self, weights: np.ndarray) -> dict[str, Any]:
+        """The model's state dict with these weights, on the CPU."""
+        self._trainer.load(weights)
+        return {name: value.detach().cpu().clone() for name, value in self._trainer.network.state_dict().items()}

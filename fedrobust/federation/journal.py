@@ -1,0 +1,124 @@
+"""The journal on disk is the truth: what happened in each round, and a checkpoint to go on from.
+
+A round is committed in this order: its lines are appended to `journal.jsonl` and fsynced; the checkpoint, which names
+the journal's length, is written beside its predecessor, fsynced and renamed into place. That rename commits the round.
+After a crash, `Journal.reopen` cuts off what was written after the last commit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedrobust.errors import ExperimentError, FederationError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on after `round` with the same bits."""
+
+    round: int
+    arrays: dict[str, np.ndarray] = field(repr=False)
+    """Flat names: `weights`, `server/…`, `trust/…`, `client/<id>`."""
+    pending: int | None = None
+    """The round whose evaluation was still under way, if any."""
+    offset: int = 0
+    """Length of the journal, in bytes, at the commit."""
+
+    def below(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays whose names begin with `prefix/`, without it."""
+        return {name[len(prefix) + 1 :]: a for name, a in self.arrays.items() if name.startswith(f"{prefix}/")}
+
+
+class Journal:
+    """Appends records and commits checkpoints in the folder of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file = (folder / "journal.jsonl").open("ab")
+
+    @classmethod
+    def reopen(cls, folder: Path) -> tuple[Journal, Checkpoint]:
+        """Open the journal of a run that stopped, as it was at its last commit.
+
+        Raises `ExperimentError` where there is no committed checkpoint.
+        """
+        checkpoint = read_checkpoint(folder)
+        path = folder / "journal.jsonl"
+        if not path.exists() or path.stat().st_size < checkpoint.offset:
+            raise ExperimentError(f"{path}: shorter than its checkpoint says; the run cannot be resumed")
+        os.truncate(path, checkpoint.offset)
+        return cls(folder), checkpoint
+
+    def commit(self, records: Iterable[Record], checkpoint: Checkpoint) -> None:
+        """Append `records` and make `checkpoint` the point to go on from. Raises `FederationError` if the disk refuses."""
+        try:
+            for record in records:
+                self._file.write((json.dumps(_finite(record), separators=(",", ":")) + "\n").encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._write(checkpoint)
+        except OSError as error:
+            raise FederationError(f"{self.folder}: round {checkpoint.round} could not be written: {error}") from error
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        facts = {"round": checkpoint.round, "pending": checkpoint.pending, "offset": self._file.tell()}
+        partial = self.folder / "checkpoint.partial"
+        with partial.open("wb") as out:
+            np.savez(out, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8), **checkpoint.arrays)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(self.folder / "checkpoint.npz")
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def close(self) -> None:
+        """Close the file; nothing is lost without it."""
+        self._file.close()
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """The last committed checkpoint of a run. Raises `ExperimentError` where there is none, or it is damaged."""
+    path = folder / "checkpoint.npz"
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            arrays = {name: saved[name] for name in saved.files if name != "facts"}
+            facts = json.loads(saved["facts"].tobytes())
+    except FileNotFoundError:
+        raise ExperimentError(f"{path}: no such file; the run stopped before its first round and cannot be resumed") from None
+    except Exception as error:  # whatever a damaged archive makes NumPy raise
+        raise ExperimentError(f"{path}: damaged checkpoint: {error}") from None
+    return Checkpoint(facts["round"], arrays, facts["pending"], facts["offset"])
+
+
+def read_journal(folder: Path) -> list[Record]:
+    """All records of a run's journal; a last line that was cut off by a crash is left out."""
+    records = []
+    with (folder / "journal.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                records.append(json.loads(line))
+    return records
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity: null stands for both."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

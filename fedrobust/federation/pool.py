@@ -1,0 +1,166 @@
+"""Teams of Ray actors: made once, leased to one run at a time, given back.
+
+A team is k client actors with their coordinator and adversary, in one placement group, so that teams can never starve
+each other. Importing the stack costs seconds; a short run must not pay for it. Parallelism = number of teams.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from fedrobust.errors import FederationError
+from fedrobust.experiment import Workers
+from fedrobust.federation.adversary import Adversary
+from fedrobust.federation.clients import ClientHost
+from fedrobust.federation.coordinator import Coordinator
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray, for as long as the block runs: the one that is already here, the cluster at RAY_ADDRESS, or a local one.
+
+    A bare `ray.init()` would join any cluster that happens to run on the machine.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS", "local")
+    try:
+        ray.init(address=address, include_dashboard=None if address != "local" else False, logging_level="ERROR")
+    except Exception as error:  # Ray raises many kinds, all of which mean that there is no cluster
+        raise FederationError(f"Ray could not be started at '{address}': {' '.join(str(error).split())}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def answer(reference: Any, awaited: str, patience: float) -> Any:
+    """What an actor answers. Raises `FederationError`, naming what was awaited, when it stays silent or fails.
+
+    The death of an actor is passed on as Ray's own `RayActorError`, for the caller to mend.
+    """
+    try:
+        return ray.get(reference, timeout=patience)
+    except GetTimeoutError:
+        raise FederationError(f"no answer for {patience:g} s while waiting for {awaited}") from None
+    except RayActorError:
+        raise
+    except RayTaskError as error:
+        cause = error.cause if error.cause is not None else error
+        raise FederationError(f"{awaited} failed: {type(cause).__name__}: {cause}") from error
+
+
+@dataclass
+class Team:
+    """The actors of one run."""
+
+    workers: list[ActorHandle]
+    coordinator: ActorHandle
+    adversary: ActorHandle
+    group: PlacementGroup
+    share: Share
+
+    def replace(self, index: int) -> ActorHandle:
+        """A new client actor in the place of a dead one; it has not been set up."""
+        self.workers[index] = _start(ClientHost, self.group, index, self.share.cpus, self.share.gpus, self.share.threads)
+        return self.workers[index]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each client actor gets of the machine."""
+
+    count: int
+    cpus: float
+    gpus: float
+    threads: int
+
+
+def share(workers: Workers, resources: dict[str, float], clients: int, teams: int = 1) -> Share:
+    """Resolve every `auto` of `workers` for a cluster with these resources.
+
+    Raises `FederationError` where the cluster cannot hold so many actors.
+    """
+    cores, cards = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    gpus = workers.gpus if isinstance(workers.gpus, float) else (0.25 if cards else 0.0)
+    slots = int(cards / gpus + 1e-9) if gpus else int(cores)
+    count = workers.count if isinstance(workers.count, int) else max(1, min(slots // teams, clients))
+    cpus = workers.cpus if isinstance(workers.cpus, float) else min(1.0, int(cores / (count * teams) * 1000) / 1000)
+    for name, wanted, present in (("cores", cpus, cores), ("GPUs", gpus, cards)):
+        if wanted * count * teams > present + 1e-6:
+            raise FederationError(
+                f"workers: {teams * count} actors with {wanted:g} {name} each need {wanted * count * teams:g}, "
+                f"the cluster has {present:g}"
+            )
+    return Share(count, cpus, gpus, workers.threads)
+
+
+@dataclass
+class Pool:
+    """`teams` teams on the running Ray cluster."""
+
+    workers: Workers
+    clients: int
+    teams: int = 1
+    _free: SimpleQueue[Team] = field(default_factory=SimpleQueue, init=False)
+    _all: list[Team] = field(default_factory=list, init=False)
+
+    def __enter__(self) -> Pool:
+        split = share(self.workers, ray.cluster_resources(), self.clients, self.teams)
+        for _ in range(self.teams):
+            team = _team(split)
+            self._all.append(team)
+            self._free.put(team)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for team in self._all:
+            for actor in (*team.workers, team.coordinator, team.adversary):
+                ray.kill(actor)
+            remove_placement_group(team.group)
+
+    @contextmanager
+    def lease(self) -> Iterator[Team]:
+        """A team for one run; waits while all are at work."""
+        team = self._free.get()
+        try:
+            yield team
+        finally:
+            self._free.put(team)
+
+
+def _team(split: Share) -> Team:
+    bundle = {"CPU": split.cpus} | ({"GPU": split.gpus} if split.gpus else {})
+    group = placement_group([bundle] * split.count, strategy="PACK")
+    if not group.wait(timeout_seconds=120):
+        remove_placement_group(group)
+        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+        raise FederationError(f"no room for {split.count} actors with {bundle} each within 120 s; free: {free}")
+    workers = [_start(ClientHost, group, i, split.cpus, split.gpus, split.threads) for i in range(split.count)]
+    # With a core of their own, coordinator and adversary would take the place of a client actor.
+    return Team(workers, _start(Coordinator, group, 0, 0, 0), _start(Adversary, group, 0, 0, 0), group, split)
+
+
+def _start(actor: type, group: PlacementGroup, bundle: int, cpus: float, gpus: float, *arguments: Any) -> ActorHandle:
+    place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+    return ray.remote(actor).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=place).remote(*arguments)
+
+
+def setup(actors: Sequence[ActorHandle], arguments: Sequence[Any], awaited: str, patience: float) -> list[Any]:
+    """Call `setup(*arguments)` on all actors and wait for their answers."""
+    deadline = time.monotonic() + patience
+    references = [actor.setup.remote(*arguments) for actor in actors]
+    return [answer(reference, awaited, max(1.0, deadline - time.monotonic())) for reference in references]

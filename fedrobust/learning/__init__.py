@@ -1,0 +1,31 @@
+"""Models, local training at a hospital, the server optimiser and evaluation.
+
+Only the options are imported here: they need no torch, so reading an experiment file stays quick. The rest is in
+`module`, `training`, `vector`, `networks` and `evaluation`.
+"""
+
+from fedrobust.learning.local import SGD, Adam, AdamW, LocalOptimizer, LocalTraining
+from fedrobust.learning.losses import ClassWeighted, CrossEntropy, LocalLoss, LogitAdjusted
+from fedrobust.learning.models import Cnn, Model, Timm, model_shorthand
+from fedrobust.learning.server import FedAdam, FedAvg, FedAvgM, FedYogi, ServerOptimizer
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "ClassWeighted",
+    "Cnn",
+    "CrossEntropy",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedYogi",
+    "LocalLoss",
+    "LocalOptimizer",
+    "LocalTraining",
+    "LogitAdjusted",
+    "Model",
+    "ServerOptimizer",
+    "Timm",
+    "model_shorthand",
+]

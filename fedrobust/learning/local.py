@@ -1,0 +1,160 @@
+"""How a hospital trains between two rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from fedrobust.learning.losses import CrossEntropy, LocalLoss
+from fedrobust.options import OneOf, Options, refusal
+
+if TYPE_CHECKING:
+    import torch
+
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+class LocalOptimizer(Options):
+    """An optimiser of local training."""
+
+    name: str
+    lr: float = Field(gt=0)
+    """Learning rate."""
+
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The torch optimiser of `parameters`."""
+        raise NotImplementedError
+
+    def state_names(self) -> tuple[str, ...]:
+        """What torch calls the optimiser's state of one parameter; empty when it has none.
+
+        `step` is a count, anything else a tensor of the parameter's shape.
+        """
+        return ()
+
+
+class SGD(LocalOptimizer):
+    """Stochastic gradient descent, with heavy-ball momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = Field(default=0.05, gt=0)
+    """Learning rate."""
+    momentum: Momentum = 0.9
+    """Share of the last step's direction that is kept; 0 for plain descent."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty."""
+
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        import torch
+
+        return torch.optim.SGD(
+            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
+        )
+
+    def state_names(self) -> tuple[str, ...]:
+        return ("momentum_buffer",) if self.momentum else ()
+
+
+class Adam(LocalOptimizer):
+    """Adam (Kingma & Ba, ICLR 2015)."""
+
+    name: Literal["adam"] = "adam"
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate."""
+    beta1: Momentum = 0.9
+    """Decay of the mean of gradients."""
+    beta2: Momentum = 0.999
+    """Decay of the mean of squared gradients."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty."""
+
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        import torch
+
+        betas = (self.beta1, self.beta2)
+        return torch.optim.Adam(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
+
+    def state_names(self) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "step")
+
+
+class AdamW(LocalOptimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019)."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate."""
+    beta1: Momentum = 0.9
+    """Decay of the mean of gradients."""
+    beta2: Momentum = 0.999
+    """Decay of the mean of squared gradients."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Share of a weight that each step takes away, times the learning rate."""
+
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        import torch
+
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
+
+    def state_names(self) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "step")
+
+
+class LocalTraining(Options):
+    """Local training at a hospital: how long, on what loss, with which optimiser and engine."""
+
+    engine: Literal["lean", "trainer"] = "lean"
+    """`lean` drives the Lightning module in a bare loop; `trainer` is Lightning's Trainer, some 10 ms slower per
+    hospital and round, with its accelerators and precisions."""
+    optimizer: Annotated[LocalOptimizer, OneOf(LocalOptimizer)] = SGD()
+    """Optimiser; starts afresh every round unless its momentum is carried."""
+    loss: Annotated[LocalLoss, OneOf(LocalLoss)] = CrossEntropy()
+    """Training loss."""
+    steps: int | None = Field(default=None, gt=0)
+    """Batches per round, the same number at every hospital. Instead of `epochs`."""
+    epochs: int | None = Field(default=None, gt=0)
+    """Passes over a hospital's own patches per round; 1 where neither this nor `steps` is named."""
+    batch_size: int = Field(default=32, gt=0)
+    """Patches per step; a hospital with fewer takes all of them."""
+    carry_momentum: bool = False
+    """Keep a hospital's optimiser state from one round to its next (Karimireddy et al., ICML 2021)."""
+    proximal: float = Field(default=0.0, ge=0)
+    """FedProx's mu: adds mu/2 ‖w − w_global‖² to the loss (Li et al., MLSys 2020)."""
+    augment: bool = True
+    """Random flips and quarter turns of the patches."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Precision of the trainer engine; `16-mixed` needs a GPU."""
+    channels_last: bool = True
+    """Memory format of images and convolutions: faster on CPUs, the same to 2e-6 after four steps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_epoch(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and not {"steps", "epochs"} & set(data):
+            return {**data, "epochs": 1}
+        return data
+
+    @model_validator(mode="after")
+    def _possible(self) -> LocalTraining:
+        if self.steps is not None and self.epochs is not None:
+            raise refusal(
+                f"both steps ({self.steps}) and epochs ({self.epochs}) are given; set one of them to null", "steps"
+            )
+        if self.steps is None and self.epochs is None:
+            raise refusal("both steps and epochs are null; give one, e.g. epochs: 1", "steps")
+        if self.carry_momentum and not self.optimizer.state_names():
+            raise refusal(
+                f"{self.optimizer.name} without momentum has nothing to carry; give optimizer.momentum above 0, "
+                "or set it to false",
+                "carry_momentum",
+            )
+        if self.precision != "32-true" and self.engine == "lean":
+            raise refusal(f"the lean engine trains in 32-true; {self.precision} needs engine: trainer", "precision")
+        return self
+
+    def steps_for(self, patches: int) -> int:
+        """How many batches a hospital with so many training patches trains on in a round."""
+        return self.steps or (self.epochs or 1) * -(-patches // self.batch_size)

@@ -1,0 +1,99 @@
+"""The model of a federation: which network every hospital trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from fedrobust.options import Many, Options, nearest, refusal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Model(Options):
+    """A network, built with the same initial weights wherever it is built."""
+
+    name: str
+
+    def network(self, classes: int, size: int) -> nn.Module:
+        """The network for `classes` and images of `size` × `size` pixels; may draw from torch's global generator."""
+        raise NotImplementedError
+
+    def build(self, classes: int, size: int, seed: int) -> nn.Module:
+        """The network with initial weights that depend on `seed` alone; torch's global generator is left as it was.
+
+        Its input is (B, 3, size, size) float32, its output (B, classes) logits.
+
+        Raises:
+            ExperimentError: the network does not take images of that size, or keeps running statistics.
+        """
+        import torch
+
+        from fedrobust.learning.networks import check
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = self.network(classes, size)
+            check(network, self.name, classes, size)
+        return network
+
+
+class Cnn(Model):
+    """A small convolutional network: 3 × 3 convolution, group normalisation, ReLU and 2 × 2 pooling in each block."""
+
+    name: Literal["cnn"] = "cnn"
+    channels: Many[Annotated[int, Field(gt=0)]] = Field(default=(16, 32, 64), min_length=1)
+    """Channels of each block; every block halves the image."""
+    hidden: int | None = Field(default=None, gt=0)
+    """Width of a hidden layer before the classifier; none by default."""
+    norm: Literal["group", "none"] = "group"
+    """Normalisation after each convolution."""
+    pool: Literal["average", "flatten"] = "average"
+    """What reaches the classifier: the average over the image, or every position of it."""
+
+    def network(self, classes: int, size: int) -> nn.Module:
+        from fedrobust.learning.networks import convolutional
+
+        return convolutional(self.channels, self.hidden, self.norm == "group", self.pool == "average", classes, size)
+
+
+class Timm(Model):
+    """Any network of the timm library by its name there; `timm:resnet18` for short."""
+
+    name: Literal["timm"] = "timm"
+    model: str
+    """Name in timm, optionally with the tag of its pretrained weights, e.g. `resnet18` or `resnet18.a1_in1k`."""
+    pretrained: bool = False
+    """Start from timm's pretrained weights, which are downloaded unless they are in the Hugging Face cache."""
+    batch_norm: Literal["group", "keep"] = "group"
+    """Convert batch normalisation to group normalisation (Hsieh et al., ICML 2020), or keep it without running
+    statistics: then a prediction depends on the other images of its batch."""
+
+    @model_validator(mode="after")
+    def _known_to_timm(self) -> Timm:
+        import timm
+
+        architecture, _, weights = self.model.partition(".")
+        if not timm.is_model(architecture):
+            hint = nearest(architecture, timm.list_models())
+            raise refusal(f"timm has no model '{self.model}'{hint or '; timm.list_models() has every name'}", "model")
+        tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
+        if weights and weights not in tags:
+            allowed = ", ".join(tags) or "none"
+            raise refusal(f"'{architecture}' has no weights '{weights}'; allowed: {allowed}", "model")
+        if self.pretrained and not tags:
+            raise refusal(f"timm has no pretrained weights for '{architecture}'; set it to false", "pretrained")
+        return self
+
+    def network(self, classes: int, size: int) -> nn.Module:
+        from fedrobust.learning.networks import timm_network
+
+        return timm_network(self.model, self.pretrained, self.batch_norm == "group", classes, size)
+
+
+def model_shorthand(text: str) -> dict[str, Any] | None:
+    """`timm:resnet18` as options; None for any other text. For `OneOf(Model, shorthand=model_shorthand)`."""
+    library, separator, model = text.partition(":")
+    return {"name": "timm", "model": model} if separator and library == "timm" else None

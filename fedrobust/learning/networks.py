@@ -1,0 +1,160 @@
+"""Networks in torch, as the options of `models` describe them."""
+
+from __future__ import annotations
+
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedrobust.errors import ExperimentError
+
+PROBE_SECONDS = 5.0
+
+
+def group_norm(channels: int, eps: float = 1e-5, affine: bool = True) -> nn.GroupNorm:
+    """Group normalisation (Wu & He, ECCV 2018) with at most 32 groups, of at least four channels where possible."""
+    return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels, eps=eps, affine=affine)
+
+
+def convolutional(
+    channels: Sequence[int], hidden: int | None, normalise: bool, average: bool, classes: int, size: int
+) -> nn.Sequential:
+    """The network of `models.Cnn`."""
+    final = size // 2 ** len(channels)
+    if final < 1:
+        raise ExperimentError(
+            f"model cnn: {len(channels)} blocks halve an image of {size} pixels to nothing; "
+            f"give at most {size.bit_length() - 1} entries in channels, or larger images"
+        )
+    layers: list[nn.Module] = []
+    width = 3
+    for block in channels:
+        layers.append(nn.Conv2d(width, block, 3, padding=1, bias=not normalise))
+        if normalise:
+            layers.append(group_norm(block))
+        layers += [nn.ReLU(), nn.MaxPool2d(2)]
+        width = block
+    if average:
+        layers.append(nn.AdaptiveAvgPool2d(1))
+    else:
+        width *= final * final
+    layers.append(nn.Flatten())
+    if hidden is not None:
+        layers += [nn.Linear(width, hidden), nn.ReLU()]
+        width = hidden
+    return nn.Sequential(*layers, nn.Linear(width, classes))
+
+
+def timm_network(name: str, pretrained: bool, group: bool, classes: int, size: int) -> nn.Module:
+    """A network of timm for images of `size`, with a fresh classifier, and no running statistics."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"num_classes": classes}
+    if config is not None and config.fixed_input_size:
+        options["img_size"] = size
+    if pretrained:
+        file = pretrained_file(name, config)
+        if file is not None:
+            options["pretrained_cfg_overlay"] = {"file": file}
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:  # whatever a network's constructor or a download raises
+        what = f"cannot load the pretrained weights of '{name}'" if pretrained else f"cannot build '{name}'"
+        raise ExperimentError(f"model timm: {what}: {first_line(error)}") from error
+    replace_batch_norm(network, group)
+    return network
+
+
+def pretrained_file(name: str, config: Any) -> str | None:
+    """The file in the Hugging Face cache that holds the weights, or None when they have to be downloaded.
+
+    The hub's client retries for minutes when nothing answers, so whether it answers is asked first.
+
+    Raises:
+        ExperimentError: the weights are neither on this machine nor can they be fetched.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repository, _, revision = (config.hf_hub_id or "").partition("@")
+    if repository and not config.custom_load:
+        for file in [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]:
+            found = try_to_load_from_cache(repository, file, revision=revision or None)
+            if isinstance(found, str):
+                return found
+    address = constants.ENDPOINT if repository else config.url
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable(address)
+    if reason is None:
+        return None
+    raise ExperimentError(
+        f"model timm: the pretrained weights of '{name}' are not on this machine and cannot be fetched from "
+        f"{address} ({reason}); set pretrained: false, or fill the cache where there is a network: "
+        f"hf download {repository or name}"
+    )
+
+
+def unreachable(address: str) -> str | None:
+    """Why nothing answers at `address`; None when something does, whatever it says."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        return first_line(getattr(error, "reason", error))
+    return None
+
+
+def first_line(error: object) -> str:
+    """The first line of an error's text, or its kind when it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def replace_batch_norm(network: nn.Module, group: bool) -> None:
+    """Converts every batch normalisation below `network` to group normalisation, or drops its running statistics.
+
+    Scale and shift are kept; so is what timm fuses into its batch normalisation (activation, dropping of blocks).
+    """
+    for name, child in network.named_children():
+        if not isinstance(child, nn.modules.batchnorm._BatchNorm):
+            replace_batch_norm(child, group)
+        elif group:
+            setattr(network, name, _as_group_norm(child))
+        else:
+            child.track_running_stats = False
+            child.running_mean = child.running_var = child.num_batches_tracked = None
+
+
+def _as_group_norm(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
+    converted = group_norm(norm.num_features, norm.eps, norm.affine)
+    if norm.affine:
+        converted.load_state_dict({"weight": norm.weight.detach(), "bias": norm.bias.detach()})
+    fused = [part for part in norm.children() if not isinstance(part, nn.Identity)]
+    return nn.Sequential(converted, *fused) if fused else converted
+
+
+def check(network: nn.Module, name: str, classes: int, size: int) -> None:
+    """Refuses a network that federated learning cannot guard, or that does not fit the images.
+
+    Raises:
+        ExperimentError: see the message.
+    """
+    for buffer, _ in network.named_buffers():
+        if buffer.endswith(("running_mean", "running_var")):
+            raise ExperimentError(
+                f"model {name}: '{buffer}' is a running statistic, which no aggregation rule guards; "
+                "use a normalisation without one (group normalisation)"
+            )
+    network.train()
+    try:
+        with torch.no_grad():
+            shape = tuple(network(torch.zeros(1, 3, size, size)).shape)  # the last batch of an epoch may be one patch
+    except Exception as error:  # whatever a network raises for images that it cannot take
+        raise ExperimentError(f"model {name} cannot train on a patch of {size} pixels: {first_line(error)}") from error
+    if shape != (1, classes):
+        raise ExperimentError(f"model {name} gives {shape} for one image, not (1, {classes}) logits")

@@ -1,0 +1,186 @@
+"""Local training: from global weights and a hospital's batches to its update."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch import Tensor, nn
+
+from fedrobust.errors import ExperimentError
+from fedrobust.learning.local import LocalTraining
+from fedrobust.learning.module import TissueClassifier
+from fedrobust.learning.vector import Vector, load_optimizer, load_vector, optimizer_to_vector, parameters_to_vector
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a hospital's training gives: `update` (d,) float32 = local − global weights, the mean training `loss`
+    over the steps, and the optimiser's `state` when it is to be carried to the hospital's next round."""
+
+    update: Vector
+    loss: float
+    state: Vector | None
+
+
+class LocalTrainer:
+    """Trains one hospital after another on the same module, with nothing to set up between them.
+
+    Args:
+        model: the network; moved to `device` and kept as `network`, inside the Lightning `module`.
+        options: how to train.
+        device: as torch spells it.
+
+    Raises:
+        ExperimentError: the device cannot train in the precision that is asked for.
+    """
+
+    def __init__(self, model: nn.Module, options: LocalTraining, device: str = "cpu") -> None:
+        self.options = options
+        self.device = torch.device(device)
+        if options.precision == "16-mixed" and self.device.type == "cpu":
+            raise ExperimentError("local.precision: 16-mixed needs a GPU; use bf16-mixed or 32-true on a CPU")
+        self._format = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.network = model
+        self.module = TissueClassifier(model, options)
+        self._place()
+        self._optimizer = self.module.configure_optimizers()
+
+    def load(self, weights: Vector) -> None:
+        """Puts global weights (d,) float32, which may be read-only, into `network`."""
+        load_vector(self.network, weights)
+
+    def train(
+        self,
+        weights: Vector,
+        batches: Batches,
+        steps: int,
+        class_counts: NDArray[np.integer],
+        state: Vector | None = None,
+        *,
+        seed: int,
+        out: Vector | None = None,
+    ) -> LocalResult:
+        """One hospital's local training.
+
+        The result depends on the arguments alone: not on what this object trained before, nor on torch's global
+        generator, which is left as it was. A loss that is not finite gives an update that is not finite.
+
+        Args:
+            weights: (d,) float32 global weights; may be read-only.
+            batches: at least `steps` batches of (B, 3, H, W) float32 images and (B,) int64 labels.
+            steps: how many of them to train on.
+            class_counts: (classes,) the hospital's training patches of each label.
+            state: the optimiser's state from the hospital's last round; None starts afresh.
+            seed: for what the model draws (dropout); from the run's seed, the round and the client.
+            out: (d,) float32, where to write the update; a new array by default.
+
+        Raises:
+            ValueError: `weights` or `state` do not fit the model, or there are fewer than `steps` batches.
+        """
+        self.load(weights)
+        self.module.begin(class_counts)
+        self.module.train()
+        devices = [self.device] if self.device.type == "cuda" else []
+        deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+        with torch.random.fork_rng(devices=devices), deterministic:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack trace where CUDA is idle
+            if devices:
+                torch.cuda.manual_seed_all(seed)
+            train = self._lean if self.options.engine == "lean" else self._trainer
+            losses, optimizer = train(self._placed(itertools.islice(batches, steps)), state)
+        if len(losses) != steps:
+            raise ValueError(f"{steps} steps were asked for, but there were {len(losses)} batches")
+        carried = self.options.optimizer.state_names() if self.options.carry_momentum else ()
+        return LocalResult(
+            update=np.subtract(parameters_to_vector(self.network), weights, out=out),
+            loss=float(torch.stack(losses).double().mean()),
+            state=optimizer_to_vector(optimizer, carried),
+        )
+
+    def _placed(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in batches:
+            placed = images.to(self.device, non_blocking=True).contiguous(memory_format=self._format)
+            yield placed, labels.to(self.device, non_blocking=True)
+
+    def _lean(self, batches: Batches, state: Vector | None) -> tuple[list[Tensor], torch.optim.Optimizer]:
+        optimizer, losses = self._optimizer, []
+        load_optimizer(optimizer, self.options.optimizer.state_names(), state)
+        for index, batch in enumerate(batches):
+            optimizer.zero_grad()
+            loss = self.module.training_step(batch, index)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.detach())
+        return losses, optimizer
+
+    def _trainer(self, batches: Batches, state: Vector | None) -> tuple[list[Tensor], torch.optim.Optimizer]:
+        # A Trainer is made each time: one that is fitted again drops a batch (Lightning 2.6).
+        recorder = _Recorder(self.options.optimizer.state_names(), state)
+        cuda = self.device.type == "cuda"
+        with _silenced():
+            trainer = lightning.Trainer(
+                accelerator=self.device.type,
+                devices=[self.device.index or 0] if cuda else 1,
+                precision=self.options.precision,
+                max_epochs=1,
+                callbacks=[recorder],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                plugins=[LightningEnvironment()],  # whatever job scheduler started this process
+            )
+            trainer.fit(self.module, batches)
+        self._place()  # Lightning moves a module back to the CPU
+        return recorder.losses, trainer.optimizers[0]
+
+    def _place(self) -> None:
+        self.module.to(device=self.device, memory_format=self._format)
+
+
+class _Recorder(lightning.Callback):
+    """Puts the optimiser's state in when training starts, and takes the losses out."""
+
+    def __init__(self, names: tuple[str, ...], state: Vector | None) -> None:
+        self.names = names
+        self.state = state
+        self.losses: list[Tensor] = []
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        load_optimizer(trainer.optimizers[0], self.names, self.state)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: dict[str, Tensor],
+        batch: tuple[Tensor, Tensor],
+        batch_idx: int,
+    ) -> None:
+        self.losses.append(outputs["loss"].detach().clone())
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keeps what Lightning says about accelerators and workers off the screen."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,158 @@
+"""Options are the objects: a rule, an attack or a data source is one frozen pydantic model.
+
+Its fields are its options, its methods are its behaviour, its docstring is its paper. `OneOf(Rule)` makes a field
+that holds any subclass of `Rule` in this package, told apart by `name`, or a user's own class as
+`name: "package.module:Class"`. There is no other registry.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+_USER_CLASS = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+T = TypeVar("T")
+
+Many = Annotated[tuple[T, ...], Field(strict=False)]
+"""An immutable list: YAML lists are accepted, the items stay strictly typed."""
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the entry of `allowed` closest to `word`, or an empty text."""
+    close = difflib.get_close_matches(word, list(allowed), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def refusal(message: str, path: str = "") -> PydanticCustomError:
+    """An error to raise in a validator; `path` is the dotted path below the object that raises it."""
+    return PydanticCustomError("refused", "{message}", {"message": message, "path": path})
+
+
+class Options(BaseModel):
+    """Base of everything that an experiment file can name: frozen, strictly typed, unknown keys refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        for key in data:
+            if key not in cls.model_fields:
+                allowed = ", ".join(cls.model_fields)
+                hint = nearest(str(key), cls.model_fields)
+                raise refusal(f"unknown key; allowed: {allowed}{hint}", str(key))
+        return {key: cls._of_default_class(key, value) for key, value in data.items()}
+
+    @classmethod
+    def _of_default_class(cls, key: str, value: Any) -> Any:
+        """`optimizer: {lr: 0.1}` without a name means the class of the field's default."""
+        field = cls.model_fields[key]
+        chosen = any(isinstance(item, Choice) for item in field.metadata) and isinstance(field.default, Options)
+        if chosen and isinstance(value, Mapping) and "name" not in value:
+            return {"name": field.default.name, **value}
+        return value
+
+
+def summary(option: type[Options]) -> str:
+    """The first line of a class's docstring."""
+    return (option.__doc__ or "").strip().splitlines()[0] if option.__doc__ else ""
+
+
+def tag(option: type[BaseModel]) -> str | None:
+    """The literal `name` of a class of this package; None for abstract and users' classes."""
+    field = option.model_fields.get("name")
+    if field is None or get_origin(field.annotation) is not Literal:
+        return None
+    return str(get_args(field.annotation)[0])
+
+
+def members(*bases: type[Options]) -> dict[str, type[Options]]:
+    """Every class of this package below `bases` that has a name, by name, in order of definition."""
+    found: dict[str, type[Options]] = {}
+    todo = [sub for base in bases for sub in base.__subclasses__()]
+    while todo:
+        option = todo.pop(0)
+        name = tag(option)
+        if name is not None and option.__module__.startswith("fedrobust."):
+            found[name] = option
+        todo.extend(option.__subclasses__())
+    return found
+
+
+def user_class(path: str, bases: tuple[type[Options], ...]) -> type[Options]:
+    """The class at "package.module:Class", which must be a subclass of one of `bases`."""
+    module_name, _, class_name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except Exception as error:  # whatever a user's module raises while it is imported
+        raise refusal(f"cannot import '{path}': {type(error).__name__}: {error}", "name") from error
+    if not (isinstance(found, type) and issubclass(found, bases)):
+        kinds = " or ".join(base.__name__ for base in bases)
+        raise refusal(f"'{path}' is not a subclass of {kinds}", "name")
+    return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Field metadata made by `OneOf`: any named subclass of `bases`, by `name`."""
+
+    bases: tuple[type[Options], ...]
+    shorthand: Callable[[str], Mapping[str, Any] | None] | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        known = members(*self.bases)
+        inner: Any = tuple(known.values())[0]
+        if len(known) > 1:
+            inner = Annotated[Union[tuple(known.values())], Field(discriminator="name")]  # noqa: UP007
+        return core_schema.no_info_wrap_validator_function(self._validate, handler.generate_schema(inner))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        named = handler(schema)
+        user = {
+            "type": "object",
+            "properties": {"name": {"type": "string", "pattern": _USER_CLASS.pattern}},
+            "required": ["name"],
+        }
+        return {"anyOf": [named, {"enum": list(members(*self.bases))}, {"type": "string", "pattern": ":"}, user]}
+
+    def _validate(self, value: Any, handler: Callable[[Any], Any]) -> Any:
+        known = members(*self.bases)
+        if isinstance(value, self.bases):
+            return value
+        if isinstance(value, str):
+            value = (self.shorthand and self.shorthand(value)) or {"name": value}
+        if not isinstance(value, Mapping):
+            raise refusal(f"expected one of {', '.join(known)}, or a mapping with a name")
+        name = value.get("name")
+        if name is None:
+            raise refusal(f"missing; allowed: {', '.join(known)}", "name")
+        if isinstance(name, str) and _USER_CLASS.match(name):
+            return user_class(name, self.bases).model_validate(dict(value))
+        if name not in known:
+            raise refusal(f"allowed: {', '.join(known)}{nearest(str(name), known)}", "name")
+        return handler(value)
+
+
+def OneOf(*bases: type[Options], shorthand: Callable[[str], Mapping[str, Any] | None] | None = None) -> Choice:  # noqa: N802
+    """Metadata for a field that holds one subclass of `bases`: `Annotated[Rule, OneOf(Rule)]`.
+
+    A bare string stands for an object of that name with its defaults; `shorthand` may read further spellings.
+    """
+    return Choice(bases, shorthand)

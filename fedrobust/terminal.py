@@ -1,0 +1,194 @@
+"""What the command line shows: progress, the final table, the lists."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich import progress as bars
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedrobust.options import Options, members, summary
+
+if TYPE_CHECKING:
+    from fedrobust.experiment import Experiment
+    from fedrobust.runner import Result
+
+
+def console() -> Console:
+    """The terminal; as wide as it says it is, 100 columns where it is a file."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=100)
+
+
+class Progress:
+    """A bar over the rounds, with the latest figures beside it; plain lines where the output is a file."""
+
+    def __init__(self, out: Console, experiment: Experiment) -> None:
+        self._out, self._rounds = out, experiment.federation.rounds
+        self._bar = bars.Progress(
+            bars.SpinnerColumn(),
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TimeElapsedColumn(),
+            bars.TextColumn("{task.fields[figures]}"),
+            console=out,
+            disable=not out.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("reading the data", total=self._rounds, figures="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def say(self, what: str) -> None:
+        """What is being done now."""
+        self._bar.update(self._task, description=what)
+        if not self._out.is_terminal:
+            self._out.print(what)
+
+    def on_record(self, record: dict[str, Any]) -> None:
+        """Hook of the federation: a committed record of the journal."""
+        if record["kind"] == "round":
+            self._bar.update(self._task, completed=record["round"], description="training")
+        elif record["kind"] == "evaluation":
+            figures = _figures(record["metrics"])
+            self._bar.update(self._task, figures=figures)
+            if not self._out.is_terminal:
+                self._out.print(f"round {record['round']}/{self._rounds}: {figures}")
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    text = f"balanced accuracy {metrics['test/balanced_accuracy']:.3f}"
+    if "attack/success_rate" in metrics:
+        text += f"  attack success {metrics['attack/success_rate']:.3f}"
+    return text
+
+
+_SHOWN = {
+    "test/accuracy": "accuracy",
+    "test/balanced_accuracy": "balanced accuracy",
+    "test/auroc": "AUROC",
+    "test/worst_hospital_accuracy": "accuracy at the worst hospital",
+    "attack/success_rate": "attack success",
+}
+
+
+def show_result(out: Console, experiment: Experiment, result: Result) -> None:
+    """The final table, and where to look next."""
+    table = Table(title=f"{result.name}", title_justify="left", show_header=False)
+    for key, label in _SHOWN.items():
+        if key in result.final:
+            table.add_row(label, f"{result.final[key]:.3f}")
+    if "attack/success_rate" not in result.final:
+        table.add_row("attack success", "– (no attack here has a target)")
+    table.add_section()
+    table.add_row("malicious hospitals", ", ".join(f"{c} ({a})" for c, a in sorted(result.attackers.items())) or "none")
+    table.add_row("suspected", _suspected(result))
+    out.print(table)
+    out.print(f"run {result.run_id}, recorded in {escape(str(result.folder))}")
+    out.print(f"report: {escape(str(result.folder / 'report.html'))}")
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    where = f"the server at {escape(uri)}" if uri else "[bold]make ui[/bold], then http://127.0.0.1:5000"
+    out.print(f"compare runs in the MLflow UI: {where}")
+
+
+def _suspected(result: Result) -> str:
+    rightly = [c for c in result.suspected if c in result.attackers]
+    wrongly = [c for c in result.suspected if c not in result.attackers]
+    missed = [c for c in result.attackers if c not in result.suspected]
+    parts = [
+        f"{label}: {', '.join(str(c) for c in sorted(clients))}"
+        for label, clients in (("rightly", rightly), ("wrongly", wrongly), ("missed", missed))
+        if clients
+    ]
+    return "; ".join(parts) or "nobody, rightly so"
+
+
+def families() -> dict[str, dict[str, type[Options]]]:
+    """Every family of options that an experiment file can choose from: heading → name → class."""
+    from fedrobust.aggregation import CoordinateRule, Rule, Stage
+    from fedrobust.attacks import Attack, Schedule
+    from fedrobust.data import Partition, Source, StainNormalisation
+    from fedrobust.learning import LocalLoss, LocalOptimizer, Model, ServerOptimizer
+    from fedrobust.secure import Privacy
+    from fedrobust.trust import Detector, Reputation
+
+    return {
+        "data.source": members(Source),
+        "data.partition": members(Partition),
+        "data.stain_normalisation": members(StainNormalisation),
+        "learning.model": members(Model),
+        "learning.local.optimizer": members(LocalOptimizer),
+        "learning.local.loss": members(LocalLoss),
+        "learning.server": members(ServerOptimizer),
+        "attacks": members(Attack),
+        "attacks.schedule": members(Schedule),
+        "aggregation.stages": members(Stage),
+        "aggregation.rule": members(Rule, CoordinateRule),
+        "trust.detector": members(Detector),
+        "trust.reputation": members(Reputation),
+        "privacy": members(Privacy),
+    }
+
+
+def show_options(out: Console) -> None:
+    """All options by family, one line each."""
+    for family, options in families().items():
+        out.print(f"[bold]{family}[/bold]")
+        table = Table(box=None, show_header=False, padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for name, option in options.items():
+            table.add_row(name, escape(summary(option)))
+        out.print(table)
+    out.print("A class of your own goes wherever these go: name: \"package.module:Class\"")
+
+
+def show_machine(out: Console) -> None:
+    """Cores, memory, GPUs, versions, the tracking store, and which data sets are found."""
+    import torch
+
+    table = Table(show_header=False)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    table.add_row("cores", str(usable))
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    table.add_row("GPUs", ", ".join(gpus) or "none")
+    packages = ("torch", "ray", "pytorch-lightning", "mlflow", "optuna", "timm")
+    table.add_row("Python", platform.python_version())
+    table.add_row("packages", ", ".join(f"{name} {version(name)}" for name in packages))
+    table.add_row("Ray cluster", os.environ.get("RAY_ADDRESS", "none: a local one is started for each run"))
+    table.add_row("MLflow store", _store())
+    table.add_section()
+    for name, source in members(_source()).items():
+        try:
+            found = source.model_validate({"name": name}).found()  # type: ignore[attr-defined]
+        except Exception as error:
+            found = f"not looked for: {error}"
+        table.add_row(f"data: {name}", escape(found or "not found; give it a path, or set FEDROBUST_DATA"))
+    out.print(table)
+
+
+def _source() -> type[Options]:
+    from fedrobust.data import Source
+
+    return Source
+
+
+def _store() -> str:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    database = Path("mlruns/mlflow.db")
+    return f"{database} ({'present' if database.exists() else 'made by the first run'})"

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from fedrobust.aggregation import Clear, Combination, Context, Krum, Median, NotRevealed, Pipeline, Protocol
+
+
+def rows_of(n=7, d=900, dtype=np.float32):
+    return np.random.default_rng(0).standard_normal((n, d)).astype(dtype)
+
+
+def test_rows_in_order_from_blocks_of_both_kinds():
+    rows = rows_of()
+    clear = Clear([rows[4:], torch.from_numpy(rows[:4])], order=[3, 4, 5, 6, 0, 1, 2])
+    assert (clear.n, clear.d) == (7, 900)
+    assert np.array_equal(clear.rows(slice(10, 300)).numpy(), rows[:, 10:300])
+    assert np.array_equal(clear.rows(slice(None)).numpy(), rows)
+    weights = np.arange(7.0)
+    assert np.allclose(clear.combine(Combination(weights)), weights @ rows.astype(np.float64), rtol=1e-6)
+
+
+def test_read_only_rows_are_read_without_a_warning_and_stay_as_they_are():
+    rows = rows_of()
+    before = rows.copy()
+    rows.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clear = Clear([rows[:3], rows[3:]])
+        clear.finite_rows()
+        clear.gram({"momentum": rows[0]})
+        clear.combine(Combination(clear.prior, {"momentum": 1.0}))
+        clear.rows(slice(0, 9)).zero_()
+    assert np.array_equal(rows, before)
+
+
+def test_finite_rows_and_the_rest_without_them():
+    rows = rows_of(dtype=np.float64)
+    rows[1, 5], rows[2, 899], rows[4, 0], rows[5, 7] = np.nan, np.inf, -np.inf, 1e160
+    clear = Clear([rows], prior=[1, 2, 3, 4, 5, 6, 7])
+    finite = clear.finite_rows()
+    assert finite.tolist() == [True, False, False, True, False, False, True]
+    for keep in (finite, np.flatnonzero(finite)):
+        kept = clear.subset(keep)
+        assert np.allclose(kept.prior, np.array([1, 4, 7]) / 12)
+        assert np.array_equal(kept.rows(slice(None)).numpy(), rows[[0, 3, 6]])
+        assert np.allclose(kept.gram().matrix, rows[[0, 3, 6]] @ rows[[0, 3, 6]].T)
+
+
+def test_finite_float32_extremes_are_finite():
+    rows = np.full((2, 1000), np.finfo(np.float32).max)
+    assert Clear([rows]).finite_rows().all()
+    assert not Clear([torch.full((1, 3), torch.nan, dtype=torch.bfloat16)]).finite_rows().any()
+
+
+def test_a_row_that_has_no_weight_is_not_read():
+    rows = rows_of()
+    rows[2] = np.nan
+    weights = np.array([1.0, 0, 0, 0, 0, 0, 2])
+    assert np.allclose(Clear([rows]).combine(Combination(weights)), rows[0] + 2 * rows[6], rtol=1e-6)
+    assert np.array_equal(Clear([rows]).combine(Combination(np.zeros(7))), np.zeros(900))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Clear([np.zeros(3)]), r"floating \(n, d\)"),
+        (lambda: Clear([np.zeros((3, 3), dtype=np.int64)]), "int64"),
+        (lambda: Clear([[[1.0]]]), "found list"),
+        (lambda: Clear([np.zeros((3, 3)), np.zeros((3, 4))]), r"\[3, 4\]"),
+        (lambda: Clear([np.zeros((0, 3))]), "n = 0"),
+        (lambda: Clear([np.zeros((3, 0))]), "d = 0"),
+        (lambda: Clear([np.zeros((2, 3))], prior=[1.0, -1.0]), "positive"),
+        (lambda: Clear([np.zeros((2, 3))], prior=[1.0]), "2 positive"),
+        (lambda: Clear([np.zeros((2, 3))]).gram({"momentum": np.zeros(4)}), r"'momentum' has the shape \(4,\)"),
+    ],
+)
+def test_errors(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+class GramOnly(Protocol):
+    """Opens G and weighted sums, and hides the rows."""
+
+    reveals = frozenset({"gram", "sum"})
+
+    def __init__(self, rows):
+        self._clear = Clear([rows])
+        self.n, self.d = rows.shape
+
+    def gram(self, anchors=None):
+        return self._clear.gram(anchors)
+
+    def combine(self, combination):
+        return self._clear.combine(combination)
+
+    def finite_rows(self):
+        return self._clear.finite_rows()
+
+    def subset(self, keep):
+        raise NotImplementedError
+
+
+def test_what_a_protocol_does_not_reveal_is_refused():
+    rows = rows_of()
+    protocol = GramOnly(rows)
+    assert np.array_equal(
+        Pipeline([Krum()]).run(protocol, Context(f=1)).aggregate, Pipeline([Krum()]).aggregate(rows, f=1)
+    )
+    with pytest.raises(NotRevealed, match="median needs rows; gramonly reveals gram, sum"):
+        Pipeline([Median()]).run(protocol, Context(f=1))
+    with pytest.raises(NotRevealed, match="not the rows"):
+        protocol.rows(slice(0, 1))
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+import fedrobust.aggregation as a
+parts = [a.Clip(), a.NNM(), getattr(a, sys.argv[1])()]
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+updates = np.random.default_rng(0).standard_normal((30, 1_000_000), dtype=np.float32)
+a.Pipeline(parts).aggregate(np.ascontiguousarray(updates[:, :100_000]))
+before = peak()
+a.Pipeline(parts).aggregate(updates)
+print((peak() - before) / updates.nbytes)
+"""
+
+
+@pytest.mark.parametrize("rule", ["GeometricMedian", "TrimmedMean"])
+def test_peak_memory_is_a_small_part_of_the_updates(rule):
+    out = subprocess.run([sys.executable, "-c", PEAK, rule], capture_output=True, text=True, check=True)
+    assert float(out.stdout) < 0.3
+
+
+def test_importing_the_options_imports_no_torch():
+    code = "import sys, fedrobust.aggregation; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fedrobust.aggregation import (
+    NNM,
+    Aggregation,
+    CenteredClipping,
+    Clear,
+    Clip,
+    Context,
+    GeometricMedian,
+    Krum,
+    Mean,
+    Median,
+    MultiKrum,
+    Pipeline,
+    TrimmedMean,
+    capped_prior,
+    resolve_f,
+)
+from fedrobust.errors import ExperimentError
+
+ROBUST = [
+    [Krum()],
+    [MultiKrum()],
+    [GeometricMedian()],
+    [CenteredClipping()],
+    [Median()],
+    [TrimmedMean()],
+    [Clip(), NNM(), GeometricMedian()],
+    [NNM(), MultiKrum()],
+    [NNM(), TrimmedMean()],
+    [Clip(), Median()],
+]
+ANY = [[Mean()], [Clip(), Mean()], [Clip(radius=1.5), CenteredClipping(tau=0.7)], *ROBUST]
+TRANSLATE = [p for p in ANY if not any(isinstance(part, Clip | CenteredClipping) for part in p)]
+SCALE = [
+    p for p in ANY if not any(isinstance(getattr(part, field, 0), float) for part in p for field in ("radius", "tau"))
+]
+
+
+def name(parts):
+    return "+".join(part.name for part in parts)
+
+
+@st.composite
+def instances(draw):
+    n = draw(st.integers(5, 16))
+    f = draw(st.integers(0, (n - 3) // 2))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    return rng, rng.standard_normal((n, draw(st.integers(2, 60)))), f
+
+
+# Mixing makes rows equal, and groups of equal rows tie for Krum: then the order of the rows decides.
+@pytest.mark.parametrize("parts", [p for p in ANY if p != [NNM(), MultiKrum()]], ids=name)
+@settings(max_examples=15, deadline=None)
+@given(instance=instances())
+def test_permutation(parts, instance):
+    rng, rows, f = instance
+    order = rng.permutation(len(rows))
+    pipeline = Pipeline(parts)
+    assert np.allclose(pipeline.aggregate(rows[order], f=f), pipeline.aggregate(rows, f=f), rtol=0, atol=1e-9)
+    if "gram" in pipeline.needs and "rows" not in pipeline.needs:
+        permuted, weights = pipeline.combination(rows[order], f=f).weights, pipeline.combination(rows, f=f).weights
+        assert np.allclose(permuted, weights[order], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("parts", TRANSLATE, ids=name)
+@settings(max_examples=15, deadline=None)
+@given(instance=instances())
+def test_translation(parts, instance):
+    rng, rows, f = instance
+    shift = 100 * rng.standard_normal(rows.shape[1])
+    pipeline = Pipeline(parts)
+    assert np.allclose(pipeline.aggregate(rows + shift, f=f), pipeline.aggregate(rows, f=f) + shift, rtol=0, atol=1e-9)
+    if "rows" not in pipeline.needs:
+        assert pipeline.combination(rows, f=f).weights.sum() == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("parts", SCALE, ids=name)
+@settings(max_examples=15, deadline=None)
+@given(instance=instances(), scale=st.sampled_from([-1.0, 0.125, 3.0, 1e3]))
+def test_scaling(parts, instance, scale):
+    _, rows, f = instance
+    found, plain = Pipeline(parts).aggregate(scale * rows, f=f), Pipeline(parts).aggregate(rows, f=f)
+    assert np.allclose(found, scale * plain, rtol=0, atol=1e-5 * abs(scale))  # ν of the geometric median does not scale
+
+
+@pytest.mark.parametrize("parts", ROBUST, ids=name)
+@settings(max_examples=25, deadline=None)
+@given(instance=instances(), size=st.sampled_from([1e1, 1e4, 1e9, 1e18, 1e60]), same=st.booleans())
+def test_breakdown(parts, instance, size, same):
+    """However large f rows are, the result stays by the others."""
+    rng, rows, f = instance
+    n, d = rows.shape
+    bad = rng.choice(n, f, replace=False)
+    rows[bad] = size * (rng.standard_normal(d) if same else rng.standard_normal((f, d)))
+    honest = np.delete(rows, bad, axis=0)
+    radius = np.linalg.norm(honest, axis=1).max()
+    found = Pipeline(parts).aggregate(rows, f=f)
+    assert np.linalg.norm(found) <= (2 * n + np.sqrt(d)) * radius
+
+
+@pytest.mark.parametrize("parts", ANY, ids=name)
+def test_arrays_and_tensors_of_every_type(parts):
+    rows = np.random.default_rng(0).standard_normal((9, 700)).astype(np.float32)
+    pipeline = Pipeline(parts)
+    expected = pipeline.aggregate(rows)
+    assert (expected.dtype, expected.shape) == (np.float32, (700,))
+    tensor = pipeline.aggregate(torch.from_numpy(rows).requires_grad_())
+    assert tensor.dtype == torch.float32
+    assert not tensor.requires_grad
+    assert np.array_equal(tensor.numpy(), expected)
+    assert np.allclose(pipeline.aggregate(rows.astype(np.float64)), expected, rtol=0, atol=1e-5)
+    short = torch.from_numpy(rows).bfloat16()
+    found = pipeline.aggregate(short)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, pipeline.aggregate(short.float()).bfloat16())
+    assert pipeline.aggregate(rows.astype(np.float16)).dtype == np.float16
+    strided = np.asfortranarray(rows)
+    assert np.array_equal(pipeline.aggregate(strided), expected)
+
+
+@pytest.mark.parametrize("parts", ANY, ids=name)
+def test_inputs_stay_as_they_are(parts):
+    rows = np.random.default_rng(1).standard_normal((9, 700))
+    rows[0] *= 1e6
+    tensor, before, previous = torch.from_numpy(rows.copy()), rows.copy(), np.ones(700)
+    Pipeline(parts).aggregate(rows, previous=previous)
+    Pipeline(parts).aggregate(tensor)
+    protocol = Clear([rows])
+    gram = protocol.gram({"momentum": previous})
+    copies = gram.matrix.copy(), gram.prior.copy(), gram.centred.products.copy()
+    result = Pipeline(parts).run(protocol, Context(f=2, previous=previous), gram)
+    assert np.array_equal(rows, before)
+    assert np.array_equal(tensor.numpy(), before)
+    assert np.array_equal(previous, np.ones(700))
+    assert result.gram is gram
+    for now, then in zip((gram.matrix, gram.prior, gram.centred.products), copies, strict=True):
+        assert np.array_equal(now, then)
+    rows.flags.writeable = False
+    Pipeline(parts).aggregate(rows)
+
+
+@pytest.mark.parametrize("parts", ANY, ids=name)
+def test_run_gives_the_aggregate_and_the_weights_that_make_it(parts):
+    rng = np.random.default_rng(2)
+    rows, previous = rng.standard_normal((10, 300)).astype(np.float32), rng.standard_normal(300)
+    pipeline, context = Pipeline(parts), Context(f=3, previous=previous)
+    result = pipeline.run(Clear([rows[:4], rows[4:]]), context)
+    assert result.aggregate.dtype == np.float32
+    assert np.array_equal(result.aggregate, pipeline.aggregate(rows, f=3, previous=previous))
+    assert np.allclose(result.gram.matrix, rows @ rows.T, atol=1e-3)
+    if result.weights is None:
+        assert isinstance(parts[-1], Median | TrimmedMean)
+        with pytest.raises(ExperimentError, match="no weights of rows"):
+            pipeline.combination(rows)
+    else:
+        made = result.weights @ rows + result.anchors.get("momentum", 0.0) * previous
+        assert np.allclose(result.aggregate, made, atol=1e-5)
+        assert np.array_equal(pipeline.combination(rows, f=3, previous=previous).weights, result.weights)
+
+
+def test_priors_given_to_the_gram_reach_the_rule():
+    rows = np.random.default_rng(3).standard_normal((4, 20))
+    protocol = Clear([rows])
+    gram = protocol.gram().weighted(np.array([1.0, 2, 3, 4]))
+    assert np.allclose(Pipeline([Mean()]).run(protocol, Context(f=0), gram).weights, [0.1, 0.2, 0.3, 0.4])
+
+
+def test_sample_counts_are_capped_at_twice_the_median():
+    assert np.allclose(capped_prior([10, 20, 30, 1_000_000, 1], 5), np.array([10, 20, 30, 40, 1]) / 101)
+    assert np.allclose(capped_prior(None, 4), 0.25)
+    for wrong in ([1, 2], [1, 2, 0], [1, 2, -3], [1, np.nan, 2]):
+        with pytest.raises(ExperimentError, match="3 positive numbers"):
+            capped_prior(wrong, 3)
+    with pytest.raises(ExperimentError, match="krum cannot weigh updates by sample counts"):
+        Pipeline([NNM(), Krum()]).aggregate(np.ones((5, 2)), samples=[1, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("parts", ANY, ids=name)
+def test_rows_that_are_not_finite_are_named(parts, value):
+    rows = np.ones((9, 1000), dtype=np.float32)
+    rows[3, 999] = rows[5, 0] = value
+    for updates in (rows, torch.from_numpy(rows)):
+        with pytest.raises(ExperimentError, match=r"not finite.*row 3, 5"):
+            Pipeline(parts).aggregate(updates)
+
+
+@pytest.mark.parametrize(
+    ("f", "n", "rule", "stages", "expected"),
+    [
+        ("auto", 10, Krum(), (), 3),
+        ("auto", 10, Median(), (), 4),
+        ("auto", 11, TrimmedMean(), (), 5),
+        ("auto", 10, Mean(), (), 4),
+        ("auto", 3, MultiKrum(), (), 0),
+        ("auto", 10, MultiKrum(m=8), (), 2),
+        ("auto", 1, Mean(), (), 0),
+        ("auto", 5, Krum(), (NNM(),), 1),
+        (2, 10, Krum(), (), 2),
+        (0, 10, Krum(), (), 0),
+        (0.2, 10, Krum(), (), 2),
+        (0.29, 100, Median(), (), 29),
+        (0.3, 11, Median(), (), 3),
+        (0.05, 10, Median(), (), 0),
+    ],
+)
+def test_declared_f(f, n, rule, stages, expected):
+    assert resolve_f(f, n, rule, stages) == expected
+
+
+@pytest.mark.parametrize(
+    ("f", "n", "rule", "stages", "message"),
+    [
+        (4, 10, Krum(), (), "krum needs n ≥ 2f + 3: n = 10, f = 4; largest f here: 3"),
+        (4, 10, MultiKrum(), (), "multi_krum needs n ≥ 2f + 3: n = 10, f = 4; largest f here: 3"),
+        (3, 10, MultiKrum(m=8), (), "multi_krum needs m ≤ n − f: m = 8, n = 10, f = 3; largest f here: 2"),
+        (5, 10, Median(), (), "median needs n ≥ 2f + 1: n = 10, f = 5; largest f here: 4"),
+        (5, 10, Mean(), (), "mean needs n ≥ 2f + 1: n = 10, f = 5; largest f here: 4"),
+        (5, 10, Mean(), (NNM(),), "nnm needs n ≥ 2f + 1: n = 10, f = 5; largest f here: 4"),
+        (0.45, 10, Krum(), (), "krum needs n ≥ 2f + 3: n = 10, f = 4; largest f here: 3"),
+        ("auto", 2, Krum(), (), "krum needs n ≥ 2f + 3: n = 2, f = 0; too few updates for any f"),
+        ("auto", 0, Median(), (), "median needs n ≥ 2f + 1: n = 0, f = 0; too few updates for any f"),
+    ],
+)
+def test_an_f_beyond_the_bound_is_refused(f, n, rule, stages, message):
+    with pytest.raises(ExperimentError) as error:
+        resolve_f(f, n, rule, stages)
+    assert str(error.value) == message
+    if n:
+        with pytest.raises(ExperimentError):
+            Pipeline([*stages, rule]).aggregate(np.ones((n, 2)), f=f)
+
+
+def test_bounds_are_checked_for_a_context_too():
+    with pytest.raises(ExperimentError, match="krum needs n ≥ 2f \\+ 3: n = 5, f = 2"):
+        Pipeline([Krum()]).run(Clear([np.ones((5, 2))]), Context(f=2))
+
+
+@pytest.mark.parametrize("parts", [[], [Clip()], [Krum(), Mean()], [Mean(), Clip()], [3]])
+def test_a_pipeline_is_stages_and_one_rule(parts):
+    with pytest.raises(ExperimentError, match="any stages, then one rule"):
+        Pipeline(parts)
+
+
+def test_options_of_an_experiment():
+    assert Aggregation() == Aggregation(stages=(), rule=Mean(), f="auto", weighting="uniform")
+    read = Aggregation.model_validate(
+        {"stages": ["clip", {"name": "nnm"}], "rule": {"name": "multi_krum", "m": 3}, "f": 0.2, "weighting": "samples"}
+    )
+    assert read.stages == (Clip(), NNM())
+    assert read.rule == MultiKrum(m=3)
+    assert read.pipeline().parts == (Clip(), NNM(), MultiKrum(m=3))
+    assert Aggregation.model_validate(read.model_dump(serialize_as_any=True)) == read
+    assert Aggregation.model_validate({"rule": "trimmed_mean", "f": 2}).declared_f(9) == 2
+
+
+def test_f_of_an_experiment_when_rows_have_been_dropped():
+    assert Aggregation(rule=Median(), f=3).declared_f(8, dropped=2) == 1
+    assert Aggregation(rule=Median(), f=1).declared_f(8, dropped=2) == 0
+    assert Aggregation(rule=Median(), f=0.25).declared_f(8, dropped=2) == 2
+    assert Aggregation(rule=Median()).declared_f(8, dropped=2) == 3
+    assert Aggregation(rule=Krum(), f=4).refusal(10) == "krum needs n ≥ 2f + 3: n = 10, f = 4; largest f here: 3"
+    assert Aggregation(rule=Krum(), f=4).refusal(11) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"rule": "krum", "weighting": "samples"},
+            'krum cannot weigh updates by sample counts; use "uniform", or one of: mean',
+        ),
+        ({"f": 0.5}, "a fraction in \\(0, 0.5\\)"),
+        ({"f": 0.0}, "a fraction in \\(0, 0.5\\)"),
+        ({"f": -1}, "a count ≥ 0"),
+        ({"f": "most"}, "auto"),
+        ({"f": True}, "f"),
+        ({"rule": "multikrum"}, "did you mean 'multi_krum'"),
+        ({"rule": "nnm"}, "allowed: mean, krum"),
+        ({"stages": ["krum"]}, "allowed: clip, nnm"),
+        ({"rule": {"name": "krum", "m": 3}}, "unknown key"),
+        ({"rule": {"name": "geometric_median", "nu": 0.0}}, "greater than 0"),
+        ({"rule": {"name": "centered_clipping", "tau": -1.0}}, "greater than 0"),
+        ({"stages": [{"name": "clip", "radius": "mean"}]}, "median"),
+    ],
+)
+def test_options_that_cannot_be(values, message):
+    with pytest.raises(ValidationError, match=message):
+        Aggregation.model_validate(values)

@@ -1,0 +1,243 @@
+"""Who attacks, when, and what they are shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from fedrobust.attacks import (
+    Alie,
+    Always,
+    Attack,
+    CraftedAttack,
+    FromRound,
+    Gaussian,
+    Ipm,
+    LabelFlip,
+    NonFinite,
+    OnOff,
+    PatchBackdoor,
+    SignFlip,
+    SingleShot,
+    View,
+    attacking,
+    craft,
+    draw_attackers,
+)
+from fedrobust.errors import ExperimentError
+from fedrobust.options import OneOf
+
+ANY = TypeAdapter(Annotated[Attack, OneOf(Attack)])
+KINDS = (SignFlip, Gaussian, Alie, Ipm, NonFinite, LabelFlip, PatchBackdoor)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rounds"),
+    [
+        (Always(), [1, 2, 3, 4, 5, 6, 7, 8]),
+        (FromRound(round=4), [4, 5, 6, 7, 8]),
+        (OnOff(), [1, 3, 5, 7]),
+        (OnOff(on=2, off=3), [1, 2, 6, 7]),
+        (OnOff(on=1, off=2, start=3), [3, 6]),
+        (SingleShot(round=5), [5]),
+    ],
+)
+def test_schedules(schedule: Any, rounds: list[int]) -> None:
+    assert [round for round in range(1, 9) if schedule.active(round)] == rounds
+
+
+def test_an_attack_is_read_from_a_file_and_back() -> None:
+    text = {"name": "alie", "clients": [1, 4], "z": 1.5, "schedule": {"name": "on_off", "on": 2, "off": 1}}
+    attack = ANY.validate_python(text)
+    assert attack == Alie(clients=(1, 4), z=1.5, schedule=OnOff(on=2, off=1))
+    assert ANY.validate_python(attack.model_dump(mode="json", serialize_as_any=True)) == attack
+    assert ANY.validate_python({"name": "ipm", "count": 1, "schedule": "always"}).schedule == Always()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of fraction, count, clients; none is given"),
+        ({"count": 1, "fraction": 0.2}, "found fraction and count"),
+        ({"clients": [1, 1]}, "name each hospital once"),
+        ({"clients": []}, "at least one"),
+        ({"clients": [-1]}, "greater than or equal to 0"),
+        ({"fraction": 1.0}, "less than 1"),
+        ({"count": 1, "knowledge": "everything"}, "'own' or 'all'"),
+        ({"count": 1, "schedule": "sometimes"}, "allowed: always, from_round, on_off, single_shot"),
+    ],
+)
+def test_refused_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ANY.validate_python({"name": "ipm", **options})
+
+
+@pytest.mark.parametrize("kind", [Gaussian, NonFinite, LabelFlip, PatchBackdoor])
+def test_attacks_that_need_to_see_nothing_refuse_the_knowledge_all(kind: type[Attack]) -> None:
+    with pytest.raises(ValidationError, match="own"):
+        kind.model_validate({"name": kind.model_fields["name"].default, "count": 1, "knowledge": "all"})
+
+
+@pytest.mark.parametrize(
+    ("fraction", "clients", "expected"),
+    [(0.2, 10, 2), (0.25, 10, 3), (0.24, 10, 2), (0.35, 10, 4), (0.29, 50, 15), (0.0, 10, 0), (0.4, 20, 8)],
+)
+def test_a_fraction_is_rounded_to_the_nearest_number_a_half_upwards(
+    fraction: float, clients: int, expected: int
+) -> None:
+    assert len(draw_attackers([SignFlip(fraction=fraction)], clients, 0)) == expected
+
+
+@given(
+    sizes=st.lists(st.integers(0, 4), max_size=4),
+    explicit=st.sets(st.integers(0, 19), min_size=1, max_size=3),
+    seed=st.integers(0, 2**32),
+)
+def test_several_attacks_share_no_hospital(sizes: list[int], explicit: set[int], seed: int) -> None:
+    attacks = [*(SignFlip(count=size) for size in sizes), Ipm(clients=tuple(sorted(explicit)))]
+    drawn = draw_attackers(attacks, 20, seed)
+    assert Counter(drawn.values()) == Counter({i: s for i, s in enumerate([*sizes, len(explicit)]) if s})
+    assert {client for client, index in drawn.items() if index == len(sizes)} == explicit
+    assert list(drawn) == sorted(drawn) and set(drawn) <= set(range(20))
+
+
+def test_the_hospitals_are_the_same_whatever_the_attack_and_grow_with_the_fraction() -> None:
+    drawn = {kind: draw_attackers([kind(fraction=0.2)], 20, 7) for kind in KINDS}
+    assert all(one == drawn[SignFlip] for one in drawn.values())
+    assert set(drawn[SignFlip]) == set(draw_attackers([Alie(count=4, knowledge="own")], 20, 7))
+    assert set(drawn[SignFlip]) < set(draw_attackers([Gaussian(fraction=0.4)], 20, 7))
+
+
+def test_every_hospital_is_drawn_equally_often() -> None:
+    draws = Counter(client for seed in range(2000) for client in draw_attackers([SignFlip(count=3)], 10, seed))
+    counts = np.array([draws[client] for client in range(10)])
+    # 600 expected each; five standard deviations of a binomial(2000, 0.3) are 102.
+    assert np.abs(counts - 600).max() < 102
+    assert len({tuple(draw_attackers([SignFlip(count=3)], 10, seed)) for seed in range(50)}) > 30
+
+
+@pytest.mark.parametrize(
+    ("attacks", "message"),
+    [
+        ([SignFlip(count=10)], "10 malicious hospitals of 10; at least one must be honest"),
+        ([SignFlip(fraction=0.5), Ipm(count=5)], "at least one must be honest"),
+        ([SignFlip(clients=(3, 10))], "attacks.0.clients: no hospital 10; the ids are 0 to 9"),
+        ([SignFlip(clients=(3,)), Ipm(clients=(4, 3))], "attacks.1.clients: attacks.0 has hospital 3 already"),
+        ([SignFlip(fraction=0.04)], "attacks.0.fraction: 0.04 of 10 hospitals is none"),
+        ([Alie(fraction=0.1, knowledge="own")], "attacks.0: alie with the knowledge own needs at least 2"),
+    ],
+)
+def test_impossible_draws_are_refused(attacks: list[Attack], message: str) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        draw_attackers(attacks, 10, 0)
+
+
+def test_no_attack_no_attackers() -> None:
+    assert draw_attackers([], 1, 0) == {}
+    assert draw_attackers([Alie(fraction=0.0, knowledge="own")], 5, 0) == {}
+
+
+def test_only_participants_with_an_active_schedule_attack() -> None:
+    attacks = [LabelFlip(clients=(1, 2)), SignFlip(clients=(4, 5), schedule=FromRound(round=3))]
+    attackers = draw_attackers(attacks, 8, 0)
+    assert attacking(attacks, attackers, [5, 2, 0, 7], 1) == [2]
+    assert attacking(attacks, attackers, [5, 2, 0, 7], 3) == [2, 5]
+
+
+class Recorder(CraftedAttack):
+    """An attack that keeps what it is shown."""
+
+    name: Literal["recorder"] = "recorder"
+    seen: ClassVar[dict[str, View]] = {}
+
+    def craft(self, view: View) -> np.ndarray:
+        self.seen[self.knowledge] = view
+        return np.zeros((view.f, len(view.own[0])), dtype=np.float32)
+
+
+def updates(clients: int, d: int = 5, seed: int = 0) -> dict[int, np.ndarray]:
+    rows = np.random.default_rng(seed).normal(size=(clients, d)).astype(np.float32)
+    rows.flags.writeable = False
+    return dict(enumerate(rows))
+
+
+def test_what_an_attack_is_shown() -> None:
+    own, everything = Recorder(clients=(6, 2)), Recorder(clients=(1,), knowledge="all")
+    attacks = [own, everything, LabelFlip(clients=(4,))]
+    rows = updates(8)
+    crafted = craft(attacks, draw_attackers(attacks, 8, 0), [0, 1, 2, 4, 6, 7], rows, round=3, seed=0)
+    assert list(crafted) == [1, 2, 6]  # the data attacker trained its lie and sends it as it is
+    view = Recorder.seen["own"]
+    assert view.others is None and view.n == 6 and view.f == 2 and view.round == 3
+    np.testing.assert_array_equal(np.stack(view.own), [rows[2], rows[6]])
+    np.testing.assert_array_equal(np.stack(view.reference), [rows[2], rows[6]])
+    view = Recorder.seen["all"]
+    assert view.others is not None
+    # Every other participant as it was trained: attackers of other groups too, nobody who is absent.
+    np.testing.assert_array_equal(np.stack(view.others), [rows[client] for client in (0, 2, 4, 6, 7)])
+    with pytest.raises(ValueError, match="read-only"):
+        view.others[0][0] = 0
+
+
+def test_own_knowledge_needs_no_rows_of_others() -> None:
+    attacks = [SignFlip(clients=(1,))]
+    crafted = craft(attacks, {1: 0}, range(4), {1: np.ones(3, dtype=np.float32)}, round=1, seed=0)
+    np.testing.assert_array_equal(crafted[1], [-1, -1, -1])
+
+
+@pytest.mark.parametrize(
+    "attack", [kind(clients=(1, 3), knowledge="own") for kind in (SignFlip, Gaussian, Alie, Ipm, NonFinite)]
+)
+def test_an_own_attack_does_not_depend_on_others_rows(attack: Attack) -> None:
+    first, second = updates(6, seed=1), updates(6, seed=2)
+    second.update({client: first[client] for client in (1, 3)})
+    drawn = draw_attackers([attack], 6, 0)
+    results = [craft([attack], drawn, range(6), rows, round=2, seed=5) for rows in (first, second)]
+    for client in (1, 3):
+        np.testing.assert_array_equal(results[0][client], results[1][client])
+
+
+@pytest.mark.parametrize("kind", [SignFlip, Alie, Ipm])
+def test_an_all_attack_depends_on_others_rows(kind: type[CraftedAttack]) -> None:
+    attack = kind(clients=(1, 3), knowledge="all")
+    rows = updates(6)
+    shifted = {client: row + np.float32(client not in (1, 3)) for client, row in rows.items()}
+    first, second = (craft([attack], {1: 0, 3: 0}, range(6), given, round=1, seed=0) for given in (rows, shifted))
+    assert not np.array_equal(first[1], second[1])
+
+
+def test_hospitals_whose_schedule_is_off_are_honest() -> None:
+    attacks = [SignFlip(clients=(0,), schedule=SingleShot(round=2))]
+    assert [list(craft(attacks, {0: 0}, range(3), updates(3), round, seed=0)) for round in (1, 2, 3)] == [[], [0], []]
+
+
+def test_crafting_is_deterministic_and_differs_between_rounds_seeds_and_attacks() -> None:
+    attacks = [Gaussian(clients=(0, 1)), Gaussian(clients=(2,))]
+    drawn = draw_attackers(attacks, 5, 0)
+
+    def rows(round: int, seed: int) -> np.ndarray:
+        return np.stack(list(craft(attacks, drawn, range(5), updates(5, d=40), round, seed).values()))
+
+    np.testing.assert_array_equal(rows(1, 0), rows(1, 0))
+    every = np.concatenate([rows(1, 0), rows(2, 0), rows(1, 1)])
+    assert len({row.tobytes() for row in every}) == len(every)
+
+
+class Wrong(CraftedAttack):
+    """A user's attack that returns a row instead of rows."""
+
+    name: Literal["wrong"] = "wrong"
+
+    def craft(self, view: View) -> np.ndarray:
+        return np.asarray(view.own)[0]
+
+
+def test_rows_of_a_wrong_shape_are_refused() -> None:
+    with pytest.raises(ExperimentError, match=r"attacks.0: wrong crafted float32 \(5,\); expected float32 \(2, 5\)"):
+        craft([Wrong(clients=(0, 1))], {0: 0, 1: 0}, range(3), updates(3), round=1, seed=0)

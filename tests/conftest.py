@@ -1,0 +1,42 @@
+"""Shared by all tests: one Ray instance for the whole session, and the real data where they lie beside the repository."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+IDC = REPOSITORY.parent / "shared" / "data" / "idc_breast_48.npz"
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["RAY_AUTH_MODE"] = "token"
+for variable in ("FEDROBUST_DATA", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+    os.environ.pop(variable, None)
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A local Ray of four logical cores, started once."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder: runs, cache and tracking store of the test go below it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def idc_file() -> Path:
+    """The real IDC patches. Skips where they are not beside the repository, except on CI, where they must be."""
+    if not IDC.exists() and os.environ.get("CI") != "true":
+        pytest.skip(f"needs the real IDC patches at ../shared/data/{IDC.name}")
+    return IDC

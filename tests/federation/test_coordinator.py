@@ -1,0 +1,79 @@
+"""The coordinator, called directly: what it makes of the updates, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedrobust.experiment import Experiment
+from fedrobust.federation.coordinator import Coordinator
+
+CLIENTS, D = 6, 50
+
+
+def coordinator(**options: Any) -> Coordinator:
+    experiment = Experiment.model_validate({"federation": {"clients": CLIENTS}} | options)
+    made = Coordinator()
+    made.setup(experiment, np.array([10, 10, 10, 10, 10, 1000]), np.zeros(D, dtype=np.float32), {})
+    return made
+
+
+@pytest.fixture
+def updates() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((CLIENTS, D)).astype(np.float32)
+
+
+def test_mean_moves_the_model_by_the_mean_update(updates: np.ndarray) -> None:
+    record, weights, _ = coordinator(aggregation={"rule": "mean"}).aggregate(1, [range(CLIENTS)], [], updates)
+    np.testing.assert_allclose(weights, updates.mean(0), rtol=1e-5, atol=1e-6)
+    assert record["participants"] == list(range(CLIENTS))
+    assert sum(record["weights"].values()) == pytest.approx(1)
+    assert record["upload_bytes"] == CLIENTS * D * 4
+
+
+@pytest.mark.parametrize("rule", ["mean", "krum", "geometric_median", "median", "centered_clipping"])
+def test_the_result_does_not_depend_on_how_rows_arrive(updates: np.ndarray, rule: str) -> None:
+    aggregation = {"rule": rule, "f": 1, "stages": ["nnm"]}
+    _, one, _ = coordinator(aggregation=aggregation).aggregate(1, [range(CLIENTS)], [], updates)
+    parts = [[4, 1], [5, 0, 3], [2]]
+    _, other, _ = coordinator(aggregation=aggregation).aggregate(1, parts, [], *(updates[part] for part in parts))
+    assert one.tobytes() == other.tobytes()
+
+
+def test_counts_are_capped_at_twice_the_median(updates: np.ndarray) -> None:
+    record, _, _ = coordinator(aggregation={"rule": "mean", "weighting": "samples"}).aggregate(
+        1, [range(CLIENTS)], [], updates
+    )
+    assert record["weights"][5] == pytest.approx(20 / 70)
+
+
+def test_rows_that_are_not_finite_are_dropped_and_told(updates: np.ndarray) -> None:
+    updates[2, 7], updates[4, 0] = np.nan, np.inf
+    record, weights, _ = coordinator(aggregation={"rule": "mean", "f": 2}).aggregate(1, [range(CLIENTS)], [2, 4], updates)
+    np.testing.assert_allclose(weights, updates[[0, 1, 3, 5]].mean(0), rtol=1e-5, atol=1e-6)
+    assert set(record["rejected"]) == {2, 4}
+    assert record["f"] == 0
+    assert record["reputation"][2] < min(record["reputation"][client] for client in (0, 1, 3, 5))
+
+
+def test_below_the_quorum_the_model_stays(updates: np.ndarray) -> None:
+    updates[:4] = np.nan
+    record, weights, _ = coordinator().aggregate(1, [range(CLIENTS)], [0, 1, 2, 3], updates)
+    assert not weights.any()
+    assert record["skipped"] == "2 of 6 updates were usable"
+
+
+@pytest.mark.parametrize("server", ["fedavgm", "fedadam"])
+@pytest.mark.parametrize("rule", ["mean", "centered_clipping"])
+def test_the_arrays_of_a_checkpoint_are_all_of_its_state(updates: np.ndarray, server: str, rule: str) -> None:
+    options: dict[str, Any] = {"aggregation": {"rule": rule}, "learning": {"server": server}}
+    one = coordinator(**options)
+    _, weights, arrays = one.aggregate(1, [range(CLIENTS)], [], updates)
+    other = Coordinator()
+    samples = np.full(CLIENTS, 10)
+    other.setup(Experiment.model_validate({"federation": {"clients": CLIENTS}} | options), samples, weights, arrays)
+    first, second = (made.aggregate(2, [range(CLIENTS)], [], updates * 0.5) for made in (one, other))
+    assert first[1].tobytes() == second[1].tobytes()
+    assert first[0]["reputation"] == second[0]["reputation"]

@@ -1,0 +1,76 @@
+"""The journal: what a crash at any point leaves behind can be gone on from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedrobust.errors import ExperimentError, FederationError
+from fedrobust.federation.journal import Checkpoint, Journal, read_checkpoint, read_journal
+
+
+def checkpoint(round: int) -> Checkpoint:
+    arrays = {"weights": np.arange(3, dtype=np.float32) + round, "client/7": np.full(2, round, dtype=np.float32)}
+    return Checkpoint(round, arrays, pending=round)
+
+
+def committed(folder: Path, rounds: int) -> Journal:
+    journal = Journal(folder)
+    for round in range(1, rounds + 1):
+        journal.commit([{"kind": "round", "round": round}], checkpoint(round))
+    return journal
+
+
+def test_a_commit_reads_back(tmp_path: Path) -> None:
+    committed(tmp_path, 2).close()
+    found = read_checkpoint(tmp_path)
+    assert (found.round, found.pending) == (2, 2)
+    np.testing.assert_array_equal(found.arrays["weights"], np.array([2, 3, 4], dtype=np.float32))
+    assert found.arrays["weights"].dtype == np.float32
+    np.testing.assert_array_equal(found.below("client")["7"], [2, 2])
+    assert [record["round"] for record in read_journal(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("tail", [b'{"kind":"round","round":3}\n', b'{"kind":"rou', b"\xff\xfe"])
+def test_lines_after_the_last_commit_are_cut_off(tmp_path: Path, tail: bytes) -> None:
+    committed(tmp_path, 2).close()
+    with (tmp_path / "journal.jsonl").open("ab") as file:
+        file.write(tail)
+    (tmp_path / "checkpoint.partial").write_bytes(b"half a checkpoint")
+    journal, found = Journal.reopen(tmp_path)
+    assert found.round == 2
+    journal.commit([{"kind": "round", "round": 3}], checkpoint(3))
+    assert [record["round"] for record in read_journal(tmp_path)] == [1, 2, 3]
+
+
+def test_a_crash_before_the_rename_commits_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = committed(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("crash")))
+        with pytest.raises(FederationError, match="round 2 could not be written: crash"):
+            journal.commit([{"kind": "round", "round": 2}], checkpoint(2))
+    _, found = Journal.reopen(tmp_path)
+    assert found.round == 1
+    assert [record["round"] for record in read_journal(tmp_path)] == [1]
+
+
+def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    record = {"kind": "round", "round": 1, "a": math.nan, "b": [np.float32(np.inf), np.int64(3)], "c": {4: np.float64(0.5)}}
+    journal.commit([record], checkpoint(1))
+    assert read_journal(tmp_path) == [{"kind": "round", "round": 1, "a": None, "b": [None, 3], "c": {"4": 0.5}}]
+
+
+def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="no such file"):
+        Journal.reopen(tmp_path)
+    committed(tmp_path, 1).close()
+    (tmp_path / "journal.jsonl").write_bytes(b"")
+    with pytest.raises(ExperimentError, match="shorter than its checkpoint"):
+        Journal.reopen(tmp_path)
+    (tmp_path / "checkpoint.npz").write_bytes(b"no archive")
+    with pytest.raises(ExperimentError, match="damaged checkpoint"):
+        Journal.reopen(tmp_path)

@@ -1,0 +1,70 @@
+"""Shares of the machine, and what actors do when they fail or stay silent."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+
+from fedrobust.errors import FederationError
+from fedrobust.experiment import Workers
+from fedrobust.federation.pool import Pool, Share, answer, share
+
+
+@pytest.mark.parametrize(
+    ("workers", "resources", "clients", "expected"),
+    [
+        ({}, {"CPU": 2.0}, 10, Share(2, 1.0, 0.0, 1)),
+        ({}, {"CPU": 16.0}, 10, Share(10, 1.0, 0.0, 1)),
+        ({"count": 4}, {"CPU": 2.0}, 10, Share(4, 0.5, 0.0, 1)),
+        ({"count": 3}, {"CPU": 2.0}, 10, Share(3, 0.666, 0.0, 1)),
+        ({}, {"CPU": 8.0, "GPU": 1.0}, 10, Share(4, 1.0, 0.25, 1)),
+        ({"gpus": 0.5}, {"CPU": 2.0, "GPU": 2.0}, 10, Share(4, 0.5, 0.5, 1)),
+        ({"gpus": 0.0}, {"CPU": 2.0, "GPU": 2.0}, 10, Share(2, 1.0, 0.0, 1)),
+        ({"count": 2, "threads": 3}, {"CPU": 8.0}, 10, Share(2, 1.0, 0.0, 3)),
+    ],
+)
+def test_auto(workers: dict[str, float], resources: dict[str, float], clients: int, expected: Share) -> None:
+    assert share(Workers.model_validate(workers), resources, clients) == expected
+
+
+def test_more_than_the_cluster_has_is_refused() -> None:
+    with pytest.raises(FederationError, match="need 4, the cluster has 2"):
+        share(Workers(count=2, cpus=2.0), {"CPU": 2.0}, 10)
+    with pytest.raises(FederationError, match="GPUs each need 0.5, the cluster has 0"):
+        share(Workers(count=2, gpus=0.25), {"CPU": 2.0}, 10)
+
+
+def test_silence_and_failure_name_what_was_awaited(ray_local: None) -> None:
+    @ray.remote(num_cpus=0)
+    def slow() -> None:
+        import time
+
+        time.sleep(30)
+
+    @ray.remote(num_cpus=0)
+    def broken() -> None:
+        raise ValueError("a bad batch")
+
+    reference = slow.remote()
+    with pytest.raises(FederationError, match=r"no answer for 0\.1 s while waiting for the slow one"):
+        answer(reference, "the slow one", 0.1)
+    ray.cancel(reference, force=True)
+    with pytest.raises(FederationError, match="the broken one failed: ValueError: a bad batch"):
+        answer(broken.remote(), "the broken one", 60)
+
+
+def test_a_team_is_leased_and_given_back_and_its_room_is_free_afterwards(ray_local: None) -> None:
+    before = ray.available_resources().get("CPU")
+    with Pool(Workers(count=2), clients=4) as pool:
+        with pool.lease() as team:
+            assert len(team.workers) == 2
+            first = team
+        with pool.lease() as team:
+            assert team is first
+    for _ in range(100):
+        if ray.available_resources().get("CPU") == before:
+            break
+        import time
+
+        time.sleep(0.1)
+    assert ray.available_resources().get("CPU") == before

@@ -1,0 +1,190 @@
+"""Experiment files: what is read, what is refused, and what the refusal tells."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedrobust
+from fedrobust.errors import ExperimentError
+from fedrobust.experiment import Experiment
+from fedrobust.experiment_file import dump
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+WRONG = [
+    # (what is wrong, the file, the line of the culprit, what the error must tell)
+    ("unknown key", "sede: 3\n", 1, ["sede", "did you mean 'seed'"]),
+    ("unknown key below", "federation:\n  client: 3\n", 2, ["federation.client", "did you mean 'clients'"]),
+    ("unknown rule", "aggregation:\n  rule: krun\n", 2, ["aggregation.rule", "'krun'", "did you mean 'krum'"]),
+    ("unknown stage", "aggregation:\n  stages: [clip, nmm]\n", 2, ["aggregation.stages.1", "'nmm'", "'nnm'"]),
+    ("unknown option", "attacks:\n  - {name: sign_flip, fraction: 0.2, scal: 4}\n", 2, ["attacks.0.scal", "did you mean 'scale'"]),
+    ("text for a number", "seed: one\n", 1, ["seed", "integer", "'one'"]),
+    ("number in quotes", "learning:\n  local:\n    batch_size: '32'\n", 3, ["learning.local.batch_size", "'32'"]),
+    ("fraction of a client", "federation: {clients: 2.5}\n", 1, ["federation.clients", "integer", "2.5"]),
+    ("negative rounds", "federation:\n  rounds: -1\n", 2, ["federation.rounds", "greater than or equal to 1", "-1"]),
+    ("not a number", "learning:\n  local:\n    optimizer: {name: sgd, lr: .nan}\n", 3, ["learning.local.optimizer.lr", "finite"]),
+    ("list for a mapping", "data: [histology]\n", 1, ["data", "found a list"]),
+    ("missing name", "attacks:\n  - {fraction: 0.2}\n", 2, ["attacks.0.name", "missing", "sign_flip"]),
+    ("who attacks is not said", "attacks:\n  - {name: sign_flip}\n", 2, ["attacks.0", "fraction", "count", "clients"]),
+    ("everybody attacks", "federation: {clients: 4}\nattacks:\n  - {name: sign_flip, count: 4}\n", 2, ["attacks", "4", "honest"]),
+    ("attacker that is not there", "federation: {clients: 4}\nattacks:\n  - {name: ipm, clients: [7]}\n", 3, ["attacks.0.clients", "7", "0 to 3"]),
+    ("f too large", "federation: {clients: 10}\naggregation:\n  rule: krum\n  f: 4\n", 4, ["aggregation.f", "krum", "2f + 3", "n = 10"]),
+    ("sample weights for a rule without", "aggregation: {rule: median, weighting: samples}\n", 1, ["aggregation", "median", "samples"]),
+    ("steps and epochs", "learning:\n  local: {steps: 4, epochs: 1}\n", 2, ["learning.local", "steps", "epochs"]),
+    ("unknown timm model", "learning:\n  model: timm:resnet81\n", 2, ["learning.model", "resnet81", "resnet18"]),
+    ("user's class that is not there", "aggregation: {rule: 'no.such.module:Rule'}\n", 1, ["aggregation.rule", "no.such.module:Rule", "cannot import"]),
+    ("user's class of another family", "aggregation: {rule: 'fedrobust.attacks:SignFlip'}\n", 1, ["aggregation.rule", "not a subclass of Rule"]),
+    ("not YAML", "seed: [1\n", 2, ["not valid YAML"]),
+    ("same key twice", "seed: 1\nseed: 2\n", 2, ["seed"]),
+    ("not a mapping", "- seed\n", None, ["expected a mapping"]),
+    ("missing data", "data:\n  source: {name: npz, path: nowhere.npz}\n", None, ["nowhere.npz"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line", "tells"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+def test_wrong_files_give_one_clear_line(text: str, line: int | None, tells: list[str], workplace: Path) -> None:
+    file = workplace / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(ExperimentError) as caught:
+        experiment = fedrobust.load(file)
+        experiment.data.source.check()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    if line is not None:
+        assert message.startswith(f"{file}:{line}: "), message
+    for word in tells:
+        assert word in message, message
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fedrobust.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("aggregation: {rule: krun}\n", []),
+        ("data: {source: {name: npz, path: nowhere.npz}}\n", []),
+        ("seed: 1\n", ["federation.rounds=many"]),
+        ("data: {source: {name: histology, patients: 20}, partition: {name: shards, per_client: 1, minimum: 100000}}\n", []),
+    ],
+)
+def test_the_command_refuses_without_traceback_and_writes_nothing(text: str, overrides: list[str], workplace: Path) -> None:
+    (workplace / "wrong.yaml").write_text(text)
+    done = command("run", "wrong.yaml", *overrides, cwd=workplace)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert [path.name for path in workplace.iterdir()] == ["wrong.yaml"]
+
+
+def test_all_errors_of_a_file_are_told_at_once(workplace: Path) -> None:
+    Path("wrong.yaml").write_text("seed: x\nfederation: {clients: 0}\n")
+    with pytest.raises(ExperimentError) as caught:
+        fedrobust.load("wrong.yaml")
+    assert [line.split(": ")[:2] for line in str(caught.value).splitlines()] == [
+        ["wrong.yaml:1", "seed"],
+        ["wrong.yaml:2", "federation.clients"],
+    ]
+
+
+def test_overrides_by_dotted_path(workplace: Path) -> None:
+    Path("e.yaml").write_text("aggregation: {rule: krum}\nattacks:\n  - {name: sign_flip, fraction: 0.2}\n")
+    experiment = fedrobust.load(
+        "e.yaml",
+        [
+            "seed=3",
+            "attacks.0.scale=4",
+            "attacks.1={name: ipm, count: 1}",
+            "aggregation.rule.name=geometric_median",
+            "learning.local.optimizer.lr=1e-2",
+            "data.partition={name: dirichlet, alpha: 0.1}",
+        ],
+    )
+    assert experiment.seed == 3
+    assert [attack.name for attack in experiment.attacks] == ["sign_flip", "ipm"]
+    assert experiment.resolved()["attacks"][0]["scale"] == 4.0
+    assert experiment.aggregation.rule.name == "geometric_median"
+    assert experiment.resolved()["learning"]["local"]["optimizer"]["lr"] == 0.01
+    assert experiment.resolved()["data"]["partition"]["alpha"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("override", "tells"),
+    [
+        ("seed", "expected path=value"),
+        ("=3", "expected path=value"),
+        ("seed=[1", "not valid YAML"),
+        ("seed.x=3", "has no 'x'"),
+        ("attacks.1.scale=4", "0 entries"),
+        ("sed=3", "did you mean 'seed'"),
+        ("aggregation.rule=krun", "did you mean 'krum'"),
+    ],
+)
+def test_wrong_overrides_name_themselves(override: str, tells: str, workplace: Path) -> None:
+    Path("e.yaml").write_text("seed: 1\nattacks: []\n")
+    with pytest.raises(ExperimentError) as caught:
+        fedrobust.load("e.yaml", [override])
+    assert str(caught.value).startswith(f"override '{override}'")
+    assert tells in str(caught.value)
+
+
+def test_a_dumped_experiment_reads_back_as_itself(workplace: Path) -> None:
+    for shipped in EXPERIMENTS.glob("*.yaml"):
+        experiment = fedrobust.load(shipped, ["data.source={name: histology}"])
+        Path("again.yaml").write_text(dump(experiment))
+        again = fedrobust.load("again.yaml")
+        assert again == experiment
+        assert again.digest() == experiment.digest()
+
+
+def test_users_classes_come_in_by_path_and_survive_the_round_trip(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.py").write_text(
+        "from fedrobust.aggregation import Combination, Rule\n"
+        "class First(Rule):\n"
+        '    """The first row."""\n'
+        "    share: float = 1.0\n"
+        "    def combine(self, gram, context):\n"
+        "        weights = gram.prior * 0\n"
+        "        weights[0] = self.share\n"
+        "        return Combination(weights)\n"
+    )
+    monkeypatch.syspath_prepend(str(workplace))
+    Path("e.yaml").write_text("aggregation: {rule: {name: 'mine:First', share: 0.5}}\n")
+    experiment = fedrobust.load("e.yaml")
+    assert experiment.resolved()["aggregation"]["rule"] == {"name": "mine:First", "share": 0.5}
+    Path("again.yaml").write_text(dump(experiment))
+    assert fedrobust.load("again.yaml").digest() == experiment.digest()
+    with pytest.raises(ExperimentError, match=r"aggregation\.rule\.shar.*did you mean 'share'"):
+        fedrobust.load("e.yaml", ["aggregation.rule={name: 'mine:First', shar: 0.5}"])
+
+
+def test_the_digest_knows_what_can_change_a_result() -> None:
+    plain = Experiment()
+    assert Experiment.model_validate({"workers": {"count": 2}, "tracking": {"experiment": "x"}}).digest() == plain.digest()
+    assert Experiment.model_validate({"seed": 1}).digest() != plain.digest()
+
+
+def test_experiments_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Experiment().seed = 3  # type: ignore[misc]
+
+
+def test_the_shipped_schema_is_the_schema(workplace: Path) -> None:
+    shipped = json.loads((EXPERIMENTS / "experiment.schema.json").read_text())
+    assert shipped == Experiment.model_json_schema(), "run `make schema`"
+
+
+def test_shipped_experiments_carry_the_editor_line() -> None:
+    files = list(EXPERIMENTS.glob("*.yaml"))
+    assert files
+    for file in files:
+        assert file.read_text().startswith("# yaml-language-server: $schema=experiment.schema.json\n"), file

@@ -1,0 +1,103 @@
+"""The floors of the house: a room imports only from floors below it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "fedrobust"
+
+FLOORS: list[set[str]] = [
+    {"options", "errors", "seeds"},
+    {"data", "learning", "aggregation"},
+    {"secure"},
+    {"attacks", "trust"},
+    {"experiment"},
+    {"experiment_file"},
+    {"federation", "tracking"},
+    {"figures"},
+    {"report"},
+    {"runner"},
+    {"terminal"},
+    {"cli"},
+]
+ALLOWED_IN = {
+    "ray": {"federation"},
+    "mlflow": {"tracking"},
+    "optuna": set(),
+    "pytorch_lightning": {"learning"},
+    "typer": {"cli"},
+    "rich": {"terminal"},
+}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[str]:
+    """Every module that a file imports, at the top or inside a function."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found.append(node.module)
+            found += [f"{node.module}.{alias.name}" for alias in node.names if node.module == "fedrobust"]
+    return found
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room(path) for path in MODULES} - {"__init__"}
+    assert rooms == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_from_below(path: Path) -> None:
+    own = room(path)
+    if own == "__init__":
+        return
+    floor = {name: level for level, names in enumerate(FLOORS) for name in names}
+    for name in imports(path):
+        top = name.split(".")[0]
+        if top == "fedrobust" and "." in name:
+            other = name.split(".")[1]
+            assert other == own or floor[other] < floor[own], f"{own} imports {name}, which is not below it"
+        assert own in ALLOWED_IN.get(top, {own}), f"{own} imports {top}"
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    script = (
+        "import sys; sys.argv = ['fedrobust', '--help']\n"
+        "from fedrobust.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pytorch_lightning'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "run" in done.stdout
+
+
+def test_reading_an_experiment_imports_neither_torch_nor_ray_nor_mlflow() -> None:
+    script = (
+        "import sys, fedrobust\n"
+        "fedrobust.load(sys.argv[1])\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pytorch_lightning'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    quickstart = PACKAGE.parent / "experiments" / "quickstart.yaml"
+    done = subprocess.run([sys.executable, "-c", script, str(quickstart)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_grows_past_its_room() -> None:
+    long = {str(path.relative_to(PACKAGE)): n for path in MODULES if (n := len(path.read_text().splitlines())) > 420}
+    assert not long, f"a room is missing: {long}"

@@ -1,0 +1,254 @@
+"""Whole runs: the same bits whatever the workers and the crashes, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+import fedrobust
+from fedrobust.errors import DataError, ExperimentError, FederationError, TrackingError
+from fedrobust.federation.journal import read_journal
+from fedrobust.federation.pool import Pool
+from fedrobust.runner import find_run
+
+ROUNDS = 8
+
+YAML = """
+name: tiny
+seed: 5
+data:
+  source: {name: npz, path: patches.npz}
+  partition: {name: dirichlet, alpha: 1.0}
+federation: {clients: 8, rounds: 8}
+learning:
+  model: {name: cnn, channels: [8, 16]}
+  local: {steps: 3, batch_size: 16, carry_momentum: true, optimizer: {name: sgd, lr: 0.05, momentum: 0.9}}
+  server: fedavgm
+attacks:
+  - {name: patch_backdoor, count: 1, target: 0}
+  - {name: sign_flip, count: 1, scale: 4, schedule: {name: from_round, round: 3}}
+aggregation: {stages: [clip, nnm], rule: geometric_median}
+"""
+
+
+def write_patches(path: Path, patches: int = 480, size: int = 12) -> None:
+    """Two labels that differ in texture, 24 patients."""
+    draw = np.random.default_rng(3)
+    labels = np.arange(patches) % 2
+    groups = np.array([f"patient {i // 2 % 24}" for i in range(patches)])
+    stripes = 60 * (np.arange(size) // 2 % 2)[None, :, None, None] * labels[:, None, None, None]
+    images = np.clip(draw.normal(140, 25, (patches, size, size, 3)) + stripes - 30 * labels[:, None, None, None], 0, 255)
+    np.savez(path, images=images.astype(np.uint8), labels=labels.astype(np.int64), groups=groups)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with data and an experiment file, shared by the runs of this module."""
+    folder = tmp_path_factory.mktemp("place")
+    write_patches(folder / "patches.npz")
+    (folder / "tiny.yaml").write_text(YAML)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+def run(*overrides: str, **options: Any) -> fedrobust.Result:
+    return fedrobust.run(fedrobust.load("tiny.yaml", ["tracking.model=false", *overrides]), **options)
+
+
+@pytest.fixture(scope="module")
+def reference(place: Path, ray_local: None) -> fedrobust.Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        return run("workers.count=2", "tracking.model=true")
+
+
+def test_the_federation_learns_and_tells_everything(reference: fedrobust.Result) -> None:
+    assert reference.final["test/balanced_accuracy"] > 0.8
+    assert [record["round"] for record in reference.rounds] == list(range(1, ROUNDS + 1))
+    for record in reference.rounds:
+        assert sum(record["weights"].values()) == pytest.approx(1, abs=1e-6)
+        assert set(record["metrics"]) >= {"test/accuracy", "test/auroc", "test/macro_f1", "test/ece", "attack/success_rate"}
+        assert len(record["reputation"]) == 8
+    attackers = {int(client) for client in reference.attackers}
+    assert [len(record["attacking"]) for record in reference.rounds] == [1, 1] + [2] * 6
+    assert {client for record in reference.rounds for client in record["attacking"]} == attackers
+    assert set(reference.state_dict)
+
+
+def test_the_folder_and_mlflow_hold_the_run(reference: fedrobust.Result) -> None:
+    import mlflow
+
+    names = {path.name for path in reference.folder.iterdir()}
+    assert names >= {"experiment.yaml", "journal.jsonl", "checkpoint.npz", "partition.png", "report.html"}
+    client = mlflow.MlflowClient(f"sqlite:///{Path('mlruns/mlflow.db').absolute()}")
+    found = client.get_run(reference.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["aggregation.rule.name"] == "geometric_median"
+    assert found.data.tags["attack"] == "patch_backdoor 1/8 + sign_flip 1/8"
+    assert found.data.tags["defence"] == "clip + nnm + geometric_median"
+    for metric in ("test/balanced_accuracy", "attack/success_rate", "reputation/03", "weight/00", "anomaly/07", "round/seconds"):
+        history = client.get_metric_history(reference.run_id, metric)
+        assert [point.step for point in history] == list(range(1, ROUNDS + 1)), metric
+    assert found.data.metrics["test/balanced_accuracy"] == pytest.approx(reference.final["test/balanced_accuracy"])
+    artifacts = {artifact.path for artifact in client.list_artifacts(reference.run_id)}
+    assert artifacts >= {"experiment.yaml", "journal.jsonl", "partition.png", "report.html"}
+    assert len(found.outputs.model_outputs) == 1
+
+
+def test_the_recorded_experiment_runs_as_it_is(reference: fedrobust.Result) -> None:
+    assert fedrobust.load(reference.folder / "experiment.yaml").digest() == fedrobust.load("tiny.yaml").digest()
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_same_bits_with_any_number_of_workers(reference: fedrobust.Result, workers: int) -> None:
+    again = run(f"workers.count={workers}")
+    assert again.final["model_sha256"] == reference.final["model_sha256"]
+    assert [record["model"] for record in again.rounds] == [record["model"] for record in reference.rounds]
+    assert [record["metrics"] for record in again.rounds] == [record["metrics"] for record in reference.rounds]
+
+
+def test_another_seed_gives_another_model(reference: fedrobust.Result) -> None:
+    other = run("seed=6", "federation.rounds=1")
+    assert other.rounds[0]["model"] != reference.rounds[0]["model"]
+
+
+def test_killed_in_round_5_and_resumed_with_the_same_bits(reference: fedrobust.Result, place: Path) -> None:
+    before = set(Path("mlruns/runs").iterdir())
+    # The killer strikes from within, in the middle of round 5: the workers have trained, nothing is committed.
+    script = (
+        "import os, signal, fedrobust\n"
+        "from fedrobust.federation.rounds import Federation\n"
+        "honest = Federation._aggregate\n"
+        "def killed(self, round, updates):\n"
+        "    if round == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return honest(self, round, updates)\n"
+        "Federation._aggregate = killed\n"
+        "fedrobust.run(fedrobust.load('tiny.yaml', ['tracking.model=false', 'workers.count=2']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (folder,) = set(Path("mlruns/runs").iterdir()) - before
+    assert [r["round"] for r in read_journal(folder) if r["kind"] == "round"] == [1, 2, 3, 4]
+    with (folder / "journal.jsonl").open("a") as file:  # a line that was written, and not committed
+        file.write('{"kind":"round","round":5}\n')
+    resumed = run("workers.count=1", resume=folder.name[:12])
+    assert resumed.final["model_sha256"] == reference.final["model_sha256"]
+    assert [r["metrics"] for r in resumed.rounds] == [r["metrics"] for r in reference.rounds]
+
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{Path('mlruns/mlflow.db').absolute()}")
+    assert client.get_run(folder.name).info.status == "FINISHED"
+    history = client.get_metric_history(folder.name, "test/balanced_accuracy")
+    assert sorted(point.step for point in history) == list(range(1, ROUNDS + 1))
+
+
+def test_killed_from_outside_at_any_moment(reference: fedrobust.Result, place: Path) -> None:
+    before = set(Path("mlruns/runs").iterdir())
+    command = [sys.executable, "-m", "fedrobust.cli", "run", "tiny.yaml", "tracking.model=false"]
+    with subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            new = set(Path("mlruns/runs").iterdir()) - before
+            if new and (next(iter(new)) / "checkpoint.npz").exists():
+                break
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    (folder,) = set(Path("mlruns/runs").iterdir()) - before
+    if any(record["kind"] == "end" for record in read_journal(folder)):
+        pytest.fail("the run ended before it could be killed")
+    assert run(resume=folder.name).final["model_sha256"] == reference.final["model_sha256"]
+
+
+def test_a_dead_client_actor_is_replaced_and_changes_nothing(
+    reference: fedrobust.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teams = []
+    lease = Pool.lease
+
+    @contextmanager
+    def recorded(self: Pool) -> Any:
+        with lease(self) as team:
+            teams.append(team)
+            yield team
+
+    monkeypatch.setattr(Pool, "lease", recorded)
+
+    def kill(record: dict[str, Any]) -> None:
+        if record["kind"] == "round" and record["round"] in (3, 4):
+            ray.kill(teams[0].workers[record["round"] - 3])
+
+    survived = run("workers.count=2", hooks=[kill])
+    assert survived.final["model_sha256"] == reference.final["model_sha256"]
+    assert [r["metrics"] for r in survived.rounds] == [r["metrics"] for r in reference.rounds]
+
+
+def test_resume_refuses_another_experiment_and_an_ended_run(reference: fedrobust.Result) -> None:
+    with pytest.raises(ExperimentError, match=r"another experiment: learning\.local\.steps was 3, is 4"):
+        run("learning.local.steps=4", resume=reference.run_id)
+    with pytest.raises(ExperimentError, match="has ended"):
+        run(resume=reference.run_id)
+    with pytest.raises(ExperimentError, match="no such run"):
+        run(resume="nosuchrun")
+
+
+def test_part_of_the_hospitals_and_evaluation_now_and_then(reference: fedrobust.Result) -> None:
+    found = run("federation.participation=0.5", "evaluation.every=3", "aggregation.rule=mean", "learning.server=fedadam")
+    assert all(len(record["participants"]) == 4 for record in found.rounds)
+    assert len({tuple(record["participants"]) for record in found.rounds}) > 1
+    assert [record["round"] for record in found.rounds if "metrics" in record] == [3, 6, 8]
+
+
+def test_the_trainer_engine_runs_a_federation(reference: fedrobust.Result) -> None:
+    found = run("learning.local.engine=trainer", "learning.local.channels_last=false", "federation.rounds=2")
+    lean = run("learning.local.channels_last=false", "federation.rounds=2")
+    a, b = (np.concatenate([v.numpy().ravel() for v in result.state_dict.values()]) for result in (found, lean))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_stragglers_are_left_out_after_the_deadline(reference: fedrobust.Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FederationError, match=r"round 1: 0 of 8 updates arrived, below the quorum of 0\.5, 3 times"):
+        run("federation.deadline=1e-6", "workers.count=2")
+
+
+def test_a_tracking_server_that_is_down_is_an_error_at_the_start(
+    reference: fedrobust.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(Path("mlruns/runs").iterdir())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9"):
+        run()
+    assert set(Path("mlruns/runs").iterdir()) == before
+
+
+def test_targets_that_the_data_does_not_have_are_refused(reference: fedrobust.Result) -> None:
+    before = set(Path("mlruns/runs").iterdir())
+    with pytest.raises((ExperimentError, DataError), match="target"):
+        run("attacks.0.target=7")
+    assert set(Path("mlruns/runs").iterdir()) == before
+
+
+def test_the_command_line_writes_json(reference: fedrobust.Result, place: Path) -> None:
+    command = [sys.executable, "-m", "fedrobust.cli", "run", "tiny.yaml", "federation.rounds=2", "--json", "out.json"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(Path("out.json").read_text())
+    assert find_run(written["run_id"]).is_dir()
+    assert 0 <= written["test/balanced_accuracy"] <= 1
+    for word in ("balanced accuracy", "attack success", "suspected", "make ui", written["run_id"]):
+        assert word in done.stdout
