@@ -11,6 +11,7 @@ Gram matrix, scores, reputation, aggregation, journal and checkpoint on disk, ML
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -50,7 +51,9 @@ def network() -> nn.Module:
     )
 
 
-def loop_process(index: int, weights: torch.Tensor, updates: torch.Tensor, barrier: Barrier, rounds: int, memory: str) -> None:
+def loop_process(
+    index: int, weights: torch.Tensor, updates: torch.Tensor, barrier: Barrier, rounds: int, memory: str
+) -> None:
     """Half of the clients, the obvious way; `memory`: "nchw" or "channels_last"."""
     torch.set_num_threads(1)
     draw = torch.Generator().manual_seed(index)
@@ -146,7 +149,7 @@ def federation(rounds: int, folder: Path, **local: Any) -> list[float]:
     finally:
         os.chdir(home)
     assert sum(value.numel() for value in result.state_dict.values()) == PARAMETERS
-    return [late - early for early, late in zip(committed, committed[1:], strict=False)]
+    return [late - early for early, late in itertools.pairwise(committed)]
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ class Federation(Options):
     quorum: float = Field(default=0.5, gt=0, le=1)
     """Share of the drawn hospitals whose updates must arrive; below it the round is repeated."""
     deadline: float | None = Field(default=None, gt=0)
-    """Seconds after which a round goes on without its stragglers. Off by default: a run with it is not deterministic."""
+    """Seconds after which a round goes on without its stragglers. Off by default: it makes a run depend on chance."""
 
     def participants(self) -> int:
         """How many hospitals take part in a round."""
@@ -99,7 +99,9 @@ class Workers(Options):
             value = getattr(self, field)
             least = 0 if field == "gpus" else 1e-3
             if value != "auto" and value < least:
-                raise refusal(f"must be 'auto' or {'at least 0' if field == 'gpus' else 'positive'}; found {value}", field)
+                raise refusal(
+                    f"must be 'auto' or {'at least 0' if field == 'gpus' else 'positive'}; found {value}", field
+                )
         return self
 
 
@@ -143,10 +145,10 @@ class Experiment(Options):
         except ExperimentError as error:
             path, _, message = str(error).partition(": ")
             raise refusal(message, path) from None
-        rule, reveals = self.aggregation.rule, self.privacy.reveals
-        if not rule.needs <= reveals:
-            missing = ", ".join(sorted(rule.needs - reveals))
-            raise refusal(f"{rule.name} needs {missing}, which the protocol {self.privacy.name} does not reveal", "aggregation.rule")
+        for part in (*self.aggregation.stages, self.aggregation.rule):
+            if hidden := part.needs - self.privacy.reveals:
+                missing = ", ".join(sorted(hidden))
+                raise refusal(f"{part.name} needs {missing}, which {self.privacy.name} does not reveal", "aggregation")
         reason = self.aggregation.refusal(self.federation.participants())
         if reason:
             raise refusal(reason, "aggregation.f")

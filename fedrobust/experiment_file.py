@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from fedrobust.errors import ExperimentError
@@ -166,12 +166,13 @@ def _place(location: list[str | int], tree: Any, path: Path, origin: Mapping[Key
     for keys, text in origin.items():
         if tuple(location[: len(keys)]) == keys:
             return f"override '{text}'"
-    line, node = None, tree
+    line: int | None = None
+    node: Any = tree
     for part in location:
-        if not hasattr(node, "lc") or not _has(node, part):
+        if not isinstance(node, (CommentedMap, CommentedSeq)) or not _has(node, part):
             break
         try:
-            line = (node.lc.key(part) if isinstance(node, Mapping) else node.lc.item(part))[0] + 1
+            line = (node.lc.key(part) if isinstance(node, CommentedMap) else node.lc.item(part))[0] + 1
         except (KeyError, AttributeError, TypeError):  # set by an override: no line
             break
         node = node[part]

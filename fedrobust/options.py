@@ -118,7 +118,7 @@ class Choice:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         known = members(*self.bases)
-        inner: Any = tuple(known.values())[0]
+        inner: Any = next(iter(known.values()))
         if len(known) > 1:
             inner = Annotated[Union[tuple(known.values())], Field(discriminator="name")]  # noqa: UP007
         return core_schema.no_info_wrap_validator_function(self._validate, handler.generate_schema(inner))

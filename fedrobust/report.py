@@ -325,7 +325,7 @@ def _table(stories: Sequence[Hospital]) -> str:
     shown = [s for s in stories if len(stories) <= LONG_TABLE or s.attack or s.suspected or s.rejected]
     rows = []
     for story in shown:
-        since = f"{story.suspected} of {story.participated}" + (f", from round {story.first}" if story.first else "")
+        since = f"{story.suspected} of {story.participated}" + (f", from {story.first}" if story.first else "")
         verdict = "" if story.verdict == "honest" else story.verdict
         cells = {
             "hospital": str(story.client),
@@ -388,7 +388,8 @@ figure:last-child { margin-bottom: 0; }
 figure img { display: block; max-width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid #edf0f2; text-align: left; white-space: nowrap; }
+th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid #edf0f2; text-align: left; vertical-align: bottom; }
+td { white-space: nowrap; }
 .caught { color: #00734f; font-weight: 600; } .caught::before { content: "✓ "; }
 .attacker td:nth-child(-n+2), .attack b, .missed, .wrongly-suspected { color: #b84f00; font-weight: 650; }
 .missed::before { content: "✗ "; } .wrongly-suspected::before { content: "! "; }

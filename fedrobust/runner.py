@@ -69,7 +69,11 @@ def run(
     say("starting actors")
     with ThreadPoolExecutor(1) as beside:
         tracking = beside.submit(_open_tracker, experiment, hospitals, folder)
-        with ray_session(), Pool(experiment.workers, experiment.federation.participants()) as pool, pool.lease() as team:
+        with (
+            ray_session(),
+            Pool(experiment.workers, experiment.federation.participants()) as pool,
+            pool.lease() as team,
+        ):
             tracker: Tracker = tracking.result()
             status = "FAILED"
             try:
@@ -111,7 +115,9 @@ def _resumable(resume: str, experiment: Experiment) -> Path:
     before = load(folder / "experiment.yaml")
     if before.digest() != experiment.digest():
         old, new = flatten(before.resolved()), flatten(experiment.resolved())
-        keys = [k for k in sorted(old | new) if old.get(k) != new.get(k) and k.split(".")[0] not in ("workers", "tracking")]
+        keys = [
+            k for k in sorted(old | new) if old.get(k) != new.get(k) and k.split(".")[0] not in ("workers", "tracking")
+        ]
         changes = ", ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in keys)
         raise ExperimentError(f"run {folder.name} cannot be resumed with another experiment: {changes}")
     if any(record["kind"] == "end" for record in read_journal(folder)):
@@ -153,12 +159,19 @@ def _new_folder(run_id: str, experiment: Experiment, hospitals: Hospitals) -> Pa
     folder.mkdir(parents=True)
     (folder / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
     attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
-    save_partition(folder, hospitals.label_counts(), hospitals.label_names, sorted(attackers), hospitals.patient_counts())
+    save_partition(
+        folder, hospitals.label_counts(), hospitals.label_names, sorted(attackers), hospitals.patient_counts()
+    )
     return folder
 
 
 def _recorded(
-    federation: Federation, folder: Path, tracker: Tracker, hooks: Sequence[Hook], say: Callable[[str], None], fresh: bool
+    federation: Federation,
+    folder: Path,
+    tracker: Tracker,
+    hooks: Sequence[Hook],
+    say: Callable[[str], None],
+    fresh: bool,
 ) -> Result:
     """Run the rounds with every record in the journal, in MLflow and in the hooks; then write the report."""
     experiment, hospitals = federation.experiment, federation.hospitals
@@ -178,7 +191,12 @@ def _recorded(
     state_dict = federation.state_dict(outcome.weights)
     before = read_journal(folder)
     final = _final(before, outcome, state_dict) | {"seconds": time.perf_counter() - began}
-    end = {"kind": "end", "round": experiment.federation.rounds, "final": final, "misread": _misread(hospitals, outcome)}
+    end = {
+        "kind": "end",
+        "round": experiment.federation.rounds,
+        "final": final,
+        "misread": _misread(hospitals, outcome),
+    }
     last = Checkpoint(experiment.federation.rounds, {"weights": outcome.weights})
     journal.commit([outcome.evaluation, end], last)
     journal.close()

@@ -49,7 +49,9 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def say(self, what: str) -> None:
@@ -153,7 +155,7 @@ def show_options(out: Console) -> None:
         for name, option in options.items():
             table.add_row(name, escape(summary(option)))
         out.print(table)
-    out.print("A class of your own goes wherever these go: name: \"package.module:Class\"")
+    out.print('A class of your own goes wherever these go: name: "package.module:Class"')
 
 
 def show_machine(out: Console) -> None:

@@ -1,4 +1,4 @@
-"""Shared by all tests: one Ray instance for the whole session, and the real data where they lie beside the repository."""
+"""Shared by all tests: one Ray instance for the session, and the real data where they lie beside the repository."""
 
 from __future__ import annotations
 

@@ -22,23 +22,23 @@ WRONG = [
     ("unknown key below", "federation:\n  client: 3\n", 2, ["federation.client", "did you mean 'clients'"]),
     ("unknown rule", "aggregation:\n  rule: krun\n", 2, ["aggregation.rule", "'krun'", "did you mean 'krum'"]),
     ("unknown stage", "aggregation:\n  stages: [clip, nmm]\n", 2, ["aggregation.stages.1", "'nmm'", "'nnm'"]),
-    ("unknown option", "attacks:\n  - {name: sign_flip, fraction: 0.2, scal: 4}\n", 2, ["attacks.0.scal", "did you mean 'scale'"]),
+    ("unknown option", "attacks:\n  - {name: sign_flip, fraction: 0.2, scal: 4}\n", 2, ["attacks.0.scal", "did you mean 'scale'"]),  # noqa: E501
     ("text for a number", "seed: one\n", 1, ["seed", "integer", "'one'"]),
     ("number in quotes", "learning:\n  local:\n    batch_size: '32'\n", 3, ["learning.local.batch_size", "'32'"]),
     ("fraction of a client", "federation: {clients: 2.5}\n", 1, ["federation.clients", "integer", "2.5"]),
     ("negative rounds", "federation:\n  rounds: -1\n", 2, ["federation.rounds", "greater than or equal to 1", "-1"]),
-    ("not a number", "learning:\n  local:\n    optimizer: {name: sgd, lr: .nan}\n", 3, ["learning.local.optimizer.lr", "finite"]),
+    ("not a number", "learning:\n  local:\n    optimizer: {name: sgd, lr: .nan}\n", 3, ["learning.local.optimizer.lr", "finite"]),  # noqa: E501
     ("list for a mapping", "data: [histology]\n", 1, ["data", "found a list"]),
     ("missing name", "attacks:\n  - {fraction: 0.2}\n", 2, ["attacks.0.name", "missing", "sign_flip"]),
     ("who attacks is not said", "attacks:\n  - {name: sign_flip}\n", 2, ["attacks.0", "fraction", "count", "clients"]),
-    ("everybody attacks", "federation: {clients: 4}\nattacks:\n  - {name: sign_flip, count: 4}\n", 2, ["attacks", "4", "honest"]),
-    ("attacker that is not there", "federation: {clients: 4}\nattacks:\n  - {name: ipm, clients: [7]}\n", 3, ["attacks.0.clients", "7", "0 to 3"]),
-    ("f too large", "federation: {clients: 10}\naggregation:\n  rule: krum\n  f: 4\n", 4, ["aggregation.f", "krum", "2f + 3", "n = 10"]),
-    ("sample weights for a rule without", "aggregation: {rule: median, weighting: samples}\n", 1, ["aggregation", "median", "samples"]),
+    ("everybody attacks", "federation: {clients: 4}\nattacks:\n  - {name: sign_flip, count: 4}\n", 2, ["attacks", "4", "honest"]),  # noqa: E501
+    ("attacker that is not there", "federation: {clients: 4}\nattacks:\n  - {name: ipm, clients: [7]}\n", 3, ["attacks.0.clients", "7", "0 to 3"]),  # noqa: E501
+    ("f too large", "federation: {clients: 10}\naggregation:\n  rule: krum\n  f: 4\n", 4, ["aggregation.f", "krum", "2f + 3", "n = 10"]),  # noqa: E501
+    ("sample weights for a rule without", "aggregation: {rule: median, weighting: samples}\n", 1, ["aggregation", "median", "samples"]),  # noqa: E501
     ("steps and epochs", "learning:\n  local: {steps: 4, epochs: 1}\n", 2, ["learning.local", "steps", "epochs"]),
     ("unknown timm model", "learning:\n  model: timm:resnet81\n", 2, ["learning.model", "resnet81", "resnet18"]),
-    ("user's class that is not there", "aggregation: {rule: 'no.such.module:Rule'}\n", 1, ["aggregation.rule", "no.such.module:Rule", "cannot import"]),
-    ("user's class of another family", "aggregation: {rule: 'fedrobust.attacks:SignFlip'}\n", 1, ["aggregation.rule", "not a subclass of Rule"]),
+    ("user's class that is not there", "aggregation: {rule: 'no.such.module:Rule'}\n", 1, ["aggregation.rule", "no.such.module:Rule", "cannot import"]),  # noqa: E501
+    ("user's class of another family", "aggregation: {rule: 'fedrobust.attacks:SignFlip'}\n", 1, ["aggregation.rule", "not a subclass of Rule"]),  # noqa: E501
     ("not YAML", "seed: [1\n", 2, ["not valid YAML"]),
     ("same key twice", "seed: 1\nseed: 2\n", 2, ["seed"]),
     ("not a mapping", "- seed\n", None, ["expected a mapping"]),
@@ -64,7 +64,12 @@ def test_wrong_files_give_one_clear_line(text: str, line: int | None, tells: lis
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "fedrobust.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "fedrobust.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -74,10 +79,15 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("aggregation: {rule: krun}\n", []),
         ("data: {source: {name: npz, path: nowhere.npz}}\n", []),
         ("seed: 1\n", ["federation.rounds=many"]),
-        ("data: {source: {name: histology, patients: 20}, partition: {name: shards, per_client: 1, minimum: 100000}}\n", []),
+        (
+            "data: {source: {name: histology, patients: 20}, partition: {name: iid, minimum: 100000}}\n",
+            [],
+        ),
     ],
 )
-def test_the_command_refuses_without_traceback_and_writes_nothing(text: str, overrides: list[str], workplace: Path) -> None:
+def test_the_command_refuses_without_traceback_and_writes_nothing(
+    text: str, overrides: list[str], workplace: Path
+) -> None:
     (workplace / "wrong.yaml").write_text(text)
     done = command("run", "wrong.yaml", *overrides, cwd=workplace)
     assert done.returncode == 2, done.stderr
@@ -146,7 +156,9 @@ def test_a_dumped_experiment_reads_back_as_itself(workplace: Path) -> None:
         assert again.digest() == experiment.digest()
 
 
-def test_users_classes_come_in_by_path_and_survive_the_round_trip(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_classes_come_in_by_path_and_survive_the_round_trip(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("mine.py").write_text(
         "from fedrobust.aggregation import Combination, Rule\n"
         "class First(Rule):\n"
@@ -169,7 +181,9 @@ def test_users_classes_come_in_by_path_and_survive_the_round_trip(workplace: Pat
 
 def test_the_digest_knows_what_can_change_a_result() -> None:
     plain = Experiment()
-    assert Experiment.model_validate({"workers": {"count": 2}, "tracking": {"experiment": "x"}}).digest() == plain.digest()
+    assert (
+        Experiment.model_validate({"workers": {"count": 2}, "tracking": {"experiment": "x"}}).digest() == plain.digest()
+    )
     assert Experiment.model_validate({"seed": 1}).digest() != plain.digest()
 
 

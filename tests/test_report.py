@@ -112,17 +112,20 @@ def test_hospitals_are_judged_by_the_last_round() -> None:
     [
         ((), [], "No hospital attacked; after round 2, no hospitals are suspected."),
         ((), [2], "No hospital attacked; after round 2, 1 hospital is suspected, wrongly."),
-        ((1,), [1], "1 of 4 hospitals attacked. After round 2, 1 hospital is suspected: 1 rightly, 0 wrongly; no attacker was missed."),  # noqa: E501
-        ((1, 2), [2, 3], "2 of 4 hospitals attacked. After round 2, 2 hospitals are suspected: 1 rightly, 1 wrongly; 1 of the attackers was missed."),  # noqa: E501
-        ((1, 2), [], "2 of 4 hospitals attacked. After round 2, no hospitals are suspected; 2 of the attackers were missed."),
+        ((1,), [1], "1 hospital is suspected: 1 rightly, 0 wrongly; no attacker was missed."),
+        ((1, 2), [2, 3], "2 hospitals are suspected: 1 rightly, 1 wrongly; 1 of the attackers was missed."),
+        ((1, 2), [], "After round 2, no hospitals are suspected; 2 of the attackers were missed."),
     ],
-)  # fmt: skip
+)
 def test_the_verdict_says_who_was_suspected_rightly(
     attackers: tuple[int, ...], suspected: list[int], text: str
 ) -> None:
     records = journal(clients=4, rounds=2, attackers=attackers)
     records[-3]["suspected"] = suspected
-    assert verdict(Run.of(records)) == text
+    assert verdict(Run.of(records)).endswith(text)
+    assert not attackers or verdict(Run.of(records)).startswith(
+        f"{len(attackers)} of 4 hospitals attacked. After round 2"
+    )
 
 
 class Page(HTMLParser):
@@ -203,13 +206,8 @@ def test_figures_can_be_drawn_at_every_size(clients: int, rounds: int, labels: i
     drawn.append(figures.partition_figure(counts, names, attackers, patients=[1] * clients))
     drawn.append(figures.confusion_figure(rng.integers(0, 9, (labels, labels)), names))
     drawn.append(figures.curves_figure({"accuracy": ([rounds], [0.5])}, dict.fromkeys(range(1, rounds + 1), 1), 0.5))
-    few = range(min(clients, 30))
-    drawn.append(
-        figures.misread_figure(
-            rng.integers(0, 255, (30, 8, 8, 3)), [0] * 30, [1] * 30, list(np.linspace(0, 1, 30)), names
-        )
-    )  # noqa: E501
-    assert few is not None
+    patches = rng.integers(0, 255, (30, 8, 8, 3), dtype=np.uint8)
+    drawn.append(figures.misread_figure(patches, [0] * 30, [1] * 30, list(np.linspace(0, 1, 30)), names))
     for figure in drawn:
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=40)

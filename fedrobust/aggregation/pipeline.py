@@ -154,7 +154,7 @@ class Pipeline:
         seed: int,
         previous: NDArray[Any] | None,
     ) -> tuple[Clear, Context]:
-        protocol = Clear([updates], prior=capped_prior(samples, len(updates)))
+        protocol = Clear([updates], prior=None if samples is None else capped_prior(samples, len(updates)))
         if samples is not None and (reason := cannot_weigh(self.parts)):
             raise ExperimentError(f"{reason}; leave samples out")
         bad = np.flatnonzero(~protocol.finite_rows())

@@ -6,6 +6,7 @@ enforced here: `craft` hands an attack only the rows that its `knowledge` allows
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -27,9 +28,9 @@ class Schedule(Options):
 
     name: str
 
+    @abstractmethod
     def active(self, round: int) -> bool:
         """Whether the attack is active in `round`."""
-        raise NotImplementedError
 
 
 class Always(Schedule):
@@ -127,6 +128,7 @@ class DataAttack(Attack):
     def check(self, classes: int, size: int) -> None:
         """Raise `ExperimentError` where the attack does not fit data of so many labels, or images of `size` pixels."""
 
+    @abstractmethod
     def poison(
         self, images: np.ndarray, labels: np.ndarray, generator: np.random.Generator, classes: int
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -134,15 +136,14 @@ class DataAttack(Attack):
 
         Raises `ExperimentError` where `check` does.
         """
-        raise NotImplementedError
 
 
 class CraftedAttack(Attack):
     """Replaces the updates of its hospitals."""
 
+    @abstractmethod
     def craft(self, view: View) -> np.ndarray:
         """The rows (k, d) float32 that are sent instead of `view.own`. Never changes what it sees."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

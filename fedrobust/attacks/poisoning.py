@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -62,9 +63,9 @@ class Backdoor(DataAttack):
         if self.target >= classes:
             raise ExperimentError(f"{self.name}: target: no label {self.target}; the labels are 0 to {classes - 1}")
 
+    @abstractmethod
     def trigger(self, images: np.ndarray) -> np.ndarray:
         """A copy of images (B, H, W, 3) uint8 with the trigger on each."""
-        raise NotImplementedError
 
     def poison(
         self, images: np.ndarray, labels: np.ndarray, generator: np.random.Generator, classes: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,12 +27,12 @@ class Source(Options):
 
     name: str
 
+    @abstractmethod
     def load(self, seed: int) -> Patches:
         """All patches; `seed` draws what is random (synthetic tissue, the subset that `limit` asks for).
 
         Raises DataError when files are missing or not what they should be.
         """
-        raise NotImplementedError
 
     def check(self) -> None:
         """Raises DataError when `load` could not begin: missing files, another layout. Reads no images."""
@@ -56,9 +57,9 @@ class FileSource(Source):
     layout: ClassVar[str]
     """What the folder holds."""
 
+    @abstractmethod
     def locate(self) -> Path:
         """The file or folder that holds the data. Raises DataError when it is not there."""
-        raise NotImplementedError
 
     def check(self) -> None:
         self.locate()

@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 import zipfile
+from abc import abstractmethod
 from pathlib import Path
 from typing import Literal
 
@@ -97,9 +98,9 @@ class StainNormalisation(Options):
 
     name: str
 
+    @abstractmethod
     def normalise(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Normalised patches (n, H, W, 3) uint8, and (n,) bool: which ones could not be, and stay as they are."""
-        raise NotImplementedError
 
     def apply(self, images: np.ndarray, digest: str, cache: Path) -> np.ndarray:
         """Normalised patches (n, H, W, 3) uint8, kept in the folder `cache` under `digest` and these options.

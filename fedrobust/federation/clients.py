@@ -41,7 +41,8 @@ class Training:
 
 def triggered(attack: Backdoor, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Positions of the test patches on which a trigger is tried: all that do not show the target anyway."""
-    return test[labels[test] != attack.target]
+    kept: np.ndarray = test[labels[test] != attack.target]
+    return kept
 
 
 class ClientHost:
@@ -62,18 +63,22 @@ class ClientHost:
         learning = experiment.learning
         network = learning.model.build(layout.classes, images.shape[1], experiment.seed)
         self._trainer = LocalTrainer(network, learning.local, self._device)
-        self._initial = parameters_to_vector(network)
+        self._initial: np.ndarray = parameters_to_vector(network)
         drawn = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
         self._attacks = {client: experiment.attacks[index] for client, index in drawn.items()}
         return len(self._initial)
 
     def initial_weights(self) -> np.ndarray:
         """(d,) float32: the model before the first round, the same on every worker."""
-        initial: np.ndarray = self._initial
-        return initial
+        return self._initial
 
     def train(
-        self, round: int, honest: Sequence[int], crafting: Sequence[int], weights: np.ndarray, states: dict[int, np.ndarray]
+        self,
+        round: int,
+        honest: Sequence[int],
+        crafting: Sequence[int],
+        weights: np.ndarray,
+        states: dict[int, np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray, Training]:
         """Train hospitals from the global `weights` (d,) float32.
 

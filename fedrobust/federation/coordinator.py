@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 
@@ -70,7 +69,9 @@ class Coordinator:
         record["reputation"] = dict(enumerate(value.tolist()))
         record["suspected"] = experiment.trust.reputation.suspected(self._trust)
         malicious = np.isin(clients, attacking)
-        found = detection(np.array([scores.get(int(c), 0.0) for c in clients]), np.isin(clients, record["suspected"]), malicious)
+        found = detection(
+            np.array([scores.get(int(c), 0.0) for c in clients]), np.isin(clients, record["suspected"]), malicious
+        )
         record["detection"] = {f"defense/{name}": figure for name, figure in found.items()}
         record["model"] = sha256(self._weights.tobytes()).hexdigest()
         record["seconds"] = {"aggregate": time.perf_counter() - start}

@@ -60,7 +60,7 @@ class Journal:
         return cls(folder), checkpoint
 
     def commit(self, records: Iterable[Record], checkpoint: Checkpoint) -> None:
-        """Append `records` and make `checkpoint` the point to go on from. Raises `FederationError` if the disk refuses."""
+        """Append `records`, then make `checkpoint` the point to go on from. `FederationError` if the disk refuses."""
         try:
             for record in records:
                 self._file.write((json.dumps(_finite(record), separators=(",", ":")) + "\n").encode())
@@ -74,7 +74,8 @@ class Journal:
         facts = {"round": checkpoint.round, "pending": checkpoint.pending, "offset": self._file.tell()}
         partial = self.folder / "checkpoint.partial"
         with partial.open("wb") as out:
-            np.savez(out, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8), **checkpoint.arrays)
+            arrays: dict[str, Any] = dict(checkpoint.arrays)
+            np.savez(out, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8), **arrays)
             out.flush()
             os.fsync(out.fileno())
         partial.replace(self.folder / "checkpoint.npz")
@@ -97,7 +98,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             arrays = {name: saved[name] for name in saved.files if name != "facts"}
             facts = json.loads(saved["facts"].tobytes())
     except FileNotFoundError:
-        raise ExperimentError(f"{path}: no such file; the run stopped before its first round and cannot be resumed") from None
+        raise ExperimentError(
+            f"{path}: no such file; the run stopped before its first round and cannot be resumed"
+        ) from None
     except Exception as error:  # whatever a damaged archive makes NumPy raise
         raise ExperimentError(f"{path}: damaged checkpoint: {error}") from None
     return Checkpoint(facts["round"], arrays, facts["pending"], facts["offset"])

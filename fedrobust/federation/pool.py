@@ -75,7 +75,9 @@ class Team:
 
     def replace(self, index: int) -> ActorHandle:
         """A new client actor in the place of a dead one; it has not been set up."""
-        self.workers[index] = _start(ClientHost, self.group, index, self.share.cpus, self.share.gpus, self.share.threads)
+        self.workers[index] = _start(
+            ClientHost, self.group, index, self.share.cpus, self.share.gpus, self.share.threads
+        )
         return self.workers[index]
 
 

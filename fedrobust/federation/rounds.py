@@ -104,7 +104,7 @@ class Federation:
                 if attempt == ATTEMPTS:
                     raise FederationError(
                         f"round {round}: {len(self._arrived(updates))} of {settings.participants()} updates arrived, "
-                        f"below the quorum of {settings.quorum:g}, {ATTEMPTS} times; resume the run when the hospitals are back"
+                        f"below the quorum of {settings.quorum:g}, {ATTEMPTS} times"
                     )
             record, new_weights, arrays = self._aggregate(round, updates)
             states = states | updates.states
@@ -155,10 +155,14 @@ class Federation:
                     done.late.extend(honest + crafting)
                     break
                 try:
-                    training: Training = answer(references[2], f"round {round}: worker {index} to train", self._patience)
+                    training: Training = answer(
+                        references[2], f"round {round}: worker {index} to train", self._patience
+                    )
                 except RayActorError as error:
                     if attempt == ATTEMPTS:
-                        raise FederationError(f"round {round}: worker {index} died {ATTEMPTS} times: {error}") from error
+                        raise FederationError(
+                            f"round {round}: worker {index} died {ATTEMPTS} times: {error}"
+                        ) from error
                     self._revive(index)
                     honest, crafting, references = self._ask_training(index, shares[index], round, weights, states)
                     if deadline is not None:
@@ -215,7 +219,9 @@ class Federation:
         try:
             record, weights, arrays = answer(reply, f"round {round}: the coordinator to aggregate", self._patience)
         except RayActorError as error:
-            raise FederationError(f"round {round}: the coordinator or the adversary died; resume the run: {error}") from error
+            raise FederationError(
+                f"round {round}: the coordinator or the adversary died; resume the run: {error}"
+            ) from error
         record["train_loss"] = dict(sorted(updates.losses.items()))
         if updates.late:
             record["late"] = sorted(updates.late)

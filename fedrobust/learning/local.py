@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,9 +24,9 @@ class LocalOptimizer(Options):
     lr: float = Field(gt=0)
     """Learning rate."""
 
+    @abstractmethod
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The torch optimiser of `parameters`."""
-        raise NotImplementedError
 
     def state_names(self) -> tuple[str, ...]:
         """What torch calls the optimiser's state of one parameter; empty when it has none.

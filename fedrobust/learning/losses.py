@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -17,6 +18,7 @@ class LocalLoss(Options):
 
     name: str
 
+    @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
         """The mean loss of a batch.
 
@@ -25,7 +27,6 @@ class LocalLoss(Options):
             labels: (B,) int64.
             counts: (classes,) float32, the hospital's training patches of each label.
         """
-        raise NotImplementedError
 
 
 class CrossEntropy(LocalLoss):

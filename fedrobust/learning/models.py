@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -17,9 +18,9 @@ class Model(Options):
 
     name: str
 
+    @abstractmethod
     def network(self, classes: int, size: int) -> nn.Module:
         """The network for `classes` and images of `size` × `size` pixels; may draw from torch's global generator."""
-        raise NotImplementedError
 
     def build(self, classes: int, size: int, seed: int) -> nn.Module:
         """The network with initial weights that depend on `seed` alone; torch's global generator is left as it was.

@@ -5,6 +5,7 @@ The aggregate Δ is a mean of updates (local − global weights), so a step adds
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -24,12 +25,12 @@ class ServerOptimizer(Options):
 
     name: str
 
+    @abstractmethod
     def step(self, weights: Vector, aggregate: Vector, state: Mapping[str, Vector]) -> tuple[Vector, State]:
         """New weights (d,) float32 and new state, from an aggregate (d,) float32; the arguments stay as they are.
 
         `state` is {} in the first round, afterwards what the last step returned.
         """
-        raise NotImplementedError
 
 
 class FedAvg(ServerOptimizer):
@@ -70,9 +71,9 @@ class _Adaptive(ServerOptimizer):
     tau: float = Field(default=1e-3, gt=0)
     """Degree of adaptivity; v starts at its square."""
 
+    @abstractmethod
     def second(self, moment: Vector, square: Vector) -> Vector:
         """The next v from v and Δ²."""
-        raise NotImplementedError
 
     def step(self, weights: Vector, aggregate: Vector, state: Mapping[str, Vector]) -> tuple[Vector, State]:
         first = np.float32(1 - self.beta1) * aggregate

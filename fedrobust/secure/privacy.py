@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fedrobust.aggregation import Protocol
 
 
-class Privacy(Options, ABC):
+class Privacy(Options):
     """Base of the protocols. `reveals` is what a rule may need: "sum", "gram", "rows"."""
 
     name: str
@@ -25,7 +25,7 @@ class Privacy(Options, ABC):
         """The coordinator's only view of this round's updates.
 
         `blocks` are stacked updates (k, d) float32 as they arrived; row `order[i]` of their concatenation is the
-        update of the i-th client in the order of client ids. `prior` (n,) are the clients' prior weights, in that order.
+        update of the i-th client, by ascending id. `prior` (n,) are the prior weights in that order.
         """
 
     @abstractmethod

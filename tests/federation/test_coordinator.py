@@ -51,7 +51,9 @@ def test_counts_are_capped_at_twice_the_median(updates: np.ndarray) -> None:
 
 def test_rows_that_are_not_finite_are_dropped_and_told(updates: np.ndarray) -> None:
     updates[2, 7], updates[4, 0] = np.nan, np.inf
-    record, weights, _ = coordinator(aggregation={"rule": "mean", "f": 2}).aggregate(1, [range(CLIENTS)], [2, 4], updates)
+    record, weights, _ = coordinator(aggregation={"rule": "mean", "f": 2}).aggregate(
+        1, [range(CLIENTS)], [2, 4], updates
+    )
     np.testing.assert_allclose(weights, updates[[0, 1, 3, 5]].mean(0), rtol=1e-5, atol=1e-6)
     assert set(record["rejected"]) == {2, 4}
     assert record["f"] == 0

@@ -59,7 +59,13 @@ def test_a_crash_before_the_rename_commits_nothing(tmp_path: Path, monkeypatch: 
 
 def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    record = {"kind": "round", "round": 1, "a": math.nan, "b": [np.float32(np.inf), np.int64(3)], "c": {4: np.float64(0.5)}}
+    record = {
+        "kind": "round",
+        "round": 1,
+        "a": math.nan,
+        "b": [np.float32(np.inf), np.int64(3)],
+        "c": {4: np.float64(0.5)},
+    }
     journal.commit([record], checkpoint(1))
     assert read_journal(tmp_path) == [{"kind": "round", "round": 1, "a": None, "b": [None, 3], "c": {"4": 0.5}}]
 

@@ -30,7 +30,7 @@ def test_auto(workers: dict[str, float], resources: dict[str, float], clients: i
 def test_more_than_the_cluster_has_is_refused() -> None:
     with pytest.raises(FederationError, match="need 4, the cluster has 2"):
         share(Workers(count=2, cpus=2.0), {"CPU": 2.0}, 10)
-    with pytest.raises(FederationError, match="GPUs each need 0.5, the cluster has 0"):
+    with pytest.raises(FederationError, match=r"GPUs each need 0\.5, the cluster has 0"):
         share(Workers(count=2, gpus=0.25), {"CPU": 2.0}, 10)
 
 
