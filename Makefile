@@ -1,6 +1,7 @@
 # Everything a fresh machine needs: Python 3.11 to 3.13, make, and the package registries.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN = .venv/bin
+PORT ?= 5000
 # One thread for each process: the actors are the parallelism.
 export OMP_NUM_THREADS ?= 1
 
@@ -24,7 +25,9 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/rounds.py
 
 ui: .venv/ready
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(or $(PORT),5000)
+	@echo "MLflow UI: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui \
+		--backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
 schema: .venv/ready
 	$(BIN)/fedrobust schema > experiments/experiment.schema.json

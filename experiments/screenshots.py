@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 from urllib.parse import quote
@@ -86,6 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", help="address of a running `make ui`")
     parser.add_argument("runs", nargs="+", help="run ids; the first one is shown on its own as well")
+    parser.add_argument(
+        "--curves", default=CURVES, help="metrics to compare, a regular expression (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "pictures")
     given = parser.parse_args()
     url = given.url.rstrip("/")
@@ -93,7 +97,7 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = launch(playwright)
         page = new_page(browser, height=1950)
-        open_comparison(page, url, given.runs)
+        open_comparison(page, url, given.runs, given.curves)
         page.wait_for_timeout(3000)  # the curves' animation
         page.screenshot(path=given.out / "compare.png")
         page = new_page(browser)
@@ -101,6 +105,7 @@ def main() -> None:
         page.wait_for_timeout(1500)
         page.screenshot(path=given.out / "run.png")
         open_report(page, url, given.runs[0])
+        page.get_by_text(re.compile("^Path:")).evaluate("line => line.style.visibility = 'hidden'")  # a folder of yours
         page.wait_for_timeout(1500)
         page.screenshot(path=given.out / "report.png")
 

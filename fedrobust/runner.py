@@ -103,11 +103,12 @@ def find_run(run: str) -> Path:
 
 
 def run_name(experiment: Experiment) -> str:
-    """What sets the run apart from its neighbours in a list: experiment, attacks, defence, partition, seed."""
+    """What sets the run apart from its neighbours in a list: defence, attacks, partition, seed, experiment."""
     if experiment.tracking.run_name:
         return experiment.tracking.run_name
     tags = _tags(experiment)
-    return f"{experiment.name}: {tags['attack']} | {tags['defence']} | {tags['partition']} | seed {experiment.seed}"
+    # The defence first: lists cut long names off at the end.
+    return f"{tags['defence']} | {tags['attack']} | {tags['partition']} | seed {experiment.seed} | {experiment.name}"
 
 
 def _resumable(resume: str, experiment: Experiment) -> Path:
@@ -160,7 +161,11 @@ def _new_folder(run_id: str, experiment: Experiment, hospitals: Hospitals) -> Pa
     (folder / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
     attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
     save_partition(
-        folder, hospitals.label_counts(), hospitals.label_names, sorted(attackers), hospitals.patient_counts()
+        folder,
+        hospitals.label_counts(),
+        hospitals.label_names,
+        {client: experiment.attacks[index].name for client, index in attackers.items()},
+        hospitals.patient_counts(),
     )
     return folder
 
@@ -178,7 +183,7 @@ def _recorded(
     began = time.perf_counter()
     if fresh:
         journal = Journal(folder)
-        weights = federation.initial_weights()
+        weights = federation.hosts.initial_weights()
         checkpoint = Checkpoint(0, {"weights": weights})
         start = _start(experiment, hospitals, folder.name, len(weights))
         journal.commit([start], checkpoint)
@@ -188,7 +193,7 @@ def _recorded(
     say("training")
     outcome = federation.run(journal, checkpoint, [tracker.log, *hooks])
     say("writing the report")
-    state_dict = federation.state_dict(outcome.weights)
+    state_dict = federation.hosts.state_dict(outcome.weights)
     before = read_journal(folder)
     final = _final(before, outcome, state_dict) | {"seconds": time.perf_counter() - began}
     end = {

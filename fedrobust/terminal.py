@@ -102,7 +102,11 @@ def show_result(out: Console, experiment: Experiment, result: Result) -> None:
     out.print(f"run {result.run_id}, recorded in {escape(str(result.folder))}")
     out.print(f"report: {escape(str(result.folder / 'report.html'))}")
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    where = f"the server at {escape(uri)}" if uri else "[bold]make ui[/bold], then http://127.0.0.1:5000"
+    where = (
+        f"the server at {escape(uri)}"
+        if uri
+        else "[bold]make ui[/bold], then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+    )
     out.print(f"compare runs in the MLflow UI: {where}")
 
 
@@ -111,8 +115,8 @@ def _suspected(result: Result) -> str:
     wrongly = [c for c in result.suspected if c not in result.attackers]
     missed = [c for c in result.attackers if c not in result.suspected]
     parts = [
-        f"{label}: {', '.join(str(c) for c in sorted(clients))}"
-        for label, clients in (("rightly", rightly), ("wrongly", wrongly), ("missed", missed))
+        f"{label} {', '.join(f'hospital {c}' for c in sorted(clients))}"
+        for label, clients in (("rightly", rightly), ("wrongly", wrongly), ("not suspected:", missed))
         if clients
     ]
     return "; ".join(parts) or "nobody, rightly so"

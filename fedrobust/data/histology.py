@@ -15,14 +15,14 @@ from fedrobust.seeds import generator
 
 TISSUES: dict[str, dict[str, float]] = {
     "benign": {
-        "structures": 6.5, "radius": 5.5, "lumen": 0.45, "disorder": 0.03, "irregular": 0.05,
+        "structures": 7.5, "radius": 5.5, "lumen": 0.45, "disorder": 0.03, "irregular": 0.05,
         "nucleus": 1.05, "pleomorphism": 0.06, "vesicular": 0.10,
-        "loose": 0.06, "infiltration": 0.02, "lymphocytes": 0.30,
+        "loose": 0.05, "infiltration": 0.02, "lymphocytes": 0.25,
     },
     "malignant": {
-        "structures": 6.5, "radius": 6.0, "lumen": 0.0, "disorder": 1.0, "irregular": 0.80,
-        "nucleus": 1.80, "pleomorphism": 0.25, "vesicular": 0.70,
-        "loose": 0.06, "infiltration": 0.60, "lymphocytes": 0.20,
+        "structures": 7.5, "radius": 6.5, "lumen": 0.0, "disorder": 1.0, "irregular": 0.80,
+        "nucleus": 2.10, "pleomorphism": 0.25, "vesicular": 0.70,
+        "loose": 0.07, "infiltration": 0.75, "lymphocytes": 0.20,
     },
     "stroma": {
         "structures": 0.3, "radius": 4.5, "lumen": 0.30, "disorder": 0.10, "irregular": 0.20,
@@ -108,8 +108,8 @@ class Histology(Source):
         """uint8 patches (n, S, S, 3) of a patient, whose slides are stained and scanned at a centre."""
         from scipy.ndimage import gaussian_filter
 
-        stains = varied_stains(2.5, centre) + varied_stains(1.5, random) - np.array(HAEMATOXYLIN_EOSIN)
-        strength = np.array([1.6, 1.05]) * np.exp(centre.normal(0, 0.12, 2) + random.normal(0, 0.10, 2))
+        stains = varied_stains(2.0, centre) + varied_stains(1.2, random) - np.array(HAEMATOXYLIN_EOSIN)
+        strength = np.array([1.6, 1.05]) * np.exp(centre.normal(0, 0.10, 2) + random.normal(0, 0.07, 2))
         white = centre.uniform(238, 250) + centre.normal(0, 1.5, 3)
         blur, grain = centre.uniform(0.1, 0.5) * self.size / 48, centre.uniform(1.5, 4.0)
         density = np.stack([haematoxylin, eosin], axis=-1) @ (strength[:, None] * stains).astype(np.float32)

@@ -63,8 +63,8 @@ def draw(kind: Architecture, pixels: int, random: np.random.Generator) -> tuple[
     haematoxylin, eosin = haematoxylin * tissue, eosin * tissue + 0.3 * membranes
     share, thickness = tissue.mean((1, 2), keepdims=True), 1 + 0.06 * noise(x, y, 14)
     return (
-        _with_mean(haematoxylin, share * uniform(0.24, 0.42)) * thickness,
-        _with_mean(eosin, share * uniform(0.30, 0.46)) * thickness,
+        _with_mean(haematoxylin, share * uniform(0.27, 0.38)) * thickness,
+        _with_mean(eosin, share * uniform(0.33, 0.42)) * thickness,
     )
 
 
@@ -121,7 +121,7 @@ def _stroma(
     contrast = random.uniform(0.12, 0.34, shape)
     eosin = 0.55 * (1 + contrast * fibres + 0.08 * noise(x, y, 0.8))
     gaps = noise(along, across, 8, 0.9) + 0.6 * noise(x, y, 9)
-    return np.maximum(eosin, 0.05), sigmoid((gaps - random.uniform(1.3, 3.4, shape)) * 6)
+    return np.maximum(eosin, 0.05), sigmoid((gaps - random.uniform(1.8, 3.6, shape)) * 6)
 
 
 def _fat(x: np.ndarray, y: np.ndarray, noise: Noise, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +134,7 @@ def _fat(x: np.ndarray, y: np.ndarray, noise: Noise, random: np.random.Generator
         distance = np.hypot(x - place[:, k, 0, None, None], y - place[:, k, 1, None, None])
         first, second = np.minimum(first, distance), np.minimum(second, np.maximum(first, distance))
     to_membrane = (second - first) / 2
-    extent = np.where(random.random(shape) < 0.22, random.uniform(-1, 1, shape), -9)
+    extent = np.where(random.random(shape) < 0.18, random.uniform(-1, 1, shape), -9)
     here = sigmoid((extent + noise(x, y, 16)) * 8)
     empty = here * sigmoid(np.minimum(to_membrane - 0.45, 6.2 - first) * 5)
     return empty, here * np.exp(-((to_membrane / 0.45) ** 2)) * (first < 7)

@@ -1,0 +1,163 @@
+"""The client actors of a team, set up for one experiment: they train and evaluate, and those that die are replaced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError
+
+from fedrobust.attacks import CraftedAttack, draw_attackers
+from fedrobust.data.hospitals import Hospitals
+from fedrobust.errors import FederationError
+from fedrobust.experiment import Experiment
+from fedrobust.federation.clients import Layout, Training
+from fedrobust.federation.pool import Team, answer, setup
+
+ATTEMPTS = 3
+"""How often a task is tried when the actor that does it dies."""
+
+Block = tuple[list[int], Any]
+"""Client ids, and a reference to their stacked updates (k, d) in the object store."""
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What a round's training left in the object store, and what came back beside it."""
+
+    honest: list[Block] = field(default_factory=list)
+    crafting: list[Block] = field(default_factory=list)
+    """Updates that the adversary is going to replace."""
+    losses: dict[int, float] = field(default_factory=dict)
+    states: dict[int, np.ndarray] = field(default_factory=dict)
+    late: list[int] = field(default_factory=list)
+    """Hospitals that were not back by the deadline."""
+
+    def arrived(self) -> list[int]:
+        """The hospitals whose updates are here."""
+        return sorted(client for ids, _ in self.honest + self.crafting for client in ids)
+
+
+class Hosts:
+    """The client actors of a leased team."""
+
+    def __init__(self, experiment: Experiment, hospitals: Hospitals, team: Team) -> None:
+        self._experiment, self._team = experiment, team
+        self._patience = experiment.workers.patience
+        self._attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
+        held_out = np.concatenate([hospitals.indices["validation"], hospitals.indices["test"]])
+        training = tuple(hospitals.training(client) for client in range(experiment.federation.clients))
+        self.samples = np.array([len(own) for own in training])
+        """(clients,) int64: training patches of each hospital."""
+        layout = Layout(training, held_out, hospitals.indices["test"], len(hospitals.label_names))
+        self._setup = [experiment, ray.put(layout), ray.put(hospitals.images), ray.put(hospitals.labels)]
+        setup(team.workers, self._setup, "the client actors to get ready", self._patience)
+
+    def initial_weights(self) -> np.ndarray:
+        """(d,) float32: the model that the first round starts from."""
+        return np.array(answer(self._team.workers[0].initial_weights.remote(), "the initial model", self._patience))
+
+    def state_dict(self, weights: np.ndarray) -> dict[str, Any]:
+        """The model's state dict with these weights."""
+        return dict(answer(self._team.workers[0].state_dict.remote(weights), "the model", self._patience))
+
+    def ask_training(self, round: int, clients: list[int], weights: Any, states: dict[int, np.ndarray]) -> list[_Task]:
+        """Have hospitals trained; `weights` is a reference, `states` what the hospitals carry from earlier rounds."""
+        shares = enumerate(self._divide(clients))
+        return [self._ask(worker, round, share, weights, states) for worker, share in shares if share]
+
+    def collect(self, tasks: list[_Task]) -> Updates:
+        """Wait for the training. The hospitals of an actor that dies are trained again, to the same bits."""
+        deadline = self._experiment.federation.deadline
+        if deadline is not None:
+            ray.wait([task.training for task in tasks], num_returns=len(tasks), timeout=deadline)
+        found = Updates()
+        for task in tasks:
+            _, honest, crafting, *_ = task.arguments
+            if deadline is not None and not ray.wait([task.training], timeout=0)[0]:
+                found.late.extend(honest + crafting)
+                continue
+            done, training = self._finished(task)
+            if honest:
+                found.honest.append((honest, done.honest))
+            if crafting:
+                found.crafting.append((crafting, done.crafting))
+            found.losses.update(training.losses)
+            found.states.update(training.states)
+        return found
+
+    def ask_evaluation(self, weights: Any) -> list[Any]:
+        """Have the model evaluated on the held-out patches; every actor takes its share."""
+        return [self._evaluate(worker, weights) for worker in range(len(self._team.workers))]
+
+    def collect_evaluation(self, asked: list[Any], weights: Any) -> dict[str, np.ndarray]:
+        """Wait for the evaluation: probabilities (n, classes) float32 for each question (see `ClientHost.evaluate`)."""
+        answers = []
+        for worker, reference in enumerate(asked):
+            for _ in range(ATTEMPTS):
+                try:
+                    answers.append(answer(reference, f"worker {worker} to evaluate", self._patience))
+                    break
+                except RayActorError:
+                    self._revive(worker)
+                    reference = self._evaluate(worker, weights)
+            else:
+                raise FederationError(f"worker {worker} died {ATTEMPTS} times while it evaluated")
+        return {key: np.concatenate([part[key] for part in answers]) for key in answers[0]}
+
+    def _evaluate(self, worker: int, weights: Any) -> Any:
+        workers = self._team.workers
+        return workers[worker].evaluate.remote(weights, worker, len(workers))
+
+    def _divide(self, clients: list[int]) -> list[list[int]]:
+        """Hospitals over workers, the most laborious first, each to the worker with the least to do."""
+        local = self._experiment.learning.local
+        labour = {client: local.steps_for(int(self.samples[client])) for client in clients}
+        shares: list[list[int]] = [[] for _ in self._team.workers]
+        load = [0] * len(shares)
+        for client in sorted(clients, key=lambda client: (-labour[client], client)):
+            least = load.index(min(load))
+            shares[least].append(client)
+            load[least] += labour[client]
+        return [sorted(share) for share in shares]
+
+    def _ask(self, worker: int, round: int, clients: list[int], weights: Any, states: dict[int, np.ndarray]) -> _Task:
+        crafting = [client for client in clients if self._crafts(client, round)]
+        honest = [client for client in clients if client not in crafting]
+        own = {client: states[client] for client in clients if client in states}
+        return self._start(worker, (round, honest, crafting, weights, own))
+
+    def _start(self, worker: int, arguments: tuple[Any, ...]) -> _Task:
+        references = self._team.workers[worker].train.options(num_returns=3).remote(*arguments)
+        return _Task(worker, arguments, *references)
+
+    def _finished(self, task: _Task) -> tuple[_Task, Training]:
+        for _ in range(ATTEMPTS):
+            try:
+                awaited = f"round {task.arguments[0]}: worker {task.worker} to train"
+                return task, answer(task.training, awaited, self._patience)
+            except RayActorError:
+                self._revive(task.worker)
+                task = self._start(task.worker, task.arguments)
+        raise FederationError(f"round {task.arguments[0]}: worker {task.worker} died {ATTEMPTS} times")
+
+    def _crafts(self, client: int, round: int) -> bool:
+        index = self._attackers.get(client)
+        attack = None if index is None else self._experiment.attacks[index]
+        return isinstance(attack, CraftedAttack) and attack.schedule.active(round)
+
+    def _revive(self, worker: int) -> None:
+        setup([self._team.replace(worker)], self._setup, f"worker {worker} to be replaced", self._patience)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Training that an actor was asked for: the arguments of `ClientHost.train`, and references to its results."""
+
+    worker: int
+    arguments: tuple[Any, ...]
+    honest: Any
+    crafting: Any
+    training: Any

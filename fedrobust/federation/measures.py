@@ -1,0 +1,52 @@
+"""What an evaluation says: the figures of a model from its probabilities on the held-out patches."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedrobust.attacks import Attack, Backdoor
+from fedrobust.data.hospitals import Hospitals
+from fedrobust.federation.clients import triggered
+from fedrobust.federation.journal import Record
+
+
+def evaluation_record(
+    round: int, hospitals: Hospitals, attacks: tuple[Attack, ...], found: dict[str, np.ndarray]
+) -> Record:
+    """The journal's record of a round's evaluation; `found` as `Hosts.collect_evaluation` gives it."""
+    from fedrobust.learning.evaluation import confusion_matrix, hospital_accuracy, metrics
+
+    validation, test = hospitals.indices["validation"], hospitals.indices["test"]
+    clean = found["clean"][len(validation) :]
+    figures: dict[str, float] = {}
+    for name, positions, probabilities in (
+        ("validation", validation, found["clean"][: len(validation)]),
+        ("test", test, clean),
+    ):
+        if len(positions):
+            values = metrics(probabilities, hospitals.labels[positions], hospitals.hospital[positions])
+            figures |= {f"{name}/{metric}": value for metric, value in values.items()}
+    return {
+        "kind": "evaluation",
+        "round": round,
+        "metrics": figures | _success(hospitals, attacks, clean, found),
+        "hospitals": hospital_accuracy(clean, hospitals.labels[test], hospitals.hospital[test]),
+        "confusion": confusion_matrix(clean, hospitals.labels[test]).tolist(),
+    }
+
+
+def _success(
+    hospitals: Hospitals, attacks: tuple[Attack, ...], clean: np.ndarray, found: dict[str, np.ndarray]
+) -> dict[str, float]:
+    """Success of the backdoors, none if there are none; of several the one that succeeds best."""
+    from fedrobust.learning.evaluation import attack_success
+
+    test = hospitals.indices["test"]
+    rates = []
+    for index, attack in enumerate(attacks):
+        if isinstance(attack, Backdoor):
+            positions = triggered(attack, hospitals.labels, test)
+            before = clean[np.searchsorted(test, positions)].argmax(1)
+            after = found[f"trigger/{index}"].argmax(1)
+            rates.append(attack_success(before, after, hospitals.labels[positions], attack.target))
+    return {f"attack/{name}": max(rate[name] for rate in rates) for name in rates[0]} if rates else {}
