@@ -96,13 +96,18 @@ def members(*bases: type[Options]) -> dict[str, type[Options]]:
     return found
 
 
-def user_class(path: str, bases: tuple[type[Options], ...]) -> type[Options]:
-    """The class at "package.module:Class", which must be a subclass of one of `bases`."""
-    module_name, _, class_name = path.partition(":")
+def imported(path: str) -> Any:
+    """What stands at "package.module:Name"."""
+    module_name, _, name = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        return getattr(importlib.import_module(module_name), name)
     except Exception as error:  # whatever a user's module raises while it is imported
         raise refusal(f"cannot import '{path}': {type(error).__name__}: {error}", "name") from error
+
+
+def user_class(path: str, bases: tuple[type[Options], ...]) -> type[Options]:
+    """The class at "package.module:Class", which must be a subclass of one of `bases`."""
+    found = imported(path)
     if not (isinstance(found, type) and issubclass(found, bases)):
         kinds = " or ".join(base.__name__ for base in bases)
         raise refusal(f"'{path}' is not a subclass of {kinds}", "name")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -127,22 +128,26 @@ def _resumable(resume: str, experiment: Experiment) -> Path:
 
 
 def _hospitals(experiment: Experiment) -> Hospitals:
-    data = experiment.data
-    data.source.check()
-    hospitals = divide(
-        data.source,
-        data.split,
-        data.partition,
-        data.stain_shift,
-        data.stain_normalisation,
-        experiment.federation.clients,
-        experiment.seed,
-        CACHE,
-    )
-    for attack in experiment.attacks:
+    data, clients = experiment.data, experiment.federation.clients
+    stain = data.stain_shift, data.stain_normalisation
+    with _placed("data.source"):
+        data.source.check()
+    with _placed("data"):
+        hospitals = divide(data.source, data.split, data.partition, *stain, clients, experiment.seed, CACHE)
+    for index, attack in enumerate(experiment.attacks):
         if isinstance(attack, DataAttack):
-            attack.check(len(hospitals.label_names), hospitals.images.shape[1])
+            with _placed(f"attacks.{index}"):
+                attack.check(len(hospitals.label_names), hospitals.images.shape[1])
     return hospitals
+
+
+@contextmanager
+def _placed(path: str) -> Iterator[None]:
+    """Put the dotted path before the errors of what the block checks."""
+    try:
+        yield
+    except ExperimentError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _open_tracker(experiment: Experiment, hospitals: Hospitals, folder: Path | None) -> Tracker:

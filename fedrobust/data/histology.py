@@ -99,7 +99,7 @@ class Histology(Source):
             radius=kind.radius * np.exp(random.normal(0, 0.12)),
             nucleus=kind.nucleus * np.exp(random.normal(0, 0.08)),
             loose=kind.loose * random.uniform(0.4, 1.6, len(labels)),
-            lymphocytes=kind.lymphocytes * random.uniform(0.5, 1.15, len(labels)),
+            lymphocytes=kind.lymphocytes * random.uniform(0.7, 1.15, len(labels)),
         )
 
     def _scanned(

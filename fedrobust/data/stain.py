@@ -138,7 +138,10 @@ class NoNormalisation(StainNormalisation):
 
 
 class Macenko(StainNormalisation):
-    """Finds the two stain vectors of each patch and puts reference ones in their place (Macenko et al. 2009)."""
+    """Finds the two stain vectors of each patch and puts reference ones in their place (Macenko et al. 2009).
+
+    The estimate is torchstain's. The brightness of a scanner, which is no stain, is left as it is.
+    """
 
     name: Literal["macenko"] = "macenko"
     tissue: float = Field(default=0.02, gt=0, le=1)
@@ -180,7 +183,10 @@ def _restained(image: np.ndarray, stains: np.ndarray, strongest: np.ndarray) -> 
 
 
 class Reinhard(StainNormalisation):
-    """Gives each patch the mean and spread of a reference in CIELAB (Reinhard et al. 2001)."""
+    """Gives each patch the mean and spread of a reference in CIELAB (Reinhard et al. 2001), by torchstain.
+
+    It does so whatever the patch shows: fat and bare slide turn pink.
+    """
 
     name: Literal["reinhard"] = "reinhard"
 

@@ -9,12 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from fedrobust.learning.losses import CrossEntropy, LocalLoss
-from fedrobust.options import OneOf, Options, refusal
+from fedrobust.options import Many, OneOf, Options, imported, refusal
 
 if TYPE_CHECKING:
     import torch
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+Precision = Literal[
+    "32-true",
+    "64-true",
+    "bf16-mixed",
+    "bf16-true",
+    "16-mixed",
+    "16-true",
+    "transformer-engine",
+    "transformer-engine-float16",
+]
+"""What Lightning's Trainer calls its precisions."""
 
 
 class LocalOptimizer(Options):
@@ -104,6 +117,32 @@ class AdamW(LocalOptimizer):
         return ("exp_avg", "exp_avg_sq", "step")
 
 
+class TrainerCallback(Options):
+    """A callback for Lightning's Trainer: one of Lightning's own, or a user's."""
+
+    name: str = Field(pattern=r"^[\w.]+:\w+$")
+    """Where the class is: `pytorch_lightning.callbacks:StochasticWeightAveraging`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What its constructor is given."""
+
+    @model_validator(mode="after")
+    def _constructible(self) -> TrainerCallback:
+        self.build()
+        return self
+
+    def build(self) -> Any:
+        """A new callback; one is made for each hospital and round."""
+        from pytorch_lightning import Callback
+
+        made = imported(self.name)
+        if not (isinstance(made, type) and issubclass(made, Callback)):
+            raise refusal(f"'{self.name}' is not a Lightning callback", "name")
+        try:
+            return made(**self.options)
+        except Exception as error:  # whatever its constructor raises
+            raise refusal(f"{self.name} does not take these options: {error}", "options") from error
+
+
 class LocalTraining(Options):
     """Local training at a hospital: how long, on what loss, with which optimiser and engine."""
 
@@ -126,8 +165,10 @@ class LocalTraining(Options):
     """FedProx's mu: adds mu/2 ‖w − w_global‖² to the loss (Li et al., MLSys 2020)."""
     augment: bool = True
     """Random flips and quarter turns of the patches."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Precision of the trainer engine; `16-mixed` needs a GPU."""
+    precision: Precision = "32-true"
+    """Precision of the trainer engine; some need a GPU. Updates are float32 whatever it is."""
+    callbacks: Many[TrainerCallback] = ()
+    """Callbacks of the trainer engine."""
     channels_last: bool = True
     """Memory format of images and convolutions: faster on CPUs, the same to 2e-6 after four steps."""
 
@@ -154,6 +195,8 @@ class LocalTraining(Options):
             )
         if self.precision != "32-true" and self.engine == "lean":
             raise refusal(f"the lean engine trains in 32-true; {self.precision} needs engine: trainer", "precision")
+        if self.callbacks and self.engine == "lean":
+            raise refusal("the lean engine has no callbacks; they need engine: trainer", "callbacks")
         return self
 
     def steps_for(self, patches: int) -> int:

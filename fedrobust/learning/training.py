@@ -135,7 +135,7 @@ class LocalTrainer:
                 devices=[self.device.index or 0] if cuda else 1,
                 precision=self.options.precision,
                 max_epochs=1,
-                callbacks=[recorder],
+                callbacks=[recorder, *(callback.build() for callback in self.options.callbacks)],
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -143,11 +143,11 @@ class LocalTrainer:
                 plugins=[LightningEnvironment()],  # whatever job scheduler started this process
             )
             trainer.fit(self.module, batches)
-        self._place()  # Lightning moves a module back to the CPU
+        self._place()  # Lightning moves a module back to the CPU, and leaves it in the Trainer's precision
         return recorder.losses, trainer.optimizers[0]
 
     def _place(self) -> None:
-        self.module.to(device=self.device, memory_format=self._format)
+        self.module.to(device=self.device, dtype=torch.float32, memory_format=self._format)
 
 
 class _Recorder(lightning.Callback):
