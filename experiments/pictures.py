@@ -1,4 +1,4 @@
-"""Draws docs/pictures/histology.png: generated patches, one row for each class. Usage: python experiments/pictures.py"""
+"""Draws docs/pictures/histology.png: generated patches, a row for each class. `python experiments/pictures.py`"""
 
 from __future__ import annotations
 

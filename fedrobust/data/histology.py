@@ -81,7 +81,13 @@ class Histology(Source):
 
         random = generator(seed, "histology", patient)
         labels = random.choice(self.classes, self.patches_per_patient, p=random.dirichlet(np.full(self.classes, 3.0)))
-        haematoxylin, eosin = draw(self._architecture(labels, random), self.size, random)
+        kind = self._architecture(labels, random)
+        at_once = max(1, 2**18 // self.size**2)  # patches: memory stays within some hundred megabytes
+        parts = [
+            draw(Architecture(*(field[start : start + at_once] for field in kind)), self.size, random)
+            for start in range(0, len(labels), at_once)
+        ]
+        haematoxylin, eosin = (np.concatenate(stain) for stain in zip(*parts, strict=True))
         centre = generator(seed, "histology centre", patient % self.centres)
         return self._scanned(haematoxylin, eosin, centre, random), labels
 

@@ -96,7 +96,7 @@ class Noise:
         right *= u
         both += right
         both += here
-        return both
+        return np.asarray(both)
 
     def _cells(self, value: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:
         """Where in a cell of the tile coordinates lie (0 to 1), and in which cell."""

@@ -97,7 +97,7 @@ class Coordinator:
                 client: {part: float(values[row]) for part, values in scores.parts.items()}
                 for row, client in enumerate(ids)
             },
-            "update_norm": dict(zip(ids, np.sqrt(np.diag(gram.matrix)).tolist(), strict=True)),
+            "update_norm": dict(zip(ids, gram.norms().tolist(), strict=True)),
             "aggregate_norm": float(np.linalg.norm(result.aggregate)),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
-from fedrobust.data.cells import push_apart, stamp
+from fedrobust.data.cells import Nuclei, push_apart, stamp
 from fedrobust.data.histology import TISSUES, Histology
 from fedrobust.data.patches import Patches
 from fedrobust.data.stain import optical_density
@@ -58,7 +59,7 @@ def scales(patches: Patches) -> np.ndarray:
     power = np.abs(np.fft.fft2(dark - dark.mean((1, 2), keepdims=True))) ** 2
     frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(dark.shape[1])] * 2))
     edges = [0.01, 0.05, 0.09, 0.14, 0.2, 0.3]
-    bands = [power[:, (frequency >= a) & (frequency < b)].sum(1) for a, b in zip(edges, edges[1:], strict=False)]
+    bands = [power[:, (frequency >= a) & (frequency < b)].sum(1) for a, b in itertools.pairwise(edges)]
     return np.log(np.stack(bands, 1) / np.sum(bands, 0)[:, None])
 
 
@@ -113,7 +114,7 @@ def test_amount_of_each_stain_does_not_tell_the_class(patches: Patches) -> None:
 
 
 def test_texture_tells_the_class(patches: Patches) -> None:
-    assert linear_accuracy(scales(patches), patches) >= 0.70
+    assert linear_accuracy(scales(patches), patches) >= 0.80
 
 
 def test_difficulty_drifts_towards_the_other_class() -> None:
@@ -126,7 +127,7 @@ def test_difficulty_drifts_towards_the_other_class() -> None:
 def test_four_classes_differ_by_texture_not_colour() -> None:
     patches = Histology(patients=40, patches_per_patient=25, classes=4, size=48).load(seed=6)
     assert linear_accuracy(patches.images.mean((1, 2)), patches) <= 0.36  # chance: 0.25
-    assert linear_accuracy(scales(patches), patches) >= 0.45
+    assert linear_accuracy(scales(patches), patches) >= 0.60
 
 
 def test_nuclei_are_blue_fibres_are_pink_and_the_slide_is_white(patches: Patches) -> None:
@@ -184,8 +185,6 @@ def test_pushed_discs_overlap_less_and_unused_ones_stay(count: int, seed: int) -
 
 
 def test_a_stamped_nucleus_covers_its_ellipse_and_stays_in_its_patch() -> None:
-    from fedrobust.data.cells import Nuclei
-
     one = {"long": 4.0, "short": 2.0, "angle": 0.0, "dark": 1.0, "vesicular": 0.0, "bend": 0.0}
     nuclei = Nuclei(
         np.array([1, 1]), np.array([24.0, 1.0]), np.array([24.0, 47.0]), *(np.full(2, v) for v in one.values())
@@ -226,4 +225,5 @@ def test_a_small_cnn_learns_it(seed: int) -> None:
         decay.step()
     with torch.no_grad():
         predicted = network(pixels[test]).argmax(1).numpy()
+    # 0.93 to 0.94 with these 23,938 parameters when this was written.
     assert 0.85 <= balanced_accuracy_score(patches.labels[test], predicted) <= 0.97
