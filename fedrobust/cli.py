@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fedrobust.errors import FedRobustError
+from fedrobust.errors import ExperimentError, FedRobustError
 
 app = typer.Typer(
     name="fedrobust",
@@ -34,6 +34,7 @@ def main() -> None:
             print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        print("stopped; a run that had begun goes on with --resume RUN, its id is in mlruns/runs", file=sys.stderr)
         sys.exit(130)
 
 
@@ -50,26 +51,29 @@ def run(
     from fedrobust.experiment_file import load
     from fedrobust.terminal import Progress, console, show_result
 
-    if json_out is not None and not json_out.parent.is_dir():
-        raise typer.BadParameter(f"{json_out.parent} is not a folder", param_hint="--json")
+    if json_out is not None and (json_out.is_dir() or not json_out.parent.is_dir()):
+        raise ExperimentError(f"--json {json_out}: must be a file in a folder that exists")
+    sys.path.insert(0, str(file.resolve().parent))  # a user's classes may lie beside the file
     experiment = load(file, overrides or ())
     out = console()
     with Progress(out, experiment) as progress:
         from fedrobust.runner import run as run_experiment
 
         result = run_experiment(experiment, resume=resume, hooks=[progress.on_record], say=progress.say)
+    show_result(out, result)
     if json_out is not None:
         json_out.write_text(json.dumps({"run_id": result.run_id, **result.final}, indent=2) + "\n", encoding="utf-8")
-    show_result(out, experiment, result)
 
 
 @app.command()
 def sync(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
     """Send to MLflow what a run recorded while the tracking server was away."""
+    from fedrobust.federation.journal import read_journal
     from fedrobust.runner import find_run
     from fedrobust.tracking import sync as sync_run
 
-    count = sync_run(find_run(run))
+    folder = find_run(run)
+    count = sync_run(folder, read_journal(folder))
     print(f"{count} records sent" if count else "nothing to send: the tracking server has everything")
 
 

@@ -45,16 +45,17 @@ class Data(Options):
 class Federation(Options):
     """How many hospitals train together, for how long, and who may be missing."""
 
-    clients: int = Field(default=10, ge=1)
+    clients: int = Field(default=10, ge=1, le=100_000)
     """Number of hospitals."""
     rounds: int = Field(default=20, ge=1)
     """Number of rounds."""
     participation: float = Field(default=1.0, gt=0, le=1)
     """Share of the hospitals that is drawn, anew for each round, to train in it."""
     quorum: float = Field(default=0.5, gt=0, le=1)
-    """Share of the drawn hospitals whose updates must arrive; below it the round is repeated."""
+    """Share of the drawn hospitals whose updates must be usable; below it the model stays as it is for a round."""
     deadline: float | None = Field(default=None, gt=0)
-    """Seconds after which a round goes on without its stragglers. Off by default: it makes a run depend on chance."""
+    """Seconds after which a round goes on without its stragglers, provided that the quorum is there; waited for three
+    times at most. Off by default: it makes a run depend on chance."""
 
     def participants(self) -> int:
         """How many hospitals take part in a round."""
@@ -80,7 +81,7 @@ class Evaluation(Options):
 
 
 class Workers(Options):
-    """Client actors, each hosting a share of the hospitals. None of this changes a result, only its speed."""
+    """Client actors, each hosting a share of the hospitals. Their number changes the speed, and no bit of a result."""
 
     count: int | Literal["auto"] = "auto"
     """Number of client actors; `auto`: one for each core, or for each share of a GPU, at most one a hospital."""
@@ -89,7 +90,7 @@ class Workers(Options):
     gpus: float | Literal["auto"] = "auto"
     """Share of a GPU for each actor, e.g. 0.25; `auto`: 0.25 where the cluster has a GPU, else 0."""
     threads: int = Field(default=1, ge=1)
-    """Threads that torch uses in each actor. More than one may change the last bits of a result."""
+    """Threads that torch uses in each actor. Like a GPU, more than one may change the last bits of a result."""
     patience: float = Field(default=600.0, gt=0)
     """Seconds without any answer from an actor after which the run stops with an error."""
 
@@ -99,9 +100,9 @@ class Workers(Options):
             value = getattr(self, field)
             least = 0 if field == "gpus" else 1e-3
             if value != "auto" and value < least:
-                raise refusal(
-                    f"must be 'auto' or {'at least 0' if field == 'gpus' else 'positive'}; found {value}", field
-                )
+                raise refusal(f"must be 'auto' or {'at least 0' if field == 'gpus' else 'positive'}", field)
+        if self.gpus != "auto" and self.gpus > 1 and self.gpus % 1:
+            raise refusal("must be a share of one GPU or a whole number of them", "gpus")
         return self
 
 
@@ -121,7 +122,7 @@ class Experiment(Options):
 
     name: str = Field(default="experiment", min_length=1)
     """Name of the experiment."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """The one seed that every random draw of the run derives from."""
     data: Data = Data()
     federation: Federation = Federation()

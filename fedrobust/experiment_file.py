@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Keys = tuple[str | int, ...]
 
+_UNREADABLE = (YAMLError, ValueError, KeyError, TypeError, RecursionError)
+"""What ruamel raises, one way or another, on what it cannot read."""
+
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     """Read an experiment from a YAML file.
@@ -35,8 +38,10 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     try:
         return Experiment.model_validate(_plain(tree))
     except ValidationError as error:
-        lines = [_explain(dict(item), tree, Path(path), origin) for item in error.errors()]
-        raise ExperimentError("\n".join(dict.fromkeys(lines))) from None
+        found = [_explain(dict(item), tree, Path(path), origin) for item in error.errors()]
+        raise ExperimentError("\n".join(_merged(found))) from None
+    except RecursionError:
+        raise ExperimentError(f"{path}: nested too deeply, or an alias that contains itself") from None
 
 
 def dump(experiment: Experiment) -> str:
@@ -60,8 +65,8 @@ def _read(path: Path) -> CommentedMap:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ExperimentError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
-    except (YAMLError, ValueError) as error:
-        raise ExperimentError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except _UNREADABLE as error:
+        raise ExperimentError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
     if tree is None:
         return CommentedMap()
     if not isinstance(tree, CommentedMap):
@@ -76,14 +81,14 @@ def _override(tree: CommentedMap, text: str) -> Keys:
         raise ExperimentError(f"override '{text}': expected path=value, e.g. seed=3 or aggregation.rule=krum")
     try:
         parsed = YAML(typ="safe").load(value)
-    except YAMLError:
-        raise ExperimentError(f"override '{text}': the value is not valid YAML") from None
-    keys: list[str | int] = [int(key) if key.isdigit() else key for key in dotted.strip().split(".")]
+    except _UNREADABLE:
+        raise ExperimentError(f"override '{_short(text)}': the value is not valid YAML") from None
+    keys: list[str | int] = [int(key) if key.isdecimal() else key for key in dotted.strip().split(".")]
     node: Any = tree
     for position, key in enumerate(keys[:-1]):
         child = _child(node, key, text)
         if child is None:
-            child = CommentedMap()
+            child = CommentedSeq() if keys[position + 1] == 0 else CommentedMap()
             node[key] = child
         elif isinstance(child, str):  # `rule: krum` is short for `rule: {name: krum}`
             child = CommentedMap(name=child)
@@ -121,8 +126,24 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _explain(error: dict[str, Any], tree: Any, path: Path, origin: Mapping[Keys, str]) -> str:
-    """One line for one error of pydantic."""
+def _merged(found: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each place; of a value that fits none of several types, what each of them expected."""
+    places: dict[str, list[str]] = {}
+    for place, reason in found:
+        if reason not in places.setdefault(place, []):
+            places[place].append(reason)
+    lines = []
+    for place, reasons in places.items():
+        shown = {reason.partition("; found ")[2] for reason in reasons}
+        if len(reasons) > 1 and len(shown) == 1:
+            expected = " or ".join(reason.partition("; found ")[0].removeprefix("expected ") for reason in reasons)
+            reasons = [f"expected {expected}; found {shown.pop()}"]
+        lines += [" ".join(f"{place}: {reason}".split()) for reason in reasons]
+    return lines
+
+
+def _explain(error: dict[str, Any], tree: Any, path: Path, origin: Mapping[Keys, str]) -> tuple[str, str]:
+    """Where one error of pydantic is, and what it says."""
     location: list[str | int] = []
     node = tree
     for part in error["loc"]:
@@ -134,14 +155,14 @@ def _explain(error: dict[str, Any], tree: Any, path: Path, origin: Mapping[Keys,
         elif error["type"] == "missing" and part == error["loc"][-1]:
             location.append(part)  # all other parts that are not in the file are tags of unions
     context = error.get("ctx", {})
-    tail = [int(part) if part.isdigit() else part for part in context.get("path", "").split(".") if part]
+    tail = [int(part) if part.isdecimal() else part for part in context.get("path", "").split(".") if part]
     if isinstance(node, str):  # `rule: krum` is short for `rule: {name: krum}`
         tail = []
     for part in tail:
         node = node[part] if isinstance(node, (Mapping, list)) and _has(node, part) else None
     location += tail
     dotted = ".".join(str(part) for part in location) or "experiment"
-    return f"{_place(location, tree, path, origin)}: {dotted}: {_reason(error, node)}"
+    return f"{_place(location, tree, path, origin)}: {dotted}", _reason(error, node)
 
 
 def _has(node: Any, part: str | int) -> bool:
@@ -153,12 +174,20 @@ def _reason(error: Mapping[str, Any], found: Any) -> str:
     if error["type"] == "refused":
         message = str(context["message"])
         scalar = found is not None and not isinstance(found, (Mapping, list))
-        return f"found {found!r}; {message}" if scalar and "found" not in message else message
+        return f"found {_short(repr(found))}; {message}" if scalar and "found" not in message else message
     if error["type"] == "missing":
         return "missing, and it has no default"
     text = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    shown = f"a {_kind(found)}" if isinstance(found, (Mapping, list)) else repr(_plain(found))
+    text = _TYPES.get(error["type"], text)
+    shown = f"a {_kind(found)}" if isinstance(found, (Mapping, list)) else _short(repr(_plain(found)))
     return f"expected {text}; found {shown}"
+
+
+_TYPES = {"model_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list", "string_type": "a text"}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def _place(location: list[str | int], tree: Any, path: Path, origin: Mapping[Keys, str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def imported(path: str) -> Any:
     module_name, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
         raise refusal(f"cannot import '{path}': {type(error).__name__}: {error}", "name") from error
 
 
@@ -111,6 +112,8 @@ def user_class(path: str, bases: tuple[type[Options], ...]) -> type[Options]:
     if not (isinstance(found, type) and issubclass(found, bases)):
         kinds = " or ".join(base.__name__ for base in bases)
         raise refusal(f"'{path}' is not a subclass of {kinds}", "name")
+    if inspect.isabstract(found):
+        raise refusal(f"'{path}' is abstract: it leaves {', '.join(sorted(found.__abstractmethods__))} open", "name")
     return found
 
 
@@ -148,10 +151,12 @@ class Choice:
         name = value.get("name")
         if name is None:
             raise refusal(f"missing; allowed: {', '.join(known)}", "name")
-        if isinstance(name, str) and _USER_CLASS.match(name):
+        if not isinstance(name, str):
+            raise refusal(f"expected a name; allowed: {', '.join(known)}", "name")
+        if _USER_CLASS.match(name):
             return user_class(name, self.bases).model_validate(dict(value))
         if name not in known:
-            raise refusal(f"allowed: {', '.join(known)}{nearest(str(name), known)}", "name")
+            raise refusal(f"allowed: {', '.join(known)}{nearest(name, known)}", "name")
         return handler(value)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +20,17 @@ from fedrobust.data.hospitals import Hospitals, divide
 from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump, load
-from fedrobust.federation.journal import Checkpoint, Journal, Record, read_journal
+from fedrobust.federation.journal import Checkpoint, Journal, Record, read_checkpoint, read_journal
 from fedrobust.federation.pool import Pool, ray_session
 from fedrobust.federation.rounds import Federation, Hook, Outcome
+from fedrobust.learning.vector import load_vector
 from fedrobust.report import save_partition, write_report
 from fedrobust.tracking import Tracker, flatten, save_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
 
 RUNS = Path("mlruns/runs")
 """Where each run keeps its folder, below the working folder."""
@@ -55,41 +61,33 @@ def run(
     resume: str | None = None,
     hooks: Sequence[Hook] = (),
     say: Callable[[str], None] = lambda what: None,
+    pool: Pool | None = None,
 ) -> Result:
     """Run an experiment and record it.
 
-    resume: id of a run of the same experiment that stopped; it ends with the bits that it would have ended with.
+    resume: id of a run of the same experiment that stopped; it ends with the bits that it would have ended with. Of a
+        run that has ended, the report is written again and MLflow gets what it lacks.
     hooks: called with every committed record of the journal.
     say: told what is being done, for a progress bar.
+    pool: leases a team that is there already, so that many short runs do not each start actors; the experiment's own
+        `workers` then say nothing.
 
     Raises `ExperimentError` (nothing has been started or written), `TrackingError`, `FederationError`.
     """
-    folder = None if resume is None else _resumable(resume, experiment)
     say("reading the data")
     hospitals = _hospitals(experiment)
-    say("starting actors")
-    with ThreadPoolExecutor(1) as beside:
-        tracking = beside.submit(_open_tracker, experiment, hospitals, folder)
-        with (
-            ray_session(),
-            Pool(experiment.workers, experiment.federation.participants()) as pool,
-            pool.lease() as team,
-        ):
-            tracker: Tracker = tracking.result()
-            status = "FAILED"
-            try:
-                federation = Federation(experiment, hospitals, team)
-                folder = folder or _new_folder(tracker.run_id, experiment, hospitals)
-                result = _recorded(federation, folder, tracker, hooks, say, fresh=resume is None)
-                status = "FINISHED"
-            except FedRobustError as error:
-                raise type(error)(f"{error}; go on with: --resume {tracker.run_id}") from error
-            except KeyboardInterrupt:
-                status = "KILLED"
-                raise
-            finally:
-                say("sending the rest to MLflow")
-                tracker.close(status)
+    network = _network(experiment, hospitals)
+    resumed = None if resume is None else _resumable(resume, experiment, hospitals)
+    with _tracked(experiment, hospitals, resumed) as opening:
+        if resumed is None or not _ended(resumed.folder):
+            say("starting actors")
+            folder = _trained(experiment, hospitals, network, resumed, opening, hooks, say, pool)
+        else:
+            resumed.close()
+            folder = resumed.folder
+        say("writing the report")
+        result = _finished(experiment, hospitals, network, folder, opening.result())
+        say("sending the rest to MLflow")
     return result
 
 
@@ -112,19 +110,24 @@ def run_name(experiment: Experiment) -> str:
     return f"{tags['defence']} | {tags['attack']} | {tags['partition']} | seed {experiment.seed} | {experiment.name}"
 
 
-def _resumable(resume: str, experiment: Experiment) -> Path:
+def _resumable(resume: str, experiment: Experiment, hospitals: Hospitals) -> Journal:
+    """The journal of a run that can be gone on with; it stays locked until it is closed."""
     folder = find_run(resume)
+    journal, _ = Journal.reopen(folder)
     before = load(folder / "experiment.yaml")
     if before.digest() != experiment.digest():
-        old, new = flatten(before.resolved()), flatten(experiment.resolved())
-        keys = [
-            k for k in sorted(old | new) if old.get(k) != new.get(k) and k.split(".")[0] not in ("workers", "tracking")
-        ]
-        changes = ", ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in keys)
-        raise ExperimentError(f"run {folder.name} cannot be resumed with another experiment: {changes}")
-    if any(record["kind"] == "end" for record in read_journal(folder)):
-        raise ExperimentError(f"run {folder.name} has ended; there is nothing to resume")
-    return folder
+        old, new = (flatten(each.resolved()) for each in (before, experiment))
+        changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+        changes = [key for key in changed if key.split(".")[0] not in ("workers", "tracking")]
+        told = ", ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changes)
+        raise ExperimentError(f"run {folder.name} cannot be resumed with another experiment: {told}")
+    if read_journal(folder)[0]["digest"] != hospitals.digest:
+        raise ExperimentError(f"run {folder.name} cannot be resumed: the data of {experiment.data.source.name} changed")
+    return journal
+
+
+def _ended(folder: Path) -> bool:
+    return bool(read_journal(folder)[-1]["kind"] == "end")
 
 
 def _hospitals(experiment: Experiment) -> Hospitals:
@@ -150,12 +153,30 @@ def _placed(path: str) -> Iterator[None]:
         raise type(error)(f"{path}: {error}") from error
 
 
-def _open_tracker(experiment: Experiment, hospitals: Hospitals, folder: Path | None) -> Tracker:
-    if folder is not None:
-        # What was written after the last commit is about to be cut off; it must not be sent.
-        journal, _ = Journal.reopen(folder)
-        journal.close()
-        return Tracker.resume(folder.name, read_journal(folder))
+@contextmanager
+def _tracked(experiment: Experiment, hospitals: Hospitals, resumed: Journal | None) -> Iterator[Future[Tracker]]:
+    """The run's tracker, opened beside other work; closed with the status that the block ends with."""
+    with ThreadPoolExecutor(1) as beside:
+        opening = beside.submit(_open_tracker, experiment, hospitals, resumed)
+        status = "FAILED"
+        try:
+            yield opening
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        except FedRobustError as error:
+            if opening.exception() is None and (RUNS / opening.result().run_id / "checkpoint.npz").exists():
+                raise type(error)(f"{error}; go on with: --resume {opening.result().run_id}") from error
+            raise
+        finally:
+            if opening.exception() is None and not opening.result().close(status):
+                logger.warning("MLflow does not have all of the run yet: fedrobust sync %s", opening.result().run_id)
+
+
+def _open_tracker(experiment: Experiment, hospitals: Hospitals, resumed: Journal | None) -> Tracker:
+    if resumed is not None:
+        return Tracker.resume(resumed.folder.name, read_journal(resumed.folder))
     tags = _tags(experiment) | {"data_digest": hospitals.digest}
     return Tracker.open(experiment.tracking.experiment, flatten(experiment.resolved()), tags, run_name(experiment))
 
@@ -175,52 +196,68 @@ def _new_folder(run_id: str, experiment: Experiment, hospitals: Hospitals) -> Pa
     return folder
 
 
-def _recorded(
-    federation: Federation,
-    folder: Path,
-    tracker: Tracker,
+def _trained(
+    experiment: Experiment,
+    hospitals: Hospitals,
+    network: nn.Module,
+    resumed: Journal | None,
+    opening: Future[Tracker],
     hooks: Sequence[Hook],
     say: Callable[[str], None],
-    fresh: bool,
+    pool: Pool | None,
+) -> Path:
+    """Run the rounds until the end is committed, every record in the journal, in MLflow and in the hooks."""
+    with ExitStack() as stack:
+        if pool is None:
+            stack.enter_context(ray_session())
+            pool = stack.enter_context(Pool(experiment.workers, experiment.federation.participants()))
+        team = stack.enter_context(pool.lease())
+        federation = Federation(experiment, hospitals, team)
+        tracker = opening.result()
+        if resumed is None:
+            folder = _new_folder(tracker.run_id, experiment, hospitals)
+            journal = stack.enter_context(closing(Journal(folder)))
+            checkpoint = Checkpoint(0, {"weights": federation.hosts.initial_weights()})
+            start = _start(experiment, hospitals, folder.name, len(checkpoint.arrays["weights"]))
+            journal.commit([start], checkpoint)
+            tracker.log(start)
+        else:
+            journal, folder = stack.enter_context(closing(resumed)), resumed.folder
+            checkpoint = read_checkpoint(folder)
+        say("training")
+        outcome = federation.run(journal, checkpoint, [tracker.log, *hooks])
+        load_vector(network, outcome.weights)
+        final = _final(read_journal(folder), outcome, network)
+        rounds = experiment.federation.rounds
+        end = {"kind": "end", "round": rounds, "final": final, "misread": _misread(hospitals, outcome)}
+        journal.commit([outcome.evaluation, end], Checkpoint(rounds, {"weights": outcome.weights}))
+        for record in (outcome.evaluation, end):
+            for hook in (tracker.log, *hooks):
+                hook(record)
+    return folder
+
+
+def _finished(
+    experiment: Experiment, hospitals: Hospitals, network: nn.Module, folder: Path, tracker: Tracker
 ) -> Result:
-    """Run the rounds with every record in the journal, in MLflow and in the hooks; then write the report."""
-    experiment, hospitals = federation.experiment, federation.hospitals
-    began = time.perf_counter()
-    if fresh:
-        journal = Journal(folder)
-        weights = federation.hosts.initial_weights()
-        checkpoint = Checkpoint(0, {"weights": weights})
-        start = _start(experiment, hospitals, folder.name, len(weights))
-        journal.commit([start], checkpoint)
-        tracker.log(start)
-    else:
-        journal, checkpoint = Journal.reopen(folder)
-    say("training")
-    outcome = federation.run(journal, checkpoint, [tracker.log, *hooks])
-    say("writing the report")
-    state_dict = federation.hosts.state_dict(outcome.weights)
-    before = read_journal(folder)
-    final = _final(before, outcome, state_dict) | {"seconds": time.perf_counter() - began}
-    end = {
-        "kind": "end",
-        "round": experiment.federation.rounds,
-        "final": final,
-        "misread": _misread(hospitals, outcome),
-    }
-    last = Checkpoint(experiment.federation.rounds, {"weights": outcome.weights})
-    journal.commit([outcome.evaluation, end], last)
-    journal.close()
-    for record in (outcome.evaluation, end):
-        for hook in (tracker.log, *hooks):
-            hook(record)
+    """Write report and model of a run whose end is committed, and have them uploaded."""
+    load_vector(network, read_checkpoint(folder).arrays["weights"])
     write_report(folder, hospitals.images)
     if experiment.tracking.model:
-        save_model(_network(experiment, hospitals, state_dict), _example(hospitals), folder / "model")
+        save_model(network, _example(hospitals), folder / "model")
     tracker.upload(folder)
     records = read_journal(folder)
     attackers = {int(client): attack for client, attack in records[0]["attackers"].items()}
+    final = records[-1]["final"]
     return Result(
-        folder.name, run_name(experiment), folder, _rounds(records), final, state_dict, attackers, final["suspected"]
+        folder.name,
+        run_name(experiment),
+        folder,
+        _rounds(records),
+        final,
+        _state_dict(network),
+        attackers,
+        final["suspected"],
     )
 
 
@@ -240,17 +277,22 @@ def _start(experiment: Experiment, hospitals: Hospitals, run_id: str, parameters
     }
 
 
-def _final(records: list[Record], outcome: Outcome, state_dict: dict[str, Any]) -> dict[str, Any]:
-    last = [record for record in records if record["kind"] == "round"][-1]
+def _final(records: list[Record], outcome: Outcome, network: nn.Module) -> dict[str, Any]:
+    rounds = [record for record in records if record["kind"] == "round"]
     digest = sha256()
-    for name, value in state_dict.items():
+    for name, value in _state_dict(network).items():
         digest.update(name.encode() + value.numpy().tobytes())
     return {
         **outcome.evaluation["metrics"],
-        **last["detection"],
-        "suspected": last["suspected"],
+        **rounds[-1]["detection"],
+        "suspected": rounds[-1]["suspected"],
         "model_sha256": digest.hexdigest(),
+        "seconds": sum(record["seconds"]["round"] for record in rounds),
     }
+
+
+def _state_dict(network: nn.Module) -> dict[str, Any]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
 def _misread(hospitals: Hospitals, outcome: Outcome, most: int = 24) -> dict[str, list[Any]]:
@@ -277,10 +319,10 @@ def _rounds(records: list[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def _network(experiment: Experiment, hospitals: Hospitals, state_dict: dict[str, Any]) -> Any:
-    network = experiment.learning.model.build(len(hospitals.label_names), hospitals.images.shape[1], experiment.seed)
-    network.load_state_dict(state_dict)
-    return network
+def _network(experiment: Experiment, hospitals: Hospitals) -> nn.Module:
+    """The model on the CPU; refused here, before anything starts, where it does not fit the data."""
+    with _placed("learning.model"):
+        return experiment.learning.model.build(len(hospitals.label_names), hospitals.images.shape[1], experiment.seed)
 
 
 def _example(hospitals: Hospitals) -> np.ndarray:

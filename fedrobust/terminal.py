@@ -87,9 +87,9 @@ _SHOWN = {
 }
 
 
-def show_result(out: Console, experiment: Experiment, result: Result) -> None:
+def show_result(out: Console, result: Result) -> None:
     """The final table, and where to look next."""
-    table = Table(title=f"{result.name}", title_justify="left", show_header=False)
+    table = Table(title=escape(result.name), title_justify="left", show_header=False)
     for key, label in _SHOWN.items():
         if key in result.final:
             table.add_row(label, f"{result.final[key]:.3f}")

@@ -189,16 +189,13 @@ class Tracker:
         raise AssertionError("unreachable")
 
 
-def sync(folder: Path) -> int:
+def sync(folder: Path, journal: Sequence[Record]) -> int:
     """Send MLflow what it lacks of the run in `folder`, whose name is the run's id; returns how many journal records.
 
-    A run that has ended becomes FINISHED. Raises `TrackingError` if the server cannot be reached or does not know the
-    run.
+    `journal` are the run's committed records. A run that has ended becomes FINISHED. Raises `TrackingError` if the
+    server cannot be reached or does not know the run.
     """
-    path, run_id = folder / "journal.jsonl", folder.name
-    if not path.exists():
-        raise TrackingError(f"{path}: no such file; give the folder of a run, below mlruns/runs")
-    journal = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    run_id = folder.name
     with _reaching(tracking_uri(), run_id) as client:
         run = client.get_run(run_id)
         feed = _Feed(client, run)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fedrobust
+from fedrobust.cli import main
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump
@@ -46,20 +47,63 @@ WRONG = [
 ]  # fmt: skip
 
 
+SMALL = "data: {source: {name: histology, patients: 20, size: 24}}\n"
+
+
+def refused(arguments: list[str], workplace: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command in this process; return its error, having checked its form."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fedrobust", "run", *arguments])
+        patch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as stop:
+            main()
+    shown = capsys.readouterr()
+    assert stop.value.code == 2
+    assert "Traceback" not in shown.out + shown.err
+    assert len(shown.err.splitlines()) == 1, shown.err
+    assert [path.name for path in workplace.iterdir()] == ["wrong.yaml"], "something was written"
+    return shown.err.removeprefix("error: ")
+
+
 @pytest.mark.parametrize(("text", "line", "tells"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
-def test_wrong_files_give_one_clear_line(text: str, line: int | None, tells: list[str], workplace: Path) -> None:
-    file = workplace / "wrong.yaml"
-    file.write_text(text)
-    with pytest.raises(ExperimentError) as caught:
-        experiment = fedrobust.load(file)
-        experiment.data.source.check()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert caught.value.exit_code == 2
+def test_wrong_files_give_one_clear_line(
+    text: str, line: int | None, tells: list[str], workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "wrong.yaml").write_text(text)
+    message = refused(["wrong.yaml"], workplace, capsys)
     if line is not None:
-        assert message.startswith(f"{file}:{line}: "), message
+        assert message.startswith(f"wrong.yaml:{line}: "), message
     for word in tells:
         assert word in message, message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "aggregation: {rule: {name: [krum]}}\n",
+        "aggregation: {rule: 'fedrobust.aggregation:Rule'}\n",
+        "aggregation: {f: many}\n",
+        "aggregation: {f: null}\n",
+        "workers: {count: aut}\n",
+        "seed: !!bool x\n",
+        "seed: 2024-13-45\n",
+        f"seed: {'9' * 5000}\n",
+        f"name: [{'x' * 5000}]\n",
+        "data: &a {source: *a}\n",
+        "federation: {clients: 10000000000000}\n",
+        "1.5: 3\n",
+        "'': 3\n",
+        "'a\\nb': 3\n",
+        "data: null\n",
+        "attacks: {name: sign_flip}\n",
+        "learning: {model: {name: cnn, channels: [4, 4, 4, 4, 4, 4, 4]}}\n" + SMALL,
+        "attacks: [{name: patch_backdoor, count: 1, target: 9}]\n" + SMALL,
+    ],
+    ids=lambda text: text[:40],
+)
+def test_odd_files_are_refused_in_one_line_too(text: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workplace / "wrong.yaml").write_text(text)
+    assert len(refused(["wrong.yaml"], workplace, capsys)) < 700
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -127,6 +171,13 @@ def test_overrides_by_dotted_path(workplace: Path) -> None:
     assert experiment.resolved()["data"]["partition"]["alpha"] == 0.1
 
 
+def test_overrides_begin_lists_that_the_file_lacks(workplace: Path) -> None:
+    Path("e.yaml").write_text("seed: 1\n")
+    experiment = fedrobust.load("e.yaml", ["attacks.0={name: ipm, count: 1}", "aggregation.stages.0=clip"])
+    assert [attack.name for attack in experiment.attacks] == ["ipm"]
+    assert [stage.name for stage in experiment.aggregation.stages] == ["clip"]
+
+
 @pytest.mark.parametrize(
     ("override", "tells"),
     [
@@ -135,6 +186,8 @@ def test_overrides_by_dotted_path(workplace: Path) -> None:
         ("seed=[1", "not valid YAML"),
         ("seed.x=3", "has no 'x'"),
         ("attacks.1.scale=4", "0 entries"),
+        ("²=3", "unknown key"),
+        ("seed=!!int x", "not valid YAML"),
         ("sed=3", "did you mean 'seed'"),
         ("aggregation.rule=krun", "did you mean 'krum'"),
     ],

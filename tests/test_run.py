@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import ray
 
 import fedrobust
 from fedrobust.errors import DataError, ExperimentError, FederationError, TrackingError
-from fedrobust.federation.journal import read_journal
+from fedrobust.experiment import Workers
+from fedrobust.federation.journal import Checkpoint, Journal, read_journal
 from fedrobust.federation.pool import Pool
 from fedrobust.runner import find_run
 
@@ -42,9 +44,9 @@ aggregation: {stages: [clip, nnm], rule: geometric_median}
 """
 
 
-def write_patches(path: Path, patches: int = 480, size: int = 12) -> None:
+def write_patches(path: Path, patches: int = 480, size: int = 12, seed: int = 3) -> None:
     """Two labels that differ in texture, 24 patients."""
-    draw = np.random.default_rng(3)
+    draw = np.random.default_rng(seed)
     labels = np.arange(patches) % 2
     groups = np.array([f"patient {i // 2 % 24}" for i in range(patches)])
     stripes = 60 * (np.arange(size) // 2 % 2)[None, :, None, None] * labels[:, None, None, None]
@@ -73,10 +75,17 @@ def run(*overrides: str, **options: Any) -> fedrobust.Result:
 
 
 @pytest.fixture(scope="module")
-def reference(place: Path, ray_local: None) -> fedrobust.Result:
+def pool(ray_local: None) -> Iterator[Pool]:
+    """One team of two client actors for the runs whose actors do not matter."""
+    with Pool(Workers(count=2), clients=8) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def reference(place: Path, pool: Pool) -> fedrobust.Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        return run("workers.count=2", "tracking.model=true")
+        return run("tracking.model=true", pool=pool)
 
 
 def test_the_federation_learns_and_tells_everything(reference: fedrobust.Result) -> None:
@@ -137,12 +146,12 @@ def test_the_same_bits_with_any_number_of_workers(reference: fedrobust.Result, w
     assert [record["metrics"] for record in again.rounds] == [record["metrics"] for record in reference.rounds]
 
 
-def test_another_seed_gives_another_model(reference: fedrobust.Result) -> None:
-    other = run("seed=6", "federation.rounds=1")
+def test_another_seed_gives_another_model(reference: fedrobust.Result, pool: Pool) -> None:
+    other = run("seed=6", "federation.rounds=1", pool=pool)
     assert other.rounds[0]["model"] != reference.rounds[0]["model"]
 
 
-def test_killed_in_round_5_and_resumed_with_the_same_bits(reference: fedrobust.Result, place: Path) -> None:
+def test_killed_in_round_5_and_resumed_with_the_same_bits(reference: fedrobust.Result, place: Path, pool: Pool) -> None:
     before = set(Path("mlruns/runs").iterdir())
     # The killer strikes from within, in the middle of round 5: the workers have trained, nothing is committed.
     script = (
@@ -163,7 +172,7 @@ def test_killed_in_round_5_and_resumed_with_the_same_bits(reference: fedrobust.R
     assert [r["round"] for r in read_journal(folder) if r["kind"] == "round"] == [1, 2, 3, 4]
     with (folder / "journal.jsonl").open("a") as file:  # a line that was written, and not committed
         file.write('{"kind":"round","round":5}\n')
-    resumed = run("workers.count=1", resume=folder.name[:12])
+    resumed = run(resume=folder.name[:12], pool=pool)
     assert resumed.final["model_sha256"] == reference.final["model_sha256"]
     assert [r["metrics"] for r in resumed.rounds] == [r["metrics"] for r in reference.rounds]
 
@@ -175,7 +184,8 @@ def test_killed_in_round_5_and_resumed_with_the_same_bits(reference: fedrobust.R
     assert sorted(point.step for point in history) == list(range(1, ROUNDS + 1))
 
 
-def test_killed_from_outside_at_any_moment(reference: fedrobust.Result, place: Path) -> None:
+@pytest.mark.long
+def test_killed_from_outside_at_any_moment(reference: fedrobust.Result, place: Path, pool: Pool) -> None:
     before = set(Path("mlruns/runs").iterdir())
     command = [sys.executable, "-m", "fedrobust.cli", "run", "tiny.yaml", "tracking.model=false"]
     with subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -189,62 +199,146 @@ def test_killed_from_outside_at_any_moment(reference: fedrobust.Result, place: P
     (folder,) = set(Path("mlruns/runs").iterdir()) - before
     if any(record["kind"] == "end" for record in read_journal(folder)):
         pytest.fail("the run ended before it could be killed")
-    assert run(resume=folder.name).final["model_sha256"] == reference.final["model_sha256"]
+    assert run(resume=folder.name, pool=pool).final["model_sha256"] == reference.final["model_sha256"]
 
 
-def test_a_dead_client_actor_is_replaced_and_changes_nothing(
-    reference: fedrobust.Result, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    teams = []
-    lease = Pool.lease
-
-    @contextmanager
-    def recorded(self: Pool) -> Any:
-        with lease(self) as team:
-            teams.append(team)
-            yield team
-
-    monkeypatch.setattr(Pool, "lease", recorded)
+def test_a_dead_client_actor_is_replaced_and_changes_nothing(reference: fedrobust.Result, pool: Pool) -> None:
+    with pool.lease() as team:
+        pass
 
     def kill(record: dict[str, Any]) -> None:
         if record["kind"] == "round" and record["round"] in (3, 4):
-            ray.kill(teams[0].workers[record["round"] - 3])
+            ray.kill(team.workers[record["round"] - 3])
 
-    survived = run("workers.count=2", hooks=[kill])
+    survived = run(hooks=[kill], pool=pool)
     assert survived.final["model_sha256"] == reference.final["model_sha256"]
     assert [r["metrics"] for r in survived.rounds] == [r["metrics"] for r in reference.rounds]
 
 
-def test_resume_refuses_another_experiment_and_an_ended_run(reference: fedrobust.Result) -> None:
+def test_resume_refuses_another_experiment_and_other_data(reference: fedrobust.Result, place: Path) -> None:
     with pytest.raises(ExperimentError, match=r"another experiment: learning\.local\.steps was 3, is 4"):
         run("learning.local.steps=4", resume=reference.run_id)
-    with pytest.raises(ExperimentError, match="has ended"):
-        run(resume=reference.run_id)
     with pytest.raises(ExperimentError, match="no such run"):
         run(resume="nosuchrun")
+    patches = (place / "patches.npz").read_bytes()
+    write_patches(place / "patches.npz", seed=4)
+    try:
+        with pytest.raises(ExperimentError, match="cannot be resumed: the data of npz changed"):
+            run(resume=reference.run_id)
+    finally:
+        (place / "patches.npz").write_bytes(patches)
 
 
-def test_part_of_the_hospitals_and_evaluation_now_and_then(reference: fedrobust.Result) -> None:
-    found = run(
-        "federation.participation=0.5", "evaluation.every=3", "aggregation.rule=mean", "learning.server=fedadam"
-    )
+def test_a_run_that_another_process_holds_is_refused(reference: fedrobust.Result) -> None:
+    with closing(Journal(reference.folder)), pytest.raises(ExperimentError, match="another process is running"):
+        run(resume=reference.run_id)
+
+
+def ended_again(overrides: list[str], before: set[Path], pool: Pool) -> fedrobust.Result:
+    (folder,) = set(Path("mlruns/runs").iterdir()) - before
+    resumed = run(*overrides, resume=folder.name, pool=pool)
+    assert (folder / "report.html").exists()
+    assert [record["kind"] for record in read_journal(folder)].count("end") == 1
+    return resumed
+
+
+def test_crashes_around_the_end_lose_nothing(
+    reference: fedrobust.Result, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = ["federation.rounds=2"]
+    before = set(Path("mlruns/runs").iterdir())
+    write = Journal._write
+
+    def crash(self: Journal, checkpoint: Checkpoint) -> None:
+        if checkpoint.round == 2 and checkpoint.pending is None:  # the end's lines are there, its commit is not
+            raise OSError("crash")
+        write(self, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_write", crash)
+        with pytest.raises(FederationError, match=r"could not be written: crash; go on with: --resume"):
+            run(*short, pool=pool)
+    first = ended_again(short, before, pool)
+
+    before = set(Path("mlruns/runs").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("fedrobust.runner.write_report", lambda *_: (_ for _ in ()).throw(RuntimeError("crash")))
+        with pytest.raises(RuntimeError):
+            run(*short, pool=pool)
+    assert ended_again(short, before, pool).final["model_sha256"] == first.final["model_sha256"]
+
+
+def test_a_resumed_run_keeps_what_absent_hospitals_carry(reference: fedrobust.Result, pool: Pool) -> None:
+    options = ["federation.participation=0.5", "federation.rounds=5", "learning.server=fedadam"]
+    whole = run(*options, pool=pool)
+    before = set(Path("mlruns/runs").iterdir())
+
+    def stop(record: dict[str, Any]) -> None:
+        if record["kind"] == "round" and record["round"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(*options, hooks=[stop], pool=pool)
+    assert ended_again(options, before, pool).final["model_sha256"] == whole.final["model_sha256"]
+
+
+def test_part_of_the_hospitals_and_evaluation_now_and_then(reference: fedrobust.Result, pool: Pool) -> None:
+    options = ["federation.participation=0.5", "evaluation.every=3", "aggregation.rule=mean", "learning.server=fedadam"]
+    found = run(*options, pool=pool)
     assert all(len(record["participants"]) == 4 for record in found.rounds)
     assert len({tuple(record["participants"]) for record in found.rounds}) > 1
     assert [record["round"] for record in found.rounds if "metrics" in record] == [3, 6, 8]
 
 
-def test_the_trainer_engine_runs_a_federation(reference: fedrobust.Result) -> None:
-    found = run("learning.local.engine=trainer", "learning.local.channels_last=false", "federation.rounds=2")
-    lean = run("learning.local.channels_last=false", "federation.rounds=2")
+def test_the_trainer_engine_runs_a_federation(reference: fedrobust.Result, pool: Pool) -> None:
+    found = run("learning.local.engine=trainer", "learning.local.channels_last=false", "federation.rounds=2", pool=pool)
+    lean = run("learning.local.channels_last=false", "federation.rounds=2", pool=pool)
     a, b = (np.concatenate([v.numpy().ravel() for v in result.state_dict.values()]) for result in (found, lean))
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_stragglers_are_left_out_after_the_deadline(
-    reference: fedrobust.Result, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(FederationError, match=r"round 1: 0 of 8 updates arrived, below the quorum of 0\.5, 3 times"):
-        run("federation.deadline=1e-6", "workers.count=2")
+SLOW = """
+import time
+from collections.abc import Iterator
+from fedrobust.attacks import DataAttack
+
+class Slow(DataAttack):
+    def poison(self, images, labels, generator, classes):
+        time.sleep(4)
+        return images, labels
+"""
+
+
+def test_stragglers_are_left_out_after_the_deadline(reference: fedrobust.Result, place: Path) -> None:
+    (place / "slow.py").write_text(SLOW)  # a user's class beside the file reaches the actors, too
+    options = ["federation.rounds=1", "federation.deadline=5", "workers.count=2", "tracking.model=false"]
+    command = [sys.executable, "-m", "fedrobust.cli", "run", "tiny.yaml", *options, "--json", "slow.json"]
+    slow = "attacks=[{name: 'slow:Slow', clients: [7]}]"
+    done = subprocess.run([*command, slow], cwd=place, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    (record,) = [
+        r for r in read_journal(find_run(json.loads(Path("slow.json").read_text())["run_id"])) if r["kind"] == "round"
+    ]
+    for word in ("balanced accuracy", "attack success", "suspected", "make ui"):
+        assert word in done.stdout
+    assert record["late"] == [7]
+    assert record["participants"] == list(range(7))
+    assert set(record["weights"]) == {str(client) for client in range(7)}
+
+
+def test_without_a_single_update_the_run_stops(reference: fedrobust.Result, pool: Pool) -> None:
+    with pytest.raises(FederationError, match="round 1: no update arrived by the deadline"):
+        run("federation.deadline=1e-6", pool=pool)
+
+
+def test_a_cluster_that_is_too_small_ends_the_mlflow_run(reference: fedrobust.Result) -> None:
+    import mlflow
+
+    with pytest.raises(FederationError, match="the cluster has 4"):
+        run("workers.count=3", "workers.cpus=2.0", "tracking.experiment=too small")
+    client = mlflow.MlflowClient(f"sqlite:///{Path('mlruns/mlflow.db').absolute()}")
+    experiment = client.get_experiment_by_name("too small")
+    assert [found.info.status for found in client.search_runs([experiment.experiment_id])] == ["FAILED"]
 
 
 def test_a_tracking_server_that_is_down_is_an_error_at_the_start(
@@ -262,14 +356,3 @@ def test_targets_that_the_data_does_not_have_are_refused(reference: fedrobust.Re
     with pytest.raises((ExperimentError, DataError), match="target"):
         run("attacks.0.target=7")
     assert set(Path("mlruns/runs").iterdir()) == before
-
-
-def test_the_command_line_writes_json(reference: fedrobust.Result, place: Path) -> None:
-    command = [sys.executable, "-m", "fedrobust.cli", "run", "tiny.yaml", "federation.rounds=2", "--json", "out.json"]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr
-    written = json.loads(Path("out.json").read_text())
-    assert find_run(written["run_id"]).is_dir()
-    assert 0 <= written["test/balanced_accuracy"] <= 1
-    for word in ("balanced accuracy", "attack success", "suspected", "make ui", written["run_id"]):
-        assert word in done.stdout

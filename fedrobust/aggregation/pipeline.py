@@ -226,10 +226,10 @@ class Aggregation(Options):
         """The stages and the rule as one."""
         return Pipeline([*self.stages, self.rule])
 
-    def refusal(self, n: int) -> str | None:
-        """Why n updates cannot be aggregated like this; None if they can."""
+    def refusal(self, n: int, dropped: int = 0) -> str | None:
+        """Why n updates cannot be aggregated like this, `dropped` more being missing; None if they can."""
         try:
-            self.declared_f(n)
+            self.declared_f(n, dropped)
         except ExperimentError as error:
             return str(error)
         return None

@@ -1,8 +1,9 @@
-"""From a source to hospitals: load, normalise, split, partition, stain; refuse what would leak a patient."""
+"""From a source to hospitals: load, split, partition, stain, normalise; refuse what would leak a patient."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,10 @@ def divide(
         for client in range(clients):
             own = hospital == client
             images[own] = shift.apply(images[own], client, seed)
-    digest = f"{patches.digest}/{shift.model_dump_json()}/{seed if shift.strength > 0 else ''}"
+    digest = patches.digest
+    if shift.strength > 0:  # the images then depend on who holds them
+        held = sha256(np.ascontiguousarray(hospital).tobytes()).hexdigest()
+        digest = f"{digest}/{shift.model_dump_json()}/{seed}/{held}"
     images = normalisation.apply(images, digest, cache)
     return Hospitals(
         images, patches.labels, hospital, indices, patches.label_names, patches.groups, clients, patches.digest

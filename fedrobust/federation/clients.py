@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -48,11 +47,11 @@ def triggered(attack: Backdoor, labels: np.ndarray, test: np.ndarray) -> np.ndar
 class ClientHost:
     """Trains hospitals and evaluates models. Runs as a Ray actor; knows nothing of Ray."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device
 
     def setup(self, experiment: Experiment, layout: Layout, images: np.ndarray, labels: np.ndarray) -> int:
         """Get ready for an experiment, whatever was run before; returns the number of trainable parameters."""
@@ -152,8 +151,3 @@ class ClientHost:
             if isinstance(attack, Backdoor):
                 asked.append((f"trigger/{index}", triggered(attack, self._labels, self._layout.test), attack))
         return asked
-
-    def state_dict(self, weights: np.ndarray) -> dict[str, Any]:
-        """The model's state dict with these weights, on the CPU."""
-        self._trainer.load(weights)
-        return {name: value.detach().cpu().clone() for name, value in self._trainer.network.state_dict().items()}

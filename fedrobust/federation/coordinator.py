@@ -58,11 +58,11 @@ class Coordinator:
             "rejected": {int(client): "not finite" for client in clients[~finite]},
             "upload_bytes": experiment.privacy.upload_bytes(protocol.d) * len(clients),
         }
-        if len(accepted) >= experiment.federation.quorum * len(clients):
-            rows = protocol if finite.all() else protocol.subset(np.flatnonzero(finite))
-            record |= self._combine(round, rows, accepted, rejected=len(clients) - len(accepted))
+        if reason := self._unusable(len(accepted)):
+            record["skipped"] = reason
         else:
-            record["skipped"] = f"{len(accepted)} of {len(clients)} updates were usable"
+            rows = protocol if finite.all() else protocol.subset(np.flatnonzero(finite))
+            record |= self._combine(round, rows, accepted)
         scores = {int(client): 1.0 for client in record["rejected"]} | record.get("anomaly", {})
         self._trust = experiment.trust.reputation.update(self._trust, scores)
         value = experiment.trust.reputation.value(self._trust)
@@ -77,10 +77,17 @@ class Coordinator:
         record["seconds"] = {"aggregate": time.perf_counter() - start}
         return record, self._weights, self._arrays()
 
-    def _combine(self, round: int, protocol: Protocol, clients: np.ndarray, rejected: int) -> Record:
+    def _unusable(self, accepted: int) -> str | None:
+        """Why so few updates cannot be aggregated; None if they can."""
+        settings, drawn = self._experiment.federation, self._experiment.federation.participants()
+        if accepted < max(1, settings.quorum * drawn):
+            return f"{accepted} of {drawn} updates were usable, below the quorum of {settings.quorum:g}"
+        return self._experiment.aggregation.refusal(accepted, drawn - accepted)
+
+    def _combine(self, round: int, protocol: Protocol, clients: np.ndarray) -> Record:
         """Scores, weights, aggregate and the server's step for the accepted rows."""
         experiment = self._experiment
-        f = experiment.aggregation.declared_f(protocol.n, rejected)
+        f = experiment.aggregation.declared_f(protocol.n, experiment.federation.participants() - protocol.n)
         context = Context(f, round, generator(experiment.seed, "aggregation", round), self._previous)
         known = {} if self._previous is None else {"momentum": self._previous}
         gram = protocol.gram({name: known[name] for name in self._pipeline.anchors if name in known})

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
+from ray.actor import ActorHandle
 
 from fedrobust.attacks import CraftedAttack, draw_attackers
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.clients import Layout, Training
-from fedrobust.federation.pool import Team, answer, setup
+from fedrobust.federation.pool import ActorDied, Team, answer, setup
 
 ATTEMPTS = 3
 """How often a task is tried when the actor that does it dies."""
@@ -59,27 +59,26 @@ class Hosts:
         """(d,) float32: the model that the first round starts from."""
         return np.array(answer(self._team.workers[0].initial_weights.remote(), "the initial model", self._patience))
 
-    def state_dict(self, weights: np.ndarray) -> dict[str, Any]:
-        """The model's state dict with these weights."""
-        return dict(answer(self._team.workers[0].state_dict.remote(weights), "the model", self._patience))
-
     def ask_training(self, round: int, clients: list[int], weights: Any, states: dict[int, np.ndarray]) -> list[_Task]:
         """Have hospitals trained; `weights` is a reference, `states` what the hospitals carry from earlier rounds."""
-        shares = enumerate(self._divide(clients))
-        return [self._ask(worker, round, share, weights, states) for worker, share in shares if share]
+        tasks = []
+        for worker, share in enumerate(self._divide(clients)):
+            # With a deadline each hospital is a task of its own, so that none is late because of another one.
+            parts = [share] if self._experiment.federation.deadline is None else [[client] for client in share]
+            tasks += [self._ask(worker, round, part, weights, states) for part in parts if part]
+        return tasks
 
     def collect(self, tasks: list[_Task]) -> Updates:
         """Wait for the training. The hospitals of an actor that dies are trained again, to the same bits."""
-        deadline = self._experiment.federation.deadline
-        if deadline is not None:
-            ray.wait([task.training for task in tasks], num_returns=len(tasks), timeout=deadline)
         found = Updates()
+        late = self._late(tasks)
         for task in tasks:
-            _, honest, crafting, *_ = task.arguments
-            if deadline is not None and not ray.wait([task.training], timeout=0)[0]:
-                found.late.extend(honest + crafting)
+            if task in late:
+                found.late.extend(task.clients)
+                ray.cancel(task.training)  # if it has not begun, it never will
                 continue
             done, training = self._finished(task)
+            _, honest, crafting, *_ = done.arguments
             if honest:
                 found.honest.append((honest, done.honest))
             if crafting:
@@ -88,28 +87,42 @@ class Hosts:
             found.states.update(training.states)
         return found
 
-    def ask_evaluation(self, weights: Any) -> list[Any]:
+    def ask_evaluation(self, weights: Any) -> list[tuple[ActorHandle, Any]]:
         """Have the model evaluated on the held-out patches; every actor takes its share."""
         return [self._evaluate(worker, weights) for worker in range(len(self._team.workers))]
 
-    def collect_evaluation(self, asked: list[Any], weights: Any) -> dict[str, np.ndarray]:
+    def collect_evaluation(self, asked: list[tuple[ActorHandle, Any]], weights: Any) -> dict[str, np.ndarray]:
         """Wait for the evaluation: probabilities (n, classes) float32 for each question (see `ClientHost.evaluate`)."""
-        answers = []
-        for worker, reference in enumerate(asked):
-            for _ in range(ATTEMPTS):
-                try:
-                    answers.append(answer(reference, f"worker {worker} to evaluate", self._patience))
-                    break
-                except RayActorError:
-                    self._revive(worker)
-                    reference = self._evaluate(worker, weights)
-            else:
-                raise FederationError(f"worker {worker} died {ATTEMPTS} times while it evaluated")
+        answers = [self._evaluated(worker, *task, weights) for worker, task in enumerate(asked)]
         return {key: np.concatenate([part[key] for part in answers]) for key in answers[0]}
 
-    def _evaluate(self, worker: int, weights: Any) -> Any:
-        workers = self._team.workers
-        return workers[worker].evaluate.remote(weights, worker, len(workers))
+    def _evaluate(self, worker: int, weights: Any) -> tuple[ActorHandle, Any]:
+        actor = self._team.workers[worker]
+        return actor, actor.evaluate.remote(weights, worker, len(self._team.workers))
+
+    def _evaluated(self, worker: int, actor: ActorHandle, reference: Any, weights: Any) -> dict[str, np.ndarray]:
+        for attempt in range(ATTEMPTS):
+            try:
+                if attempt:
+                    self._revive(worker, actor)
+                    actor, reference = self._evaluate(worker, weights)
+                return dict(answer(reference, f"worker {worker} to evaluate", self._patience))
+            except ActorDied:
+                continue
+        raise FederationError(f"worker {worker} died {ATTEMPTS} times while it evaluated")
+
+    def _late(self, tasks: list[_Task]) -> list[_Task]:
+        """The tasks that the round goes on without: none, unless there is a deadline and a quorum is back by then."""
+        settings = self._experiment.federation
+        if settings.deadline is None:
+            return []
+        waiting, missing = [task.training for task in tasks], tasks
+        for _ in range(ATTEMPTS):
+            _, late = ray.wait(waiting, num_returns=len(waiting), timeout=settings.deadline)
+            missing = [task for task in tasks if task.training in late]
+            if settings.participants() - len(missing) >= settings.quorum * settings.participants():
+                break
+        return missing
 
     def _divide(self, clients: list[int]) -> list[list[int]]:
         """Hospitals over workers, the most laborious first, each to the worker with the least to do."""
@@ -130,34 +143,43 @@ class Hosts:
         return self._start(worker, (round, honest, crafting, weights, own))
 
     def _start(self, worker: int, arguments: tuple[Any, ...]) -> _Task:
-        references = self._team.workers[worker].train.options(num_returns=3).remote(*arguments)
-        return _Task(worker, arguments, *references)
+        actor = self._team.workers[worker]
+        return _Task(worker, actor, arguments, *actor.train.options(num_returns=3).remote(*arguments))
 
     def _finished(self, task: _Task) -> tuple[_Task, Training]:
-        for _ in range(ATTEMPTS):
+        awaited = f"round {task.arguments[0]}: worker {task.worker} to train"
+        for attempt in range(ATTEMPTS):
             try:
-                awaited = f"round {task.arguments[0]}: worker {task.worker} to train"
+                if attempt:
+                    self._revive(task.worker, task.actor)
+                    task = self._start(task.worker, task.arguments)
                 return task, answer(task.training, awaited, self._patience)
-            except RayActorError:
-                self._revive(task.worker)
-                task = self._start(task.worker, task.arguments)
-        raise FederationError(f"round {task.arguments[0]}: worker {task.worker} died {ATTEMPTS} times")
+            except ActorDied:
+                continue
+        raise FederationError(f"{awaited}: it died {ATTEMPTS} times")
 
     def _crafts(self, client: int, round: int) -> bool:
         index = self._attackers.get(client)
         attack = None if index is None else self._experiment.attacks[index]
         return isinstance(attack, CraftedAttack) and attack.schedule.active(round)
 
-    def _revive(self, worker: int) -> None:
-        setup([self._team.replace(worker)], self._setup, f"worker {worker} to be replaced", self._patience)
+    def _revive(self, worker: int, dead: ActorHandle) -> None:
+        """Replace the actor `dead`, unless that has been done: several tasks may have died with it."""
+        if self._team.workers[worker] is dead:
+            setup([self._team.replace(worker)], self._setup, f"worker {worker} to be replaced", self._patience)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Task:
     """Training that an actor was asked for: the arguments of `ClientHost.train`, and references to its results."""
 
     worker: int
+    actor: ActorHandle
     arguments: tuple[Any, ...]
     honest: Any
     crafting: Any
     training: Any
+
+    @property
+    def clients(self) -> list[int]:
+        return [*self.arguments[1], *self.arguments[2]]

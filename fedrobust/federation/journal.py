@@ -7,6 +7,7 @@ After a crash, `Journal.reopen` cuts off what was written after the last commit.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -43,8 +44,14 @@ class Journal:
     """Appends records and commits checkpoints in the folder of one run."""
 
     def __init__(self, folder: Path) -> None:
+        """Open the journal of `folder`. Raises `ExperimentError` if a run that is alive writes to it."""
         self.folder = folder
         self._file = (folder / "journal.jsonl").open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise ExperimentError(f"{folder}: another process is running this run") from None
 
     @classmethod
     def reopen(cls, folder: Path) -> tuple[Journal, Checkpoint]:
@@ -56,8 +63,9 @@ class Journal:
         path = folder / "journal.jsonl"
         if not path.exists() or path.stat().st_size < checkpoint.offset:
             raise ExperimentError(f"{path}: shorter than its checkpoint says; the run cannot be resumed")
+        journal = cls(folder)
         os.truncate(path, checkpoint.offset)
-        return cls(folder), checkpoint
+        return journal, checkpoint
 
     def commit(self, records: Iterable[Record], checkpoint: Checkpoint) -> None:
         """Append `records`, then make `checkpoint` the point to go on from. `FederationError` if the disk refuses."""
@@ -107,13 +115,17 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def read_journal(folder: Path) -> list[Record]:
-    """All records of a run's journal; a last line that was cut off by a crash is left out."""
-    records = []
-    with (folder / "journal.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                records.append(json.loads(line))
-    return records
+    """The committed records of a run's journal; of a journal without a checkpoint, those that are whole.
+
+    Raises `ExperimentError` where there is no journal.
+    """
+    try:
+        text = (folder / "journal.jsonl").read_bytes()
+    except FileNotFoundError:
+        raise ExperimentError(f"{folder / 'journal.jsonl'}: no such file") from None
+    if (folder / "checkpoint.npz").exists():
+        text = text[: read_checkpoint(folder).offset]
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _finite(value: Any) -> Any:

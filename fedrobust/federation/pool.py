@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -50,17 +50,29 @@ def ray_session() -> Iterator[None]:
 def answer(reference: Any, awaited: str, patience: float) -> Any:
     """What an actor answers. Raises `FederationError`, naming what was awaited, when it stays silent or fails.
 
-    The death of an actor is passed on as Ray's own `RayActorError`, for the caller to mend.
+    The death of the actor is an `ActorDied`, which the caller may be able to mend.
     """
     try:
         return ray.get(reference, timeout=patience)
     except GetTimeoutError:
         raise FederationError(f"no answer for {patience:g} s while waiting for {awaited}") from None
-    except RayActorError:
-        raise
+    except RayActorError as error:
+        raise ActorDied(f"the actor died while waiting for {awaited}: {_first_line(error)}") from error
     except RayTaskError as error:
         cause = error.cause if error.cause is not None else error
-        raise FederationError(f"{awaited} failed: {type(cause).__name__}: {cause}") from error
+        if isinstance(cause, RayActorError):  # an argument came from an actor that died
+            raise ActorDied(f"an actor died while waiting for {awaited}: {_first_line(cause)}") from error
+        raise FederationError(f"{awaited} failed: {type(cause).__name__}: {_first_line(cause)}") from error
+    except RayError as error:  # out of memory, an object that is lost, a node that is gone
+        raise FederationError(f"{awaited} failed: {type(error).__name__}: {_first_line(error)}") from error
+
+
+class ActorDied(FederationError):  # noqa: N818
+    """An actor died before it answered."""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclass
@@ -75,9 +87,7 @@ class Team:
 
     def replace(self, index: int) -> ActorHandle:
         """A new client actor in the place of a dead one; it has not been set up."""
-        self.workers[index] = _start(
-            ClientHost, self.group, index, self.share.cpus, self.share.gpus, self.share.threads
-        )
+        self.workers[index] = _client(self.group, index, self.share)
         return self.workers[index]
 
 
@@ -98,9 +108,11 @@ def share(workers: Workers, resources: dict[str, float], clients: int, teams: in
     """
     cores, cards = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     gpus = workers.gpus if isinstance(workers.gpus, float) else (0.25 if cards else 0.0)
-    slots = int(cards / gpus + 1e-9) if gpus else int(cores)
+    slots = int(cards) * max(1, int(1 / gpus + 1e-9)) if gpus else int(cores)  # no actor spans two cards
     count = workers.count if isinstance(workers.count, int) else max(1, min(slots // teams, clients))
     cpus = workers.cpus if isinstance(workers.cpus, float) else min(1.0, int(cores / (count * teams) * 1000) / 1000)
+    if cpus <= 0:
+        raise FederationError(f"workers: the cluster has {cores:g} cores, too few for {count * teams} actors")
     for name, wanted, present in (("cores", cpus, cores), ("GPUs", gpus, cards)):
         if wanted * count * teams > present + 1e-6:
             raise FederationError(
@@ -122,10 +134,13 @@ class Pool:
 
     def __enter__(self) -> Pool:
         split = share(self.workers, ray.cluster_resources(), self.clients, self.teams)
-        for _ in range(self.teams):
-            team = _team(split)
-            self._all.append(team)
-            self._free.put(team)
+        try:
+            for _ in range(self.teams):
+                self._all.append(_team(split))
+                self._free.put(self._all[-1])
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,14 +166,22 @@ def _team(split: Share) -> Team:
         remove_placement_group(group)
         free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
         raise FederationError(f"no room for {split.count} actors with {bundle} each within 120 s; free: {free}")
-    workers = [_start(ClientHost, group, i, split.cpus, split.gpus, split.threads) for i in range(split.count)]
+    workers = [_client(group, index, split) for index in range(split.count)]
     # With a core of their own, coordinator and adversary would take the place of a client actor.
-    return Team(workers, _start(Coordinator, group, 0, 0, 0), _start(Adversary, group, 0, 0, 0), group, split)
+    return Team(workers, _start(Coordinator, group, 0, {}), _start(Adversary, group, 0, {}), group, split)
 
 
-def _start(actor: type, group: PlacementGroup, bundle: int, cpus: float, gpus: float, *arguments: Any) -> ActorHandle:
+def _client(group: PlacementGroup, index: int, split: Share) -> ActorHandle:
+    resources = {"num_cpus": split.cpus, "num_gpus": split.gpus}
+    return _start(ClientHost, group, index, resources, split.threads, "cuda" if split.gpus else "cpu")
+
+
+def _start(
+    actor: type, group: PlacementGroup, bundle: int, resources: dict[str, float], *arguments: Any
+) -> ActorHandle:
     place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
-    return ray.remote(actor).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=place).remote(*arguments)
+    options = {"num_cpus": 0.0, "num_gpus": 0.0} | resources
+    return ray.remote(actor).options(**options, scheduling_strategy=place).remote(*arguments)
 
 
 def setup(actors: Sequence[ActorHandle], arguments: Sequence[Any], awaited: str, patience: float) -> list[Any]:

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
 
 from fedrobust.attacks import attacking, draw_attackers
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
-from fedrobust.federation.hosts import ATTEMPTS, Hosts, Updates
+from fedrobust.federation.hosts import Hosts, Updates
 from fedrobust.federation.journal import Checkpoint, Journal, Record
 from fedrobust.federation.measures import evaluation_record
 from fedrobust.federation.pool import Team, answer, setup
@@ -62,11 +61,10 @@ class Federation:
         for round in range(start.round + 1, settings.rounds + 1):
             began = time.perf_counter()
             reference = ray.put(weights)
-            asked: list[Any] = []
             tasks = self.hosts.ask_training(round, self._participants(round), reference, states)
-            if pending is not None:  # behind the training in each actor's queue
-                asked = self.hosts.ask_evaluation(reference)
-            updates = self._quorum(round, self.hosts.collect(tasks), reference, states)
+            # Behind the training in each actor's queue.
+            asked = [] if pending is None else self.hosts.ask_evaluation(reference)
+            updates = self.hosts.collect(tasks)
             trained = time.perf_counter()
             record, weights, arrays = self._aggregate(round, updates)
             states |= updates.states
@@ -89,23 +87,10 @@ class Federation:
         draw = generator(self.experiment.seed, "participants", round)
         return sorted(draw.choice(settings.clients, settings.participants(), replace=False).tolist())
 
-    def _quorum(self, round: int, updates: Updates, weights: Any, states: dict[int, np.ndarray]) -> Updates:
-        """`updates`, or those of a repeated round where they were too few."""
-        settings = self.experiment.federation
-        for attempt in range(1, ATTEMPTS + 1):
-            arrived = len(updates.arrived())
-            if arrived >= settings.quorum * settings.participants():
-                return updates
-            if attempt < ATTEMPTS:
-                tasks = self.hosts.ask_training(round, self._participants(round), weights, states)
-                updates = self.hosts.collect(tasks)
-        raise FederationError(
-            f"round {round}: {arrived} of {settings.participants()} updates arrived, below the quorum of "
-            f"{settings.quorum:g}, {ATTEMPTS} times"
-        )
-
     def _aggregate(self, round: int, updates: Updates) -> tuple[Record, np.ndarray, dict[str, np.ndarray]]:
         """The adversary replaces its rows, the coordinator aggregates what then arrives."""
+        if not updates.arrived():
+            raise FederationError(f"round {round}: no update arrived by the deadline; raise federation.deadline")
         blocks = updates.honest
         if updates.crafting:
             trained = updates.crafting + updates.honest
@@ -116,10 +101,7 @@ class Federation:
         malicious = attacking(self.experiment.attacks, self._attackers, updates.arrived(), round)
         ids, references = [block[0] for block in blocks], [block[1] for block in blocks]
         reply = self._team.coordinator.aggregate.remote(round, ids, malicious, *references)
-        try:
-            record, weights, arrays = answer(reply, f"round {round}: the coordinator to aggregate", self._patience)
-        except RayActorError as error:
-            raise FederationError(f"round {round}: the coordinator or the adversary died: {error}") from error
+        record, weights, arrays = answer(reply, f"round {round}: the coordinator to aggregate", self._patience)
         record["train_loss"] = dict(sorted(updates.losses.items()))
         if updates.late:
             record["late"] = sorted(updates.late)

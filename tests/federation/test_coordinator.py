@@ -64,7 +64,24 @@ def test_below_the_quorum_the_model_stays(updates: np.ndarray) -> None:
     updates[:4] = np.nan
     record, weights, _ = coordinator().aggregate(1, [range(CLIENTS)], [0, 1, 2, 3], updates)
     assert not weights.any()
-    assert record["skipped"] == "2 of 6 updates were usable"
+    assert record["skipped"] == "2 of 6 updates were usable, below the quorum of 0.5"
+
+
+def test_too_few_for_the_rule_skip_the_round_and_do_not_end_the_run(updates: np.ndarray) -> None:
+    updates[:2] = np.nan
+    made = coordinator(aggregation={"rule": "krum"}, federation={"clients": CLIENTS, "quorum": 0.1})
+    record, weights, _ = made.aggregate(1, [range(CLIENTS)], [0, 1], updates)
+    assert weights.any()
+    updates[:4] = np.nan
+    record, after, _ = made.aggregate(2, [range(CLIENTS)], [0, 1, 2, 3], updates)
+    assert "krum needs n ≥ 2f + 3" in record["skipped"]
+    assert after.tobytes() == weights.tobytes()
+
+
+def test_hospitals_that_are_late_are_taken_off_a_declared_count(updates: np.ndarray) -> None:
+    made = coordinator(aggregation={"rule": "trimmed_mean", "f": 2})
+    record, _, _ = made.aggregate(1, [range(5)], [], updates[:5])
+    assert record["f"] == 1
 
 
 @pytest.mark.parametrize("server", ["fedavgm", "fedadam"])

@@ -52,9 +52,25 @@ def test_a_crash_before_the_rename_commits_nothing(tmp_path: Path, monkeypatch: 
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("crash")))
         with pytest.raises(FederationError, match="round 2 could not be written: crash"):
             journal.commit([{"kind": "round", "round": 2}], checkpoint(2))
+    journal.close()
     _, found = Journal.reopen(tmp_path)
     assert found.round == 1
     assert [record["round"] for record in read_journal(tmp_path)] == [1]
+
+
+def test_only_committed_records_are_read(tmp_path: Path) -> None:
+    committed(tmp_path, 2).close()
+    with (tmp_path / "journal.jsonl").open("ab") as file:
+        file.write(b'{"kind":"end","round":2}\n')
+    assert [record["round"] for record in read_journal(tmp_path)] == [1, 2]
+
+
+def test_a_journal_has_one_writer(tmp_path: Path) -> None:
+    first = Journal(tmp_path)
+    with pytest.raises(ExperimentError, match="another process"):
+        Journal(tmp_path)
+    first.close()
+    Journal(tmp_path).close()
 
 
 def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:

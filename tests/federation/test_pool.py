@@ -19,6 +19,7 @@ from fedrobust.federation.pool import Pool, Share, answer, share
         ({"count": 3}, {"CPU": 2.0}, 10, Share(3, 0.666, 0.0, 1)),
         ({}, {"CPU": 8.0, "GPU": 1.0}, 10, Share(4, 1.0, 0.25, 1)),
         ({"gpus": 0.5}, {"CPU": 2.0, "GPU": 2.0}, 10, Share(4, 0.5, 0.5, 1)),
+        ({"gpus": 0.4}, {"CPU": 8.0, "GPU": 2.0}, 10, Share(4, 1.0, 0.4, 1)),
         ({"gpus": 0.0}, {"CPU": 2.0, "GPU": 2.0}, 10, Share(2, 1.0, 0.0, 1)),
         ({"count": 2, "threads": 3}, {"CPU": 8.0}, 10, Share(2, 1.0, 0.0, 3)),
     ],
