@@ -19,10 +19,10 @@ for variable in ("FEDROBUST_DATA", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """A local Ray of four logical cores, started once."""
+    """A local Ray of eight logical cores, started once."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -334,20 +334,20 @@ def test_without_a_single_update_the_run_stops(reference: fedrobust.Result, pool
 def test_a_cluster_that_is_too_small_ends_the_mlflow_run(reference: fedrobust.Result) -> None:
     import mlflow
 
-    with pytest.raises(FederationError, match="the cluster has 4"):
-        run("workers.count=3", "workers.cpus=2.0", "tracking.experiment=too small")
+    with pytest.raises(FederationError, match="the cluster has 8"):
+        run("workers.count=3", "workers.cpus=4.0", "tracking.experiment=too small")
     client = mlflow.MlflowClient(f"sqlite:///{Path('mlruns/mlflow.db').absolute()}")
     experiment = client.get_experiment_by_name("too small")
     assert [found.info.status for found in client.search_runs([experiment.experiment_id])] == ["FAILED"]
 
 
 def test_a_tracking_server_that_is_down_is_an_error_at_the_start(
-    reference: fedrobust.Result, monkeypatch: pytest.MonkeyPatch
+    reference: fedrobust.Result, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = set(Path("mlruns/runs").iterdir())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9"):
-        run()
+        run(pool=pool)
     assert set(Path("mlruns/runs").iterdir()) == before
 
 
