@@ -1,6 +1,6 @@
 """The first table of docs/results.md: an attack against a plain and a robust rule on real tissue, over three seeds.
 
-    FEDROBUST_DATA=path/to/idc_breast_48.npz python experiments/idc_table.py [SEED ...]
+FEDROBUST_DATA=path/to/idc_breast_48.npz python experiments/idc_table.py [SEED ...]
 """
 
 from __future__ import annotations

@@ -71,16 +71,24 @@ class SGD(LocalOptimizer):
         return ("momentum_buffer",) if self.momentum else ()
 
 
-class Adam(LocalOptimizer):
-    """Adam (Kingma & Ba, ICLR 2015)."""
+class _Moments(LocalOptimizer):
+    """What Adam and AdamW share."""
 
-    name: Literal["adam"] = "adam"
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate."""
     beta1: Momentum = 0.9
     """Decay of the mean of gradients."""
     beta2: Momentum = 0.999
     """Decay of the mean of squared gradients."""
+
+    def state_names(self) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "step")
+
+
+class Adam(_Moments):
+    """Adam (Kingma & Ba, ICLR 2015)."""
+
+    name: Literal["adam"] = "adam"
     weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty."""
 
@@ -90,20 +98,11 @@ class Adam(LocalOptimizer):
         betas = (self.beta1, self.beta2)
         return torch.optim.Adam(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
 
-    def state_names(self) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq", "step")
 
-
-class AdamW(LocalOptimizer):
+class AdamW(_Moments):
     """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019)."""
 
     name: Literal["adamw"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0)
-    """Learning rate."""
-    beta1: Momentum = 0.9
-    """Decay of the mean of gradients."""
-    beta2: Momentum = 0.999
-    """Decay of the mean of squared gradients."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Share of a weight that each step takes away, times the learning rate."""
 
@@ -112,9 +111,6 @@ class AdamW(LocalOptimizer):
 
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
-
-    def state_names(self) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq", "step")
 
 
 class TrainerCallback(Options):
