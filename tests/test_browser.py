@@ -207,13 +207,15 @@ def test_two_runs_are_compared_curve_by_curve(
 ) -> None:
     wanted = ["test/balanced_accuracy", "attack/success_rate", "reputation/02", "weight/02"]
     screenshots.open_comparison(page, starting.url, runs, "|".join(wanted), charts=len(wanted))
-    for name in wanted:
-        assert page.get_by_text(name, exact=True).first.is_visible(), name
-    for name in ("mean is tried", "krum is tried"):
-        assert page.get_by_text(name).first.is_visible(), name
-    curves = [traces(chart) for chart in page.locator(".js-plotly-plot").all()]
+    for name in (*wanted, "mean is tried", "krum is tried"):
+        screenshots.expect(page.get_by_text(name).first).to_be_visible(timeout=screenshots.PATIENCE)
     heights = {run: [round(success * number / ROUNDS, 6) for number in range(1, ROUNDS + 1)] for run, success in
                (("mean is tried", 0.9), ("krum is tried", 0.1))}  # fmt: skip
+    for _ in range(100):  # the page draws its charts again when it has found the metrics
+        curves = [traces(chart) for chart in page.locator(".js-plotly-plot").all()]
+        if heights in curves and all(len(lines) == 2 for lines in curves):
+            break
+        page.wait_for_timeout(200)
     assert heights in curves
     assert all(len(lines) == 2 for lines in curves)
     page.screenshot(path=tmp_path / "compare.png")
@@ -237,7 +239,7 @@ def test_the_report_opens_in_the_artifact_viewer(
     for name in names:
         picture = frame.locator(f"#{name} img")
         picture.scroll_into_view_if_needed()
-        assert picture.is_visible(), name
+        screenshots.expect(picture).to_be_visible(timeout=screenshots.PATIENCE)
         assert picture.evaluate("image => image.complete && image.naturalWidth > 300"), name
     assert frame.locator("img").count() == len(names)
     assert frame.locator(".caught").inner_text() == "caught"
@@ -252,7 +254,7 @@ def test_the_page_of_a_run_shows_its_tags_and_settings(
 ) -> None:
     screenshots.open_run(page, starting.url, runs[1])
     page.get_by_text("aggregation.rule.name", exact=True).first.wait_for()
-    assert page.get_by_text("defence").first.is_visible()
+    screenshots.expect(page.get_by_text("defence").first).to_be_visible(timeout=screenshots.PATIENCE)
 
 
 def test_a_server_that_is_killed_in_the_middle_gets_the_rest_when_it_is_back(
