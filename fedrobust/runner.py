@@ -356,7 +356,10 @@ def _tags(experiment: Experiment) -> dict[str, str]:
 
 def _commit() -> str:
     """The commit of the code that runs, marked where files differ from it; 'unknown' outside of a repository."""
-    command = ["git", "-C", os.fspath(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    repository = Path(__file__).parent.parent
+    if not (repository / ".git").exists():  # an installed package may lie in somebody else's repository
+        return "unknown"
+    command = ["git", "-C", os.fspath(repository), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):

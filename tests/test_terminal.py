@@ -1,0 +1,59 @@
+"""What the command line shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fedrobust.runner import Result
+from fedrobust.terminal import families, show_machine, show_options, show_result
+
+
+@pytest.fixture
+def out() -> Console:
+    return Console(record=True, width=120, highlight=False)
+
+
+def test_list_names_every_option_with_a_line_about_it(out: Console) -> None:
+    show_options(out)
+    shown = out.export_text()
+    found = families()
+    assert {"npz", "idc", "folder", "medmnist", "pcam", "camelyon17", "histology"} <= set(found["data.source"])
+    assert {"iid", "dirichlet", "shards", "quantity", "by_group", "by_centre"} <= set(found["data.partition"])
+    for family, options in found.items():
+        assert family in shown
+        for name, option in options.items():
+            assert f" {name} " in shown
+            assert (option.__doc__ or "").split()[0] in shown, f"{name} has no docstring"
+
+
+def test_doctor_says_what_is_here(out: Console, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workplace / "mlruns").mkdir()
+    monkeypatch.setenv("FEDROBUST_DATA", str(workplace / "nowhere"))
+    show_machine(out)
+    shown = out.export_text()
+    for word in ("cores", "GPUs", "Python", "ray", "MLflow store", "made by the first run", "data: npz", "not found"):
+        assert word in shown
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5001")
+    show_machine(out)
+    assert "http://127.0.0.1:5001" in out.export_text()
+
+
+@pytest.mark.parametrize(
+    ("suspected", "told"),
+    [
+        ([3], "rightly hospital 3; not suspected: hospital 5"),
+        ([3, 4, 5], "rightly hospital 3, hospital 5; wrongly hospital 4"),
+        ([], "not suspected: hospital 3, hospital 5"),
+    ],
+)
+def test_the_table_tells_who_was_suspected_and_rightly_so(out: Console, suspected: list[int], told: str) -> None:
+    final = {"test/accuracy": 0.5, "test/balanced_accuracy": 0.25, "attack/success_rate": 0.125}
+    attackers = {3: "sign_flip", 5: "ipm"}
+    show_result(out, Result("abc", "a[/b] name", Path("mlruns/runs/abc"), [], final, {}, attackers, suspected))
+    shown = out.export_text()
+    assert "a[/b] name" in shown
+    for word in (told, "0.250", "0.125", "3 (sign_flip), 5 (ipm)", "abc", "make ui"):
+        assert word in shown, shown
