@@ -34,11 +34,6 @@ def to_tensor(images: np.ndarray, device: str | torch.device = "cpu", channels_l
     return finished.sub_(mean).div_(std)
 
 
-def steps_per_epoch(patches: int, batch_size: int) -> int:
-    """How many batches one pass over `patches` takes; the last one may be smaller."""
-    return -(-patches // batch_size)
-
-
 def batches(
     images: np.ndarray,
     labels: np.ndarray,
