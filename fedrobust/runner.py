@@ -77,13 +77,15 @@ def run(
     say("reading the data")
     hospitals = _hospitals(experiment)
     network = _network(experiment, hospitals)
-    resumed = None if resume is None else _resumable(resume, experiment, hospitals)
-    with _tracked(experiment, hospitals, resumed) as opening:
+    with ExitStack() as stack:
+        resumed = None if resume is None else stack.enter_context(closing(_reopened(resume)))
+        if resumed is not None:
+            _same(resumed.folder, experiment, hospitals)
+        opening = stack.enter_context(_tracked(experiment, hospitals, resumed))
         if resumed is None or not _ended(resumed.folder):
             say("starting actors")
             folder = _trained(experiment, hospitals, network, resumed, opening, hooks, say, pool)
         else:
-            resumed.close()
             folder = resumed.folder
         say("writing the report")
         result = _finished(experiment, hospitals, network, folder, opening.result())
@@ -110,10 +112,14 @@ def run_name(experiment: Experiment) -> str:
     return f"{tags['defence']} | {tags['attack']} | {tags['partition']} | seed {experiment.seed} | {experiment.name}"
 
 
-def _resumable(resume: str, experiment: Experiment, hospitals: Hospitals) -> Journal:
-    """The journal of a run that can be gone on with; it stays locked until it is closed."""
-    folder = find_run(resume)
-    journal, _ = Journal.reopen(folder)
+def _reopened(resume: str) -> Journal:
+    """The journal of a run that stopped; it stays locked until it is closed."""
+    journal, _ = Journal.reopen(find_run(resume))
+    return journal
+
+
+def _same(folder: Path, experiment: Experiment, hospitals: Hospitals) -> None:
+    """Refuse to go on with another experiment, or other data, than those that the run began with."""
     before = load(folder / "experiment.yaml")
     if before.digest() != experiment.digest():
         old, new = (flatten(each.resolved()) for each in (before, experiment))
@@ -123,7 +129,6 @@ def _resumable(resume: str, experiment: Experiment, hospitals: Hospitals) -> Jou
         raise ExperimentError(f"run {folder.name} cannot be resumed with another experiment: {told}")
     if read_journal(folder)[0]["digest"] != hospitals.digest:
         raise ExperimentError(f"run {folder.name} cannot be resumed: the data of {experiment.data.source.name} changed")
-    return journal
 
 
 def _ended(folder: Path) -> bool:
@@ -222,7 +227,7 @@ def _trained(
             journal.commit([start], checkpoint)
             tracker.log(start)
         else:
-            journal, folder = stack.enter_context(closing(resumed)), resumed.folder
+            journal, folder = resumed, resumed.folder
             checkpoint = read_checkpoint(folder)
         say("training")
         outcome = federation.run(journal, checkpoint, [tracker.log, *hooks])
