@@ -124,7 +124,8 @@ class Pipeline:
                 )
         if gram is None:
             gram = Gram.unknown(protocol.prior) if self.needs == {"sum"} else self.gram(protocol, context)
-        decided, mixing, steps = self._decide(protocol, gram, context)
+        decided, mixing, seen = self._decide(protocol, gram, context)
+        steps = self._steps(decided, seen, context)
         if not isinstance(decided, Combination):
             return Result(protocol.reduce(decided, mixing), None, {}, gram, steps)
         aggregate = protocol.combine(decided)
@@ -186,7 +187,8 @@ class Pipeline:
 
         `memory` is read, and stays. ExperimentError for a rule that works on each coordinate by itself.
         """
-        decided, _, _ = self._decide(*self._explained(updates, samples, f, seed, previous, root, layers, memory))
+        protocol, context, gram = self._prepare(updates, samples, f, seed, previous, root, layers, memory)
+        decided, _, _ = self._decide(protocol, gram, context)
         if not isinstance(decided, Combination):
             raise ExperimentError(f"{self.rule.name} works on each coordinate by itself: it has no weights of rows")
         return decided
@@ -206,11 +208,9 @@ class Pipeline:
 
         `memory` is read, and stays.
         """
-        return self._decide(*self._explained(updates, samples, f, seed, previous, root, layers, memory))[2]
-
-    def _explained(self, *arguments: Any) -> tuple[Clear, Gram, Context]:
-        protocol, context, gram = self._prepare(*arguments)
-        return protocol, gram or protocol.gram(), context
+        protocol, context, gram = self._prepare(updates, samples, f, seed, previous, root, layers, memory)
+        decided, _, seen = self._decide(protocol, gram or protocol.gram(), context)
+        return self._steps(decided, seen, context)
 
     def _prepare(
         self,
@@ -251,44 +251,59 @@ class Pipeline:
 
     def _decide(
         self, protocol: Protocol, gram: Gram | None, context: Context
-    ) -> tuple[Combination | Reduction, Floats | None, tuple[Step, ...]]:
-        """See `_decided`."""
-        with one_blas_thread():
-            return self._decided(protocol, gram, context)
-
-    def _decided(
-        self, protocol: Protocol, gram: Gram | None, context: Context
-    ) -> tuple[Combination | Reduction, Floats | None, tuple[Step, ...]]:
-        """What makes the aggregate, the product of all mixing matrices (None: no stages), and how it came about.
+    ) -> tuple[Combination | Reduction, Floats | None, tuple[_Seen, ...]]:
+        """What makes the aggregate, the product of all mixing matrices (None: no stages), and what each part saw.
 
         Weights are those of the original rows; a reduction is for the mixed ones. Without a Gram, which only rules on
-        rows allow, nothing is explained.
+        rows allow, nothing was seen.
         """
-        n = protocol.n
-        if reason := violation(self.parts, n, context.f):
+        if reason := violation(self.parts, protocol.n, context.f):
             raise ExperimentError(reason)
-        total: Floats | None = None
-        steps: list[Step] = []
-        merged = False
-        for stage in self.stages:
-            assert gram is not None
-            scores, mixing = stage.scores(gram, context), stage.mix(gram, context)
-            steps.append(Step(stage.name, _of_rows(scores, total, merged), None))
-            merged = merged or stage.merges
-            gram = gram.mixed(mixing, stage.merges)
-            total = mixing if total is None else mixing @ total
-            steps[-1] = replace(steps[-1], weights=gram.prior @ total)
-        if isinstance(self.rule, Rule):
-            assert gram is not None
-            decided: Combination | Reduction = self.rule.combine(gram, context)
-        else:
-            decided = self.rule.decide(Rows(protocol, total, gram), context)
-        if isinstance(decided, Combination) and total is not None:
-            decided = replace(decided, weights=decided.weights @ total)
-        if gram is not None:
-            weights = decided.weights if isinstance(decided, Combination) else None
-            steps.append(Step(self.rule.name, _of_rows(self.rule.scores(gram, context), total, merged), weights))
-        return decided, total, tuple(steps)
+        with one_blas_thread():
+            seen = [] if gram is None else [_Seen(gram, None, False)]
+            for stage in self.stages:
+                now = seen[-1]
+                mixing = stage.mix(now.gram, context)
+                total = mixing if now.total is None else mixing @ now.total
+                seen.append(_Seen(now.gram.mixed(mixing, stage.merges), total, now.merged or stage.merges))
+            product = seen[-1].total if seen else None
+            decided: Combination | Reduction
+            if isinstance(self.rule, Rule):
+                decided = self.rule.combine(seen[-1].gram, context)
+            else:
+                decided = self.rule.decide(Rows(protocol, product, seen[-1].gram if seen else None), context)
+        if isinstance(decided, Combination) and product is not None:
+            decided = replace(decided, weights=decided.weights @ product)
+        return decided, product, tuple(seen)
+
+    def _steps(self, decided: Combination | Reduction, seen: Sequence[_Seen], context: Context) -> tuple[Step, ...]:
+        """How it came about."""
+        weights: list[Floats | None] = [after.gram.prior @ after.total for after in seen[1:] if after.total is not None]
+        weights.append(decided.weights if isinstance(decided, Combination) else None)
+        with one_blas_thread():
+            return tuple(
+                Step(part.name, before.of_rows(part.scores(before.gram, context)), own)
+                for part, before, own in zip(self.parts, seen, weights, strict=True)
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a part of a pipeline sees: mixed rows, the matrix `total` (m, n) that made them of the original ones (None:
+    they are the original ones), and whether rows were merged on the way."""
+
+    gram: Gram
+    total: Floats | None
+    merged: bool
+
+    def of_rows(self, scores: Floats | None) -> Floats | None:
+        """Scores (m,) of its rows for the original rows (n,): of those it went into, if rows were merged."""
+        if scores is None or self.total is None or not self.merged:
+            return scores
+        parts = np.abs(self.total)
+        shares = parts.sum(axis=0)
+        spread: Floats = np.divide(scores @ parts, shares, out=np.full(len(shares), np.nan), where=shares > 0)
+        return spread
 
 
 def misfit(parts: Sequence[Part]) -> str | None:
@@ -298,16 +313,6 @@ def misfit(parts: Sequence[Part]) -> str | None:
     if merging and remembers:
         return f"{parts[-1].name} remembers clients; after {', '.join(merging)} a row is no single client's"
     return None
-
-
-def _of_rows(scores: Floats | None, total: Floats | None, merged: bool) -> Floats | None:
-    """Scores (m,) of mixed rows for the original rows (n,): of those it went into, if rows were merged."""
-    if scores is None or total is None or not merged:
-        return scores
-    parts = np.abs(total)
-    shares = parts.sum(axis=0)
-    spread: Floats = np.divide(scores @ parts, shares, out=np.full(len(shares), np.nan), where=shares > 0)
-    return spread
 
 
 def _refuse_infinite(protocol: Clear) -> None:

@@ -79,7 +79,7 @@ class Coordinator:
             "rejected": {int(client): "not finite" for client in clients[~finite]},
             "upload_bytes": experiment.privacy.upload_bytes(protocol.d) * len(clients),
         }
-        if reason := self._unusable(len(accepted)):
+        if reason := self._unusable(len(accepted), root):
             record["skipped"] = reason
         else:
             rows = protocol if finite.all() else protocol.subset(np.flatnonzero(finite))
@@ -98,8 +98,10 @@ class Coordinator:
         record["seconds"] = {"aggregate": time.perf_counter() - start}
         return record, self._weights, self._arrays()
 
-    def _unusable(self, accepted: int) -> str | None:
-        """Why so few updates cannot be aggregated; None if they can."""
+    def _unusable(self, accepted: int, root: np.ndarray | None) -> str | None:
+        """Why so few updates, beside the server's own, cannot be aggregated; None if they can."""
+        if root is not None and not np.isfinite(root).all():
+            return "the server's own update is not finite"
         settings, drawn = self._experiment.federation, self._experiment.federation.participants()
         if accepted < max(1, settings.quorum * drawn):
             return f"{accepted} of {drawn} updates were usable, below the quorum of {settings.quorum:g}"

@@ -78,6 +78,17 @@ def test_too_few_for_the_rule_skip_the_round_and_do_not_end_the_run(updates: np.
     assert after.tobytes() == weights.tobytes()
 
 
+def test_a_server_whose_own_training_diverged_skips_the_round(updates: np.ndarray) -> None:
+    made = coordinator(aggregation={"rule": "fltrust"})
+    root = updates.mean(0, keepdims=True)
+    _, weights, _ = made.aggregate(1, [range(CLIENTS)], [], root, updates)
+    assert weights.any()
+    root[0, 3] = np.inf
+    record, after, _ = made.aggregate(2, [range(CLIENTS)], [], root, updates)
+    assert record["skipped"] == "the server's own update is not finite"
+    assert after.tobytes() == weights.tobytes()
+
+
 def test_hospitals_that_are_late_are_taken_off_a_declared_count(updates: np.ndarray) -> None:
     made = coordinator(aggregation={"rule": "trimmed_mean", "f": 2})
     record, _, _ = made.aggregate(1, [range(5)], [], None, updates[:5])
