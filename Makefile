@@ -35,6 +35,7 @@ ui: .venv/ready
 
 schema: .venv/ready
 	$(BIN)/fedrobust schema > experiments/experiment.schema.json
+	$(BIN)/fedrobust schema --matrix > experiments/matrix.schema.json
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

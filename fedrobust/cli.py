@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,9 @@ app = typer.Typer(
     help="Train a federation of hospitals, attack it, defend it, and record every round.",
 )
 
+INTERRUPTED = 130
+"""The exit code after a Ctrl-C or a SIGTERM, as shells have it."""
+
 File = Annotated[Path, typer.Argument(help="An experiment file (YAML).", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. seed=3 or aggregation.rule=krum.")
@@ -27,15 +31,22 @@ Overrides = Annotated[
 
 def main() -> None:
     """Entry point: errors meant for a person are printed as they are, without a traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)  # what a batch system sends
     try:
         app()
     except FedRobustError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("stopped; a run that had begun goes on with --resume RUN, its id is in mlruns/runs", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Typer has caught the KeyboardInterrupt
+            begun = "a matrix goes on when it is started again; a run with --resume RUN, its id is in mlruns/runs"
+            print(f"stopped; {begun}", file=sys.stderr)
+        raise
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @app.command()
@@ -66,6 +77,34 @@ def run(
 
 
 @app.command()
+def matrix(
+    file: Annotated[Path, typer.Argument(help="A matrix file (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. worst=2 or only.defences=[mean,median]."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small version of it, as its file says.")] = False,
+    teams: Annotated[int | None, typer.Option(min=1, help="Cells at a time; by default as many as cores.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where cells and tables go.")] = None,
+) -> None:
+    """Run attacks × defences × settings × seeds, and tell what each defence is worth.
+
+    Cells that are finished are not run again: a matrix that was stopped goes on when it is started again.
+    """
+    from fedrobust.matrix import load_matrix
+    from fedrobust.terminal import MatrixProgress, console, show_findings
+
+    sys.path.insert(0, str(file.resolve().parent))
+    grid = load_matrix(file, overrides or (), quick)
+    screen = console()
+    with MatrixProgress(screen) as progress:
+        from fedrobust.matrix.running import run_matrix
+
+        findings = run_matrix(grid, progress, teams, out)
+    show_findings(screen, findings)
+
+
+@app.command()
 def sync(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
     """Send to MLflow what a run recorded while the tracking server was away."""
     from fedrobust.federation.journal import read_journal
@@ -78,11 +117,14 @@ def sync(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, o
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    matrix: Annotated[bool, typer.Option("--matrix", help="That of matrix files instead.")] = False,
+) -> None:
     """Print the JSON schema of experiment files, for editors."""
     from fedrobust.experiment import Experiment
+    from fedrobust.matrix import Matrix
 
-    print(json.dumps(Experiment.model_json_schema(), indent=2))
+    print(json.dumps((Matrix if matrix else Experiment).model_json_schema(), indent=2))
 
 
 @app.command(name="list")

@@ -81,6 +81,13 @@ class Evaluation(Options):
 
     every: int = Field(default=1, ge=1)
     """Evaluate after every so many rounds, and always after the last one."""
+    last: int | None = Field(default=None, ge=1)
+    """Evaluate only the last so many rounds."""
+
+    def due(self, round: int, rounds: int) -> bool:
+        """Whether the model after `round` of `rounds` is evaluated."""
+        late_enough = self.last is None or round > rounds - self.last
+        return round == rounds or (round % self.every == 0 and late_enough)
 
 
 class Workers(Options):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence
+from copy import deepcopy
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from fedrobust.experiment import Experiment
 
 Keys = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
 
 _UNREADABLE = (YAMLError, ValueError, KeyError, TypeError, RecursionError)
 """What ruamel raises, one way or another, on what it cannot read."""
@@ -33,15 +36,43 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     """
     from fedrobust.experiment import Experiment
 
-    tree, texts = _read(Path(path)), list(overrides)
-    origin = {_override(tree, text): text for text in texts}
-    try:
-        return Experiment.model_validate(_plain(tree))
-    except ValidationError as error:
-        found = [_explain(dict(item), tree, Path(path), origin) for item in error.errors()]
-        raise ExperimentError("\n".join(_merged(found))) from None
-    except RecursionError:
-        raise ExperimentError(f"{path}: nested too deeply, or an alias that contains itself") from None
+    return Draft.read(path, overrides).checked(Experiment)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A file of options as it was read and changed, before it is checked; it knows where each value comes from."""
+
+    path: Path
+    tree: CommentedMap
+    origin: Mapping[Keys, str]
+    """Where the values come from that are not the file's own."""
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Iterable[str] = ()) -> Draft:
+        """The file with `overrides`, texts such as `"seed=3"`. Raises `ExperimentError` where it cannot be read."""
+        tree, texts = _read(Path(path)), list(overrides)
+        return cls(Path(path), tree, {_override(tree, text): f"override '{text}'" for text in texts})
+
+    def changed(self, changes: Mapping[str, Any], origin: str) -> Draft:
+        """A copy with the values of `changes`, by dotted path; errors in them will name `origin`."""
+        tree = deepcopy(self.tree)
+        keys = [_set(tree, dotted, value, origin) for dotted, value in changes.items()]
+        return Draft(self.path, tree, {**self.origin, **dict.fromkeys(keys, origin)})
+
+    def place(self, *keys: str | int) -> str:
+        """Where a value comes from: file and line, or the override."""
+        return _place(list(keys), self.tree, self.path, self.origin)
+
+    def checked(self, model: type[Model]) -> Model:
+        """The options. Raises `ExperimentError` as `load` does."""
+        try:
+            return model.model_validate(_plain(self.tree))
+        except ValidationError as error:
+            found = [_explain(dict(item), self.tree, self.path, self.origin) for item in error.errors()]
+            raise ExperimentError("\n".join(_merged(found))) from None
+        except RecursionError:
+            raise ExperimentError(f"{self.path}: nested too deeply, or an alias that contains itself") from None
 
 
 def dump(experiment: Experiment) -> str:
@@ -83,10 +114,15 @@ def _override(tree: CommentedMap, text: str) -> Keys:
         parsed = YAML(typ="safe").load(value)
     except _UNREADABLE:
         raise ExperimentError(f"override '{_short(text)}': the value is not valid YAML") from None
-    keys: list[str | int] = [int(key) if key.isdecimal() else key for key in dotted.strip().split(".")]
+    return _set(tree, dotted.strip(), parsed, f"override '{text}'")
+
+
+def _set(tree: CommentedMap, dotted: str, value: Any, origin: str) -> Keys:
+    """Set the value at a dotted path of `tree`; return the path."""
+    keys: list[str | int] = [int(key) if key.isdecimal() else key for key in dotted.split(".")]
     node: Any = tree
     for position, key in enumerate(keys[:-1]):
-        child = _child(node, key, text)
+        child = _child(node, key, origin)
         if child is None:
             child = CommentedSeq() if keys[position + 1] == 0 else CommentedMap()
             node[key] = child
@@ -95,21 +131,21 @@ def _override(tree: CommentedMap, text: str) -> Keys:
             node[key] = child
         if not isinstance(child, (MutableMapping, MutableSequence)):
             where = ".".join(str(part) for part in keys[: position + 1])
-            raise ExperimentError(f"override '{text}': {where} is a {_kind(child)}, it has no '{keys[position + 1]}'")
+            raise ExperimentError(f"{origin}: {where} is a {_kind(child)}, it has no '{keys[position + 1]}'")
         node = child
     last = keys[-1]
     if isinstance(node, MutableSequence) and last == len(node):
-        node.append(parsed)
+        node.append(value)
     else:
-        _child(node, last, text)
-        node[last] = parsed
+        _child(node, last, origin)
+        node[last] = value
     return tuple(keys)
 
 
-def _child(node: Any, key: str | int, text: str) -> Any:
+def _child(node: Any, key: str | int, origin: str) -> Any:
     if isinstance(node, MutableSequence):
         if not isinstance(key, int) or key >= len(node):
-            raise ExperimentError(f"override '{text}': the list has {len(node)} entries, counted from 0; found '{key}'")
+            raise ExperimentError(f"{origin}: the list has {len(node)} entries, counted from 0; found '{key}'")
         return node[key]
     return node.get(key)
 
@@ -194,7 +230,7 @@ def _place(location: list[str | int], tree: Any, path: Path, origin: Mapping[Key
     """The override that set this value, or the file and the line of the deepest part that is in it."""
     for keys, text in origin.items():
         if tuple(location[: len(keys)]) == keys:
-            return f"override '{text}'"
+            return text
     line: int | None = None
     node: Any = tree
     for part in location:

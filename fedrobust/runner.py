@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,12 +57,24 @@ class Result:
     """Hospitals whose reputation was below the threshold at the end."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A run that is one of many: its journal is all it leaves, and `fedrobust sync` can send MLflow the curves."""
+
+    parent: str
+    """Id of the MLflow run that it is nested below."""
+    tags: Mapping[str, str]
+    """Tags beside, or instead of, those that every run has."""
+
+
 def run(
     experiment: Experiment,
     resume: str | None = None,
     hooks: Sequence[Hook] = (),
     say: Callable[[str], None] = lambda what: None,
     pool: Pool | None = None,
+    hospitals: Hospitals | None = None,
+    part: Part | None = None,
 ) -> Result:
     """Run an experiment and record it.
 
@@ -71,26 +84,31 @@ def run(
     say: told what is being done, for a progress bar.
     pool: leases a team that is there already, so that many short runs do not each start actors; the experiment's own
         `workers` then say nothing.
+    hospitals: what `hospitals_of` made for an experiment with the same data, number of hospitals and seed.
+    part: makes this a run without report, model and curves in MLflow, below a parent.
 
     Raises `ExperimentError` (nothing has been started or written), `TrackingError`, `FederationError`.
     """
     say("reading the data")
-    hospitals = _hospitals(experiment)
+    if hospitals is None:
+        hospitals = hospitals_of(experiment)
+    _check_attacks(experiment, hospitals)
     network = _network(experiment, hospitals)
     with ExitStack() as stack:
         resumed = None if resume is None else stack.enter_context(closing(_reopened(resume)))
         if resumed is not None:
             _same(resumed.folder, experiment, hospitals)
-        opening = stack.enter_context(_tracked(experiment, hospitals, resumed))
+        opening = stack.enter_context(_tracked(experiment, hospitals, resumed, part))
         if resumed is None or not _ended(resumed.folder):
             say("starting actors")
-            folder = _trained(experiment, hospitals, network, resumed, opening, hooks, say, pool)
+            folder = _trained(experiment, hospitals, network, resumed, opening, hooks, say, pool, part is None)
         else:
             folder = resumed.folder
-        say("writing the report")
-        result = _finished(experiment, hospitals, network, folder, opening.result())
-        say("sending the rest to MLflow")
-    return result
+        if part is None:
+            say("writing the report")
+            _report(experiment, hospitals, network, folder, opening.result())
+            say("sending the rest to MLflow")
+    return _result(experiment, network, folder)
 
 
 def find_run(run: str) -> Path:
@@ -135,18 +153,22 @@ def _ended(folder: Path) -> bool:
     return bool(read_journal(folder)[-1]["kind"] == "end")
 
 
-def _hospitals(experiment: Experiment) -> Hospitals:
+def hospitals_of(experiment: Experiment) -> Hospitals:
+    """The data of an experiment, read and divided. Raises `DataError`, with the dotted path of what is wrong."""
     data, clients = experiment.data, experiment.federation.clients
     stain = data.stain_shift, data.stain_normalisation
     with _placed("data.source"):
         data.source.check()
     with _placed("data"):
-        hospitals = divide(data.source, data.split, data.partition, *stain, clients, experiment.seed, CACHE)
+        return divide(data.source, data.split, data.partition, *stain, clients, experiment.seed, CACHE)
+
+
+def _check_attacks(experiment: Experiment, hospitals: Hospitals) -> None:
+    """Refuse attacks that do not fit the data."""
     for index, attack in enumerate(experiment.attacks):
         if isinstance(attack, DataAttack):
             with _placed(f"attacks.{index}"):
                 attack.check(len(hospitals.label_names), hospitals.images.shape[1])
-    return hospitals
 
 
 @contextmanager
@@ -159,10 +181,12 @@ def _placed(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _tracked(experiment: Experiment, hospitals: Hospitals, resumed: Journal | None) -> Iterator[Future[Tracker]]:
+def _tracked(
+    experiment: Experiment, hospitals: Hospitals, resumed: Journal | None, part: Part | None
+) -> Iterator[Future[Tracker]]:
     """The run's tracker, opened beside other work; closed with the status that the block ends with."""
     with ThreadPoolExecutor(1) as beside:
-        opening = beside.submit(_open_tracker, experiment, hospitals, resumed)
+        opening = beside.submit(_open_tracker, experiment, hospitals, resumed, part)
         status = "FAILED"
         try:
             yield opening
@@ -179,17 +203,22 @@ def _tracked(experiment: Experiment, hospitals: Hospitals, resumed: Journal | No
                 logger.warning("MLflow does not have all of the run yet: fedrobust sync %s", opening.result().run_id)
 
 
-def _open_tracker(experiment: Experiment, hospitals: Hospitals, resumed: Journal | None) -> Tracker:
+def _open_tracker(experiment: Experiment, hospitals: Hospitals, resumed: Journal | None, part: Part | None) -> Tracker:
     if resumed is not None:
         return Tracker.resume(resumed.folder.name, read_journal(resumed.folder))
-    tags = _tags(experiment) | {"data_digest": hospitals.digest}
-    return Tracker.open(experiment.tracking.experiment, flatten(experiment.resolved()), tags, run_name(experiment))
+    tags = _tags(experiment) | {"data_digest": hospitals.digest} | dict(part.tags if part else {})
+    name, params = experiment.tracking.experiment, flatten(experiment.resolved())
+    return Tracker.open(name, params, tags, run_name(experiment), part.parent if part else None)
 
 
-def _new_folder(run_id: str, experiment: Experiment, hospitals: Hospitals) -> Path:
+def _new_folder(run_id: str, experiment: Experiment) -> Path:
     folder = RUNS / run_id
     folder.mkdir(parents=True)
     (folder / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
+    return folder
+
+
+def _picture_of_partition(folder: Path, experiment: Experiment, hospitals: Hospitals) -> None:
     attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
     save_partition(
         folder,
@@ -198,7 +227,6 @@ def _new_folder(run_id: str, experiment: Experiment, hospitals: Hospitals) -> Pa
         {client: experiment.attacks[index].name for client, index in attackers.items()},
         hospitals.patient_counts(),
     )
-    return folder
 
 
 def _trained(
@@ -210,8 +238,9 @@ def _trained(
     hooks: Sequence[Hook],
     say: Callable[[str], None],
     pool: Pool | None,
+    told: bool,
 ) -> Path:
-    """Run the rounds until the end is committed, every record in the journal, in MLflow and in the hooks."""
+    """Run the rounds until the end is committed: records go to the journal, the hooks and, if `told`, to MLflow."""
     with ExitStack() as stack:
         if pool is None:
             stack.enter_context(ray_session())
@@ -219,38 +248,44 @@ def _trained(
         team = stack.enter_context(pool.lease())
         federation = Federation(experiment, hospitals, team)
         tracker = opening.result()
+        hooks = [tracker.log, *hooks] if told else hooks
         if resumed is None:
-            folder = _new_folder(tracker.run_id, experiment, hospitals)
+            folder = _new_folder(tracker.run_id, experiment)
+            if told:
+                _picture_of_partition(folder, experiment, hospitals)
             journal = stack.enter_context(closing(Journal(folder)))
             checkpoint = Checkpoint(0, {"weights": federation.hosts.initial_weights()})
             start = _start(experiment, hospitals, folder.name, len(checkpoint.arrays["weights"]))
             journal.commit([start], checkpoint)
-            tracker.log(start)
+            if told:
+                tracker.log(start)
         else:
             journal, folder = resumed, resumed.folder
             checkpoint = read_checkpoint(folder)
         say("training")
-        outcome = federation.run(journal, checkpoint, [tracker.log, *hooks])
+        outcome = federation.run(journal, checkpoint, hooks)
         load_vector(network, outcome.weights)
         final = _final(read_journal(folder), outcome, network)
         rounds = experiment.federation.rounds
         end = {"kind": "end", "round": rounds, "final": final, "misread": _misread(hospitals, outcome)}
         journal.commit([outcome.evaluation, end], Checkpoint(rounds, {"weights": outcome.weights}))
         for record in (outcome.evaluation, end):
-            for hook in (tracker.log, *hooks):
+            for hook in hooks:
                 hook(record)
     return folder
 
 
-def _finished(
-    experiment: Experiment, hospitals: Hospitals, network: nn.Module, folder: Path, tracker: Tracker
-) -> Result:
+def _report(experiment: Experiment, hospitals: Hospitals, network: nn.Module, folder: Path, tracker: Tracker) -> None:
     """Write report and model of a run whose end is committed, and have them uploaded."""
     load_vector(network, read_checkpoint(folder).arrays["weights"])
     write_report(folder, hospitals.images)
     if experiment.tracking.model:
         save_model(network, _example(hospitals), folder / "model")
     tracker.upload(folder)
+
+
+def _result(experiment: Experiment, network: nn.Module, folder: Path) -> Result:
+    load_vector(network, read_checkpoint(folder).arrays["weights"])
     records = read_journal(folder)
     attackers = {int(client): attack for client, attack in records[0]["attackers"].items()}
     final = records[-1]["final"]
@@ -316,12 +351,14 @@ def _misread(hospitals: Hospitals, outcome: Outcome, most: int = 24) -> dict[str
 
 
 def _rounds(records: list[Record]) -> list[dict[str, Any]]:
-    metrics = {record["round"]: record["metrics"] for record in records if record["kind"] == "evaluation"}
-    return [
-        record | ({"metrics": metrics[record["round"]]} if record["round"] in metrics else {})
+    """The records of the rounds, each with the `metrics`, and `triggers` if there are any, of its evaluation."""
+    kept = ("metrics", "triggers")
+    evaluated = {
+        record["round"]: {name: record[name] for name in kept if name in record}
         for record in records
-        if record["kind"] == "round"
-    ]
+        if record["kind"] == "evaluation"
+    }
+    return [record | evaluated.get(record["round"], {}) for record in records if record["kind"] == "round"]
 
 
 def _network(experiment: Experiment, hospitals: Hospitals) -> nn.Module:
@@ -359,6 +396,7 @@ def _tags(experiment: Experiment) -> dict[str, str]:
     }
 
 
+@cache
 def _commit() -> str:
     """The commit of the code that runs, marked where files differ from it; 'unknown' outside of a repository."""
     repository = Path(__file__).parent.parent

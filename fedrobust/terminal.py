@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +20,9 @@ from fedrobust.options import Options, members, summary
 
 if TYPE_CHECKING:
     from fedrobust.experiment import Experiment
+    from fedrobust.matrix.cells import Outcome
+    from fedrobust.matrix.grid import Cell
+    from fedrobust.matrix.running import Findings
     from fedrobust.runner import Result
 
 
@@ -69,6 +74,92 @@ class Progress:
             self._bar.update(self._task, figures=figures)
             if not self._out.is_terminal:
                 self._out.print(f"round {record['round']}/{self._rounds}: {figures}")
+
+
+class MatrixProgress:
+    """A bar over the cells of a matrix, with the time left; a line for each cell where the output is a file."""
+
+    def __init__(self, out: Console) -> None:
+        self._out, self._cells, self._finished, self._before = out, 0, 0, 0
+        self._began: float | None = None
+        self._bar = bars.Progress(
+            bars.SpinnerColumn(),
+            bars.TextColumn("{task.description}", markup=False),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TimeElapsedColumn(),
+            bars.TextColumn("{task.fields[left]}"),
+            console=out,
+            disable=not out.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("reading", total=None, left="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, what: str) -> None:
+        """What is being done now."""
+        self._bar.update(self._task, description=what)
+        if not self._out.is_terminal:
+            self._out.print(what)
+
+    def plan(self, cells: int, finished: int) -> None:
+        """There are at most so many cells; so many of them are finished, those of earlier sittings included."""
+        ran = self._finished - self._before
+        self._began = self._began or time.monotonic()
+        self._cells, self._finished, self._before = cells, finished, finished - ran
+        self._bar.update(self._task, total=cells, completed=finished)
+        if not self._out.is_terminal:
+            self._out.print(f"at most {cells} cells, {finished} are there")
+
+    def cell(self, cell: Cell, outcome: Outcome) -> None:
+        """A cell has been finished."""
+        self._finished += 1
+        left = f"{self._left()} left"
+        self._bar.update(self._task, completed=self._finished, description=cell.label, left=left)
+        if outcome.failed:
+            self._out.print(escape(f"{cell.label} failed: {outcome.failed}"), soft_wrap=True)
+        elif not self._out.is_terminal:
+            accuracy = outcome.figures["balanced_accuracy"]
+            shown = f"{self._finished}/{self._cells} {cell.label}: balanced accuracy {accuracy:.3f}, at most {left}"
+            self._out.print(escape(shown), soft_wrap=True)
+
+    def _left(self) -> str:
+        """By the pace of this sitting."""
+        ran = self._finished - self._before
+        if self._began is None or ran == 0:
+            return "–"
+        minutes = round((time.monotonic() - self._began) / ran * (self._cells - self._finished) / 60)
+        return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def show_findings(out: Console, findings: Findings) -> None:
+    """The headline of every defence, and where the rest is."""
+    for setting in dict.fromkeys(verdict.setting for verdict in findings.verdicts):
+        table = Table(title=f"{setting}: least robustness over the attacks, fresh seeds", title_justify="left")
+        for column in ("defence", "robustness", "between", "worst attack", "backdoor gain", "cost"):
+            table.add_column(column)
+        for verdict in findings.verdicts:
+            if verdict.setting == setting:
+                least = verdict.robustness
+                between = f"{least.low:.3f} – {least.high:.3f}" if math.isfinite(least.low) else "one seed"
+                figures = [_number(estimate.value) for estimate in (least, verdict.gain, verdict.cost)]
+                table.add_row(verdict.defence, figures[0], between, verdict.worst_attack, *figures[1:])
+        out.print(table)
+    if failed := sum(verdict.unfinished for verdict in findings.verdicts):
+        out.print(f"{failed} cells failed; they are listed in table.md, and tried again when the matrix is run again")
+    out.print(f"tables and pictures: {escape(str(findings.folder))}")
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
 def _figures(metrics: dict[str, float]) -> str:
@@ -125,7 +216,7 @@ def _suspected(result: Result) -> str:
 def families() -> dict[str, dict[str, type[Options]]]:
     """Every family of options that an experiment file can choose from: heading → name → class."""
     from fedrobust.aggregation import RowRule, Rule, Stage
-    from fedrobust.attacks import Attack, Schedule
+    from fedrobust.attacks import Attack, Identity, Schedule
     from fedrobust.data import Partition, Source, StainNormalisation
     from fedrobust.learning import LocalLoss, LocalOptimizer, Model, ServerOptimizer
     from fedrobust.secure import Privacy
@@ -141,6 +232,7 @@ def families() -> dict[str, dict[str, type[Options]]]:
         "learning.server": members(ServerOptimizer),
         "attacks": members(Attack),
         "attacks.schedule": members(Schedule),
+        "attacks.identity": members(Identity),
         "aggregation.stages": members(Stage),
         "aggregation.rule": members(Rule, RowRule),
         "trust.detector": members(Detector),

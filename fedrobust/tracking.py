@@ -13,6 +13,7 @@ import math
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -38,6 +39,8 @@ BATCH = 900
 """Metrics in one request; MLflow takes up to 1,000 entries."""
 LONGEST = 500
 """Characters of a parameter's value that every MLflow server accepts."""
+PARENT = "mlflow.parentRunId"
+"""Tag: the run that a run is nested below."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment, so that the UI shows it as one about training and not about language models."""
 NOT_ARTIFACTS = ("checkpoint.npz", "checkpoint.partial", "model")
@@ -83,6 +86,15 @@ def metrics(record: Record, width: int = 2) -> dict[str, float]:
     for field, name in _CLIENT_METRICS.items():
         for client, value in (record.get(field) or {}).items():
             found[f"{name}/{int(client):0{width}d}"] = value
+    for client, parts in (record.get("anomaly_parts") or {}).items():
+        found |= {f"anomaly_{part}/{int(client):0{width}d}": value for part, value in parts.items()}
+    if "quarantined" in record:
+        found["defense/quarantined"] = len(record["quarantined"])
+    for field in ("quarantined", "attacking"):
+        # Of everyone who takes part, 0 included: a curve that only had ones would never come down.
+        named = {int(client) for client in record.get(field) or ()}
+        present = record["participants"] if field in record and "participants" in record else ()
+        found |= {f"{field}/{int(client):0{width}d}": int(client) in named for client in present}
     losses = [loss for loss in (record.get("train_loss") or {}).values() if _finite(loss)]
     if losses:
         found["train/loss"] = sum(losses) / len(losses)
@@ -115,9 +127,16 @@ class Tracker:
 
     @classmethod
     def open(
-        cls, experiment: str, params: Mapping[str, str], tags: Mapping[str, str], run_name: str | None = None
+        cls,
+        experiment: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        run_name: str | None = None,
+        parent: str | None = None,
     ) -> Tracker:
         """Start a run in the MLflow experiment `experiment`; `params` as `flatten` makes them.
+
+        `parent` is the id of a run of the same experiment that this one is nested below.
 
         Takes about three seconds the first time; safe to call from a thread beside other work. Raises `TrackingError`
         if the server or database cannot be used.
@@ -127,6 +146,8 @@ class Tracker:
             from mlflow.entities import Param
 
             shortened = {key: _shortened(value) for key, value in tags.items()}
+            if parent is not None:
+                shortened[PARENT] = parent
             run = client.create_run(_experiment_id(client, experiment, uri), run_name=run_name, tags=shortened)
             entries = [Param(key, _shortened(value)) for key, value in params.items()]
             for start in range(0, len(entries), 100):
@@ -148,9 +169,16 @@ class Tracker:
         """Have a journal record sent; returns at once."""
         self._put(partial(self._feed.send, record))
 
-    def upload(self, folder: Path) -> None:
-        """Have the files of the run's folder that MLflow lacks uploaded, a `model/` as a model; returns at once."""
-        self._put(partial(_upload, self._client, self.run_id, folder))
+    def figures(self, figures: Mapping[str, float], run_id: str | None = None) -> None:
+        """Have figures that belong to no round sent, for this run or for one below it; returns at once."""
+        self._put(partial(_send_figures, self._client, run_id or self.run_id, dict(figures), int(1000 * time.time())))
+
+    def upload(self, folder: Path, again: bool = False) -> None:
+        """Have the files of the run's folder that MLflow lacks uploaded, a `model/` as a model; returns at once.
+
+        `again` uploads those that it has in the same size, too.
+        """
+        self._put(partial(_upload, self._client, self.run_id, folder, again))
 
     def close(self, status: str = "FINISHED", timeout: float = 120.0) -> bool:
         """Send what is left, then set the run's final status; False if `sync` has to be called later."""
@@ -316,9 +344,17 @@ def _experiment_id(client: Any, name: str, uri: str) -> str:
     return str(found.experiment_id)
 
 
-def _upload(client: Any, run_id: str, folder: Path) -> None:
+def _send_figures(client: Any, run_id: str, figures: Mapping[str, float], now: int) -> None:
+    from mlflow.entities import Metric
+
+    rows = [Metric(name, float(value), now, 0) for name, value in figures.items() if _finite(value)]
+    for start in range(0, len(rows), BATCH):
+        client.log_batch(run_id, metrics=rows[start : start + BATCH])
+
+
+def _upload(client: Any, run_id: str, folder: Path, again: bool = False) -> None:
     """Upload the files of a run's folder that its artifacts lack or hold in another size, and its model."""
-    stored = dict(_artifacts(client, run_id))
+    stored = {} if again else dict(_artifacts(client, run_id))
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_file() and name.parts[0] not in NOT_ARTIFACTS and stored.get(str(name)) != path.stat().st_size:

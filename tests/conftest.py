@@ -1,12 +1,16 @@
-"""Shared by all tests: one Ray instance for the session, and the real data where they lie beside the repository."""
+"""Shared by all tests: one Ray instance and two teams of actors; the real data if they lie beside the repository."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from fedrobust.federation.pool import Pool
 
 REPOSITORY = Path(__file__).parent.parent
 IDC = REPOSITORY.parent / "shared" / "data" / "idc_breast_48.npz"
@@ -25,6 +29,26 @@ def ray_local() -> Iterator[None]:
     ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def pool(ray_local: None) -> Iterator[Pool]:
+    """One team of two client actors, for all runs whose actors do not matter."""
+    from fedrobust.experiment import Workers
+    from fedrobust.federation.pool import Pool
+
+    with Pool(Workers(count=2), clients=8) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def sharded(ray_local: None) -> Iterator[Pool]:
+    """A team whose updates lie in three shards."""
+    from fedrobust.experiment import Workers
+    from fedrobust.federation.pool import Pool
+
+    with Pool(Workers(count=2, shards=3), clients=8) as made:
+        yield made
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 import fedrobust
-from fedrobust.aggregation import RowRule, Rule
+from fedrobust.aggregation import Clear, Context, RowRule, Rule
+from fedrobust.attacks import craft
 from fedrobust.errors import ExperimentError
 from fedrobust.options import members
 
@@ -97,3 +99,34 @@ def test_the_script_of_the_table() -> None:
     assert bulyan[7].startswith("The mean around the median")
     assert mixed[:4] == ["`nnm` + `trimmed_mean`", "rows, Gram", "n ≥ 2f + 1", "yes"]
     assert float(mixed[4]) >= 0.33
+
+
+@pytest.mark.parametrize("guide", ["adversaries.md", "trust.md"])
+def test_the_experiments_of_the_guides_are_experiments(
+    guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for block in blocks(guide):
+        if block.language == "python":
+            (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    files = [block for block in blocks(guide) if block.language == "yaml"]
+    assert len(files) == 2
+    for block in files:
+        (tmp_path / "shown.yaml").write_text(block.text, encoding="utf-8")
+        fedrobust.load(tmp_path / "shown.yaml")
+
+
+def test_an_attack_and_a_detector_of_ones_own_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for guide in ("adversaries.md", "trust.md"):
+        for block in blocks(guide):
+            if block.file:
+                (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    (push,) = fedrobust.load(tmp_path / "push.yaml").attacks
+    sent = craft([push], {1: 0, 3: 0}, range(5), dict(enumerate(rows)), 2, 0, step=rows[0])
+    assert sorted(sent) == [1, 3]
+    assert all(np.allclose(row, -3 * rows[0]) for row in sent.values())
+    detector = fedrobust.load(tmp_path / "longest.yaml").trust.detector
+    found = detector.score(Clear([rows]).gram(), Context(f=0))
+    assert np.allclose(found.score, np.linalg.norm(rows, axis=1) / np.linalg.norm(rows, axis=1).max())

@@ -12,7 +12,7 @@ import pytest
 import fedrobust
 from fedrobust.cli import main
 from fedrobust.errors import ExperimentError
-from fedrobust.experiment import Experiment
+from fedrobust.experiment import Evaluation, Experiment
 from fedrobust.experiment_file import dump
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -200,8 +200,15 @@ def test_wrong_overrides_name_themselves(override: str, tells: str, workplace: P
     assert tells in str(caught.value)
 
 
+def shipped_experiments() -> list[Path]:
+    """The files that are experiments; the others are matrices."""
+    found = [file for file in EXPERIMENTS.glob("*.yaml") if "$schema=experiment.schema" in file.read_text()]
+    assert found
+    return found
+
+
 def test_a_dumped_experiment_reads_back_as_itself(workplace: Path) -> None:
-    for shipped in EXPERIMENTS.glob("*.yaml"):
+    for shipped in shipped_experiments():
         experiment = fedrobust.load(shipped, ["data.source={name: histology}"])
         Path("again.yaml").write_text(dump(experiment))
         again = fedrobust.load("again.yaml")
@@ -240,6 +247,22 @@ def test_the_digest_knows_what_can_change_a_result() -> None:
     assert Experiment.model_validate({"seed": 1}).digest() != plain.digest()
 
 
+@pytest.mark.parametrize(
+    ("options", "due"),
+    [
+        ({}, [1, 2, 3, 4, 5, 6, 7]),
+        ({"every": 3}, [3, 6, 7]),
+        ({"last": 2}, [6, 7]),
+        ({"every": 3, "last": 5}, [3, 6, 7]),
+        ({"every": 4, "last": 2}, [7]),
+        ({"last": 20}, [1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_rounds_that_are_evaluated(options: dict[str, int], due: list[int]) -> None:
+    evaluation = Evaluation.model_validate(options)
+    assert [round for round in range(1, 8) if evaluation.due(round, 7)] == due
+
+
 def test_experiments_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Experiment().seed = 3  # type: ignore[misc]
@@ -253,5 +276,6 @@ def test_the_shipped_schema_is_the_schema(workplace: Path) -> None:
 def test_shipped_experiments_carry_the_editor_line() -> None:
     files = list(EXPERIMENTS.glob("*.yaml"))
     assert files
+    schemas = tuple(f"# yaml-language-server: $schema={kind}.schema.json\n" for kind in ("experiment", "matrix"))
     for file in files:
-        assert file.read_text().startswith("# yaml-language-server: $schema=experiment.schema.json\n"), file
+        assert file.read_text().startswith(schemas), file

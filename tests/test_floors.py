@@ -22,6 +22,7 @@ FLOORS: list[set[str]] = [
     {"figures"},
     {"report"},
     {"runner"},
+    {"matrix"},
     {"terminal"},
     {"cli"},
 ]

@@ -1,8 +1,7 @@
-"""Every attack on data and local training does harm to a federation without a defence."""
+"""Every attack on data and local training, and most on updates, do harm to a federation without a defence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from scipy.ndimage import gaussian_filter
 import fedrobust
 from fedrobust.attacks import Attack, Backdoor
 from fedrobust.data.stain import HAEMATOXYLIN_EOSIN, transmitted
-from fedrobust.experiment import Workers
 from fedrobust.federation.pool import Pool
 from fedrobust.options import members
 
@@ -56,12 +54,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def pool(ray_local: None) -> Iterator[Pool]:
-    with Pool(Workers(count=2), clients=5) as made:
-        yield made
-
-
 @pytest.fixture(autouse=True)
 def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
@@ -83,7 +75,7 @@ BACKDOORS = {
     "stain_backdoor": (2, ""),
     "edge_case": (2, ""),
     "model_replacement": (1, ""),
-    "constrain_and_scale": (1, ", schedule: {name: from_round, round: 10}"),
+    "constrain_and_scale": (1, ", schedule: {name: sleeper, rounds: 9}"),
     "neurotoxin": (2, ""),
 }
 """Attackers, and further options."""
@@ -130,6 +122,38 @@ def test_a_backdoor_gets_in_and_is_not_noticed(honest: fedrobust.Result, pool: P
 def test_poisoned_data_cost_accuracy(honest: fedrobust.Result, pool: Pool, attack: str, loss: float) -> None:
     before, after = (course(each, "test/balanced_accuracy")[2:].mean() for each in (honest, run(pool, attack)))
     assert after < before - loss
+
+
+CRAFTED = {
+    "optimal_ipm, identity: sybil": 10.0,
+    "optimal_alie, direction: minus": 1.4,
+    "ipm, epsilon: 4, noise: 0.5": 10.0,
+    "alie, z: 1.5": 1.05,
+    "gaussian, sigma: 0.3": 2.0,
+    "fang_krum": 1.5,
+    "fang_trim": 1.1,
+    "min_max, direction: unit": 1.1,
+    "min_sum, direction: unit": 1.1,
+    "rop, z: 4": 1.25,
+    "free_rider, update: zero": 1.25,
+    "sign_flip, scale: 4, identity: {name: whitewash, every: 3}": 10.0,
+    "label_flip, identity: {name: sybil, noise: 0.3}": 1.5,
+}
+"""With how many times the honest loss at least, over all rounds."""
+QUICK = "optimal_ipm, identity: sybil"
+
+
+@pytest.mark.parametrize(
+    "attack", [QUICK, *(pytest.param(attack, marks=pytest.mark.long) for attack in CRAFTED if attack != QUICK)]
+)
+def test_crafted_updates_raise_the_loss(honest: fedrobust.Result, pool: Pool, attack: str) -> None:
+    before, after = (course(each, "test/loss").mean() for each in (honest, run(pool, f"{{name: {attack}, count: 2}}")))
+    assert after > CRAFTED[attack] * before
+
+
+@pytest.mark.long
+def test_absent_attackers_do_no_harm(pool: Pool) -> None:
+    assert course(run(pool, "{name: absent, count: 2}"), "test/balanced_accuracy")[4:].mean() > 0.95
 
 
 @pytest.mark.parametrize("name", ["neurotoxin", pytest.param("edge_case", marks=pytest.mark.long)])

@@ -13,9 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from fedrobust import figures
+from fedrobust.figures.style import ATTACK, INK, apart
 from fedrobust.report import CHAPTERS, Run, make_figures, save_partition, verdict, write_report
 
 
@@ -50,6 +53,7 @@ def journal(clients: int = 6, rounds: int = 5, attackers: tuple[int, ...] = (1, 
                 "rejected": {"5": "not finite"} if number == 2 and clients > 5 else {},
                 "weights": {str(client): client / 100 for client in present} if weights else None,
                 "anomaly": {str(client): None if client == 0 else 0.2 for client in present},
+                "anomaly_parts": {str(client): {"norm": 0.2, "average_cosine": client / 100} for client in present},
                 "reputation": {str(client): 0.1 * number for client in range(clients)},
                 "suspected": [
                     client for client in (0, 1) if (client == 0 and number == 2) or (client == 1 and number > 2)
@@ -70,6 +74,21 @@ def journal(clients: int = 6, rounds: int = 5, attackers: tuple[int, ...] = (1, 
         )
     misread = {"indices": [2, 0], "truth": [0, 1], "predicted": [1, 0], "confidence": [0.6, 0.99]}
     return [*records, {"kind": "end", "round": rounds, "final": {}, "misread": misread}]
+
+
+def quarantining(acts: bool = True) -> list[Any]:
+    """The same run with quarantine: 1 is in from round 4 on, 2 in round 2 alone; 4 attacks from round 3 on, and changes
+    its identity in rounds 3 and 5."""
+    records = journal()
+    records[0]["experiment"]["trust"] = {"acts": acts}
+    for record in records:
+        if record["kind"] == "round":
+            number = record["round"]
+            record["quarantined"] = [client for client, inside in ((1, number > 3), (2, number == 2)) if inside]
+            record["attacking"] = [1, 4] if number > 2 else [1]
+            if number > 2:
+                record["identities"] = {"4": 6 if number < 5 else 7}
+    return records
 
 
 def write(folder: Path, records: list[Any]) -> Path:
@@ -105,6 +124,36 @@ def test_hospitals_are_judged_by_the_last_round() -> None:
     assert (stories[1].suspected, stories[1].first, stories[0].suspected, stories[5].rejected) == (3, 3, 1, 1)
     assert stories[3].participated == 4 and stories[3].weight == pytest.approx(0.03)
     assert stories[2].patches == 25 and stories[2].reputation == 0.5
+
+
+def test_quarantine_and_identities_are_told() -> None:
+    run = Run.of(quarantining())
+    stories = {story.client: story for story in run.hospitals()}
+    assert run.acts and not Run.of(quarantining(acts=False)).acts and not Run.of(journal()).acts
+    assert (stories[1].quarantined, stories[1].quarantined_from, stories[1].quarantined_now) == (2, 4, True)
+    assert (stories[2].quarantined, stories[2].quarantined_from, stories[2].quarantined_now) == (1, 2, False)
+    assert (stories[1].attacked, stories[4].attacked, stories[0].attacked) == (5, 3, 0)
+    assert stories[4].identities == (4, 6, 7) and stories[1].identities == (1,)
+    assert np.argwhere(run.renewed()).tolist() == [[4, 2], [4, 4]]
+    assert run.identities()[4].tolist() == [4, 4, 6, 6, 7]
+
+
+def test_parts_of_the_score_stand_where_they_belong() -> None:
+    parts = Run.of(journal()).parts()
+    assert list(parts) == ["norm", "average_cosine"]
+    assert parts["average_cosine"][4].tolist() == [0.04] * 5
+    assert np.argwhere(np.isnan(parts["norm"])).tolist() == [[3, 1]]
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_where_quarantine_acts_it_is_what_counts(acts: bool) -> None:
+    records = quarantining(acts)
+    records[-3] |= {"suspected": [], "quarantined": [1, 2]}
+    stories = {story.client: story.verdict for story in Run.of(records).hospitals()}
+    assert [stories[1], stories[2]] == (["caught", "wrongly quarantined"] if acts else ["missed", "honest"])
+    text = verdict(Run.of(records))
+    told = "2 hospitals are quarantined: 1 rightly, 1 wrongly; 1 of the attackers was missed."
+    assert text.endswith(told if acts else "no hospitals are suspected; 2 of the attackers were missed.")
 
 
 @pytest.mark.parametrize(
@@ -172,6 +221,51 @@ def test_a_rule_without_weights_says_so(tmp_path: Path) -> None:
     assert "no hospital has a weight" not in text and 'id="weights"' in text
 
 
+def table(text: str) -> list[list[str]]:
+    """The cells of the table of hospitals, row by row, its head first."""
+    part = text.split("Hospital by hospital")[1].split("</table>")[0]
+    cells = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in part.split("</tr>")]
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in cells if row]
+
+
+def test_the_table_tells_quarantine_identities_and_how_often_who_attacked(tmp_path: Path) -> None:
+    head, *rows = table(write_report(write(tmp_path, quarantining())).read_text())
+    told = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert told["1"]["rounds quarantined"] == "2, from 4" and told["0"]["rounds quarantined"] == "–"
+    assert told["1"]["rounds suspected"] == "3, from 3" and told["1"]["in the end"] == "caught"
+    assert told["4"]["truth"] == "sign_flip, 3 of 5 rounds" and told["1"]["truth"] == "sign_flip"
+    assert told["4"]["identities"] == "4, 6, 7" and told["2"]["identities"] == "–"
+
+
+def test_the_table_says_that_quarantine_was_recorded_only(tmp_path: Path) -> None:
+    head, *rows = table(write_report(write(tmp_path, quarantining(acts=False))).read_text())
+    assert rows[0][head.index("quarantine, recorded only")] == "2, from 4" and "rounds quarantined" not in head
+
+
+def test_the_step_by_step_table_begins_with_the_parts_of_the_score(tmp_path: Path) -> None:
+    records = journal()
+    records[-3] |= {"f": 1, "notes": [], "stages": [{"name": "krum", "scores": None, "weights": {"4": 0.25}}]}
+    text = write_report(write(tmp_path, records)).read_text().split("step by step")[1]
+    assert re.findall(r"<th>(.*?)</th>", text) == [
+        "hospital",
+        "truth",
+        "anomaly: norm",
+        "anomaly: average cosine",
+        "krum: weight",
+    ]
+    assert "<td>4</td><td>sign_flip</td><td>0.2</td><td>0.04</td><td>0.25</td>" in text
+
+
+def test_a_journal_of_before_quarantine_and_parts_has_a_report(tmp_path: Path) -> None:
+    records = journal()
+    for record in records:
+        record.pop("anomaly_parts", None)
+    text = write_report(write(tmp_path, records), IMAGES).read_text()
+    assert 'id="reputation"' in text and 'id="anomaly"' in text and 'id="parts"' not in text
+    assert not {"rounds quarantined", "quarantine, recorded only", "identities"} & set(table(text)[0])
+    assert "are suspected" in text or "is suspected" in text
+
+
 @pytest.mark.parametrize("lines", [1, 2, 3])
 def test_a_run_that_stopped_early_has_a_report(tmp_path: Path, lines: int) -> None:
     text = write_report(write(tmp_path, journal()[:lines]), IMAGES).read_text()
@@ -199,10 +293,12 @@ def test_figures_can_be_drawn_at_every_size(clients: int, rounds: int, labels: i
     marks = values > 0.5
     names = [f"a rather long label {label}" for label in range(labels)]
     counts = rng.integers(0, 900, (clients, labels))
+    everything = figures.Marks(marks, ~marks, values > 0.7, values > 0.6, values > 0.9, acts=False)
     drawn = [
-        figures.client_figure(values, range(1, rounds + 1), attackers, kind, marks, ~marks)
-        for kind in figures.HEAT_MAPS
+        figures.client_figure(values, range(1, rounds + 1), attackers, kind, everything) for kind in figures.HEAT_MAPS
     ]
+    parts = {f"a_part_{part}": values for part in range(min(labels, 4))}
+    drawn.append(figures.parts_figure(parts, range(1, rounds + 1), attackers, everything))
     drawn.append(figures.partition_figure(counts, names, attackers, patients=[1] * clients))
     drawn.append(figures.confusion_figure(rng.integers(0, 9, (labels, labels)), names))
     drawn.append(figures.curves_figure({"accuracy": ([rounds], [0.5])}, dict.fromkeys(range(1, rounds + 1), 1), 0.5))
@@ -221,6 +317,60 @@ def test_heat_maps_show_attackers_first_and_absences_as_gaps() -> None:
     np.testing.assert_array_equal(shown[0], values[2])
     np.testing.assert_array_equal(shown[1], values[0])
     assert shown.mask.sum() == 1 and shown.mask[2, 2]
+
+
+def lines(axes: Any, colour: str, across: bool = True) -> list[list[float]]:
+    """The lines of a colour in a heat map: row and ends of each that lies, column and ends of each that stands."""
+    own = [lines for lines in axes.collections if isinstance(lines, LineCollection)]
+    segments = [s for lines in own if to_hex(lines.get_color()[0]) == to_hex(colour) for s in lines.get_segments()]
+    place, ends = (1, 0) if across else (0, 1)
+    return [
+        [float(segment[0, place]), *segment[:, ends].tolist()]
+        for segment in segments
+        if (segment[0, 1] == segment[1, 1]) == across
+    ]
+
+
+def legend(figure: Any) -> list[str]:
+    return [text.get_text() for found in figure.legends for text in found.get_texts()]
+
+
+def test_marks_stand_in_the_rounds_they_belong_to() -> None:
+    """Hospital 2 attacks and stands on top: row 0; hospital 0 is in row 1."""
+    attacking, quarantined, renewed, suspected = (np.zeros((3, 6), dtype=bool) for _ in range(4))
+    attacking[2, [0, 1, 4]] = True
+    quarantined[2, 1:] = quarantined[0, 3] = True
+    renewed[2, 4] = suspected[0, 2] = True
+    marks = figures.Marks(suspected, None, quarantined, attacking, renewed)
+    figure = figures.client_figure(np.ones((3, 6)), range(1, 7), {2: "alie"}, "reputation", marks)
+    axes = figure.axes[0]
+    assert [ends for row, *ends in lines(axes, ATTACK)] == [[0.5, 2.5], [4.5, 5.5]]
+    assert all(0.1 < row < 0.5 for row, *_ in lines(axes, ATTACK))
+    assert lines(axes, "white") == [[0, 1.5, 6.5], [1, 3.5, 4.5]]
+    assert lines(axes, INK, across=False) == [[4.5, -0.5, 0.5]]
+    dots: list[Any] = [found for found in axes.collections if isinstance(found, PathCollection)]
+    assert [dot.get_offsets().tolist() for dot in dots] == [[[3.0, 1.0]]]
+    assert legend(figure) == ["attacks", "in quarantine", "suspected", "new identity"]
+
+
+def test_quarantine_that_does_not_act_is_called_so() -> None:
+    marks = figures.Marks(quarantined=np.ones((2, 2), dtype=bool), acts=False)
+    figure = figures.client_figure(np.ones((2, 2)), [1, 2], {}, "reputation", marks)
+    assert legend(figure) == ["quarantine, recorded only"]
+
+
+def test_each_part_of_the_score_has_a_panel_with_attackers_first() -> None:
+    rng = np.random.default_rng(3)
+    parts = {name: rng.random((4, 3)) for name in ("norm", "average_cosine", "own")}
+    parts["own"][0, 1] = np.nan
+    figure: Any = figures.parts_figure(parts, [1, 2, 3], {3: "alie"})
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in panels] == ["norm", "average cosine", "own"]
+    for axes, values in zip(panels, parts.values(), strict=True):
+        shown = axes.images[0].get_array()
+        np.testing.assert_array_equal(shown.filled(np.nan), values[[3, 0, 1, 2]])
+        assert axes.images[0].get_clim() == (0.0, 1.0)
+    assert legend(figure) == ["no figure"]
 
 
 def test_a_heat_map_names_attackers_and_rounds() -> None:
@@ -251,7 +401,7 @@ def test_misread_patches_are_shown_with_the_surest_first() -> None:
 
 
 def test_curves_hold_the_evaluations_and_leave_out_what_is_missing() -> None:
-    upper = make_figures(Run.of(journal()))["curves"].axes[0]
+    upper: Any = make_figures(Run.of(journal()))["curves"].axes[0]
     lines = [line for line in upper.get_lines() if len(line.get_xdata()) == 5]
     assert [np.round(line.get_ydata(), 6).tolist() for line in lines] == [[0.1, 0.2, 0.3, 0.4, 0.5], [0.9] * 5]
     assert lines[0].get_xdata().tolist() == [1, 2, 3, 4, 5]
@@ -259,7 +409,7 @@ def test_curves_hold_the_evaluations_and_leave_out_what_is_missing() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_labels_keep_apart_and_in_order(values: list[float]) -> None:
-    places = figures._apart(values, 0.07)
+    places = apart(values, 0.07)
     order = np.argsort(values, kind="stable")
     gaps = np.diff(np.array(places)[order])
     assert (gaps >= 0.07 - 1e-3).all()

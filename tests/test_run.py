@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,44 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from tiny import YAML, ended_again, journal_without_seconds, run, write_patches
 
 import fedrobust
 from fedrobust.errors import DataError, ExperimentError, FederationError, TrackingError
-from fedrobust.experiment import Workers
 from fedrobust.federation.journal import Checkpoint, Journal, read_journal
 from fedrobust.federation.pool import Pool
 from fedrobust.runner import find_run
 
 ROUNDS = 8
-
-YAML = """
-name: tiny
-seed: 5
-data:
-  source: {name: npz, path: patches.npz}
-  partition: {name: dirichlet, alpha: 10.0}
-federation: {clients: 8, rounds: 8}
-learning:
-  model: {name: cnn, channels: [8, 16]}
-  local: {steps: 3, batch_size: 16, carry_momentum: true, optimizer: {name: sgd, lr: 0.05, momentum: 0.9}}
-  server: fedavgm
-attacks:
-  - {name: patch_backdoor, count: 1, target: 0}
-  - {name: sign_flip, count: 1, scale: 4, schedule: {name: from_round, round: 3}}
-aggregation: {stages: [clip, nnm], rule: geometric_median, f: 0.25}
-"""
-
-
-def write_patches(path: Path, patches: int = 480, size: int = 12, seed: int = 3) -> None:
-    """Two labels that differ in texture, 24 patients."""
-    draw = np.random.default_rng(seed)
-    labels = np.arange(patches) % 2
-    groups = np.array([f"patient {i // 2 % 24}" for i in range(patches)])
-    stripes = 60 * (np.arange(size) // 2 % 2)[None, :, None, None] * labels[:, None, None, None]
-    images = np.clip(
-        draw.normal(140, 25, (patches, size, size, 3)) + stripes - 30 * labels[:, None, None, None], 0, 255
-    )
-    np.savez(path, images=images.astype(np.uint8), labels=labels.astype(np.int64), groups=groups)
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +38,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-
-
-def run(*overrides: str, **options: Any) -> fedrobust.Result:
-    return fedrobust.run(fedrobust.load("tiny.yaml", ["tracking.model=false", *overrides]), **options)
-
-
-@pytest.fixture(scope="module")
-def pool(ray_local: None) -> Iterator[Pool]:
-    """One team of two client actors for the runs whose actors do not matter."""
-    with Pool(Workers(count=2), clients=8) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +117,9 @@ def test_killed_in_round_5_and_resumed_with_the_same_bits(reference: fedrobust.R
         "import os, signal, fedrobust\n"
         "from fedrobust.federation.rounds import Federation\n"
         "honest = Federation._aggregate\n"
-        "def killed(self, round, updates):\n"
+        "def killed(self, round, *rest):\n"
         "    if round == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return honest(self, round, updates)\n"
+        "    return honest(self, round, *rest)\n"
         "Federation._aggregate = killed\n"
         "fedrobust.run(fedrobust.load('tiny.yaml', ['tracking.model=false', 'workers.count=2']))\n"
     )
@@ -234,14 +193,6 @@ def test_resume_refuses_another_experiment_and_other_data(reference: fedrobust.R
 def test_a_run_that_another_process_holds_is_refused(reference: fedrobust.Result) -> None:
     with closing(Journal(reference.folder)), pytest.raises(ExperimentError, match="another process is running"):
         run(resume=reference.run_id)
-
-
-def ended_again(overrides: list[str], before: set[Path], pool: Pool) -> fedrobust.Result:
-    (folder,) = set(Path("mlruns/runs").iterdir()) - before
-    resumed = run(*overrides, resume=folder.name, pool=pool)
-    assert (folder / "report.html").exists()
-    assert [record["kind"] for record in read_journal(folder)].count("end") == 1
-    return resumed
 
 
 def test_crashes_around_the_end_lose_nothing(
@@ -362,17 +313,6 @@ def test_targets_that_the_data_does_not_have_are_refused(reference: fedrobust.Re
 
 LARGE = ["learning.model.channels=[32,64]", "federation.rounds=4", "learning.local.steps=2"]
 """A model of 20,000 parameters: three shards have columns to hold."""
-
-
-@pytest.fixture(scope="module")
-def sharded(ray_local: None) -> Iterator[Pool]:
-    """A team whose updates lie in three shards."""
-    with Pool(Workers(count=2, shards=3), clients=8) as made:
-        yield made
-
-
-def journal_without_seconds(result: fedrobust.Result) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in result.rounds]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from fedrobust import cli
 from fedrobust.runner import Result
 from fedrobust.terminal import families, show_machine, show_options, show_result
 
@@ -57,3 +60,21 @@ def test_the_table_tells_who_was_suspected_and_rightly_so(out: Console, suspecte
     assert "a[/b] name" in shown
     for word in (told, "0.250", "0.125", "3 (sign_flip), 5 (ipm)", "abc", "make ui"):
         assert word in shown, shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_stops_a_command_is_told_how_to_go_on(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("fedrobust.terminal.show_machine", lambda out: os.kill(os.getpid(), number))
+    monkeypatch.setattr("sys.argv", ["fedrobust", "doctor"])
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 130
+    told = capsys.readouterr().err
+    assert "stopped; " in told
+    assert "--resume RUN" in told

@@ -134,6 +134,27 @@ def test_metrics_have_the_documented_names() -> None:
     }
 
 
+def test_parts_quarantine_and_the_truth_are_metrics_of_every_participant() -> None:
+    record = {
+        "participants": [0, 2],
+        "attacking": [2],
+        "quarantined": [1, 2],  # 1 is absent
+        "anomaly_parts": {"0": {"norm": 0.25, "average_cosine": None}, "2": {"norm": 0.5, "average_cosine": 0.75}},
+    }
+    assert metrics(record) == {
+        "anomaly_norm/00": 0.25,
+        "anomaly_norm/02": 0.5,
+        "anomaly_average_cosine/02": 0.75,
+        "defense/quarantined": 2.0,
+        "quarantined/00": 0.0,
+        "quarantined/02": 1.0,
+        "attacking/00": 0.0,
+        "attacking/02": 1.0,
+    }
+    freed = metrics(record | {"quarantined": []})
+    assert (freed["defense/quarantined"], freed["quarantined/02"]) == (0.0, 0.0)
+
+
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
 def test_figures_that_are_not_finite_are_left_out_live_as_in_the_journal(value: float | None) -> None:
     record = {"round": 1, "weights": None, "anomaly": {"1": value}, "train_loss": {0: 2.0, 1: value}}
@@ -387,3 +408,24 @@ def test_the_module_is_imported_without_mlflow() -> None:
 
     code = "import sys, fedrobust.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_run_below_another_and_figures_of_no_round(tmp_path: Path, database: Path) -> None:
+    import mlflow
+
+    parent = Tracker.open("nested", {}, {})
+    child = Tracker.open("nested", {}, {"attack": "ipm"}, parent=parent.run_id)
+    assert child.close()
+    parent.figures({"headline": 0.5, "unknown": math.nan, "never": math.inf})
+    parent.figures({"cell/auroc": 0.75}, child.run_id)
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    for text in ("0.90", "0.80"):  # of the same size
+        (folder / "table.md").write_text(text)
+        parent.upload(folder, again=True)
+    assert parent.close()
+    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+    assert [row[:3] for row in rows(database, parent.run_id)] == [("headline", 0, 0.5)]
+    assert [row[:3] for row in rows(database, child.run_id)] == [("cell/auroc", 0, 0.75)]
+    assert Path(client.download_artifacts(parent.run_id, "table.md")).read_text() == "0.80"

@@ -8,8 +8,9 @@ from fedrobust.aggregation.clear import Clear
 from fedrobust.aggregation.declared import capped_prior, resolve_f
 from fedrobust.aggregation.gram import Anchor, Combination, Gram, History
 from fedrobust.aggregation.numerics import ranking
-from fedrobust.aggregation.pipeline import Memory, Pipeline, Result, Step
+from fedrobust.aggregation.pipeline import Decision, Memory, Pipeline, Result, Step
 from fedrobust.aggregation.protocol import NotRevealed, Protocol, Rows
+from fedrobust.aggregation.rules.adaptive import Adaptive
 from fedrobust.aggregation.rules.anchored import FLTrust, ZenoPlusPlus
 from fedrobust.aggregation.rules.averages import CenteredClipping, GeometricMedian, Mean, NormBound
 from fedrobust.aggregation.rules.clusters import ClippedClustering, CosineMajority, Flame
@@ -22,6 +23,7 @@ from fedrobust.aggregation.rules.signs import SignGuard
 from fedrobust.aggregation.rules.spectral import CAF, SMEA, DnC
 from fedrobust.aggregation.settings import Aggregation
 from fedrobust.aggregation.shards import Sharded, shard_columns
+from fedrobust.aggregation.span import Span
 from fedrobust.aggregation.stages import ARC, NNM, Bucketing, Clip
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "NNM",
     "RLR",
     "SMEA",
+    "Adaptive",
     "Aggregation",
     "Anchor",
     "AnyRule",
@@ -48,6 +51,7 @@ __all__ = [
     "Context",
     "CoordinateRule",
     "CosineMajority",
+    "Decision",
     "DeepSight",
     "DnC",
     "FLDetector",
@@ -78,6 +82,7 @@ __all__ = [
     "Sharded",
     "SignGuard",
     "SignVote",
+    "Span",
     "Stage",
     "Step",
     "TrimmedMean",

@@ -129,7 +129,8 @@ class Rule(Part):
     anchors: ClassVar[tuple[str, ...]] = ()
     """The public vectors that it wants in the Gram; "momentum" is missing, and counts as zero, in the first round."""
     histories: ClassVar[tuple[str, ...]] = ()
-    """The histories that it wants in the Gram: "sum" of a client's earlier updates, or its "last" one."""
+    """The histories that it wants in the Gram: "sum" or moving "average" of a client's earlier updates, or the
+    "last" one; see `Protocol.remembered`."""
 
     @abstractmethod
     def combine(self, gram: Gram, context: Context) -> Combination:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.aggregation.gram import Combination, Floats, Gram, assembled, centred_products
-from fedrobust.aggregation.protocol import Measure, Protocol, chunks_of, sections
+from fedrobust.aggregation.protocol import FORGETTING, Measure, Protocol, chunks_of, sections, shortening
 
 if TYPE_CHECKING:
     import torch
@@ -84,12 +84,18 @@ class Clear(Protocol):
 
     def squares(self) -> Floats:
         """(n,) ‖u_i‖² of these columns; NaN or Inf for a row that is not finite."""
+        return np.asarray(np.sum(self.section_squares(), axis=0))
+
+    def section_squares(self) -> list[Floats]:
+        """The same for each section of these columns."""
         import torch
 
-        squares = np.zeros(self.n)
-        for _, chunk in self._chunks(self._sections, np.arange(self.n)):
-            squares += torch.linalg.vector_norm(chunk, dim=1).square_().cpu().numpy()
-        return squares
+        found = []
+        for section in self._sections:
+            chunks = self._chunks([section], np.arange(self.n))
+            squares = (torch.linalg.vector_norm(chunk, dim=1).square_().cpu().numpy() for _, chunk in chunks)
+            found.append(np.sum(list(squares), axis=0))
+        return found
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
         """See `centred_products`; the same bits however the rows are split into blocks."""
@@ -156,11 +162,13 @@ class Clear(Protocol):
                 result[self._local(columns)] = reduction(chunk, columns).to(self.dtype)
         return result
 
-    def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    def remembered(self, names: Sequence[str], shorter: Floats | None = None) -> dict[str, NDArray[np.float32]]:
         """The histories (clients, d) after this round, as new arrays; clients that are not here keep theirs.
 
-        "last" is the last update of each client, "sum" the sum of all its updates.
+        shorter: the `shortening` of the whole rows, where these are some columns of them.
         """
+        if "average" in names and shorter is None:
+            shorter = shortening(self.squares())
         count = int(self.clients.max()) + 1
         grown = {}
         for name in names:
@@ -170,7 +178,7 @@ class Clear(Protocol):
         for columns, chunk in self._chunks(self._sections if names else [], np.arange(self.n)):
             local, rows = self._local(columns), chunk.cpu().numpy()
             for name, history in grown.items():
-                new = rows if name == "last" else history[self.clients, local] + rows
+                new = _grown(name, history[self.clients, local], rows, shorter)
                 history[self.clients, local] = np.clip(new, -LARGEST_FLOAT, LARGEST_FLOAT)
         return grown
 
@@ -247,6 +255,14 @@ class Clear(Protocol):
                 np.copyto(buffer[first:last].numpy(), source)
             else:
                 buffer[first:last].copy_(source)
+
+
+def _grown(name: str, history: NDArray[Any], rows: Floats, shorter: Floats | None) -> NDArray[Any]:
+    """Columns of the history `name` (n, w) after a round with these rows."""
+    if name == "average":
+        assert shorter is not None
+        return np.asarray(FORGETTING * history + (1.0 - FORGETTING) * shorter[:, None] * rows)
+    return rows if name == "last" else np.asarray(history + rows)
 
 
 def _detached(block: Any) -> Any:

@@ -237,24 +237,31 @@ def assembled(products: Sequence[Floats], prior: Floats, anchors: Sequence[str],
     """
     total = np.sum(products, axis=0)  # one part after the other
     total = (total + total.T) / 2
-    n, lines = len(prior), len(total) - 1
-    known = n + len(anchors)
-    everything = Centred(total[:lines, :lines], total[lines, :lines], float(total[lines, lines]), np.ones(lines))
+    lines = len(total) - 1
+    seen = Centred(total[:lines, :lines], total[lines, :lines], float(total[lines, lines]), np.ones(lines))
+    return gram_of_lines(seen, prior, anchors, histories)
+
+
+def gram_of_lines(seen: Centred, prior: Floats, anchors: Sequence[str], histories: Sequence[str]) -> Gram:
+    """The Gram of n = len(prior) updates from the centred products of N lines: updates, anchors, n for each history."""
+    n, known = len(prior), len(prior) + len(anchors)
     with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite: the caller looks at the diagonal
-        matrix = everything.uncentred()
+        matrix = seen.uncentred()
     return Gram(
         matrix=matrix[:n, :n].copy(),
         prior=prior,
         anchors={
             name: Anchor(matrix[:n, line].copy(), float(matrix[line, line])) for line, name in enumerate(anchors, n)
         },
-        centred=Centred(total[:known, :known], total[lines, :known], everything.squared_norm, everything.share[:known]),
+        centred=Centred(
+            seen.products[:known, :known], seen.with_reference[:known], seen.squared_norm, seen.share[:known]
+        ),
         histories={
             name: History(
                 matrix=matrix[first : first + n, first : first + n],
                 cross=matrix[:n, first : first + n],
                 anchors={anchor: matrix[first : first + n, line] for line, anchor in enumerate(anchors, n)},
             )
-            for first, name in zip(range(known, lines, n), histories, strict=True)
+            for first, name in zip(range(known, len(matrix), n), histories, strict=True)
         },
     )

@@ -40,7 +40,8 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The aggregate (d,) float32, the weights of the original rows (n,) float64 (None: it has none), the Gram.
+    """The aggregate (d,) float32, the weights of the original rows (n,) float64 (None: it has none), the Gram
+    (None: it was not asked for).
 
     The weights and the coefficients of the anchors give the aggregate, but for its noise:
     Σ weights_i u_i + Σ anchors[name] v_name. `state` is for the next round's `Context`.
@@ -49,10 +50,25 @@ class Result:
     aggregate: NDArray[np.float32]
     weights: Floats | None
     anchors: Mapping[str, float]
-    gram: Gram
+    gram: Gram | None
     steps: tuple[Step, ...] = ()
     state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What makes the aggregate, before it is made.
+
+    `decided`: weights of the original rows, or a reduction of the rows `mixing` (m, n) makes of them (None: of the
+    original ones). `gram` is that of the original rows; `context` and `seen` are what the parts were told and saw.
+    """
+
+    decided: Combination | Reduction
+    mixing: Floats | None
+    gram: Gram | None
+    context: Context
+    seen: tuple[_Seen, ...]
 
 
 @dataclass
@@ -101,13 +117,16 @@ class Pipeline:
 
     @property
     def histories(self) -> tuple[str, ...]:
-        """The histories of the clients' rows that the rule wants in the Gram: "sum", "last"."""
+        """The histories of the clients' rows that the rule wants in the Gram: "sum", "average", "last"."""
         return self.rule.histories if isinstance(self.rule, Rule) else ()
 
-    def gram(self, protocol: Protocol, context: Context) -> Gram:
-        """The Gram of what `protocol` holds, with all that the rule wants in it; `context.f` plays no part."""
+    def gram(self, protocol: Protocol, context: Context, histories: Sequence[str] = ()) -> Gram:
+        """The Gram of what `protocol` holds, with all that the rule wants in it, and more histories.
+
+        `context.f` plays no part.
+        """
         vectors = self.rule.vectors(context) if isinstance(self.rule, Rule) else {}
-        return protocol.gram(vectors, self.histories)
+        return protocol.gram(vectors, tuple(dict.fromkeys([*self.histories, *histories])))
 
     def run(self, protocol: Protocol, context: Context, gram: Gram | None = None) -> Result:
         """Aggregate what `protocol` holds.
@@ -116,23 +135,20 @@ class Pipeline:
         The caller has dropped rows that are not finite (`Clear.finite_rows`). NotRevealed if the protocol keeps secret
         what a part needs; ExperimentError if n and f violate a bound.
         """
-        for part in self.parts:
-            if hidden := part.needs - protocol.reveals:
-                raise NotRevealed(
-                    f"{part.name} needs {', '.join(sorted(hidden))}; "
-                    f"{type(protocol).__name__.lower()} reveals {', '.join(sorted(protocol.reveals))}"
-                )
         if gram is None:
             gram = Gram.unknown(protocol.prior) if self.needs == {"sum"} else self.gram(protocol, context)
-        decided, mixing, seen = self._decide(protocol, gram, context)
-        steps = self._steps(decided, seen, context)
+        return self.carry_out(self.decide(protocol, context, gram), protocol)
+
+    def carry_out(self, decision: Decision, protocol: Protocol) -> Result:
+        """The aggregate of what was decided on for the rows of `protocol`."""
+        decided, steps, context = decision.decided, self._steps(decision), decision.context
         if not isinstance(decided, Combination):
-            return Result(protocol.reduce(decided, mixing), None, {}, gram, steps)
+            return Result(protocol.reduce(decided, decision.mixing), None, {}, decision.gram, steps)
         aggregate = protocol.combine(decided)
         if decided.noise:
             noise = context.generator.standard_normal(protocol.d, dtype=np.float32)
             aggregate = aggregate + np.float32(decided.noise) * noise
-        return Result(aggregate, decided.weights, decided.anchors, gram, steps, decided.state, decided.notes)
+        return Result(aggregate, decided.weights, decided.anchors, decision.gram, steps, decided.state, decided.notes)
 
     def aggregate(
         self,
@@ -155,14 +171,15 @@ class Pipeline:
         ExperimentError: a row with NaN or Inf (named), a bound that n and f violate, counts for a rule without weights.
         """
         protocol, context, gram = self._prepare(updates, samples, f, seed, previous, root, layers, memory)
-        decided, mixing, _ = self._decide(protocol, gram, context)
+        decision = self.decide(protocol, context, gram)
+        decided = decision.decided
         if isinstance(decided, Combination):
             result = protocol.weighted_sum(decided)
             if decided.noise:
                 noise = context.generator.standard_normal(protocol.d, dtype=np.float32)
                 result += decided.noise * result.new_tensor(noise)
         else:
-            result = protocol.reduced(decided, mixing)
+            result = protocol.reduced(decided, decision.mixing)
         if memory is not None:
             memory.round += 1
             memory.previous, memory.step = result.float().cpu().numpy(), None
@@ -188,7 +205,7 @@ class Pipeline:
         `memory` is read, and stays. ExperimentError for a rule that works on each coordinate by itself.
         """
         protocol, context, gram = self._prepare(updates, samples, f, seed, previous, root, layers, memory)
-        decided, _, _ = self._decide(protocol, gram, context)
+        decided = self.decide(protocol, context, gram).decided
         if not isinstance(decided, Combination):
             raise ExperimentError(f"{self.rule.name} works on each coordinate by itself: it has no weights of rows")
         return decided
@@ -209,8 +226,7 @@ class Pipeline:
         `memory` is read, and stays.
         """
         protocol, context, gram = self._prepare(updates, samples, f, seed, previous, root, layers, memory)
-        decided, _, seen = self._decide(protocol, gram or protocol.gram(), context)
-        return self._steps(decided, seen, context)
+        return self._steps(self.decide(protocol, context, gram or protocol.gram()))
 
     def _prepare(
         self,
@@ -249,18 +265,30 @@ class Pipeline:
         declared = resolve_f("largest" if f is None else f, protocol.n, self.rule, self.stages, gram)
         return protocol, replace(context, f=declared), gram
 
-    def _decide(
-        self, protocol: Protocol, gram: Gram | None, context: Context
-    ) -> tuple[Combination | Reduction, Floats | None, tuple[_Seen, ...]]:
-        """What makes the aggregate, the product of all mixing matrices (None: no stages), and what each part saw.
+    def decide(
+        self, protocol: Protocol, context: Context, gram: Gram | None, kept: NDArray[np.bool_] | None = None
+    ) -> Decision:
+        """What `run` does before it makes the aggregate; of the rows, only a rule on rows looks at them.
 
-        Weights are those of the original rows; a reduction is for the mixed ones. Without a Gram, which only rules on
-        rows allow, nothing was seen.
+        kept: (n,) the rows that count; the others are out before the first part. `context.clients` are those of all n.
+        Without a Gram, which only rules on rows allow, nothing is seen.
         """
-        if reason := violation(self.parts, protocol.n, context.f):
+        for part in self.parts:
+            if hidden := part.needs - protocol.reveals:
+                raise NotRevealed(
+                    f"{part.name} needs {', '.join(sorted(hidden))}; "
+                    f"{type(protocol).__name__.lower()} reveals {', '.join(sorted(protocol.reveals))}"
+                )
+        n = protocol.n if kept is None else int(kept.sum())
+        if reason := violation(self.parts, n, context.f):
             raise ExperimentError(reason)
         with one_blas_thread():
             seen = [] if gram is None else [_Seen(gram, None, False)]
+            if seen and kept is not None and n < protocol.n:
+                # As a mixing matrix, so that what follows stays algebra on the original rows.
+                chosen = np.eye(protocol.n)[kept]
+                seen = [_Seen(seen[0].gram.mixed(chosen), chosen, True)]
+                context = replace(context, clients=None if context.clients is None else context.clients[kept])
             for stage in self.stages:
                 now = seen[-1]
                 mixing = stage.mix(now.gram, context)
@@ -274,15 +302,16 @@ class Pipeline:
                 decided = self.rule.decide(Rows(protocol, product, seen[-1].gram if seen else None), context)
         if isinstance(decided, Combination) and product is not None:
             decided = replace(decided, weights=decided.weights @ product)
-        return decided, product, tuple(seen)
+        return Decision(decided, product, gram, context, tuple(seen))
 
-    def _steps(self, decided: Combination | Reduction, seen: Sequence[_Seen], context: Context) -> tuple[Step, ...]:
+    def _steps(self, decision: Decision) -> tuple[Step, ...]:
         """How it came about."""
+        decided, seen = decision.decided, decision.seen
         weights: list[Floats | None] = [after.gram.prior @ after.total for after in seen[1:] if after.total is not None]
         weights.append(decided.weights if isinstance(decided, Combination) else None)
         with one_blas_thread():
             return tuple(
-                Step(part.name, before.of_rows(part.scores(before.gram, context)), own)
+                Step(part.name, before.of_rows(part.scores(before.gram, decision.context)), own)
                 for part, before, own in zip(self.parts, seen, weights, strict=True)
             )
 

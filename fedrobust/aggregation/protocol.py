@@ -25,8 +25,18 @@ number changes no bit."""
 NARROWEST = 4096
 """Columns of a section at least; the width of every section is a multiple of it."""
 
+FORGETTING = 0.9
+"""What is left of the history "average" after a round of new updates."""
+
 Measure = Callable[["Tensor", slice], "NDArray[Any] | None"]
 """Rows (m, w), a chunk that may be overwritten, and its columns in the whole update → figures to add up, or nothing."""
+
+
+def shortening(squares: Floats) -> Floats:
+    """What cuts rows with the squared norms (n,) to their median norm: (n,) in [0, 1], 1 for the shorter ones."""
+    norms = np.sqrt(squares)
+    longer = norms > np.median(norms)
+    return np.asarray(np.where(longer, np.median(norms) / np.where(longer, norms, 1.0), 1.0))
 
 
 def sections(d: int) -> list[slice]:
@@ -87,7 +97,11 @@ class Protocol(ABC):
         raise self._not_revealed()
 
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """The histories (clients, d) after this round, to be handed to the protocol of the next one."""
+        """The histories (clients, d) after this round, to be handed to the protocol of the next one.
+
+        "last": the last update of each client; "sum": the sum of all its updates; "average": h ← 0.9 h + 0.1 c u, where
+        c = min(1, median norm of the round / ‖u‖), so that no single update can fill the memory.
+        """
         raise self._not_revealed()
 
     def _not_revealed(self) -> NotRevealed:

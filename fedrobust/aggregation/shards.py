@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedrobust.aggregation.clear import LARGEST_SQUARE, Clear
 from fedrobust.aggregation.gram import Combination, Floats, Gram, assembled
-from fedrobust.aggregation.protocol import Measure, Protocol, sections
+from fedrobust.aggregation.protocol import Measure, Protocol, sections, shortening
 
 
 def shard_columns(d: int, shards: int) -> list[slice]:
@@ -60,7 +60,7 @@ class Sharded(Protocol):
 
     def finite_rows(self) -> NDArray[np.bool_]:
         """(n,) whether a row can be aggregated: no NaN, no Inf, and a square that float64 can hold."""
-        return np.asarray(np.sum(self._ask("squares"), axis=0) <= LARGEST_SQUARE)
+        return np.asarray(self._squares() <= LARGEST_SQUARE)
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
         """The sum of the parts' products."""
@@ -87,5 +87,13 @@ class Sharded(Protocol):
 
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The parts' histories, side by side."""
-        parts = self._ask("remembered", [(tuple(names),)] * len(self._columns))
+        parts = self._ask("remembered", [(tuple(names), self._shorter(names))] * len(self._columns))
         return {name: np.hstack([part[name] for part in parts]) for name in names}
+
+    def _shorter(self, names: Sequence[str]) -> Floats | None:
+        """The `shortening` of the whole rows, if a history needs it."""
+        return shortening(self._squares()) if "average" in names else None
+
+    def _squares(self) -> Floats:
+        sections = [section for part in self._ask("section_squares") for section in part]
+        return np.asarray(np.sum(sections, axis=0))

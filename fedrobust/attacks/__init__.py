@@ -1,17 +1,17 @@
 """Malicious hospitals: who they are, when they attack, what they see, and what they do to data and updates."""
 
 from fedrobust.attacks.adversary import (
-    Always,
+    Absent,
     Attack,
     CraftedAttack,
     DataAttack,
-    FromRound,
-    OnOff,
-    Schedule,
-    SingleShot,
+    Preview,
+    Search,
     View,
+    absent,
     attacking,
     craft,
+    crafts,
     draw_attackers,
 )
 from fedrobust.attacks.artefacts import Artefacts
@@ -24,43 +24,74 @@ from fedrobust.attacks.backdoors import (
     PatchBackdoor,
     StainBackdoor,
 )
-from fedrobust.attacks.crafting import Alie, Gaussian, Ipm, NonFinite, SignFlip
+from fedrobust.attacks.copies import FreeRider, Mimic
+from fedrobust.attacks.crafting import Alie, CollusiveAttack, Gaussian, Ipm, NonFinite, SignFlip
+from fedrobust.attacks.distance import MinMax, MinSum
+from fedrobust.attacks.fang import FangKrum, FangTrim
+from fedrobust.attacks.identity import Identity, OneEach, Sybil, Whitewash, identities, identity_of
 from fedrobust.attacks.local import LocalAttack, LocalView
 from fedrobust.attacks.model_poisoning import ConstrainAndScale, ModelPoisoning, ModelReplacement, Neurotoxin
+from fedrobust.attacks.orthogonal import Rop
 from fedrobust.attacks.poisoning import LabelFlip, TargetedFlip
+from fedrobust.attacks.rows import Rows
+from fedrobust.attacks.schedules import Always, OnOff, Schedule, SingleShot, Sleeper
+from fedrobust.attacks.searched import OptimalAlie, OptimalIpm, SearchedAttack
 
 __all__ = [
+    "Absent",
     "Alie",
     "Always",
     "Artefacts",
     "Attack",
     "Backdoor",
     "BlendedBackdoor",
+    "CollusiveAttack",
     "ConstrainAndScale",
     "CraftedAttack",
     "DataAttack",
     "DataBackdoor",
     "Dba",
     "EdgeCase",
-    "FromRound",
+    "FangKrum",
+    "FangTrim",
+    "FreeRider",
     "Gaussian",
+    "Identity",
     "Ipm",
     "LabelFlip",
     "LocalAttack",
     "LocalView",
+    "Mimic",
+    "MinMax",
+    "MinSum",
     "ModelPoisoning",
     "ModelReplacement",
     "Neurotoxin",
     "NonFinite",
     "OnOff",
+    "OneEach",
+    "OptimalAlie",
+    "OptimalIpm",
     "PatchBackdoor",
+    "Preview",
+    "Rop",
+    "Rows",
     "Schedule",
+    "Search",
+    "SearchedAttack",
     "SignFlip",
     "SingleShot",
+    "Sleeper",
     "StainBackdoor",
+    "Sybil",
     "TargetedFlip",
     "View",
+    "Whitewash",
+    "absent",
     "attacking",
     "craft",
+    "crafts",
     "draw_attackers",
+    "identities",
+    "identity_of",
 ]

@@ -1,83 +1,28 @@
-"""Who is malicious, when they attack, and what they may see.
+"""Who is malicious, and what they may see.
 
 The adversary stands between training and the protocol: it replaces the rows of malicious hospitals. Its knowledge is
-enforced here: `craft` hands an attack only the rows that its `knowledge` allows.
+enforced here: `craft` hands an attack only what its `knowledge` allows.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from fedrobust.attacks.identity import Identity, OneEach, Sybil
 from fedrobust.attacks.local import LocalAttack, LocalView
+from fedrobust.attacks.rows import Rows, noisy
+from fedrobust.attacks.schedules import Always, Schedule
 from fedrobust.errors import ExperimentError
 from fedrobust.options import Many, OneOf, Options, refusal
 from fedrobust.seeds import generator
-
-Rows = Sequence[np.ndarray] | np.ndarray
-"""m rows (d,) float32: an (m, d) array, or any sequence of rows, so that nothing needs to be copied together."""
-
-
-class Schedule(Options):
-    """In which rounds an attack is active; in the others its hospitals are honest. Rounds count from 1."""
-
-    name: str
-
-    @abstractmethod
-    def active(self, round: int) -> bool:
-        """Whether the attack is active in `round`."""
-
-
-class Always(Schedule):
-    """In every round."""
-
-    name: Literal["always"] = "always"
-
-    def active(self, round: int) -> bool:
-        return True
-
-
-class FromRound(Schedule):
-    """From a round on; honest before it, so that trust is earned first."""
-
-    name: Literal["from_round"] = "from_round"
-    round: int = Field(ge=1)
-    """The first round of the attack."""
-
-    def active(self, round: int) -> bool:
-        return round >= self.round
-
-
-class OnOff(Schedule):
-    """A duty cycle: `on` rounds of attack, `off` honest rounds, and again."""
-
-    name: Literal["on_off"] = "on_off"
-    on: int = Field(default=1, ge=1)
-    """Rounds of attack in each cycle."""
-    off: int = Field(default=1, ge=1)
-    """Honest rounds after them."""
-    start: int = Field(default=1, ge=1)
-    """The first round of the first cycle; honest before it."""
-
-    def active(self, round: int) -> bool:
-        return round >= self.start and (round - self.start) % (self.on + self.off) < self.on
-
-
-class SingleShot(Schedule):
-    """In one round only."""
-
-    name: Literal["single_shot"] = "single_shot"
-    round: int = Field(ge=1)
-    """The round of the attack."""
-
-    def active(self, round: int) -> bool:
-        return round == self.round
 
 
 class Attack(Options):
@@ -90,10 +35,13 @@ class Attack(Options):
     """Number of malicious hospitals, drawn by the seed."""
     clients: Many[Annotated[int, Field(ge=0)]] | None = None
     """The ids of the malicious hospitals."""
-    knowledge: Literal["own", "all"] = "own"
-    """`own`: the attackers see only what they trained themselves; `all`: every update of the round."""
+    knowledge: Literal["own", "all", "aware"] = "own"
+    """`own`: the attackers see only what they trained themselves; `all`: every update of the round; `aware`: the
+    defence as well, with all that it remembers. The last change of the global model is known to everyone."""
     schedule: Annotated[Schedule, OneOf(Schedule)] = Always()
     """In which rounds the attack is active."""
+    identity: Annotated[Identity, OneOf(Identity)] = OneEach()
+    """How its hospitals appear to the coordinator."""
 
     @model_validator(mode="after")
     def _exactly_one_size(self) -> Self:
@@ -148,12 +96,40 @@ class DataAttack(Attack):
         return LocalAttack(self.poison)
 
 
+class Absent(Attack):
+    """Sends nothing: its hospitals are left out while it is active.
+
+    With the mean as the rule this is the oracle that knows the attackers, the most that a defence can hope for.
+    """
+
+    name: Literal["absent"] = "absent"
+    knowledge: Literal["own"] = "own"
+    """It needs to see nothing."""
+
+
 class CraftedAttack(Attack):
     """Replaces the updates of its hospitals."""
 
     @abstractmethod
     def craft(self, view: View) -> np.ndarray:
         """The rows (k, d) float32 that are sent instead of `view.own`. Never changes what it sees."""
+
+
+class Search(Protocol):
+    """One round through the real defence, asked many times for crafted rows in the span of the same lines."""
+
+    def damage(self, crafted: NDArray[np.float64]) -> float:
+        """‖aggregate − mean of the others' rows‖ if the attackers sent `crafted @ lines`, for `crafted` (k, L).
+
+        0 where the round would be skipped.
+        """
+
+
+class Preview(Protocol):
+    """What an `aware` attack knows of the defence: what it would make of the round."""
+
+    def lines(self, extra: Rows) -> Search:
+        """A search in the span of L lines: the own rows, the others' finite ones, then the directions `extra` (d,)."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +139,17 @@ class View:
     own: Rows
     """k rows (d,): what they trained themselves, in the order of their ids."""
     others: Rows | None
-    """m rows (d,): what all other participants trained, before anyone crafts; None with the knowledge `own`."""
+    """m finite rows (d,): what the other participants trained, before anyone crafts; None with the knowledge `own`."""
     n: int
     """Number of participants in the round, which every client is told."""
     round: int
     generator: np.random.Generator
+    clients: Sequence[int] | None = None
+    """m ids of the hospitals behind `others`; None with the knowledge `own`."""
+    step: np.ndarray | None = None
+    """(d,) the last change of the global model, which every client can work out; None in the first round."""
+    preview: Preview | None = None
+    """The defence, with the knowledge `aware` only."""
 
     @property
     def f(self) -> int:
@@ -226,6 +208,17 @@ def attacking(
     return sorted(c for c in participants if c in attackers and attacks[attackers[c]].schedule.active(round))
 
 
+def absent(attacks: Sequence[Attack], attackers: Mapping[int, int], round: int) -> set[int]:
+    """The hospitals that send nothing in `round`, because their attack is `Absent`."""
+    active = attacking(attacks, attackers, attackers, round)
+    return {client for client in active if isinstance(attacks[attackers[client]], Absent)}
+
+
+def crafts(attack: Attack) -> bool:
+    """Whether the adversary replaces what the hospitals of this attack trained, as `craft` says."""
+    return isinstance(attack, CraftedAttack) or isinstance(attack.identity, Sybil)
+
+
 def craft(
     attacks: Sequence[Attack],
     attackers: Mapping[int, int],
@@ -233,33 +226,71 @@ def craft(
     updates: Mapping[int, np.ndarray],
     round: int,
     seed: int,
+    step: np.ndarray | None = None,
+    preview: Callable[[list[int]], Preview] | None = None,
 ) -> dict[int, np.ndarray]:
-    """The updates (d,) float32 that active `CraftedAttack`s send instead of the trained ones, by client id.
+    """The updates (d,) float32 that hospitals send instead of what they trained, by client id: those of active attacks
+    that `crafts` names.
 
     Whoever is not in the result sends what it trained: the honest, the data attackers, those whose schedule is off.
     The hospitals of one attack collude; different attacks do not.
 
     updates: what each participant trained, (d,) float32. Those of honest hospitals are needed, and handed on, only
-        where an active attack has the knowledge `all`. Rows may be read-only; none is changed or copied.
+        where an active attack has the knowledge `all` or `aware`. Rows may be read-only; none is changed or copied.
+    step: the last change of the global model (d,), None in the first round.
+    preview: makes the preview of the defence for a group of attackers; needed, and called, only for attacks with the
+        knowledge `aware`.
     """
     participants = sorted(participants)
     active = attacking(attacks, attackers, participants, round)
     crafted: dict[int, np.ndarray] = {}
     for index, attack in enumerate(attacks):
         group = [client for client in active if attackers[client] == index]
-        if not group or not isinstance(attack, CraftedAttack):
+        if not group or not crafts(attack):
             continue
-        own = tuple(_read_only(updates[client]) for client in group)
-        others = None
-        if attack.knowledge == "all":
-            others = tuple(_read_only(updates[client]) for client in participants if client not in group)
-        rows = attack.craft(View(own, others, len(participants), round, generator(seed, "craft", round, index)))
-        expected = (len(group), len(own[0]))
-        if rows.shape != expected or rows.dtype != np.float32:
-            found = f"{rows.dtype} {rows.shape}"
-            raise ExperimentError(f"attacks.{index}: {attack.name} crafted {found}; expected float32 {expected}")
+        rows = np.array([updates[group[0]]])
+        draws = generator(seed, "craft", round, index)
+        if isinstance(attack, CraftedAttack):
+            if attack.knowledge == "aware" and preview is None:
+                raise ExperimentError(f"attacks.{index}: {attack.name} knows the defence; no preview of it is given")
+            view = _view(attack, group, participants, updates, round, draws, step, preview)
+            rows = attack.craft(view)
+            expected = (len(group), len(view.own[0]))
+            if rows.shape != expected or rows.dtype != np.float32:
+                found = f"{rows.dtype} {rows.shape}"
+                raise ExperimentError(f"attacks.{index}: {attack.name} crafted {found}; expected float32 {expected}")
+        if isinstance(attack.identity, Sybil):
+            copies = np.broadcast_to(rows[0], (len(group), rows.shape[1]))
+            rows = noisy(copies, attack.identity.noise, draws)
         crafted.update(zip(group, rows, strict=True))
     return dict(sorted(crafted.items()))
+
+
+def _view(
+    attack: Attack,
+    group: list[int],
+    participants: Sequence[int],
+    updates: Mapping[int, np.ndarray],
+    round: int,
+    draws: np.random.Generator,
+    step: np.ndarray | None,
+    preview: Callable[[list[int]], Preview] | None,
+) -> View:
+    """What the `group` may see."""
+    others = None
+    if attack.knowledge != "own":
+        # A row that is not finite is no update, as anyone can see who sees it.
+        others = [c for c in participants if c not in group and bool(np.isfinite(updates[c]).all())]
+    return View(
+        own=tuple(_read_only(updates[client]) for client in group),
+        others=None if others is None else tuple(_read_only(updates[client]) for client in others),
+        n=len(participants),
+        round=round,
+        generator=draws,
+        clients=others,
+        step=None if step is None else _read_only(step),
+        preview=preview(group) if attack.knowledge == "aware" and preview is not None else None,
+    )
 
 
 def _read_only(row: np.ndarray) -> np.ndarray:

@@ -7,34 +7,51 @@ the honest rows with the knowledge `all`, the attackers' own trained rows with `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from fedrobust.attacks.adversary import CraftedAttack, Rows, View
-
-_CHUNK = 1 << 16
-"""Columns that are held in float64 at a time."""
+from fedrobust.attacks.adversary import CraftedAttack, View
+from fedrobust.attacks.rows import by_columns, noisy
 
 
-class SignFlip(CraftedAttack):
+class CollusiveAttack(CraftedAttack):
+    """All of its hospitals send one row, each with noise of its own if that is wanted.
+
+    Exact copies are easy to notice, and cannot be by chance.
+    """
+
+    noise: float = Field(default=0.0, ge=0)
+    """Each hospital adds Gaussian noise of its own, whose norm is this part of the row's; 0: none."""
+
+    @abstractmethod
+    def wanted(self, view: View) -> np.ndarray:
+        """What all hospitals want to send, (d,) float32; or (k, d), a row for each of them."""
+
+    def craft(self, view: View) -> np.ndarray:
+        wanted = self.wanted(view)
+        return noisy(np.broadcast_to(wanted, (view.f, wanted.shape[-1])), self.noise, view.generator)
+
+
+class SignFlip(CollusiveAttack):
     """Sign flip: −s·u_i from each attacker with the knowledge `own`, −s·μ from all of them with `all`.
 
     With s > 1 the reversed update is enlarged too, e.g. Li et al., RSA, AAAI 2019.
     """
 
     name: Literal["sign_flip"] = "sign_flip"
+    knowledge: Literal["own", "all"] = "own"
     scale: float = Field(default=1.0, gt=0)
     """The factor s."""
 
-    def craft(self, view: View) -> np.ndarray:
+    def wanted(self, view: View) -> np.ndarray:
         if view.others is None:
             with np.errstate(over="ignore"):
                 factor = np.float32(-self.scale)
                 return np.array([row * factor for row in view.own], dtype=np.float32)
-        return _same(_by_columns(view.reference, lambda rows: -self.scale * rows.mean(axis=0)), view)
+        return by_columns(view.reference, lambda rows: -self.scale * rows.mean(axis=0))
 
 
 class Gaussian(CraftedAttack):
@@ -53,7 +70,7 @@ class Gaussian(CraftedAttack):
         return rows
 
 
-class Alie(CraftedAttack):
+class Alie(CollusiveAttack):
     """A little is enough (ALIE): μ ± z·σ from all attackers, hidden within the spread (Baruch et al., NeurIPS 2019).
 
     z defaults to the paper's Φ⁻¹((n − f − s) / (n − f)) with s = ⌊n/2⌋ + 1 − f, the largest shift at which s honest
@@ -70,17 +87,15 @@ class Alie(CraftedAttack):
     """The side to which every coordinate is shifted."""
 
     def bound(self, attackers: int) -> str | None:
-        if self.knowledge == "own" and attackers < 2:
-            return "alie with the knowledge own needs at least 2 attackers to estimate a spread; found 1"
-        return None
+        return lone(self, attackers)
 
-    def craft(self, view: View) -> np.ndarray:
+    def wanted(self, view: View) -> np.ndarray:
         z = largest_hidden_shift(view.n, view.f) if self.z is None else self.z
         shift = z if self.direction == "plus" else -z
-        return _same(_by_columns(view.reference, lambda rows: rows.mean(axis=0) + shift * rows.std(axis=0)), view)
+        return by_columns(view.reference, lambda rows: rows.mean(axis=0) + shift * rows.std(axis=0))
 
 
-class Ipm(CraftedAttack):
+class Ipm(CollusiveAttack):
     """Inner product manipulation (IPM): −ε·μ from all attackers (Xie, Koyejo, Gupta, UAI 2020).
 
     A small ε hides among the honest rows and wins distance-based rules; with ε > (n − f)/f even the mean is reversed.
@@ -91,8 +106,8 @@ class Ipm(CraftedAttack):
     epsilon: float = Field(default=0.5, gt=0)
     """The factor ε."""
 
-    def craft(self, view: View) -> np.ndarray:
-        return _same(_by_columns(view.reference, lambda rows: -self.epsilon * rows.mean(axis=0)), view)
+    def wanted(self, view: View) -> np.ndarray:
+        return by_columns(view.reference, lambda rows: -self.epsilon * rows.mean(axis=0))
 
 
 class NonFinite(CraftedAttack):
@@ -128,16 +143,9 @@ def largest_hidden_shift(n: int, f: int) -> float:
     return float(norm.ppf((n - f - supporters) / (n - f)))
 
 
-def _by_columns(rows: Rows, reduce: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """`reduce` (m, w) float64 -> (w,) over chunks of columns, as one row (d,) float32."""
-    result = np.empty(len(rows[0]), dtype=np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, len(result), _CHUNK):
-            columns = slice(start, start + _CHUNK)
-            result[columns] = reduce(np.array([row[columns] for row in rows], dtype=np.float64))
-    return result
-
-
-def _same(row: np.ndarray, view: View) -> np.ndarray:
-    """The same row from every attacker, (k, d), without copying it."""
-    return np.broadcast_to(row, (view.f, len(row)))
+def lone(attack: CraftedAttack, attackers: int) -> str | None:
+    """Why so few hospitals cannot estimate the spread of the updates from their own; None where they can."""
+    if attack.knowledge == "own" and attackers < 2:
+        needed = "needs at least 2 attackers to estimate a spread"
+        return f"{attack.name} with the knowledge own {needed}; found {attackers}"
+    return None

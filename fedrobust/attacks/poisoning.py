@@ -1,4 +1,8 @@
-"""Attacks on the labels of the training data. They have no trigger, and so no success rate: they cost accuracy."""
+"""Attacks on the labels of the training data. They have no trigger, and so no success rate: they cost accuracy.
+
+With the local loss `logit_adjusted` a poisoned hospital adjusts by its true labels. That is the stronger attacker: by
+the poisoned ones it would take back part of what its flips do.
+"""
 
 from __future__ import annotations
 

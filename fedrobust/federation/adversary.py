@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedrobust.attacks import craft, draw_attackers
+from fedrobust.aggregation import Layer
+from fedrobust.attacks import craft, draw_attackers, identity_of
 from fedrobust.experiment import Experiment
 from fedrobust.federation.clients import cut
+from fedrobust.federation.coordinator import known
+from fedrobust.federation.journal import below
+from fedrobust.federation.preview import DefencePreview
+from fedrobust.trust.defence import Defence
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What attackers can know of a round beside the updates.
+
+    `step` (d,) is the last change of the global model; `arrays`, only for attacks that are `aware`, what the
+    coordinator keeps between rounds.
+    """
+
+    step: np.ndarray | None = None
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Adversary:
     """Replaces the updates of the hospitals that craft theirs. Runs as a Ray actor; knows nothing of Ray."""
 
-    def setup(self, experiment: Experiment) -> None:
-        """Get ready for an experiment."""
-        self._experiment = experiment
+    def setup(self, experiment: Experiment, samples: np.ndarray, layers: Sequence[Layer]) -> None:
+        """Get ready for an experiment; arguments as for `Coordinator.setup`."""
+        self._experiment, self._samples = experiment, samples
         self._attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
+        participants = experiment.federation.participants()
+        self._defence = Defence(experiment.aggregation, experiment.trust, participants, experiment.seed, layers)
 
     def replace(
         self,
@@ -25,12 +45,14 @@ class Adversary:
         ids: Sequence[Sequence[int]],
         crafting: Sequence[int],
         columns: Sequence[slice],
+        outlook: Outlook,
+        root: np.ndarray | None,
         *parts: np.ndarray,
     ) -> np.ndarray | tuple[np.ndarray, ...]:
         """The updates (k, d) float32 that the clients `crafting` send instead of what they trained, cut into `columns`.
 
         `ids[b]` are the clients of the b-th block (m, d) of what all participants trained; `parts` are the blocks, one
-        after the other, each cut into `columns`.
+        after the other, each cut into `columns`. `root` (1, d) is the server's own update.
         """
         count = len(columns)
         blocks = [parts[i] if count == 1 else np.hstack(parts[i : i + count]) for i in range(0, len(parts), count)]
@@ -39,6 +61,22 @@ class Adversary:
             for part, block in zip(ids, blocks, strict=True)
             for client, row in zip(part, block, strict=True)
         }
-        crafted = craft(self._experiment.attacks, self._attackers, updates, updates, round, self._experiment.seed)
+        experiment, attacks = self._experiment, self._experiment.attacks
+        elsewhere = identity_of(attacks, self._attackers, experiment.federation.clients, round)
+
+        def preview(group: list[int]) -> DefencePreview:
+            return DefencePreview(
+                defence=self._defence,
+                known=known(self._defence, outlook.arrays, len(self._samples)),
+                group=group,
+                updates=updates,
+                ids={client: elsewhere.get(client, client) for client in updates},
+                round=round,
+                samples=self._samples if experiment.aggregation.weighting == "samples" else None,
+                histories=below(outlook.arrays, "history"),
+                root=None if root is None else root[0],
+            )
+
+        crafted = craft(attacks, self._attackers, updates, updates, round, experiment.seed, outlook.step, preview)
         made = cut(np.stack([crafted[client] for client in crafting]), columns)
         return made[0] if count == 1 else tuple(made)

@@ -9,12 +9,12 @@ from hashlib import sha256
 
 import numpy as np
 
-from fedrobust.aggregation import Context, Layer, Protocol, Result, capped_prior
+from fedrobust.aggregation import Layer, Protocol, capped_prior
 from fedrobust.experiment import Experiment
 from fedrobust.federation.journal import Record, below
 from fedrobust.federation.shards import Scattered
-from fedrobust.seeds import generator
 from fedrobust.trust import detection
+from fedrobust.trust.defence import Defence, Known
 
 Arrays = dict[str, np.ndarray]
 
@@ -32,16 +32,17 @@ class Coordinator:
     ) -> None:
         """Get ready for an experiment.
 
-        `samples` (clients,) are the hospitals' claimed training patches, `weights` (d,) float32 the global model,
-        `arrays` the coordinator's part of a checkpoint (empty at the start), `layers` what the d coordinates are.
+        `samples` (clients,) are the claimed training patches of every client id, `weights` (d,) float32 the global
+        model, `arrays` the coordinator's part of a checkpoint (empty at the start), `layers` what the d coordinates
+        are.
         """
-        self._layers = tuple(layers)
         self._experiment, self._samples, self._weights = experiment, samples, weights
-        self._pipeline = experiment.aggregation.pipeline()
-        self._server, self._rule = below(arrays, "server"), below(arrays, "rule")
-        self._trust = below(arrays, "trust") or experiment.trust.reputation.start(experiment.federation.clients)
-        self._previous, self._step = arrays.get("previous"), arrays.get("step")
-        self._histories = below(arrays, "history")
+        settings = experiment.federation
+        self._defence = Defence(
+            experiment.aggregation, experiment.trust, settings.participants(), experiment.seed, layers
+        )
+        self._known = known(self._defence, arrays, len(samples))
+        self._server, self._histories = below(arrays, "server"), below(arrays, "history")
 
     def aggregate(
         self,
@@ -79,16 +80,15 @@ class Coordinator:
             "rejected": {int(client): "not finite" for client in clients[~finite]},
             "upload_bytes": experiment.privacy.upload_bytes(protocol.d) * len(clients),
         }
+        rejected = [int(client) for client in clients[~finite]]
         if reason := self._unusable(len(accepted), root):
             record["skipped"] = reason
+            self._known = self._defence.punished(self._known, rejected)
         else:
             rows = protocol if finite.all() else protocol.subset(np.flatnonzero(finite))
-            record |= self._combine(round, rows, accepted, None if root is None else root[0])
-        scores = {int(client): 1.0 for client in record["rejected"]} | record.get("anomaly", {})
-        self._trust = experiment.trust.reputation.update(self._trust, scores)
-        value = experiment.trust.reputation.value(self._trust)
-        record["reputation"] = dict(enumerate(value.tolist()))
-        record["suspected"] = experiment.trust.reputation.suspected(self._trust)
+            record |= self._combine(round, rows, accepted, None if root is None else root[0], rejected)
+        scores = dict.fromkeys(rejected, 1.0) | record.get("anomaly", {})
+        record |= self._standing(accepted)
         malicious = np.isin(clients, attacking)
         found = detection(
             np.array([scores.get(int(c), 0.0) for c in clients]), np.isin(clients, record["suspected"]), malicious
@@ -105,57 +105,76 @@ class Coordinator:
         settings, drawn = self._experiment.federation, self._experiment.federation.participants()
         if accepted < max(1, settings.quorum * drawn):
             return f"{accepted} of {drawn} updates were usable, below the quorum of {settings.quorum:g}"
-        return self._experiment.aggregation.refusal(accepted, drawn - accepted)
+        return None
 
-    def _combine(self, round: int, protocol: Protocol, clients: np.ndarray, root: np.ndarray | None) -> Record:
+    def _combine(
+        self,
+        round: int,
+        protocol: Protocol,
+        clients: np.ndarray,
+        root: np.ndarray | None,
+        rejected: Sequence[int],
+    ) -> Record:
         """Scores, weights, aggregate and the server's step for the accepted rows."""
-        experiment = self._experiment
-        context = Context(
-            f=0,
-            round=round,
-            generator=generator(experiment.seed, "aggregation", round),
-            clients=clients,
-            previous=self._previous,
-            step=self._step,
-            root=root,
-            layers=self._layers,
-            state=self._rule,
-        )
-        gram = self._pipeline.gram(protocol, context)
-        missing = experiment.federation.participants() - protocol.n
-        context = replace(context, f=experiment.aggregation.declared_f(protocol.n, missing, gram))
-        scores = experiment.trust.detector.score(gram, context)
-        result: Result = self._pipeline.run(protocol, context, gram)
-        self._rule, self._histories = dict(result.state), protocol.remembered(self._pipeline.histories)
-        before, self._previous = self._weights, result.aggregate
-        self._weights, self._server = experiment.learning.server.step(before, result.aggregate, self._server)
-        self._step = self._weights - before
-        ids = [int(client) for client in clients]
-        return {
-            "f": context.f,
+        judged = self._defence.judge(self._known, protocol, clients, round, root, rejected)
+        self._known, self._histories = judged.known, protocol.remembered(self._defence.histories)
+        ids, scores = [int(client) for client in clients], judged.scores
+        record: Record = {
+            "anomaly": by_client(ids, scores.score),
+            "anomaly_parts": {
+                client: {part: float(values[row]) for part, values in scores.parts.items()}
+                for row, client in enumerate(ids)
+            },
+            "update_norm": by_client(ids, judged.gram.norms()),
+        }
+        if judged.decision is None:
+            return record | {"skipped": judged.skipped}
+        result = self._defence.pipeline.carry_out(judged.decision, protocol)
+        before = self._weights
+        self._weights, self._server = self._experiment.learning.server.step(before, result.aggregate, self._server)
+        self._known = replace(self._known, previous=result.aggregate, step=self._weights - before)
+        return record | {
+            "f": judged.decision.context.f,
             "stages": [
                 {"name": step.name, "scores": by_client(ids, step.scores), "weights": by_client(ids, step.weights)}
                 for step in result.steps
             ],
             "notes": list(result.notes),
             "weights": by_client(ids, result.weights),
-            "anomaly": dict(zip(ids, scores.score.tolist(), strict=True)),
-            "anomaly_parts": {
-                client: {part: float(values[row]) for part, values in scores.parts.items()}
-                for row, client in enumerate(ids)
-            },
-            "update_norm": dict(zip(ids, gram.norms().tolist(), strict=True)),
             "aggregate_norm": float(np.linalg.norm(result.aggregate)),
         }
 
+    def _standing(self, accepted: np.ndarray) -> Record:
+        """Reputations after the round, who is suspected, and who is in quarantine."""
+        trust, state = self._experiment.trust, self._known.trust
+        return {
+            "reputation": dict(enumerate(trust.reputation.value(state).tolist())),
+            "suspected": trust.reputation.suspected(state),
+            "quarantined": np.flatnonzero(state["quarantined"]).tolist(),
+        }
+
     def _arrays(self) -> Arrays:
-        arrays = {f"server/{name}": array for name, array in self._server.items()}
-        arrays |= {f"trust/{name}": array for name, array in self._trust.items()}
-        arrays |= {f"rule/{name}": array for name, array in self._rule.items()}
-        arrays |= {f"history/{name}": array for name, array in self._histories.items()}
-        if self._previous is not None and self._step is not None and (self._pipeline.anchors or self._rule):
-            arrays |= {"previous": self._previous, "step": self._step}
+        known = self._known
+        folders = {
+            "server": self._server,
+            "trust": known.trust,
+            "rule": known.rule,
+            "detector": known.detector,
+            "history": self._histories,
+        }
+        arrays = {f"{folder}/{name}": array for folder, own in folders.items() for name, array in own.items()}
+        looks_back = self._defence.pipeline.anchors or known.rule or known.detector
+        if known.previous is not None and known.step is not None and looks_back:
+            arrays |= {"previous": known.previous, "step": known.step}
         return arrays
+
+
+def known(defence: Defence, arrays: Arrays, clients: int) -> Known:
+    """What a defence of so many clients knows, by the coordinator's part of a checkpoint (empty at the start)."""
+    if not (trust := below(arrays, "trust")):
+        return defence.start(clients)
+    parts = below(arrays, "rule"), below(arrays, "detector")
+    return Known(trust, *parts, arrays.get("previous"), arrays.get("step"))
 
 
 def by_client(ids: Sequence[int], values: np.ndarray | None) -> dict[int, float] | None:

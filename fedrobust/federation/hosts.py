@@ -10,7 +10,7 @@ import ray
 from ray.actor import ActorHandle
 
 from fedrobust.aggregation import Layer, shard_columns
-from fedrobust.attacks import CraftedAttack, draw_attackers
+from fedrobust.attacks import crafts, draw_attackers
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
@@ -200,7 +200,7 @@ class Hosts:
     def _crafts(self, client: int, round: int) -> bool:
         index = self._attackers.get(client)
         attack = None if index is None else self._experiment.attacks[index]
-        return isinstance(attack, CraftedAttack) and attack.schedule.active(round)
+        return attack is not None and crafts(attack) and attack.schedule.active(round)
 
     def _revive(self, worker: int, dead: ActorHandle) -> None:
         """Replace the actor `dead`, unless that has been done: several tasks may have died with it."""

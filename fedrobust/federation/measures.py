@@ -13,7 +13,11 @@ from fedrobust.federation.journal import Record
 def evaluation_record(
     round: int, hospitals: Hospitals, attacks: tuple[Attack, ...], found: dict[str, np.ndarray]
 ) -> Record:
-    """The journal's record of a round's evaluation; `found` as `Hosts.collect_evaluation` gives it."""
+    """The journal's record of a round's evaluation; `found` as `Hosts.collect_evaluation` gives it.
+
+    Of several backdoors, the metrics are those of the one that succeeds best; `triggers` has them all, by their place
+    among the attacks.
+    """
     from fedrobust.learning.evaluation import confusion_matrix, hospital_accuracy, metrics
 
     validation, test = hospitals.indices["validation"], hospitals.indices["test"]
@@ -26,27 +30,30 @@ def evaluation_record(
         if len(positions):
             values = metrics(probabilities, hospitals.labels[positions], hospitals.hospital[positions])
             figures |= {f"{name}/{metric}": value for metric, value in values.items()}
+    rates = _success(hospitals, attacks, clean, found)
+    for name in next(iter(rates.values()), {}):
+        figures[f"attack/{name}"] = max(rate[name] for rate in rates.values())
     return {
         "kind": "evaluation",
         "round": round,
-        "metrics": figures | _success(hospitals, attacks, clean, found),
+        "metrics": figures,
         "hospitals": hospital_accuracy(clean, hospitals.labels[test], hospitals.hospital[test]),
         "confusion": confusion_matrix(clean, hospitals.labels[test]).tolist(),
-    }
+    } | ({"triggers": rates} if rates else {})
 
 
 def _success(
     hospitals: Hospitals, attacks: tuple[Attack, ...], clean: np.ndarray, found: dict[str, np.ndarray]
-) -> dict[str, float]:
-    """Success of the backdoors, none if there are none; of several the one that succeeds best."""
+) -> dict[int, dict[str, float]]:
+    """How often the trigger of each backdoor succeeds, by its place among the attacks."""
     from fedrobust.learning.evaluation import attack_success
 
     test = hospitals.indices["test"]
-    rates = []
+    rates = {}
     for index, attack in enumerate(attacks):
         if isinstance(attack, Backdoor):
             positions = triggered(attack, hospitals.labels, test)
             before = clean[np.searchsorted(test, positions)].argmax(1)
             after = found[f"trigger/{index}"].argmax(1)
-            rates.append(attack_success(before, after, hospitals.labels[positions], attack.target))
-    return {f"attack/{name}": max(rate[name] for rate in rates) for name in rates[0]} if rates else {}
+            rates[index] = attack_success(before, after, hospitals.labels[positions], attack.target)
+    return rates

@@ -7,6 +7,8 @@ starve each other. Importing the stack costs seconds; a short run must not pay f
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,10 +38,13 @@ def ray_session() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
+    asked_to_end = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, include_dashboard=None if address != "local" else False, logging_level="ERROR")
     except Exception as error:  # Ray raises many kinds, all of which mean that there is no cluster
         raise FederationError(f"Ray could not be started at '{address}': {' '.join(str(error).split())}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, asked_to_end)  # Ray has put its own there, which aborts
     try:
         yield
     finally:
@@ -98,6 +103,17 @@ def share(workers: Workers, resources: dict[str, float], clients: int, teams: in
                 f"the cluster has {present:g}"
             )
     return Share(count, cpus, gpus, workers.threads)
+
+
+def teams_that_fit(workers: Workers) -> int:
+    """How many teams of one client actor each the running Ray cluster has room for, at least one."""
+    resources = ray.cluster_resources()
+    cards = resources.get("GPU", 0.0) if workers.gpus != 0 else 0.0
+    cpus = workers.cpus if isinstance(workers.cpus, float) else 1.0
+    room = [resources.get("CPU", 0.0) / cpus]
+    if cards:
+        room.append(cards / (workers.gpus if isinstance(workers.gpus, float) else 0.25))
+    return max(1, int(min(room) + 1e-9))
 
 
 @dataclass

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import ray
 
-from fedrobust.attacks import DataAttack, attacking, draw_attackers
+from fedrobust.attacks import CraftedAttack, DataAttack, absent, attacking, draw_attackers, identities, identity_of
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import answer, setup
+from fedrobust.federation.adversary import Outlook
 from fedrobust.federation.hosts import Hosts, Updates
 from fedrobust.federation.journal import Checkpoint, Journal, Record
 from fedrobust.federation.measures import evaluation_record
@@ -47,22 +48,26 @@ class Federation:
         self._patience = experiment.workers.patience
         self._attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
         self.hosts = Hosts(experiment, hospitals, team)
-        setup([team.adversary], [experiment], "the adversary to get ready", self._patience)
+        self._appear = identities(experiment.attacks, experiment.federation.clients, experiment.federation.rounds)
 
     def run(self, journal: Journal, start: Checkpoint, hooks: Sequence[Hook] = ()) -> Outcome:
         """Go on after the checkpoint `start` until the last round; each committed record goes to every hook.
 
         Raises `FederationError` when the federation cannot go on; what is committed stays.
         """
-        settings, every = self.experiment.federation, self.experiment.evaluation.every
+        settings, evaluation = self.experiment.federation, self.experiment.evaluation
         weights, pending = np.ascontiguousarray(start.arrays["weights"]), start.pending
         states = {int(client): state for client, state in start.below("client").items()}
         elsewhere = ("weights", "client", "previous_weights")
         own = {name: array for name, array in start.arrays.items() if name.split("/")[0] not in elsewhere}
         own = self._place_histories(own)
-        arguments = [self.experiment, self.hosts.samples, weights, own, self.hosts.layers()]
+        samples, layers = self._claimed_samples(), self.hosts.layers()
+        arguments = [self.experiment, samples, weights, own, layers]
         setup([self._team.coordinator], arguments, "the coordinator to get ready", self._patience)
-        keeps = any(isinstance(attack, DataAttack) and attack.needs_step for attack in self.experiment.attacks)
+        setup([self._team.adversary], [self.experiment, samples, layers], "the adversary to get ready", self._patience)
+        attacks = self.experiment.attacks
+        keeps = any(isinstance(a, CraftedAttack) or (isinstance(a, DataAttack) and a.needs_step) for a in attacks)
+        arrays = start.arrays
         previous = ray.put(start.arrays["previous_weights"]) if "previous_weights" in start.arrays else None
         for round in range(start.round + 1, settings.rounds + 1):
             began = time.perf_counter()
@@ -73,12 +78,12 @@ class Federation:
             updates = self.hosts.collect(tasks)
             trained = time.perf_counter()
             before = {"previous_weights": weights} if keeps else {}
-            record, weights, arrays = self._aggregate(round, updates)
+            record, weights, arrays = self._aggregate(round, updates, self._outlook(arrays))
             states |= updates.states
             records = [record]
             if pending is not None:
                 records.append(self._evaluated(pending, asked, reference)[0])
-            pending = round if round % every == 0 or round == settings.rounds else None
+            pending = round if evaluation.due(round, settings.rounds) else None
             record["seconds"] |= {"train": trained - began, "round": time.perf_counter() - began}
             previous = reference if keeps else None
             arrays = {"weights": weights, **before, **arrays, **self._histories()}
@@ -94,30 +99,57 @@ class Federation:
     def _participants(self, round: int) -> list[int]:
         settings = self.experiment.federation
         draw = generator(self.experiment.seed, "participants", round)
-        return sorted(draw.choice(settings.clients, settings.participants(), replace=False).tolist())
+        drawn = draw.choice(settings.clients, settings.participants(), replace=False).tolist()
+        return sorted(set(drawn) - absent(self.experiment.attacks, self._attackers, round))
 
-    def _aggregate(self, round: int, updates: Updates) -> tuple[Record, np.ndarray, dict[str, np.ndarray]]:
+    def _claimed_samples(self) -> np.ndarray:
+        """(ids,) training patches of each id under which a hospital ever appears."""
+        claimed = np.concatenate([self.hosts.samples, np.ones(self._appear - len(self.hosts.samples), dtype=np.int64)])
+        for round in range(1, self.experiment.federation.rounds + 1):
+            for hospital, id in self._identities(round).items():
+                claimed[id] = self.hosts.samples[hospital]
+        return claimed
+
+    def _identities(self, round: int) -> dict[int, int]:
+        """Hospital → the id under which it appears, for those that do not use their own."""
+        return identity_of(self.experiment.attacks, self._attackers, self.experiment.federation.clients, round)
+
+    def _outlook(self, arrays: dict[str, np.ndarray]) -> Outlook:
+        """What attackers can know of the next round, by the last round's checkpoint."""
+        before = arrays.get("previous_weights")
+        aware = any(attack.knowledge == "aware" for attack in self.experiment.attacks)
+        elsewhere = ("weights", "client", "previous_weights")
+        kept = {name: array for name, array in arrays.items() if name.split("/")[0] not in elsewhere}
+        return Outlook(None if before is None else arrays["weights"] - before, kept if aware else {})
+
+    def _aggregate(
+        self, round: int, updates: Updates, outlook: Outlook
+    ) -> tuple[Record, np.ndarray, dict[str, np.ndarray]]:
         """The adversary replaces its rows, the coordinator aggregates what then arrives."""
         if not updates.arrived():
             raise FederationError(f"round {round}: no update arrived by the deadline; raise federation.deadline")
         blocks, columns = updates.honest, self.hosts.columns
+        root = updates.root[0] if updates.root else None
         if updates.crafting:
             trained = updates.crafting + updates.honest
             crafting = sorted(client for ids, _ in updates.crafting for client in ids)
             ids, parts = [block[0] for block in trained], [part for block in trained for part in block[1]]
             replace = self._team.adversary.replace.options(num_returns=len(columns))
-            crafted = replace.remote(round, ids, crafting, columns, *parts)
+            crafted = replace.remote(round, ids, crafting, columns, outlook, root, *parts)
             blocks = [*blocks, (crafting, crafted if len(columns) > 1 else [crafted])]
         malicious = attacking(self.experiment.attacks, self._attackers, updates.arrived(), round)
-        ids = [block[0] for block in blocks]
+        elsewhere = self._identities(round)
+        ids = [[elsewhere.get(client, client) for client in block[0]] for block in blocks]
+        malicious = [elsewhere.get(client, client) for client in malicious]
         if shards := self._team.shards:
             parts = [[block[1][shard] for block in blocks] for shard in range(len(columns))]
             arriving: list[Any] = [Scattered(shards[: len(columns)], columns, parts, self._patience)]
         else:
             arriving = [block[1][0] for block in blocks]
-        root = updates.root[0] if updates.root else None
         reply = self._team.coordinator.aggregate.remote(round, ids, malicious, root, *arriving)
         record, weights, arrays = answer(reply, f"round {round}: the coordinator to aggregate", self._patience)
+        if self._appear > len(self.hosts.samples):
+            record = by_hospital(record, elsewhere, self.experiment.federation.clients)
         record["train_loss"] = dict(sorted(updates.losses.items()))
         if updates.late:
             record["late"] = sorted(updates.late)
@@ -146,3 +178,24 @@ class Federation:
         found = self.hosts.collect_evaluation(asked, weights)
         record = evaluation_record(round, self.hospitals, self.experiment.attacks, found)
         return record, found["clean"][len(self.hospitals.indices["validation"]) :]
+
+
+def by_hospital(record: Record, elsewhere: dict[int, int], clients: int) -> Record:
+    """A coordinator's record, in which figures belong to ids, told by hospital: `elsewhere` is hospital → its id.
+
+    Ids that no hospital uses in this round, because it has left or not yet taken them, are left out.
+    """
+    hospital = {id: client for client, id in ({client: client for client in range(clients)} | elsewhere).items()}
+
+    def told(value: Any) -> Any:
+        if isinstance(value, dict):
+            named = {hospital.get(id): figure for id, figure in value.items()}
+            return dict(sorted((client, figure) for client, figure in named.items() if client is not None))
+        return sorted(hospital[id] for id in value if id in hospital)
+
+    lists = ("participants", "attacking", "suspected", "quarantined")
+    figures = ("rejected", "reputation", "weights", "anomaly", "anomaly_parts", "update_norm")
+    found = record | {name: told(record[name]) for name in (*lists, *figures) if record.get(name) is not None}
+    for stage in found.get("stages", ()):
+        stage |= {name: told(stage[name]) for name in ("scores", "weights") if stage[name] is not None}
+    return found | ({"identities": elsewhere} if elsewhere else {})

@@ -37,9 +37,9 @@ class ShardHost:
         """What a method of the protocol answers."""
         return getattr(self._protocol, method)(*arguments)
 
-    def remember(self, names: Sequence[str]) -> None:
-        """Keep the histories that the next round needs."""
-        self._histories = self._protocol.remembered(names)
+    def remember(self, names: Sequence[str], shorter: Floats | None) -> None:
+        """Keep the histories that the next round needs; arguments as for `Clear.remembered`."""
+        self._histories = self._protocol.remembered(names, shorter)
 
     def histories(self) -> dict[str, np.ndarray]:
         """What goes into the checkpoint."""
@@ -69,7 +69,7 @@ class RemoteShards(Sharded):
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Histories stay where the columns are: the actors keep them, and nothing is returned."""
         if names:
-            self._call("remember", [(tuple(names),)] * len(self._actors))
+            self._call("remember", [(tuple(names), self._shorter(names))] * len(self._actors))
         return {}
 
 

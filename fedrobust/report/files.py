@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,11 +68,19 @@ def make_figures(run: Run, images: np.ndarray | None = None) -> dict[str, Figure
                 curves[title] = ([round for round, _ in points], [float(value) for _, value in points])
         attacking = {record["round"]: len(record["attacking"]) for record in run.rounds}
         found["curves"] = figures.curves_figure(curves, attacking, chance=1 / len(names))
+    marks = figures.Marks(attacking=run.marks("attacking"), renewed=run.renewed(), acts=run.acts)
+    quarantined, rejected = run.marks("quarantined"), run.marks("rejected")
+    marked = {
+        "reputation": replace(marks, suspected=run.marks("suspected"), rejected=rejected, quarantined=quarantined),
+        "weights": replace(marks, quarantined=quarantined) if run.acts else marks,
+        "anomaly": replace(marks, rejected=rejected),
+    }
     for kind in figures.HEAT_MAPS:
         values = run.by_client(kind)
         if np.isfinite(values).any():
-            marks = (run.marks("suspected"), run.marks("rejected")) if kind == "reputation" else (None, None)
-            found[kind] = figures.client_figure(values, rounds, run.attackers, kind, *marks)
+            found[kind] = figures.client_figure(values, rounds, run.attackers, kind, marked[kind])
+    if parts := run.parts():
+        found["parts"] = figures.parts_figure(parts, rounds, run.attackers, marks)
     if run.evaluations:
         found["confusion"] = figures.confusion_figure(np.array(run.evaluations[-1]["confusion"]), names)
     misread = (run.end or {}).get("misread")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 
 import numpy as np
@@ -15,7 +15,7 @@ from fedrobust.tracking import flatten
 DOTS_PER_INCH = 140
 """Of the pictures."""
 LONG_TABLE = 30
-"""More hospitals than this, and the table keeps to those that attacked, were suspected or were rejected."""
+"""More hospitals than this, and the table keeps to those that attacked, were suspected, quarantined or rejected."""
 CARDS = {
     "test/balanced_accuracy": "balanced accuracy",
     "test/accuracy": "accuracy",
@@ -32,11 +32,14 @@ CHAPTERS = {
         "correctly without the trigger, the share that the trigger turns into the attacker's label."
     },
     "Whom the coordinator trusted": {
-        "reputation": "Reputation of each hospital by round. The true attackers stand at the top, in vermilion; the "
-        "coordinator does not know them. A dot marks a round after which the hospital was suspected, a cross an update "
-        "that was refused.",
+        "reputation": "Reputation of each hospital by round. The true attackers stand at the top, in vermilion, with a "
+        "line below each round in which they attack; the coordinator does not know this. A dot marks a round after "
+        "which the hospital was suspected, a bar one after which it was in quarantine, a cross an update that was "
+        "refused. A dark line on the left of a round: from then on the hospital appears under another identity.",
         "weights": "Share of each hospital in the aggregate. A defence that works keeps the attackers' rows pale.",
-        "anomaly": "Anomaly score of each update: 0 is inconspicuous, 1 could not be more conspicuous.",
+        "anomaly": "Anomaly score of each update: 0 is inconspicuous, 1 could not be more conspicuous. There is none "
+        "where a hospital took no part or its update was refused.",
+        "parts": "What the anomaly score is made of, on the same scale: what the detector looked at, one by one.",
     },
     "What the model misreads": {
         "confusion": "Test patches after the last evaluation, as shares of the true label, with their number.",
@@ -76,7 +79,7 @@ def html(run: Run, pictures: Mapping[str, bytes]) -> str:
 {_sections(run, pictures)}
 <section>
 <h2>Hospital by hospital</h2>
-{_table(run.hospitals())}
+{_table(run)}
 </section>
 {_steps(run)}
 <section>
@@ -91,18 +94,22 @@ data {escape(str(run.start["digest"])[:16])} · {_seconds(run)}</p>
 
 
 def verdict(run: Run) -> str:
-    """Who attacked, who was suspected after the last round, and whether rightly so, in one or two sentences."""
+    """Who attacked, who was found out after the last round, and whether rightly so, in one or two sentences.
+
+    Found out is who is in quarantine, or, where quarantine does not act, who is suspected.
+    """
     stories = run.hospitals()
-    count = Counter(story.verdict for story in stories)
-    attackers, suspects = count["caught"] + count["missed"], count["caught"] + count["wrongly suspected"]
-    suspected = f"{_plural(suspects, 'hospital')} {'is' if suspects == 1 else 'are'} suspected"
+    count = Counter(story.verdict.split()[0] for story in stories)
+    attackers, found = count["caught"] + count["missed"], count["caught"] + count["wrongly"]
+    state = "quarantined" if run.acts else "suspected"
+    told = f"{_plural(found, 'hospital')} {'is' if found == 1 else 'are'} {state}"
     when = f"after round {run.rounds[-1]['round']}" if run.rounds else "so far"
     if not attackers:
-        return f"No hospital attacked; {when}, {suspected}{', wrongly' if suspects else ''}."
-    outcome = f": {count['caught']} rightly, {count['wrongly suspected']} wrongly" if suspects else ""
+        return f"No hospital attacked; {when}, {told}{', wrongly' if found else ''}."
+    outcome = f": {count['caught']} rightly, {count['wrongly']} wrongly" if found else ""
     missed = f"{count['missed']} of the attackers {'was' if count['missed'] == 1 else 'were'} missed"
     return (
-        f"{attackers} of {_plural(len(stories), 'hospital')} attacked. {when.capitalize()}, {suspected}{outcome}; "
+        f"{attackers} of {_plural(len(stories), 'hospital')} attacked. {when.capitalize()}, {told}{outcome}; "
         f"{missed if count['missed'] else 'no attacker was missed'}."
     )
 
@@ -138,29 +145,61 @@ def _cards(final: Mapping[str, float]) -> str:
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
 
 
-def _table(stories: Sequence[Hospital]) -> str:
-    shown = [s for s in stories if len(stories) <= LONG_TABLE or s.attack or s.suspected or s.rejected]
+def _table(run: Run) -> str:
+    stories = run.hospitals()
+    shown = [s for s in stories if len(stories) <= LONG_TABLE or _matters(s)]
+    renamed = any(len(story.identities) > 1 for story in stories)
+    inside = "rounds quarantined" if run.acts else "quarantine, recorded only"
+    quarantine = run.acts or any(story.quarantined for story in stories)
     rows = []
     for story in shown:
-        since = f"{story.suspected} of {story.participated}" + (f", from {story.first}" if story.first else "")
         verdict = "" if story.verdict == "honest" else story.verdict
         cells = {
             "hospital": str(story.client),
-            "truth": escape(story.attack or "honest"),
-            "in the end": f'<span class="{story.verdict.replace(" ", "-")}">{verdict}</span>',
-            "rounds suspected": since if story.suspected else "–",
+            "truth": escape(_truth(story)),
+            "in the end": f'<span class="{story.verdict.split()[0]}">{verdict}</span>',
+            "rounds suspected": _since(story.suspected, story.first),
+            inside: _since(story.quarantined, story.quarantined_from),
+            "identities": _identities(story),
             "rejected": str(story.rejected or "–"),
             "reputation": _number(story.reputation),
             "mean weight": _number(story.weight),
             "test accuracy": _number(story.accuracy),
             "patches": f"{story.patches:,}",
         }
+        left_out = {inside: not quarantine, "identities": not renamed}
+        cells = {head: cell for head, cell in cells.items() if not left_out.get(head)}
         kind = ' class="attacker"' if story.attack else ""
         rows.append(f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells.values()) + "</tr>")
     rest = len(stories) - len(shown)
-    note = f'<p class="note">{rest} other hospitals were honest and never suspected.</p>' if rest else ""
+    never = "suspected or quarantined" if quarantine else "suspected"
+    note = f'<p class="note">{rest} other hospitals were honest and never {never}.</p>' if rest else ""
     head = "".join(f"<th>{head}</th>" for head in cells) if shown else ""
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>{note}'
+
+
+def _matters(story: Hospital) -> bool:
+    return bool(story.attack or story.suspected or story.quarantined or story.rejected)
+
+
+def _truth(story: Hospital) -> str:
+    """The attack, and how often it was active if that is not always."""
+    if story.attack is None:
+        return "honest"
+    always = story.attacked == story.participated
+    return story.attack + ("" if always else f", {story.attacked} of {story.participated} rounds")
+
+
+def _since(count: int, first: int | None) -> str:
+    return f"{count}, from {first}" if count else "–"
+
+
+def _identities(story: Hospital) -> str:
+    """The ids under which a hospital appeared, if not its own alone: the first three, and how many more."""
+    if len(story.identities) == 1:
+        return "–"
+    ids, more = story.identities[:3], len(story.identities) - 3
+    return ", ".join(map(str, ids)) + (f" and {more} more" if more > 0 else "")
 
 
 def _steps(run: Run) -> str:
@@ -171,11 +210,16 @@ def _steps(run: Run) -> str:
     last = aggregated[-1]
     clients = sorted((int(client) for client in last["anomaly"]), key=lambda c: (c not in run.attackers, c))
     shown = clients if len(clients) <= LONG_TABLE else [c for c in clients if c in run.attackers]
+    parts = last.get("anomaly_parts") or {}
+    seen = list(dict.fromkeys(part for own in parts.values() for part in own))
     columns = [(stage, kind) for stage in last["stages"] for kind in ("scores", "weights") if stage[kind]]
-    head = "".join(f"<th>{escape(stage['name'])}: {kind[:-1]}</th>" for stage, kind in columns)
+    names = [f"anomaly: {part.replace('_', ' ')}" for part in seen]
+    names += [f"{stage['name']}: {kind[:-1]}" for stage, kind in columns]
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
     rows = []
     for client in shown:
         cells = [str(client), escape(run.attackers.get(client, "honest"))]
+        cells += [_figure_of(parts.get(str(client), {}).get(part)) for part in seen]
         cells += [_figure_of(stage[kind].get(str(client), stage[kind].get(client))) for stage, kind in columns]
         kind = ' class="attacker"' if client in run.attackers else ""
         rows.append(f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
@@ -185,10 +229,12 @@ def _steps(run: Run) -> str:
     )
     rest = len(clients) - len(shown)
     note = f'<p class="note">{rest} other hospitals were honest.</p>' if rest else ""
+    judged = "The anomaly score is told by its parts. " if seen else ""
     return f"""<section>
 <h2>What the defence made of each update, step by step</h2>
-<p class="note">Round {last["round"]}, f = {last["f"]}. A score is what a step judged the update by: the higher, the
-worse. A weight is the update's share in the mean of what the step passed on, and in the aggregate after the last.</p>
+<p class="note">Round {last["round"]}, f = {last["f"]}. {judged}A score is what a step judged the update by: the
+higher, the worse. A weight is the update's share in the mean of what the step passed on, and in the aggregate after the
+last.</p>
 <div class="wide"><table><thead><tr><th>hospital</th><th>truth</th>{head}</tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div>{note}{told}
 </section>"""
@@ -231,12 +277,12 @@ figure:last-child { margin-bottom: 0; }
 figure img { display: block; max-width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid #edf0f2; text-align: left; vertical-align: bottom; }
+th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid #edf0f2; text-align: left; vertical-align: bottom; }
 td { white-space: nowrap; }
 th { overflow-wrap: normal; }
 .caught { color: #00734f; font-weight: 600; } .caught::before { content: "✓ "; }
-.attacker td:nth-child(-n+2), .attack b, .missed, .wrongly-suspected { color: #b84f00; font-weight: 650; }
-.missed::before { content: "✗ "; } .wrongly-suspected::before { content: "! "; }
+.attacker td:nth-child(-n+2), .attack b, .missed, .wrongly { color: #b84f00; font-weight: 650; }
+.missed::before { content: "✗ "; } .wrongly::before { content: "! "; }
 .settings td { white-space: normal; min-width: 12em; }
 summary { cursor: pointer; }
 @media (max-width: 640px) { main { padding: 20px 10px 40px; } section { padding: 16px 14px; } }

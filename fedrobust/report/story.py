@@ -18,6 +18,8 @@ class Hospital:
     client: int
     attack: str | None
     """The name of its attack; None if it is honest."""
+    attacked: int
+    """Rounds in which it attacked."""
     participated: int
     suspected: int
     """Rounds in which it was suspected."""
@@ -25,6 +27,16 @@ class Hospital:
     """The first round in which it was suspected."""
     suspected_now: bool
     """Suspected after the last round."""
+    quarantined: int
+    """Rounds after which it was in quarantine."""
+    quarantined_from: int | None
+    """The first of them."""
+    quarantined_now: bool
+    """In quarantine after the last round."""
+    acts: bool
+    """Whether quarantine leaves hospitals out; if not, the coordinator's last word is suspicion."""
+    identities: tuple[int, ...]
+    """The ids under which it appeared, in their order."""
     rejected: int
     reputation: float | None
     weight: float | None
@@ -34,10 +46,11 @@ class Hospital:
 
     @property
     def verdict(self) -> str:
-        """`caught`, `missed`, `wrongly suspected` or `honest`."""
+        """`caught`, `missed`, `wrongly suspected` (where quarantine acts: `wrongly quarantined`) or `honest`."""
+        found = self.quarantined_now if self.acts else self.suspected_now
         if self.attack:
-            return "caught" if self.suspected_now else "missed"
-        return "wrongly suspected" if self.suspected_now else "honest"
+            return "caught" if found else "missed"
+        return f"wrongly {'quarantined' if self.acts else 'suspected'}" if found else "honest"
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,11 @@ class Run:
         return {int(client): str(name) for client, name in self.start["attackers"].items()}
 
     @property
+    def acts(self) -> bool:
+        """Whether quarantine leaves hospitals out of the aggregate."""
+        return bool(self.start["experiment"].get("trust", {}).get("acts", False))
+
+    @property
     def final(self) -> dict[str, float]:
         """The figures after the last round."""
         found: dict[str, float] = {}
@@ -86,23 +104,55 @@ class Run:
                 named[int(client), column] = True
         return named
 
+    def parts(self) -> dict[str, np.ndarray]:
+        """What the anomaly scores are made of: part → (clients, rounds) float64, NaN where there is no figure."""
+        found: dict[str, np.ndarray] = {}
+        for column, record in enumerate(self.rounds):
+            for client, parts in (record.get("anomaly_parts") or {}).items():
+                for part, value in parts.items():
+                    values = found.setdefault(part, np.full((self.start["clients"], len(self.rounds)), np.nan))
+                    values[int(client), column] = np.nan if value is None else value
+        return found
+
+    def identities(self) -> np.ndarray:
+        """The id under which each hospital appears in each round, or would if it took part: (clients, rounds) int."""
+        own = np.arange(self.start["clients"])
+        found = np.repeat(own[:, None], len(self.rounds), axis=1)
+        for column, record in enumerate(self.rounds):
+            for client, id in (record.get("identities") or {}).items():
+                found[int(client), column] = id
+        return found
+
+    def renewed(self) -> np.ndarray:
+        """Where a hospital appears under another id than in the round before: (clients, rounds) bool."""
+        own = np.arange(self.start["clients"])[:, None]
+        renewed: np.ndarray = np.diff(self.identities(), axis=1, prepend=own) != 0
+        return renewed
+
     def hospitals(self) -> list[Hospital]:
         """Every hospital's story, attackers first."""
         suspected, rejected, present = self.marks("suspected"), self.marks("rejected"), self.marks("participants")
+        quarantined, attacking, identities = self.marks("quarantined"), self.marks("attacking"), self.identities()
         reputation, weights = self.by_client("reputation"), self.by_client("weights")
         accuracy = self.evaluations[-1].get("hospitals", {}) if self.evaluations else {}
         patches = np.asarray(self.start["hospital_labels"]).sum(axis=1)
         stories = []
         for client in sorted(range(self.start["clients"]), key=lambda client: (client not in self.attackers, client)):
-            when = np.flatnonzero(suspected[client])
+            when, inside = np.flatnonzero(suspected[client]), np.flatnonzero(quarantined[client])
             stories.append(
                 Hospital(
                     client=client,
                     attack=self.attackers.get(client),
+                    attacked=int(attacking[client].sum()),
                     participated=int(present[client].sum()),
                     suspected=len(when),
                     first=self.rounds[when[0]]["round"] if len(when) else None,
                     suspected_now=bool(self.rounds) and bool(suspected[client, -1]),
+                    quarantined=len(inside),
+                    quarantined_from=self.rounds[inside[0]]["round"] if len(inside) else None,
+                    quarantined_now=bool(self.rounds) and bool(quarantined[client, -1]),
+                    acts=self.acts,
+                    identities=tuple(dict.fromkeys([client, *identities[client].tolist()])),
                     rejected=int(rejected[client].sum()),
                     reputation=_last(reputation[client]),
                     weight=float(np.nanmean(weights[client])) if np.isfinite(weights[client]).any() else None,

@@ -1,4 +1,4 @@
-"""Trust: anomaly scores of a round's updates, and the reputation that grows out of them."""
+"""Trust: anomaly scores of a round's updates, the reputation that grows out of them, and what follows from it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,34 @@ from typing import Annotated
 
 from fedrobust.options import OneOf, Options
 from fedrobust.trust.anomaly import Detector, RobustZ, Scores, detection
-from fedrobust.trust.reputation import BetaReputation, Reputation, State
+from fedrobust.trust.consensus import Consensus
+from fedrobust.trust.quarantine import Quarantine
+from fedrobust.trust.reputation import BetaReputation, ExponentialAverage, Reputation, State, SubjectiveLogic
 
-__all__ = ["BetaReputation", "Detector", "Reputation", "RobustZ", "Scores", "State", "Trust", "detection"]
+__all__ = [
+    "BetaReputation",
+    "Consensus",
+    "Detector",
+    "ExponentialAverage",
+    "Quarantine",
+    "Reputation",
+    "RobustZ",
+    "Scores",
+    "State",
+    "SubjectiveLogic",
+    "Trust",
+    "detection",
+]
 
 
 class Trust(Options):
-    """Anomaly scores and reputations of every round. They are recorded only, and do not act on the weights yet."""
+    """Anomaly scores and reputations of every round, and whether they act on the aggregate."""
 
     detector: Annotated[Detector, OneOf(Detector)] = RobustZ()
     """What scores the updates of a round."""
     reputation: Annotated[Reputation, OneOf(Reputation)] = BetaReputation()
     """What the scores of all rounds add up to."""
+    quarantine: Quarantine = Quarantine()
+    """Who is left out, and who comes back."""
+    acts: bool = False
+    """Whether reputations multiply the prior weights and quarantine leaves clients out; else all is recorded only."""

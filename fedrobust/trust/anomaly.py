@@ -3,91 +3,145 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from fedrobust.aggregation import Context, GeometricMedian, Gram
-from fedrobust.options import Options
+from fedrobust.aggregation import Context, Gram
+from fedrobust.aggregation import outlyingness as far
+from fedrobust.options import Many, Options
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """`score` (n,) float64 in [0, 1], one for each row, and the `parts` (n,) it is made of, on the same scale."""
+    """`score` (n,) float64 in [0, 1], one for each row, and the `parts` (n,) it is made of, on the same scale.
+
+    `state` is what the detector gets back in the next round as `Context.state`: arrays, which go into the checkpoint.
+    """
 
     score: np.ndarray
     parts: dict[str, np.ndarray]
+    state: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Detector(Options):
-    """Scores the updates of a round: 0 is ordinary, 1 as strange as can be."""
+    """Scores the updates of a round: 0 is ordinary, 1 as strange as can be. Pure: its memory is handed about."""
 
     name: str
 
+    @property
+    def histories(self) -> tuple[str, ...]:
+        """The histories of the clients' rows that it wants in the Gram; see `Protocol.remembered`."""
+        return ()
+
     @abstractmethod
     def score(self, gram: Gram, context: Context) -> Scores:
-        """The scores of the rows of `gram`, which are finite."""
+        """The scores of the rows of `gram`, which are finite. `context.state` is that of its own last `Scores`."""
+
+
+AVERAGE = "average_"
+"""Begins the name of a part that looks at the moving averages of the clients' updates."""
+
+Part = Literal[
+    "norm",
+    "cosine",
+    "agreement",
+    "neighbours",
+    "spectral",
+    "duplicates",
+    "consistency",
+    "average_cosine",
+    "average_agreement",
+    "average_neighbours",
+    "average_spectral",
+    "average_duplicates",
+]
+"""What `RobustZ` can look at."""
 
 
 class RobustZ(Detector):
-    """Outlyingness by robust z-scores of the norm, the direction and the distance to the nearest half of the rows.
+    """Outlyingness by robust z-scores of whichever `parts` are named: norms, directions, distances, the past.
 
     z = (x − median) / (1.4826 · MAD) (Iglewicz and Hoaglin, 1993) of
     - `norm`: ‖u_i‖, both sides;
     - `cosine`: the cosine between u_i and the geometric median of all rows, low ones;
+    - `agreement`: the median cosine between u_i and the other rows, low ones. Up to half of all rows cannot make
+      themselves agree by being equal, whereas 8 of 20 may own the geometric median;
     - `neighbours`: the distance to the ⌊n/2⌋-th nearest other row, large ones. A minority of equal rows has too few
-      of its own to look near.
+      of its own to look near;
+    - `spectral`: how far out u_i lies along the direction in which most rows vary (the first spherical principal
+      component), both sides: rows that collude add up in it;
+    - `duplicates`: ln of the distance to the nearest other row, all of length 1, small ones: copies, with noise on them
+      or not, of whatever length. A hospital whose update a malicious one copies looks like a copy, too;
+    - `consistency`: the cosine between u_i and the average of what the client sent before, low ones;
+    - `average_cosine`, `average_agreement`, `average_neighbours`, `average_spectral`, `average_duplicates`: the same of
+      the moving averages of the clients' updates, up to the last round. What a client always does stays in them, its
+      noise does not: so a lie behind fresh noise shows here after some rounds, and a constant peculiarity as well.
+    A newcomer has no past, and 0 in the parts that need one. See `fedrobust.aggregation.outlyingness` for the formulas.
+
     A part is z² / (z² + cutoff²); the score is the largest part, so that the reason is in sight. Priors play no role:
     a sample count is the client's own claim.
 
     It measures strangeness, not malice: an honest hospital with rare data is strange too, and a lie within the spread
-    of the honest updates (ALIE, a small IPM among heterogeneous hospitals) need not be.
+    of the honest updates (ALIE, a small IPM among heterogeneous hospitals) need not be. Each further part finds more
+    liars and more honest hospitals.
     """
 
     name: Literal["robust_z"] = "robust_z"
+    parts: Many[Part] = Field(default=("norm", "cosine", "neighbours"), min_length=1)
+    """What it looks at."""
     cutoff: float = Field(default=3.5, gt=0)
     """The z that scores one half."""
     floor: float = Field(default=0.05, gt=0)
     """The least spread, as a share of the median norm or distance, and as a cosine: rows that agree raise no alarm."""
 
+    @property
+    def histories(self) -> tuple[str, ...]:
+        """The averages, if a part looks at the past."""
+        past = any(part == "consistency" or part.startswith(AVERAGE) for part in self.parts)
+        return ("average",) if past else ()
+
     def score(self, gram: Gram, context: Context) -> Scores:
         """The scores. With fewer than three rows there is no majority to differ from, and all are 0."""
-        norms = gram.norms()
-        if gram.n < 3 or not norms.any():
-            zeros = np.zeros(gram.n)
-            return Scores(zeros, {"norm": zeros, "cosine": zeros, "neighbours": zeros})
-        unit = float(np.median(norms)) or float(norms.max())
-        distances = np.sort(np.sqrt(gram.distances_squared()), axis=1)[:, gram.n // 2]
-        cosines = _cosines_to_the_centre(gram, context, unit)
-        # Rounding alone makes equal float32 rows differ by 1e-7 of their norm.
-        least = max(self.floor * float(np.median(distances)), 1e-6 * unit)
-        z = {
-            "norm": np.abs(_robust_z(norms, self.floor * unit)),
-            "cosine": np.maximum(-_robust_z(cosines, self.floor), 0.0),
-            "neighbours": np.maximum(_robust_z(distances, least), 0.0),
-        }
+        z: dict[str, np.ndarray] = {part: self._z(part, gram) for part in self.parts}
         parts = {part: 1.0 - 1.0 / (1.0 + (values / self.cutoff) ** 2) for part, values in z.items()}
         return Scores(np.max(list(parts.values()), axis=0), parts)
 
+    def _z(self, part: str, gram: Gram) -> np.ndarray:
+        """The z (n,) of a part, 0 on the side that is no reason for suspicion."""
+        if gram.n < 3 or not gram.norms().any():
+            return np.zeros(gram.n)
+        unit = far.typical_norm(gram)
+        if part.startswith(AVERAGE):
+            averages, known = far.of_history(gram, gram.histories["average"])
+            z = np.zeros(gram.n)
+            z[known] = self._z(part.removeprefix(AVERAGE), averages)
+            return z
+        if part == "norm":
+            return np.abs(far.robust_z(gram.norms(), self.floor * unit))
+        if part == "spectral":
+            return far.robust_z(far.spectral_deviations(gram), self.floor * unit, centre=0.0)
+        if part == "neighbours":
+            values = far.neighbour_distances(gram)
+            # Rounding alone makes equal float32 rows differ.
+            floor = max(self.floor * float(np.median(values)), far.NEGLIGIBLE * unit)
+        else:
+            values, floor = _relative(part, gram), self.floor
+        return np.maximum(far.robust_z(values, floor), 0.0)
 
-def _robust_z(values: np.ndarray, floor: float) -> np.ndarray:
-    deviations = values - np.median(values)
-    spread = 1.4826 * float(np.median(np.abs(deviations)))
-    return np.asarray(deviations / max(spread, floor))
 
-
-def _cosines_to_the_centre(gram: Gram, context: Context, unit: float) -> np.ndarray:
-    """cos(u_i, c), c the unweighted geometric median; 0 where either has no direction."""
-    uniform = replace(gram, prior=np.full(gram.n, 1.0 / gram.n))
-    # A score needs no more digits; `unit` makes the result independent of the scale of the updates.
-    rule = GeometricMedian(nu=1e-6 * unit, tolerance=1e-6, iterations=200)
-    weights = rule.combine(uniform, context).weights
-    products = gram.matrix @ weights
-    lengths = gram.norms() * np.sqrt(max(float(weights @ products), 0.0))
-    cosines: np.ndarray = np.divide(products, lengths, out=np.zeros(gram.n), where=lengths > 1e-12 * unit**2)
-    return cosines
+def _relative(part: str, gram: Gram) -> np.ndarray:
+    """The figures (n,) of the parts that have no unit."""
+    if part == "cosine":
+        return far.cosine_distances_to_centre(gram)
+    if part == "agreement":
+        return far.disagreements(gram)
+    if part == "duplicates":
+        return far.closeness(gram)
+    return far.turns_from_past(gram, gram.histories["average"])
 
 
 def detection(scores: np.ndarray, suspected: np.ndarray, malicious: np.ndarray) -> dict[str, float]:

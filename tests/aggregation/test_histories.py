@@ -125,6 +125,17 @@ def test_subsets_and_shards_keep_whose_history_is_whose():
     assert np.array_equal(split.histories["last"].anchors["root"], wanted.histories["last"].anchors["root"])
 
 
+def test_the_average_forgets_and_takes_no_row_at_more_than_the_median_length():
+    rows = np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 2.0]], dtype=np.float32)  # lengths 5, 0, 2
+    first = Clear([rows]).remembered(("average",))["average"]
+    assert np.allclose(first, 0.1 * np.array([[1.2, 1.6], [0, 0], [0, 2]]), rtol=1e-6)
+    ids = np.array([4, 0])
+    again = Clear([rows[:2]], histories={"average": first}, clients=ids).remembered(("average",))["average"]
+    assert np.allclose(again[4], 0.1 * np.array([1.5, 2.0]), rtol=1e-6)  # the median of 5 and 0 is 2.5
+    assert np.allclose(again[0], 0.9 * first[0], rtol=1e-6)
+    assert np.array_equal(again[1:4], [*first[1:], [0, 0]])  # who is away keeps its own
+
+
 def test_a_history_that_grows_without_end_stays_finite():
     rows = np.full((2, 10), 3e38, dtype=np.float32)
     histories = Clear([rows]).remembered(("sum",))

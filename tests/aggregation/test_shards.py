@@ -125,6 +125,8 @@ def test_histories_and_sums_over_chunks_are_those_of_one_place():
         assert np.array_equal(found, whole.remembered([name])[name])
         assert np.array_equal(found[clients], rows)  # no "sum" was kept before
     assert np.array_equal(parts.remembered(["last"])["last"][1], past[1])
+    rows[3] *= 7.3  # longer than the median
+    assert np.array_equal(parts.remembered(["average"])["average"], whole.remembered(["average"])["average"])
     positive = [protocol.total(count_positive) for protocol in (whole, parts)]
     assert np.array_equal(positive[0], positive[1])
     assert np.array_equal(positive[0], (rows > 0).sum(axis=1))

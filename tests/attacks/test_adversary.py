@@ -12,22 +12,29 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from fedrobust.attacks import (
+    Absent,
     Alie,
     Always,
     Attack,
     CraftedAttack,
-    FromRound,
     Gaussian,
     Ipm,
     LabelFlip,
     NonFinite,
     OnOff,
+    OptimalIpm,
     PatchBackdoor,
+    Preview,
+    Search,
     SignFlip,
     SingleShot,
+    Sleeper,
+    Sybil,
     View,
+    absent,
     attacking,
     craft,
+    crafts,
     draw_attackers,
 )
 from fedrobust.errors import ExperimentError
@@ -41,7 +48,7 @@ KINDS = (SignFlip, Gaussian, Alie, Ipm, NonFinite, LabelFlip, PatchBackdoor)
     ("schedule", "rounds"),
     [
         (Always(), [1, 2, 3, 4, 5, 6, 7, 8]),
-        (FromRound(round=4), [4, 5, 6, 7, 8]),
+        (Sleeper(rounds=3), [4, 5, 6, 7, 8]),
         (OnOff(), [1, 3, 5, 7]),
         (OnOff(on=2, off=3), [1, 2, 6, 7]),
         (OnOff(on=1, off=2, start=3), [3, 6]),
@@ -70,7 +77,10 @@ def test_an_attack_is_read_from_a_file_and_back() -> None:
         ({"clients": [-1]}, "greater than or equal to 0"),
         ({"fraction": 1.0}, "less than 1"),
         ({"count": 1, "knowledge": "everything"}, "'own' or 'all'"),
-        ({"count": 1, "schedule": "sometimes"}, "allowed: always, from_round, on_off, single_shot"),
+        ({"count": 1, "knowledge": "aware"}, "'own' or 'all'"),
+        ({"count": 1, "identity": "two_each"}, "allowed: one_each, whitewash, sybil"),
+        ({"count": 1, "noise": -1.0}, "greater than or equal to 0"),
+        ({"count": 1, "schedule": "sometimes"}, "allowed: always, sleeper, on_off, single_shot"),
     ],
 )
 def test_refused_options(options: dict[str, Any], message: str) -> None:
@@ -78,7 +88,7 @@ def test_refused_options(options: dict[str, Any], message: str) -> None:
         ANY.validate_python({"name": "ipm", **options})
 
 
-@pytest.mark.parametrize("kind", [Gaussian, NonFinite, LabelFlip, PatchBackdoor])
+@pytest.mark.parametrize("kind", [Absent, Gaussian, NonFinite, LabelFlip, PatchBackdoor])
 def test_attacks_that_need_to_see_nothing_refuse_the_knowledge_all(kind: type[Attack]) -> None:
     with pytest.raises(ValidationError, match="own"):
         kind.model_validate({"name": kind.model_fields["name"].default, "count": 1, "knowledge": "all"})
@@ -144,7 +154,7 @@ def test_no_attack_no_attackers() -> None:
 
 
 def test_only_participants_with_an_active_schedule_attack() -> None:
-    attacks = [LabelFlip(clients=(1, 2)), SignFlip(clients=(4, 5), schedule=FromRound(round=3))]
+    attacks = [LabelFlip(clients=(1, 2)), SignFlip(clients=(4, 5), schedule=Sleeper(rounds=2))]
     attackers = draw_attackers(attacks, 8, 0)
     assert attacking(attacks, attackers, [5, 2, 0, 7], 1) == [2]
     assert attacking(attacks, attackers, [5, 2, 0, 7], 3) == [2, 5]
@@ -159,6 +169,16 @@ class Recorder(CraftedAttack):
     def craft(self, view: View) -> np.ndarray:
         self.seen[self.knowledge] = view
         return np.zeros((view.f, len(view.own[0])), dtype=np.float32)
+
+
+class Defence:
+    """A preview that says whom it was made for."""
+
+    def __init__(self, group: list[int]) -> None:
+        self.group = group
+
+    def lines(self, extra: Any) -> Search:
+        raise NotImplementedError
 
 
 def updates(clients: int, d: int = 5, seed: int = 0) -> dict[int, np.ndarray]:
@@ -183,6 +203,79 @@ def test_what_an_attack_is_shown() -> None:
     np.testing.assert_array_equal(np.stack(view.others), [rows[client] for client in (0, 2, 4, 6, 7)])
     with pytest.raises(ValueError, match="read-only"):
         view.others[0][0] = 0
+
+
+def test_knowledge_is_enforced() -> None:
+    attacks = [Recorder(clients=(1, 6)), Recorder(clients=(2,), knowledge="all")]
+    attacks.append(Recorder(clients=(3, 5), knowledge="aware"))
+    step = np.arange(5, dtype=np.float32)
+    made: list[Defence] = []
+
+    def preview(group: list[int]) -> Preview:
+        made.append(Defence(group))
+        return made[-1]
+
+    rows = updates(8)
+    craft(attacks, draw_attackers(attacks, 8, 0), range(8), rows, 2, 0, step, preview)
+    own, everything, aware = (Recorder.seen[knowledge] for knowledge in ("own", "all", "aware"))
+    assert own.others is None and own.clients is None and own.preview is None
+    assert everything.others is not None and everything.clients == [0, 1, 3, 4, 5, 6, 7] and everything.preview is None
+    assert aware.others is not None and aware.clients == [0, 1, 2, 4, 6, 7] and aware.preview is made[0]
+    np.testing.assert_array_equal(np.stack(aware.others), [rows[client] for client in aware.clients])
+    assert [each.group for each in made] == [[3, 5]]
+    for view in (own, everything, aware):
+        assert view.step is not None
+        np.testing.assert_array_equal(view.step, step)  # the model is public
+        with pytest.raises(ValueError, match="read-only"):
+            view.step[0] = 1
+
+
+def test_the_defence_is_not_previewed_for_those_who_may_not_know_it() -> None:
+    def refuse(group: list[int]) -> Preview:
+        raise AssertionError
+
+    attacks = [Recorder(clients=(1,)), Ipm(clients=(2,)), Recorder(clients=(3,), knowledge="aware", schedule=Sleeper())]
+    assert list(craft(attacks, {1: 0, 2: 1, 3: 2}, range(5), updates(5), 1, 0, None, refuse)) == [1, 2]
+
+
+def test_an_aware_attack_without_a_preview_is_an_error() -> None:
+    with pytest.raises(ExperimentError, match=r"attacks\.0: optimal_ipm knows the defence; no preview of it is given"):
+        craft([OptimalIpm(clients=(1,))], {1: 0}, range(4), updates(4), 1, 0)
+
+
+def test_absent_hospitals_send_nothing_while_they_are_active() -> None:
+    attacks = [Absent(clients=(1, 4), schedule=OnOff()), SignFlip(clients=(2,)), Absent(clients=(5,))]
+    attackers = draw_attackers(attacks, 8, 0)
+    assert [absent(attacks, attackers, round) for round in (1, 2)] == [{1, 4, 5}, {5}]
+    assert [crafts(attack) for attack in attacks] == [False, True, False]
+
+
+def test_sybils_send_what_the_first_of_them_would_send() -> None:
+    attacks = [LabelFlip(clients=(5, 2, 3), identity=Sybil()), SignFlip(clients=(1, 7), identity=Sybil())]
+    attackers, rows = draw_attackers(attacks, 8, 0), updates(8)
+    assert all(crafts(attack) for attack in attacks) and not crafts(LabelFlip(count=1))
+    sent = craft(attacks, attackers, [0, 1, 3, 4, 5, 7], rows, 1, 0)
+    assert list(sent) == [1, 3, 5, 7]  # hospital 2 is not there
+    for client, expected in {1: -rows[1], 7: -rows[1], 3: rows[3], 5: rows[3]}.items():
+        np.testing.assert_array_equal(sent[client], expected)
+    needed = {client: rows[client] for client in (1, 3, 5, 7)}
+    assert list(craft(attacks, attackers, [0, 1, 3, 4, 5, 7], needed, 1, 0)) == [1, 3, 5, 7]
+
+
+def test_sybils_may_add_noise_of_their_own() -> None:
+    attacks, rows = [LabelFlip(clients=(1, 2, 4), identity=Sybil(noise=0.2))], updates(6, d=20_000)
+    sent = craft(attacks, {1: 0, 2: 0, 4: 0}, range(6), rows, 1, 0)
+    added = np.stack(list(sent.values())) - rows[1]
+    np.testing.assert_allclose(np.linalg.norm(added, axis=1) / np.linalg.norm(rows[1]), 0.2, rtol=0.02)
+    assert np.abs(np.corrcoef(added) - np.eye(3)).max() < 0.05
+    again, other = (craft(attacks, {1: 0, 2: 0, 4: 0}, range(6), rows, round, 0) for round in (1, 2))
+    np.testing.assert_array_equal(sent[4], again[4])
+    assert not np.array_equal(sent[4], other[4])
+
+
+def test_sybils_are_honest_and_apart_while_their_attack_is_off() -> None:
+    attacks = [LabelFlip(clients=(1, 2), identity=Sybil(), schedule=SingleShot(round=2))]
+    assert craft(attacks, {1: 0, 2: 0}, range(4), updates(4), 1, 0) == {}
 
 
 def test_own_knowledge_needs_no_rows_of_others() -> None:

@@ -15,11 +15,11 @@ from fedrobust.attacks import (
     ConstrainAndScale,
     Dba,
     EdgeCase,
-    FromRound,
     LocalView,
     ModelReplacement,
     Neurotoxin,
     PatchBackdoor,
+    Sleeper,
     StainBackdoor,
 )
 from fedrobust.attacks.model_poisoning import least_moved
@@ -391,7 +391,7 @@ def test_least_moved_of_many() -> None:
 @pytest.mark.parametrize("name", ["model_replacement", "constrain_and_scale", "neurotoxin"])
 def test_any_backdoor_in_the_data_within(name: str) -> None:
     images, labels = batch(9)
-    schedule = {"name": "from_round", "round": 3}
+    schedule = {"name": "sleeper", "rounds": 2}
     for inner in ("patch_backdoor", "blended_backdoor", "dba", "stain_backdoor", "edge_case"):
         attack = backdoor(name, target=1, ratio=1.0, schedule=schedule, backdoor=inner)
         alone = backdoor(inner, target=1, ratio=1.0, schedule=schedule)
@@ -408,7 +408,7 @@ def test_any_backdoor_in_the_data_within(name: str) -> None:
 
 def test_a_backdoor_within_from_python() -> None:
     inner = BlendedBackdoor(count=1, alpha=0.5)
-    attack = Neurotoxin(clients=(3, 4), target=2, schedule=FromRound(round=5), backdoor=inner)
-    expected = BlendedBackdoor(clients=(3, 4), target=2, schedule=FromRound(round=5), alpha=0.5)
+    attack = Neurotoxin(clients=(3, 4), target=2, schedule=Sleeper(rounds=4), backdoor=inner)
+    expected = BlendedBackdoor(clients=(3, 4), target=2, schedule=Sleeper(rounds=4), alpha=0.5)
     assert attack.backdoor == expected
     assert inner.target == 0

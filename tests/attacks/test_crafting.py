@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedrobust.attacks import Alie, CraftedAttack, Gaussian, Ipm, NonFinite, SignFlip, View
+from fedrobust.attacks import Alie, CollusiveAttack, CraftedAttack, Gaussian, Ipm, NonFinite, SignFlip, View
 from fedrobust.attacks.crafting import largest_hidden_shift
 
 OWN = np.array([[1, 2, 3], [3, 2, -1]], dtype=np.float32)
@@ -95,9 +95,36 @@ def test_non_finite(kind: str, value: float) -> None:
     np.testing.assert_array_equal(rows[changed], np.float32([value, value]))
 
 
+@pytest.mark.parametrize("kind", [Ipm, Alie, SignFlip])
+def test_copies_may_differ_by_noise(kind: type[CollusiveAttack]) -> None:
+    others = np.random.default_rng(1).normal(size=(4, 40_000)).astype(np.float32)
+    own = np.ones((3, 40_000), dtype=np.float32)
+
+    def sent(noise: float, seed: int = 0) -> np.ndarray:
+        attack = kind.model_validate({"count": 3, "knowledge": "all", "noise": noise})
+        return attack.craft(view(own=own, others=others, seed=seed)).astype(np.float64)
+
+    plain, noisy = sent(0.0), sent(0.2)
+    assert len(np.unique(plain, axis=0)) == 1
+    added = noisy - plain
+    np.testing.assert_allclose(np.linalg.norm(added, axis=1), 0.2 * np.linalg.norm(plain, axis=1), rtol=0.02)
+    assert np.abs(np.corrcoef(np.vstack([added, plain[:1]])) - np.eye(4)).max() < 0.03
+    np.testing.assert_array_equal(noisy, sent(0.2))
+    assert not np.array_equal(noisy, sent(0.2, seed=1))
+
+
+def test_noise_is_in_the_units_of_each_row() -> None:
+    own = np.float32([[1], [100]]) * np.ones((2, 20_000), dtype=np.float32)
+    added = SignFlip(count=2, noise=0.5).craft(view("own", own=own)) + own
+    np.testing.assert_allclose(added.std(axis=1), [0.5, 50], rtol=0.02)
+    zeros = np.zeros((2, 5), dtype=np.float32)
+    np.testing.assert_array_equal(SignFlip(count=2, noise=0.5).craft(view("own", own=zeros)), zeros)
+
+
 ROWS = arrays(np.float32, (7, 9), elements=st.floats(-1e3, 1e3, width=32))
 EVERY = [
     *(kind(count=3, knowledge=knowledge) for kind in (SignFlip, Alie, Ipm) for knowledge in ("own", "all")),
+    Ipm(count=3, noise=0.5),
     Gaussian(count=3),
     *(NonFinite(count=3, kind=kind) for kind in ("nan", "inf", "overflow")),
 ]
@@ -130,7 +157,7 @@ def test_small_deviations_around_a_large_common_part_are_kept() -> None:
     np.testing.assert_allclose(crafted[0] - rows[3:].astype(np.float64).mean(axis=0), exact, atol=1e-4)
 
 
-@pytest.mark.parametrize("attack", [a for a in EVERY if isinstance(a, Alie | Ipm)], ids=str)
+@pytest.mark.parametrize("attack", [a for a in EVERY if isinstance(a, Alie | Ipm) and not a.noise], ids=str)
 def test_memory_stays_far_below_a_copy_of_all_rows(attack: CraftedAttack) -> None:
     rows = np.ones((40, 400_000), dtype=np.float32)  # 64 MB; in float64 128 MB
     seen = view(attack.knowledge, own=rows[:16], others=rows[16:])

@@ -64,7 +64,7 @@ def _forget() -> None:
 
 
 def test_an_attacker_knows_the_round_its_friends_and_the_last_step() -> None:
-    schedule = {"name": "from_round", "round": 2}
+    schedule = {"name": "sleeper", "rounds": 1}
     made, d = host(Recording.model_validate({"clients": [1, 4, 6], "schedule": schedule}))
     weights = made.initial_weights()
     honest = train(made, d, 1, [0, 1, 4, 5], None)

@@ -8,7 +8,7 @@ import ray
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Workers
 from fedrobust.federation.actors import answer
-from fedrobust.federation.pool import Pool, Share, share
+from fedrobust.federation.pool import Pool, Share, share, teams_that_fit
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,23 @@ from fedrobust.federation.pool import Pool, Share, share
 )
 def test_auto(workers: dict[str, float], resources: dict[str, float], clients: int, expected: Share) -> None:
     assert share(Workers.model_validate(workers), resources, clients) == expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "resources", "teams"),
+    [
+        ({}, {"CPU": 2.0}, 2),
+        ({"cpus": 2.0}, {"CPU": 8.0}, 4),
+        ({}, {"CPU": 16.0, "GPU": 2.0}, 8),
+        ({"gpus": 0.0}, {"CPU": 16.0, "GPU": 2.0}, 16),
+        ({"cpus": 2.0}, {"CPU": 1.0}, 1),
+    ],
+)
+def test_as_many_teams_as_there_is_room_for(
+    workers: dict[str, float], resources: dict[str, float], teams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    assert teams_that_fit(Workers.model_validate(workers)) == teams
 
 
 def test_more_than_the_cluster_has_is_refused() -> None:

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
-from fedrobust.aggregation import Context, Gram
-from fedrobust.trust import RobustZ, Scores, Trust, detection
+from fedrobust.aggregation import Context, Gram, History
+from fedrobust.trust import Detector, Quarantine, RobustZ, Scores, Trust, detection
+from fedrobust.trust.anomaly import Part
 
 CONTEXT = Context(f=0)
 
 
-def score(rows: np.ndarray, detector: RobustZ | None = None, prior: np.ndarray | None = None) -> Scores:
+def score(
+    rows: np.ndarray,
+    detector: RobustZ | None = None,
+    prior: np.ndarray | None = None,
+    averages: np.ndarray | None = None,
+) -> Scores:
     rows = rows.astype(np.float64)
     if prior is None:
         prior = np.full(len(rows), 1 / len(rows))
-    return (detector or RobustZ()).score(Gram(matrix=rows @ rows.T, prior=prior), CONTEXT)
+    histories = {} if averages is None else {"average": History(averages @ averages.T, rows @ averages.T)}
+    return (detector or RobustZ()).score(Gram(matrix=rows @ rows.T, prior=prior, histories=histories), CONTEXT)
+
+
+def squashed(z: np.ndarray) -> np.ndarray:
+    """The part that a z makes."""
+    return np.asarray(z**2 / (z**2 + 3.5**2))
 
 
 def honest(n: int, d: int = 200, common: float = 1.0, seed: int = 0) -> np.ndarray:
     """Rows around a common direction, as long as the noise times `common`."""
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=d)
-    return common * direction / np.linalg.norm(direction) * np.sqrt(d) + rng.normal(size=(n, d))
+    return np.asarray(common * direction / np.linalg.norm(direction) * np.sqrt(d) + rng.normal(size=(n, d)))
 
 
 def test_parts_on_hand_computed_numbers() -> None:
@@ -33,12 +48,12 @@ def test_parts_on_hand_computed_numbers() -> None:
     rows = np.diag([3.0, 4, 5, 6, 12])
     z = np.array([2, 1, 0, 1, 7]) / 1.4826
     found = score(rows)
-    np.testing.assert_allclose(found.parts["norm"], z**2 / (z**2 + 3.5**2), rtol=1e-9)
+    np.testing.assert_allclose(found.parts["norm"], squashed(z), rtol=1e-9)
     # The second nearest other row: √(9 + 25), √(16 + 25), √(25 + 16), √(36 + 16), √(144 + 16).
     distances = np.sqrt([34, 41, 41, 52, 160])
     deviations = distances - distances[1]
     z = np.maximum(deviations, 0) / (1.4826 * np.median(np.abs(deviations)))
-    np.testing.assert_allclose(found.parts["neighbours"], z**2 / (z**2 + 3.5**2), rtol=1e-9)
+    np.testing.assert_allclose(found.parts["neighbours"], squashed(z), rtol=1e-9)
     np.testing.assert_array_equal(found.score, np.max(list(found.parts.values()), axis=0))
 
 
@@ -46,7 +61,7 @@ def test_cosine_on_hand_computed_numbers() -> None:
     # Six equal rows are the geometric median; the seventh is at a right angle, the eighth opposite.
     rows = np.array([[1.0, 0]] * 6 + [[0, 1], [-1, 0]])
     z = np.array([0.0] * 6 + [1, 2]) / 0.05
-    np.testing.assert_allclose(score(rows).parts["cosine"], z**2 / (z**2 + 3.5**2), rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(score(rows).parts["cosine"], squashed(z), rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("n", [6, 10, 20, 40])
@@ -158,10 +173,153 @@ def test_honest_rows_that_lie_apart_are_suspected_too() -> None:
     assert score(rows).score[0] > 0.5
 
 
+# Parts that are asked for
+
+
+ALL = get_args(Part)
+
+
+def test_spectral_on_hand_computed_numbers() -> None:
+    # On a line, around a common part. Deviations from the median position 0: 0, 1, 1, 2, 10, with the median 1.
+    rows = np.array([5.0, 5]) + np.outer([0.0, -1, 1, -2, 10], [0.6, 0.8])
+    found = score(rows, RobustZ(parts=("spectral",), floor=0.01))
+    np.testing.assert_allclose(found.parts["spectral"], squashed(np.array([0, 1, 1, 2, 10]) / 1.4826), rtol=1e-3)
+    np.testing.assert_array_equal(found.score, found.parts["spectral"])
+
+
+def test_agreement_on_hand_computed_numbers() -> None:
+    # Six rows in one direction, one at a right angle, one opposite: median cosines 1, 0 and −1 with the others.
+    rows = np.array([[1.0, 0]] * 6 + [[0, 1], [-1, 0]])
+    z = np.array([0.0] * 6 + [1, 2]) / 0.05
+    np.testing.assert_allclose(score(rows, RobustZ(parts=("agreement",))).score, squashed(z), atol=1e-9)
+
+
+def test_duplicates_on_hand_computed_numbers() -> None:
+    # Of length 1, the second row is √0.4 from the first, the others √2 from all: ln √5 above the median 0, MAD 0.
+    rows = np.diag([1.0, 1, 2, 3, 4])
+    rows[1, :2] = [8, 6]
+    found = score(rows, RobustZ(parts=("duplicates",))).parts["duplicates"]
+    z = np.log(np.sqrt(5)) / 0.05
+    np.testing.assert_allclose(found, squashed(np.array([z, z, 0, 0, 0])), atol=1e-9)
+
+
+def test_consistency_on_hand_computed_numbers() -> None:
+    # Cosines with the own past: 1, 0.8, 0.6, −1. The last client is new. Of the turns 0, 0.2, 0.4, 2 and, for it, the
+    # median 0.3, the median is 0.3 and the MAD 0.3, 0.1, 0.1, 1.7, 0 → 0.1.
+    rows = np.array([[1.0, 0], [4, 3], [3, 4], [-2, 0], [0, 1]])
+    averages = np.array([[1.0, 0]] * 4 + [[0, 0]])
+    found = score(rows, RobustZ(parts=("consistency",)), averages=averages).parts["consistency"]
+    np.testing.assert_allclose(found, squashed(np.array([0, 0, 0.1, 1.7, 0]) / 0.14826), atol=1e-9)
+
+
+@pytest.mark.parametrize("part", ["cosine", "agreement", "neighbours", "spectral", "duplicates"])
+def test_averages_are_scored_like_updates_and_newcomers_not_at_all(part: Part) -> None:
+    rows, averages = honest(9, seed=1), honest(9, seed=2)
+    averages[0] *= -1
+    averages[1] = averages[0]
+    averages[[3, 7]] = 0
+    old = [0, 1, 2, 4, 5, 6, 8]
+    found = score(rows, RobustZ.model_validate({"parts": [f"average_{part}"]}), averages=averages).score
+    expected = score(averages[old], RobustZ(parts=(part,))).score
+    np.testing.assert_allclose(found[old], expected, atol=1e-9)
+    assert expected.max() > 0.1
+    np.testing.assert_array_equal(found[[3, 7]], [0, 0])
+
+
+def test_each_part_is_the_same_beside_others() -> None:
+    rows, averages = honest(10), honest(10, seed=1)
+    rows[:2] *= -1
+    everything = score(rows, RobustZ(parts=ALL), averages=averages)
+    assert list(everything.parts) == list(ALL)
+    for part in ALL:
+        np.testing.assert_array_equal(
+            score(rows, RobustZ(parts=(part,)), averages=averages).score, everything.parts[part]
+        )
+    np.testing.assert_array_equal(everything.score, np.max(list(everything.parts.values()), axis=0))
+    for part, values in score(rows).parts.items():
+        np.testing.assert_array_equal(values, everything.parts[part])
+
+
+def test_only_parts_that_look_back_want_the_averages() -> None:
+    assert RobustZ().histories == RobustZ(parts=("spectral", "duplicates")).histories == ()
+    assert RobustZ(parts=("norm", "consistency")).histories == RobustZ(parts=("average_cosine",)).histories
+    assert RobustZ(parts=("consistency",)).histories == ("average",)
+
+
+@pytest.mark.parametrize("f", [4, 8])
+def test_a_lie_behind_noise_is_seen_by_what_its_rows_share(f: int) -> None:
+    for seed in range(5):
+        rows, noise = honest(20, d=2000, seed=seed), np.random.default_rng(seed + 50).normal(size=(f, 2000))
+        rows[:f] = -0.7 * rows[f:].mean(axis=0) + 1.2 * noise
+        found = score(rows, RobustZ(parts=("spectral", "norm"))).parts
+        assert found["spectral"][:f].min() > 0.5 > found["spectral"][f:].max()
+        assert found["norm"].max() < 0.5
+
+
+@pytest.mark.parametrize("parts", [ALL, ("spectral",), ("duplicates", "consistency")])
+def test_honest_rows_with_an_honest_past_score_low_in_every_part(parts: tuple[Part, ...]) -> None:
+    scores = []
+    for seed in range(40):
+        averages = honest(20, seed=seed) / 3 + 2 * honest(1, seed=seed) / 3
+        scores.append(score(honest(20, seed=seed), RobustZ(parts=parts), averages=averages).score)
+    assert np.mean(np.array(scores) >= 0.5) < 0.02
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5])
+def test_every_part_is_finite_for_a_few_rows_and_zero_rows(n: int) -> None:
+    for rows in (np.zeros((n, 4)), np.ones((n, 4)), np.eye(n, 4)):
+        for averages in (np.zeros((n, 4)), rows, np.eye(n, 4)[::-1]):
+            if n:
+                found = score(rows, RobustZ(parts=ALL), averages=averages)
+                assert found.score.shape == (n,) and np.isfinite(found.score).all()
+                if n < 3:
+                    assert not found.score.any()
+
+
+class Loud(Detector):
+    """A detector of one's own: the squared norm beside the largest, and how many rounds it has seen."""
+
+    name: str = f"{__name__}:Loud"
+
+    @property
+    def histories(self) -> tuple[str, ...]:
+        return ("last",)
+
+    def score(self, gram: Gram, context: Context) -> Scores:
+        squares = np.diag(gram.matrix) / np.diag(gram.matrix).max()
+        rounds = context.state.get("rounds", np.zeros(1)) + 1
+        return Scores(squares, {"loud": squares}, {"rounds": rounds})
+
+
+def test_a_detector_of_ones_own_is_read_and_remembers() -> None:
+    trust = Trust.model_validate({"detector": {"name": f"{__name__}:Loud"}})
+    assert isinstance(trust.detector, Loud) and trust.detector.histories == ("last",)
+    gram = Gram(np.diag([1.0, 4]), np.full(2, 0.5))
+    first = trust.detector.score(gram, CONTEXT)
+    second = trust.detector.score(gram, Context(f=0, state=first.state))
+    assert first.score.tolist() == [0.25, 1] and second.state["rounds"].tolist() == [2]
+    assert dict(score(honest(3)).state) == {}
+
+
+def test_parts_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValidationError, match="parts"):
+        Trust.model_validate({"detector": {"parts": ["nrom"]}})
+    with pytest.raises(ValidationError, match="parts"):
+        Trust.model_validate({"detector": {"parts": []}})
+
+
 def test_trust_is_read_from_a_file() -> None:
-    trust = Trust.model_validate({"detector": {"name": "robust_z", "cutoff": 3.0}, "reputation": "beta"})
-    assert trust.detector == RobustZ(cutoff=3.0)
+    written = {
+        "detector": {"name": "robust_z", "cutoff": 3.0, "parts": ["norm", "duplicates"]},
+        "reputation": "beta",
+        "quarantine": {"enter": 0.3},
+        "acts": True,
+    }
+    trust = Trust.model_validate(written)
+    assert trust.detector == RobustZ(cutoff=3.0, parts=("norm", "duplicates"))
+    assert trust.quarantine == Quarantine(enter=0.3) and trust.acts
     assert Trust.model_validate(trust.model_dump(mode="json", serialize_as_any=True)) == trust
+    assert not Trust().acts
 
 
 def test_detection_on_hand_computed_numbers() -> None:

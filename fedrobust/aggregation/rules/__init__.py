@@ -6,9 +6,10 @@ from fedrobust.aggregation.rules import selection  # isort: skip
 from fedrobust.aggregation.rules import spectral  # isort: skip
 from fedrobust.aggregation.rules import coordinatewise  # isort: skip
 from fedrobust.aggregation.rules import signs, layers, features  # isort: skip
-from fedrobust.aggregation.rules import clusters, anchored, histories  # isort: skip
+from fedrobust.aggregation.rules import clusters, anchored, histories, adaptive  # isort: skip
 
 __all__ = [
+    "adaptive",
     "anchored",
     "averages",
     "clusters",

@@ -1,0 +1,145 @@
+"""How far each row lies from the others, by several measures, from the Gram matrix alone.
+
+Each function gives figures (n,) float64, one for each row: the higher, the stranger. They are finite for every Gram of
+finite rows, n ≥ 1. None looks at priors: a sample count is the client's own claim. `robust_z` makes figures of
+different units comparable. A history's products are a Gram, too: `of_history` is that of the clients' averages.
+
+The norm is `Gram.norms`. Measures of distance keep their digits however large the common part of the rows is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedrobust.aggregation.base import Context
+from fedrobust.aggregation.gram import Floats, Gram, History
+from fedrobust.aggregation.numerics import ROUNDING, ZERO, cosines
+from fedrobust.aggregation.rules.averages import GeometricMedian
+
+NEGLIGIBLE = 1e-6
+"""Distances below this part of the typical norm are rounding: float32 makes equal rows differ by 1e-7."""
+EQUAL = 1e-9
+"""Top eigenvalues with a smaller relative gap count as one: no direction stands out."""
+
+
+def robust_z(values: Floats, floor: float, centre: float | None = None) -> Floats:
+    """z = (x − c) / max(1.4826 · median |x − c|, floor) (n,), c = `centre` or else the median of the values.
+
+    1.4826 makes the spread that of a normal sample (Iglewicz and Hoaglin, 1993). `floor` > 0, in the unit of the
+    values, is the least spread: values that agree have small z.
+    """
+    deviations = values - (np.median(values) if centre is None else centre)
+    spread = 1.4826 * float(np.median(np.abs(deviations)))
+    return np.asarray(deviations / max(spread, floor))
+
+
+def typical_norm(gram: Gram) -> float:
+    """The median norm; where that is 0 the largest, and 1 where all rows are zero."""
+    norms = gram.norms()
+    return float(np.median(norms)) or float(norms.max()) or 1.0
+
+
+def centre(gram: Gram) -> Floats:
+    """The weights (n,) of the robust centre c = Σ w_i u_i: the geometric median of the rows, each counted once."""
+    # A score needs no more digits; the unit makes the result independent of the scale of the updates.
+    rule = GeometricMedian(nu=1e-6 * typical_norm(gram), tolerance=1e-6, iterations=200)
+    uniform = replace(gram, prior=np.full(gram.n, 1.0 / gram.n))
+    return np.asarray(rule.combine(uniform, Context(f=0)).weights)
+
+
+def cosine_distances_to_centre(gram: Gram) -> Floats:
+    """1 − cos(u_i, c) in [0, 2] for the robust centre c; 1 where either is zero. Independent of the rows' lengths."""
+    weights = centre(gram)
+    products = gram.matrix @ weights
+    beside = gram.norms() * np.sqrt(max(float(weights @ products), 0.0))
+    return 1.0 - cosines(products, np.where(beside > 1e-12 * typical_norm(gram) ** 2, beside, 0.0))
+
+
+def disagreements(gram: Gram) -> Floats:
+    """1 − the median cosine between u_i and the other rows, in [0, 2]; 1 for a zero row, 0 for a row that is alone.
+
+    A minority of copies cannot agree with itself here, as it can with a centre that it has drawn to itself: 8 equal
+    rows among 20 may own the geometric median. Independent of the rows' lengths.
+    """
+    if gram.n < 2:
+        return np.zeros(gram.n)
+    norms = gram.norms()
+    norms[norms <= ZERO * typical_norm(gram)] = 0.0
+    others = ~np.eye(gram.n, dtype=bool)
+    return np.asarray(1.0 - np.median(cosines(gram.matrix, np.outer(norms, norms))[others].reshape(gram.n, -1), axis=1))
+
+
+def neighbour_distances(gram: Gram) -> Floats:
+    """‖u_i − u_j‖ to the ⌊n/2⌋-th nearest other row j. A minority of alike rows has too few of its own to be near.
+
+    Translation changes nothing.
+    """
+    return np.asarray(np.sort(np.sqrt(gram.distances_squared()), axis=1)[:, gram.n // 2])
+
+
+def spectral_deviations(gram: Gram) -> Floats:
+    """|p_i − median p|, p_i = ⟨u_i − c, v₁⟩: how far out the row is along the direction in which most rows vary.
+
+    v₁ is the first eigenvector of Σ s_i s_iᵀ, s_i = (u_i − c) / ‖u_i − c‖ (spherical principal components, Locantore et
+    al., 1999), c the robust centre: every row counts the same, so a few huge ones cannot own v₁. Rows that share a
+    direction, as those of a collusion, add up in it, and honest noise in many dimensions does not. All are 0 where no
+    direction stands out. Take `robust_z` with the centre 0. Translation changes nothing.
+    """
+    around = gram.mixed(np.eye(gram.n) - centre(gram))
+    lengths = around.norms()
+    inverse = np.divide(1.0, lengths, out=np.zeros(gram.n), where=lengths > NEGLIGIBLE * typical_norm(gram))
+    values, vectors = np.linalg.eigh(around.matrix * np.outer(inverse, inverse))
+    if values[-1] <= 0 or (gram.n > 1 and values[-1] - values[-2] <= EQUAL * values[-1]):
+        return np.zeros(gram.n)
+    projections = around.matrix @ (inverse * vectors[:, -1]) / np.sqrt(values[-1])
+    return np.asarray(np.abs(projections - np.median(projections)))
+
+
+def closeness(gram: Gram) -> Floats:
+    """ln(median_j e_j / e_i), e_i the distance to the nearest other row, of rows scaled to length 1.
+
+    Copies of one row score high (equal ones 14), noise on them makes it less, and the length of a copy plays no part.
+    Honest rows differ by their own noise at least, so for a majority of them it is near 0, and below 0 for a row
+    that is far from all others. A zero row has no direction, and is no row's copy. With less than three rows all are 0.
+    """
+    if gram.n < 3:
+        return np.zeros(gram.n)
+    norms, squares = gram.norms(), np.diag(gram.matrix)
+    known = norms > NEGLIGIBLE * typical_norm(gram)
+    # ‖a/|a| − b/|b|‖² from the exact distance; the difference of norms from that of their squares.
+    sums = np.add.outer(norms, norms)
+    gaps = np.divide(np.subtract.outer(squares, squares), sums, out=np.zeros_like(sums), where=sums > 0)
+    apart = np.full(gram.matrix.shape, 2.0)
+    both = np.outer(known, known)
+    np.divide(gram.distances_squared() - gaps**2, np.outer(norms, norms), out=apart, where=both)
+    np.fill_diagonal(apart, np.inf)
+    nearest = np.sqrt(np.maximum(apart.min(axis=1), NEGLIGIBLE**2))
+    return np.asarray(np.where(known, np.log(np.median(nearest) / nearest), 0.0))
+
+
+def turns_from_past(gram: Gram, history: History) -> Floats:
+    """1 − cos(u_i, h_i) in [0, 2], h_i what the client sent in the past: `gram.histories["average"]`.
+
+    A client without a past, or without an update, has the median of the others: no evidence. 0 if nobody has one.
+    """
+    norms = np.sqrt(np.maximum(np.diag(history.matrix), 0.0)) * gram.norms()
+    known = norms > NEGLIGIBLE**2 * typical_norm(gram) ** 2
+    turned = 1.0 - cosines(np.diag(history.cross), np.where(known, norms, 0.0))
+    return np.where(known, turned, np.median(turned[known]) if known.any() else 0.0)
+
+
+def moves_from_past(gram: Gram, history: History) -> Floats:
+    """‖u_i − h_i‖, h_i what the client sent in the past; the median of the others for a client without one."""
+    squares = np.diag(gram.matrix) - 2.0 * np.diag(history.cross) + np.diag(history.matrix)
+    known = np.diag(history.matrix) > ROUNDING * typical_norm(gram) ** 2
+    moved = np.sqrt(np.maximum(squares, 0.0))
+    return np.where(known, moved, np.median(moved[known]) if known.any() else 0.0)
+
+
+def of_history(gram: Gram, history: History) -> tuple[Gram, np.ndarray]:
+    """The Gram of the k histories h_i that are not zero, and which rows (n,) bool they belong to. k may be 0."""
+    known = np.diag(history.matrix) > ROUNDING * typical_norm(gram) ** 2
+    count = int(known.sum())
+    return Gram(history.matrix[np.ix_(known, known)], np.full(count, 1.0 / max(count, 1))), known

@@ -1,0 +1,101 @@
+"""Rows that are known combinations of given lines: a defence judges them by algebra, with no pass over the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrobust.aggregation.base import Reduction
+from fedrobust.aggregation.clear import Clear
+from fedrobust.aggregation.gram import Combination, Floats, Gram, gram_of_lines
+from fedrobust.aggregation.protocol import Measure, Protocol
+
+
+class Span:
+    """L lines (d,), the histories of n clients, and their products: one pass over the lines for each set of anchors.
+
+    lines: what `Clear` takes as blocks. histories: name → (clients, d). clients: (n,) ids of the rows to be made.
+    """
+
+    def __init__(self, lines: Sequence[Any], histories: Mapping[str, NDArray[Any]], clients: NDArray[np.int64]) -> None:
+        self.lines, self.histories, self.clients = Clear(lines), dict(histories), clients
+        self._known: dict[tuple[str, ...], Gram] = {}
+
+    def gram(self, anchors: Mapping[str, np.ndarray], histories: Sequence[str]) -> Gram:
+        """The Gram of the lines; the anchors, then the clients' histories are its anchors.
+
+        What it has once seen an anchor's name for, it does not look at again.
+        """
+        key = (*anchors, "", *histories)
+        if key not in self._known:
+            past = {f"{name} {client}": self._past(name, int(client)) for name in histories for client in self.clients}
+            self._known[key] = self.lines.gram({**anchors, **past})
+        return self._known[key]
+
+    def rows(self, coefficients: Floats, prior: Floats) -> Spanned:
+        """The rows `coefficients` (n, L) @ lines, with priors (n,)."""
+        return Spanned(self, coefficients, prior)
+
+    def _past(self, name: str, client: int) -> NDArray[Any]:
+        kept = self.histories.get(name, ())
+        return np.asarray(kept[client]) if client < len(kept) else np.zeros(self.lines.d, dtype=np.float32)
+
+
+class Spanned(Protocol):
+    """The rows `coefficients` (n, L) @ lines as a protocol in the clear."""
+
+    reveals: ClassVar[frozenset[str]] = Clear.reveals
+
+    def __init__(self, span: Span, coefficients: Floats, prior: Floats) -> None:
+        self._span, self.coefficients = span, coefficients
+        self.n, self.d, self.prior = len(coefficients), span.lines.d, prior / prior.sum()
+        self._anchors: dict[str, np.ndarray] = {}
+        self._lines: Gram | None = None
+
+    def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
+        """Their Gram, from that of the lines."""
+        self._anchors = dict(anchors or {})
+        self._lines = self._span.gram(self._anchors, histories)
+        assert self._lines.centred is not None
+        others = len(self._lines.anchors)
+        mixing = np.zeros((self.n + others, self._lines.n + others))
+        mixing[: self.n, : self._lines.n] = self.coefficients
+        mixing[self.n :, self._lines.n :] = np.eye(others)
+        return gram_of_lines(self._lines.centred.mixed(mixing), self.prior, list(self._anchors), histories)
+
+    def combine(self, combination: Combination) -> NDArray[np.float32]:
+        """The aggregate (d,) float32."""
+        if self._lines is None:
+            self.gram()
+        lines = Combination(combination.weights @ self.coefficients, combination.anchors)
+        return self._span.lines.combine(lines)
+
+    def squared_distance(self, combination: Combination, point: Floats) -> float:
+        """‖z − p‖² of the aggregate z that `combination` stands for and p = point (L,) @ lines; after `gram`."""
+        assert self._lines is not None
+        return self._lines.squared_norm(
+            Combination(combination.weights @ self.coefficients - point, combination.anchors)
+        )
+
+    def finite_rows(self) -> NDArray[np.bool_]:
+        """(n,) all True where the coefficients are finite: lines are."""
+        return np.asarray(np.isfinite(self.coefficients).all(axis=1))
+
+    def subset(self, keep: NDArray[Any]) -> Protocol:
+        """The same without the rows that are not in `keep`, a mask (n,) or indices."""
+        span = Span(self._span.lines.blocks, self._span.histories, self._span.clients[keep])
+        return Spanned(span, self.coefficients[keep], self.prior[keep])
+
+    def total(self, measure: Measure, mixing: Floats | None = None) -> NDArray[Any]:
+        """The sum of what `measure` says of each chunk of the rows, or of the rows `mixing @ rows`."""
+        return self._span.lines.total(measure, self._mixed(mixing))
+
+    def reduce(self, reduction: Reduction, mixing: Floats | None = None) -> NDArray[np.float32]:
+        """What `reduction` makes of each chunk of the rows, or of the rows `mixing @ rows`, side by side (d,)."""
+        return self._span.lines.reduce(reduction, self._mixed(mixing))
+
+    def _mixed(self, mixing: Floats | None) -> Floats:
+        return self.coefficients if mixing is None else mixing @ self.coefficients

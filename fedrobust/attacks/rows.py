@@ -1,0 +1,60 @@
+"""What crafted attacks do with rows: statistics per coordinate, noise, and the Gram matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from fedrobust.aggregation import Clear, Gram
+
+Rows = Sequence[np.ndarray] | np.ndarray
+"""m rows (d,) float32: an (m, d) array, or any sequence of rows, so that nothing needs to be copied together."""
+
+_CHUNK = 1 << 16
+"""Columns that are held in float64 at a time."""
+
+
+def chunks(rows: Rows) -> Iterator[tuple[slice, np.ndarray]]:
+    """Chunks of columns, and the rows there, (m, w) float64."""
+    for start in range(0, len(rows[0]), _CHUNK):
+        columns = slice(start, start + _CHUNK)
+        yield columns, np.array([row[columns] for row in rows], dtype=np.float64)
+
+
+def by_columns(rows: Rows, reduce: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """`reduce` (m, w) float64 -> (w,) over chunks of columns, as one row (d,) float32."""
+    result = np.empty(len(rows[0]), dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for columns, chunk in chunks(rows):
+            result[columns] = reduce(chunk)
+    return result
+
+
+def mean_of(rows: Rows) -> np.ndarray:
+    """The mean of the rows, (d,) float32."""
+    return by_columns(rows, lambda chunk: chunk.mean(axis=0))
+
+
+def gram_of(rows: Rows, anchors: Mapping[str, np.ndarray] | None = None) -> Gram:
+    """The Gram matrix of the rows, and the products with vectors beside them, `anchors` (d,)."""
+    return Clear([row[np.newaxis] for row in rows]).gram(anchors)
+
+
+def norm(row: np.ndarray) -> float:
+    """‖u‖, summed in float64."""
+    return float(np.sqrt(np.einsum("i,i->", row, row, dtype=np.float64)))
+
+
+def noisy(rows: np.ndarray, part: float, generator: np.random.Generator) -> np.ndarray:
+    """The rows (k, d) float32, each with Gaussian noise of its own, whose norm is about `part` of the row's."""
+    return rows if part == 0 else with_noise(rows, part, generator.standard_normal(rows.shape, dtype=np.float32))
+
+
+def with_noise(rows: np.ndarray, part: float, noise: np.ndarray) -> np.ndarray:
+    """The same with given standard normal `noise` (k, d) float32, in which the result is made."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        for own, row in zip(noise, rows, strict=True):
+            own *= np.float32(part * norm(row) / np.sqrt(len(row)))
+            own += row
+    return noise

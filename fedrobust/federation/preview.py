@@ -1,0 +1,84 @@
+"""What an attacker who knows the defence can work out before it sends: what the defence would make of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrobust.aggregation import Combination, Span, capped_prior
+from fedrobust.attacks import Rows
+from fedrobust.trust.defence import Defence, Known
+
+
+@dataclass(frozen=True, eq=False)
+class DefencePreview:
+    """The defence, with its state, before a round, as the hospitals `group` of an attack see it.
+
+    updates: hospital → what it trained (d,), of all participants. ids: the id under which each of them appears.
+    samples: (ids,) the claimed sample counts of every id, None where they do not count. histories: as the protocol
+    keeps them. root: (d,) the server's own update, where the defence has one.
+    """
+
+    defence: Defence
+    known: Known
+    group: Sequence[int]
+    updates: Mapping[int, np.ndarray]
+    ids: Mapping[int, int]
+    round: int
+    samples: np.ndarray | None = None
+    histories: Mapping[str, np.ndarray] | None = None
+    root: np.ndarray | None = None
+
+    def lines(self, extra: Rows) -> DefenceSearch:
+        """A search in the span of L lines: the own rows, the others' finite ones, then the directions `extra` (d,).
+
+        Own rows that are not finite count as zeros.
+        """
+        finite = {client: bool(np.isfinite(row).all()) for client, row in self.updates.items()}
+        group = sorted(self.group)
+        others = [client for client in sorted(self.updates) if client not in group and finite[client]]
+        rejected = [self.ids[client] for client in self.updates if client not in group and not finite[client]]
+        own = [self.updates[client] if finite[client] else np.zeros_like(self.updates[client]) for client in group]
+        places = {self.ids[client]: line for line, client in enumerate([*group, *others])}
+        lines = np.stack([*own, *(self.updates[client] for client in others), *extra])
+        return DefenceSearch(self, lines, dict(sorted(places.items())), rejected)
+
+
+class DefenceSearch:
+    """One round through the defence, asked many times for crafted rows in the span of the same lines (L, d)."""
+
+    def __init__(
+        self, preview: DefencePreview, lines: np.ndarray, places: Mapping[int, int], rejected: Sequence[int]
+    ) -> None:
+        self._preview, self._rejected = preview, rejected
+        self._clients = np.array(list(places), dtype=np.int64)
+        self._lines, self._span = lines, Span([lines], preview.histories or {}, self._clients)
+        self._rows = np.eye(len(lines))[list(places.values())]
+        attackers = len(preview.group)
+        self._crafted = [list(places.values()).index(line) for line in range(attackers)]
+        honest = [line for line in places.values() if line >= attackers]
+        self._honest_mean = np.isin(np.arange(len(lines)), honest) / max(1, len(honest))
+        everybody = np.array(sorted(preview.ids[client] for client in preview.updates))
+        samples = None if preview.samples is None else preview.samples[everybody]
+        self._prior = capped_prior(samples, len(everybody))[np.isin(everybody, self._clients)]
+
+    def damage(self, crafted: NDArray[np.float64]) -> float:
+        """‖aggregate − mean of the others' rows‖ if the attackers sent `crafted @ lines`, for `crafted` (k, L).
+
+        0 where the round would be skipped.
+        """
+        coefficients = self._rows.copy()
+        coefficients[self._crafted] = crafted
+        rows = self._span.rows(coefficients, self._prior)
+        asked = self._preview
+        judged = asked.defence.judge(asked.known, rows, self._clients, asked.round, asked.root, self._rejected)
+        if judged.decision is None:
+            return 0.0
+        decided = judged.decision.decided
+        if isinstance(decided, Combination):
+            return float(np.sqrt(rows.squared_distance(decided, self._honest_mean)))
+        aggregate = rows.reduce(decided, judged.decision.mixing).astype(np.float64)
+        return float(np.linalg.norm(aggregate - self._honest_mean @ self._lines))

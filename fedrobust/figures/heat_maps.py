@@ -1,0 +1,221 @@
+"""What the coordinator made of each hospital in each round: heat maps, with what happened marked in their cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import Normal, Stroke
+
+from fedrobust.figures.style import (
+    ABSENT,
+    ANOMALY,
+    ATTACK,
+    FAINT,
+    INK,
+    MUTED,
+    WEIGHT,
+    client_ticks,
+    colour_bar,
+    round_ticks,
+)
+
+HEAT_MAPS: Mapping[str, tuple[str, Any]] = {
+    "reputation": ("reputation", "cividis"),
+    "weights": ("share of the aggregate", WEIGHT),
+    "anomaly": ("anomaly score", ANOMALY),
+}
+"""Per-client quantities of a round record: the legend of their colours, and the colours."""
+SMALLEST = 4.0
+"""Points of a cell's shorter side below which dots and crosses would only blur it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """What is marked in the cells of a heat map: (clients, rounds) bool each; None: it is not told."""
+
+    suspected: np.ndarray | None = None
+    """A dot, in cells that are large enough."""
+    rejected: np.ndarray | None = None
+    """A cross, in cells that are large enough."""
+    quarantined: np.ndarray | None = None
+    """A bar through the middle."""
+    attacking: np.ndarray | None = None
+    """The truth: a vermilion line below."""
+    renewed: np.ndarray | None = None
+    """The hospital appears under an id that is not that of the round before: a dark line on the left."""
+    acts: bool = True
+    """Whether who is quarantined is left out, or quarantine is recorded only."""
+
+
+def client_figure(
+    values: np.ndarray,
+    rounds: Sequence[int],
+    attackers: Mapping[int, str],
+    kind: str,
+    marks: Marks | None = None,
+) -> Figure:
+    """Heat map client × round of `kind`, a key of `HEAT_MAPS`, with the true attackers at the top.
+
+    `values` (clients, rounds) float, NaN where a hospital took no part; `marks` are of the same shape.
+    """
+    clients, columns = values.shape
+    order = _attackers_first(clients, attackers)
+    height = min(9.0, max(2.2, 1.45 + 0.24 * clients))
+    figure = Figure(figsize=(9.2, height), layout="constrained")
+    axes = figure.subplots()
+    legend, colours = HEAT_MAPS[kind]
+    finite = values[np.isfinite(values)]
+    top = 1.0 if kind != "weights" else float(finite.max(initial=0.0)) or 1.0
+    scale = Normalize(min(0.0, float(finite.min(initial=0.0))), top)
+    row = (height - 1.2) * 72 / clients
+    handles = _cells(axes, values[order], scale, colours)
+    handles |= _marked(axes, marks or Marks(), order, 7.0 * 72 / columns, row)
+    client_ticks(axes, order, attackers, row)
+    round_ticks(axes, rounds)
+    axes.set_xlabel("round")
+    _separate(axes, attackers, clients, row)
+    bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, pad=0.02, fraction=0.045, aspect=max(8, 6 * height))
+    colour_bar(bar, legend)
+    _legend(figure, handles)
+    return figure
+
+
+def parts_figure(
+    parts: Mapping[str, np.ndarray],
+    rounds: Sequence[int],
+    attackers: Mapping[int, str],
+    marks: Marks | None = None,
+) -> Figure:
+    """What the anomaly score is made of: a heat map client × round for each part, the true attackers at the top.
+
+    `parts` are name → (clients, rounds) float in [0, 1], at least one, NaN where a hospital has no figure; `marks` are
+    of the same shape.
+    """
+    clients, columns = next(iter(parts.values())).shape
+    order = _attackers_first(clients, attackers)
+    across = 2 if len(parts) == 4 else min(3, len(parts))
+    down = math.ceil(len(parts) / across)
+    panel = min(3.4, max(1.1, 0.3 + 0.17 * clients))
+    height = panel * down + 0.75
+    figure = Figure(figsize=(9.2, height), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False)
+    scale, row = Normalize(0.0, 1.0), (panel - 0.3) * 72 / clients
+    handles: dict[str, Any] = {}
+    for place, axes in enumerate(panels.ravel()):
+        if place >= len(parts):
+            axes.set_axis_off()
+            continue
+        name = list(parts)[place]
+        handles |= _cells(axes, parts[name][order], scale, ANOMALY)
+        handles |= _marked(axes, marks or Marks(), order, 7.4 * 72 / across / columns, row)
+        _separate(axes, attackers, clients, row)
+        axes.set_title(name.replace("_", " "), fontsize=10, color=INK, pad=4)
+        client_ticks(axes, order, attackers, row, named=False)
+        round_ticks(axes, rounds, most=10 if across == 1 else 5)
+        if place % across:
+            axes.set_yticks([])
+            axes.set_ylabel("")
+        if place + across < len(parts):
+            axes.tick_params(labelbottom=False)
+        else:
+            axes.set_xlabel("round")
+    beside: dict[str, Any] = {"pad": 0.02, "fraction": 0.045, "shrink": 1 / down, "anchor": (0.0, 1.0)}
+    bar = figure.colorbar(ScalarMappable(scale, ANOMALY), ax=panels, aspect=max(8, 6 * panel), **beside)
+    colour_bar(bar, "part of the anomaly score")
+    _legend(figure, handles)
+    return figure
+
+
+def _attackers_first(clients: int, attackers: Mapping[int, str]) -> list[int]:
+    return [*sorted(attackers), *(client for client in range(clients) if client not in attackers)]
+
+
+def _cells(axes: Axes, values: np.ndarray, scale: Normalize, colours: str | Colormap) -> dict[str, Any]:
+    """Draw the cells, whose columns are 1, 2, …; returns what the legend has to say of them."""
+    clients, columns = values.shape
+    axes.set_facecolor(ABSENT)
+    axes.imshow(
+        np.ma.masked_invalid(values),
+        aspect="auto",
+        interpolation="nearest",
+        cmap=colours,
+        norm=scale,
+        extent=(0.5, columns + 0.5, clients - 0.5, -0.5),
+    )
+    axes.spines[:].set_color(FAINT)
+    return {"no figure": Patch(color=ABSENT)} if np.isnan(values).any() else {}
+
+
+def _separate(axes: Axes, attackers: Mapping[int, str], clients: int, row: float) -> None:
+    """A gap between the attackers and the others, where rows are `row` points high."""
+    if attackers and len(attackers) < clients:
+        axes.axhline(len(attackers) - 0.5, color="white", linewidth=max(1.0, min(4.0, row * 0.2)), zorder=1)
+
+
+def _marked(axes: Axes, marks: Marks, order: Sequence[int], column: float, row: float) -> dict[str, Any]:
+    """Draw the marks into cells of `column` by `row` points; returns what the legend has to say of them."""
+    cell, found = min(column, row), {}
+    if marks.attacking is not None and marks.attacking.any():
+        style: dict[str, Any] = {"color": ATTACK, "linewidth": max(1.0, min(3.0, row * 0.18))}
+        below = 0.4 - 0.5 * style["linewidth"] / row
+        lines = [(place + below, *run) for place, run in _runs(marks.attacking[order])]
+        axes.hlines(*zip(*lines, strict=True), **style, capstyle="butt", zorder=2)
+        found["attacks"] = Line2D([], [], **style)
+    if marks.quarantined is not None and marks.quarantined.any():
+        width = max(1.0, min(3.5, row * 0.2))
+        style = {
+            "color": "white",
+            "linewidth": width,
+            "path_effects": [Stroke(linewidth=width + 1.2, foreground=INK), Normal()],
+        }
+        lines = [(place, start, stop) for place, (start, stop) in _runs(marks.quarantined[order])]
+        axes.hlines(*zip(*lines, strict=True), **style, capstyle="butt", zorder=3)
+        found["in quarantine" if marks.acts else "quarantine, recorded only"] = Line2D([], [], **style)
+    dots = {"s": (cell * 0.36) ** 2, "facecolors": "white", "edgecolors": INK, "marker": "o"}
+    crosses = {"s": (cell * 0.36) ** 2, "c": INK, "marker": "x"}
+    for word, given, points in (("suspected", marks.suspected, dots), ("rejected", marks.rejected, crosses)):
+        if given is not None and cell >= SMALLEST and given.any():
+            rows, places = np.nonzero(given[order])
+            axes.scatter(places + 1, rows, **points, linewidths=max(0.6, cell * 0.06), zorder=4)  # type: ignore[arg-type]
+            look = {"markerfacecolor": "white", "markeredgecolor": INK, "linestyle": "", "markersize": 6}
+            found[word] = Line2D([], [], marker=str(points["marker"]), **look)  # type: ignore[arg-type]
+    if marks.renewed is not None and marks.renewed.any():
+        rows, places = np.nonzero(marks.renewed[order])
+        edge: dict[str, Any] = {"color": INK, "path_effects": [Stroke(linewidth=3.0, foreground="white"), Normal()]}
+        axes.vlines(places + 0.5, rows - 0.5, rows + 0.5, linewidth=1.4, capstyle="butt", zorder=5, **edge)
+        found["new identity"] = Line2D([], [], marker="|", linestyle="", markersize=9, markeredgewidth=1.6, color=INK)
+    return found
+
+
+def _runs(marks: np.ndarray) -> list[tuple[int, tuple[float, float]]]:
+    """Row and ends of each unbroken run of marks, in the columns 1, 2, … that reach half a column to either side."""
+    padded = np.pad(marks, ((0, 0), (1, 1))).astype(np.int8)
+    found = []
+    for row, steps in enumerate(np.diff(padded, axis=1)):
+        starts, stops = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+        found += [(row, (start + 0.5, stop + 0.5)) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    return found
+
+
+def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
+    if handles:
+        figure.legend(
+            list(handles.values()),
+            list(handles),
+            loc="outside lower left",
+            ncols=len(handles),
+            frameon=False,
+            fontsize=9,
+            labelcolor=MUTED,
+            handlelength=1.6,
+        )

@@ -1,0 +1,138 @@
+"""How well the global model reads: its curves, its confusion matrix and the patches it misreads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedrobust.figures.style import ATTACK, FAINT, INK, MUTED, WEIGHT, apart, bare, fit
+
+
+def curves_figure(
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], attacking: Mapping[int, int], chance: float
+) -> Figure:
+    """Figures in [0, 1] by round, each named at its end; below, how many hospitals attacked in each round.
+
+    `curves` are name → (rounds, values), drawn in that order; `attacking` is round → number of hospitals.
+    """
+    figure = Figure(figsize=(9.2, 4.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[7, 1])
+    styles = {
+        "balanced accuracy": ("#0072b2", "-", 2.4),
+        "accuracy": ("#56b4e9", "-", 1.6),
+        "worst hospital": ("#009e73", "--", 1.6),
+        "attack success": (ATTACK, "-", 2.4),
+    }
+    upper.axhline(chance, color=MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
+    ends: list[tuple[float, str, str]] = []
+    for name, (rounds, values) in curves.items():
+        colour, dash, width = styles.get(name, (MUTED, "-", 1.4))
+        marker = "o" if len(rounds) <= 40 else None
+        upper.plot(rounds, values, dash, color=colour, linewidth=width, marker=marker, markersize=width + 1.2)
+        shown = [value for value in values if math.isfinite(value)]
+        if shown:
+            ends.append((shown[-1], f"{name}  {shown[-1]:.2f}", colour))
+    ends.append((chance, "chance", MUTED))
+    for place, (_, text, colour) in zip(apart([end[0] for end in ends], 0.072), ends, strict=True):
+        upper.annotate(
+            text,
+            (1, place),
+            xycoords=upper.get_yaxis_transform(),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=9.5,
+            annotation_clip=False,
+        )
+    bare(upper)
+    upper.set_ylim(-0.02, 1.02)
+    upper.grid(axis="y", color=FAINT, linewidth=0.7)
+    upper.tick_params(bottom=False)
+    bare(lower)
+    rounds_seen = sorted(attacking) or [1]
+    most = max(attacking.values(), default=0)
+    lower.bar(rounds_seen, [attacking.get(round, 0) for round in rounds_seen], width=1.0, color=ATTACK, alpha=0.75)
+    lower.set_ylim(0, max(1, most) * 1.05)
+    lower.set_yticks([0, max(1, most)])
+    lower.set_xlim(rounds_seen[0] - 0.6, rounds_seen[-1] + 0.6)
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    lower.set_xlabel("round")
+    note = "hospitals that attack" if most else "no hospital attacks"
+    lower.annotate(
+        note,
+        (1, 0.5),
+        xycoords="axes fraction",
+        xytext=(8, 0),
+        textcoords="offset points",
+        va="center",
+        color=ATTACK if most else MUTED,
+        fontsize=9.5,
+        annotation_clip=False,
+    )
+    return figure
+
+
+def confusion_figure(matrix: np.ndarray, label_names: Sequence[str]) -> Figure:
+    """Confusion matrix (truth, predicted), coloured by the share of each true label; counts while they are legible."""
+    classes = len(matrix)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = min(9.0, max(3.4, 1.9 + 0.72 * classes))
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(share, cmap=WEIGHT, vmin=0, vmax=1)
+    size = 10.5 if classes <= 4 else 8 if classes <= 9 else 6
+    if classes <= 14:
+        for row, column in np.ndindex(classes, classes):
+            text = f"{share[row, column]:.0%}" + (f"\n{matrix[row, column]:,}" if classes <= 9 else "")
+            colour = "white" if share[row, column] > 0.45 else INK
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size, linespacing=1.4)
+    names = [fit(name, 22) for name in label_names]
+    turn = 0 if classes <= 3 and max(map(len, names), default=0) <= 14 else 40
+    axes.set_xticks(range(classes), names, rotation=turn, ha="right" if turn else "center", rotation_mode="anchor")
+    axes.set_yticks(range(classes), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("truth")
+    bare(axes)
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    return figure
+
+
+def misread_figure(
+    images: np.ndarray,
+    truth: Sequence[int],
+    predicted: Sequence[int],
+    confidence: Sequence[float],
+    label_names: Sequence[str],
+    most: int = 24,
+) -> Figure:
+    """Montage of misread patches, the most confident first: `images` (n, H, W, 3) uint8, aligned with the rest."""
+    order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")[:most]
+    columns = min(8, max(1, len(order)))
+    rows = max(1, math.ceil(len(order) / columns))
+    figure = Figure(figsize=(max(3.2, 1.15 * columns), 1.62 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, index in zip(panels, order, strict=False):
+        axes.imshow(images[index], interpolation="nearest" if images.shape[1] < 64 else "antialiased")
+        name, wrong = (fit(label_names[label], 15) for label in (truth[index], predicted[index]))
+        axes.set_title(f"{name}", fontsize=7.5, color=INK, pad=3)
+        axes.text(
+            0.5,
+            -0.05,
+            f"{wrong}\n{confidence[index]:.0%}",
+            transform=axes.transAxes,
+            ha="center",
+            va="top",
+            fontsize=7.5,
+            color=ATTACK,
+            linespacing=1.25,
+        )
+    return figure

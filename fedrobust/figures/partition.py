@@ -1,0 +1,64 @@
+"""Who holds what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fedrobust.figures.style import FAINT, INK, LABEL_COLOURS, MUTED, WEIGHT, bare, client_ticks, colour_bar, fit
+
+
+def partition_figure(
+    counts: np.ndarray,
+    label_names: Sequence[str],
+    attackers: Mapping[int, str] | None = None,
+    patients: Sequence[int] | None = None,
+) -> Figure:
+    """Who holds what: training patches of each label at each hospital.
+
+    `counts` (hospitals, labels) int; `attackers` are marked; `patients` (hospitals,) is written beside the bars. Up to
+    eight labels are stacked bars, more are a heat map.
+    """
+    counts = np.asarray(counts)
+    attackers = attackers or {}
+    hospitals, labels = counts.shape
+    height = min(9.0, max(2.2, 1.3 + 0.26 * hospitals))
+    figure = Figure(figsize=(9.2, height), layout="constrained")
+    axes = figure.subplots()
+    room = (height - 1.3) * 72 / hospitals
+    totals = counts.sum(axis=1)
+    if labels <= len(LABEL_COLOURS):
+        left = np.zeros(hospitals)
+        for label, colour in zip(range(labels), LABEL_COLOURS, strict=False):
+            name = fit(label_names[label], 24)
+            edge: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.6} if room > 6 else {}
+            axes.barh(range(hospitals), counts[:, label], 0.8, left=left, color=colour, label=name, **edge)
+            left += counts[:, label]
+        axes.set_ylim(hospitals - 0.4, -0.6)
+        axes.set_xlabel("training patches")
+        axes.set_xlim(0, max(1, totals.max(initial=0)) * (1.24 if room > 8 else 1.02))
+        axes.grid(axis="x", color=FAINT, linewidth=0.7)
+        axes.set_axisbelow(True)
+        ncols = labels if sum(len(name) + 6 for name in label_names) < 100 else 4
+        figure.legend(loc="outside upper left", ncols=ncols, frameon=False, fontsize=9, labelcolor=INK)
+        if room > 8:
+            for hospital, total in enumerate(totals):
+                text = f"{total:,}" + (f"  ·  {patients[hospital]:,} patients" if patients is not None else "")
+                axes.annotate(
+                    text, (total, hospital), (5, 0), textcoords="offset points", va="center", fontsize=8.5, color=MUTED
+                )
+    else:
+        image = axes.imshow(counts, aspect="auto", interpolation="nearest", cmap=WEIGHT, vmin=0)
+        axes.set_xticks(range(labels), [fit(name, 24) for name in label_names], rotation=40, ha="right")
+        colour_bar(figure.colorbar(image, ax=axes, pad=0.02, fraction=0.045), "training patches")
+        if room > 8 and labels <= 16:
+            for row, column in np.ndindex(hospitals, labels):
+                colour = "white" if counts[row, column] > 0.45 * counts.max() else INK
+                axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=7, color=colour)
+    bare(axes)
+    client_ticks(axes, list(range(hospitals)), attackers, room)
+    axes.spines["left"].set_visible(False)
+    return figure

@@ -1,0 +1,100 @@
+"""Colours, ticks and labels that the pictures share.
+
+Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; what an attacker does is always
+vermilion, and always said in words as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import MaxNLocator
+
+INK, MUTED, FAINT, ABSENT = "#1d2733", "#66727f", "#d9dee3", "#d3d8dd"
+ATTACK = "#d55e00"
+LABEL_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7f7f7f")
+WEIGHT = LinearSegmentedColormap.from_list("weight", ["#ffffff", "#9ecae1", "#0072b2", "#08306b"])
+ANOMALY = LinearSegmentedColormap.from_list("anomaly", ["#ffffff", "#dcc2e6", "#9a5bb0", "#3c1053"])
+
+
+def client_ticks(
+    axes: Axes, order: Sequence[int], attackers: Mapping[int, str], room: float, named: bool = True
+) -> None:
+    """Label the rows: all where `room` points a row allow it, otherwise every so many of them.
+
+    `named`: attackers with the name of their attack.
+    """
+    size = 9.0 if room >= 11 else 7.5 if room >= 9 else 6.5
+    step = max(1, math.ceil((size + 0.5) / max(room, 0.1)))
+    rows = range(0, len(order), step)
+    names = [client_name(order[row], attackers) if named else str(order[row]) for row in rows]
+    axes.set_yticks(rows, names, fontsize=size)
+    for row, text in zip(rows, axes.get_yticklabels(), strict=True):
+        if order[row] in attackers:
+            text.set_color(ATTACK)
+            text.set_fontweight("bold")
+        else:
+            text.set_color(INK)
+    axes.tick_params(axis="y", length=0, pad=9)
+    axes.set_ylabel("hospital", color=MUTED)
+    for row, client in enumerate(order):
+        if client in attackers:
+            axes.axhspan(row - 0.5, row + 0.5, -0.010, -0.004, color=ATTACK, linewidth=0, clip_on=False)
+
+
+def client_name(client: int, attackers: Mapping[int, str]) -> str:
+    return f"{attackers[client]} · {client}" if client in attackers else f"{client}"
+
+
+def round_ticks(axes: Axes, rounds: Sequence[int], most: int = 10) -> None:
+    """Columns are numbered 1, 2, …; their labels are the rounds."""
+    places = [int(place) for place in MaxNLocator(most, integer=True).tick_values(1, len(rounds))]
+    places = sorted({1, *(place for place in places if 1 <= place <= len(rounds))} if len(rounds) < 10 else places)
+    places = [place for place in places if 1 <= place <= len(rounds)]
+    axes.set_xticks(places, [str(rounds[place - 1]) for place in places])
+    axes.tick_params(axis="x", colors=MUTED, labelsize=9, length=3, color=FAINT)
+    axes.xaxis.label.set_color(MUTED)
+
+
+def bare(axes: Axes) -> None:
+    """No box, quiet ticks."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(color=FAINT, labelcolor=MUTED, labelsize=9, length=3)
+    axes.xaxis.label.set_color(MUTED)
+    axes.yaxis.label.set_color(MUTED)
+
+
+def colour_bar(bar: Any, legend: str) -> None:
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=MUTED, labelsize=8.5, length=0)
+    bar.set_label(legend, color=MUTED)
+
+
+def apart(values: Sequence[float], gap: float) -> list[float]:
+    """Places for labels at `values`, moved no more than it takes to be `gap` apart, within [0, 1]."""
+    order = np.argsort(values, kind="stable")
+    places = np.asarray(values, dtype=np.float64)[order]
+    for _ in range(200):
+        overlap = np.diff(places) - gap
+        if (overlap >= -1e-6).all():
+            break
+        for pair in np.flatnonzero(overlap < 0):
+            shift = (gap - (places[pair + 1] - places[pair])) / 2
+            places[pair] -= shift
+            places[pair + 1] += shift
+        places = np.clip(places, 0.0, 1.0)
+    result = np.empty(len(values))
+    result[order] = places
+    return [float(place) for place in result]
+
+
+def fit(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,187 @@
+"""What a matrix leaves in its folder: tables for programs, one page of Markdown for people, pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedrobust.matrix.grid import ORACLE, Grid
+from fedrobust.matrix.pictures import heat_map
+from fedrobust.matrix.results import Verdict, attacks_by_seed, detections, harmless, screened, verdicts
+from fedrobust.matrix.statistics import Estimate, mean_interval
+
+
+def write_results(folder: Path, grid: Grid, table: Any) -> list[Verdict]:
+    """Write `cells`, `summary` and `detection` as CSV, `cells.parquet`, `table.md`, a heat map for each setting."""
+    found = verdicts(table, grid.matrix.control, grid.backdoors)
+    table.to_csv(folder / "cells.csv", index=False)
+    table.to_parquet(folder / "cells.parquet", index=False)
+    _frame([verdict.flat() for verdict in found]).to_csv(folder / "summary.csv", index=False)
+    detections(table).to_csv(folder / "detection.csv", index=False)
+    (folder / "table.md").write_text(page(grid, table, found), encoding="utf-8")
+    for setting in grid.settings:
+        pale = harmless(table, setting, grid.matrix.control)
+        headlines = {verdict.defence: verdict.robustness.value for verdict in found if verdict.setting == setting}
+        if len(values := screened(table, setting)):
+            picture = heat_map(values, pale, headlines, f"{grid.matrix.name}: {setting}")
+            picture.savefig(folder / f"heatmap_{setting}.png", dpi=130, metadata={"Software": None})
+    return found
+
+
+def headline_metrics(found: Iterable[Verdict]) -> dict[str, float]:
+    """The headlines under the names that MLflow shows."""
+    return {
+        f"{verdict.setting}/{verdict.defence}/{name}": getattr(verdict, name).value
+        for verdict in found
+        for name in ("robustness", "gain", "success", "cost", "accuracy")
+    }
+
+
+def page(grid: Grid, table: Any, found: Sequence[Verdict]) -> str:
+    """The whole result as Markdown."""
+    done, failed = ((table["state"] == state).sum() for state in ("done", "failed"))
+    lines = [f"# {grid.matrix.name}", "", f"{done} of {len(table)} cells are done, {failed} failed.", ""]
+    for setting in grid.settings:
+        own = table[table["setting"] == setting]
+        here = [verdict for verdict in found if verdict.setting == setting]
+        lines += [f"## {setting}", "", *_about(grid, own, setting)]
+        lines += ["### Headline", "", *_headline(here), "", "### Every attack, screening", ""]
+        lines += [*_screening(own, setting, harmless(own, setting, grid.matrix.control)), ""]
+        lines += ["### The worst attacks of each defence, fresh seeds", "", *_again(own, here), ""]
+        if grid.backdoors:
+            lines += ["### Backdoors", "", *_backdoors(own, here, grid.backdoors), ""]
+        lines += ["### Detection", "", *_detection(own), "", "### Nobody attacks", "", *_cost(here), ""]
+    broken = table[table["state"] == "failed"]
+    if len(broken):
+        lines += ["## Failed cells", ""]
+        lines += [
+            f"- {line.setting}, {line.attack}, {line.defence}, seed {line.seed}: {line.failed}"
+            for line in broken.itertuples()
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _about(grid: Grid, own: Any, setting: str) -> list[str]:
+    ceilings = own[(own["attack"] == ORACLE)]["balanced_accuracy"].dropna()
+    seeds = f"screening on {_listed(grid.matrix.screening)}, fresh {_listed(grid.matrix.fresh)}"
+    ceiling = mean_interval(list(ceilings))
+    fraction = grid.settings[setting]["fraction"]
+    return [
+        f"{fraction:.0%} malicious; seeds: {seeds}. The oracle, which leaves the attackers out, reaches a balanced "
+        f"accuracy of {_number(ceiling.value)} on average.",
+        "",
+    ]
+
+
+def _headline(found: Sequence[Verdict]) -> list[str]:
+    head = ("defence", "robustness", "worst attack", "to the best", "backdoor gain", "cost", "seconds", "unfinished")
+    return _markdown(
+        head,
+        [
+            (
+                verdict.defence,
+                f"**{_number(verdict.robustness.value)}**{_interval(verdict.robustness)}",
+                verdict.worst_attack or "–",
+                "best" if index == 0 else _estimate(verdict.to_the_best),
+                _estimate(verdict.gain),
+                _estimate(verdict.cost),
+                f"{verdict.seconds:.1f}",
+                verdict.unfinished or "–",
+            )
+            for index, verdict in enumerate(found)
+        ],
+    )
+
+
+def _screening(own: Any, setting: str, pale: Sequence[str]) -> list[str]:
+    values = screened(own, setting)
+    worst = {defence: row.idxmin() for defence, row in values.iterrows() if row.notna().any()}
+    lines = []
+    for attack in values.columns:
+        shown = {defence: _number(value) for defence, value in values[attack].items()}
+        row = [f"**{value}**" if worst.get(defence) == attack else value for defence, value in shown.items()]
+        lines.append([f"{attack} (harmless)" if attack in pale else attack, *row])
+    return [*_markdown(["attack", *values.index], lines), "", "Bold: the worst attack of each defence."]
+
+
+def _again(own: Any, found: Sequence[Verdict]) -> list[str]:
+    lines = []
+    for verdict in found:
+        accuracies = attacks_by_seed(own, verdict.defence, "balanced_accuracy")
+        measured = attacks_by_seed(own, verdict.defence, "robustness")
+        for attack in sorted(measured, key=lambda name: mean_interval(list(measured[name].values())).value):
+            estimate = mean_interval(list(measured[attack].values()), len(measured))
+            accuracy = mean_interval(list(accuracies[attack].values())).value
+            lines.append((verdict.defence, attack, _estimate(estimate), _number(accuracy), len(measured[attack])))
+    return _markdown(("defence", "attack", "robustness", "balanced accuracy", "seeds"), lines)
+
+
+def _backdoors(own: Any, found: Sequence[Verdict], backdoors: Sequence[str]) -> list[str]:
+    """Success of every backdoor on the screening seeds, and on the fresh ones where it was measured again."""
+    unplanted = [own[own["attack"] == attack]["baseline_success"].mean() for attack in backdoors]
+    lines = [["*nobody planted it*", *(f"*{_number(value)}*" for value in unplanted)]]
+    for verdict in found:
+        row = [verdict.defence]
+        for attack in backdoors:
+            first, again = (
+                attacks_by_seed(own, verdict.defence, "attack_success", phase).get(attack, {})
+                for phase in ("screening", "fresh")
+            )
+            shown = _number(mean_interval(list(first.values())).value)
+            row.append(f"{shown}; {_number(mean_interval(list(again.values())).value)}" if again else shown)
+        lines.append(row)
+    return [*_markdown(["defence", *backdoors], lines), "", "After the semicolon: the mean over the fresh seeds."]
+
+
+def _detection(own: Any) -> list[str]:
+    found = detections(own)
+    head = {
+        "defence": "defence",
+        "detection_auroc": "AUROC by round 20",
+        "least_auroc": "worst attack",
+        "hardest_attack": "which",
+        "precision": "precision",
+        "recall": "recall",
+        "ejected": "ejected",
+        "rounds_to_eject": "rounds to eject",
+        "rounds_to_forgive": "rounds to forgive",
+        "cells_with_honest_ejected": "cells that eject an honest one for good",
+        "cells_with_rarest_ejected": "the rarest one",
+    }
+    return _markdown(list(head.values()), [[line[name] for name in head] for line in found.to_dict("records")])
+
+
+def _cost(found: Sequence[Verdict]) -> list[str]:
+    head = ("defence", "balanced accuracy", "cost", "seconds a cell")
+    lines = [(v.defence, _estimate(v.accuracy), _estimate(v.cost), f"{v.seconds:.1f}") for v in found]
+    return _markdown(head, lines)
+
+
+def _markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> list[str]:
+    shown = [[_number(cell) if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
+    return [f"| {' | '.join(row)} |" for row in (list(head), ["---"] * len(head), *shown)]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
+def _interval(estimate: Estimate) -> str:
+    return f" [{_number(estimate.low)}, {_number(estimate.high)}]" if math.isfinite(estimate.low) else ""
+
+
+def _estimate(estimate: Estimate) -> str:
+    return f"{_number(estimate.value)}{_interval(estimate)}"
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _frame(lines: Sequence[Mapping[str, Any]]) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame(lines)

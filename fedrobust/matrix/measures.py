@@ -1,0 +1,137 @@
+"""The figures of one cell, from the records of its rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Record = Mapping[str, Any]
+
+JUDGED = range(11, 21)
+"""The rounds over which precision and recall are averaged: by round 20 the detection should have found its feet."""
+FOR_GOOD = 15
+"""Who is in quarantine for so many rounds at the end has been ejected for good."""
+
+_PERFORMANCE = {
+    "balanced_accuracy": "test/balanced_accuracy",
+    "auroc": "test/auroc",
+    "attack_success": "attack/success_rate",
+    "attack_raw": "attack/raw_rate",
+}
+
+
+def performance(rounds: Iterable[Record]) -> dict[str, float]:
+    """Means over the evaluated rounds; attack success is there only where an attack has a target."""
+    evaluated = [record["metrics"] for record in rounds if "metrics" in record]
+    found = {}
+    for name, metric in _PERFORMANCE.items():
+        values = [metrics[metric] for metrics in evaluated if metrics.get(metric) is not None]
+        if values:
+            found[name] = float(np.mean(values))
+    return found
+
+
+def baselines(rounds: Iterable[Record], triggers: Sequence[str]) -> dict[str, float]:
+    """`baseline/<attack>`: how often the triggers of backdoors that nobody planted succeed all the same.
+
+    `triggers` are the names of the attacks behind the first one of the experiment; of a name with several triggers, it
+    is the one that succeeds best.
+    """
+    evaluated = [record["triggers"] for record in rounds if "triggers" in record]
+    found: dict[str, float] = {}
+    for index, attack in enumerate(triggers, start=1):
+        rates = [by_place[str(index)]["success_rate"] for by_place in evaluated if str(index) in by_place]
+        if rates:
+            name = f"baseline/{attack}"
+            found[name] = max(float(np.mean(rates)), found.get(name, 0.0))
+    return found
+
+
+def detection(rounds: Sequence[Record], malicious: Iterable[int], label_counts: np.ndarray) -> dict[str, float]:
+    """How well the malicious hospitals were found, and what the honest ones suffered.
+
+    `label_counts` (hospitals, labels) are the hospitals' training patches; ids beyond are new ids of malicious ones.
+
+    - `detection_auroc`: that of the mean anomaly score of each hospital, up to round 20, over the rounds in which
+      somebody attacks; `last_auroc` that of the scores of the last such round;
+    - `precision`, `recall`: means over rounds 11 to 20 of what the suspicions are worth;
+    - `ejected`: share of the malicious that ever were in quarantine; `rounds_to_eject`: after how many rounds of
+      attack, on average of those; `slowest_ejection`: at most, infinite where one never was;
+    - `rounds_to_forgive`: an honest hospital's mean stay in quarantine; `honest_quarantined`: how many had one;
+    - `honest_ejected`: honest hospitals in quarantine for the last fifteen rounds; `rarest_ejected`: 1 where the one
+      with the rarest data is among them, else 0;
+    - `skipped`: rounds in which nothing was aggregated.
+
+    A figure that has no value (nobody attacks, nobody was ejected) is left out.
+    """
+    quarantined = [{int(client) for client in record.get("quarantined") or ()} for record in rounds]
+    attacking = [{int(client) for client in record["attacking"]} for record in rounds]
+    hospitals = range(len(label_counts))
+    bad = sorted({*malicious}.union(*attacking))
+    honest = [client for client in hospitals if client not in bad]
+    stays = [stay for client in honest for stay in _stays([client in inside for inside in quarantined])]
+    for_good = set(honest).intersection(*quarantined[-FOR_GOOD:]) if quarantined else set()
+    found = {
+        "skipped": float(sum("skipped" in record for record in rounds)),
+        "honest_quarantined": float(len(set(honest) & set().union(*quarantined))),
+        "honest_ejected": float(len(for_good)),
+        "rarest_ejected": float(rarest(label_counts, honest) in for_good),
+    }
+    if stays:
+        found["rounds_to_forgive"] = float(np.mean(stays))
+    return found | _suspicions(rounds) | _scores(rounds, bad) | _ejections(bad, attacking, quarantined)
+
+
+def rarest(label_counts: np.ndarray, among: Sequence[int]) -> int:
+    """The hospital with the fewest patches of its rarest label; of several, the one with the fewest patches."""
+    return min(among, key=lambda client: (int(label_counts[client].min()), int(label_counts[client].sum()), client))
+
+
+def _suspicions(rounds: Sequence[Record]) -> dict[str, float]:
+    found = {}
+    for name in ("precision", "recall"):
+        values = [record["detection"].get(f"defense/{name}") for record in rounds if record["round"] in JUDGED]
+        values = [value for value in values if value is not None]
+        if values:
+            found[name] = float(np.mean(values))
+    last = [record["detection"]["defense/auroc"] for record in rounds if "defense/auroc" in record["detection"]]
+    return found | ({"last_auroc": float(last[-1])} if last else {})
+
+
+def _scores(rounds: Sequence[Record], bad: Sequence[int]) -> dict[str, float]:
+    """`detection_auroc`, unless one kind of hospitals has no scores."""
+    given: dict[int, list[float]] = {}
+    for record in rounds:
+        if record["attacking"] and record["round"] < JUDGED.stop:
+            for client, score in (record.get("anomaly") or {}).items():
+                given.setdefault(int(client), []).append(score)
+    scores = np.array([np.mean(own) for own in given.values()])
+    malicious = np.isin(list(given), bad)
+    if not malicious.any() or malicious.all():
+        return {}
+    higher = np.sign(np.subtract.outer(scores[malicious], scores[~malicious]))
+    return {"detection_auroc": float((1 + higher.mean()) / 2)}
+
+
+def _ejections(bad: Sequence[int], attacking: Sequence[set[int]], quarantined: Sequence[set[int]]) -> dict[str, float]:
+    waits = []
+    for client in bad:
+        attacks = [index for index, names in enumerate(attacking) if client in names]
+        first = next((index for index, names in enumerate(quarantined) if client in names), None)
+        if attacks:
+            waits.append(math.inf if first is None else float(sum(index <= first for index in attacks)))
+    if not waits:
+        return {}
+    ended = [wait for wait in waits if math.isfinite(wait)]
+    found = {"ejected": len(ended) / len(waits), "slowest_ejection": max(waits)}
+    return found | ({"rounds_to_eject": float(np.mean(ended))} if ended else {})
+
+
+def _stays(inside: Sequence[bool]) -> list[int]:
+    """Lengths of the unbroken stretches of True."""
+    edges = np.flatnonzero(np.diff(np.array([False, *inside, False], dtype=np.int8)))
+    lengths: list[int] = (edges[1::2] - edges[::2]).tolist()
+    return lengths

@@ -1,0 +1,66 @@
+"""The picture of a matrix: which attack leaves how much of which defence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from fedrobust.figures.style import ABSENT, ATTACK, INK, MUTED
+
+
+def heat_map(values: Any, harmless: Collection[str], headlines: Mapping[str, float], title: str) -> Figure:
+    """Robustness, defence × attack, each row's worst cell framed; in a column of its own the minimum on fresh seeds.
+
+    `values` is a table with defences as index and attacks as columns; rows go from the most to the least robust by
+    `headlines`. Attacks that are `harmless` without a defence are named in grey. A cell that failed is empty.
+    """
+    order = [defence for defence in headlines if defence in values.index]
+    attacks, rows = list(values.columns), values.loc[order].to_numpy(dtype=float)
+    last = np.array([[headlines[defence]] for defence in order])
+    gap = np.full((len(order), 1), np.nan)
+    figure = Figure(figsize=(3.6 + 0.46 * (len(attacks) + 2), 2.6 + 0.36 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    shown = np.hstack([rows, gap, last])
+    axes.set_facecolor(ABSENT)
+    image = axes.imshow(np.clip(shown, 0.0, 1.0), cmap="cividis", vmin=0.0, vmax=1.0, aspect="auto")
+    axes.add_patch(Rectangle((len(attacks) - 0.5, -0.5), 1, len(order), facecolor="white", edgecolor="none"))
+    for row, column in np.ndindex(shown.shape):
+        value = shown[row, column]
+        if np.isfinite(value):
+            axes.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if value < 0.55 else INK,
+                weight="bold" if column > len(attacks) else "normal",
+            )
+    for row in range(len(order)):
+        if np.isfinite(rows[row]).any():
+            worst = int(np.nanargmin(rows[row]))
+            frame = Rectangle((worst - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor=ATTACK, linewidth=2)
+            axes.add_patch(frame)
+    names = [*attacks, "minimum, fresh seeds"]
+    axes.set_xticks([*range(len(attacks)), len(attacks) + 1], names, rotation=60, ha="right")
+    for label in axes.get_xticklabels():
+        label.set_color(MUTED if label.get_text() in harmless else INK)
+        label.set_fontstyle("italic" if label.get_text() in harmless else "normal")
+        label.set_rotation_mode("anchor")
+    axes.set_yticks(range(len(order)), order)
+    axes.tick_params(length=0, labelsize=8)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    note = "robustness: 1 is a federation without the attackers, 0 is chance\n"
+    note += "framed: worst attack, screening; grey name: harmless without a defence"
+    axes.set_xlabel(note, color=MUTED, fontsize=8, loc="left")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8)
+    return figure

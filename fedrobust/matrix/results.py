@@ -1,0 +1,226 @@
+"""The cells of a matrix as one table, and what each defence is worth by it. Pure: tables in, tables out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from fedrobust.matrix import statistics
+from fedrobust.matrix.grid import NOBODY, ORACLE, Cell
+from fedrobust.matrix.statistics import BySeed, Estimate
+
+if TYPE_CHECKING:
+    from fedrobust.matrix.cells import Outcome
+
+FIGURES = (
+    "balanced_accuracy",
+    "auroc",
+    "attack_success",
+    "attack_raw",
+    "baseline_success",
+    "gain",
+    "oracle",
+    "robustness",
+    "detection_auroc",
+    "last_auroc",
+    "precision",
+    "recall",
+    "ejected",
+    "rounds_to_eject",
+    "slowest_ejection",
+    "rounds_to_forgive",
+    "honest_quarantined",
+    "honest_ejected",
+    "rarest_ejected",
+    "skipped",
+)
+"""Columns of figures, in the order of the files."""
+
+
+def table_of(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> Any:
+    """A line for each cell: who met whom, its phase and seed, the `FIGURES`, seconds, run id and, if so, why it failed.
+
+    `state` is `done`, `failed` or `missing`. Robustness, and how often a trigger succeeds that nobody planted
+    (`baseline_success`), are measured by the oracle of the same setting and seed.
+    """
+    lines = []
+    for cell in cells:
+        outcome = outcomes.get(cell.digest)
+        line: dict[str, Any] = {name: getattr(cell, name) for name in ("setting", "attack", "defence", "seed", "phase")}
+        line["state"] = "missing" if outcome is None else "failed" if outcome.failed else "done"
+        line |= dict.fromkeys(FIGURES, math.nan) | {"classes": math.nan}
+        if outcome is not None:
+            line |= {name: float(value) for name, value in outcome.figures.items() if name in line}
+            line |= {"seconds": outcome.seconds, "run_id": outcome.run_id, "failed": outcome.failed}
+        lines.append({"seconds": math.nan, "run_id": "", "failed": ""} | line)
+    table = pd.DataFrame(lines)
+    oracles = {
+        (cell.setting, cell.seed): outcomes[cell.digest].figures
+        for cell in cells
+        if cell.attack == ORACLE and cell.digest in outcomes
+    }
+    lines_of = [(oracles.get((line.setting, line.seed), {}), line.attack) for line in table.itertuples()]
+    table["oracle"] = [oracle.get("balanced_accuracy", math.nan) for oracle, _ in lines_of]
+    table["baseline_success"] = [oracle.get(f"baseline/{attack}", math.nan) for oracle, attack in lines_of]
+    table["robustness"] = [
+        statistics.robustness(line.balanced_accuracy, line.oracle, int(line.classes))
+        if math.isfinite(line.balanced_accuracy) and math.isfinite(line.oracle)
+        else math.nan
+        for line in table.itertuples()
+    ]
+    table["gain"] = table["attack_success"] - table["baseline_success"]
+    named = ["setting", "attack", "defence", "seed", "phase", "state", *FIGURES, "seconds", "run_id", "failed"]
+    return table[named]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one defence is worth in one setting."""
+
+    setting: str
+    defence: str
+    worst_attack: str
+    """The attack with the lowest mean robustness on the fresh seeds."""
+    robustness: Estimate
+    """That mean: the headline. Simultaneous over the attacks that were measured again."""
+    to_the_best: Estimate
+    """The headline less that of the best defence, paired by seed."""
+    accuracy: Estimate
+    """Balanced accuracy with nobody attacking, over all seeds."""
+    cost: Estimate
+    """What the defence takes from the balanced accuracy when nobody attacks, paired by seed, over all seeds."""
+    worst_backdoor: str
+    """The backdoor that gains the most on the fresh seeds."""
+    gain: Estimate
+    """How much oftener its trigger succeeds than where nobody planted it; simultaneous over the backdoors measured."""
+    success: Estimate
+    """How often it succeeds; of the backdoors measured, the highest."""
+    seconds: float
+    """Mean duration of its cells."""
+    unfinished: int
+    """Cells that failed, or are missing; the figures are made without them."""
+
+    def flat(self) -> dict[str, Any]:
+        """One line of a table."""
+        line: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Estimate):
+                line |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+            else:
+                line[name] = value
+        return line
+
+
+def verdicts(table: Any, control: str, backdoors: Iterable[str]) -> list[Verdict]:
+    """A verdict for each setting and defence, by setting and then from the most to the least robust."""
+    found = []
+    for setting in table["setting"].unique():
+        own = table[(table["setting"] == setting) & (table["attack"] != ORACLE)]
+        measured = {defence: attacks_by_seed(own, defence, "robustness") for defence in own["defence"].unique()}
+        headlines = {defence: statistics.least(attacks) for defence, attacks in measured.items()}
+        order = sorted(headlines, key=lambda defence: -_known(headlines[defence][1].value))
+        for defence in order:
+            best = defence == order[0]
+            cells = own[own["defence"] == defence]
+            gains, successes = (attacks_by_seed(own, defence, name) for name in ("gain", "attack_success"))
+            worst_backdoor, gain = statistics.greatest({name: gains[name] for name in gains if name in backdoors})
+            success = statistics.greatest({name: successes[name] for name in successes if name in backdoors})[1]
+            nobody, undefended = (_nobody(own, name) for name in (defence, control))
+            paired = [undefended[seed] - nobody[seed] for seed in nobody if seed in undefended]
+            found.append(
+                Verdict(
+                    setting,
+                    defence,
+                    *headlines[defence],
+                    Estimate(0.0, 0.0, 0.0) if best else statistics.difference(measured[defence], measured[order[0]]),
+                    statistics.mean_interval(list(nobody.values())),
+                    statistics.mean_interval(paired),
+                    worst_backdoor,
+                    gain,
+                    success,
+                    float(cells["seconds"].mean()),
+                    int((cells["state"] != "done").sum()),
+                )
+            )
+    return found
+
+
+def attacks_by_seed(table: Any, defence: str, column: str, phase: str = "fresh") -> dict[str, BySeed]:
+    """A figure of one defence: attack → seed → value, where there is one."""
+    own = table[(table["defence"] == defence) & (table["phase"] == phase) & table[column].notna()]
+    found: dict[str, dict[int, float]] = {}
+    for line in own.itertuples():
+        found.setdefault(line.attack, {})[int(line.seed)] = float(getattr(line, column))
+    return dict(found)
+
+
+def screened(table: Any, setting: str, column: str = "robustness") -> Any:
+    """Defence × attack, means over the screening seeds, in the order of the cells."""
+    own = table[(table["setting"] == setting) & (table["phase"] == "screening")]
+    pivot = own.pivot_table(column, "defence", "attack", "mean", dropna=False)
+    return pivot.reindex(index=own["defence"].unique(), columns=own["attack"].unique())
+
+
+def harmless(table: Any, setting: str, control: str) -> list[str]:
+    """The attacks that do not hurt the undefended federation on the screening seeds."""
+    accuracy, gain = (screened(table, setting, name) for name in ("balanced_accuracy", "gain"))
+    if control not in accuracy.index:
+        return []
+    seeds = set(table[table["phase"] == "screening"]["seed"])
+    nobody = [value for seed, value in _nobody(table[table["setting"] == setting], control).items() if seed in seeds]
+    before = sum(nobody) / len(nobody) if nobody else math.nan
+    return [
+        attack
+        for attack in accuracy.columns
+        if statistics.harmless(before, float(accuracy.loc[control, attack]), float(gain.loc[control, attack]))
+    ]
+
+
+def to_measure_again(
+    table: Any, worst: int, backdoors: int, kinds: Iterable[str]
+) -> dict[tuple[str, str], Sequence[str]]:
+    """The attacks that each (setting, defence) meets again on the fresh seeds; `kinds` are those that are backdoors."""
+    chosen: dict[tuple[str, str], Sequence[str]] = {}
+    for setting in table["setting"].unique():
+        robustness, gain = (screened(table, setting, name) for name in ("robustness", "gain"))
+        for defence in robustness.index:
+            gains = {attack: float(gain.loc[defence, attack]) for attack in gain.columns if attack in kinds}
+            left = {attack: float(value) for attack, value in robustness.loc[defence].items()}
+            chosen[setting, defence] = statistics.worst_attacks(left, gains, worst, backdoors)
+    return chosen
+
+
+def detections(table: Any) -> Any:
+    """Defence by defence, what its cells under attack say of the detection: means, and the worst attack's AUROC."""
+    attacked = table[~table["attack"].isin((NOBODY, ORACLE)) & (table["state"] == "done")]
+    lines = []
+    for (setting, defence), cells in attacked.groupby(["setting", "defence"], sort=False):
+        by_attack = cells.groupby("attack")["detection_auroc"].mean().dropna()
+        everywhere = table[(table["setting"] == setting) & (table["defence"] == defence)]
+        means = ("detection_auroc", "precision", "recall", "ejected", "rounds_to_eject", "rounds_to_forgive")
+        lines.append(
+            {
+                "setting": setting,
+                "defence": defence,
+                **{name: float(cells[name].mean()) for name in means},
+                "least_auroc": float(by_attack.min()) if len(by_attack) else math.nan,
+                "hardest_attack": by_attack.idxmin() if len(by_attack) else "",
+                "cells_with_honest_ejected": int((everywhere["honest_ejected"] > 0).sum()),
+                "cells_with_rarest_ejected": int((everywhere["rarest_ejected"] > 0).sum()),
+                "cells": len(everywhere),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _nobody(table: Any, defence: str) -> dict[int, float]:
+    found = attacks_by_seed(table[table["attack"] == NOBODY], defence, "balanced_accuracy", "control")
+    return dict(found.get(NOBODY, {}))
+
+
+def _known(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf

@@ -1,0 +1,118 @@
+"""What many runs say about a defence: robustness, its minimum over attacks, and how sure that is. Pure numbers.
+
+The headline of a defence is the minimum over attacks of its mean robustness over seeds. Bootstrapping that minimum
+would be biased low: of many equal attacks, the one that chance made look worst is always among them. So every attack
+gets a t interval over the seeds at the level of Bonferroni (1936): all of them hold at once, and therefore the true
+minimum lies between the least of the lower ends and the least of the upper ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+HARMLESS = 0.02
+"""An attack that takes less balanced accuracy from the undefended federation does not hurt it."""
+HARMLESS_GAIN = 0.05
+"""… and nor does a backdoor whose trigger succeeds there hardly oftener than where nobody planted it."""
+LEARNT = 0.02
+"""An oracle that is not so much better than chance has learnt nothing."""
+LEVEL = 0.95
+"""How often all intervals of a defence hold at once."""
+
+BySeed = Mapping[int, float]
+"""A figure for each seed; those of failed cells are not there."""
+
+
+class Estimate(NamedTuple):
+    """A figure, and an interval around it; without ends where fewer than two seeds were run."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+def robustness(balanced_accuracy: float, oracle: float, classes: int) -> float:
+    """(balanced accuracy − chance) / (oracle − chance), chance = 1 / classes; NaN where the oracle learnt nothing."""
+    chance = 1.0 / classes
+    return (balanced_accuracy - chance) / (oracle - chance) if oracle - chance >= LEARNT else math.nan
+
+
+def mean_interval(values: Sequence[float], intervals: int = 1, level: float = LEVEL) -> Estimate:
+    """The mean and its t interval, one of so many `intervals` that are to hold at once with the given level."""
+    known = np.array([value for value in values if math.isfinite(value)])
+    if len(known) < 2:
+        return Estimate(float(known.mean()) if len(known) else math.nan)
+    quantile = float(stats.t.ppf(1 - (1 - level) / (2 * intervals), len(known) - 1))
+    half = quantile * float(known.std(ddof=1)) / math.sqrt(len(known))
+    return Estimate(float(known.mean()), float(known.mean()) - half, float(known.mean()) + half)
+
+
+def least(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Estimate]:
+    """The attack with the lowest mean, and the minimum over all of them with its simultaneous interval."""
+    found = {name: mean_interval(list(seeds.values()), len(attacks), level) for name, seeds in attacks.items()}
+    known = {name: estimate for name, estimate in found.items() if math.isfinite(estimate.value)}
+    if not known:
+        return "", Estimate(math.nan)
+    worst = min(known, key=lambda name: known[name].value)
+    low, high = (_least([getattr(estimate, end) for estimate in known.values()]) for end in ("low", "high"))
+    return worst, Estimate(known[worst].value, low, high)
+
+
+def greatest(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Estimate]:
+    """The attack with the highest mean, and the maximum with its simultaneous interval."""
+    negated = {name: {seed: -value for seed, value in seeds.items()} for name, seeds in attacks.items()}
+    name, found = least(negated, level)
+    return name, Estimate(-found.value, -found.high, -found.low)
+
+
+def difference(ours: Mapping[str, BySeed], theirs: Mapping[str, BySeed], level: float = LEVEL) -> Estimate:
+    """The minimum of one defence less the minimum of another, paired by seed.
+
+    min_a x_a − min_b y_b = min_a max_b (x_a − y_b), so the interval comes from the paired differences of all pairs of
+    attacks, at once; min and max keep the order of their ends.
+    """
+    pairs = {
+        first: {
+            second: mean_interval([x[seed] - y[seed] for seed in x if seed in y], len(ours) * len(theirs), level)
+            for second, y in theirs.items()
+        }
+        for first, x in ours.items()
+    }
+    ends = [
+        [_most([getattr(each, end) for each in row.values()]) for row in pairs.values()]
+        for end in ("value", "low", "high")
+    ]
+    return Estimate(*(_least(values) for values in ends))
+
+
+def worst_attacks(robustness: Mapping[str, float], gains: Mapping[str, float], worst: int, backdoors: int) -> list[str]:
+    """The attacks of a defence to measure again: the `worst` by robustness, and the `backdoors` that gain the most.
+
+    A figure that is missing (a failed cell) counts as worst of all: it has to be seen.
+    """
+    order = sorted(robustness, key=lambda name: (_or(robustness[name], -math.inf), name))
+    chosen = order[:worst]
+    rest = [name for name in gains if name not in chosen]
+    return chosen + sorted(rest, key=lambda name: (-_or(gains[name], math.inf), name))[:backdoors]
+
+
+def harmless(nobody: float, attacked: float, gain: float = math.nan) -> bool:
+    """Whether an attack leaves the undefended federation as it was: its accuracy and, of a backdoor, the `gain`."""
+    return nobody - attacked < HARMLESS and not gain >= HARMLESS_GAIN
+
+
+def _least(values: Sequence[float]) -> float:
+    return min((value for value in values if math.isfinite(value)), default=math.nan)
+
+
+def _most(values: Sequence[float]) -> float:
+    return max((value for value in values if math.isfinite(value)), default=math.nan)
+
+
+def _or(value: float, otherwise: float) -> float:
+    return value if math.isfinite(value) else otherwise

@@ -1,0 +1,84 @@
+"""Quarantine: whom the coordinator leaves out of the aggregate, for how long, and who comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from fedrobust.options import Options, refusal
+from fedrobust.trust.reputation import State
+
+
+class Quarantine(Options):
+    """Leaves the updates of clients of low reputation out, while they go on training as probes and are scored.
+
+    A client goes in when its reputation falls below `enter`, and comes out when it rises above `leave`: without a gap
+    it would go in and out from round to round. Then it is on probation: its reputation counts half, and one below
+    `leave` sends it back at once. After `parole` rounds in quarantine it comes back on probation whatever its
+    reputation, and with that of a stranger: nobody is out for good because it is different.
+
+    So many of a round's clients that the `quorum` would not be left are never in quarantine: those of the highest
+    reputation then stay out of it, on probation; of equals, the higher ids.
+    """
+
+    enter: float = Field(default=0.4, ge=0, le=1)
+    """The reputation below which a client is quarantined."""
+    leave: float = Field(default=0.5, ge=0, le=1)
+    """The reputation above which it comes back."""
+    probation: int = Field(default=3, ge=0)
+    """How many rounds a client that comes back is on probation; only rounds in which it takes part count."""
+    parole: int | None = Field(default=10, ge=1)
+    """Rounds in quarantine after which a client comes back anyway; null: never. Only rounds with it count."""
+    quorum: float = Field(default=0.5, gt=0, le=1)
+    """The share of a round's clients that stay, whatever their reputation; one of them at least."""
+
+    @model_validator(mode="after")
+    def _a_gap(self) -> Self:
+        if self.leave < self.enter:
+            raise refusal(f"must be at least enter = {self.enter:g}, found {self.leave:g}", "leave")
+        return self
+
+    def start(self, clients: int) -> State:
+        """The state before the first round: nobody is in, nobody on probation.
+
+        `quarantined` (clients,) int64 is 1 for who is in, `served` the rounds that it has been in for, `probation` the
+        rounds of probation that are left.
+        """
+        return {name: np.zeros(clients, dtype=np.int64) for name in ("quarantined", "served", "probation")}
+
+    def due(self, state: State, present: Sequence[int]) -> list[int]:
+        """The clients `present` that have been in for as long as anybody stays."""
+        if self.parole is None:
+            return []
+        return [client for client in present if state["quarantined"][client] and state["served"][client] >= self.parole]
+
+    def update(
+        self, state: State, reputation: np.ndarray, present: Sequence[int], paroled: Sequence[int] = ()
+    ) -> State:
+        """The state after a round with the clients `present`; `state` itself stays. Who was absent stays as it is.
+
+        reputation: (clients,) after the round. paroled: who comes back whatever it is, those that are `due`.
+        """
+        inside, probation = state["quarantined"].astype(bool), state["probation"].copy()
+        here = np.zeros(len(inside), dtype=bool)
+        here[list(present)] = True
+        fallen = here & ~inside & (reputation < np.where(probation > 0, self.leave, self.enter))
+        back = here & inside & (reputation > self.leave)
+        back[list(paroled)] = True
+        inside = (inside | fallen) & ~back
+        probation[here] = np.maximum(probation[here] - 1, 0)
+        probation[back], probation[fallen] = self.probation, 0
+        out = np.flatnonzero(here & inside)
+        count = int(here.sum())
+        room = max(0, count - max(1, int(np.ceil(self.quorum * count - 1e-9))))  # 0.14 · 50 is a little above 7
+        spared = out[np.lexsort((out, reputation[out]))][room:]
+        inside[spared], probation[spared] = False, max(1, self.probation)
+        served = np.where(inside, state["served"] + here, 0)
+        return {"quarantined": inside.astype(np.int64), "served": served, "probation": probation}
+
+    def prior(self, state: State, reputation: np.ndarray) -> np.ndarray:
+        """What multiplies the prior of each client (clients,): its reputation, half of it on probation."""
+        return np.asarray(reputation * np.where(state["probation"] > 0, 0.5, 1.0))

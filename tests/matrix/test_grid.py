@@ -1,0 +1,215 @@
+"""Matrix files: what they compose, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fedrobust.attacks import draw_attackers
+from fedrobust.errors import DataError, ExperimentError
+from fedrobust.matrix import Grid, Matrix, load_matrix
+
+EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
+
+BASE = """
+name: base
+data: {source: {name: histology, patients: 20}}
+federation: {clients: 10, rounds: 12}
+"""
+MATRIX = """
+name: small
+experiment: base.yaml
+settings:
+  few: {fraction: 0.2}
+  many: {fraction: 0.4, data.partition.alpha: 1.0}
+attacks:
+  flip: {name: sign_flip, scale: 4}
+  patch: patch_backdoor
+  both: [label_flip, {name: patch_backdoor, target: 1}]
+defences:
+  mean: {aggregation: {rule: mean}}
+  guarded: {aggregation: {stages: [nnm], rule: geometric_median}, trust.acts: true}
+screening: [1]
+fresh: [11, 12]
+worst: 1
+quick:
+  changes: {federation.rounds: 3}
+  only: {settings: [few], attacks: [flip]}
+  fresh: [11]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _files(workplace: Path) -> None:
+    Path("base.yaml").write_text(BASE)
+    Path("matrix.yaml").write_text(MATRIX)
+
+
+def test_every_cell_is_there_once() -> None:
+    grid = load_matrix("matrix.yaml")
+    controls, screening = grid.controls(), grid.screening()
+    assert len(controls) == 2 * 3 * (1 + 2)
+    assert len(screening) == 2 * 3 * 2
+    fresh = grid.fresh({("few", "mean"): ["flip"], ("many", "guarded"): ["flip", "patch"]})
+    assert [(cell.setting, cell.seed, cell.attack) for cell in fresh] == [
+        ("few", 11, "flip"),
+        ("few", 12, "flip"),
+        ("many", 11, "flip"),
+        ("many", 11, "patch"),
+        ("many", 12, "flip"),
+        ("many", 12, "patch"),
+    ]
+    cells = [*controls, *screening, *fresh]
+    assert len({cell.digest for cell in cells}) == len(cells)
+    assert grid.most == len(controls) + len(screening) + 2 * 2 * 2 * 2  # one worst and one backdoor
+
+
+def test_cells_of_a_setting_and_seed_are_paired() -> None:
+    """They have the same data, start, batches and attackers: the same hospitals as the oracle leaves out."""
+    grid = load_matrix("matrix.yaml")
+    for setting, malicious in (("few", 2), ("many", 4)):
+        cells = [cell for cell in grid.controls() + grid.screening() if (cell.setting, cell.seed) == (setting, 1)]
+        assert len({cell.experiment.data for cell in cells}) == len({cell.experiment.learning for cell in cells}) == 1
+        drawn = {cell.attack: frozenset(draw_attackers(cell.experiment.attacks, 10, 1)) for cell in cells}
+        assert drawn.pop("nobody") == frozenset()
+        assert len(set(drawn.values())) == 1
+        assert len(drawn["oracle"]) == malicious
+
+
+def test_several_attacks_share_the_hospitals_and_the_oracle_tries_all_triggers() -> None:
+    grid = load_matrix("matrix.yaml")
+    found = {(cell.setting, cell.attack): cell for cell in grid.screening() + grid.controls() if cell.seed == 1}
+    both = found["many", "both"].experiment.attacks
+    assert [(attack.name, attack.count) for attack in both] == [("label_flip", 2), ("patch_backdoor", 2)]
+    assert grid.backdoors == ["patch", "both"]
+    oracle = found["many", "oracle"]
+    assert oracle.triggers == ("patch", "both")
+    assert [(each.name, each.fraction, each.count) for each in oracle.experiment.attacks] == [
+        ("absent", 0.4, None),
+        ("patch_backdoor", None, 0),
+        ("patch_backdoor", None, 0),
+    ]
+    assert oracle.experiment.aggregation.rule.name == "mean"
+
+
+def test_options_by_dotted_path_and_overrides() -> None:
+    grid = load_matrix("matrix.yaml", ["only.defences=[guarded]", "changes={federation.rounds: 7}"])
+    assert list(grid.defences) == ["mean", "guarded"], "the control stays"
+    cell = next(cell for cell in grid.screening() if (cell.setting, cell.defence) == ("many", "guarded"))
+    assert cell.experiment.federation.rounds == 7
+    assert cell.experiment.federation.clients == 10
+    assert cell.experiment.data.partition.alpha == 1.0
+    assert cell.experiment.trust.acts
+    assert cell.experiment.seed == cell.seed
+    assert not cell.experiment.tracking.model
+
+
+def test_the_quick_version_is_smaller_and_has_a_folder_of_its_own() -> None:
+    quick, full = load_matrix("matrix.yaml", quick=True), load_matrix("matrix.yaml")
+    assert quick.matrix.name == "small-quick"
+    assert (list(quick.settings), list(quick.attacks), list(quick.defences)) == (["few"], ["flip"], ["mean", "guarded"])
+    assert {cell.experiment.federation.rounds for cell in quick.controls()} == {3}
+    assert quick.matrix.fresh == (11,)
+    assert {cell.digest for cell in quick.controls()}.isdisjoint(cell.digest for cell in full.controls())
+
+
+def changed(old: str, new: str) -> None:
+    text = Path("matrix.yaml").read_text()
+    assert old in text
+    Path("matrix.yaml").write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "tells"),
+    [
+        ("scale: 4", "scael: 4", 8, ["attacks.flip", "attacks.0.scael", "unknown key", "did you mean 'scale'"]),
+        ("scale: 4", "scale: -1", 8, ["attacks.flip: attacks.0.scale", "greater than 0", "-1"]),
+        ("rule: mean", "rule: maen", 12, ["defences.mean: aggregation.rule", "did you mean 'mean'"]),
+        ("trust.acts: true", "trust.act: true", 13, ["defences.guarded: trust.act", "did you mean 'acts'"]),
+        ("data.partition.alpha: 1.0", "data.partition.alpha: x", 6, ["settings.many: data.partition.alpha", "'x'"]),
+        ("fraction: 0.4", "fraction: 4", 6, ["settings.many.fraction", "between 0 and 1"]),
+        ("fraction: 0.2", "data.root: 10", 5, ["settings.few.fraction", "needs the fraction"]),
+        ("scale: 4", "scale: 4, fraction: 0.1", 8, ["attacks.flip", "fraction is the setting's"]),
+        ("flip: {name: sign", "nobody: {name: sign", 7, ["'nobody' cannot be a name"]),
+        ("worst: 1", "wurst: 1", 16, ["wurst", "did you mean 'worst'"]),
+        ("fresh: [11, 12]", "fresh: [1, 12]", 15, ["fresh", "1 is a screening seed"]),
+        ("attacks: [flip]}", "attacks: [flop]}", 19, ["quick.only.attacks", "did you mean 'flip'"]),
+        ("experiment: base.yaml", "experiment: bass.yaml", 3, ["experiment: bass.yaml: no such file"]),
+        ("name: small", "name: small\ncontrol: none", 3, ["control", "one of the defences: mean, guarded"]),
+        ("federation.rounds: 3", "federation.rounds: 0", 18, ["quick.changes: federation.rounds"]),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(old: str, new: str, line: int, tells: list[str]) -> None:
+    changed(old, new)
+    with pytest.raises(ExperimentError) as caught:
+        load_matrix("matrix.yaml", quick="federation" in old)
+    first = str(caught.value).splitlines()[0]
+    assert first.startswith(f"matrix.yaml:{line}: "), first
+    for told in tells:
+        assert told in first
+
+
+def test_what_is_wrong_with_many_cells_is_told_once() -> None:
+    changed("scale: 4", "scale: -1")
+    changed("rule: geometric_median", "rule: krun")
+    with pytest.raises(ExperimentError) as caught:
+        load_matrix("matrix.yaml")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_what_no_entry_alone_is_to_blame_for_names_the_cell() -> None:
+    changed("rule: geometric_median}", "rule: geometric_median, f: 6}")
+    with pytest.raises(ExperimentError, match=r"base\.yaml.*few, nobody, guarded|defences\.guarded.*aggregation\.f"):
+        load_matrix("matrix.yaml")
+
+
+def test_too_few_hospitals_for_all_attacks_of_a_list() -> None:
+    changed("[label_flip, {name: patch_backdoor, target: 1}]", "[label_flip, ipm, alie]")
+    with pytest.raises(
+        ExperimentError, match=r"matrix\.yaml:10: attacks\.both: 2 malicious .* share 3 attacks \(few\)"
+    ):
+        load_matrix("matrix.yaml")
+
+
+def test_data_that_are_not_there_are_refused_before_anything_starts() -> None:
+    changed("data.partition.alpha: 1.0", "data.source: {name: npz, path: nowhere.npz}")
+    grid = load_matrix("matrix.yaml")
+    with pytest.raises(DataError, match=r"matrix\.yaml:6: settings\.many: data\.source: .*nowhere\.npz"):
+        grid.check_data()
+
+
+def test_the_shipped_schema_is_the_schema() -> None:
+    shipped = json.loads((EXPERIMENTS / "matrix.schema.json").read_text())
+    assert shipped == Matrix.model_json_schema(), "run `make schema`"
+
+
+@pytest.mark.parametrize("name", ["robustness", "robustness_hard"])
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_shipped_matrices_can_be_run(name: str, quick: bool) -> None:
+    grid: Grid = load_matrix(EXPERIMENTS / f"{name}.yaml", quick=quick)
+    assert {"mean", "adaptive_reputation"} <= set(grid.defences)
+    assert grid.backdoors
+    if name == "robustness" and not quick:
+        assert len(grid.defences) == 15
+        assert len(grid.matrix.fresh) == 5
+        assert {setting["fraction"] for setting in grid.settings.values()} == {0.2}
+
+
+def test_the_file_of_the_guide_can_be_run_as_the_guide_says() -> None:
+    guide = (EXPERIMENTS.parent / "docs" / "matrix.md").read_text()
+    for name, text in re.findall(r"^```yaml (\S+)\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL):
+        Path(name).write_text(text)
+    Path("quickstart.yaml").write_text((EXPERIMENTS / "quickstart.yaml").read_text())
+    grid = load_matrix("mine.yaml")
+    assert len(grid.controls()) + len(grid.screening()) == 2 * (4 * 4 + 4 * 3)
+    (command,) = re.findall(r"^fedrobust matrix mine\.yaml (.*)$", guide, re.MULTILINE)
+    narrowed = load_matrix("mine.yaml", shlex.split(command))
+    assert list(narrowed.attacks) == ["sign_flip", "patch"]
+    assert narrowed.controls()[0].experiment.federation.rounds == 5
+    assert len(load_matrix("worst.yaml").attacks) == 6 + 6
+    described = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \| ", guide, re.MULTILINE)
+    assert set(Matrix.model_fields) - {"name"} <= {key for keys in described for key in keys}

@@ -1,0 +1,182 @@
+"""From the outcomes of cells to the tables, on outcomes made up so that every figure can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from fedrobust.matrix import Grid, load_matrix
+from fedrobust.matrix.cells import Outcome, Store
+from fedrobust.matrix.files import headline_metrics, write_results
+from fedrobust.matrix.grid import Cell
+from fedrobust.matrix.results import harmless, screened, table_of, to_measure_again, verdicts
+
+MATRIX = """
+name: small
+experiment: base.yaml
+settings: {here: {fraction: 0.2}}
+attacks: {flip: sign_flip, weak: gaussian, patch: patch_backdoor}
+defences:
+  mean: {aggregation: {rule: mean}}
+  median: {aggregation: {rule: median}}
+screening: [1]
+fresh: [11, 12]
+worst: 1
+"""
+ACCURACY = {
+    ("oracle", "mean"): 0.90,
+    ("nobody", "mean"): 0.90,
+    ("nobody", "median"): 0.88,
+    ("flip", "mean"): 0.50,
+    ("flip", "median"): 0.82,
+    ("weak", "mean"): 0.89,
+    ("weak", "median"): 0.78,
+    ("patch", "mean"): 0.90,
+    ("patch", "median"): 0.86,
+}
+SUCCESS = {"mean": 0.95, "median": 0.30}
+
+
+def outcome(cell: Cell) -> Outcome:
+    """Accuracies as above, 0.02 more on seed 12; whoever is attacked is found in the third round."""
+    figures = {"balanced_accuracy": ACCURACY[cell.attack, cell.defence] + 0.02 * (cell.seed == 12), "classes": 2}
+    if cell.attack == "patch":
+        figures["attack_success"] = SUCCESS[cell.defence] + 0.02 * (cell.seed == 12)
+    if cell.attack == "oracle":
+        figures["baseline/patch"] = 0.10
+    if cell.attack not in ("oracle", "nobody"):
+        figures |= {"detection_auroc": 0.5 if cell.attack == "weak" else 1.0, "rounds_to_eject": 3.0, "ejected": 1.0}
+    figures |= {"honest_ejected": 0.0, "rarest_ejected": 0.0}
+    return Outcome(cell.digest, cell.label, f"run{cell.digest[:4]}", figures, 10.0)
+
+
+@pytest.fixture
+def grid(workplace: Path) -> Grid:
+    Path("base.yaml").write_text("federation: {clients: 10}\n")
+    Path("matrix.yaml").write_text(MATRIX)
+    return load_matrix("matrix.yaml")
+
+
+@pytest.fixture
+def cells(grid: Grid) -> list[Cell]:
+    first = [*grid.controls(), *grid.screening()]
+    table = table_of(first, {cell.digest: outcome(cell) for cell in first})
+    return [*first, *grid.fresh(to_measure_again(table, 1, 1, grid.backdoors))]
+
+
+@pytest.fixture
+def table(cells: list[Cell]) -> Any:
+    return table_of(cells, {cell.digest: outcome(cell) for cell in cells})
+
+
+def line(table: Any, **where: object) -> Any:
+    for name, value in where.items():
+        table = table[table[name] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_each_cell_is_measured_by_the_oracle_of_its_seed(table: Any) -> None:
+    assert line(table, attack="flip", defence="median", seed=1).robustness == pytest.approx(0.32 / 0.40)
+    found = line(table, attack="weak", defence="median", seed=12)
+    assert found.oracle == pytest.approx(0.92)
+    assert found.robustness == pytest.approx(0.30 / 0.42)
+    patch = line(table, attack="patch", defence="mean", seed=1)
+    assert (patch.baseline_success, patch.gain) == pytest.approx((0.10, 0.85))
+    assert math.isnan(line(table, attack="flip", defence="mean", seed=1).gain)
+
+
+def test_every_attack_is_screened_and_the_worst_of_each_defence_come_back(grid: Grid, table: Any) -> None:
+    values = screened(table, "here")
+    assert list(values.index) == ["mean", "median"]
+    assert list(values.columns) == ["flip", "weak", "patch"]
+    assert values.loc["mean"].tolist() == pytest.approx([0.0, 0.39 / 0.40, 1.0])
+    chosen = to_measure_again(table, 1, 1, grid.backdoors)
+    assert chosen == {("here", "mean"): ["flip", "patch"], ("here", "median"): ["weak", "patch"]}
+    assert harmless(table, "here", "mean") == ["weak"], "the backdoor costs no accuracy, but it works"
+
+
+def test_the_verdicts(grid: Grid, table: Any) -> None:
+    best, worst = verdicts(table, "mean", grid.backdoors)
+    assert (best.defence, worst.defence) == ("median", "mean")
+    assert best.worst_attack == "weak"
+    assert best.robustness.value == pytest.approx((0.28 / 0.40 + 0.30 / 0.42) / 2)
+    assert best.robustness.low < best.robustness.value < best.robustness.high
+    assert best.to_the_best == pytest.approx((0.0, 0.0, 0.0))
+    assert worst.robustness.value == pytest.approx((0.0 + 0.02 / 0.42) / 2)
+    assert worst.to_the_best.value == pytest.approx(worst.robustness.value - best.robustness.value)
+    assert best.cost == pytest.approx((0.02, 0.02, 0.02)), "paired: every seed costs the same"
+    assert worst.cost.value == 0.0
+    assert best.worst_backdoor == "patch"
+    assert (best.success.value, best.gain.value) == pytest.approx((0.31, 0.21))
+    assert (best.unfinished, best.seconds) == (0, 10.0)
+    flat = best.flat()
+    assert (flat["robustness"], flat["robustness_low"]) == (best.robustness.value, best.robustness.low)
+    assert headline_metrics([best])["here/median/robustness"] == best.robustness.value
+
+
+def test_failed_and_missing_cells_are_seen(grid: Grid, cells: list[Cell]) -> None:
+    outcomes = {cell.digest: outcome(cell) for cell in cells}
+    broken, missing = [cell for cell in cells if (cell.attack, cell.defence) == ("weak", "median") and cell.seed > 1]
+    outcomes[broken.digest] = Outcome(broken.digest, broken.label, failed="round 3: it died 3 times")
+    del outcomes[missing.digest]
+    table = table_of(cells, outcomes)
+    assert table["state"].value_counts().to_dict() == {"done": len(cells) - 2, "failed": 1, "missing": 1}
+    verdict = next(each for each in verdicts(table, "mean", grid.backdoors) if each.defence == "median")
+    assert verdict.unfinished == 2
+    assert verdict.worst_attack == "patch", "what is left"
+    folder = Path("out")
+    folder.mkdir()
+    write_results(folder, grid, table)
+    page = (folder / "table.md").read_text()
+    assert "here, weak, median, seed 11: round 3: it died 3 times" in page
+
+
+def test_the_files(grid: Grid, table: Any) -> None:
+    folder = Path("out")
+    folder.mkdir()
+    write_results(folder, grid, table)
+    names = {"cells.csv", "cells.parquet", "summary.csv", "detection.csv", "table.md", "heatmap_here.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    read = pd.read_parquet(folder / "cells.parquet")
+    pd.testing.assert_frame_equal(read, table)
+    assert pd.read_csv(folder / "cells.csv")["robustness"].tolist() == pytest.approx(
+        table["robustness"].tolist(), nan_ok=True
+    )
+    summary = pd.read_csv(folder / "summary.csv").set_index("defence")
+    assert summary.loc["median", "cost"] == pytest.approx(0.02)
+    detection = pd.read_csv(folder / "detection.csv").set_index("defence")
+    assert detection.loc["median", "hardest_attack"] == "weak"
+    assert detection.loc["median", "least_auroc"] == 0.5
+    assert detection.loc["median", "rounds_to_eject"] == 3.0
+    page = (folder / "table.md").read_text()
+    for told in ("weak (harmless)", "**0.000**", "*0.100*", "0.300; 0.310", "23 of 23 cells"):
+        assert told in page, told
+    assert (folder / "heatmap_here.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_store_keeps_whole_lines_and_the_last_outcome(tmp_path: Path, cells: list[Cell]) -> None:
+    path = tmp_path / "cells.jsonl"
+    first, second, third = cells[:3]
+    store = Store(path)
+    store.add(Outcome(first.digest, first.label, failed="it died"))
+    store.add(outcome(second))
+    assert store.missing([first, second, third, third]) == [first, third], "a failed cell is tried again"
+    with pytest.raises(Exception, match="another process is running this matrix"):
+        Store(path)
+    store.add(outcome(first))
+    store.close()
+    with path.open("ab") as file:
+        file.write(b'{"digest": "cut sh')
+    again = Store(path)
+    assert again.outcomes == {each.digest: outcome(each) for each in (first, second)}
+    again.add(outcome(third))
+    again.close()
+    assert len(path.read_text().splitlines()) == 4
+    last = Store(path)
+    assert not last.missing([first, second, third])
+    last.close()

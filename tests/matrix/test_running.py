@@ -1,0 +1,264 @@
+"""A whole matrix on a tiny federation: paired, resumable, recorded."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import fedrobust.matrix.cells as cells_module
+from fedrobust.cli import main
+from fedrobust.errors import FederationError, TrackingError
+from fedrobust.federation.pool import Pool
+from fedrobust.matrix import load_matrix
+from fedrobust.matrix.cells import Outcome, Runner, Store
+from fedrobust.matrix.grid import Cell
+from fedrobust.matrix.running import Findings, run_matrix
+from fedrobust.terminal import MatrixProgress, show_findings
+
+BASE = """
+name: base
+data: {source: {name: npz, path: patches.npz}, split: {validation: 0.0}, partition: {name: dirichlet, alpha: 10.0}}
+federation: {clients: 5, rounds: 3}
+learning: {model: {name: cnn, channels: [4]}, local: {steps: 2, batch_size: 16, optimizer: {name: sgd, lr: 0.1}}}
+evaluation: {last: 2}
+"""
+MATRIX = """
+name: tiny
+experiment: base.yaml
+settings: {here: {fraction: 0.2}}
+attacks: {flip: {name: sign_flip, scale: 9}, patch: patch_backdoor}
+defences:
+  mean: {aggregation: {rule: mean}}
+  median: {aggregation: {rule: median}}
+screening: [1]
+fresh: [2]
+worst: 1
+"""
+
+
+class Seen:
+    """Watches a matrix; may stop it after so many cells."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.plans: list[tuple[int, int]] = []
+        self.cells: list[tuple[Cell, Outcome]] = []
+        self._stop_after = stop_after
+
+    def plan(self, cells: int, finished: int) -> None:
+        self.plans.append((cells, finished))
+
+    def cell(self, cell: Cell, outcome: Outcome) -> None:
+        self.cells.append((cell, outcome))
+        if len(self.cells) == self._stop_after:
+            raise KeyboardInterrupt
+
+    def say(self, what: str) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("matrix")
+    draw, labels = np.random.default_rng(3), np.arange(200) % 2
+    images = np.clip(draw.normal(110, 20, (200, 12, 12, 3)) + 60 * labels[:, None, None, None], 0, 255)
+    groups = np.array([f"patient {i // 2 % 20}" for i in range(200)])
+    np.savez(folder / "patches.npz", images=images.astype(np.uint8), labels=labels.astype(np.int64), groups=groups)
+    (folder / "base.yaml").write_text(BASE)
+    (folder / "matrix.yaml").write_text(MATRIX)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+@pytest.fixture(scope="module")
+def sittings(place: Path, pool: Pool) -> tuple[Seen, Seen, Findings]:
+    """A matrix that is stopped after four cells, and started again, when one cell's federation fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        first, second = Seen(stop_after=4), Seen()
+        with pytest.raises(KeyboardInterrupt):
+            run_matrix(load_matrix("matrix.yaml"), first, pool=pool)
+        run = cells_module.run
+
+        def failing(experiment: Any, **options: Any) -> Any:
+            if experiment.attacks and experiment.attacks[0].name == "patch_backdoor" and experiment.seed == 2:
+                raise FederationError("round 2: worker 0 to train: it died 3 times")
+            return run(experiment, **options)
+
+        patch.setattr(cells_module, "run", failing)
+        return first, second, run_matrix(load_matrix("matrix.yaml"), second, pool=pool)
+
+
+def test_finished_cells_are_not_run_again(sittings: tuple[Seen, Seen, Findings]) -> None:
+    first, second, findings = sittings
+    assert len(first.cells) == 4
+    ran = [cell.digest for cell, _ in first.cells + second.cells]
+    assert len(set(ran)) == len(ran) == len(findings.table)
+    assert second.plans[0] == (14, 4)
+    lines = (findings.folder / "cells.jsonl").read_text().splitlines()
+    assert [json.loads(line)["digest"] for line in lines] == ran
+    assert (findings.table["phase"] == "control").sum() == 2 * 3
+
+
+def test_cells_hold_the_figures_of_their_runs(sittings: tuple[Seen, Seen, Findings]) -> None:
+    table = sittings[2].table
+    done = table[table["state"] == "done"]
+    assert done["balanced_accuracy"].between(0, 1).all()
+    assert done["robustness"].notna().any()
+    screening = done[done["phase"] == "screening"].set_index(["attack", "defence"])
+    assert screening.loc[("flip", "mean"), "balanced_accuracy"] < screening.loc[("flip", "median"), "balanced_accuracy"]
+    planted = screening.loc[("patch", "mean")]
+    assert np.isfinite([planted["attack_success"], planted["baseline_success"]]).all()
+    folder = Path("mlruns/runs") / planted["run_id"]
+    records = [json.loads(text) for text in (folder / "journal.jsonl").read_text().splitlines()]
+    evaluated = [record for record in records if record["kind"] == "evaluation"]
+    assert [record["round"] for record in evaluated] == [2, 3]
+    mean = np.mean([record["metrics"]["test/balanced_accuracy"] for record in evaluated])
+    assert planted["balanced_accuracy"] == pytest.approx(mean)
+    assert not (folder / "report.html").exists()
+
+
+def test_a_cell_that_fails_is_listed(sittings: tuple[Seen, Seen, Findings]) -> None:
+    findings = sittings[2]
+    failed = findings.table[findings.table["state"] == "failed"]
+    assert len(failed) and set(failed["attack"]) == {"patch"}
+    assert sum(verdict.unfinished for verdict in findings.verdicts) == len(failed)
+    assert "it died 3 times" in (findings.folder / "table.md").read_text()
+    out = Console(record=True, width=140)
+    show_findings(out, findings)
+    assert f"{len(failed)} cells failed" in out.export_text()
+
+
+def test_mlflow_holds_one_parent_and_a_run_for_each_cell(sittings: tuple[Seen, Seen, Findings]) -> None:
+    import mlflow
+
+    findings = sittings[2]
+    client = mlflow.MlflowClient(f"sqlite:///{Path('mlruns/mlflow.db').absolute()}")
+    parent = client.get_run((findings.folder / "parent.txt").read_text().strip())
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["matrix"] == "tiny"
+    assert parent.data.metrics["here/median/robustness"] == pytest.approx(
+        next(verdict.robustness.value for verdict in findings.verdicts if verdict.defence == "median")
+    )
+    assert {"table.md", "cells.parquet", "heatmap_here.png"} <= {
+        each.path for each in client.list_artifacts(parent.info.run_id)
+    }
+    for line in findings.table[findings.table["state"] == "done"].itertuples():
+        run = client.get_run(line.run_id)
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert (run.data.tags["attack"], run.data.tags["defence"]) == (line.attack, line.defence)
+        assert (run.data.tags["setting"], run.data.tags["phase"]) == (line.setting, line.phase)
+        assert run.data.metrics["cell/balanced_accuracy"] == pytest.approx(line.balanced_accuracy)
+        assert run.info.status == "FINISHED"
+
+
+def test_run_again_the_failed_cells_are_mended_and_nothing_else_is_run(
+    sittings: tuple[Seen, Seen, Findings],
+    pool: Pool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before, seen = sittings[2].table, Seen()
+    again = run_matrix(load_matrix("matrix.yaml"), seen, pool=pool)
+    assert {cell.attack for cell, _ in seen.cells} == {"patch"}
+    assert len(seen.cells) == before["state"].eq("failed").sum()
+    assert again.table["state"].eq("done").all()
+    monkeypatch.setattr(sys, "argv", ["fedrobust", "matrix", "matrix.yaml"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert ": balanced accuracy" not in shown
+    assert "mlruns/matrix/tiny" in shown
+
+
+class FakeTracker:
+    run_id = "parent"
+
+    def figures(self, figures: dict[str, float], run_id: str) -> None:
+        pass
+
+
+class FakePool:
+    teams = 3
+
+
+def test_cells_run_side_by_side_and_read_their_data_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Three cells are under way at once; the data of a seed are read by one of them, and the others wait for it."""
+    together, reads = threading.Barrier(3), []
+
+    def reading(experiment: Any) -> Any:
+        reads.append(experiment.seed)
+        return SimpleNamespace(label_counts=lambda: np.ones((5, 2), dtype=np.int64), label_names=("a", "b"))
+
+    def running(experiment: Any, **options: Any) -> Any:
+        together.wait(timeout=20)
+        assert options["part"].parent == "parent"
+        rounds = [{"round": 1, "attacking": [], "detection": {}, "metrics": {"test/balanced_accuracy": 0.75}}]
+        return SimpleNamespace(rounds=rounds, attackers={}, run_id="run")
+
+    monkeypatch.setattr(cells_module, "hospitals_of", reading)
+    monkeypatch.setattr(cells_module, "run", running)
+    store, seen = Store(tmp_path / "cells.jsonl"), Seen()
+    with Runner(store, FakeTracker(), seen.cell, seen.say, pool=FakePool()) as runner:  # type: ignore[arg-type]
+        runner.run(load_matrix("matrix.yaml").controls())
+    store.close()
+    assert len(seen.cells) == 6
+    assert sorted(reads) == [1, 2]
+    assert {outcome.figures["balanced_accuracy"] for _, outcome in seen.cells} == {0.75}
+
+
+def test_what_is_no_failure_of_a_federation_ends_the_matrix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The cells under way are told to stop at their next round, those that wait never begin."""
+    begun = []
+
+    def running(experiment: Any, hooks: Any, **options: Any) -> Any:
+        begun.append(experiment)
+        if len(begun) == 3:
+            raise TrackingError("gone")
+        for _ in range(2000):
+            time.sleep(0.01)
+            hooks[0]({"kind": "round"})
+        raise AssertionError("nobody said stop")
+
+    monkeypatch.setattr(cells_module, "hospitals_of", lambda experiment: None)
+    monkeypatch.setattr(cells_module, "run", running)
+    store, seen = Store(tmp_path / "cells.jsonl"), Seen()
+    with (
+        Runner(store, FakeTracker(), seen.cell, seen.say, pool=FakePool()) as runner,  # type: ignore[arg-type]
+        pytest.raises(TrackingError, match="gone"),
+    ):
+        runner.run(load_matrix("matrix.yaml").controls())
+    store.close()
+    assert len(begun) == 3
+    assert not store.outcomes
+
+
+def test_the_time_that_is_left_goes_by_the_pace_of_this_sitting(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fedrobust.terminal as terminal
+
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    out = Console(record=True, width=140, force_terminal=False)
+    cell = load_matrix("matrix.yaml").controls()[0]
+    with MatrixProgress(out) as progress:
+        progress.plan(100, 40)
+        for _ in range(2):
+            now[0] += 150.0
+            progress.cell(cell, Outcome("", "", "", {"balanced_accuracy": 0.75}, 150.0))
+    shown = out.export_text()
+    assert "at most 100 cells, 40 are there" in shown
+    assert f"41/100 {cell.label}: balanced accuracy 0.750, at most 2 h 28 min left" in shown
+    assert "at most 2 h 25 min left" in shown

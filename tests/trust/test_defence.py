@@ -1,0 +1,158 @@
+"""The judgement of a round: who counts, how much, and what is remembered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedrobust.aggregation import Aggregation, Clear, Combination, GeometricMedian
+from fedrobust.trust import Trust
+from fedrobust.trust.defence import Defence, Judgement, Known
+
+N, D = 10, 40
+ACTS = {"acts": True, "quarantine": {"enter": 0.4, "leave": 0.5, "probation": 2}}
+
+
+def defence(trust: dict[str, Any] | None = None, **aggregation: Any) -> Defence:
+    settings = Aggregation.model_validate({"rule": "mean"} | aggregation)
+    return Defence(settings, Trust.model_validate(trust or {}), N, seed=3)
+
+
+def rows_of(round: int, bad: int | None = 4) -> np.ndarray:
+    rows = np.random.default_rng(round).standard_normal((N, D)) + 2
+    if bad is not None:
+        rows[bad] *= -8
+    return rows
+
+
+def judged(made: Defence, known: Known, round: int, bad: int | None = 4, **more: Any) -> Judgement:
+    return made.judge(known, Clear([rows_of(round, bad)]), np.arange(N), round, **more)
+
+
+def weights(judgement: Judgement) -> np.ndarray:
+    assert judgement.decision is not None
+    assert isinstance(judgement.decision.decided, Combination)
+    return judgement.decision.decided.weights
+
+
+def after(made: Defence, rounds: int, bad: int | None = 4) -> Known:
+    known = made.start(N)
+    for round in range(1, rounds + 1):
+        known = judged(made, known, round, bad).known
+    return known
+
+
+def test_trust_that_does_not_act_changes_no_weight() -> None:
+    made = defence()
+    judgement = judged(made, after(made, 6), 7)
+    assert judgement.kept.all()
+    assert np.allclose(weights(judgement), 1 / N)
+    assert judgement.known.trust["quarantined"].tolist() == [0] * 4 + [1] + [0] * 5  # but it is recorded
+
+
+def test_reputations_multiply_the_priors() -> None:
+    made = defence(ACTS | {"quarantine": {"enter": 0, "leave": 0}})
+    judgement = judged(made, after(made, 3), 4)
+    reputation = made.trust.reputation.value(judgement.known.trust)
+    assert reputation[4] < 0.4
+    assert np.allclose(weights(judgement), reputation / reputation.sum())
+
+
+def test_a_rule_that_cannot_weigh_gets_no_reputations() -> None:
+    made = defence(ACTS | {"quarantine": {"enter": 0, "leave": 0}}, rule="krum", f=1)
+    assert np.allclose(judged(made, after(made, 3), 4).gram.prior, 1 / N)
+
+
+def test_clients_in_quarantine_are_scored_but_do_not_count() -> None:
+    made = defence(ACTS, rule="geometric_median")
+    judgement = judged(made, after(made, 6), 7)
+    assert judgement.kept.tolist() == [True] * 4 + [False] + [True] * 5
+    assert judgement.scores.score[4] > 0.5
+    kept = np.delete(rows_of(7), 4, axis=0)
+    prior = np.delete(judgement.gram.prior, 4)
+    expected = GeometricMedian().combine(Clear([kept], prior=prior).gram(), judgement.context).weights
+    assert np.allclose(weights(judgement), np.insert(expected, 4, 0.0), atol=1e-6)
+
+
+def test_who_behaves_again_comes_back_on_probation_with_half_its_weight() -> None:
+    made = defence(ACTS)
+    known, inside = after(made, 6), []
+    for round in range(7, 40):
+        judgement = judged(made, known, round, bad=None)
+        known = judgement.known
+        inside.append(bool(known.trust["quarantined"][4]))
+        if not inside[-1]:
+            break
+    assert inside[0] and not inside[-1]
+    reputation = made.trust.reputation.value(known.trust)
+    others = np.delete(np.arange(N), 4)
+    assert weights(judgement)[4] / weights(judgement)[0] == pytest.approx(0.5 * reputation[4] / reputation[0])
+    for _ in range(2):
+        round += 1
+        judgement = judged(made, known, round, bad=None)
+        known = judgement.known
+    assert known.trust["probation"][4] == 0
+    assert weights(judgement)[others].min() > weights(judgement)[4]
+
+
+def test_a_declared_count_drops_by_those_in_quarantine() -> None:
+    made = defence(ACTS, rule="trimmed_mean", f=3)
+    assert judged(made, made.start(N), 1, bad=None).context.f == 3
+    assert judged(made, after(made, 6), 7).context.f == 2
+
+
+def test_too_few_left_for_the_rule_skip_the_round_but_scores_count() -> None:
+    made = defence(rule="krum", f=0.4)
+    judgement = made.judge(made.start(N), Clear([rows_of(1)[:5]]), np.arange(5), 1)
+    assert judgement.decision is None
+    assert "krum needs n ≥ 2f + 3" in str(judgement.skipped)
+    assert judgement.known.trust["good"][:5].all()
+
+
+def test_rejected_clients_are_bad_evidence_and_absent_ones_none() -> None:
+    made = defence()
+    clients = np.array([0, 1, 2, 3, 4, 6, 8])
+    known = made.judge(made.start(N), Clear([rows_of(1, None)[clients]]), clients, 1, rejected=[5]).known
+    value = made.trust.reputation.value(known.trust)
+    assert value[5] < value[7] < value[0]
+    assert value[7] == value[9] == made.trust.reputation.value(made.start(N).trust)[7]
+    punished = made.punished(made.start(N), [5])
+    assert np.array_equal(made.trust.reputation.value(punished.trust)[5], value[5])
+
+
+def test_a_judgement_changes_nothing_that_it_is_given() -> None:
+    made = defence(ACTS, rule="foolsgold")
+    known = after(made, 3)
+    before = {name: array.copy() for name, array in known.trust.items()}
+    first, second = judged(made, known, 4), judged(made, known, 4)
+    assert np.array_equal(weights(first), weights(second))
+    assert all(np.array_equal(array, known.trust[name]) for name, array in before.items())
+
+
+def test_who_is_always_strange_comes_back_on_parole_and_is_judged_anew() -> None:
+    made = defence(ACTS | {"quarantine": {"enter": 0.4, "leave": 0.5, "probation": 2, "parole": 4}})
+    known, inside = made.start(N), []
+    for round in range(1, 16):
+        judgement = judged(made, known, round)
+        known = judgement.known
+        inside.append(not judgement.kept[4])
+        if round > 1 and inside[-2] and not inside[-1]:
+            assert made.trust.reputation.value(known.trust)[4] == 0.5
+            others = np.delete(made.trust.reputation.value(known.trust), 4)
+            assert weights(judgement)[4] == pytest.approx(0.25 / (0.25 + others.sum()))  # one half, on probation
+    assert inside == [True] * 4 + [False] + [True] * 4 + [False] + [True] * 4 + [False]
+
+
+def test_a_detector_with_a_memory_gets_its_own_state_and_histories() -> None:
+    made = defence(ACTS | {"detector": "consensus"}, rule="foolsgold")
+    assert made.histories == ("sum", "average")
+    known, histories = made.start(N), {}
+    for round in range(1, 4):
+        clear = Clear([rows_of(round)], histories=histories)
+        judgement = made.judge(known, clear, np.arange(N), round)
+        known, histories = judgement.known, clear.remembered(made.histories)
+    assert known.detector["rounds"].tolist() == [3] * N
+    assert "rounds" not in known.rule
+    assert judgement.scores.score[4] > 0.9
