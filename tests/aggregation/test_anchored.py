@@ -107,7 +107,7 @@ def test_any_number_of_rows_of_any_size_cannot_carry_it_away(name):
             assert np.allclose(found, 0.0) if bad == 10 else found @ root > 0.9 * norm(root) ** 2
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", ["zeno_pp, strict", "zeno_pp, forgiving"])
 def test_keeps_its_promises(name):
     check_rule(RULES[name][0])
 

@@ -130,22 +130,23 @@ def test_what_a_protocol_does_not_reveal_is_refused():
 
 
 PEAK = """
-import resource, sys
+import resource
 import numpy as np
 import fedrobust.aggregation as a
-parts = [a.Clip(), a.NNM(), getattr(a, sys.argv[1])()]
+pipelines = [a.Pipeline([a.Clip(), a.NNM(), rule]) for rule in (a.GeometricMedian(), a.TrimmedMean())]
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 updates = np.random.default_rng(0).standard_normal((30, 1_000_000), dtype=np.float32)
-a.Pipeline(parts).aggregate(np.ascontiguousarray(updates[:, :100_000]))
+for pipeline in pipelines:
+    pipeline.aggregate(np.ascontiguousarray(updates[:, :100_000]))
 before = peak()
-a.Pipeline(parts).aggregate(updates)
+for pipeline in pipelines:
+    pipeline.aggregate(updates)
 print((peak() - before) / updates.nbytes)
 """
 
 
-@pytest.mark.parametrize("rule", ["GeometricMedian", "TrimmedMean"])
-def test_peak_memory_is_a_small_part_of_the_updates(rule):
-    out = subprocess.run([sys.executable, "-c", PEAK, rule], capture_output=True, text=True, check=True)
+def test_peak_memory_is_a_small_part_of_the_updates():
+    out = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     assert float(out.stdout) < 0.3
 
 

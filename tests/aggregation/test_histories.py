@@ -381,7 +381,7 @@ def test_afa_of_rows_that_cancel_drops_nobody():
 # All of them
 
 
-@pytest.mark.parametrize("rule", [FoolsGold(), FoolsGold(kappa=0.3), AFA(), AFA(xi=1.0, delta=0.6)])
+@pytest.mark.parametrize("rule", [FoolsGold(kappa=0.3), AFA(xi=1.0, delta=0.6)])
 def test_keeps_its_promises(rule):
     check_rule(rule)
 

@@ -110,7 +110,7 @@ def test_lasa_weighs_by_samples():
     assert not np.allclose(expected, lasa(rows, 3, np.full(11, 1 / 11), layers))
 
 
-@pytest.mark.parametrize("rule", [LASA(), LASA(sparsity=0.95, lambda_n=3.0), LASA(sparsity=0.0)], ids=str)
+@pytest.mark.parametrize("rule", [LASA(sparsity=0.95, lambda_n=3.0), LASA(sparsity=0.0)], ids=str)
 def test_lasa_keeps_its_promises(rule):
     check_rule(rule)
 

@@ -40,7 +40,7 @@ def one_thread():
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_every_rule_keeps_its_word(name):
+def test_every_rule_keeps_its_word(name):  # with its defaults; with other options in the file of its kind
     check_rule(RULES[name])
 
 

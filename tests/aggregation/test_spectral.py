@@ -94,9 +94,9 @@ def test_weighs_by_samples(name):
     assert not np.allclose(expected, reference(rows, 3, np.full(11, 1 / 11)))
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_keeps_its_word(name):
-    check_rule(RULES[name][0])
+@pytest.mark.parametrize("rule", [DnC(c=0.5), DnC(c=1.4)], ids=str)
+def test_keeps_its_word(rule):
+    check_rule(rule)
 
 
 @pytest.mark.parametrize("rule", [SMEA(), CAF(), DnC()])

@@ -1,0 +1,175 @@
+"""What masked sums show the coordinator: one mean over all clients, or a mean for each of small random groups.
+
+In groups, robust rules work on the groups' means. One malicious client spoils the whole row of its group, so there must
+be more groups than there would have to be rows of single clients. The groups are drawn anew in each round: a client's
+standing comes from the company it was in over the rounds. The same holds for its secret: within a round it is hidden
+among the others of its group, but as far as updates of successive rounds are alike, the means of many rounds' groups
+determine what is common to the updates of each single client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrobust.aggregation import AnyRule, Clear, Combination, Gram, NotRevealed, Protocol, Rule, Stage, resolve_f
+from fedrobust.errors import ExperimentError
+from fedrobust.secure.masking import Opened
+from fedrobust.seeds import generator
+
+Floats = NDArray[np.float64]
+Groups = Sequence[Sequence[int]]
+"""The members of each group, by client id."""
+
+SMALLEST = 3
+"""Members of a group at least: of two, each knows the other's update from the mean."""
+CERTAIN = 0.99
+"""A group's score counts up to this: at 1 the others in it could be cleared of nothing."""
+RIDGE = 0.1
+"""Pulls a client's blame to 0 where what is known does not tell it from that of others."""
+
+
+def draw_groups(clients: Sequence[int], size: int, seed: int, round: int) -> tuple[tuple[int, ...], ...]:
+    """The clients in random groups of `size`, some of one or more above it where it does not divide their number.
+
+    They depend on the seed and the round, not on the order of `clients`. ExperimentError for a group below three.
+    """
+    if size < SMALLEST or len(clients) < size:
+        raise ExperimentError(
+            f"groups need {SMALLEST} members at least, and as many clients: found {size} of {len(clients)} clients"
+        )
+    shuffled = generator(seed, "groups", round).permutation(np.array(sorted(clients)))
+    cut = np.array_split(shuffled, len(clients) // size)
+    return tuple(tuple(sorted(group.tolist())) for group in cut)
+
+
+def groups_refusal(rule: AnyRule, stages: Sequence[Stage], clients: int, size: int, f: int) -> str | None:
+    """Why `f` malicious clients among so many, in groups of `size`, are too many for these parts; None if they are not.
+
+    Each malicious client may be in a group of its own, so f of the ⌊clients / size⌋ rows can be bad: they must not be
+    more than the parts tolerate among so many rows. A rule that remembers clients has nobody to remember.
+    """
+    if rule.per_client or (isinstance(rule, Rule) and rule.histories):
+        return f"{rule.name} remembers clients; a group of masked updates is no single client's"
+    groups = clients // size
+    try:
+        resolve_f(f, groups, rule, stages)
+    except ExperimentError as error:
+        return f"{f} malicious clients can spoil {min(f, groups)} of {groups} groups of {size}: {error}"
+    return None
+
+
+class MaskedSum(Protocol):
+    """The mean that a round of masks has opened: no row, no product of rows, no other combination.
+
+    `prior` is uniform; where sample counts are hidden weights, the mean is weighted by them and nobody knows them.
+    """
+
+    reveals: ClassVar[frozenset[str]] = frozenset({"sum"})
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self.n, self.d = len(opened.survivors), len(opened.mean)
+        self.prior: Floats = np.full(self.n, 1.0 / self.n)
+
+    def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
+        """NotRevealed."""
+        raise self._not_revealed()
+
+    def combine(self, combination: Combination) -> NDArray[np.float32]:
+        """The mean; NotRevealed for any weights but the prior."""
+        if not np.array_equal(combination.weights, self.prior) or any(combination.anchors.values()):
+            raise self._not_revealed()
+        return self._opened.mean
+
+    def finite_rows(self) -> NDArray[np.bool_]:
+        """(n,) all of them: elements of a ring are finite."""
+        return np.ones(self.n, dtype=np.bool_)
+
+    def subset(self, keep: NDArray[Any]) -> MaskedSum:
+        """The same if everybody is kept, else NotRevealed."""
+        if not np.array_equal(np.arange(self.n)[keep], np.arange(self.n)):
+            raise self._not_revealed()
+        return self
+
+    def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Nothing, if nothing is asked for; else NotRevealed."""
+        if names:
+            raise self._not_revealed()
+        return {}
+
+
+class GroupRows(Clear):
+    """The groups' means in the clear: row i is that of the clients `groups[i]`.
+
+    groups: the members whose updates are in a mean; those who dropped out are not. rows: (m, d) float32.
+    weights: (m,) the sums of the members' weights, which become the prior.
+    """
+
+    def __init__(self, rows: NDArray[np.float32], groups: Groups, weights: Sequence[float] | Floats) -> None:
+        super().__init__([rows], prior=weights)
+        self.groups = tuple(tuple(group) for group in groups)
+        if len(self.groups) != self.n:
+            raise ValueError(f"{self.n} rows of {len(self.groups)} groups")
+
+    @classmethod
+    def of(cls, opened: Sequence[Opened]) -> GroupRows:
+        """From what was opened of each group; a group whose round of masks failed is left out by the caller."""
+        if not opened:
+            raise ExperimentError("no group has opened its mean")
+        rows = np.stack([group.mean for group in opened])
+        return cls(rows, [group.survivors for group in opened], [group.weight for group in opened])
+
+    def subset(self, keep: NDArray[Any]) -> GroupRows:
+        """The same without the groups that are not in `keep`."""
+        kept = np.arange(self.n)[keep]
+        return GroupRows(self.blocks[0][kept], [self.groups[row] for row in kept], self.prior[kept])
+
+    def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
+        """The Gram of the groups' means; NotRevealed with histories, which are clients'."""
+        if histories:
+            raise NotRevealed("groups are drawn anew in each round: there is no history of a client")
+        return super().gram(anchors)
+
+    def remembered(self, names: Sequence[str], shorter: Floats | None = None) -> dict[str, NDArray[np.float32]]:
+        """Nothing, if nothing is asked for; else NotRevealed."""
+        if names:
+            raise NotRevealed("groups are drawn anew in each round: there is no history of a client")
+        return {}
+
+
+def no_blame(clients: int) -> dict[str, Floats]:
+    """What `members_scores` remembers before the first round."""
+    return {"together": np.zeros((clients, clients)), "blame": np.zeros(clients)}
+
+
+def members_scores(
+    memory: Mapping[str, Floats], groups: Groups, scores: Sequence[float] | Floats, forgetting: float = 0.9
+) -> tuple[dict[int, float], dict[str, Floats]]:
+    """Each member's own score, from the scores of the groups in this round and in those before; and the new memory.
+
+    scores: one in [0, 1] for each group. A group is taken to be as good as all its members together, 1 − s_g =
+    Π_{i∈g} (1 − q_i), so −log(1 − s_g) = Σ_{i∈g} z_i with z_i = −log(1 − q_i) ≥ 0. The z fit all groups of all rounds
+    by non-negative least squares, a round weighing `forgetting` times as much as the next one: who was once in a good
+    group is cleared of the bad ones that others explain. A member's score is q_i, at most that of its group now.
+    """
+    from scipy.linalg import cholesky, solve_triangular
+    from scipy.optimize import nnls
+
+    clients = len(memory["blame"])
+    seats = np.zeros((len(groups), clients))
+    for row, group in enumerate(groups):
+        seats[row, list(group)] = 1.0
+    capped = -np.log1p(-np.clip(np.asarray(scores, dtype=np.float64), 0.0, CERTAIN))
+    together = forgetting * memory["together"] + seats.T @ seats
+    blame = forgetting * memory["blame"] + seats.T @ capped
+    upper = cholesky(together + RIDGE * np.eye(clients))
+    fitted, _ = nnls(upper, solve_triangular(upper, blame, trans="T"))
+    own = -np.expm1(-fitted)
+    found = {
+        client: float(min(own[client], score)) for group, score in zip(groups, scores, strict=True) for client in group
+    }
+    return found, {"together": together, "blame": blame}

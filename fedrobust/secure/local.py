@@ -1,0 +1,120 @@
+"""All parties of `shares` or `replicated` in one process, one round after the other, every message as bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from fedrobust.aggregation.gram import Floats
+from fedrobust.secure import replicated, shares
+from fedrobust.secure.messages import MessageError
+from fedrobust.secure.opened import Opened, Parties
+from fedrobust.secure.replicated import ReplicatedServer
+from fedrobust.secure.ring import Entropy, Words, encode
+from fedrobust.secure.server import commitments
+from fedrobust.secure.shares import Dealer, ShareServer
+
+Wire = Callable[[bytes], bytes]
+"""Sees every message on its way, and may change it."""
+
+
+def unchanged(data: bytes) -> bytes:
+    """An honest wire."""
+    return data
+
+
+class LocalParties(Parties):
+    """The servers, and the dealer of `shares`, as plain objects; `options` are those of `Server`.
+
+    wire: every message passes through it. `refused`: client → why its share was not taken, in this round.
+    """
+
+    def __init__(
+        self,
+        name: Literal["shares", "replicated"],
+        run: str,
+        d: int,
+        entropy: Entropy = os.urandom,
+        wire: Wire = unchanged,
+        histories: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        self.run, self.d, self.round, self.wire, self.entropy = run, d, -1, wire, entropy
+        self.histories, self.clients = tuple(histories), ()
+        self.refused: dict[int, str] = {}
+        self.servers: Sequence[ShareServer] | Sequence[ReplicatedServer]
+        options |= {"entropy": entropy, "histories": histories}
+        if name == "shares":
+            self.servers = [ShareServer(k, run, d, **options) for k in range(2)]
+            self.dealer = Dealer(entropy)
+        else:
+            self.servers = [ReplicatedServer(k, run, d, **options) for k in range(3)]
+        for server in self.servers:
+            self.servers[server.number - 1].receive_common(self.wire(server.common_seed()))
+
+    def sent(self, encoded: Words, round: int, client: int) -> list[bytes]:
+        """A client's messages, one for each server."""
+        split = shares.share if isinstance(self.servers[0], ShareServer) else replicated.share
+        return [message.pack() for message in split(encoded, self.entropy, self.run, round, client)]
+
+    def receive(self, round: int, messages: Mapping[int, Sequence[bytes | None]]) -> None:
+        """Start a round with the clients' messages, client → one for each server; None never arrives."""
+        self.round, self.refused = round, {}
+        for each in self.servers:
+            each.begin(round, sorted(messages))
+        for client, sent in messages.items():
+            for server, data in zip(self.servers, sent, strict=True):
+                if data is None:
+                    continue
+                try:
+                    server.receive(self.wire(data))
+                except MessageError as error:
+                    self.refused[client] = str(error)
+        lists = [self.wire(server.senders()) for server in self.servers]
+        agreed = {server.agree(lists[:k] + lists[k + 1 :]) for k, server in enumerate(self.servers)}
+        if len(agreed) > 1:
+            raise MessageError("the servers do not agree on whose shares are there")
+        (self.clients,) = agreed
+        found = commitments(lists)
+        self.commitments = {client: found[client] for client in self.clients}
+        for client in sorted(set(messages) - set(self.clients)):
+            self.refused.setdefault(client, "its shares did not reach every server, or did not fit")
+
+    def play(
+        self, updates: NDArray[Any], round: int, clip: float, prior: Sequence[float] | Floats | None = None
+    ) -> Opened:
+        """A round in which client i sends row i of `updates` (n, d), up to what the coordinator gets to ask."""
+        sent = {client: self.sent(encode(update, clip), round, client) for client, update in enumerate(updates)}
+        self.receive(round, sent)
+        return Opened(self, self.d, clip, prior, self.entropy, self.servers[0].min_support)
+
+    def gram(self) -> list[bytes]:
+        if isinstance(self.servers[0], ShareServer):
+            first, second = self.servers
+            assert isinstance(first, ShareServer) and isinstance(second, ShareServer)
+            for server, triple in zip(
+                (first, second), self.dealer.triple(self.run, self.round, first.rows, self.d), strict=True
+            ):
+                server.receive_triple(self.wire(triple.pack()))
+            for chunk in range(len(first.chunks)):
+                to_second, to_first = self.wire(first.difference(chunk)), self.wire(second.difference(chunk))
+                first.add_difference(to_first)
+                second.add_difference(to_second)
+        return self.ask("gram_share")
+
+    def ask(self, method: str, *arguments: Any) -> list[bytes]:
+        return [self.wire(getattr(server, method)(*arguments)) for server in self.servers]
+
+    def remember(self, rows: Sequence[int], coefficients: Words) -> None:
+        reshared = [server.remember(rows, coefficients) for server in self.servers]
+        for data in reshared[0] or ():
+            receiver = self.servers[1]
+            assert isinstance(receiver, ReplicatedServer)
+            receiver.receive_reshared(self.wire(data))
+
+    def forget(self, name: str, client: int) -> None:
+        for server in self.servers:
+            server.forget(name, client)

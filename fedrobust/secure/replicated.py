@@ -1,0 +1,150 @@
+"""`replicated`: three servers, each with two of the three parts of an update, open its Gram matrix without a dealer.
+
+u = x_0 + x_1 + x_2 mod 2^64; server k holds x_k and x_{k+1} (T. Araki et al., High-throughput semi-honest secure
+three-party computation with an honest majority, CCS 2016). Of U Uᵀ = Σ X_j X_lᵀ it computes alone
+
+    T_k = Z + Zᵀ with Z = X_k (X_k + 2 X_{k+1})ᵀ, so that T_k = 2 (X_k X_kᵀ + X_k X_{k+1}ᵀ + X_{k+1} X_kᵀ),
+
+one product, and opens T_k blinded by a share of zero: their sum is twice the Gram matrix. Nothing else goes between the
+servers, unless histories must be truncated. No two of the three may collude.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fedrobust.secure.messages import Kind, Message, MessageError, borrowed, expect, server_id, server_name, unpack
+from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, products
+from fedrobust.secure.server import Line, Server, grown
+
+ENTRY = struct.Struct("<Qq")
+"""Which history, and whose."""
+
+
+def share(encoded: Words, entropy: Entropy, run: str, round: int, sender: int) -> tuple[Message, Message, Message]:
+    """A client's messages to the servers 0, 1, 2: x_0 and x_1 are seeds, x_2 d words. Fresh seeds in every round."""
+    first, second = entropy(SEED_BYTES), entropy(SEED_BYTES)
+    room, d = SEED_BYTES // 8, len(encoded)
+    to_1, to_2 = (np.empty(room + d, dtype=np.int64) for _ in range(2))  # bodies in place: copies cost more than sums
+    to_1[:room], to_2[d:] = np.frombuffer(second, dtype=np.int64), np.frombuffer(first, dtype=np.int64)
+    words = expand(first, d, out=to_1[room:])
+    words += expand(second, d, out=to_2[:d])
+    np.subtract(encoded, words, out=words)
+    to_2[:d] = words
+    return (
+        Message(run, round, sender, server_name(0), Kind.SEED, first + second),
+        Message(run, round, sender, server_name(1), Kind.WORDS, borrowed(to_1)),
+        Message(run, round, sender, server_name(2), Kind.WORDS, borrowed(to_2)),
+    )
+
+
+class ReplicatedServer(Server):
+    """Server 0, 1 or 2.
+
+    After `agree`: `gram_share`. At the end of a round with the histories "sum" or "average", the messages that
+    `remember` of server 0 returns go to server 1, `receive_reshared`.
+    """
+
+    parties: ClassVar[int] = 3
+
+    def __init__(self, number: int, run: str, d: int, **options: Any) -> None:
+        if number not in (0, 1, 2):
+            raise ValueError(f"servers are 0, 1 and 2, found {number}")
+        self.holds = tuple((k, k < 2) for k in (number, (number + 1) % 3))
+        super().__init__(number, run, d, **options)
+        self._awaited: set[tuple[str, int]] = set()
+
+    def begin(self, round: int, clients: Sequence[int]) -> None:
+        if self._awaited:
+            raise MessageError(f"{len(self._awaited)} shares of histories have not come from server 0")
+        super().begin(round, clients)
+
+    def gram_share(self) -> bytes:
+        """Its part of twice the Gram matrix (rows, rows), once."""
+        self._after("agree")
+        self._open_gram()
+        (mine, _), (other, _) = self.holds
+        total = np.zeros((self.rows, self.rows), dtype=np.int64)
+        for columns in column_chunks(self.rows, self.d):
+            left, right = self._stack(mine, columns), self._stack(other, columns)
+            right *= 2
+            right += left
+            total += products(left, right)
+        return self._opened(Kind.GRAM, total + total.T, "gram")
+
+    def remember(self, rows: Sequence[int], coefficients: Words) -> list[bytes]:
+        """The round's end: the histories grow by these rows, "average" with public coefficients at 12 bits.
+
+        Truncation is for two: server 0 has x_0 + x_1, the others x_2 (P. Mohassel, P. Rindal, ABY3, CCS 2018). The
+        result of server 0 is shared again, x_0 by a seed that it has in common with server 2; x_1 is what it sends.
+        """
+        self._after("gram")
+        self._once("remember")
+        messages = []
+        for name in self.histories:
+            for row, coefficient in zip(rows, coefficients.tolist(), strict=True):
+                if message := self._remember(name, self.clients[row], coefficient):
+                    messages.append(message)
+        return messages
+
+    def receive_reshared(self, data: bytes) -> None:
+        """A component of a history, from server 0 to server 1."""
+        name = server_name(self.number)
+        message = expect(unpack(data), self.run, self.round, server_id(0), Kind.RESHARED, ENTRY.size + 8 * self.d, name)
+        place, client = ENTRY.unpack_from(message.body)
+        entry = (self.histories[place] if place < len(self.histories) else "", client)
+        if entry not in self._awaited:
+            raise MessageError(f"the history of client {client} is not awaited, or has come already")
+        self._awaited.discard(entry)
+        self._past[entry[0]][1][client] = np.frombuffer(message.body, dtype="<i8", offset=ENTRY.size)
+
+    def _remember(self, name: str, client: int, coefficient: int) -> bytes | None:
+        past, current = self._past[name], self._current
+        if name == "last":
+            for component, _ in self.holds:
+                past[component][client] = current[component][client]
+            return None
+        if self.number > 0:
+            past[2][client] = self._grown(name, client, (2,), coefficient, second=True)
+            if self.number == 1:
+                self._awaited.add((name, client))
+            else:
+                past[0][client] = self._fresh(name, client, self._own_of_pair())
+            return None
+        whole = self._grown(name, client, (0, 1), coefficient, second=False)
+        past[0][client] = seed = self._fresh(name, client, self._own_of_pair())
+        whole -= expand(seed, self.d)
+        past[1][client] = whole
+        body = ENTRY.pack(self.histories.index(name), client) + whole.tobytes()
+        return self._message(Kind.RESHARED, body, server_name(1))
+
+    def _grown(self, name: str, client: int, parts: Sequence[int], coefficient: int, second: bool) -> Words:
+        past = self._sum([self._past[name][part].get(client) for part in parts])
+        return grown(name, past, self._sum([self._current[part][client] for part in parts]), coefficient, second)
+
+    def _sum(self, lines: Sequence[Line]) -> Words:
+        total = np.zeros(self.d, dtype=np.int64)
+        for line in lines:
+            total += self._whole(line)
+        return total
+
+    def _own_of_pair(self) -> bytes:
+        """The seed that servers 0 and 2 have in common: that of server 0, which server 2 was sent."""
+        return self._own if self.number == 0 else self._next
+
+    def _fresh(self, name: str, client: int, seed: bytes) -> bytes:
+        return derived(seed, f"history {self.round}/{name}/{client}")
+
+    def _matching(self, server: int, digests: Mapping[int, tuple[bytes, ...]]) -> set[int]:
+        """Those who sent both servers the same of the component that both have."""
+        after = server == (self.number + 1) % 3
+        mine, theirs = (1, 0) if after else (0, 1)
+        return {
+            client
+            for client, found in digests.items()
+            if client in self._digests and len(found) == 2 and found[theirs] == self._digests[client][mine]
+        }

@@ -1,0 +1,184 @@
+"""Fixed-point numbers in the ring Z_2^64, held as int64 in two's complement, where sums and products wrap around.
+
+A number x stands for x / 2^FRACTION. Updates are scaled to norm ≤ 1, so that a row's products with other rows are at
+most 2^60 and can be read off mod 2^63 as signed integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrobust.secure.messages import MessageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Words = NDArray[np.int64]
+Integers = NDArray[np.object_]
+"""Exact Python integers."""
+Entropy = Callable[[int], bytes]
+"""So many random bytes: `os.urandom`, or a stream that is derived from an experiment's seed."""
+
+FRACTION = 30
+"""Fraction bits of updates, anchors and weights."""
+LARGEST = 1 << 62
+"""What is opened mod 2^63 lies in [−LARGEST, LARGEST)."""
+SEED_BYTES = 32
+INNER = 2048
+"""Columns of one integer product: so few that both operands stay in a core's cache."""
+CHUNK_BYTES = 4 << 20
+"""Size of a buffer for one chunk of columns of all rows."""
+ALIGNED = 1024
+"""The width of a chunk is a multiple of it."""
+
+ZEROS = bytes(1 << 18)
+
+LIMB = 22
+"""Bits of a limb in `square_sum`: three of them hold 64 bits."""
+LIMB_COLUMNS = 1 << 18
+"""So many products of two limbs have an int64 sum."""
+
+
+def encode(update: NDArray[Any], clip: float) -> Words:
+    """A vector (d,) as fixed-point words: clipped to the norm `clip`, divided by it, times 2^30, rounded.
+
+    The norm of the words is at most 2^30 + √d / 2. ValueError for an update that is not finite, or a clip that is not
+    a positive number.
+    """
+    if not (np.isfinite(clip) and clip > 0):
+        raise ValueError(f"clip must be a positive number, found {clip}")
+    values = np.array(update, dtype=np.float64)
+    norm = float(np.sqrt(values @ values))
+    if not np.isfinite(norm):
+        raise ValueError("an update that is not finite cannot be shared")
+    values *= 2.0**FRACTION / max(norm, clip)
+    np.rint(values, out=values)
+    words: Words = values.view(np.int64)
+    for part in _slices(len(values), len(ZEROS)):
+        words[part] = values[part].astype(np.int64)  # in place: the memory of a large array costs more than the sums
+    return words
+
+
+def decode(words: Words, clip: float, bits: int = FRACTION) -> NDArray[np.float64]:
+    """The numbers that words with so many fraction bits stand for."""
+    return np.asarray(words * (clip * 2.0**-bits), dtype=np.float64)
+
+
+def expand(seed: bytes, count: int, offset: int = 0, out: Words | None = None) -> Words:
+    """`count` uniform words: the key stream of AES-256 in counter mode, from word `offset` on, in place if `out`."""
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    if len(seed) != SEED_BYTES:
+        raise ValueError(f"a seed has {SEED_BYTES} bytes, found {len(seed)}")
+    odd = offset % 2  # a block of AES holds two words
+    words = np.empty(count, dtype=np.int64) if out is None or odd else out
+    block = (offset // 2).to_bytes(16, "big")
+    encryptor = Cipher(algorithms.AES256(seed), modes.CTR(block)).encryptor()
+    if odd:
+        encryptor.update(bytes(8))
+    stream_bytes = words.data.cast("B")
+    for part in _slices(8 * count, len(ZEROS)):
+        encryptor.update_into(ZEROS[: part.stop - part.start], stream_bytes[part])
+    if out is None:
+        return words
+    if words is not out:
+        out[:] = words
+    return out
+
+
+def derived(seed: bytes, label: str) -> bytes:
+    """An independent seed for the use that `label` names (HKDF-SHA256)."""
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    return HKDF(algorithm=SHA256(), length=SEED_BYTES, salt=None, info=b"fedrobust " + label.encode()).derive(seed)
+
+
+def column_chunks(rows: int, columns: int) -> list[slice]:
+    """How `columns` are cut so that a chunk of so many rows fits a buffer."""
+    width = max(ALIGNED, CHUNK_BYTES // (8 * max(rows, 1)) // ALIGNED * ALIGNED)
+    return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
+
+
+def products(left: Words, right: Words) -> Words:
+    """`left @ right.T` (n, m) mod 2^64 of (n, w) and (m, w), exact."""
+    import torch
+
+    a, b = torch.from_numpy(left), torch.from_numpy(right)
+    total = torch.zeros(len(left), len(right), dtype=torch.int64)
+    for columns in _slices(left.shape[1], INNER):
+        total += torch.mm(a[:, columns], b[:, columns].T)
+    return _array(total)
+
+
+def weighted(weights: Words, rows: Iterable[Words], columns: int) -> Words:
+    """Σ weights_i rows_i (columns,) mod 2^64, exact."""
+    total = np.zeros(columns, dtype=np.int64)
+    scaled = np.empty_like(total)
+    for weight, row in zip(weights, rows, strict=True):
+        if weight:
+            total += np.multiply(row, weight, out=scaled)
+    return total
+
+
+def square_sum(words: Words) -> int:
+    """Σ words², an exact integer: nothing is reduced."""
+    total = 0
+    for part in _slices(len(words), LIMB_COLUMNS):
+        rest, limbs = words[part], []
+        for _ in range(2):
+            limbs.append(rest & ((1 << LIMB) - 1))
+            rest = rest >> LIMB
+        limbs.append(rest)  # signed: the highest one
+        for i, one in enumerate(limbs):
+            for j in range(i, 3):
+                total += (int(one @ limbs[j]) << LIMB * (i + j)) * (1 if i == j else 2)
+    return total
+
+
+def halved(doubled: Words) -> Integers:
+    """The integers in [−2^62, 2^62) whose doubles were opened mod 2^64. MessageError for an odd one."""
+    if (doubled & 1).any():
+        raise MessageError("a doubled number is odd: the shares do not belong together")
+    return (doubled >> 1).astype(object)
+
+
+def truncated(words: Words, bits: int, second: bool) -> Words:
+    """One party's share of x / 2^bits from its share of x, up to ±1; it needs no message.
+
+    P. Mohassel, Y. Zhang, SecureML, IEEE S&P 2017: of two shares that add up to x, one is shifted, of the `second` the
+    negative. It fails, by a multiple of 2^(64 − bits), with probability |x| / 2^64: for a row of norm 2^k with d
+    coordinates at most √d 2^k / 2^64 in all, e.g. 2^-22 for d = 10^6 and k = 32.
+    """
+    return -(-words >> bits) if second else words >> bits
+
+
+def quadratic_form(weights: Words, matrix: Integers) -> int:
+    """`weights @ matrix @ weights`, an exact integer."""
+    exact = weights.astype(object)
+    return int(exact @ matrix @ exact)
+
+
+def signs(seed: bytes, columns: slice, count: int) -> Words:
+    """Random numbers (count, w) of −1, 0, 0, 1 in these columns: the difference of two fair bits.
+
+    The parity of a sum of them is fair, so that even numbers of coordinates that differ by 2^63 cannot hide.
+    """
+    if count > 32:
+        raise ValueError(f"a word holds 32 such numbers, asked for {count}")
+    words = expand(seed, columns.stop - columns.start, columns.start)
+    return np.stack([(words >> 2 * row & 1) - (words >> 2 * row + 1 & 1) for row in range(count)])
+
+
+def _slices(length: int, width: int) -> Iterator[slice]:
+    for start in range(0, length, width):
+        yield slice(start, min(start + width, length))
+
+
+def _array(tensor: Tensor) -> Words:
+    array: Words = tensor.numpy()
+    return array

@@ -1,0 +1,208 @@
+"""`shares`: two servers and a dealer open the Gram matrix of updates that no one of them sees.
+
+Each update is u = u_0 + u_1 mod 2^64: server 0 gets u_0 as a seed of 32 bytes, server 1 the words u − u_0. A dealer who
+sees no update hands out a square triple: seeds of A = A_0 + A_1, uniform like U, and a correction (D. Beaver, Efficient
+multiparty protocols using circuit randomization, CRYPTO 1991; of a matrix: P. Mohassel, Y. Zhang, SecureML, 2017). The
+servers open E = U − A to each other, which is uniform. With V = E + A_0,
+
+    U Uᵀ = (E + A_0 + A_1)(E + A_0 + A_1)ᵀ = V Vᵀ + (E A_1ᵀ + A_1 Eᵀ) + (A Aᵀ − A_0 A_0ᵀ),
+
+one product for server 0, one for server 1, and one for the dealer: (2 A_0 + A_1) A_1ᵀ and its transpose are together
+twice the last term. So twice the Gram matrix is opened, and read mod 2^63. No two of the three may collude; all follow
+the protocol, but may be curious. What they open is blinded by shares of zero that the dealer does not know, so a dealer
+who sees with the coordinator's eyes learns no more than the coordinator.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fedrobust.secure.messages import (
+    DEALER,
+    HEADER,
+    Kind,
+    Message,
+    MessageError,
+    borrowed,
+    expect,
+    server_id,
+    server_name,
+    unpack,
+)
+from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, products
+from fedrobust.secure.server import Line, OpeningError, Server, grown
+
+SHAPE = struct.Struct("<QQ")
+"""Rows and columns of a triple."""
+
+
+def share(encoded: Words, entropy: Entropy, run: str, round: int, sender: int) -> tuple[Message, Message]:
+    """A client's messages to server 0, a seed, and to server 1, d words. The seed must be fresh in every round."""
+    seed = entropy(SEED_BYTES)
+    words = expand(seed, len(encoded))
+    np.subtract(encoded, words, out=words)
+    return (
+        Message(run, round, sender, server_name(0), Kind.SEED, seed),
+        Message(run, round, sender, server_name(1), Kind.WORDS, borrowed(words)),
+    )
+
+
+class Dealer:
+    """Hands out square triples, each once. It sees no update, and no message of a client or server."""
+
+    def __init__(self, entropy: Entropy = os.urandom) -> None:
+        self._entropy = entropy
+        self._given: dict[str, int] = {}
+
+    def triple(self, run: str, round: int, rows: int, columns: int) -> tuple[Message, Message]:
+        """For A (rows, columns): its messages to server 0 and server 1. OpeningError if the round had one already."""
+        if round <= self._given.get(run, -1):
+            raise OpeningError(f"round {round} has had its triple; a round that is repeated needs a new number")
+        self._given[run] = round
+        first, second, blind = (self._entropy(SEED_BYTES) for _ in range(3))
+        correction = np.zeros((rows, rows), dtype=np.int64)
+        for part in column_chunks(rows, columns):
+            one, other = _expanded(first, rows, part), _expanded(second, rows, part)
+            one *= 2
+            one += other
+            correction += products(one, other)
+        correction += correction.T.copy()
+        correction -= expand(blind, rows * rows).reshape(rows, rows)
+        shape = SHAPE.pack(rows, columns)
+        bodies = (shape + first + blind, shape + second + correction.tobytes())
+        to_0, to_1 = (
+            Message(run, round, DEALER, server_name(number), Kind.TRIPLE, body) for number, body in enumerate(bodies)
+        )
+        return to_0, to_1
+
+
+class ShareServer(Server):
+    """Server 0 or 1 of the two.
+
+    Between `agree` and the openings: `receive_triple`; then for each of `chunks` its `difference` goes to the other
+    server, which takes it by `add_difference`; then `gram_share`. It holds one chunk or a few at a time.
+    """
+
+    parties: ClassVar[int] = 2
+
+    def __init__(self, number: int, run: str, d: int, **options: Any) -> None:
+        if number not in (0, 1):
+            raise ValueError(f"servers are 0 and 1, found {number}")
+        self.holds = ((number, number == 0),)
+        super().__init__(number, run, d, **options)
+        self._used: set[bytes] = set()
+
+    def begin(self, round: int, clients: Sequence[int]) -> None:
+        super().begin(round, clients)
+        self._held: dict[int, tuple[Words, Words]] = {}
+        self._taken: set[int] = set()
+
+    def receive_triple(self, data: bytes) -> None:
+        """The dealer's message. MessageError if it is for other rows, or was used in another round."""
+        self._after("agree")
+        self._before("triple")
+        words = self.rows**2 if self.number else SEED_BYTES // 8
+        size = SHAPE.size + SEED_BYTES + 8 * words
+        message = expect(unpack(data), self.run, self.round, DEALER, Kind.TRIPLE, None, server_name(self.number))
+        if SHAPE.unpack_from(message.body)[:2] != (self.rows, self.d) or len(message.body) != size:
+            raise MessageError(f"triple is not for {self.rows} rows and {self.d} columns")
+        seed = message.body[SHAPE.size :][:SEED_BYTES]
+        if seed in self._used:
+            raise MessageError("triple was used in an earlier round")
+        self._used.add(seed)
+        self._seed, rest = seed, message.body[SHAPE.size + SEED_BYTES :]
+        matrix = np.frombuffer(rest, dtype="<i8") if self.number else expand(rest, self.rows**2)
+        self._correction = matrix.reshape(self.rows, self.rows)
+        self._total = np.zeros((self.rows, self.rows), dtype=np.int64)
+        self._once("triple")
+
+    @property
+    def chunks(self) -> list[slice]:
+        """The column chunks of the differences."""
+        return column_chunks(self.rows, self.d)
+
+    def difference(self, chunk: int) -> bytes:
+        """Its part of E = U − A in the columns of a chunk, for the other server; each chunk once."""
+        self._after("triple")
+        self._once(f"difference {chunk}")
+        columns = self.chunks[chunk]
+        own, mask = self._stack(self.number, columns), _expanded(self._seed, self.rows, columns)
+        body = np.empty(1 + own.size, dtype="<i8")
+        body[0] = chunk
+        np.subtract(own, mask, out=body[1:].reshape(own.shape))
+        self._held[chunk] = (body[1:].reshape(own.shape), mask) if self.number else (own, own)
+        receiver = server_name(1 - self.number)
+        message = Message(self.run, self.round, server_id(self.number), receiver, Kind.DIFFERENCE, borrowed(body))
+        return message.pack(self._key(self.number, chunk))
+
+    def add_difference(self, data: bytes) -> None:
+        """The other server's part of a chunk, after `difference` of the same chunk; each once."""
+        self._after("triple")
+        self._before("gram")
+        other, name = 1 - self.number, server_name(self.number)
+        chunk = int.from_bytes(data[HEADER.size : HEADER.size + 8], "little")
+        message = expect(
+            unpack(data, self._key(other, chunk), copy=False),
+            self.run,
+            self.round,
+            server_id(other),
+            Kind.DIFFERENCE,
+            None,
+            name,
+        )
+        if chunk not in self._held:
+            raise MessageError(f"difference of chunk {chunk}: it is not awaited, or has come already")
+        own, right = self._held[chunk]
+        if len(message.body) != 8 + own.nbytes:
+            raise MessageError(f"difference of chunk {chunk} has {len(message.body)} bytes, expected {8 + own.nbytes}")
+        del self._held[chunk]
+        # Server 0: U_0 + E_1 = E + A_0, with itself. Server 1: E = E_1 + E_0, with A_1.
+        own += np.frombuffer(message.body, dtype="<i8", offset=8).reshape(own.shape)
+        self._total += products(own, right)
+        self._taken.add(chunk)
+
+    def gram_share(self) -> bytes:
+        """Its part of twice the Gram matrix (rows, rows), once, when all chunks are there."""
+        self._after("triple")
+        if missing := len(self.chunks) - len(self._taken):
+            raise OpeningError(f"{missing} of {len(self.chunks)} chunks of differences are missing")
+        self._open_gram()
+        total = self._total + (self._total.T if self.number else self._total)
+        part = self._correction + (2 * total if self.number else total)
+        return self._opened(Kind.GRAM, part, "gram")
+
+    def remember(self, rows: Sequence[int], coefficients: Words) -> None:
+        """The round's end: the histories grow by these rows, "average" with public coefficients at 12 bits."""
+        self._after("gram")
+        self._once("remember")
+        for name, parts in self._past.items():
+            past, current = parts[self.number], self._current[self.number]
+            for row, coefficient in zip(rows, coefficients.tolist(), strict=True):
+                client = self.clients[row]
+                past[client] = self._grown(name, past.get(client), current[client], coefficient)
+
+    def _grown(self, name: str, past: Line, current: Line, coefficient: int) -> Line:
+        if name == "last":
+            return current
+        return grown(name, self._whole(past), self._whole(current), coefficient, second=self.number == 1)
+
+    def _digests_of(self, data: bytes, parts: Sequence[bytes]) -> tuple[bytes, ...]:
+        return (bytes(data[-32:]),)  # the message's own: nobody else has this component
+
+    def _matching(self, server: int, digests: Mapping[int, tuple[bytes, ...]]) -> set[int]:
+        return set(digests)
+
+    def _key(self, sender: int, chunk: int) -> bytes:
+        """The key of one message between the servers."""
+        return derived(self._own if sender == self.number else self._next, f"{self.round}/difference {chunk}")
+
+
+def _expanded(seed: bytes, rows: int, columns: slice) -> Words:
+    """These columns, a chunk, of the uniform matrix of a seed (rows, w): the words of one chunk follow each other."""
+    width = columns.stop - columns.start
+    return expand(seed, rows * width, rows * columns.start).reshape(rows, width)
