@@ -97,7 +97,7 @@ def test_the_recorded_experiment_runs_as_it_is(reference: fedrobust.Result) -> N
     assert fedrobust.load(reference.folder / "experiment.yaml").digest() == fedrobust.load("tiny.yaml").digest()
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.long)])
 def test_the_same_bits_with_any_number_of_workers(reference: fedrobust.Result, workers: int) -> None:
     again = run(f"workers.count={workers}")
     assert again.final["model_sha256"] == reference.final["model_sha256"]

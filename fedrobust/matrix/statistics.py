@@ -21,6 +21,8 @@ HARMLESS_GAIN = 0.05
 """… and nor does a backdoor whose trigger succeeds there hardly oftener than where nobody planted it."""
 LEARNT = 0.02
 """An oracle that is not so much better than chance has learnt nothing."""
+FEWEST = 3
+"""Seeds that an interval takes: two would give one that is wider than all that is possible."""
 LEVEL = 0.95
 """How often all intervals of a defence hold at once."""
 
@@ -29,7 +31,7 @@ BySeed = Mapping[int, float]
 
 
 class Estimate(NamedTuple):
-    """A figure, and an interval around it; without ends where fewer than two seeds were run."""
+    """A figure, and an interval around it; without ends where fewer than three seeds were run."""
 
     value: float
     low: float = math.nan
@@ -45,7 +47,7 @@ def robustness(balanced_accuracy: float, oracle: float, classes: int) -> float:
 def mean_interval(values: Sequence[float], intervals: int = 1, level: float = LEVEL) -> Estimate:
     """The mean and its t interval, one of so many `intervals` that are to hold at once with the given level."""
     known = np.array([value for value in values if math.isfinite(value)])
-    if len(known) < 2:
+    if len(known) < FEWEST:
         return Estimate(float(known.mean()) if len(known) else math.nan)
     quantile = float(stats.t.ppf(1 - (1 - level) / (2 * intervals), len(known) - 1))
     half = quantile * float(known.std(ddof=1)) / math.sqrt(len(known))

@@ -24,7 +24,7 @@ defences:
   mean: {aggregation: {rule: mean}}
   median: {aggregation: {rule: median}}
 screening: [1]
-fresh: [11, 12]
+fresh: [11, 12, 13]
 worst: 1
 """
 ACCURACY = {
@@ -104,15 +104,15 @@ def test_the_verdicts(grid: Grid, table: Any) -> None:
     best, worst = verdicts(table, "mean", grid.backdoors)
     assert (best.defence, worst.defence) == ("median", "mean")
     assert best.worst_attack == "weak"
-    assert best.robustness.value == pytest.approx((0.28 / 0.40 + 0.30 / 0.42) / 2)
+    assert best.robustness.value == pytest.approx((2 * 0.28 / 0.40 + 0.30 / 0.42) / 3)
     assert best.robustness.low < best.robustness.value < best.robustness.high
     assert best.to_the_best == pytest.approx((0.0, 0.0, 0.0))
-    assert worst.robustness.value == pytest.approx((0.0 + 0.02 / 0.42) / 2)
+    assert worst.robustness.value == pytest.approx((0.0 + 0.02 / 0.42) / 3)
     assert worst.to_the_best.value == pytest.approx(worst.robustness.value - best.robustness.value)
     assert best.cost == pytest.approx((0.02, 0.02, 0.02)), "paired: every seed costs the same"
     assert worst.cost.value == 0.0
     assert best.worst_backdoor == "patch"
-    assert (best.success.value, best.gain.value) == pytest.approx((0.31, 0.21))
+    assert (best.success.value, best.gain.value) == pytest.approx((0.30 + 0.02 / 3, 0.20 + 0.02 / 3))
     assert (best.unfinished, best.seconds) == (0, 10.0)
     flat = best.flat()
     assert (flat["robustness"], flat["robustness_low"]) == (best.robustness.value, best.robustness.low)
@@ -121,13 +121,14 @@ def test_the_verdicts(grid: Grid, table: Any) -> None:
 
 def test_failed_and_missing_cells_are_seen(grid: Grid, cells: list[Cell]) -> None:
     outcomes = {cell.digest: outcome(cell) for cell in cells}
-    broken, missing = [cell for cell in cells if (cell.attack, cell.defence) == ("weak", "median") and cell.seed > 1]
+    broken, *missing = [cell for cell in cells if (cell.attack, cell.defence) == ("weak", "median") and cell.seed > 1]
     outcomes[broken.digest] = Outcome(broken.digest, broken.label, failed="round 3: it died 3 times")
-    del outcomes[missing.digest]
+    for cell in missing:
+        del outcomes[cell.digest]
     table = table_of(cells, outcomes)
-    assert table["state"].value_counts().to_dict() == {"done": len(cells) - 2, "failed": 1, "missing": 1}
+    assert table["state"].value_counts().to_dict() == {"done": len(cells) - 3, "missing": 2, "failed": 1}
     verdict = next(each for each in verdicts(table, "mean", grid.backdoors) if each.defence == "median")
-    assert verdict.unfinished == 2
+    assert verdict.unfinished == 3
     assert verdict.worst_attack == "patch", "what is left"
     folder = Path("out")
     folder.mkdir()
@@ -154,7 +155,7 @@ def test_the_files(grid: Grid, table: Any) -> None:
     assert detection.loc["median", "least_auroc"] == 0.5
     assert detection.loc["median", "rounds_to_eject"] == 3.0
     page = (folder / "table.md").read_text()
-    for told in ("weak (harmless)", "**0.000**", "*0.100*", "0.300; 0.310", "23 of 23 cells"):
+    for told in ("weak (harmless)", "**0.000**", "*0.100*", "0.300; 0.307", "30 of 30 cells"):
         assert told in page, told
     assert (folder / "heatmap_here.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -46,10 +46,11 @@ def test_several_intervals_are_as_wide_as_bonferroni_has_them() -> None:
     assert found.low == pytest.approx(4.0 - found.high)
 
 
-def test_one_seed_gives_no_interval_and_none_gives_nothing() -> None:
-    one = mean_interval([0.9])
-    assert one.value == 0.9
-    assert math.isnan(one.low) and math.isnan(one.high)
+def test_few_seeds_give_no_interval_and_none_gives_nothing() -> None:
+    for few in ([0.9], [0.8, 1.0]):
+        found = mean_interval(few)
+        assert found.value == pytest.approx(0.9)
+        assert math.isnan(found.low) and math.isnan(found.high)
     assert math.isnan(mean_interval([]).value)
 
 
