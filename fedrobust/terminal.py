@@ -32,23 +32,23 @@ def console() -> Console:
     return out if out.is_terminal else Console(highlight=False, width=100)
 
 
-class Progress:
-    """A bar over the rounds, with the latest figures beside it; plain lines where the output is a file."""
+class _Bar:
+    """A bar with some text behind it; what is said is a plain line where the output is a file."""
 
-    def __init__(self, out: Console, experiment: Experiment) -> None:
-        self._out, self._rounds = out, experiment.federation.rounds
+    def __init__(self, out: Console, first: str, total: int | None) -> None:
+        self._out = out
         self._bar = bars.Progress(
             bars.SpinnerColumn(),
-            bars.TextColumn("{task.description}"),
+            bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
             bars.TimeElapsedColumn(),
-            bars.TextColumn("{task.fields[figures]}"),
+            bars.TextColumn("{task.fields[behind]}"),
             console=out,
             disable=not out.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("reading the data", total=self._rounds, figures="")
+        self._task = self._bar.add_task(first, total=total, behind="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -64,6 +64,14 @@ class Progress:
         self._bar.update(self._task, description=what)
         if not self._out.is_terminal:
             self._out.print(what)
+
+
+class Progress(_Bar):
+    """A bar over the rounds, with the latest figures beside it."""
+
+    def __init__(self, out: Console, experiment: Experiment) -> None:
+        super().__init__(out, "reading the data", experiment.federation.rounds)
+        self._rounds = experiment.federation.rounds
 
     def on_record(self, record: dict[str, Any]) -> None:
         """Hook of the federation: a committed record of the journal."""
@@ -71,44 +79,18 @@ class Progress:
             self._bar.update(self._task, completed=record["round"], description="training")
         elif record["kind"] == "evaluation":
             figures = _figures(record["metrics"])
-            self._bar.update(self._task, figures=figures)
+            self._bar.update(self._task, behind=figures)
             if not self._out.is_terminal:
                 self._out.print(f"round {record['round']}/{self._rounds}: {figures}")
 
 
-class MatrixProgress:
+class MatrixProgress(_Bar):
     """A bar over the cells of a matrix, with the time left; a line for each cell where the output is a file."""
 
     def __init__(self, out: Console) -> None:
-        self._out, self._cells, self._finished, self._before = out, 0, 0, 0
+        super().__init__(out, "reading", None)
+        self._cells, self._finished, self._before = 0, 0, 0
         self._began: float | None = None
-        self._bar = bars.Progress(
-            bars.SpinnerColumn(),
-            bars.TextColumn("{task.description}", markup=False),
-            bars.BarColumn(),
-            bars.MofNCompleteColumn(),
-            bars.TimeElapsedColumn(),
-            bars.TextColumn("{task.fields[left]}"),
-            console=out,
-            disable=not out.is_terminal,
-            transient=True,
-        )
-        self._task = self._bar.add_task("reading", total=None, left="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def say(self, what: str) -> None:
-        """What is being done now."""
-        self._bar.update(self._task, description=what)
-        if not self._out.is_terminal:
-            self._out.print(what)
 
     def plan(self, cells: int, finished: int) -> None:
         """There are at most so many cells; so many of them are finished, those of earlier sittings included."""
@@ -123,7 +105,7 @@ class MatrixProgress:
         """A cell has been finished."""
         self._finished += 1
         left = f"{self._left()} left"
-        self._bar.update(self._task, completed=self._finished, description=cell.label, left=left)
+        self._bar.update(self._task, completed=self._finished, description=cell.label, behind=left)
         if outcome.failed:
             self._out.print(escape(f"{cell.label} failed: {outcome.failed}"), soft_wrap=True)
         elif not self._out.is_terminal:
@@ -149,7 +131,7 @@ def show_findings(out: Console, findings: Findings) -> None:
         for verdict in findings.verdicts:
             if verdict.setting == setting:
                 least = verdict.robustness
-                between = f"{least.low:.3f} – {least.high:.3f}" if math.isfinite(least.low) else "one seed"
+                between = f"{least.low:.3f} – {least.high:.3f}" if math.isfinite(least.low) else "too few seeds"
                 figures = [_number(estimate.value) for estimate in (least, verdict.gain, verdict.cost)]
                 table.add_row(verdict.defence, figures[0], between, verdict.worst_attack, *figures[1:])
         out.print(table)

@@ -130,14 +130,6 @@ def turns_from_past(gram: Gram, history: History) -> Floats:
     return np.where(known, turned, np.median(turned[known]) if known.any() else 0.0)
 
 
-def moves_from_past(gram: Gram, history: History) -> Floats:
-    """‖u_i − h_i‖, h_i what the client sent in the past; the median of the others for a client without one."""
-    squares = np.diag(gram.matrix) - 2.0 * np.diag(history.cross) + np.diag(history.matrix)
-    known = np.diag(history.matrix) > ROUNDING * typical_norm(gram) ** 2
-    moved = np.sqrt(np.maximum(squares, 0.0))
-    return np.where(known, moved, np.median(moved[known]) if known.any() else 0.0)
-
-
 def of_history(gram: Gram, history: History) -> tuple[Gram, np.ndarray]:
     """The Gram of the k histories h_i that are not zero, and which rows (n,) bool they belong to. k may be 0."""
     known = np.diag(history.matrix) > ROUNDING * typical_norm(gram) ** 2

@@ -174,7 +174,6 @@ def test_the_past_on_hand_computed_numbers() -> None:
     before = np.array([[1.0, 0], [0, 0], [0, -1]])  # the second client is new
     gram, history = of(rows), past(rows, before)
     np.testing.assert_allclose(far.turns_from_past(gram, history), [0.4, (0.4 + 2) / 2, 2])
-    np.testing.assert_allclose(far.moves_from_past(gram, history), [np.sqrt(20), (np.sqrt(20) + 3) / 2, 3])
     averages, known = far.of_history(gram, history)
     np.testing.assert_array_equal(known, [True, False, True])
     np.testing.assert_array_equal(averages.matrix, [[1, 0], [0, 1]])
@@ -184,7 +183,6 @@ def test_where_nobody_has_a_past_nobody_is_strange() -> None:
     rows = np.random.default_rng(0).normal(size=(4, 3))
     gram, history = of(rows), past(rows, np.zeros((4, 3)))
     np.testing.assert_array_equal(far.turns_from_past(gram, history), np.zeros(4))
-    np.testing.assert_array_equal(far.moves_from_past(gram, history), np.zeros(4))
     averages, known = far.of_history(gram, history)
     assert averages.n == 0 and not known.any()
 
@@ -196,7 +194,7 @@ def test_figures_are_finite_whatever_the_rows(n: int) -> None:
     for rows in (np.zeros((n, 6)), np.ones((n, 6)), np.eye(n, 6), lonely):
         gram = of(rows)
         found = [measure(gram) for measure in MEASURES]
-        found += [far.turns_from_past(gram, past(rows, rows / 2)), far.moves_from_past(gram, past(rows, rows / 2))]
+        found.append(far.turns_from_past(gram, past(rows, rows / 2)))
         assert all(values.shape == (n,) and np.isfinite(values).all() for values in found)
 
 
