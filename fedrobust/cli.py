@@ -117,6 +117,31 @@ def sync(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, o
 
 
 @app.command()
+def audit(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, the beginning of it, or a folder.")],
+    key: Annotated[
+        Path | None, typer.Option(metavar="PUB", help="The coordinator's public key, as it was handed to you.")
+    ] = None,
+) -> None:
+    """Check that a run's audit log is unbroken, and that journal, model and report are those that it tells of."""
+    from fedrobust.federation.verification import verify_all
+    from fedrobust.secure.audit import AuditError, read_public
+    from fedrobust.terminal import console, show_verdict
+
+    public = None if key is None else read_public(key)
+    if Path(run).is_dir():
+        verdict = verify_all(Path(run), public)
+    else:
+        from fedrobust.runner import find_run
+
+        folder = find_run(run)
+        verdict = verify_all(folder, public, folder.name)
+    if verdict.broken:
+        raise AuditError(f"{verdict.broken}; {verdict.lines} lines hold")
+    show_verdict(console(), verdict, key)
+
+
+@app.command()
 def schema(
     matrix: Annotated[bool, typer.Option("--matrix", help="That of matrix files instead.")] = False,
 ) -> None:

@@ -23,7 +23,7 @@ from fedrobust.data import (
 from fedrobust.errors import ExperimentError
 from fedrobust.learning import Cnn, FedAvg, LocalTraining, Model, ServerOptimizer, model_shorthand
 from fedrobust.options import Many, OneOf, Options, refusal
-from fedrobust.secure import ClearPrivacy, Privacy
+from fedrobust.secure import ClearPrivacy, GroupedPrivacy, MaskingPrivacy, Privacy, SharedPrivacy
 from fedrobust.trust import Trust
 
 
@@ -103,6 +103,9 @@ class Workers(Options):
     """Threads that torch uses in each actor. Like a GPU, more than one may change the last bits of a result."""
     shards: int = Field(default=1, ge=1)
     """Actors that hold the updates, a part of the columns each, where they are too large for the coordinator alone."""
+    parties: Many[str] = ()
+    """Custom Ray resources of the nodes that hold the servers of a protocol, in order, and last its dealer; by default
+    they are beside the first client actor."""
     patience: float = Field(default=600.0, gt=0)
     """Seconds without any answer from an actor after which the run stops with an error."""
 
@@ -158,16 +161,34 @@ class Experiment(Options):
         except ExperimentError as error:
             path, _, message = str(error).partition(": ")
             raise refusal(message, path) from None
-        for part in (*self.aggregation.stages, self.aggregation.rule):
-            if hidden := part.needs - self.privacy.reveals:
-                missing = ", ".join(sorted(hidden))
-                raise refusal(f"{part.name} needs {missing}, which {self.privacy.name} does not reveal", "aggregation")
-        if self.workers.shards > 1 and not isinstance(self.privacy, ClearPrivacy):
-            raise refusal(f"privacy {self.privacy.name} places the updates itself; use 1", "workers.shards")
-        reason = self.aggregation.refusal(self.federation.participants())
-        if reason:
+        self._private()
+        rows = participants = self.federation.participants()
+        if isinstance(self.privacy, GroupedPrivacy):
+            rows = participants // self.privacy.size
+        if reason := self.aggregation.refusal(rows, clients=None if rows == participants else participants):
             raise refusal(reason, "aggregation.f")
         return self
+
+    def _private(self) -> None:
+        """Refuse what does not go together with the protocol."""
+        privacy, name = self.privacy, self.privacy.name
+        if found := privacy.refusal(self.aggregation, self.federation.participants(), self.federation.rounds):
+            path, reason = found
+            raise refusal(reason, path)
+        if self.workers.shards > 1 and not isinstance(privacy, ClearPrivacy):
+            raise refusal(f"privacy {name} places the updates itself; use 1", "workers.shards")
+        if isinstance(privacy, MaskingPrivacy):
+            if self.trust.acts:
+                raise refusal(f"{name} shows no single update that could be left out or weighed", "trust.acts")
+            if "gram" in privacy.reveals and self.trust.detector.histories:
+                reason = f"{self.trust.detector.name} remembers clients; a group is no single client's"
+                raise refusal(reason, "trust.detector")
+        parties, places = 0, self.workers.parties
+        if isinstance(privacy, SharedPrivacy):
+            parties = privacy.servers + privacy.dealer
+        if places and len(places) != parties:
+            reason = f"expected one resource for each of the {parties} parties of {name}, found {len(places)}"
+            raise refusal(reason, "workers.parties")
 
     def resolved(self) -> dict[str, Any]:
         """Every option with its value, as plain JSON types; `Experiment.model_validate` reads it back."""

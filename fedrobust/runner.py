@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +22,15 @@ from fedrobust.experiment_file import dump, load
 from fedrobust.federation.journal import Checkpoint, Journal, Record, read_checkpoint, read_journal
 from fedrobust.federation.pool import Pool, ray_session
 from fedrobust.federation.rounds import Federation, Hook, Outcome
+from fedrobust.federation.verification import refuse_changed, seal_files
 from fedrobust.learning.vector import load_vector
+from fedrobust.naming import run_name, tags
 from fedrobust.report import save_partition, write_report
+from fedrobust.secure.audit import open_key, versions
 from fedrobust.tracking import Tracker, flatten, save_model
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ RUNS = Path("mlruns/runs")
 """Where each run keeps its folder, below the working folder."""
 CACHE = Path("mlruns/cache")
 """Where normalised patches are kept."""
+KEY = Path("mlruns/keys/coordinator.pem")
+"""What the audit logs of runs are signed with; made by the first run."""
 
 
 @dataclass(frozen=True)
@@ -87,26 +91,29 @@ def run(
     hospitals: what `hospitals_of` made for an experiment with the same data, number of hospitals and seed.
     part: makes this a run without report, model and curves in MLflow, below a parent.
 
-    Raises `ExperimentError` (nothing has been started or written), `TrackingError`, `FederationError`.
+    Raises `ExperimentError` (nothing has been started or written), `TrackingError`, `FederationError`, and
+    `AuditError` where the key of the audit log cannot be used.
     """
+    earlier = None if resume is None else find_run(resume)
     say("reading the data")
     if hospitals is None:
         hospitals = hospitals_of(experiment)
     _check_attacks(experiment, hospitals)
     network = _network(experiment, hospitals)
+    key = open_key(KEY)
     with ExitStack() as stack:
-        resumed = None if resume is None else stack.enter_context(closing(_reopened(resume)))
+        resumed = None if earlier is None else stack.enter_context(closing(_reopened(earlier, key)))
         if resumed is not None:
             _same(resumed.folder, experiment, hospitals)
         opening = stack.enter_context(_tracked(experiment, hospitals, resumed, part))
         if resumed is None or not _ended(resumed.folder):
             say("starting actors")
-            folder = _trained(experiment, hospitals, network, resumed, opening, hooks, say, pool, part is None)
+            folder = _trained(experiment, hospitals, network, resumed, key, opening, hooks, say, pool, part is None)
         else:
             folder = resumed.folder
         if part is None:
             say("writing the report")
-            _report(experiment, hospitals, network, folder, opening.result())
+            _report(experiment, hospitals, network, folder, key, opening.result())
             say("sending the rest to MLflow")
     return _result(experiment, network, folder)
 
@@ -121,18 +128,11 @@ def find_run(run: str) -> Path:
     raise ExperimentError(f"run '{run}': no such run in {RUNS}; ids are the names of the folders there")
 
 
-def run_name(experiment: Experiment) -> str:
-    """What sets the run apart from its neighbours in a list: defence, attacks, partition, seed, experiment."""
-    if experiment.tracking.run_name:
-        return experiment.tracking.run_name
-    tags = _tags(experiment)
-    # The defence first: lists cut long names off at the end.
-    return f"{tags['defence']} | {tags['attack']} | {tags['partition']} | seed {experiment.seed} | {experiment.name}"
-
-
-def _reopened(resume: str) -> Journal:
+def _reopened(folder: Path, key: Ed25519PrivateKey) -> Journal:
     """The journal of a run that stopped; it stays locked until it is closed."""
-    journal, _ = Journal.reopen(find_run(resume))
+    if (folder / "audit.jsonl").exists() and (folder / "checkpoint.npz").exists():
+        refuse_changed(folder, key)
+    journal, _ = Journal.reopen(folder, key)
     return journal
 
 
@@ -206,9 +206,9 @@ def _tracked(
 def _open_tracker(experiment: Experiment, hospitals: Hospitals, resumed: Journal | None, part: Part | None) -> Tracker:
     if resumed is not None:
         return Tracker.resume(resumed.folder.name, read_journal(resumed.folder))
-    tags = _tags(experiment) | {"data_digest": hospitals.digest} | dict(part.tags if part else {})
+    all_tags = tags(experiment) | {"data_digest": hospitals.digest} | dict(part.tags if part else {})
     name, params = experiment.tracking.experiment, flatten(experiment.resolved())
-    return Tracker.open(name, params, tags, run_name(experiment), part.parent if part else None)
+    return Tracker.open(name, params, all_tags, run_name(experiment), part.parent if part else None)
 
 
 def _new_folder(run_id: str, experiment: Experiment) -> Path:
@@ -234,6 +234,7 @@ def _trained(
     hospitals: Hospitals,
     network: nn.Module,
     resumed: Journal | None,
+    key: Ed25519PrivateKey,
     opening: Future[Tracker],
     hooks: Sequence[Hook],
     say: Callable[[str], None],
@@ -253,9 +254,9 @@ def _trained(
             folder = _new_folder(tracker.run_id, experiment)
             if told:
                 _picture_of_partition(folder, experiment, hospitals)
-            journal = stack.enter_context(closing(Journal(folder)))
+            journal = stack.enter_context(closing(Journal(folder, key)))
             checkpoint = Checkpoint(0, {"weights": federation.hosts.initial_weights()})
-            start = _start(experiment, hospitals, folder.name, len(checkpoint.arrays["weights"]))
+            start = _start(experiment, hospitals, folder.name, checkpoint.arrays["weights"])
             journal.commit([start], checkpoint)
             if told:
                 tracker.log(start)
@@ -275,12 +276,22 @@ def _trained(
     return folder
 
 
-def _report(experiment: Experiment, hospitals: Hospitals, network: nn.Module, folder: Path, tracker: Tracker) -> None:
-    """Write report and model of a run whose end is committed, and have them uploaded."""
+def _report(
+    experiment: Experiment,
+    hospitals: Hospitals,
+    network: nn.Module,
+    folder: Path,
+    key: Ed25519PrivateKey,
+    tracker: Tracker,
+) -> None:
+    """Write report and model of a run whose end is committed, seal them, and have them uploaded."""
     load_vector(network, read_checkpoint(folder).arrays["weights"])
     write_report(folder, hospitals.images)
-    if experiment.tracking.model:
+    if experiment.tracking.model or (folder / "model").exists():
+        shutil.rmtree(folder / "model", ignore_errors=True)  # half of it may be there; the same bytes are made again
         save_model(network, _example(hospitals), folder / "model")
+    if (folder / "audit.jsonl").exists():
+        seal_files(folder, key)
     tracker.upload(folder)
 
 
@@ -301,7 +312,7 @@ def _result(experiment: Experiment, network: nn.Module, folder: Path) -> Result:
     )
 
 
-def _start(experiment: Experiment, hospitals: Hospitals, run_id: str, parameters: int) -> Record:
+def _start(experiment: Experiment, hospitals: Hospitals, run_id: str, weights: np.ndarray) -> Record:
     drawn = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
     return {
         "kind": "start",
@@ -312,8 +323,11 @@ def _start(experiment: Experiment, hospitals: Hospitals, run_id: str, parameters
         "label_names": list(hospitals.label_names),
         "attackers": {str(client): experiment.attacks[index].name for client, index in drawn.items()},
         "hospital_labels": hospitals.label_counts().tolist(),
-        "parameters": parameters,
+        "parameters": len(weights),
         "digest": hospitals.digest,
+        "configuration": experiment.digest(),
+        "versions": versions() | {"commit": tags(experiment)["git_commit"]},
+        "model": sha256(weights.tobytes()).hexdigest(),
     }
 
 
@@ -371,40 +385,3 @@ def _example(hospitals: Hospitals) -> np.ndarray:
     from fedrobust.data.batches import to_tensor
 
     return np.ascontiguousarray(to_tensor(hospitals.images[hospitals.indices["test"][:2]]).numpy())
-
-
-def _tags(experiment: Experiment) -> dict[str, str]:
-    """What a person filters runs by."""
-    sizes = [
-        f"{attack.name} {attack.attackers(experiment.federation.clients)}/{experiment.federation.clients}"
-        for attack in experiment.attacks
-    ]
-    stages = [*experiment.aggregation.stages, experiment.aggregation.rule]
-    partition = experiment.data.partition
-    alpha = getattr(partition, "alpha", None)
-    return {
-        "experiment": experiment.name,
-        "attack": " + ".join(sizes) or "none",
-        "defence": " + ".join(stage.name for stage in stages),
-        "partition": f"{partition.name}{'' if alpha is None else f' {alpha:g}'}",
-        "unit": partition.unit,
-        "protocol": experiment.privacy.name,
-        "source": experiment.data.source.name,
-        "seed": str(experiment.seed),
-        "deterministic": str(experiment.federation.deadline is None).lower(),
-        "git_commit": _commit(),
-    }
-
-
-@cache
-def _commit() -> str:
-    """The commit of the code that runs, marked where files differ from it; 'unknown' outside of a repository."""
-    repository = Path(__file__).parent.parent
-    if not (repository / ".git").exists():  # an installed package may lie in somebody else's repository
-        return "unknown"
-    command = ["git", "-C", os.fspath(repository), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip() or "unknown"

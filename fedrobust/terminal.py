@@ -20,6 +20,7 @@ from fedrobust.options import Options, members, summary
 
 if TYPE_CHECKING:
     from fedrobust.experiment import Experiment
+    from fedrobust.federation.verification import Verdict
     from fedrobust.matrix.cells import Outcome
     from fedrobust.matrix.grid import Cell
     from fedrobust.matrix.running import Findings
@@ -193,6 +194,20 @@ def _suspected(result: Result) -> str:
         if clients
     ]
     return "; ".join(parts) or "nobody, rightly so"
+
+
+def show_verdict(out: Console, verdict: Verdict, key: Path | None) -> None:
+    """What an audit log that holds vouches for, and what could not be compared."""
+    table = Table(title=f"unbroken: {verdict.lines} lines, {verdict.rounds} rounds and the end", title_justify="left")
+    table.show_header = False
+    table.add_row("run", escape(verdict.run))
+    compared = ["the journal", *([] if "checkpoint.npz" in verdict.missing else ["the model"]), *verdict.files]
+    table.add_row("fits", escape(", ".join(compared)))
+    table.add_row("not here to compare", escape(", ".join(verdict.missing)) or "–")
+    table.add_row("last line", verdict.head)
+    table.add_row("signed by", verdict.key)
+    table.add_row("which is", f"the key in {escape(str(key))}" if key else "what the log says itself: give --key PUB")
+    out.print(table)
 
 
 def families() -> dict[str, dict[str, type[Options]]]:

@@ -25,6 +25,7 @@ from fedrobust import tracking
 from fedrobust.federation.journal import read_journal
 from fedrobust.report import write_report
 from fedrobust.tracking import Tracker, flatten, metrics
+from fedrobust.tracking.artifacts import stored_files
 
 CLIENTS, ROUNDS = 4, 5
 EXPERIMENT = {
@@ -94,7 +95,7 @@ def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server.url)
-        patch.setattr(tracking, "PAUSES", (0.1, 0.1))
+        patch.setattr("fedrobust.tracking.tracker.PAUSES", (0.1, 0.1))
         yield server
     server.stop()
 
@@ -285,7 +286,7 @@ def test_a_server_that_is_killed_in_the_middle_gets_the_rest_when_it_is_back(
 
     run = MlflowClient(starting.url).get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
-    assert "report.html" in dict(tracking._artifacts(MlflowClient(starting.url), tracker.run_id))
+    assert "report.html" in dict(stored_files(MlflowClient(starting.url), tracker.run_id))
 
 
 def rows(server: Server, run_id: str) -> list[tuple[str, int]]:

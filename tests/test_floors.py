@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
     {"secure"},
     {"attacks", "trust"},
     {"experiment"},
-    {"experiment_file"},
+    {"experiment_file", "naming"},
     {"federation", "tracking"},
     {"figures"},
     {"report"},
@@ -100,5 +100,5 @@ def test_reading_an_experiment_imports_neither_torch_nor_ray_nor_mlflow() -> Non
 
 
 def test_no_file_grows_past_its_room() -> None:
-    long = {str(path.relative_to(PACKAGE)): n for path in MODULES if (n := len(path.read_text().splitlines())) > 420}
+    long = {str(path.relative_to(PACKAGE)): n for path in MODULES if (n := len(path.read_text().splitlines())) > 400}
     assert not long, f"a room is missing: {long}"

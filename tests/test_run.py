@@ -21,7 +21,9 @@ import fedrobust
 from fedrobust.errors import DataError, ExperimentError, FederationError, TrackingError
 from fedrobust.federation.journal import Checkpoint, Journal, read_journal
 from fedrobust.federation.pool import Pool
-from fedrobust.runner import find_run
+from fedrobust.federation.verification import verify_all
+from fedrobust.runner import KEY, find_run
+from fedrobust.secure.audit import check, read_public
 
 ROUNDS = 8
 
@@ -71,6 +73,7 @@ def test_the_folder_and_mlflow_hold_the_run(reference: fedrobust.Result) -> None
 
     names = {path.name for path in reference.folder.iterdir()}
     assert names >= {"experiment.yaml", "journal.jsonl", "checkpoint.npz", "partition.png", "report.html"}
+    assert names >= {"audit.jsonl", "audit.pub", "audit.seal"}
     client = mlflow.MlflowClient(f"sqlite:///{Path('mlruns/mlflow.db').absolute()}")
     found = client.get_run(reference.run_id)
     assert found.info.status == "FINISHED"
@@ -90,6 +93,7 @@ def test_the_folder_and_mlflow_hold_the_run(reference: fedrobust.Result) -> None
     assert found.data.metrics["test/balanced_accuracy"] == pytest.approx(reference.final["test/balanced_accuracy"])
     artifacts = {artifact.path for artifact in client.list_artifacts(reference.run_id)}
     assert artifacts >= {"experiment.yaml", "journal.jsonl", "partition.png", "report.html"}
+    assert artifacts >= {"audit.jsonl", "audit.pub", "audit.seal"}
     assert len(found.outputs.model_outputs) == 1
 
 
@@ -134,6 +138,9 @@ def test_killed_in_round_5_and_resumed_with_the_same_bits(reference: fedrobust.R
     resumed = run(resume=folder.name[:12], pool=pool)
     assert resumed.final["model_sha256"] == reference.final["model_sha256"]
     assert [r["metrics"] for r in resumed.rounds] == [r["metrics"] for r in reference.rounds]
+    whole, stopped = (check((each / "audit.jsonl").read_bytes()).entries for each in (reference.folder, folder))
+    assert stopped[1:] == whole[1:]  # the first lines name the runs
+    assert len(whole) == len(read_journal(reference.folder))
 
     import mlflow
 
@@ -188,6 +195,44 @@ def test_resume_refuses_another_experiment_and_other_data(reference: fedrobust.R
             run(resume=reference.run_id)
     finally:
         (place / "patches.npz").write_bytes(patches)
+
+
+def test_the_audit_log_vouches_for_the_run(reference: fedrobust.Result) -> None:
+    key = read_public(KEY.with_suffix(".pub"))
+    found = verify_all(reference.folder, key, reference.run_id)
+    assert (found.broken, found.rounds, found.missing) == ("", ROUNDS, ())
+    assert set(found.files) == {"experiment.yaml", "report.html", "model/data/model.pt2"}
+    entries = check((reference.folder / "audit.jsonl").read_bytes(), key).entries
+    experiment = fedrobust.load(reference.folder / "experiment.yaml")
+    assert entries[0]["configuration"] == experiment.digest()
+    rounds = [entry for entry in entries if entry["kind"] == "round"]
+    assert [entry["model"]["after"] for entry in rounds] == [record["model"] for record in reference.rounds]
+    befores = [entries[0]["model"], *(entry["model"]["after"] for entry in rounds[:-1])]
+    assert [entry["model"]["before"] for entry in rounds] == befores
+    assert f"audit log unbroken: {len(entries)} lines" in (reference.folder / "report.html").read_text()
+
+
+def test_a_run_whose_journal_was_edited_is_not_resumed(reference: fedrobust.Result) -> None:
+    journal = reference.folder / "journal.jsonl"
+    honest = journal.read_bytes()
+    journal.write_bytes(honest.replace(b'"kind":"round","round":1,', b'"kind":"round","round":9,'))
+    try:
+        with pytest.raises(
+            ExperimentError, match=r"cannot be resumed: audit\.jsonl: line 2: the journal says otherwise \(round\)"
+        ):
+            run(resume=reference.run_id)
+    finally:
+        journal.write_bytes(honest)
+
+
+def test_a_model_that_was_exchanged_is_made_again(reference: fedrobust.Result, pool: Pool) -> None:
+    model = reference.folder / "model" / "data" / "model.pt2"
+    honest = model.read_bytes()
+    model.write_bytes(b"another model")
+    assert "model.pt2: was changed" in verify_all(reference.folder).broken
+    run("tracking.model=true", resume=reference.run_id, pool=pool)
+    assert model.read_bytes() == honest
+    assert not verify_all(reference.folder).broken
 
 
 def test_a_run_that_another_process_holds_is_refused(reference: fedrobust.Result) -> None:

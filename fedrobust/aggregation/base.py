@@ -90,6 +90,8 @@ class Part(Options):
     """Whether prior weights (sample counts, reputation) have a meaning here."""
     per_client: ClassVar[bool] = False
     """Whether row i must be client i's: a rule with a memory of clients cannot follow a stage that merges rows."""
+    selects_one: ClassVar[bool] = False
+    """Whether the aggregate is one row: to a protocol of secret shares, that row is what must stay hidden."""
     claims: ClassVar[frozenset[str]] = frozenset({"permutation"})
     """What `testing.check_rule` holds it to: "permutation", "translation", "scaling" (equivariance of the aggregate),
     "breakdown" (f rows, however large, do not carry it away)."""
@@ -113,6 +115,8 @@ class Stage(Part):
 
     merges: ClassVar[bool] = False
     """Whether it returns fewer rows than it gets, which are then no single client's."""
+    spreads: ClassVar[bool] = False
+    """Whether each of its rows is a mean of several."""
 
     @abstractmethod
     def mix(self, gram: Gram, context: Context) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -81,6 +82,22 @@ class Clear(Protocol):
     def finite_rows(self) -> NDArray[np.bool_]:
         """(n,) whether a row can be aggregated: no NaN, no Inf, and a square that float64 can hold."""
         return self.squares() <= LARGEST_SQUARE  # NaN is not
+
+    def digests(self) -> list[str]:
+        """(n,) a digest of each row: the SHA-256 of the digests of its sections."""
+        return joined_digests(self.section_digests())
+
+    def section_digests(self) -> list[list[bytes]]:
+        """For each section of these columns, the SHA-256 of each row's bytes there (n,)."""
+        first, found = self.columns[0], []
+        for section in self._sections:
+            columns, digests = slice(section.start - first, section.stop - first), []
+            for block, row in zip(self._block, self._row, strict=True):
+                own = self.blocks[block][row, columns]
+                array = own if isinstance(own, np.ndarray) else own.cpu().numpy()
+                digests.append(sha256(np.ascontiguousarray(array).data).digest())
+            found.append(digests)
+        return found
 
     def squares(self) -> Floats:
         """(n,) ‖u_i‖² of these columns; NaN or Inf for a row that is not finite."""
@@ -287,3 +304,8 @@ def _summed(figures: Iterable[NDArray[Any] | None]) -> list[NDArray[Any]]:
         if figure is not None:
             found = [figure if not found else found[0] + figure]
     return found
+
+
+def joined_digests(sections: Sequence[Sequence[bytes]]) -> list[str]:
+    """(n,) the digests of rows from those of all their sections, however many places these lie in."""
+    return [sha256(b"".join(row)).hexdigest() for row in zip(*sections, strict=True)]

@@ -65,6 +65,8 @@ class Protocol(ABC):
     d: int
     prior: Floats
     """(n,) weights of the updates before anything is known of them; they sum to 1."""
+    groups: Sequence[Sequence[int]] | None = None
+    """Where each row is a mean over several clients: which ones."""
 
     @abstractmethod
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:

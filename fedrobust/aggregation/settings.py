@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import field_validator, model_validator
@@ -52,19 +53,22 @@ class Aggregation(Options):
         """The stages and the rule as one."""
         return Pipeline([*self.stages, self.rule])
 
-    def refusal(self, n: int, dropped: int = 0) -> str | None:
+    def refusal(self, n: int, dropped: int = 0, clients: int | None = None) -> str | None:
         """Why n updates cannot be aggregated like this, `dropped` more being missing; None if they can."""
         try:
-            self.declared_f(n, dropped)
+            self.declared_f(n, dropped, clients=clients)
         except ExperimentError as error:
             return str(error)
         return None
 
-    def declared_f(self, n: int, dropped: int = 0, gram: Gram | None = None) -> int:
+    def declared_f(self, n: int, dropped: int = 0, gram: Gram | None = None, clients: int | None = None) -> int:
         """`f` for n updates, `dropped` more having been rejected already; ExperimentError if the parts do not allow it.
 
         Of a count, the dropped ones are taken off; a fraction is one of the updates that are left. "auto" needs their
-        `gram`; without it, it stands for the largest.
+        `gram`; without it, it stands for the largest. clients: how many are behind the n rows, if each row is a mean
+        over a group of them: f of them can be in f groups.
         """
         f = max(0, self.f - dropped) if isinstance(self.f, int) else self.f
+        if isinstance(f, float) and clients is not None:
+            f = math.floor(f * clients + 1e-9)
         return resolve_f(f, n, self.rule, self.stages, gram)

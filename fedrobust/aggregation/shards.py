@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.clear import LARGEST_SQUARE, Clear
+from fedrobust.aggregation.clear import LARGEST_SQUARE, Clear, joined_digests
 from fedrobust.aggregation.gram import Combination, Floats, Gram, assembled
 from fedrobust.aggregation.protocol import Measure, Protocol, sections, shortening
 
@@ -57,6 +57,10 @@ class Sharded(Protocol):
     def subset(self, keep: NDArray[Any]) -> Sharded:
         """The same without the rows that are not in `keep`, a mask (n,) or indices; priors are rescaled."""
         return Sharded(self._ask("subset", [(keep,)] * len(self._columns)))
+
+    def digests(self) -> list[str]:
+        """(n,) a digest of each row, as `Clear.digests`."""
+        return joined_digests([section for part in self._ask("section_digests") for section in part])
 
     def finite_rows(self) -> NDArray[np.bool_]:
         """(n,) whether a row can be aggregated: no NaN, no Inf, and a square that float64 can hold."""

@@ -56,6 +56,7 @@ class NNM(Stage):
     """
 
     name: Literal["nnm"] = "nnm"
+    spreads: ClassVar[bool] = True
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "translation", "scaling", "breakdown"})
 
     def bound(self, n: int, f: int) -> str | None:
@@ -117,6 +118,7 @@ class Bucketing(Stage):
 
     name: Literal["bucketing"] = "bucketing"
     merges: ClassVar[bool] = True
+    spreads: ClassVar[bool] = True
     claims: ClassVar[frozenset[str]] = frozenset({"translation", "scaling", "breakdown"})
     s: Annotated[int, Field(ge=1)] = 2
     """Rows of a bucket."""

@@ -13,10 +13,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from fedrobust.errors import FederationError
 
 
-def answer(reference: Any, awaited: str, patience: float) -> Any:
+def answer(reference: Any, awaited: str, patience: float, passed_on: tuple[type[Exception], ...] = ()) -> Any:
     """What an actor answers. Raises `FederationError`, naming what was awaited, when it stays silent or fails.
 
-    The death of the actor is an `ActorDied`, which the caller may be able to mend.
+    The death of the actor, or of one that it asked, is an `ActorDied`, which the caller may be able to mend. Exceptions
+    of the kinds in `passed_on` are raised as they are.
     """
     try:
         return ray.get(reference, timeout=patience)
@@ -26,8 +27,10 @@ def answer(reference: Any, awaited: str, patience: float) -> Any:
         raise ActorDied(f"the actor died while waiting for {awaited}: {_first_line(error)}") from error
     except RayTaskError as error:
         cause = error.cause if error.cause is not None else error
-        if isinstance(cause, RayActorError):  # an argument came from an actor that died
+        if isinstance(cause, (RayActorError, ActorDied)):  # an argument came from an actor that died
             raise ActorDied(f"an actor died while waiting for {awaited}: {_first_line(cause)}") from error
+        if isinstance(cause, passed_on):
+            raise cause from error
         raise FederationError(f"{awaited} failed: {type(cause).__name__}: {_first_line(cause)}") from error
     except RayError as error:  # out of memory, an object that is lost, a node that is gone
         raise FederationError(f"{awaited} failed: {type(error).__name__}: {_first_line(error)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from fedrobust.federation.clients import cut
 from fedrobust.federation.coordinator import known
 from fedrobust.federation.journal import below
 from fedrobust.federation.preview import DefencePreview
+from fedrobust.secure.sending import Sender
 from fedrobust.trust.defence import Defence
 
 
@@ -38,6 +40,11 @@ class Adversary:
         self._attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
         participants = experiment.federation.participants()
         self._defence = Defence(experiment.aggregation, experiment.trust, participants, experiment.seed, layers)
+        self._sender = Sender(experiment.privacy, experiment.seed)
+
+    def send(self, step: str, *arguments: Any) -> Any:
+        """A step of the protocol for the malicious hospitals; see `Sender`."""
+        return getattr(self._sender, step)(*arguments)
 
     def replace(
         self,

@@ -6,12 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from fedrobust.aggregation import Layer
 from fedrobust.attacks import Backdoor, DataAttack, LocalAttack, LocalView, draw_attackers
 from fedrobust.experiment import Experiment
+from fedrobust.secure.sending import Sender
 
 EVALUATION_BATCH = 256
 """Patches in a forward pass of the evaluation. Fixed: a prediction's last bits may depend on its batch."""
@@ -70,7 +72,12 @@ class ClientHost:
         self._trainer = LocalTrainer(network, learning.local, self._device)
         self._initial: np.ndarray = parameters_to_vector(network)
         self._attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
+        self._sender = Sender(experiment.privacy, experiment.seed)
         return len(self._initial)
+
+    def send(self, step: str, *arguments: Any) -> Any:
+        """A step of the protocol for the hospitals here; see `Sender`."""
+        return getattr(self._sender, step)(*arguments)
 
     def layers(self) -> list[Layer]:
         """What the d coordinates of an update are."""

@@ -6,17 +6,27 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
-from fedrobust.aggregation import Layer, Protocol, capped_prior
+from fedrobust.aggregation import Clear, Layer, Protocol, capped_prior
 from fedrobust.experiment import Experiment
 from fedrobust.federation.journal import Record, below
-from fedrobust.federation.shards import Scattered
+from fedrobust.federation.masks import Masked
+from fedrobust.federation.parties import Sent
+from fedrobust.federation.shards import RemoteShards, Scattered
+from fedrobust.secure import SharedPrivacy
+from fedrobust.secure.masks import MaskingError
+from fedrobust.secure.messages import MessageError
+from fedrobust.secure.opened import Opened
+from fedrobust.secure.server import OpeningError
 from fedrobust.trust import detection
 from fedrobust.trust.defence import Defence, Known
 
 Arrays = dict[str, np.ndarray]
+NOT_OPENED = (MessageError, OpeningError, MaskingError)
+"""Why a protocol shows nothing: the round is skipped."""
 
 
 class Coordinator:
@@ -50,101 +60,167 @@ class Coordinator:
         ids: Sequence[Sequence[int]],
         attacking: Sequence[int],
         root: np.ndarray | None,
-        *blocks: np.ndarray | Scattered,
+        *arriving: np.ndarray | Scattered | Sent | Masked,
     ) -> tuple[Record, np.ndarray, Arrays]:
         """One round: returns its record, the new global weights (d,) float32, and the arrays for the checkpoint.
 
-        `ids[b]` are the clients whose updates are the rows of `blocks[b]` (k, d) float32, or the rows of the b-th block
-        that the shards receive. `root` (1, d) is the server's own update, for rules that want one. `attacking` is the
-        truth of the simulation: it is used to measure the detection, never to aggregate.
+        `ids[b]` are the clients of the b-th block of updates: of `arriving[b]` (k, d) float32 in the clear, else of one
+        that the only item of `arriving` has on its way. `root` (1, d) is the server's own update, for rules that want
+        one. `attacking` is the truth of the simulation: it is used to measure the detection, never to aggregate.
         """
         start = time.perf_counter()
-        experiment = self._experiment
-        clients = np.array([client for block in ids for client in block], dtype=np.int64)
-        order = np.argsort(clients, kind="stable")
-        clients = clients[order]
-        samples = self._samples[clients] if experiment.aggregation.weighting == "samples" else None
-        prior = capped_prior(samples, len(clients))
-        protocol: Protocol
-        if isinstance(blocks[0], Scattered):
-            protocol = blocks[0].receive(order, prior, clients)
-        else:
-            protocol = experiment.privacy.receive(blocks, order, prior, clients, self._histories)
-        finite = protocol.finite_rows()
-        accepted = clients[finite]
+        participants = sorted(client for block in ids for client in block)
         record: Record = {
             "kind": "round",
             "round": round,
-            "participants": clients.tolist(),
+            "participants": participants,
             "attacking": sorted(attacking),
-            "rejected": {int(client): "not finite" for client in clients[~finite]},
-            "upload_bytes": experiment.privacy.upload_bytes(protocol.d) * len(clients),
+            "rejected": {},
+            "commitments": {},
         }
-        rejected = [int(client) for client in clients[~finite]]
-        if reason := self._unusable(len(accepted), root):
-            record["skipped"] = reason
-            self._known = self._defence.punished(self._known, rejected)
+        try:
+            protocol, clients = self._received(ids, arriving, record)
+        except NOT_OPENED as error:
+            record["skipped"] = str(error)
+            self._known = self._defence.punished(self._known, list(record["rejected"]))
         else:
-            rows = protocol if finite.all() else protocol.subset(np.flatnonzero(finite))
-            record |= self._combine(round, rows, accepted, None if root is None else root[0], rejected)
-        scores = dict.fromkeys(rejected, 1.0) | record.get("anomaly", {})
-        record |= self._standing(accepted)
-        malicious = np.isin(clients, attacking)
+            record |= self._combined(round, protocol, clients, None if root is None else root[0], record["rejected"])
+            record |= self._opened(protocol, record)
+        if isinstance(arriving[0], Masked) and arriving[0].notes:
+            record["notes"] = [*record.get("notes", ()), *arriving[0].notes]
+        if isinstance(arriving[0], Sent | Masked):
+            record |= arriving[0].traffic()
+        else:
+            record["upload_bytes"] = 4 * len(self._weights) * len(participants)
+        scores = record.get("anomaly", {}) | dict.fromkeys(record["rejected"], 1.0)
+        record |= self._standing()
         found = detection(
-            np.array([scores.get(int(c), 0.0) for c in clients]), np.isin(clients, record["suspected"]), malicious
+            np.array([scores.get(client, 0.0) for client in participants]),
+            np.isin(participants, record["suspected"]),
+            np.isin(participants, attacking),
         )
         record["detection"] = {f"defense/{name}": figure for name, figure in found.items()}
         record["model"] = sha256(self._weights.tobytes()).hexdigest()
         record["seconds"] = {"aggregate": time.perf_counter() - start}
         return record, self._weights, self._arrays()
 
+    def _received(
+        self, ids: Sequence[Sequence[int]], arriving: Sequence[Any], record: Record
+    ) -> tuple[Protocol, np.ndarray]:
+        """The usable updates, and whose they are.
+
+        The record is told why others are `rejected`, and the `commitments`: a digest of what each client sent.
+        """
+        clients = np.array([client for block in ids for client in block], dtype=np.int64)
+        order = np.argsort(clients, kind="stable")
+        clients, first = clients[order], arriving[0]
+        protocol: Protocol
+        if isinstance(first, Sent | Masked):
+            record |= {"rejected": first.refused, "commitments": first.commitments}  # which it fills, whatever happens
+            protocol, clients = first.receive(clients.tolist(), self._prior, self._too_few)
+        else:
+            clear: Clear | RemoteShards
+            if isinstance(first, Scattered):
+                clear = first.receive(order, self._prior(clients), clients)
+            else:
+                clear = Clear(arriving, order, self._prior(clients), self._histories, clients)
+            protocol = clear
+            record["commitments"] = dict(zip(clients.tolist(), clear.digests(), strict=True))
+        usable = protocol.finite_rows()
+        if not usable.all():
+            reason = "not finite" if "rows" in protocol.reveals else "longer than an update that was cut to the clip"
+            record["rejected"] |= dict.fromkeys(clients[~usable].tolist(), reason)
+            clients = clients[usable]
+            if usable.any():
+                protocol = protocol.subset(np.flatnonzero(usable))
+        return protocol, clients
+
+    def _prior(self, clients: np.ndarray) -> np.ndarray:
+        """The prior weights of these clients."""
+        samples = self._samples[clients] if self._experiment.aggregation.weighting == "samples" else None
+        return capped_prior(samples, len(clients))
+
     def _unusable(self, accepted: int, root: np.ndarray | None) -> str | None:
         """Why so few updates, beside the server's own, cannot be aggregated; None if they can."""
         if root is not None and not np.isfinite(root).all():
             return "the server's own update is not finite"
+        return self._too_few(accepted)
+
+    def _too_few(self, accepted: int) -> str | None:
+        """Why so few usable updates are no round; None if they are."""
         settings, drawn = self._experiment.federation, self._experiment.federation.participants()
         if accepted < max(1, settings.quorum * drawn):
             return f"{accepted} of {drawn} updates were usable, below the quorum of {settings.quorum:g}"
         return None
 
-    def _combine(
+    def _combined(
         self,
         round: int,
         protocol: Protocol,
         clients: np.ndarray,
         root: np.ndarray | None,
-        rejected: Sequence[int],
+        rejected: dict[int, str],
     ) -> Record:
-        """Scores, weights, aggregate and the server's step for the accepted rows."""
-        judged = self._defence.judge(self._known, protocol, clients, round, root, rejected)
-        self._known, self._histories = judged.known, protocol.remembered(self._defence.histories)
-        ids, scores = [int(client) for client in clients], judged.scores
-        record: Record = {
-            "anomaly": by_client(ids, scores.score),
-            "anomaly_parts": {
-                client: {part: float(values[row]) for part, values in scores.parts.items()}
-                for row, client in enumerate(ids)
-            },
-            "update_norm": by_client(ids, judged.gram.norms()),
-        }
+        """Scores, weights, aggregate and the server's step for the usable rows; or why the round is skipped."""
+        if reason := self._unusable(len(clients), root):
+            self._known = self._defence.punished(self._known, list(rejected))
+            return {"skipped": reason}
+        try:
+            judged = self._defence.judge(self._known, protocol, clients, round, root, list(rejected))
+            # What shows no Gram matrix remembers no rows either.
+            histories = protocol.remembered(self._defence.histories if "gram" in protocol.reveals else ())
+        except NOT_OPENED as error:
+            self._known = self._defence.punished(self._known, list(rejected))
+            return {"skipped": str(error)}
+        self._known, self._histories = judged.known, histories
+        rows, scores = protocol.groups or [(int(client),) for client in clients], judged.scores
+        record: Record = {}
+        if "gram" in protocol.reveals:
+            parts = {part: by_client(rows, values) or {} for part, values in scores.parts.items()}
+            record = {
+                "anomaly": judged.anomaly,
+                "anomaly_parts": {
+                    client: {part: figures[client] for part, figures in parts.items()} for client in judged.anomaly
+                },
+                "update_norm": by_client(rows, judged.gram.norms()),
+            }
         if judged.decision is None:
             return record | {"skipped": judged.skipped}
-        result = self._defence.pipeline.carry_out(judged.decision, protocol)
+        try:
+            result = self._defence.pipeline.carry_out(judged.decision, protocol)
+        except NOT_OPENED as error:
+            return record | {"skipped": str(error)}
         before = self._weights
         self._weights, self._server = self._experiment.learning.server.step(before, result.aggregate, self._server)
         self._known = replace(self._known, previous=result.aggregate, step=self._weights - before)
         return record | {
             "f": judged.decision.context.f,
             "stages": [
-                {"name": step.name, "scores": by_client(ids, step.scores), "weights": by_client(ids, step.weights)}
+                {
+                    "name": step.name,
+                    "scores": by_client(rows, step.scores),
+                    "weights": by_client(rows, step.weights, shared=True),
+                }
                 for step in result.steps
             ],
-            "notes": list(result.notes),
-            "weights": by_client(ids, result.weights),
+            "weights": by_client(rows, counted(protocol, clients, result.weights), shared=True),
             "aggregate_norm": float(np.linalg.norm(result.aggregate)),
+            "notes": list(result.notes),
         }
 
-    def _standing(self, accepted: np.ndarray) -> Record:
+    def _opened(self, protocol: Protocol, record: Record) -> Record:
+        """What else a protocol of secret shares tells of the round; who sent what is no update loses its standing."""
+        privacy = self._experiment.privacy
+        if not (isinstance(protocol, Opened) and isinstance(privacy, SharedPrivacy)):
+            return {}
+        culprits = dict.fromkeys(protocol.culprits, "its update wraps around")
+        if culprits:
+            self._known = self._defence.punished(self._known, list(culprits))
+        functionals = protocol.functionals + privacy.colluders
+        notes = [*record.get("notes", ()), *protocol.notes]
+        return {"rejected": record["rejected"] | culprits, "functionals": functionals, "notes": notes}
+
+    def _standing(self) -> Record:
         """Reputations after the round, who is suspected, and who is in quarantine."""
         trust, state = self._experiment.trust, self._known.trust
         return {
@@ -177,6 +253,23 @@ def known(defence: Defence, arrays: Arrays, clients: int) -> Known:
     return Known(trust, *parts, arrays.get("previous"), arrays.get("step"))
 
 
-def by_client(ids: Sequence[int], values: np.ndarray | None) -> dict[int, float] | None:
-    """Figures (n,) of the rows by client id."""
-    return None if values is None else dict(zip(ids, values.tolist(), strict=True))
+def counted(protocol: Protocol, clients: np.ndarray, weights: np.ndarray | None) -> np.ndarray | None:
+    """The weights (n,) with which the rows are in the aggregate: none where a row was taken out again."""
+    if weights is None or not isinstance(protocol, Opened) or protocol.verdict is None:
+        return weights
+    return np.where(np.isin(clients, protocol.culprits), 0.0, weights * protocol.verdict.factor)
+
+
+def by_client(
+    rows: Sequence[Sequence[int]], values: np.ndarray | None, shared: bool = False
+) -> dict[int, float] | None:
+    """Figures (n,) of the rows by client id: that of its row, or, `shared`, its equal part of it."""
+    if values is None:
+        return None
+    figures = values.tolist()
+    found = {
+        client: figure / len(row) if shared else figure
+        for row, figure in zip(rows, figures, strict=True)
+        for client in row
+    }
+    return dict(sorted(found.items()))

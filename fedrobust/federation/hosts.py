@@ -16,13 +16,11 @@ from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
 from fedrobust.federation.clients import Layout, Training
+from fedrobust.federation.delivery import Block
 from fedrobust.federation.pool import Team
 
 ATTEMPTS = 3
 """How often a task is tried when the actor that does it dies."""
-
-Block = tuple[list[int], list[Any]]
-"""Client ids, and references to their stacked updates (k, d) in the object store, one for each part of the columns."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Updates:
 
     def arrived(self) -> list[int]:
         """The hospitals whose updates are here."""
-        return sorted(client for ids, _ in self.honest + self.crafting for client in ids)
+        return sorted(client for block in self.honest + self.crafting for client in block.clients)
 
 
 class Hosts:
@@ -109,11 +107,22 @@ class Hosts:
                 continue
             _, honest, crafting, *_ = done.arguments
             if honest:
-                found.honest.append((honest, done.honest))
+                found.honest.append(Block(honest, done.honest, done.actor))
             if crafting:
-                found.crafting.append((crafting, done.crafting))
+                found.crafting.append(Block(crafting, done.crafting, done.actor))
             found.losses.update(training.losses)
         return found
+
+    def alive(self, holder: ActorHandle) -> ActorHandle:
+        """The actor itself; if it is a client actor that has died, the one in its place or another."""
+        for worker, actor in enumerate(self._team.workers):
+            if actor is holder:
+                try:
+                    answer(actor.layers.remote(), f"worker {worker} to answer", self._patience)
+                except ActorDied:
+                    self._revive(worker, actor)
+                return self._team.workers[worker]
+        return holder if holder is self._team.adversary else self._team.workers[0]
 
     def ask_evaluation(self, weights: Any) -> list[tuple[ActorHandle, Any]]:
         """Have the model evaluated on the held-out patches; every actor takes its share."""

@@ -1,8 +1,9 @@
 """The journal on disk is the truth: what happened in each round, and a checkpoint to go on from.
 
-A round is committed in this order: its lines are appended to `journal.jsonl` and fsynced; the checkpoint, which names
-the journal's length, is written beside its predecessor, fsynced and renamed into place. That rename commits the round.
-After a crash, `Journal.reopen` cuts off what was written after the last commit.
+A round is committed in this order: its lines are appended to `journal.jsonl` and, with a key, to the audit log
+`audit.jsonl`, and fsynced; the checkpoint, which names the length of both and the hash of the log's last line, is
+written beside its predecessor, fsynced and renamed into place. That rename commits the round. After a crash,
+`Journal.reopen` cuts off what was written after the last commit.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedrobust.errors import ExperimentError, FederationError
+from fedrobust.secure.audit import Log, public_pem
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 Record = dict[str, Any]
 
@@ -34,6 +39,10 @@ class Checkpoint:
     """The round whose evaluation was still under way, if any."""
     offset: int = 0
     """Length of the journal, in bytes, at the commit."""
+    audit_offset: int = 0
+    """Length of the audit log, in bytes, at the commit; 0 where the run has none."""
+    audit_head: str = ""
+    """The hash of its last line."""
 
     def below(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays whose names begin with `prefix/`, without it."""
@@ -48,8 +57,11 @@ def below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray
 class Journal:
     """Appends records and commits checkpoints in the folder of one run."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the journal of `folder`. Raises `ExperimentError` if a run that is alive writes to it."""
+    def __init__(self, folder: Path, key: Ed25519PrivateKey | None = None) -> None:
+        """Open the journal of `folder`; with a key, a new run gets an audit log.
+
+        Raises `ExperimentError` if a run that is alive writes to it.
+        """
         self.folder = folder
         self._file = (folder / "journal.jsonl").open("ab")
         try:
@@ -57,34 +69,53 @@ class Journal:
         except OSError:
             self._file.close()
             raise ExperimentError(f"{folder}: another process is running this run") from None
+        self._log: Log | None = None
+        if key is not None and not self._file.tell():
+            self._audit(Log(key))
+            (folder / "audit.pub").write_bytes(public_pem(key))
 
     @classmethod
-    def reopen(cls, folder: Path) -> tuple[Journal, Checkpoint]:
-        """Open the journal of a run that stopped, as it was at its last commit.
+    def reopen(cls, folder: Path, key: Ed25519PrivateKey | None = None) -> tuple[Journal, Checkpoint]:
+        """Open the journal of a run that stopped, as it was at its last commit; `key` as it was begun with.
 
-        Raises `ExperimentError` where there is no committed checkpoint.
+        Raises `ExperimentError` where there is no committed checkpoint, or the audit log is not the one it names.
         """
         checkpoint = read_checkpoint(folder)
-        path = folder / "journal.jsonl"
-        if not path.exists() or path.stat().st_size < checkpoint.offset:
-            raise ExperimentError(f"{path}: shorter than its checkpoint says; the run cannot be resumed")
-        journal = cls(folder)
-        os.truncate(path, checkpoint.offset)
-        return journal, checkpoint
+        journal, audit = folder / "journal.jsonl", folder / "audit.jsonl"
+        for path, offset in ((journal, checkpoint.offset), (audit, checkpoint.audit_offset)):
+            if offset and (not path.exists() or path.stat().st_size < offset):
+                raise ExperimentError(f"{path}: shorter than its checkpoint says; the run cannot be resumed")
+        if checkpoint.audit_offset and key is None:
+            raise ExperimentError(f"{audit}: cannot be continued without the key that the run was begun with")
+        reopened = cls(folder)
+        os.truncate(journal, checkpoint.offset)
+        if checkpoint.audit_offset and key is not None:
+            os.truncate(audit, checkpoint.audit_offset)
+            reopened._audit(Log(key, audit.read_bytes()))
+        return reopened, checkpoint
+
+    def _audit(self, log: Log) -> None:
+        self._log, self._lines = log, (self.folder / "audit.jsonl").open("ab")
 
     def commit(self, records: Iterable[Record], checkpoint: Checkpoint) -> None:
         """Append `records`, then make `checkpoint` the point to go on from. `FederationError` if the disk refuses."""
         try:
             for record in records:
-                self._file.write((json.dumps(_finite(record), separators=(",", ":")) + "\n").encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
+                line = json.dumps(_finite(record), separators=(",", ":"))
+                self._file.write(line.encode() + b"\n")
+                if self._log is not None:
+                    self._lines.write(self._log.line(json.loads(line)))
+            for file in (self._file, self._lines) if self._log is not None else (self._file,):
+                file.flush()
+                os.fsync(file.fileno())
             self._write(checkpoint)
         except OSError as error:
             raise FederationError(f"{self.folder}: round {checkpoint.round} could not be written: {error}") from error
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        facts = {"round": checkpoint.round, "pending": checkpoint.pending, "offset": self._file.tell()}
+        facts: dict[str, Any] = {"round": checkpoint.round, "pending": checkpoint.pending, "offset": self._file.tell()}
+        if self._log is not None:
+            facts |= {"audit_offset": self._lines.tell(), "audit_head": self._log.head}
         partial = self.folder / "checkpoint.partial"
         with partial.open("wb") as out:
             arrays: dict[str, Any] = dict(checkpoint.arrays)
@@ -99,7 +130,9 @@ class Journal:
             os.close(folder)
 
     def close(self) -> None:
-        """Close the file; nothing is lost without it."""
+        """Close the files; nothing is lost without it."""
+        if self._log is not None:
+            self._lines.close()
         self._file.close()
 
 
@@ -109,27 +142,28 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         with np.load(path, allow_pickle=False) as saved:
             arrays = {name: saved[name] for name in saved.files if name != "facts"}
-            facts = json.loads(saved["facts"].tobytes())
+            return Checkpoint(arrays=arrays, **json.loads(saved["facts"].tobytes()))
     except FileNotFoundError:
         raise ExperimentError(
             f"{path}: no such file; the run stopped before its first round and cannot be resumed"
         ) from None
     except Exception as error:  # whatever a damaged archive makes NumPy raise
         raise ExperimentError(f"{path}: damaged checkpoint: {error}") from None
-    return Checkpoint(facts["round"], arrays, facts["pending"], facts["offset"])
 
 
-def read_journal(folder: Path) -> list[Record]:
+def read_journal(folder: Path, checkpoint: Checkpoint | None = None) -> list[Record]:
     """The committed records of a run's journal; of a journal without a checkpoint, those that are whole.
 
-    Raises `ExperimentError` where there is no journal.
+    `checkpoint` is the run's last one, if it has been read already. Raises `ExperimentError` where there is no journal.
     """
     try:
         text = (folder / "journal.jsonl").read_bytes()
     except FileNotFoundError:
         raise ExperimentError(f"{folder / 'journal.jsonl'}: no such file") from None
-    if (folder / "checkpoint.npz").exists():
-        text = text[: read_checkpoint(folder).offset]
+    if checkpoint is None and (folder / "checkpoint.npz").exists():
+        checkpoint = read_checkpoint(folder)
+    if checkpoint is not None:
+        text = text[: checkpoint.offset]
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
 
 

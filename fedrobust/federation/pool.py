@@ -1,7 +1,8 @@
 """Teams of Ray actors: made once, leased to one run at a time, given back.
 
-A team is k client actors with their coordinator, adversary and shards, in one placement group, so that teams can never
-starve each other. Importing the stack costs seconds; a short run must not pay for it. Parallelism = number of teams.
+A team is k client actors with their coordinator, adversary, shards and parties, in one placement group, so that teams
+can never starve each other. Importing the stack costs seconds; a short run must not pay for it. Parallelism = number of
+teams.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -22,9 +23,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Workers
+from fedrobust.federation.actors import ActorDied, answer
 from fedrobust.federation.adversary import Adversary
 from fedrobust.federation.clients import ClientHost
 from fedrobust.federation.coordinator import Coordinator
+from fedrobust.federation.parties import PartyHost
 from fedrobust.federation.shards import ShardHost
 
 
@@ -62,11 +65,40 @@ class Team:
     """Actors that hold the updates, a part of the columns each; none where the coordinator does."""
     group: PlacementGroup
     share: Share
+    places: Sequence[str] = ()
+    """Custom resources of the nodes that hold the parties; none: beside the first client actor."""
+    _parties: list[ActorHandle] = field(default_factory=list)
 
     @property
     def actors(self) -> list[ActorHandle]:
         """All of them."""
-        return [*self.workers, self.coordinator, self.adversary, *self.shards]
+        return [*self.workers, self.coordinator, self.adversary, *self.shards, *self._parties]
+
+    def parties(self, count: int, patience: float) -> list[ActorHandle]:
+        """So many actors for the servers and the dealer of a protocol, started when they are first asked for.
+
+        Those that have died are replaced; none has been set up.
+        """
+        for number, actor in enumerate(self._parties):
+            try:
+                answer(actor.__ray_ready__.remote(), f"party {number} to be ready", patience)
+            except ActorDied:
+                self._parties[number] = self._party(number)
+        self._parties += [self._party(number) for number in range(len(self._parties), count)]
+        return self._parties[:count]
+
+    def _party(self, number: int) -> ActorHandle:
+        if not self.places:
+            return _start(PartyHost, self.group, 0, {})
+        place, known = self.places[number], ray.cluster_resources()
+        if place not in known:
+            common = ("CPU", "GPU", "memory", "object_store", "node:")
+            own = sorted(name for name in known if not name.startswith(common))
+            raise FederationError(
+                f"workers.parties.{number}: no node of the cluster has the resource '{place}'; "
+                f"there are: {', '.join(own) or 'none'}"
+            )
+        return ray.remote(PartyHost).options(num_cpus=0.0, resources={place: 0.001}).remote()
 
     def replace(self, index: int) -> ActorHandle:
         """A new client actor in the place of a dead one; it has not been set up."""
@@ -130,7 +162,7 @@ class Pool:
         split = share(self.workers, ray.cluster_resources(), self.clients, self.teams)
         try:
             for _ in range(self.teams):
-                self._all.append(_team(split, self.workers.shards))
+                self._all.append(_team(split, self.workers))
                 self._free.put(self._all[-1])
         except BaseException:
             self.__exit__()
@@ -153,18 +185,19 @@ class Pool:
             self._free.put(team)
 
 
-def _team(split: Share, shards: int) -> Team:
+def _team(split: Share, workers: Workers) -> Team:
     bundle = {"CPU": split.cpus} | ({"GPU": split.gpus} if split.gpus else {})
     group = placement_group([bundle] * split.count, strategy="PACK")
     if not group.wait(timeout_seconds=120):
         remove_placement_group(group)
         free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
         raise FederationError(f"no room for {split.count} actors with {bundle} each within 120 s; free: {free}")
-    workers = [_client(group, index, split) for index in range(split.count)]
+    clients = [_client(group, index, split) for index in range(split.count)]
     # With a core of their own, the others would take the place of a client actor.
     coordinator, adversary = _start(Coordinator, group, 0, {}), _start(Adversary, group, 0, {})
-    holders = [_start(ShardHost, group, index % split.count, {}) for index in range(shards if shards > 1 else 0)]
-    return Team(workers, coordinator, adversary, holders, group, split)
+    shards = workers.shards if workers.shards > 1 else 0
+    holders = [_start(ShardHost, group, index % split.count, {}) for index in range(shards)]
+    return Team(clients, coordinator, adversary, holders, group, split, workers.parties)
 
 
 def _client(group: PlacementGroup, index: int, split: Share) -> ActorHandle:

@@ -18,14 +18,15 @@ from fedrobust.attacks import CraftedAttack, DataAttack, absent, attacking, draw
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
-from fedrobust.federation.actors import answer, setup
+from fedrobust.federation.actors import ActorDied, answer, setup
 from fedrobust.federation.adversary import Outlook
+from fedrobust.federation.delivery import Block, delivery
 from fedrobust.federation.hosts import Hosts, Updates
 from fedrobust.federation.journal import Checkpoint, Journal, Record
 from fedrobust.federation.measures import evaluation_record
 from fedrobust.federation.pool import Team
-from fedrobust.federation.shards import Scattered
 from fedrobust.seeds import generator
+from fedrobust.trust.defence import Defence
 
 Hook = Callable[[Record], None]
 
@@ -49,6 +50,7 @@ class Federation:
         self._attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
         self.hosts = Hosts(experiment, hospitals, team)
         self._appear = identities(experiment.attacks, experiment.federation.clients, experiment.federation.rounds)
+        self._samples = self._claimed_samples()
 
     def run(self, journal: Journal, start: Checkpoint, hooks: Sequence[Hook] = ()) -> Outcome:
         """Go on after the checkpoint `start` until the last round; each committed record goes to every hook.
@@ -58,12 +60,20 @@ class Federation:
         settings, evaluation = self.experiment.federation, self.experiment.evaluation
         weights, pending = np.ascontiguousarray(start.arrays["weights"]), start.pending
         states = {int(client): state for client, state in start.below("client").items()}
-        elsewhere = ("weights", "client", "previous_weights")
-        own = {name: array for name, array in start.arrays.items() if name.split("/")[0] not in elsewhere}
-        own = self._place_histories(own)
-        samples, layers = self._claimed_samples(), self.hosts.layers()
-        arguments = [self.experiment, samples, weights, own, layers]
-        setup([self._team.coordinator], arguments, "the coordinator to get ready", self._patience)
+        samples = self._samples
+        self._layers = layers = self.hosts.layers()
+        aggregation, trust = self.experiment.aggregation, self.experiment.trust
+        defence = Defence(aggregation, trust, settings.participants(), self.experiment.seed)
+        self._delivery = delivery(
+            self.experiment,
+            self._team,
+            self.hosts.columns,
+            journal.folder.name,
+            samples,
+            defence.histories,
+            self.hosts.alive,
+        )
+        self._start(start.round, start.arrays)
         setup([self._team.adversary], [self.experiment, samples, layers], "the adversary to get ready", self._patience)
         attacks = self.experiment.attacks
         keeps = any(isinstance(a, CraftedAttack) or (isinstance(a, DataAttack) and a.needs_step) for a in attacks)
@@ -78,7 +88,7 @@ class Federation:
             updates = self.hosts.collect(tasks)
             trained = time.perf_counter()
             before = {"previous_weights": weights} if keeps else {}
-            record, weights, arrays = self._aggregate(round, updates, self._outlook(arrays))
+            record, weights, kept = self._aggregate(round, updates, arrays)
             states |= updates.states
             records = [record]
             if pending is not None:
@@ -86,7 +96,7 @@ class Federation:
             pending = round if evaluation.due(round, settings.rounds) else None
             record["seconds"] |= {"train": trained - began, "round": time.perf_counter() - began}
             previous = reference if keeps else None
-            arrays = {"weights": weights, **before, **arrays, **self._histories()}
+            arrays = {"weights": weights, **before, **kept}
             arrays |= {f"client/{id}": state for id, state in sorted(states.items())}
             journal.commit(records, Checkpoint(round, arrays, pending))
             for each in records:
@@ -95,6 +105,12 @@ class Federation:
         reference = ray.put(weights)
         last, probabilities = self._evaluated(settings.rounds, self.hosts.ask_evaluation(reference), reference)
         return Outcome(weights, last, probabilities)
+
+    def _start(self, round: int, arrays: dict[str, np.ndarray]) -> None:
+        """Get coordinator and protocol ready to go on after `round`, whose checkpoint had these arrays."""
+        own = self._delivery.setup(round, coordinators(arrays))
+        arguments = [self.experiment, self._samples, arrays["weights"], own, self._layers]
+        setup([self._team.coordinator], arguments, "the coordinator to get ready", self._patience)
 
     def _participants(self, round: int) -> list[int]:
         settings = self.experiment.federation
@@ -118,66 +134,75 @@ class Federation:
         """What attackers can know of the next round, by the last round's checkpoint."""
         before = arrays.get("previous_weights")
         aware = any(attack.knowledge == "aware" for attack in self.experiment.attacks)
-        elsewhere = ("weights", "client", "previous_weights")
-        kept = {name: array for name, array in arrays.items() if name.split("/")[0] not in elsewhere}
-        return Outlook(None if before is None else arrays["weights"] - before, kept if aware else {})
+        known = {}
+        if aware:
+            past = self._delivery.histories(arrays)
+            known = coordinators(arrays) | {f"history/{name}": rows for name, rows in past.items()}
+        return Outlook(None if before is None else arrays["weights"] - before, known)
 
     def _aggregate(
-        self, round: int, updates: Updates, outlook: Outlook
+        self, round: int, updates: Updates, arrays: dict[str, np.ndarray]
     ) -> tuple[Record, np.ndarray, dict[str, np.ndarray]]:
-        """The adversary replaces its rows, the coordinator aggregates what then arrives."""
+        """The adversary replaces its rows, the coordinator aggregates what then arrives.
+
+        `arrays` are those of the last checkpoint: a round in which a party of the protocol dies begins again from them.
+        """
         if not updates.arrived():
             raise FederationError(f"round {round}: no update arrived by the deadline; raise federation.deadline")
         blocks, columns = updates.honest, self.hosts.columns
         root = updates.root[0] if updates.root else None
         if updates.crafting:
             trained = updates.crafting + updates.honest
-            crafting = sorted(client for ids, _ in updates.crafting for client in ids)
-            ids, parts = [block[0] for block in trained], [part for block in trained for part in block[1]]
+            crafting = sorted(client for block in updates.crafting for client in block.clients)
+            ids, parts = [block.clients for block in trained], [part for block in trained for part in block.parts]
             replace = self._team.adversary.replace.options(num_returns=len(columns))
-            crafted = replace.remote(round, ids, crafting, columns, outlook, root, *parts)
-            blocks = [*blocks, (crafting, crafted if len(columns) > 1 else [crafted])]
+            crafted = replace.remote(round, ids, crafting, columns, self._outlook(arrays), root, *parts)
+            own = crafted if len(columns) > 1 else [crafted]
+            blocks = [*blocks, Block(crafting, own, self._team.adversary)]
         malicious = attacking(self.experiment.attacks, self._attackers, updates.arrived(), round)
         elsewhere = self._identities(round)
-        ids = [[elsewhere.get(client, client) for client in block[0]] for block in blocks]
         malicious = [elsewhere.get(client, client) for client in malicious]
-        if shards := self._team.shards:
-            parts = [[block[1][shard] for block in blocks] for shard in range(len(columns))]
-            arriving: list[Any] = [Scattered(shards[: len(columns)], columns, parts, self._patience)]
-        else:
-            arriving = [block[1][0] for block in blocks]
-        reply = self._team.coordinator.aggregate.remote(round, ids, malicious, root, *arriving)
-        record, weights, arrays = answer(reply, f"round {round}: the coordinator to aggregate", self._patience)
+        blocks = [
+            block._replace(clients=[elsewhere.get(client, client) for client in block.clients]) for block in blocks
+        ]
+        record, weights, found = self._aggregated(round, blocks, malicious, root, arrays)
         if self._appear > len(self.hosts.samples):
             record = by_hospital(record, elsewhere, self.experiment.federation.clients)
         record["train_loss"] = dict(sorted(updates.losses.items()))
         if updates.late:
             record["late"] = sorted(updates.late)
-        return record, weights, arrays
+        return record, weights, found
 
-    def _place_histories(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Give the shards, if there are any, their columns of a checkpoint's histories; returns what is left."""
-        if not self._team.shards:
-            return arrays
-        past = {name[8:]: array for name, array in arrays.items() if name.startswith("history/")}
-        for shard, columns in zip(self._team.shards, self.hosts.columns, strict=False):
-            own = {name: np.ascontiguousarray(rows[:, columns]) for name, rows in past.items()}
-            setup([shard], [own], "a shard to get ready", self._patience)
-        return {name: array for name, array in arrays.items() if not name.startswith("history/")}
-
-    def _histories(self) -> dict[str, np.ndarray]:
-        """The histories that the shards hold; without shards they are among the coordinator's arrays."""
-        if not self._team.shards or not self.experiment.aggregation.pipeline().histories:
-            return {}
-        asked = [shard.histories.remote() for shard in self._team.shards[: len(self.hosts.columns)]]
-        parts = [answer(reference, "a shard's histories", self._patience) for reference in asked]
-        return {f"history/{name}": np.hstack([part[name] for part in parts]) for name in parts[0]}
+    def _aggregated(
+        self, round: int, blocks: list[Block], malicious: list[int], root: Any, arrays: dict[str, np.ndarray]
+    ) -> tuple[Record, np.ndarray, dict[str, np.ndarray]]:
+        """What the coordinator makes of the updates, by way of the protocol."""
+        way, ids = self._delivery, [block.clients for block in blocks]
+        for attempt in range(way.attempts):
+            try:
+                if attempt:
+                    self._start(round - 1, arrays)
+                reply = self._team.coordinator.aggregate.remote(
+                    round, ids, malicious, root, *way.send(round, attempt, blocks)
+                )
+                record, weights, own = answer(reply, f"round {round}: the coordinator to aggregate", self._patience)
+                return record, weights, own | way.arrays()
+            except ActorDied:
+                if attempt + 1 == way.attempts:
+                    raise
+        raise AssertionError
 
     def _evaluated(self, round: int, asked: list[Any], weights: Any) -> tuple[Record, np.ndarray]:
         """The record of a round's evaluation, and the probabilities of the test patches."""
         found = self.hosts.collect_evaluation(asked, weights)
         record = evaluation_record(round, self.hospitals, self.experiment.attacks, found)
         return record, found["clean"][len(self.hospitals.indices["validation"]) :]
+
+
+def coordinators(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of a checkpoint's arrays, those of the coordinator and of who keeps histories."""
+    elsewhere = ("weights", "client", "previous_weights")
+    return {name: array for name, array in arrays.items() if name.split("/")[0] not in elsewhere}
 
 
 def by_hospital(record: Record, elsewhere: dict[int, int], clients: int) -> Record:
@@ -194,7 +219,7 @@ def by_hospital(record: Record, elsewhere: dict[int, int], clients: int) -> Reco
         return sorted(hospital[id] for id in value if id in hospital)
 
     lists = ("participants", "attacking", "suspected", "quarantined")
-    figures = ("rejected", "reputation", "weights", "anomaly", "anomaly_parts", "update_norm")
+    figures = ("rejected", "commitments", "reputation", "weights", "anomaly", "anomaly_parts", "update_norm")
     found = record | {name: told(record[name]) for name in (*lists, *figures) if record.get(name) is not None}
     for stage in found.get("stages", ()):
         stage |= {name: told(stage[name]) for name in ("scores", "weights") if stage[name] is not None}

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from fedrobust import figures
 from fedrobust.federation.journal import read_journal
+from fedrobust.federation.verification import verify
 from fedrobust.report.page import DOTS_PER_INCH, html
 from fedrobust.report.story import Run
 
@@ -50,8 +51,18 @@ def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
         save_partition(folder, np.array(run.start["hospital_labels"]), run.start["label_names"], run.attackers)
     pictures["partition"] = (folder / "partition.png").read_bytes()
     page = folder / "report.html"
-    page.write_text(html(run, pictures), encoding="utf-8")
+    page.write_text(html(run, pictures, _audit(folder)), encoding="utf-8")
     return page
+
+
+def _audit(folder: Path) -> str:
+    """Whether the run's audit log verifies, as far as the run got; empty without one."""
+    if not (folder / "audit.jsonl").exists():
+        return ""
+    verdict = verify(folder)
+    if verdict.broken:
+        return f"audit log does not hold: {verdict.broken}"
+    return f"audit log unbroken: {verdict.lines} lines, signed by {verdict.key[:16]}"
 
 
 def make_figures(run: Run, images: np.ndarray | None = None) -> dict[str, Figure]:

@@ -51,8 +51,11 @@ CHAPTERS = {
 """The report's chapters: the pictures in each, with their captions."""
 
 
-def html(run: Run, pictures: Mapping[str, bytes]) -> str:
-    """The report as one page without scripts or references to anything outside it."""
+def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
+    """The report as one page without scripts or references to anything outside it.
+
+    `audit` says whether the run's audit log verifies.
+    """
     experiment = run.start["experiment"]
     title = escape(experiment["name"])
     partition = experiment["data"]["partition"]
@@ -87,7 +90,7 @@ def html(run: Run, pictures: Mapping[str, bytes]) -> str:
 <details><summary>All {len(settings)} settings of the experiment</summary>
 <div class="wide"><table class="settings"><tbody>{rows}</tbody></table></div></details>
 <p class="note">run {escape(str(run.start["run"]))} · {run.start["parameters"]:,} parameters ·
-data {escape(str(run.start["digest"])[:16])} · {_seconds(run)}</p>
+data {escape(str(run.start["digest"])[:16])} · {_seconds(run)}{f" · {escape(audit)}" if audit else ""}</p>
 </section>
 </main></body></html>
 """
@@ -208,7 +211,8 @@ def _steps(run: Run) -> str:
     if not aggregated:
         return ""
     last = aggregated[-1]
-    clients = sorted((int(client) for client in last["anomaly"]), key=lambda c: (c not in run.attackers, c))
+    usable = (int(client) for client in last["participants"] if str(client) not in last["rejected"])
+    clients = sorted(usable, key=lambda c: (c not in run.attackers, c))
     shown = clients if len(clients) <= LONG_TABLE else [c for c in clients if c in run.attackers]
     parts = last.get("anomaly_parts") or {}
     seen = list(dict.fromkeys(part for own in parts.values() for part in own))

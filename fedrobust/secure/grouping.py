@@ -46,14 +46,21 @@ def draw_groups(clients: Sequence[int], size: int, seed: int, round: int) -> tup
     return tuple(tuple(sorted(group.tolist())) for group in cut)
 
 
+def remembers(rule: AnyRule) -> str | None:
+    """Why a rule with a memory of clients cannot work on groups; None for other rules."""
+    if rule.per_client or (isinstance(rule, Rule) and rule.histories):
+        return f"{rule.name} remembers clients; a group of masked updates is no single client's"
+    return None
+
+
 def groups_refusal(rule: AnyRule, stages: Sequence[Stage], clients: int, size: int, f: int) -> str | None:
     """Why `f` malicious clients among so many, in groups of `size`, are too many for these parts; None if they are not.
 
     Each malicious client may be in a group of its own, so f of the ⌊clients / size⌋ rows can be bad: they must not be
     more than the parts tolerate among so many rows. A rule that remembers clients has nobody to remember.
     """
-    if rule.per_client or (isinstance(rule, Rule) and rule.histories):
-        return f"{rule.name} remembers clients; a group of masked updates is no single client's"
+    if reason := remembers(rule):
+        return reason
     groups = clients // size
     try:
         resolve_f(f, groups, rule, stages)
@@ -108,6 +115,8 @@ class GroupRows(Clear):
     groups: the members whose updates are in a mean; those who dropped out are not. rows: (m, d) float32.
     weights: (m,) the sums of the members' weights, which become the prior.
     """
+
+    groups: Groups
 
     def __init__(self, rows: NDArray[np.float32], groups: Groups, weights: Sequence[float] | Floats) -> None:
         super().__init__([rows], prior=weights)

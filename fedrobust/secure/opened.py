@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -79,6 +80,10 @@ class _Round:
         if (stack != stack.T).any():
             raise MessageError("the opened Gram matrix is not symmetric: the shares do not belong together")
         self.stack = self._plausible(stack)
+        longest = ((1 << FRACTION) - isqrt(d) - 1) ** 2
+        cut = sum(int(stack[row, row] >= longest) for row in range(self.n))
+        if 2 * cut > self.n:
+            self.notes.append(f"{cut} of {self.n} updates have the norm privacy.clip = {clip:g}: they were cut to it")
 
     def _plausible(self, stack: Integers) -> Integers:
         """The products with zeros for histories that cannot be: a truncation that failed, or a wrap-around."""

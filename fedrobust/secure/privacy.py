@@ -1,17 +1,19 @@
-"""Protocols between hospitals and coordinator, as options: what each reveals of an update."""
+"""Protocols between hospitals and coordinator, as options: what each reveals of an update, and what does not fit it."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fedrobust.options import Options
+from pydantic import Field
+
+from fedrobust.options import Options, members
+from fedrobust.secure.randomness import Randomness
 
 if TYPE_CHECKING:
-    import numpy as np
+    from fedrobust.aggregation import Aggregation
 
-    from fedrobust.aggregation import Protocol
+Refusal = tuple[str, str]
+"""Dotted path in the experiment, and why what stands there cannot be."""
 
 
 class Privacy(Options):
@@ -20,25 +22,27 @@ class Privacy(Options):
     name: str
     reveals: ClassVar[frozenset[str]] = frozenset()
 
-    @abstractmethod
-    def receive(
-        self,
-        blocks: Sequence[Any],
-        order: np.ndarray,
-        prior: np.ndarray,
-        clients: np.ndarray,
-        histories: Mapping[str, np.ndarray],
-    ) -> Protocol:
-        """The coordinator's only view of this round's updates.
+    def fits(self, aggregation: Aggregation) -> str | None:
+        """Why the parts of a defence do not go together with the protocol; None if they do."""
+        for part in (*aggregation.stages, aggregation.rule):
+            if hidden := part.needs - self.reveals:
+                return f"{part.name} needs {', '.join(sorted(hidden))}, which {self.name} does not reveal"
+        return None
 
-        `blocks` are stacked updates (k, d) float32 as they arrived; row `order[i]` of their concatenation is the
-        update of the i-th client, by ascending id. `prior` and `clients` (n,) are the prior weights and the ids in that
-        order, `histories` what `Protocol.remembered` gave after the last round.
-        """
+    def refusal(self, aggregation: Aggregation, participants: int, rounds: int) -> Refusal | None:
+        """What in an experiment cannot be with this protocol; None if all can."""
+        if reason := self.fits(aggregation):
+            return "aggregation", f"{reason}; rules that go with it: {', '.join(self._rules())}"
+        return None
 
-    @abstractmethod
-    def upload_bytes(self, parameters: int) -> int:
-        """Bytes that one hospital sends in a round, for an update of so many parameters."""
+    def _rules(self) -> list[str]:
+        """The names of the rules that, alone, go together with the protocol."""
+        from fedrobust.aggregation import Aggregation, RowRule, Rule
+
+        rules = (rule() for rule in members(Rule, RowRule).values())
+        return [
+            rule.name for rule in rules if isinstance(rule, Rule | RowRule) and not self.fits(Aggregation(rule=rule))
+        ]
 
 
 class ClearPrivacy(Privacy):
@@ -47,17 +51,118 @@ class ClearPrivacy(Privacy):
     name: Literal["clear"] = "clear"
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
 
-    def receive(
-        self,
-        blocks: Sequence[Any],
-        order: np.ndarray,
-        prior: np.ndarray,
-        clients: np.ndarray,
-        histories: Mapping[str, np.ndarray],
-    ) -> Protocol:
-        from fedrobust.aggregation import Clear
 
-        return Clear(blocks, order, prior, histories, clients)
+class SharedPrivacy(Privacy):
+    """What the protocols of secret shares have in common: servers open the Gram matrix, and one weighted sum."""
 
-    def upload_bytes(self, parameters: int) -> int:
-        return 4 * parameters
+    reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram"})
+    servers: ClassVar[int]
+    dealer: ClassVar[bool] = False
+    clip: float = Field(default=10.0, gt=0)
+    """C: a hospital cuts its update to this norm. An update is rounded to multiples of 2^−30 C."""
+    min_support: float = Field(default=3.0, ge=1)
+    """Least Σw²/max w² of a sum that is opened: on fewer updates it would show single ones."""
+    max_functionals: int | None = Field(default=None, ge=0)
+    """Linear functionals of every update that may be opened in the whole run: products with public vectors, with
+    projections after a fault, with the updates of `colluders`; null: any number."""
+    colluders: int = Field(default=0, ge=0)
+    """Hospitals that are expected to tell the coordinator their own update, counted as functionals in each round."""
+    randomness: Randomness = "seed"
+    """Where secrets come from: the experiment's `seed`, so that a run can be repeated bit for bit, or the `system`."""
+
+    def fits(self, aggregation: Aggregation) -> str | None:
+        if reason := super().fits(aggregation):
+            return reason
+        from fedrobust.aggregation.stages import Bucketing
+
+        if not aggregation.rule.selects_one:
+            return None
+        means = [stage for stage in aggregation.stages if stage.spreads]
+        if not means:
+            return f"{aggregation.rule.name} puts all weight on one update, which {self.name} would open"
+        if all(isinstance(stage, Bucketing) and stage.s < self.min_support for stage in means):
+            return f"{aggregation.rule.name} puts all weight on a bucket of fewer updates than min_support"
+        return None
+
+    def refusal(self, aggregation: Aggregation, participants: int, rounds: int) -> Refusal | None:
+        if reason := super().refusal(aggregation, participants, rounds):
+            return reason
+        if participants < self.min_support:
+            return "privacy.min_support", f"must be at most the {participants} updates of a round"
+        opened = rounds * (len(aggregation.pipeline().anchors) + self.colluders)
+        if self.max_functionals is not None and opened > self.max_functionals:
+            return "privacy.max_functionals", f"{rounds} rounds open {opened} functionals of every update"
+        return None
+
+
+class SharesPrivacy(SharedPrivacy):
+    """Two servers and a dealer: no one of them sees an update, the coordinator sees the Gram matrix and one sum."""
+
+    name: Literal["shares"] = "shares"
+    servers: ClassVar[int] = 2
+    dealer: ClassVar[bool] = True
+
+
+class ReplicatedPrivacy(SharedPrivacy):
+    """Three servers without a dealer: no one of them sees an update, the coordinator the Gram matrix and one sum."""
+
+    name: Literal["replicated"] = "replicated"
+    servers: ClassVar[int] = 3
+
+
+class MaskingPrivacy(Privacy):
+    """What the protocols of pairwise masks have in common (Bonawitz et al., 2017; Bell et al., 2020)."""
+
+    clip: float = Field(default=10.0, gt=0)
+    """C: a hospital cuts its update to this norm, if it is honest: nobody can check it."""
+    neighbours: int | None = Field(default=None, ge=2)
+    """k: with how many others a hospital shares masks; null: with all."""
+    threshold: float = Field(default=2 / 3, ge=0.5, lt=1)
+    """The share of its k neighbours above which they can put a hospital's secrets together when it drops out."""
+    bits: Literal[32, 64] = 32
+    """Of a masked coordinate: 64 sends twice as much, and rounds 2^15 times as finely."""
+    largest_count: float | None = Field(default=None, gt=0)
+    """With `weighting: samples`, the hidden sample counts are weights, each counted up to this."""
+
+    def refusal(self, aggregation: Aggregation, participants: int, rounds: int) -> Refusal | None:
+        if reason := super().refusal(aggregation, participants, rounds):
+            return reason
+        if participants < 3:
+            return "federation.clients", f"{self.name} needs 3 hospitals in a round at least, there are {participants}"
+        if (aggregation.weighting == "samples") != (self.largest_count is not None):
+            return "privacy.largest_count", "must be given with aggregation.weighting samples, and only then"
+        return None
+
+
+class MaskedPrivacy(MaskingPrivacy):
+    """One server and pairwise masks: the coordinator sees the sum of the updates, so there is no defence but a clip."""
+
+    name: Literal["masked"] = "masked"
+    reveals: ClassVar[frozenset[str]] = frozenset({"sum"})
+
+
+class GroupedPrivacy(MaskingPrivacy):
+    """Pairwise masks in small random groups: the coordinator sees each group's mean, and defends against bad groups."""
+
+    name: Literal["grouped"] = "grouped"
+    reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
+    size: int = Field(default=4, ge=3)
+    """Hospitals in a group, drawn anew in each round."""
+
+    def fits(self, aggregation: Aggregation) -> str | None:
+        from fedrobust.secure.grouping import remembers
+
+        return super().fits(aggregation) or remembers(aggregation.rule)
+
+    def refusal(self, aggregation: Aggregation, participants: int, rounds: int) -> Refusal | None:
+        from fedrobust.secure.grouping import groups_refusal
+
+        if reason := super().refusal(aggregation, participants, rounds):
+            return reason
+        if participants < self.size:
+            return "privacy.size", f"must be at most the {participants} hospitals of a round"
+        f = aggregation.f
+        count = f if isinstance(f, int) else int(f * participants + 1e-9) if isinstance(f, float) else 0
+        if too_many := groups_refusal(aggregation.rule, aggregation.stages, participants, self.size, count):
+            return "aggregation.f", too_many
+        return None

@@ -30,12 +30,14 @@ LARGEST = 1 << 62
 SEED_BYTES = 32
 INNER = 2048
 """Columns of one integer product: so few that both operands stay in a core's cache."""
-CHUNK_BYTES = 4 << 20
-"""Size of a buffer for one chunk of columns of all rows."""
+CHUNK_BYTES = 3 << 20
+"""Size of a buffer for one chunk of columns of all rows: larger ones are handed back to the system each time."""
 ALIGNED = 1024
 """The width of a chunk is a multiple of it."""
 
 ZEROS = bytes(1 << 18)
+PIECE = 1 << 15
+"""Coordinates that are encoded at once: they stay in a core's cache."""
 
 LIMB = 22
 """Bits of a limb in `square_sum`: three of them hold 64 bits."""
@@ -55,11 +57,11 @@ def encode(update: NDArray[Any], clip: float) -> Words:
     norm = float(np.sqrt(values @ values))
     if not np.isfinite(norm):
         raise ValueError("an update that is not finite cannot be shared")
-    values *= 2.0**FRACTION / max(norm, clip)
-    np.rint(values, out=values)
-    words: Words = values.view(np.int64)
-    for part in _slices(len(values), len(ZEROS)):
-        words[part] = values[part].astype(np.int64)  # in place: the memory of a large array costs more than the sums
+    words: Words = values.view(np.int64)  # in place: the memory of a large array costs more than the sums
+    for part in _slices(len(values), PIECE):
+        scaled = values[part]
+        scaled *= 2.0**FRACTION / max(norm, clip)
+        words[part] = np.rint(scaled, out=scaled).astype(np.int64)
     return words
 
 

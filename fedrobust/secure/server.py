@@ -46,6 +46,9 @@ KEPT = round(FORGETTING * (1 << COEFFICIENT_FRACTION))
 ADDED = (1 << COEFFICIENT_FRACTION) - KEPT
 """The coefficients of the history "average" in fixed point; together 1, so that its norm stays ≤ 1."""
 
+SUMMED = 8
+"""So many rows' worth of a chunk is one piece of a weighted sum, which needs one row at a time."""
+
 PROJECTIONS = 32
 MIN_SUPPORT = 3.0
 SPREADING = ("mean", "multi_krum", "mda", "geometric_median", "centered_clipping", "norm_bound")
@@ -278,16 +281,23 @@ class Server(ABC):
 
     def _stack(self, component: int, columns: slice) -> Words:
         """Its component of these columns of [updates; histories] (rows, w)."""
+        return _filled(self._stacked(component), columns)
+
+    def _lines(self, component: int, columns: slice) -> Iterator[Words]:
+        """The same line by line (w,), see `_pieces`."""
+        return _pieces(self._stacked(component), columns)
+
+    def _stacked(self, component: int) -> list[Line]:
         lines = [self._current[component][client] for client in self.clients]
         for name in self.histories:
             lines += [self._past[name][component].get(client) for client in self.clients]
-        return _filled(lines, columns)
+        return lines
 
     def _weighted_sum(self, weights: Words) -> Words:
         own, used = self.holds[0][0], np.flatnonzero(weights)
         total = np.zeros(self.d, dtype=np.int64)
         lines = [self._current[own][self.clients[row]] for row in used]
-        for columns in column_chunks(len(used), self.d):
+        for columns in column_chunks(SUMMED, self.d):
             total[columns] = weighted(weights[used], _pieces(lines, columns), columns.stop - columns.start)
         return total
 
@@ -348,11 +358,12 @@ def commitments(lists: Sequence[bytes]) -> dict[int, str]:
 
 
 def _pieces(lines: Sequence[Line], columns: slice) -> Iterator[Words]:
-    """These columns of each line (w,), to be read only."""
+    """These columns of each line (w,), to be read only, and before the next one is asked for."""
     width = columns.stop - columns.start
+    stream = np.empty(width, dtype=np.int64)
     for line in lines:
         if isinstance(line, bytes):
-            yield expand(line, width, columns.start)
+            yield expand(line, width, columns.start, out=stream)
         else:
             yield np.zeros(width, dtype=np.int64) if line is None else line[columns]
 

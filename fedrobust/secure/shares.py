@@ -131,11 +131,17 @@ class ShareServer(Server):
         self._after("triple")
         self._once(f"difference {chunk}")
         columns = self.chunks[chunk]
-        own, mask = self._stack(self.number, columns), _expanded(self._seed, self.rows, columns)
-        body = np.empty(1 + own.size, dtype="<i8")
-        body[0] = chunk
-        np.subtract(own, mask, out=body[1:].reshape(own.shape))
-        self._held[chunk] = (body[1:].reshape(own.shape), mask) if self.number else (own, own)
+        mask = _expanded(self._seed, self.rows, columns)
+        body = np.empty(1 + mask.size, dtype="<i8")
+        body[0], part = chunk, body[1:].reshape(mask.shape)
+        if self.number:
+            for row, line, masked in zip(part, self._lines(1, columns), mask, strict=True):
+                np.subtract(line, masked, out=row)
+            self._held[chunk] = part, mask
+        else:
+            own = self._stack(0, columns)
+            np.subtract(own, mask, out=part)
+            self._held[chunk] = own, own
         receiver = server_name(1 - self.number)
         message = Message(self.run, self.round, server_id(self.number), receiver, Kind.DIFFERENCE, borrowed(body))
         return message.pack(self._key(self.number, chunk))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedrobust.aggregation import Aggregation, Context, Decision, Gram, Layer, Protocol
 from fedrobust.aggregation.declared import cannot_weigh
+from fedrobust.secure.grouping import members_scores, no_blame
 from fedrobust.seeds import generator
 from fedrobust.trust.anomaly import Scores
 from fedrobust.trust.reputation import State
@@ -49,6 +50,9 @@ class Judgement:
     gram: Gram
     """With the priors that the aggregate is made with."""
     scores: Scores
+    """Of the rows, without parts where the protocol shows nothing to judge by."""
+    anomaly: dict[int, float]
+    """Client → its own score, where there is one."""
     kept: NDArray[np.bool_]
     """(n,) which rows count; the others are of clients in quarantine."""
     context: Context
@@ -81,8 +85,12 @@ class Defence:
         return Known(self.trust.reputation.start(clients) | self.trust.quarantine.start(clients))
 
     def punished(self, known: Known, rejected: Sequence[int]) -> Known:
-        """What is known after a round without usable updates, in which some clients sent what is no update."""
-        return replace(known, trust=self._trusted(known.trust, dict.fromkeys(rejected, 1.0)))
+        """What is known after a round in which some clients sent what is no update, without a judgement of the others.
+
+        Quarantine, which keeps a quorum of a round's clients, follows with the next judgement.
+        """
+        scores = dict.fromkeys(rejected, 1.0)
+        return replace(known, trust=known.trust | self.trust.reputation.update(known.trust, scores))
 
     def judge(
         self,
@@ -95,39 +103,57 @@ class Defence:
     ) -> Judgement:
         """What it makes of the rows of `protocol`, which are finite and come from `clients` (n,), by ascending id.
 
-        `root` (d,) is the server's own update, `rejected` are clients who sent what is no update.
+        Where the rows are means over groups, `clients` are the members of all. `root` (d,) is the server's own update,
+        `rejected` are clients who sent what is no update.
         """
+        groups, n = protocol.groups, protocol.n
         context = Context(
             f=0,
             round=round,
             generator=generator(self.seed, "aggregation", round),
-            clients=clients,
+            clients=clients if groups is None else None,
             previous=known.previous,
             step=known.step,
             root=root,
             layers=self.layers,
             state=known.rule,
         )
-        gram = self.pipeline.gram(protocol, context, self.trust.detector.histories)
-        scores = self.trust.detector.score(gram, replace(context, state=known.detector))
-        given = dict(zip(clients.tolist(), scores.score.tolist(), strict=True)) | dict.fromkeys(rejected, 1.0)
-        trust = self._trusted(known.trust, given)
-        kept = np.ones(len(clients), dtype=bool)
+        if "gram" in protocol.reveals:
+            gram = self.pipeline.gram(protocol, context, self.trust.detector.histories)
+            scores = self.trust.detector.score(gram, replace(context, state=known.detector))
+            anomaly, remembered = self._own_scores(known, clients, groups, scores)
+        else:
+            gram, scores = Gram.unknown(protocol.prior), Scores(np.zeros(n), {})
+            anomaly, remembered = {}, {}
+        trust = self._trusted(known.trust, anomaly | dict.fromkeys(rejected, 1.0))
+        kept = np.ones(n, dtype=bool)
         if self.trust.acts:
             kept = trust["quarantined"][clients] == 0
             if self._weighs:
                 factors = self.trust.quarantine.prior(trust, self.trust.reputation.value(trust))[clients]
                 gram = gram.weighted(gram.prior * np.maximum(factors, 1e-9))
         left = int(kept.sum())
-        missing = self.participants - left
-        after = replace(known, trust=trust, detector=scores.state)
-        if skipped := self.aggregation.refusal(left, missing):
-            return Judgement(gram, scores, kept, context, None, skipped, after)
+        missing = self.participants - (left if groups is None else len(clients))
+        behind = None if groups is None else len(clients)
+        after = replace(known, trust=trust, detector=remembered)
+        if skipped := self.aggregation.refusal(left, missing, behind):
+            return Judgement(gram, scores, anomaly, kept, context, None, skipped, after)
         chosen = gram if kept.all() else gram.mixed(np.eye(len(kept))[kept])
-        context = replace(context, f=self.aggregation.declared_f(left, missing, chosen))
+        context = replace(context, f=self.aggregation.declared_f(left, missing, chosen, behind))
         decision = self.pipeline.decide(protocol, context, gram, kept)
         after = replace(after, rule=getattr(decision.decided, "state", {}))
-        return Judgement(gram, scores, kept, context, decision, None, after)
+        return Judgement(gram, scores, anomaly, kept, context, decision, None, after)
+
+    def _own_scores(
+        self, known: Known, clients: NDArray[np.int64], groups: Sequence[Sequence[int]] | None, scores: Scores
+    ) -> tuple[dict[int, float], Arrays]:
+        """Each client's own score, and what is remembered for the next round's."""
+        if groups is None:
+            return dict(zip(clients.tolist(), scores.score.tolist(), strict=True)), scores.state
+        everybody = len(self.trust.reputation.value(known.trust))
+        before = known.detector if "blame" in known.detector else no_blame(everybody)
+        found, memory = members_scores(before, groups, scores.score)
+        return dict(sorted(found.items())), {**scores.state, **memory}
 
     def _trusted(self, state: State, scores: Mapping[int, float]) -> State:
         """Reputations and quarantine after a round with these scores."""

@@ -31,6 +31,7 @@ class Krum(Rule):
     """
 
     name: Literal["krum"] = "krum"
+    selects_one: ClassVar[bool] = True
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "translation", "scaling", "breakdown"})
     weighs: ClassVar[bool] = False
 

@@ -1,0 +1,145 @@
+"""Rounds of pairwise masks over actors: the coordinator is the server, the hospitals answer from where they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ray.actor import ActorHandle
+
+from fedrobust.aggregation.gram import Floats
+from fedrobust.federation.actors import ActorDied, answer
+from fedrobust.secure import MaskingPrivacy
+from fedrobust.secure.grouping import GroupRows, MaskedSum
+from fedrobust.secure.masking import MaskingServer, Opened
+from fedrobust.secure.masks import MaskingError
+from fedrobust.secure.messages import Kind, MessageError, unpack
+from fedrobust.secure.sending import terms
+
+Messages = dict[int, bytes]
+"""Client → message."""
+
+
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """A round of masks that has begun: the hospitals, where they are, and references to their first messages."""
+
+    privacy: MaskingPrivacy
+    run: str
+    round: int
+    groups: Sequence[Sequence[int]]
+    holders: list[tuple[list[int], ActorHandle, Any]]
+    """For each actor its clients, and a reference to their first messages."""
+    d: int
+    patience: float
+    refused: dict[int, str] = field(default_factory=dict)
+    """Client → why it is in no sum, when that is known; not who did its part in a group that failed."""
+    commitments: dict[int, str] = field(default_factory=dict)
+    """Client → digest of its masked update, when that is here."""
+    notes: list[str] = field(default_factory=list)
+    """Which groups opened nothing, and why."""
+    _bytes: dict[str, int] = field(default_factory=lambda: {"upload_bytes": 0, "server_bytes": 0})
+
+    def receive(
+        self,
+        clients: Sequence[int],
+        weigh: Callable[[np.ndarray], Floats],
+        too_few: Callable[[int], str | None],
+    ) -> tuple[MaskedSum | GroupRows, np.ndarray]:
+        """Play the round to its end. Returns the protocol, and whose updates are in it.
+
+        clients: who was asked for an update. too_few: why no sum is opened where there are so many updates; None if
+        they are. MaskingError if no group could open its sum.
+        """
+        place = {client: index for index, group in enumerate(self.groups) for client in group}
+        servers = {
+            index: MaskingServer(terms(self.privacy, self.run, self.round, index, self.d), group)
+            for index, group in enumerate(self.groups)
+        }
+        sent: dict[int, Opened] = {}
+        blameless: set[int] = set()
+        arrived = self._first()
+        for step in ("directory", "deliveries", "survivors", "open"):
+            came = self._taken(arrived, place, servers)
+            if step == "survivors" and (reason := too_few(sum(map(len, came.values())))):
+                raise self._failed(clients, set(self.commitments), reason)
+            outgoing: Messages = {}
+            for index, server in list(servers.items()):
+                try:
+                    if step == "open":
+                        sent[index] = server.open()
+                    elif step == "deliveries":
+                        outgoing |= {client: message.pack() for client, message in server.deliveries().items()}
+                    else:
+                        outgoing |= dict.fromkeys(came[index], getattr(server, step)().pack())
+                except MaskingError as error:
+                    del servers[index]
+                    blameless.update(came[index])
+                    if len(self.groups) > 1:
+                        self.notes.append(f"group of {', '.join(map(str, self.groups[index]))}: {error}")
+                    if not servers:
+                        raise self._failed(clients, blameless, str(error)) from error
+            arrived = self._replies(outgoing)
+        here = sorted(client for opened in sent.values() for client in opened.survivors)
+        self._refuse(set(clients) - set(here) - blameless)
+        if len(self.groups) == 1 and self.privacy.name == "masked":
+            return MaskedSum(sent[0]), np.array(here, dtype=np.int64)
+        return GroupRows.of(list(sent.values())), np.array(here, dtype=np.int64)
+
+    def _taken(
+        self, arrived: Messages, place: Mapping[int, int], servers: Mapping[int, MaskingServer]
+    ) -> dict[int, list[int]]:
+        """Give each group's server its clients' messages; whose were taken, for each group that goes on."""
+        came: dict[int, list[int]] = {index: [] for index in servers}
+        for client, data in sorted(arrived.items()):
+            try:
+                message = unpack(data)
+                if message.sender != client:
+                    raise MessageError(f"it is in the name of client {message.sender}")
+                servers[place[client]].receive(message)
+            except MessageError as error:
+                self.refused[client] = str(error)
+                continue
+            came[place[client]].append(client)
+            if message.kind is Kind.MASKED:
+                self.commitments[client] = hashlib.sha256(data).hexdigest()
+        return came
+
+    def _refuse(self, clients: Iterable[int]) -> None:
+        for client in sorted(clients):
+            self.refused.setdefault(client, "dropped out while the masks were made")
+
+    def _failed(self, clients: Sequence[int], blameless: set[int], reason: str) -> MaskingError:
+        self._refuse(set(clients) - blameless)
+        return MaskingError(reason)
+
+    def traffic(self) -> dict[str, int]:
+        """Bytes of messages in this round: of all hospitals, and of the coordinator."""
+        return dict(self._bytes)
+
+    def _first(self) -> Messages:
+        return self._collected([reference for _, _, reference in self.holders])
+
+    def _replies(self, outgoing: Mapping[int, bytes]) -> Messages:
+        """What the hospitals answer to these messages."""
+        self._bytes["server_bytes"] += sum(map(len, outgoing.values()))
+        asked = []
+        for clients, holder, _ in self.holders:
+            own = {client: outgoing[client] for client in clients if client in outgoing}
+            if own:
+                asked.append(holder.send.remote("reply", own))
+        return self._collected(asked)
+
+    def _collected(self, references: Sequence[Any]) -> Messages:
+        """The messages behind the references; the hospitals of an actor that has died have dropped out."""
+        found: Messages = {}
+        for reference in references:
+            try:
+                found |= answer(reference, f"round {self.round}: hospitals to answer", self.patience)
+            except ActorDied:
+                continue
+        self._bytes["upload_bytes"] += sum(map(len, found.values()))
+        return found

@@ -1,0 +1,56 @@
+"""What a run is called, and the tags that a person filters runs by."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from fedrobust.experiment import Experiment
+
+
+def run_name(experiment: Experiment) -> str:
+    """What sets the run apart from its neighbours in a list: defence, attacks, partition, seed, experiment."""
+    if experiment.tracking.run_name:
+        return experiment.tracking.run_name
+    parts = tags(experiment)
+    # The defence first: lists cut long names off at the end.
+    return f"{parts['defence']} | {parts['attack']} | {parts['partition']} | seed {experiment.seed} | {experiment.name}"
+
+
+def tags(experiment: Experiment) -> dict[str, str]:
+    """What a person filters runs by."""
+    sizes = [
+        f"{attack.name} {attack.attackers(experiment.federation.clients)}/{experiment.federation.clients}"
+        for attack in experiment.attacks
+    ]
+    stages = [*experiment.aggregation.stages, experiment.aggregation.rule]
+    partition = experiment.data.partition
+    alpha = getattr(partition, "alpha", None)
+    return {
+        "experiment": experiment.name,
+        "attack": " + ".join(sizes) or "none",
+        "defence": " + ".join(stage.name for stage in stages),
+        "partition": f"{partition.name}{'' if alpha is None else f' {alpha:g}'}",
+        "unit": partition.unit,
+        "protocol": experiment.privacy.name,
+        "source": experiment.data.source.name,
+        "seed": str(experiment.seed),
+        "deterministic": str(experiment.federation.deadline is None).lower(),
+        "git_commit": _commit(),
+    }
+
+
+@cache
+def _commit() -> str:
+    """The commit of the code that runs, marked where files differ from it; 'unknown' outside of a repository."""
+    repository = Path(__file__).parent.parent
+    if not (repository / ".git").exists():  # an installed package may lie in somebody else's repository
+        return "unknown"
+    command = ["git", "-C", os.fspath(repository), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip() or "unknown"

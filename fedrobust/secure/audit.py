@@ -1,0 +1,319 @@
+"""The audit log of a run: lines that are chained by hashes and signed, so that none can be changed later unseen.
+
+Each line is canonical JSON: `index` from 1 on, `previous` (the hash of the line before), `entry` (what happened),
+`hash` (SHA-256 of these three) and `signature` (Ed25519, of the hash). Lines hold no wall-clock time and signatures no
+randomness: the same run gives the same bytes. There is one line for each record of the journal, and it holds the
+digest of that record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from fedrobust.errors import FedRobustError
+
+Entry = dict[str, Any]
+
+FORMAT = 1
+START = "0" * 64
+"""What stands for the hash of the line before the first one."""
+LINE, SEAL = b"fedrobust audit line 1\0", b"fedrobust audit seal 1\0"
+"""What is signed begins with one of these, so that no signature can be taken for another kind of one."""
+PACKAGES = ("fedrobust", "numpy", "scipy", "torch", "pytorch-lightning", "ray", "cryptography")
+"""Whose versions the first line holds, beside Python's."""
+
+_TOLD: dict[str, tuple[str, ...]] = {
+    "start": ("run", "name", "clients", "configuration", "digest", "versions", "model"),
+    "round": (
+        *("round", "participants", "identities", "late", "commitments", "functionals", "rejected", "skipped"),
+        *("anomaly", "reputation", "suspected", "quarantined", "f", "weights", "notes"),
+    ),
+    "evaluation": ("round", "metrics"),
+    "end": ("round", "final"),
+}
+"""What a line says in so many words, by the kind of the journal's record; all of the record is in its digest."""
+_RENAMED = {"digest": "data"}
+_CLOCK = "seconds"
+
+
+class AuditError(FedRobustError):
+    """A key that cannot be used, or an audit log that does not hold."""
+
+
+def open_key(path: Path) -> Ed25519PrivateKey:
+    """The coordinator's key in a PEM file, made at its first use: only its owner may read it.
+
+    Its public half is written beside it, as `.pub`. Raises `AuditError` if it cannot be made or read, is no Ed25519
+    key, or if others may read it.
+    """
+    try:
+        if not path.exists():
+            _make_key(path)
+        if path.stat().st_mode & 0o077:
+            raise AuditError(f"{path}: others may read this key; chmod 600 {path}, or remove it to have a new one made")
+        key = load_pem_private_key(path.read_bytes(), password=None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise AuditError(f"{path}: must be an Ed25519 key; remove it to have one made")
+        public = path.with_suffix(".pub")
+        if not public.exists():
+            public.write_bytes(public_pem(key))
+    except OSError as error:
+        raise AuditError(f"{path}: the audit key can be neither read nor made: {error.strerror}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise AuditError(f"{path}: no key in PEM format without a password; remove it to have one made") from None
+    return key
+
+
+def _make_key(path: Path) -> None:
+    """Make a key file that is whole as soon as it is there; whoever comes second keeps the first one's."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(file, "wb") as out:
+            out.write(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            out.flush()
+            os.fsync(out.fileno())
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    finally:
+        partial.unlink()
+
+
+def public_hex(key: Ed25519PrivateKey | Ed25519PublicKey) -> str:
+    """The public key as the log has it: 64 hexadecimal digits."""
+    public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
+    return public.public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
+
+
+def public_pem(key: Ed25519PrivateKey) -> bytes:
+    """The public key as a PEM file."""
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def read_public(path: Path) -> str:
+    """The public key in a PEM file, or in one that holds its 64 digits. Raises `AuditError` if there is none."""
+    try:
+        data = path.read_bytes()
+        if re.fullmatch(rb"[0-9a-f]{64}\s*", data):
+            return data.decode().strip()
+        key = load_pem_public_key(data)
+    except OSError as error:
+        raise AuditError(f"{path}: {error.strerror}") from None
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise AuditError(f"{path}: must be an Ed25519 public key in PEM format, like the coordinator's .pub file")
+    return public_hex(key)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed a run."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def canonical(value: Any) -> bytes:
+    """JSON of which there is only one for each value: sorted keys, no spaces, ASCII. `ValueError` for NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def timeless(value: Any) -> Any:
+    """A record without the seconds that it took, wherever they stand: they are another run's only difference."""
+    if isinstance(value, Mapping):
+        return {key: timeless(item) for key, item in value.items() if key != _CLOCK}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def entry_of(record: Mapping[str, Any], before: str | None) -> Entry:
+    """What the log says about a record of the journal as it reads back from JSON.
+
+    `before` is the digest of the model before it; a round's `model` becomes the digests before and after.
+    """
+    kind = record.get("kind")
+    bare = timeless(record)
+    told = {_RENAMED.get(name, name): bare[name] for name in _TOLD.get(str(kind), ("round",)) if name in bare}
+    if kind == "round":
+        told["model"] = {"before": before, "after": bare.get("model", before)}
+    return {"kind": kind, **told, "record": hashlib.sha256(canonical(bare)).hexdigest()}
+
+
+class Log:
+    """The end of a log, to which lines are added."""
+
+    def __init__(self, key: Ed25519PrivateKey, lines: bytes = b"") -> None:
+        """Begin a log, or go on behind `lines`, which hold (`check` says whether they do)."""
+        self._key = key
+        self.index, self.head = 0, START
+        """Number of lines, and the hash of the last one."""
+        self._model: str | None = None
+        for line in map(json.loads, lines.splitlines()):
+            self.index, self.head = line["index"], line["hash"]
+            self._model = _model_after(line["entry"], self._model)
+
+    def line(self, record: Mapping[str, Any]) -> bytes:
+        """The line for the next record of the journal, given as it reads back from JSON; bytes with the newline."""
+        entry = entry_of(record, self._model)
+        if not self.index:
+            entry |= {"format": FORMAT, "key": public_hex(self._key)}
+        body = {"index": self.index + 1, "previous": self.head, "entry": entry}
+        digest = hashlib.sha256(canonical(body)).digest()
+        signature = self._key.sign(LINE + digest).hex()
+        self.index, self.head = self.index + 1, digest.hex()
+        self._model = _model_after(entry, self._model)
+        return canonical(body | {"hash": self.head, "signature": signature}) + b"\n"
+
+
+def _model_after(entry: Entry, before: str | None) -> str | None:
+    model = entry.get("model", before)
+    return model["after"] if isinstance(model, dict) else model
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A log as it was found: the entries of the lines that hold, and why the next one does not."""
+
+    entries: list[Entry] = field(repr=False)
+    head: str
+    """The hash of the last line that holds."""
+    key: str
+    """The public key that signed them, by what the first line says; empty without a first line."""
+    reason: str = ""
+    """What is wrong with the line behind them; empty where all hold."""
+
+    @property
+    def model(self) -> str | None:
+        """The digest of the model after the last entry."""
+        model: str | None = None
+        for entry in self.entries:
+            model = _model_after(entry, model)
+        return model
+
+
+def check(lines: bytes, key: str | None = None) -> Chain:
+    """Check the chain and the signatures of a log, with a public key, or else with the one that its first line names.
+
+    That a log is whole is not to be seen from its lines: its last entry says whether it has ended.
+    """
+    entries: list[Entry] = []
+    head, signer = START, ""
+    for line in lines.splitlines(keepends=True):
+        try:
+            found = _parsed(line)
+            if not entries:
+                signer = _signer(found["entry"], key)
+            _check_line(found, len(entries) + 1, head, signer)
+        except AuditError as error:
+            return Chain(entries, head, signer, str(error))
+        entries.append(found["entry"])
+        head = found["hash"]
+    return Chain(entries, head, signer, "" if entries else "the log is empty")
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+        whole = canonical(found) + b"\n" == line
+    except (ValueError, RecursionError):
+        raise AuditError("this is not JSON: the line is damaged, or was cut off") from None
+    if not whole:
+        raise AuditError("these are not the bytes that were written")
+    if not isinstance(found, dict) or set(found) != {"index", "previous", "entry", "hash", "signature"}:
+        raise AuditError("this is no line of an audit log")
+    if not isinstance(found["entry"], dict) or not all(
+        _is_hex(found[n], b) for n, b in (("hash", 32), ("signature", 64))
+    ):
+        raise AuditError("this is no line of an audit log")
+    return found
+
+
+def _is_hex(text: Any, size: int) -> bool:
+    return isinstance(text, str) and re.fullmatch(rf"[0-9a-f]{{{2 * size}}}", text) is not None
+
+
+def _signer(first: Entry, key: str | None) -> str:
+    if first.get("format") != FORMAT or not _is_hex(first.get("key"), 32):
+        raise AuditError(f"this is no first line of an audit log of format {FORMAT}: lines are missing before it")
+    if key is not None and first["key"] != key:
+        raise AuditError(f"the log was signed with another key, {first['key']}, than the one given, {key}")
+    return str(first["key"])
+
+
+def _check_line(found: dict[str, Any], index: int, previous: str, key: str) -> None:
+    if found["index"] != index:
+        raise AuditError(f"this is line {found['index']}: lines are missing, added or in another order")
+    if found["previous"] != previous:
+        raise AuditError("it does not belong behind the line before it: one of the two was exchanged")
+    body = {name: found[name] for name in ("index", "previous", "entry")}
+    digest = hashlib.sha256(canonical(body)).digest()
+    if digest.hex() != found["hash"]:
+        raise AuditError("it was changed: its hash is another one")
+    _check_signature(key, found["signature"], LINE + digest, "it was written by somebody without the coordinator's key")
+
+
+def _check_signature(key: str, signature: str, data: bytes, reason: str) -> None:
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(bytes.fromhex(signature), data)
+    except (InvalidSignature, ValueError):
+        raise AuditError(f"{reason}: the signature is wrong") from None
+
+
+def misfit(entries: Sequence[Entry], records: Sequence[Mapping[str, Any]]) -> tuple[int, str] | None:
+    """The first line that does not tell what the journal does, and why; None if log and journal agree."""
+    model: str | None = None
+    for line, (entry, record) in enumerate(zip(entries, records, strict=False), 1):
+        expected = entry_of(record, model)
+        told = {name: value for name, value in entry.items() if line > 1 or name not in ("format", "key")}
+        wrong = [name for name in {**expected, **told} if told.get(name) != expected.get(name)]
+        if wrong:
+            what = next((name for name in wrong if name != "record"), "another field")
+            return line, f"the journal says otherwise ({what}): it was edited, or belongs to another run"
+        model = _model_after(entry, model)
+    if len(entries) < len(records):
+        return len(entries) + 1, "the journal goes on, the log does not: its end was cut off"
+    if len(entries) > len(records):
+        return len(records) + 1, "the journal has no such record: its end was cut off"
+    return None
+
+
+def seal(key: Ed25519PrivateKey, run: str, head: str, files: Mapping[str, str]) -> bytes:
+    """A signed statement that these files (path → SHA-256) came out of the run whose log has this last hash."""
+    body = {"run": run, "head": head, "files": dict(files)}
+    signature = key.sign(SEAL + hashlib.sha256(canonical(body)).digest()).hex()
+    return canonical(body | {"signature": signature}) + b"\n"
+
+
+def open_seal(data: bytes, key: str, head: str) -> dict[str, str]:
+    """The files that a seal names, with their digests. Raises `AuditError` if it is not this log's seal."""
+    try:
+        found = json.loads(data)
+        body = {name: found[name] for name in ("run", "head", "files")}
+        signature, files = str(found["signature"]), {str(name): str(value) for name, value in found["files"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise AuditError("the seal is damaged") from None
+    digest = hashlib.sha256(canonical(body)).digest()
+    _check_signature(key, signature, SEAL + digest, "the seal was changed")
+    if body["head"] != head:
+        raise AuditError("the seal belongs to another log")
+    return files

@@ -1,0 +1,105 @@
+"""The hospitals' side of the protocols: how updates leave the place where they were made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrobust.secure import replicated, shares
+from fedrobust.secure.masking import MaskingClient
+from fedrobust.secure.masks import MaskingError, Terms
+from fedrobust.secure.messages import Kind, MessageError, run_id, unpack
+from fedrobust.secure.privacy import MaskingPrivacy, Privacy, SharedPrivacy
+from fedrobust.secure.randomness import entropy
+from fedrobust.secure.ring import encode
+
+Packet = tuple[int, NDArray[np.uint8]]
+"""Who sent it, and a message's bytes as an array: Ray hands those on without a copy."""
+
+
+class Sender:
+    """Sends the updates of the hospitals on one actor; of what they hold, only messages leave it.
+
+    seed: the experiment's, for protocols whose `randomness` is "seed".
+    """
+
+    def __init__(self, privacy: Privacy, seed: int) -> None:
+        self._privacy, self._seed = privacy, seed
+        self._masking: dict[int, tuple[MaskingClient, NDArray[np.float32], float | None]] = {}
+
+    def share(
+        self, run: str, number: int, round: int, clients: Sequence[int], block: NDArray[np.float32]
+    ) -> tuple[list[Packet], ...]:
+        """For each server the messages of `clients`, whose updates are the rows of `block` (k, d), with their senders.
+
+        run: a `run_id`. number: of the round in the messages; one that is repeated has another. An update that is not
+        finite cannot be shared, and is left out.
+        """
+        privacy = self._privacy
+        assert isinstance(privacy, SharedPrivacy)
+        split = shares.share if privacy.name == "shares" else replicated.share
+        sent: list[list[Packet]] = [[] for _ in range(privacy.servers)]
+        for client, update in zip(clients, block, strict=True):
+            if not np.isfinite(update).all():
+                continue
+            secrets = entropy(privacy.randomness, self._seed, "client", round, client)
+            messages = split(encode(update, privacy.clip), secrets, run, number, client)
+            for packets, message in zip(sent, messages, strict=True):
+                packets.append((client, np.frombuffer(message.pack(), dtype=np.uint8)))
+        return tuple(sent)
+
+    def begin(
+        self,
+        run: str,
+        number: int,
+        groups: Mapping[int, int],
+        clients: Sequence[int],
+        counts: Mapping[int, float],
+        block: NDArray[np.float32],
+    ) -> dict[int, bytes]:
+        """Begin a round of masks: the first message of each of `clients`, whose updates are the rows of `block` (k, d).
+
+        groups: client → number of its group. counts: client → sample count, read where they are hidden weights.
+        """
+        privacy = self._privacy
+        assert isinstance(privacy, MaskingPrivacy)
+        self._masking = {}
+        for client, update in zip(clients, block, strict=True):
+            if np.isfinite(update).all():
+                agreed = terms(privacy, run, number, groups[client], block.shape[1])
+                self._masking[client] = MaskingClient(agreed, client), update, counts.get(client)
+        return {client: masking.keys().pack() for client, (masking, _, _) in self._masking.items()}
+
+    def reply(self, received: Mapping[int, bytes]) -> dict[int, bytes]:
+        """What the clients here answer to the server's messages, client → message; who refuses to go on is left out."""
+        sent = {}
+        for client, data in received.items():
+            masking, update, count = self._masking[client]
+            try:
+                message = unpack(data)
+                if message.kind is Kind.KEYS:
+                    answer = masking.shares(message)
+                elif message.kind is Kind.KEY_SHARES:
+                    answer = masking.masked(message, update, count)
+                else:
+                    answer = masking.unmask(message)
+            except (MaskingError, MessageError):
+                continue
+            sent[client] = answer.pack()
+        return sent
+
+
+def terms(privacy: MaskingPrivacy, run: str, number: int, group: int, d: int) -> Terms:
+    """What a group agrees on in a round; each group is a run of its own to the others."""
+    return Terms(
+        run=run_id(f"{run} group {group}"),
+        round=number,
+        d=d,
+        clip=privacy.clip,
+        largest_count=privacy.largest_count,
+        neighbours=privacy.neighbours,
+        threshold=privacy.threshold,
+        bits=privacy.bits,
+    )

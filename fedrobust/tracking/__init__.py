@@ -1,0 +1,9 @@
+"""The only room that knows MLflow. The journal is the truth; what MLflow shows is sent from it, each line once."""
+
+from fedrobust.tracking.artifacts import save_model
+from fedrobust.tracking.entries import flatten, metrics
+from fedrobust.tracking.feed import SYNCED
+from fedrobust.tracking.store import tracking_uri
+from fedrobust.tracking.tracker import Tracker, sync
+
+__all__ = ["SYNCED", "Tracker", "flatten", "metrics", "save_model", "sync", "tracking_uri"]

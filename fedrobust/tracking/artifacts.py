@@ -1,0 +1,82 @@
+"""What a run leaves beside its figures: the files of its folder, and its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedrobust.tracking.store import import_mlflow
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+NOT_ARTIFACTS = ("checkpoint.npz", "checkpoint.partial", "model")
+"""What stays in the run's folder; the model is logged as a model."""
+
+
+def save_model(module: nn.Module, example: np.ndarray, folder: Path) -> None:
+    """Write `module` as an MLflow model: a traced graph with its signature, that loads without this package.
+
+    `example` (n, 3, H, W) float32 needs n ≥ 2, so that the number of patches stays free. Needs no server: `upload`
+    and `sync` log it when one is there. `mlflow.pytorch.load_model` reads it back.
+    """
+    import_mlflow()
+    import mlflow.pytorch
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    module = module.eval()
+    with torch.no_grad():
+        output = module(torch.from_numpy(example)).numpy()
+    mlflow.pytorch.save_model(
+        module,
+        str(folder),
+        signature=ModelSignature(
+            *(Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]))]) for array in (example, output))
+        ),
+        input_example=example,
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"mlflow=={mlflow.__version__}", "numpy"],
+        serialization_format="pt2",
+    )
+
+
+def upload(client: Any, run_id: str, folder: Path, again: bool = False) -> None:
+    """Upload the files of a run's folder that its artifacts lack or hold in another size, and its model."""
+    stored = {} if again else dict(stored_files(client, run_id))
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.parts[0] not in NOT_ARTIFACTS and stored.get(str(name)) != path.stat().st_size:
+            client.log_artifact(run_id, str(path), str(name.parent) if name.parent.parts else None)
+    if (folder / "model" / "MLmodel").exists():
+        _upload_model(client, run_id, folder / "model")
+
+
+def stored_files(client: Any, run_id: str, below: str | None = None) -> Iterator[tuple[str, int]]:
+    """Path and size of each artifact of a run."""
+    for found in client.list_artifacts(run_id, below):
+        if found.is_dir:
+            yield from stored_files(client, run_id, found.path)
+        else:
+            yield found.path, found.file_size
+
+
+def _upload_model(client: Any, run_id: str, folder: Path) -> None:
+    """Log the MLflow model in `folder` as the run's model, once."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    run = client.get_run(run_id)
+    if run.outputs is not None and run.outputs.model_outputs:
+        return
+    logged = client.create_logged_model(
+        run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params, model_type="classifier"
+    )
+    described = Model.load(str(folder))
+    described.model_id, described.run_id, described.artifact_path = logged.model_id, run_id, logged.artifact_location
+    described.save(str(folder / "MLmodel"))
+    client.log_model_artifacts(logged.model_id, str(folder))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])

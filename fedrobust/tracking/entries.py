@@ -1,0 +1,68 @@
+"""What MLflow holds of an experiment and its journal: flat names with texts, or with numbers. Pure functions."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+
+LONGEST = 500
+"""Characters of a parameter's value that every MLflow server accepts."""
+
+_CLIENT_METRICS = {"reputation": "reputation", "anomaly": "anomaly", "weights": "weight"}
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted paths and texts of at most `LONGEST` characters; a list of plain values stays one."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+            value = dict(enumerate(value))
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = shortened(value if isinstance(value, str) else json.dumps(value, default=str))
+    return flat
+
+
+def metrics(record: Record, width: int = 2) -> dict[str, float]:
+    """The MLflow metrics of one journal record; client ids are padded to `width` digits, so that they sort.
+
+    Figures that are not finite are left out: the journal writes null for them.
+    """
+    found: dict[str, Any] = {**record.get("metrics", {}), **record.get("detection", {})}
+    for field, name in _CLIENT_METRICS.items():
+        for client, value in (record.get(field) or {}).items():
+            found[f"{name}/{int(client):0{width}d}"] = value
+    for client, parts in (record.get("anomaly_parts") or {}).items():
+        found |= {f"anomaly_{part}/{int(client):0{width}d}": value for part, value in parts.items()}
+    if "quarantined" in record:
+        found["defense/quarantined"] = len(record["quarantined"])
+    for field in ("quarantined", "attacking"):
+        # Of everyone who takes part, 0 included: a curve that only had ones would never come down.
+        named = {int(client) for client in record.get(field) or ()}
+        present = record["participants"] if field in record and "participants" in record else ()
+        found |= {f"{field}/{int(client):0{width}d}": int(client) in named for client in present}
+    losses = [loss for loss in (record.get("train_loss") or {}).values() if finite(loss)]
+    if losses:
+        found["train/loss"] = sum(losses) / len(losses)
+    for name, seconds in (record.get("seconds") or {}).items():
+        found["round/seconds" if name == "round" else f"round/{name}_seconds"] = seconds
+    for name in ("upload_bytes", "server_bytes", "functionals"):
+        if name in record:
+            found[f"round/{name}"] = record[name]
+    return {name: float(value) for name, value in found.items() if finite(value)}
+
+
+def shortened(text: str) -> str:
+    """`text` cut to `LONGEST` characters."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def finite(value: Any) -> bool:
+    """Whether MLflow can show `value`: a number that is neither NaN nor infinite."""
+    return value is not None and math.isfinite(value)

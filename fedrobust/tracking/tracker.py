@@ -1,0 +1,155 @@
+"""A run as MLflow sees it: begun, told of line by line while it goes on, and sent what it lacks afterwards."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from fedrobust.tracking.artifacts import upload
+from fedrobust.tracking.entries import Record, shortened
+from fedrobust.tracking.feed import Feed, send_figures
+from fedrobust.tracking.store import experiment_id, first_line, reaching, tracking_uri
+
+logger = logging.getLogger(__name__)
+
+PAUSES = (1.0, 4.0)
+"""Seconds between the attempts to reach a server that does not answer."""
+PARENT = "mlflow.parentRunId"
+"""Tag: the run that a run is nested below."""
+
+
+class Tracker:
+    """Sends a run's records to MLflow from a thread of its own, and never makes the run wait or fail.
+
+    `log` must be called once for every line of the journal, in the journal's order, after the line is committed.
+    """
+
+    def __init__(self, client: Any, run: Any, journal: Sequence[Record] = ()) -> None:
+        self.run_id: str = run.info.run_id
+        """MLflow's id of the run, and the name of the run's folder."""
+        self.behind = False
+        """The server went away: `sync` has to send the rest."""
+        self._client = client
+        self._feed = Feed(client, run)
+        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._closing = threading.Event()
+        for record in journal:
+            self.log(record)
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(
+        cls,
+        experiment: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        run_name: str | None = None,
+        parent: str | None = None,
+    ) -> Tracker:
+        """Start a run in the MLflow experiment `experiment`; `params` as `flatten` makes them.
+
+        `parent` is the id of a run of the same experiment that this one is nested below.
+
+        Takes about three seconds the first time; safe to call from a thread beside other work. Raises `TrackingError`
+        if the server or database cannot be used.
+        """
+        uri = tracking_uri()
+        with reaching(uri) as client:
+            from mlflow.entities import Param
+
+            own = {key: shortened(value) for key, value in tags.items()}
+            if parent is not None:
+                own[PARENT] = parent
+            run = client.create_run(experiment_id(client, experiment, uri), run_name=run_name, tags=own)
+            entries = [Param(key, shortened(value)) for key, value in params.items()]
+            for start in range(0, len(entries), 100):
+                client.log_batch(run.info.run_id, params=entries[start : start + 100])
+            return cls(client, run)
+
+    @classmethod
+    def resume(cls, run_id: str, journal: Sequence[Record]) -> Tracker:
+        """Go on with a run whose committed records are `journal`; those that MLflow lacks are sent first.
+
+        Raises `TrackingError` as `open` does, and if the store does not know the run.
+        """
+        with reaching(tracking_uri(), run_id) as client:
+            run = client.get_run(run_id)
+            client.update_run(run_id, status="RUNNING")
+            return cls(client, run, journal)
+
+    def log(self, record: Record) -> None:
+        """Have a journal record sent; returns at once."""
+        self._put(partial(self._feed.send, record))
+
+    def figures(self, figures: Mapping[str, float], run_id: str | None = None) -> None:
+        """Have figures that belong to no round sent, for this run or for one below it; returns at once."""
+        self._put(partial(send_figures, self._client, run_id or self.run_id, dict(figures), int(1000 * time.time())))
+
+    def upload(self, folder: Path, again: bool = False) -> None:
+        """Have the files of the run's folder that MLflow lacks uploaded, a `model/` as a model; returns at once.
+
+        `again` uploads those that it has in the same size, too.
+        """
+        self._put(partial(upload, self._client, self.run_id, folder, again))
+
+    def close(self, status: str = "FINISHED", timeout: float = 120.0) -> bool:
+        """Send what is left, then set the run's final status; False if `sync` has to be called later."""
+        self._put(partial(self._client.set_terminated, self.run_id, status))
+        self._jobs.put(None)
+        self._closing.set()
+        self._thread.join(timeout)
+        self.behind |= self._thread.is_alive()
+        return not self.behind
+
+    def _put(self, job: Callable[[], object]) -> None:
+        if not self.behind:
+            self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            error = self._attempt(job)
+            if error is not None:
+                self.behind = True
+                logger.warning(
+                    "MLflow does not answer (%s): the run goes on; when it is back: fedrobust sync %s",
+                    first_line(error),
+                    self.run_id,
+                )
+                return
+
+    def _attempt(self, job: Callable[[], object]) -> Exception | None:
+        for pause in (*PAUSES, None):
+            try:
+                job()
+                return None
+            except Exception as error:  # whatever MLflow, a database driver or the network raises must not stop a run
+                if pause is None:
+                    return error
+                self._closing.wait(pause)
+        raise AssertionError("unreachable")
+
+
+def sync(folder: Path, journal: Sequence[Record]) -> int:
+    """Send MLflow what it lacks of the run in `folder`, whose name is the run's id; returns how many journal records.
+
+    `journal` are the run's committed records. A run that has ended becomes FINISHED. Raises `TrackingError` if the
+    server cannot be reached or does not know the run.
+    """
+    run_id = folder.name
+    with reaching(tracking_uri(), run_id) as client:
+        run = client.get_run(run_id)
+        feed = Feed(client, run)
+        missing = max(0, len(journal) - feed.sent)
+        for record in journal:
+            feed.send(record)
+        upload(client, run_id, folder)
+        if journal and journal[-1]["kind"] == "end" and run.info.status != "FINISHED":
+            client.set_terminated(run_id, "FINISHED")
+        return missing

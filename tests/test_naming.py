@@ -1,0 +1,38 @@
+"""What a run is called, and its tags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import YAML
+
+import fedrobust
+from fedrobust.experiment import Experiment
+from fedrobust.naming import run_name, tags
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    (tmp_path / "tiny.yaml").write_text(YAML, encoding="utf-8")
+    return fedrobust.load(tmp_path / "tiny.yaml")
+
+
+def test_a_name_tells_defence_attacks_partition_and_seed(experiment: Experiment) -> None:
+    assert run_name(experiment) == (
+        "clip + nnm + geometric_median | patch_backdoor 1/8 + sign_flip 1/8 | dirichlet 10 | seed 5 | tiny"
+    )
+
+
+def test_an_experiment_may_name_its_run(experiment: Experiment, tmp_path: Path) -> None:
+    assert run_name(fedrobust.load(tmp_path / "tiny.yaml", ["tracking.run_name=mine"])) == "mine"
+
+
+def test_tags_of_a_run_without_attack_and_with_a_deadline(experiment: Experiment, tmp_path: Path) -> None:
+    changed = tags(fedrobust.load(tmp_path / "tiny.yaml", ["attacks=[]", "federation.deadline=60", "seed=7"]))
+    own = tags(experiment)
+    assert {key: (own[key], changed[key]) for key in own if own[key] != changed[key]} == {
+        "attack": ("patch_backdoor 1/8 + sign_flip 1/8", "none"),
+        "deterministic": ("true", "false"),
+        "seed": ("5", "7"),
+    }

@@ -1,0 +1,78 @@
+"""What a record and settings are called in MLflow."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from tracked import journal
+
+from fedrobust.tracking import flatten, metrics
+from fedrobust.tracking.entries import LONGEST
+
+
+def test_metrics_have_the_documented_names() -> None:
+    record = journal(clients=3)[1]
+    assert metrics(record) == {
+        **{f"weight/0{i}": pytest.approx(1 / 3) for i in range(3)},
+        **{f"anomaly/0{i}": pytest.approx(0.1 * i) for i in range(3)},
+        **{f"reputation/0{i}": 0.5 for i in range(3)},
+        "defense/precision": 1.0,
+        "train/loss": 1.0,
+        "round/seconds": 0.75,
+        "round/train_seconds": 0.5,
+        "round/aggregate_seconds": 0.125,
+        "round/upload_bytes": 120.0,
+    }
+
+
+def test_parts_quarantine_and_the_truth_are_metrics_of_every_participant() -> None:
+    record = {
+        "participants": [0, 2],
+        "attacking": [2],
+        "quarantined": [1, 2],  # 1 is absent
+        "anomaly_parts": {"0": {"norm": 0.25, "average_cosine": None}, "2": {"norm": 0.5, "average_cosine": 0.75}},
+    }
+    assert metrics(record) == {
+        "anomaly_norm/00": 0.25,
+        "anomaly_norm/02": 0.5,
+        "anomaly_average_cosine/02": 0.75,
+        "defense/quarantined": 2.0,
+        "quarantined/00": 0.0,
+        "quarantined/02": 1.0,
+        "attacking/00": 0.0,
+        "attacking/02": 1.0,
+    }
+    freed = metrics(record | {"quarantined": []})
+    assert (freed["defense/quarantined"], freed["quarantined/02"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_figures_that_are_not_finite_are_left_out_live_as_in_the_journal(value: float | None) -> None:
+    record = {"round": 1, "weights": None, "anomaly": {"1": value}, "train_loss": {0: 2.0, 1: value}}
+    assert metrics(record) == {"train/loss": 2.0}
+
+
+def test_client_ids_sort() -> None:
+    names = list(metrics({"reputation": dict.fromkeys(range(120), 1.0)}, width=3))
+    assert names == sorted(names)
+
+
+def test_flatten_gives_dotted_paths_and_short_texts() -> None:
+    nested = {
+        "a": {"b": 1.5, "c": None, "d": True},
+        "list": [1, 2],
+        "attacks": [{"name": "alie"}],
+        "none": [],
+        "s": "x",
+    }
+    assert flatten(nested) == {
+        "a.b": "1.5",
+        "a.c": "null",
+        "a.d": "true",
+        "list": "[1, 2]",
+        "attacks.0.name": "alie",
+        "none": "[]",
+        "s": "x",
+    }
+    assert len(flatten({"long": "é" * 9000})["long"]) == LONGEST

@@ -1,0 +1,148 @@
+"""A run arrives in MLflow, and a server that dies costs nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tracked import ROUNDS, exactly_once, journal, rows, status, sync, write
+
+from fedrobust import tracking
+from fedrobust.tracking import SYNCED, Tracker
+
+
+class Failing:
+    """An MLflow client that fails in its `at`-th call, when the server has stored nothing, half, or all of it."""
+
+    def __init__(self, client: Any, at: int, stored: str, once: bool = False) -> None:
+        self._client, self._at, self._stored, self._once, self._calls = client, at, stored, once, 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            self._calls += 1
+            if self._calls < self._at or (self._once and self._calls > self._at):
+                return method(*args, **options)
+            if self._calls == self._at and self._stored == "all":
+                method(*args, **options)
+            elif self._calls == self._at and self._stored == "half" and name == "log_batch":
+                method(*args, metrics=options["metrics"])  # the server stores tags after metrics
+            raise ConnectionError("gone")
+
+        return call
+
+
+def break_client(monkeypatch: pytest.MonkeyPatch, at: int, stored: str, once: bool = False) -> None:
+    """Let the client that a `Tracker` gets from now on fail; the start of the run itself still works."""
+    init = Tracker.__init__
+
+    def broken(self: Tracker, client: Any, run: Any, records: Any = ()) -> None:
+        init(self, Failing(client, at, stored, once), run, records)
+
+    monkeypatch.setattr(Tracker, "__init__", broken)
+
+
+def test_a_run_arrives_whole(database: Path) -> None:
+    params = {f"option.{i}": "v" * 900 for i in range(230)}
+    tracker = Tracker.open("whole", params, {"attack": "sign_flip", "long": "x" * 9000}, "a run")
+    records = journal()
+    for record in records:
+        tracker.log(record)
+    assert tracker.close()
+    exactly_once(database, tracker.run_id, records)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking.tracking_uri())
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED" and run.info.run_name == "a run"
+    assert run.data.params.keys() == params.keys()
+    assert run.data.tags["attack"] == "sign_flip" and run.data.tags[SYNCED] == str(len(records))
+    assert client.get_experiment_by_name("whole").artifact_location == (database.parent / "artifacts").as_uri()
+    assert run.data.metrics["test/accuracy"] == ROUNDS / 10  # the `end` record repeats it and must not be sent
+    times = [time for key, _, _, time in rows(database, tracker.run_id) if key == "train/loss"]
+    assert times == [run.info.start_time + 750 * number for number in range(1, ROUNDS + 1)]
+
+
+@pytest.mark.parametrize("stored", ["nothing", "half", "all"])
+@pytest.mark.parametrize("at", [1, 2, 4, 7, 10])
+def test_a_server_that_dies_costs_nothing(
+    database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    at: int,
+    stored: str,
+) -> None:
+    records = journal()
+    with monkeypatch.context() as patch:
+        break_client(patch, at, stored)
+        tracker = Tracker.open("dies", {}, {})
+        for record in records:
+            tracker.log(record)  # neither waits nor fails
+        assert not tracker.close()
+    assert tracker.behind
+    assert [record.levelname for record in caplog.records if record.name == "fedrobust.tracking.tracker"] == ["WARNING"]
+    assert f"fedrobust sync {tracker.run_id}" in caplog.text
+    folder = tmp_path / tracker.run_id
+    write(folder, records)
+    assert sync(folder) == len(records) - (at if stored == "all" else at - 1)
+    exactly_once(database, tracker.run_id, records)
+    assert status(database, tracker.run_id) == "FINISHED"
+    before = rows(database, tracker.run_id)
+    assert sync(folder) == 0 and rows(database, tracker.run_id) == before
+
+
+@pytest.mark.parametrize("stored", ["nothing", "half", "all"])
+def test_a_request_that_fails_once_is_sent_again(
+    database: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stored: str
+) -> None:
+    records = journal()
+    break_client(monkeypatch, 3, stored, once=True)
+    tracker = Tracker.open("hiccup", {}, {})
+    for record in records:
+        tracker.log(record)
+    assert tracker.close() and not caplog.records
+    exactly_once(database, tracker.run_id, records)
+
+
+def test_a_run_below_another_and_figures_of_no_round(tmp_path: Path, database: Path) -> None:
+    import mlflow
+
+    parent = Tracker.open("nested", {}, {})
+    child = Tracker.open("nested", {}, {"attack": "ipm"}, parent=parent.run_id)
+    assert child.close()
+    parent.figures({"headline": 0.5, "unknown": math.nan, "never": math.inf})
+    parent.figures({"cell/auroc": 0.75}, child.run_id)
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    for text in ("0.90", "0.80"):  # of the same size
+        (folder / "table.md").write_text(text)
+        parent.upload(folder, again=True)
+    assert parent.close()
+    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+    assert [row[:3] for row in rows(database, parent.run_id)] == [("headline", 0, 0.5)]
+    assert [row[:3] for row in rows(database, child.run_id)] == [("cell/auroc", 0, 0.75)]
+    assert Path(client.download_artifacts(parent.run_id, "table.md")).read_text() == "0.80"
+
+
+def test_mlflow_itself_is_left_as_it_was() -> None:
+    import mlflow
+
+    before = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+    tracker = Tracker.open("quiet", {}, {})
+    assert mlflow.active_run() is None
+    tracker.close()
+    assert (mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")) == before
+
+
+def test_the_module_is_imported_without_mlflow() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, fedrobust.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

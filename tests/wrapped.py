@@ -1,0 +1,82 @@
+"""Rounds of secret shares whose clients send any words: for the tests of what parties may try."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedrobust.aggregation import Combination
+from fedrobust.secure.local import LocalParties
+from fedrobust.secure.messages import run_id
+from fedrobust.secure.opened import Opened
+from fedrobust.secure.ring import FRACTION, encode
+
+RUN = run_id("attacks")
+N, D, CLIP = 8, 2_000, 1.0
+DEAD = 500
+"""So many of the first coordinates are zero in every honest update."""
+NAMES = ("shares", "replicated")
+EQUAL = np.full(N, 1 / N)
+UNEQUAL = np.arange(10, 10 + N) / np.arange(10, 10 + N).sum()
+ODD = (np.rint(UNEQUAL * 2.0**32).astype(np.int64) | 1) / 2.0**32
+"""The same with weights that are odd in fixed point."""
+
+Attack = Callable[[np.ndarray], None]
+
+
+def honest(n: int = N) -> np.ndarray:
+    """Encoded updates (n, D) of norm 0.9 with dead coordinates."""
+    rows = np.random.default_rng(0).normal(size=(n, D)) + 0.5
+    rows[:, :DEAD] = 0.0
+    rows *= 0.9 / np.linalg.norm(rows, axis=1)[:, None]
+    return np.stack([encode(row, CLIP) for row in rows])
+
+
+def at(columns: slice, value: int) -> Attack:
+    """Adds `value` mod 2^64 to these columns."""
+
+    def attack(row: np.ndarray) -> None:
+        row[columns] += np.array(value, dtype=np.uint64).astype(np.int64)
+
+    return attack
+
+
+def scaled(row: np.ndarray) -> None:
+    """What an honest client's update times a million is in the ring."""
+    row *= 1_000_000
+
+
+WRAPS: dict[str, Attack] = {
+    "a dead coordinate at 2^32": at(slice(0, 1), 2**32),
+    "256 at 2^28": at(slice(0, 256), 2**28),
+    "4 at 2^31": at(slice(0, 4), 2**31),
+    "one at 2^60, one at 2^33": lambda row: (at(slice(0, 1), 2**60)(row), at(slice(1, 2), 2**33)(row))[0],
+    "1,000 live ones + 2^63": at(slice(600, 1600), 2**63),
+    "999 live ones + 2^63": at(slice(600, 1599), 2**63),
+    "a million times as long": scaled,
+}
+
+
+def parties(name: str, **options: Any) -> LocalParties:
+    """The servers, with the same randomness every time."""
+    return LocalParties(name, RUN, D, np.random.default_rng(7).bytes, **options)  # type: ignore[arg-type]
+
+
+def play(played: LocalParties, rows: Sequence[np.ndarray], round: int = 1) -> Opened:
+    """A round of clients who may send any words."""
+    played.receive(round, {client: played.sent(row, round, client) for client, row in enumerate(rows)})
+    return Opened(played, D, CLIP, None, played.entropy, played.servers[0].min_support)
+
+
+def mean(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weighted mean of honest words."""
+    return np.asarray(weights @ rows * 2.0**-FRACTION / weights.sum())
+
+
+def defended(opened: Opened, weights: np.ndarray) -> np.ndarray:
+    """What a coordinator does: it leaves out impossible rows, and opens the sum of the others."""
+    finite = opened.finite_rows()
+    rows = opened.subset(np.flatnonzero(finite))
+    return rows.combine(Combination(weights[finite] / weights[finite].sum()))
