@@ -6,19 +6,38 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+
+from fedrobust.secure.messages import OVERHEAD
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.fixture
-def aggregation(monkeypatch):
-    spec = importlib.util.spec_from_file_location("benchmarks_aggregation", BENCHMARKS / "aggregation.py")
+def script(monkeypatch, name):
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def aggregation(monkeypatch):
+    return script(monkeypatch, "aggregation")
+
+
+@pytest.fixture
+def secure(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return script(monkeypatch, "secure")
+
+
+@pytest.fixture
+def metered(secure):
+    return sys.modules["metered"]
 
 
 def test_aggregation_measures_every_rule_against_its_goal(aggregation, tmp_path, capsys):
@@ -48,3 +67,63 @@ def test_aggregation_says_what_it_leaves_out(aggregation):
 def test_aggregation_measures_memory_in_a_process_of_its_own(aggregation):
     (line,) = aggregation.peak_lines(20, 400_000, ["krum"])
     assert 1.0 < line.ratio < 3.0, line
+
+
+def test_secure_measures_every_party_and_says_without_flower_that_it_is_left_out(secure, tmp_path, capsys):
+    n, d, place = 10, 3000, tmp_path / "figures.json"
+    lines, goals = secure.main(["--quick", "--json", str(place)])
+    found = {(line.protocol, line.party): line for line in lines if line.cpu is not None}
+    servers = {"shares": 2, "replicated": 3}
+    for protocol, count in servers.items():
+        parties = {party for name, party in found if name == protocol}
+        assert parties >= {"client", "coordinator", "all", *(f"server {k}" for k in range(count))}
+    assert {party for name, party in found if name == "masked"} == {"client", "server", "all"}
+    assert ("shares", "dealer") in found
+    assert found["shares", "client"].sent == 8 * d + 32 + 2 * OVERHEAD
+    assert found["shares", "server 0"].sent > 8 * n * d, "the differences of all columns go to the other server"
+    assert found["replicated", "server 0"].received < found["replicated", "server 1"].received
+    assert all(line.cpu > 0 for line in found.values())
+    flower = [line for line in lines if line.protocol in ("flower", "full")]
+    if importlib.util.find_spec("flwr") is None:
+        assert [line.note for line in flower] == ["left out: No module named 'flwr'"] * 2
+    else:
+        assert {line.party for line in flower} == {"client", "server", "all"}
+    upload = next(goal for goal in goals if "upload" in goal.name)
+    assert upload.met and (upload.value, upload.bound) == (8 * d + 32, 8 * d + 32)
+    (memory,) = (goal for goal in goals if "memory" in goal.name)
+    assert memory.value > 0 and memory.bound == 8 * n * d + 256 * 2**20
+    assert len(json.loads(place.read_text())["goals"]) == len(goals)
+    printed = capsys.readouterr().out
+    assert printed.count("PASS") + printed.count("MISS") == len(goals)
+
+
+def test_secure_leaves_out_what_is_too_large(secure):
+    sizes = ["--sizes", "10x3e3", "10x1e5", "20x3e3", "--protocols", "shares", "--repeat", "1"]
+    lines, goals = secure.main([*sizes, "--memory", "0.01", "--seconds", "1e-6"])
+    notes = {(line.n, line.d): line.note for line in lines if line.cpu is None}
+    assert "--memory 0.01" in notes[10, 100_000]
+    assert "--seconds 1e-06" in notes[20, 3000]
+    assert (10, 3000) not in notes and not goals
+
+
+def test_a_goal_that_is_missed_is_called_missed(secure):
+    assert str(secure.Goal("a client", 11.0, "≤", 10.0, "ms")).startswith("MISS")
+    assert str(secure.Goal("ratio", 5.0, "≥", 5.0, "×")).startswith("PASS")
+
+
+def test_a_wrong_result_stops_the_benchmark(metered):
+    with pytest.raises(RuntimeError, match="not the one in the clear"):
+        metered.check(np.array([1.0, 2.001]), np.array([1.0, 2.0]))
+
+
+def test_who_calls_another_party_is_not_charged_for_it(metered, monkeypatch):
+    now = iter([0.0, 3.0, 8.0, 10.0])  # one second of the CPU in two of the clock
+    times = {"process_time": lambda: next(now) / 2, "perf_counter": lambda: 0.0}
+    monkeypatch.setattr(metered, "time", SimpleNamespace(**times))
+    meter = metered.Meter()
+    with meter.of("one", "asks"), meter.of("other", "answers"):
+        pass
+    assert meter.seconds("one").tolist() == [2.5, 0.0]
+    assert meter.seconds("other").tolist() == [2.5, 0.0]
+    meter.carry(7, "one", ["other", "third"])
+    assert (meter.sent["one"], meter.received["other"], meter.received["third"]) == (14, 7, 7)

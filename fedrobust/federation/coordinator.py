@@ -216,7 +216,7 @@ class Coordinator:
         culprits = dict.fromkeys(protocol.culprits, "its update wraps around")
         if culprits:
             self._known = self._defence.punished(self._known, list(culprits))
-        functionals = protocol.functionals + privacy.colluders
+        functionals = protocol.functionals + privacy.colluders * (1 + len(self._defence.histories))
         notes = [*record.get("notes", ()), *protocol.notes]
         return {"rejected": record["rejected"] | culprits, "functionals": functionals, "notes": notes}
 

@@ -59,7 +59,7 @@ class PartyHost:
             d,
             entropy=entropy(privacy.randomness, seed, "server", number),
             histories=histories,
-            min_support=privacy.min_support,
+            min_support=privacy.support,
             max_functionals=privacy.max_functionals,
             colluders=privacy.colluders,
         )
@@ -243,7 +243,7 @@ class Sent:
             raise OpeningError(reason)
         parties = RemoteParties(self, here.tolist(), self.commitments)
         drawn = entropy("seed", self.seed, "coordinator", self.round)
-        return Opened(parties, self.d, self.privacy.clip, weigh(here), drawn, self.privacy.min_support), here
+        return Opened(parties, self.d, self.privacy.clip, weigh(here), drawn, self.privacy.support), here
 
     def traffic(self) -> dict[str, int]:
         """Bytes of messages in this round: of all hospitals, and of servers and dealer."""

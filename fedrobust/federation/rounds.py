@@ -25,6 +25,7 @@ from fedrobust.federation.hosts import Hosts, Updates
 from fedrobust.federation.journal import Checkpoint, Journal, Record
 from fedrobust.federation.measures import evaluation_record
 from fedrobust.federation.pool import Team
+from fedrobust.secure import MaskingPrivacy
 from fedrobust.seeds import generator
 from fedrobust.trust.defence import Defence
 
@@ -109,7 +110,10 @@ class Federation:
     def _start(self, round: int, arrays: dict[str, np.ndarray]) -> None:
         """Get coordinator and protocol ready to go on after `round`, whose checkpoint had these arrays."""
         own = self._delivery.setup(round, coordinators(arrays))
-        arguments = [self.experiment, self._samples, arrays["weights"], own, self._layers]
+        # Under masks, hospitals weigh their updates themselves, and the coordinator is not told.
+        hidden = isinstance(self.experiment.privacy, MaskingPrivacy)
+        samples = np.ones_like(self._samples) if hidden else self._samples
+        arguments = [self.experiment, samples, arrays["weights"], own, self._layers]
         setup([self._team.coordinator], arguments, "the coordinator to get ready", self._patience)
 
     def _participants(self, round: int) -> list[int]:

@@ -61,14 +61,20 @@ class SharedPrivacy(Privacy):
     clip: float = Field(default=10.0, gt=0)
     """C: a hospital cuts its update to this norm. An update is rounded to multiples of 2^−30 C."""
     min_support: float = Field(default=3.0, ge=1)
-    """Least Σw²/max w² of a sum that is opened: on fewer updates it would show single ones."""
+    """Least Σw²/max w² of a sum that is opened, beside the `colluders`: on fewer updates it would show single ones."""
     max_functionals: int | None = Field(default=None, ge=0)
     """Linear functionals of every update that may be opened in the whole run: products with public vectors, with
     projections after a fault, with the updates of `colluders`; null: any number."""
     colluders: int = Field(default=0, ge=0)
-    """Hospitals that are expected to tell the coordinator their own update, counted as functionals in each round."""
+    """Hospitals that are expected to tell the coordinator their own update: no sum rests on them alone, and each counts
+    as a functional in each round, with its history as two."""
     randomness: Randomness = "seed"
     """Where secrets come from: the experiment's `seed`, so that a run can be repeated bit for bit, or the `system`."""
+
+    @property
+    def support(self) -> float:
+        """Least Σw²/max w² of a sum that the servers open."""
+        return self.min_support + self.colluders
 
     def fits(self, aggregation: Aggregation) -> str | None:
         if reason := super().fits(aggregation):
@@ -80,16 +86,17 @@ class SharedPrivacy(Privacy):
         means = [stage for stage in aggregation.stages if stage.spreads]
         if not means:
             return f"{aggregation.rule.name} puts all weight on one update, which {self.name} would open"
-        if all(isinstance(stage, Bucketing) and stage.s < self.min_support for stage in means):
+        if all(isinstance(stage, Bucketing) and stage.s < self.support for stage in means):
             return f"{aggregation.rule.name} puts all weight on a bucket of fewer updates than min_support"
         return None
 
     def refusal(self, aggregation: Aggregation, participants: int, rounds: int) -> Refusal | None:
         if reason := super().refusal(aggregation, participants, rounds):
             return reason
-        if participants < self.min_support:
-            return "privacy.min_support", f"must be at most the {participants} updates of a round"
-        opened = rounds * (len(aggregation.pipeline().anchors) + self.colluders)
+        if participants < self.support:
+            return "privacy.min_support", f"with the colluders it must be at most the {participants} updates of a round"
+        pipeline = aggregation.pipeline()
+        opened = rounds * (len(pipeline.anchors) + self.colluders * (1 + len(pipeline.histories)))
         if self.max_functionals is not None and opened > self.max_functionals:
             return "privacy.max_functionals", f"{rounds} rounds open {opened} functionals of every update"
         return None

@@ -97,7 +97,8 @@ class Server(ABC):
     entropy: where its own secrets come from. One that can be made again is for reproducible experiments only.
     min_support: least Σw²/max w² of a sum that is opened.
     max_functionals: linear functionals of every update, over all rounds, that may be opened; None: any number.
-    colluders: clients who may tell the coordinator their update: each is a functional in every round.
+    colluders: clients who may tell the coordinator their update: each is a functional in every round, and one more for
+        each history.
     """
 
     holds: tuple[tuple[int, bool], ...]
@@ -307,7 +308,7 @@ class Server(ABC):
 
     def _open_gram(self) -> None:
         self._before("gram")
-        self._count(self.colluders)
+        self._count(self.colluders * (1 + len(self.histories)))  # a known history is a known vector, too
         self._once("gram")
 
     def _count(self, functionals: int) -> None:

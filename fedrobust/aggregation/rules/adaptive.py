@@ -38,8 +38,9 @@ class Adaptive(Rule):
     1. z_i = (√(1 − a) v_i, √a u_i), v and u cut to their median norms, a = `current`;
     2. twice, each z_i becomes the mean of its m − f nearest (NNM: Allouah et al., AISTATS 2023), f = ⌊(n − 1) / 2⌋ less
        the copies, but for one of each group of them, and at most ⌊(m − 1) / 2⌋;
-    3. the weights of their geometric median, on the original rows, are the shares s_i;
-    4. w_i = p_i s_i k_i, k_i the client's standing: 1 at first, then k ← `memory` k + (1 − `memory`) min(1, m s_i);
+    3. the weights of their geometric median, on the original rows, are the shares s_i; e_i = min(1, m s_i): nobody
+       counts more than an equal share;
+    4. w_i = p_i e_i k_i, k_i the client's standing: 1 at first, then k ← `memory` k + (1 − `memory`) e_i;
     5. rows whose v_i is by far nearer to another one than is common (`close`) lose their weight, if 3/4 of all stays;
     6. F(u) = Σ w_i u_i min(1, r / ‖u_i‖) / Σ w_i, r the norm that holds `reach` of the weight, at most 5 medians.
     Needs G and the histories "average"; the declared f plays no part. Prior: p, in step 4.
@@ -83,12 +84,13 @@ class Adaptive(Rule):
         shares, mask = np.zeros(gram.n), np.eye(gram.n)[kept]
         rows, past = gram.mixed(mask), averages.mixed(mask)
         shares[kept] = consensus((1.0 - self.current) * cut(past) + self.current * cut(rows), liars)
-        weights = gram.prior * shares * standing
+        counted = np.minimum(1.0, shares * kept.sum())
+        weights = gram.prior * counted * standing
         cleared = np.zeros(gram.n, dtype=bool)
         cleared[kept] = (closeness(past) > self.close) & (rounds[kept] > SETTLED)
         if weights[~cleared].sum() >= KEPT * weights.sum():
             weights = np.where(cleared, 0.0, weights)
-        standing = self.memory * standing + (1.0 - self.memory) * np.minimum(1.0, shares * kept.sum())
+        standing = self.memory * standing + (1.0 - self.memory) * counted
         state = {"rounds": context.remembered("rounds", rounds)}
         state["standing"] = context.remembered("standing", np.maximum(standing, 1e-3), 1.0)
         return weights, state
