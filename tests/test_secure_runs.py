@@ -82,6 +82,7 @@ def test_a_masked_mean_is_the_mean(worn: dict[str, fedrobust.Result], pool: Pool
     assert again.final["model_sha256"] == masked.final["model_sha256"]  # although masks are real randomness
 
 
+@pytest.mark.long
 def test_the_same_bits_with_one_worker(worn: dict[str, fedrobust.Result]) -> None:
     again = run(*WORN, "privacy=shares", "workers.count=1")
     assert again.final["model_sha256"] == worn["shares"].final["model_sha256"]
