@@ -105,6 +105,30 @@ def matrix(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN... | EXPERIMENT...", help="Ids of runs, or names of experiments: all their runs."),
+    ],
+) -> None:
+    """Compare runs: what differs, the final figures over the seeds, and a page with curves and reputations."""
+    from fedrobust.report import write_comparison
+    from fedrobust.runner import COMPARISONS, RUNS
+    from fedrobust.terminal import console, show_comparison
+
+    show_comparison(console(), *write_comparison(runs, RUNS, COMPARISONS))
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
+    """Write a run's report again, and say where it is."""
+    from fedrobust.report import write_again
+    from fedrobust.runner import KEY, find_run
+
+    print(write_again(find_run(run), KEY))
+
+
+@app.command()
 def sync(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
     """Send to MLflow what a run recorded while the tracking server was away."""
     from fedrobust.federation.journal import read_journal

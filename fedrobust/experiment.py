@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from hashlib import sha256
 from typing import Annotated, Any, Literal, Self
 
@@ -121,6 +123,10 @@ class Workers(Options):
         return self
 
 
+# Only `ABCMeta.register` is shadowed, which says nothing about options.
+warnings.filterwarnings("ignore", message='Field name "register" in "Tracking" shadows', category=UserWarning)
+
+
 class Tracking(Options):
     """What MLflow keeps of the run."""
 
@@ -130,6 +136,16 @@ class Tracking(Options):
     """Name of the run; by default it is made of the experiment's name and what sets it apart."""
     model: bool = True
     """Log the final model, with its signature."""
+    register: str | None = Field(default=None, min_length=1)
+    """Name in MLflow's model registry under which the final model becomes the latest version: `models:/NAME@latest`."""
+
+    @model_validator(mode="after")
+    def _registrable(self) -> Self:
+        if self.register is not None and not self.model:
+            raise refusal("only a model that is logged can be registered; use tracking.model: true", "register")
+        if self.register is not None and not re.fullmatch(r"\w[\w .-]*", self.register):
+            raise refusal("must begin with a letter or digit, and hold only those, space, '_', '-' and '.'", "register")
+        return self
 
 
 class Experiment(Options):

@@ -25,7 +25,7 @@ from fedrobust.federation.rounds import Federation, Hook, Outcome
 from fedrobust.federation.verification import refuse_changed, seal_files
 from fedrobust.learning.vector import load_vector
 from fedrobust.naming import run_name, tags
-from fedrobust.report import save_partition, write_report
+from fedrobust.report import finding, save_partition, write_report
 from fedrobust.secure.audit import open_key, versions
 from fedrobust.tracking import Tracker, flatten, save_model
 
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 RUNS = Path("mlruns/runs")
 """Where each run keeps its folder, below the working folder."""
+COMPARISONS = Path("mlruns/compare")
+"""Where comparisons of runs are written."""
 CACHE = Path("mlruns/cache")
 """Where normalised patches are kept."""
 KEY = Path("mlruns/keys/coordinator.pem")
@@ -120,12 +122,7 @@ def run(
 
 def find_run(run: str) -> Path:
     """The folder of the run with this id, or the only one whose id begins with it. Raises `ExperimentError`."""
-    found = sorted(RUNS.glob(f"{run}*")) if run.isalnum() else []
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ExperimentError(f"run '{run}': {len(found)} runs in {RUNS} begin so; give more of the id")
-    raise ExperimentError(f"run '{run}': no such run in {RUNS}; ids are the names of the folders there")
+    return finding.find_run(run, RUNS)
 
 
 def _reopened(folder: Path, key: Ed25519PrivateKey) -> Journal:
@@ -292,7 +289,7 @@ def _report(
         save_model(network, _example(hospitals), folder / "model")
     if (folder / "audit.jsonl").exists():
         seal_files(folder, key)
-    tracker.upload(folder)
+    tracker.upload(folder, register=experiment.tracking.register)
 
 
 def _result(experiment: Experiment, network: nn.Module, folder: Path) -> Result:

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from fedrobust.options import Options, members, summary
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from fedrobust.matrix.cells import Outcome
     from fedrobust.matrix.grid import Cell
     from fedrobust.matrix.running import Findings
+    from fedrobust.report import Comparison
     from fedrobust.runner import Result
 
 
@@ -139,6 +142,42 @@ def show_findings(out: Console, findings: Findings) -> None:
     if failed := sum(verdict.unfinished for verdict in findings.verdicts):
         out.print(f"{failed} cells failed; they are listed in table.md, and tried again when the matrix is run again")
     out.print(f"tables and pictures: {escape(str(findings.folder))}")
+
+
+def show_comparison(out: Console, comparison: Comparison, page: Path) -> None:
+    """The groups and their final figures, what a reader has to know, and where the page is."""
+    from fedrobust.report.compare import FIGURES, shown
+
+    figures = [name for name in comparison.figures if name not in _IN_THE_PAGE]
+    numbers = {"": [str(place) for place in range(1, len(comparison.groups) + 1)]}
+    options = {path: [group.options.get(path, "–") for group in comparison.groups] for path in comparison.columns}
+    measured = {"n": [str(len(group.runs)) for group in comparison.groups]} | {
+        FIGURES[name]: [shown(name, group.figures[name], len(group.runs)) for group in comparison.groups]
+        for name in figures
+    }
+    whole = _columns(numbers | options | measured)
+    if Measurement.get(out, out.options.update(max_width=10_000), whole).maximum <= out.width:
+        out.print(whole)
+    else:
+        out.print(_columns(numbers | options), _columns(numbers | measured), sep="\n")
+    out.print("mean ± standard deviation over n seeds")
+    for note in comparison.notes:
+        out.print(escape(note), soft_wrap=True)
+    out.print(f"curves and reputations: {escape(str(page))}", soft_wrap=True)
+
+
+def _columns(columns: Mapping[str, Sequence[str]]) -> Table:
+    """A table whose heads are broken where their words end."""
+    table = Table()
+    for head in columns:
+        table.add_column(escape(head.replace(".", ".\n") if "." in head else head.replace(" ", "\n")), overflow="fold")
+    for line in zip(*columns.values(), strict=True):
+        table.add_row(*map(escape, line))
+    return table
+
+
+_IN_THE_PAGE = ("defense/precision", "defense/recall")
+"""Figures for which the terminal is too narrow."""
 
 
 def _number(value: float) -> str:

@@ -22,14 +22,14 @@ FLOORS: list[set[str]] = [
     {"figures"},
     {"report"},
     {"runner"},
-    {"matrix"},
+    {"matrix", "tuning"},
     {"terminal"},
     {"cli"},
 ]
 ALLOWED_IN = {
     "ray": {"federation"},
     "mlflow": {"tracking"},
-    "optuna": set(),
+    "optuna": {"tuning"},
     "pytorch_lightning": {"learning"},
     "typer": {"cli"},
     "rich": {"terminal"},

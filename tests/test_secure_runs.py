@@ -108,6 +108,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     assert not verify_all(resumed.folder).broken
 
 
+@pytest.mark.long
 def test_actors_that_die_in_the_middle_of_a_round_change_nothing(
     worn: dict[str, fedrobust.Result], pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,11 +7,13 @@ import signal
 from pathlib import Path
 
 import pytest
+from reported import compared
 from rich.console import Console
 
 from fedrobust import cli
+from fedrobust.report import Run, compare
 from fedrobust.runner import Result
-from fedrobust.terminal import families, show_machine, show_options, show_result
+from fedrobust.terminal import families, show_comparison, show_machine, show_options, show_result
 
 
 @pytest.fixture
@@ -78,3 +80,14 @@ def test_who_stops_a_command_is_told_how_to_go_on(
     told = capsys.readouterr().err
     assert "stopped; " in told
     assert "--resume RUN" in told
+
+
+@pytest.mark.parametrize("width", [45, 250])
+def test_a_comparison_is_one_table_or_two_whose_lines_have_the_same_numbers(width: int) -> None:
+    out = Console(record=True, width=width, highlight=False)
+    journals = [compared(rule, seed, 0.5) for rule in ("krum", "median") for seed in (1, 2)]
+    show_comparison(out, compare([Run.of(journal) for journal in journals]), Path("mlruns/compare/a[b]/compare.html"))
+    shown = out.export_text()
+    assert shown.count("┏") == (1 if width == 250 else 2)
+    assert "0.500 ± 0.000" in shown and "5.0 MB" in shown and "median" in shown
+    assert "mlruns/compare/a[b]/compare.html" in shown.replace("\n", "")

@@ -1,5 +1,6 @@
 """Pictures of a run, as matplotlib figures. Pure functions of plain arrays: no files, no global state."""
 
+from fedrobust.figures.comparison import Panel, bands_figure, panels_figure, strips_figure
 from fedrobust.figures.heat_maps import HEAT_MAPS, Marks, client_figure, parts_figure
 from fedrobust.figures.model import confusion_figure, curves_figure, misread_figure
 from fedrobust.figures.partition import partition_figure
@@ -7,10 +8,14 @@ from fedrobust.figures.partition import partition_figure
 __all__ = [
     "HEAT_MAPS",
     "Marks",
+    "Panel",
+    "bands_figure",
     "client_figure",
     "confusion_figure",
     "curves_figure",
     "misread_figure",
+    "panels_figure",
     "partition_figure",
     "parts_figure",
+    "strips_figure",
 ]

@@ -69,24 +69,24 @@ def client_figure(
     `values` (clients, rounds) float, NaN where a hospital took no part; `marks` are of the same shape.
     """
     clients, columns = values.shape
-    order = _attackers_first(clients, attackers)
+    order = attackers_first(clients, attackers)
     height = min(9.0, max(2.2, 1.45 + 0.24 * clients))
     figure = Figure(figsize=(9.2, height), layout="constrained")
     axes = figure.subplots()
-    legend, colours = HEAT_MAPS[kind]
+    told, colours = HEAT_MAPS[kind]
     finite = values[np.isfinite(values)]
     top = 1.0 if kind != "weights" else float(finite.max(initial=0.0)) or 1.0
     scale = Normalize(min(0.0, float(finite.min(initial=0.0))), top)
     row = (height - 1.2) * 72 / clients
-    handles = _cells(axes, values[order], scale, colours)
-    handles |= _marked(axes, marks or Marks(), order, 7.0 * 72 / columns, row)
+    handles = cells(axes, values[order], scale, colours)
+    handles |= marked(axes, marks or Marks(), order, 7.0 * 72 / columns, row)
     client_ticks(axes, order, attackers, row)
     round_ticks(axes, rounds)
     axes.set_xlabel("round")
-    _separate(axes, attackers, clients, row)
+    separate(axes, attackers, clients, row)
     bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, pad=0.02, fraction=0.045, aspect=max(8, 6 * height))
-    colour_bar(bar, legend)
-    _legend(figure, handles)
+    colour_bar(bar, told)
+    legend(figure, handles)
     return figure
 
 
@@ -102,7 +102,7 @@ def parts_figure(
     of the same shape.
     """
     clients, columns = next(iter(parts.values())).shape
-    order = _attackers_first(clients, attackers)
+    order = attackers_first(clients, attackers)
     across = 2 if len(parts) == 4 else min(3, len(parts))
     down = math.ceil(len(parts) / across)
     panel = min(3.4, max(1.1, 0.3 + 0.17 * clients))
@@ -116,9 +116,9 @@ def parts_figure(
             axes.set_axis_off()
             continue
         name = list(parts)[place]
-        handles |= _cells(axes, parts[name][order], scale, ANOMALY)
-        handles |= _marked(axes, marks or Marks(), order, 7.4 * 72 / across / columns, row)
-        _separate(axes, attackers, clients, row)
+        handles |= cells(axes, parts[name][order], scale, ANOMALY)
+        handles |= marked(axes, marks or Marks(), order, 7.4 * 72 / across / columns, row)
+        separate(axes, attackers, clients, row)
         axes.set_title(name.replace("_", " "), fontsize=10, color=INK, pad=4)
         client_ticks(axes, order, attackers, row, named=False)
         round_ticks(axes, rounds, most=10 if across == 1 else 5)
@@ -132,15 +132,16 @@ def parts_figure(
     beside: dict[str, Any] = {"pad": 0.02, "fraction": 0.045, "shrink": 1 / down, "anchor": (0.0, 1.0)}
     bar = figure.colorbar(ScalarMappable(scale, ANOMALY), ax=panels, aspect=max(8, 6 * panel), **beside)
     colour_bar(bar, "part of the anomaly score")
-    _legend(figure, handles)
+    legend(figure, handles)
     return figure
 
 
-def _attackers_first(clients: int, attackers: Mapping[int, str]) -> list[int]:
+def attackers_first(clients: int, attackers: Mapping[int, str]) -> list[int]:
+    """The clients in the order of the rows."""
     return [*sorted(attackers), *(client for client in range(clients) if client not in attackers)]
 
 
-def _cells(axes: Axes, values: np.ndarray, scale: Normalize, colours: str | Colormap) -> dict[str, Any]:
+def cells(axes: Axes, values: np.ndarray, scale: Normalize, colours: str | Colormap) -> dict[str, Any]:
     """Draw the cells, whose columns are 1, 2, …; returns what the legend has to say of them."""
     clients, columns = values.shape
     axes.set_facecolor(ABSENT)
@@ -156,13 +157,13 @@ def _cells(axes: Axes, values: np.ndarray, scale: Normalize, colours: str | Colo
     return {"no figure": Patch(color=ABSENT)} if np.isnan(values).any() else {}
 
 
-def _separate(axes: Axes, attackers: Mapping[int, str], clients: int, row: float) -> None:
+def separate(axes: Axes, attackers: Mapping[int, str], clients: int, row: float) -> None:
     """A gap between the attackers and the others, where rows are `row` points high."""
     if attackers and len(attackers) < clients:
         axes.axhline(len(attackers) - 0.5, color="white", linewidth=max(1.0, min(4.0, row * 0.2)), zorder=1)
 
 
-def _marked(axes: Axes, marks: Marks, order: Sequence[int], column: float, row: float) -> dict[str, Any]:
+def marked(axes: Axes, marks: Marks, order: Sequence[int], column: float, row: float) -> dict[str, Any]:
     """Draw the marks into cells of `column` by `row` points; returns what the legend has to say of them."""
     cell, found = min(column, row), {}
     if marks.attacking is not None and marks.attacking.any():
@@ -207,7 +208,8 @@ def _runs(marks: np.ndarray) -> list[tuple[int, tuple[float, float]]]:
     return found
 
 
-def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
+def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
+    """What the marks mean, below the figure."""
     if handles:
         figure.legend(
             list(handles.values()),

@@ -1,7 +1,20 @@
-"""The report of a run: PNG figures and one HTML page that needs no other file, made from the journal alone."""
+"""Reports as HTML pages that need no other file: of one run, and of several beside each other. From journals alone."""
 
-from fedrobust.report.files import make_figures, save_partition, write_report
+from fedrobust.report.compare import Comparison, compare
+from fedrobust.report.comparison_files import write_comparison
+from fedrobust.report.files import make_figures, save_partition, write_again, write_report
 from fedrobust.report.page import CHAPTERS, verdict
 from fedrobust.report.story import Run
 
-__all__ = ["CHAPTERS", "Run", "make_figures", "save_partition", "verdict", "write_report"]
+__all__ = [
+    "CHAPTERS",
+    "Comparison",
+    "Run",
+    "compare",
+    "make_figures",
+    "save_partition",
+    "verdict",
+    "write_again",
+    "write_comparison",
+    "write_report",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,11 @@ from matplotlib.figure import Figure
 
 from fedrobust import figures
 from fedrobust.federation.journal import read_journal
-from fedrobust.federation.verification import verify
-from fedrobust.report.page import DOTS_PER_INCH, html
+from fedrobust.federation.verification import seal_files, verify, verify_all
+from fedrobust.report.elements import png
+from fedrobust.report.page import html
 from fedrobust.report.story import Run
+from fedrobust.secure.audit import AuditError, open_key, public_hex
 
 CURVES = {
     "balanced accuracy": "test/balanced_accuracy",
@@ -33,25 +34,49 @@ def save_partition(
 ) -> None:
     """Write `partition.png`, the picture of who holds what: `counts` (hospitals, labels), `patients` (hospitals,)."""
     named = attackers if isinstance(attackers, Mapping) else dict.fromkeys(attackers, "attacker")
-    (folder / "partition.png").write_bytes(_png(figures.partition_figure(counts, label_names, named, patients)))
+    (folder / "partition.png").write_bytes(png(figures.partition_figure(counts, label_names, named, patients)))
 
 
 def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
     """Write `figures/*.png` and `report.html` into a run's folder, from its journal; returns the page's path.
 
-    `images` (n, H, W, 3) uint8 are the patches that the `end` record's `misread` indices point into; without them there
-    is no montage. A run that stopped early gives a report of what there is.
+    `images` (n, H, W, 3) uint8 are the patches that the `end` record's `misread` indices point into; without them the
+    montage is the one that is there, if any. A run that stopped early gives a report of what there is.
     """
     run = Run.of(read_journal(folder))
-    pictures = {name: _png(figure) for name, figure in make_figures(run, images).items()}
+    pictures = {name: png(figure) for name, figure in make_figures(run, images).items()}
     (folder / "figures").mkdir(exist_ok=True)
     for name, picture in pictures.items():
         (folder / "figures" / f"{name}.png").write_bytes(picture)
+    montage = folder / "figures" / "misread.png"
+    if images is None and montage.exists():
+        pictures["misread"] = montage.read_bytes()
     if not (folder / "partition.png").exists():
         save_partition(folder, np.array(run.start["hospital_labels"]), run.start["label_names"], run.attackers)
     pictures["partition"] = (folder / "partition.png").read_bytes()
     page = folder / "report.html"
     page.write_text(html(run, pictures, _audit(folder)), encoding="utf-8")
+    return page
+
+
+def write_again(folder: Path, key: Path) -> Path:
+    """Write the report of a run again, from its folder alone; of one that has ended with an audit log, seal it again.
+
+    `key`: the file of the key that signed the log. Raises `AuditError`, and writes nothing, where the key is not there,
+    or anything but the report is not what the log and the seal say.
+    """
+    if not (folder / "audit.jsonl").exists() or Run.of(read_journal(folder)).end is None:
+        return write_report(folder)
+    verdict = verify_all(folder, run=folder.name)
+    if verdict.broken and not verdict.broken.startswith("report.html:"):
+        raise AuditError(f"run {folder.name}: {verdict.broken}")
+    if not key.exists():
+        raise AuditError(f"{key}: no such file; the run's seal, which holds its report, is made with this key")
+    signer = open_key(key)
+    if public_hex(signer) != verdict.key:
+        raise AuditError(f"{key}: not the key that the audit log of run {folder.name} is signed with")
+    page = write_report(folder)
+    seal_files(folder, signer)
     return page
 
 
@@ -99,9 +124,3 @@ def make_figures(run: Run, images: np.ndarray | None = None) -> dict[str, Figure
         read = (misread["truth"], misread["predicted"], misread["confidence"])
         found["misread"] = figures.misread_figure(images[misread["indices"]], *read, names)
     return found
-
-
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return out.getvalue()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Mapping
 from html import escape
 
 import numpy as np
 
+from fedrobust.report.elements import document, picture, plural
 from fedrobust.report.story import Hospital, Run, attack, defence
 from fedrobust.tracking import flatten
 
-DOTS_PER_INCH = 140
-"""Of the pictures."""
 LONG_TABLE = 30
 """More hospitals than this, and the table keeps to those that attacked, were suspected, quarantined or rejected."""
 CARDS = {
@@ -61,21 +59,14 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
     partition = experiment["data"]["partition"]
     facts = [
         f"{attack(experiment)} against {defence(experiment)}",
-        _plural(run.start["clients"], "hospital"),
+        plural(run.start["clients"], "hospital"),
         " ".join(str(partition[key]) for key in ("name", "alpha") if key in partition),
-        _plural(len(run.rounds), "round"),
+        plural(len(run.rounds), "round"),
         f"seed {experiment['seed']}",
     ]
     settings = flatten({key: value for key, value in experiment.items() if key != "name"})
     rows = "".join(f"<tr><td>{escape(path)}</td><td>{escape(value)}</td></tr>" for path, value in settings.items())
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{_STYLE}</style>
-</head>
-<body><main>
-<h1>{title}</h1>
+    body = f"""<h1>{title}</h1>
 <p class="facts">{" · ".join(escape(fact) for fact in facts)}</p>
 {_cards(run.final)}
 <p class="verdict">{escape(verdict(run))}</p>
@@ -91,9 +82,8 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
 <div class="wide"><table class="settings"><tbody>{rows}</tbody></table></div></details>
 <p class="note">run {escape(str(run.start["run"]))} · {run.start["parameters"]:,} parameters ·
 data {escape(str(run.start["digest"])[:16])} · {_seconds(run)}{f" · {escape(audit)}" if audit else ""}</p>
-</section>
-</main></body></html>
-"""
+</section>"""
+    return document(experiment["name"], body)
 
 
 def verdict(run: Run) -> str:
@@ -105,37 +95,27 @@ def verdict(run: Run) -> str:
     count = Counter(story.verdict.split()[0] for story in stories)
     attackers, found = count["caught"] + count["missed"], count["caught"] + count["wrongly"]
     state = "quarantined" if run.acts else "suspected"
-    told = f"{_plural(found, 'hospital')} {'is' if found == 1 else 'are'} {state}"
+    told = f"{plural(found, 'hospital')} {'is' if found == 1 else 'are'} {state}"
     when = f"after round {run.rounds[-1]['round']}" if run.rounds else "so far"
     if not attackers:
         return f"No hospital attacked; {when}, {told}{', wrongly' if found else ''}."
     outcome = f": {count['caught']} rightly, {count['wrongly']} wrongly" if found else ""
     missed = f"{count['missed']} of the attackers {'was' if count['missed'] == 1 else 'were'} missed"
     return (
-        f"{attackers} of {_plural(len(stories), 'hospital')} attacked. {when.capitalize()}, {told}{outcome}; "
+        f"{attackers} of {plural(len(stories), 'hospital')} attacked. {when.capitalize()}, {told}{outcome}; "
         f"{missed if count['missed'] else 'no attacker was missed'}."
     )
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count or 'no'} {word}{'' if count == 1 else 's'}"
 
 
 def _sections(run: Run, pictures: Mapping[str, bytes]) -> str:
     parts = []
     for heading, captions in CHAPTERS.items():
-        shown = [_figure(name, text, pictures[name]) for name, text in captions.items() if name in pictures]
+        shown = [picture(name, text, pictures[name]) for name, text in captions.items() if name in pictures]
         if "reputation" in captions and run.rounds and "weights" not in pictures:
             shown.append('<p class="note">The rule works coordinate by coordinate, so no hospital has a weight.</p>')
         if shown:
             parts.append(f"<section>\n<h2>{heading}</h2>\n" + "\n".join(shown) + "\n</section>")
     return "\n".join(parts)
-
-
-def _figure(name: str, text: str, picture: bytes) -> str:
-    data, width = base64.b64encode(picture).decode(), int.from_bytes(picture[16:20], "big") * 102 // DOTS_PER_INCH
-    image = f'<img src="data:image/png;base64,{data}" width="{width}" alt="{escape(text)}">'
-    return f'<figure id="{name}">{image}<figcaption>{escape(text)}</figcaption></figure>'
 
 
 def _cards(final: Mapping[str, float]) -> str:
@@ -229,7 +209,7 @@ def _steps(run: Run) -> str:
         rows.append(f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     notes = Counter(note for record in run.rounds for note in record.get("notes", ()))
     told = "".join(
-        f'<p class="note">{escape(note)} ({_plural(count, "round")})</p>' for note, count in notes.most_common()
+        f'<p class="note">{escape(note)} ({plural(count, "round")})</p>' for note, count in notes.most_common()
     )
     rest = len(clients) - len(shown)
     note = f'<p class="note">{rest} other hospitals were honest.</p>' if rest else ""
@@ -257,37 +237,3 @@ def _seconds(run: Run) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-_STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f4f6f8; color: #1d2733; overflow-wrap: anywhere;
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 32px 24px 64px; }
-h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; letter-spacing: -0.01em; }
-h2 { font-size: 18px; margin: 0 0 16px; }
-.facts, .note, figcaption, summary, th, .card span, .settings td:first-child { color: #56616d; }
-.facts { margin: 0 0 24px; }
-.note, figcaption { font-size: 14px; margin: 10px 0 0; max-width: 76ch; }
-.cards { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); }
-.card, section { background: #fff; border: 1px solid #e2e6ea; border-radius: 10px; padding: 12px 14px; }
-.card b { display: block; font-size: 25px; font-weight: 650; font-variant-numeric: tabular-nums; }
-.card span { font-size: 13px; }
-.verdict { font-size: 17px; margin: 20px 0 24px; }
-section { padding: 22px 24px; margin: 0 0 20px; }
-figure { margin: 0 0 28px; }
-figure:last-child { margin-bottom: 0; }
-figure img { display: block; max-width: 100%; height: auto; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid #edf0f2; text-align: left; vertical-align: bottom; }
-td { white-space: nowrap; }
-th { overflow-wrap: normal; }
-.caught { color: #00734f; font-weight: 600; } .caught::before { content: "✓ "; }
-.attacker td:nth-child(-n+2), .attack b, .missed, .wrongly { color: #b84f00; font-weight: 650; }
-.missed::before { content: "✗ "; } .wrongly::before { content: "! "; }
-.settings td { white-space: normal; min-width: 12em; }
-summary { cursor: pointer; }
-@media (max-width: 640px) { main { padding: 20px 10px 40px; } section { padding: 16px 14px; } }
-"""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fedrobust.errors import ExperimentError
 from fedrobust.federation.journal import Record
 
 
@@ -64,7 +65,9 @@ class Run:
 
     @classmethod
     def of(cls, journal: Sequence[Record]) -> Run:
-        """Sort the records of a journal, which begins with its `start`."""
+        """Sort the records of a journal, which begins with its `start`. Raises `ExperimentError` for an empty one."""
+        if not journal:
+            raise ExperimentError("the run's journal is empty: it stopped before it began")
         kinds: dict[str, list[Record]] = {"round": [], "evaluation": [], "end": []}
         for record in journal[1:]:
             kinds[record["kind"]].append(record)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NOT_ARTIFACTS = ("checkpoint.npz", "checkpoint.partial", "model")
 """What stays in the run's folder; the model is logged as a model."""
+REGISTERED = ("attack", "defence")
+"""Tags of a run that a registered model has, too, beside `run`, the run's name."""
 
 
 def save_model(module: nn.Module, example: np.ndarray, folder: Path) -> None:
@@ -43,8 +45,11 @@ def save_model(module: nn.Module, example: np.ndarray, folder: Path) -> None:
     )
 
 
-def upload(client: Any, run_id: str, folder: Path, again: bool = False) -> None:
-    """Upload the files of a run's folder that its artifacts lack or hold in another size, and its model."""
+def upload(client: Any, run_id: str, folder: Path, again: bool = False, register: str | None = None) -> None:
+    """Upload the files of a run's folder that its artifacts lack or hold in another size, and its model.
+
+    `register`: the name under which the model is registered, too.
+    """
     stored = {} if again else dict(stored_files(client, run_id))
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -52,6 +57,8 @@ def upload(client: Any, run_id: str, folder: Path, again: bool = False) -> None:
             client.log_artifact(run_id, str(path), str(name.parent) if name.parent.parts else None)
     if (folder / "model" / "MLmodel").exists():
         _upload_model(client, run_id, folder / "model")
+        if register is not None:
+            _register(client, run_id, register)
 
 
 def stored_files(client: Any, run_id: str, below: str | None = None) -> Iterator[tuple[str, int]]:
@@ -80,3 +87,26 @@ def _upload_model(client: Any, run_id: str, folder: Path) -> None:
     client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+
+
+def _register(client: Any, run_id: str, name: str) -> None:
+    """Make the run's model the latest version of the registered model `name`, once.
+
+    MLflow keeps the alias `latest` for itself: it always means the highest version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    run = client.get_run(run_id)
+    versions = client.search_model_versions(f"name = '{name}'")
+    if any(version.run_id == run_id for version in versions):
+        return
+    logged = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    tags = {"run": run.info.run_name} | {key: run.data.tags[key] for key in REGISTERED if key in run.data.tags}
+    # Not `models:/ID`, which the store would look up in whatever MLFLOW_TRACKING_URI names.
+    source, waiting = logged.artifact_location, 0  # it is there: nothing has to be waited for
+    client.create_model_version(name, source, run_id, tags, await_creation_for=waiting, model_id=logged.model_id)

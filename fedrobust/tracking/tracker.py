@@ -92,12 +92,12 @@ class Tracker:
         """Have figures that belong to no round sent, for this run or for one below it; returns at once."""
         self._put(partial(send_figures, self._client, run_id or self.run_id, dict(figures), int(1000 * time.time())))
 
-    def upload(self, folder: Path, again: bool = False) -> None:
+    def upload(self, folder: Path, again: bool = False, register: str | None = None) -> None:
         """Have the files of the run's folder that MLflow lacks uploaded, a `model/` as a model; returns at once.
 
-        `again` uploads those that it has in the same size, too.
+        `again` uploads those that it has in the same size, too. `register`: the model's name in the registry, if any.
         """
-        self._put(partial(upload, self._client, self.run_id, folder, again))
+        self._put(partial(upload, self._client, self.run_id, folder, again, register))
 
     def close(self, status: str = "FINISHED", timeout: float = 120.0) -> bool:
         """Send what is left, then set the run's final status; False if `sync` has to be called later."""
@@ -149,7 +149,8 @@ def sync(folder: Path, journal: Sequence[Record]) -> int:
         missing = max(0, len(journal) - feed.sent)
         for record in journal:
             feed.send(record)
-        upload(client, run_id, folder)
+        settings = journal[0].get("experiment", {}) if journal else {}
+        upload(client, run_id, folder, register=settings.get("tracking", {}).get("register"))
         if journal and journal[-1]["kind"] == "end" and run.info.status != "FINISHED":
             client.set_terminated(run_id, "FINISHED")
         return missing

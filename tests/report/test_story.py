@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from reported import journal, quarantining
 
+from fedrobust.errors import ExperimentError
 from fedrobust.report import Run
+
+
+def test_an_empty_journal_is_told() -> None:
+    with pytest.raises(ExperimentError, match="the run's journal is empty"):
+        Run.of([])
 
 
 def test_every_client_and_round_stands_where_it_belongs() -> None:

@@ -1,0 +1,165 @@
+"""Groups of runs beside each other: curves with bands, and whom each group trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from fedrobust.figures.heat_maps import HEAT_MAPS, Marks, attackers_first, cells, legend, marked, separate
+from fedrobust.figures.style import ATTACK, FAINT, INK, MUTED, apart, bare, client_ticks, colour_bar, fit, round_ticks
+
+GROUP_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#1d2733", "#8c6d31")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
+"""Groups beyond the colours begin again with the next dash."""
+
+Band = tuple[Sequence[int], np.ndarray, np.ndarray]
+"""Rounds, means and standard deviations."""
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One heat map hospital × round of several."""
+
+    title: str
+    values: np.ndarray
+    """(clients, rounds) float, NaN where there is no figure."""
+    rounds: Sequence[int]
+    attackers: Mapping[int, str]
+    marks: Marks = field(default_factory=Marks)
+
+
+def bands_figure(panels: Mapping[str, Mapping[str, Band]]) -> Figure:
+    """Figures in [0, 1] by round: a panel for each, in it a line for each group with a band of one standard deviation.
+
+    `panels` are title → group → band. A group has the same line in every panel; its last mean stands at the line's end.
+    """
+    names = list(dict.fromkeys(name for bands in panels.values() for name in bands))
+    widest = max((len(name) for name in names), default=1)
+    columns = max(1, min(len(names), 110 // (min(widest, 60) + 8)))
+    height = 2.75 * len(panels) + 0.4 + 0.24 * math.ceil(len(names) / columns)
+    figure = Figure(figsize=(9.2, height), layout="constrained")
+    axes_of = figure.subplots(len(panels), 1, sharex=True, squeeze=False).ravel()
+    looks = {
+        name: {"color": GROUP_COLOURS[place % 7], "linestyle": DASHES[place // 7 % 3]}
+        for place, name in enumerate(names)
+    }
+    for axes, (title, bands) in zip(axes_of, panels.items(), strict=True):
+        _bands(axes, bands, looks)
+        axes.set_title(title, fontsize=10, color=INK, pad=6, loc="left")
+    axes_of[-1].set_xlabel("round")
+    axes_of[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    handles = [Line2D([], [], linewidth=2.2, **looks[name]) for name in names]
+    shown = [fit(name, 100 if columns == 1 else 60) for name in names]
+    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 2.4}
+    figure.legend(handles, shown, loc="outside lower left", ncols=columns, **style)
+    return figure
+
+
+def panels_figure(panels: Sequence[Panel], kind: str) -> Figure:
+    """Heat maps of `kind`, a key of `HEAT_MAPS`, side by side on one scale, in each the true attackers at the top."""
+    across = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
+    down = math.ceil(len(panels) / across)
+    clients = max(len(panel.values) for panel in panels)
+    each = min(4.2, max(1.5, 0.6 + 0.17 * clients))
+    figure = Figure(figsize=(9.2, each * down + 0.6), layout="constrained")
+    axes_of = figure.subplots(down, across, squeeze=False)
+    told, colours = HEAT_MAPS[kind]
+    finite = np.concatenate([panel.values[np.isfinite(panel.values)] for panel in panels])
+    top = 1.0 if kind != "weights" else float(finite.max(initial=0.0)) or 1.0
+    scale = Normalize(min(0.0, float(finite.min(initial=0.0))), top)
+    handles: dict[str, Any] = {}
+    for place, axes in enumerate(axes_of.ravel()):
+        if place >= len(panels):
+            axes.set_axis_off()
+            continue
+        panel = panels[place]
+        own, columns = panel.values.shape
+        order, row = attackers_first(own, panel.attackers), (each - 0.6) * 72 / own
+        handles |= cells(axes, panel.values[order], scale, colours)
+        handles |= marked(axes, panel.marks, order, 7.2 * 72 / across / max(1, columns), row)
+        separate(axes, panel.attackers, own, row)
+        client_ticks(axes, order, panel.attackers, row, named=False)
+        round_ticks(axes, panel.rounds, most=10 if across == 1 else 5)
+        axes.set_title(fit(panel.title, 96 // across - 4), fontsize=9.5, color=INK, pad=4)
+        if place % across:
+            axes.set_ylabel("")
+        if place + across >= len(panels):
+            axes.set_xlabel("round")
+    bar = figure.colorbar(
+        ScalarMappable(scale, colours), ax=axes_of, pad=0.02, fraction=0.045, shrink=1 / down, anchor=(0.0, 1.0)
+    )
+    colour_bar(bar, told)
+    legend(figure, handles)
+    return figure
+
+
+def strips_figure(strips: Mapping[str, np.ndarray]) -> Figure:
+    """Reputation as two strips for each group, attackers above the others: group → (2, rounds) float, NaN: none."""
+    columns = max(values.shape[1] for values in strips.values())
+    rows: list[np.ndarray] = []
+    ticks, names = [], []
+    for name, values in strips.items():
+        names.append((len(rows), name))
+        rows.append(np.full(columns, np.nan))
+        for line, word, colour in zip(values, ("attackers", "honest"), (ATTACK, INK), strict=True):
+            if np.isfinite(line).any():
+                ticks.append((len(rows), word, colour))
+                rows.append(np.pad(line, (0, columns - len(line)), constant_values=np.nan))
+    figure = Figure(figsize=(9.2, 0.75 + 0.22 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    told, colours = HEAT_MAPS["reputation"]
+    scale, extent = Normalize(0.0, 1.0), (0.5, columns + 0.5, len(rows) - 0.5, -0.5)
+    shown = np.ma.masked_invalid(rows)
+    axes.imshow(shown, aspect="auto", interpolation="nearest", cmap=colours, norm=scale, extent=extent)
+    for place, name in names:
+        axes.text(0.5, place + 0.38, fit(name, 90), fontsize=9.5, color=INK, va="bottom", ha="left")
+    for place, word, _ in ticks:
+        if word == "attackers":
+            axes.axhline(place + 0.5, color="white", linewidth=1.5)
+    axes.set_yticks([place for place, _, _ in ticks], [word for _, word, _ in ticks], fontsize=8.5)
+    bare(axes)
+    for text, (_, _, colour) in zip(axes.get_yticklabels(), ticks, strict=True):
+        text.set_color(colour)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[:].set_visible(False)
+    round_ticks(axes, range(1, columns + 1))
+    axes.set_xlabel("round")
+    bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, pad=0.02, fraction=0.045)
+    colour_bar(bar, told)
+    return figure
+
+
+def _bands(axes: Axes, bands: Mapping[str, Band], looks: Mapping[str, Mapping[str, Any]]) -> None:
+    ends = []
+    for name, (rounds, mean, sd) in bands.items():
+        if len(rounds):
+            axes.fill_between(rounds, mean - sd, mean + sd, color=looks[name]["color"], alpha=0.16, linewidth=0)
+            dot: dict[str, Any] = {"marker": "o", "markersize": 3.4} if len(rounds) <= 10 else {}
+            axes.plot(rounds, mean, linewidth=2.0, **dot, **looks[name])
+            ends.append((float(mean[-1]), looks[name]["color"]))
+    for place, (value, colour) in zip(apart([value for value, _ in ends], 0.068), ends, strict=True):
+        axes.annotate(
+            f"{value:.2f}",
+            (1, place),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=9.5,
+            annotation_clip=False,
+        )
+    bare(axes)
+    axes.spines["left"].set_color(MUTED)
+    axes.set_ylim(-0.02, 1.02)
+    axes.grid(axis="y", color=FAINT, linewidth=0.7)

@@ -1,0 +1,260 @@
+"""Runs beside each other: grouped by everything but the seed, told apart by the options that differ. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import ValidationError
+
+from fedrobust.errors import ExperimentError
+from fedrobust.experiment import Experiment
+from fedrobust.report.story import Run, attack, defence
+
+FIGURES = {
+    "test/balanced_accuracy": "balanced accuracy",
+    "test/auroc": "AUROC",
+    "test/worst_hospital_accuracy": "worst hospital",
+    "attack/success_rate": "attack success",
+    "defense/auroc": "detection AUROC",
+    "defense/precision": "suspicion precision",
+    "defense/recall": "suspicion recall",
+    "upload_bytes": "uploaded",
+}
+"""The figures of a run that are compared: those after the last round, and the bytes of all updates together."""
+APART = ("name", "seed", "tracking", "workers")
+"""Options that do not tell groups apart: labels, the seed, and what cannot change a result."""
+
+
+class Spread(NamedTuple):
+    """A figure over seeds: mean, sample standard deviation (NaN of fewer than two), and how many seeds have it."""
+
+    mean: float
+    sd: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread:
+        """Of the values that are there and finite."""
+        known = np.array([value for value in values if value is not None and math.isfinite(value)])
+        mean = float(known.mean()) if len(known) else math.nan
+        return cls(mean, float(known.std(ddof=1)) if len(known) > 1 else math.nan, len(known))
+
+
+class Curve(NamedTuple):
+    """A figure by round over seeds, where all that have it were evaluated; without a spread of one seed alone, sd 0."""
+
+    rounds: list[int]
+    mean: np.ndarray
+    sd: np.ndarray
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed."""
+
+    label: str
+    """What sets it apart, in a few words."""
+    options: Mapping[str, str]
+    """Dotted path → value, as `short_options` has it."""
+    runs: tuple[Run, ...]
+    """By seed."""
+    figures: Mapping[str, Spread]
+    """Those of `FIGURES` that there are in any group."""
+
+    def curve(self, metric: str) -> Curve:
+        """A metric by round."""
+        runs = [_by_round(run, metric) for run in self.runs]
+        runs = [values for values in runs if values]
+        rounds = sorted(set.intersection(*map(set, runs))) if runs else []
+        table = np.array([[values[round] for round in rounds] for values in runs]).reshape(len(runs), len(rounds))
+        spread = table.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(rounds))
+        return Curve(rounds, table.mean(axis=0) if runs else np.zeros(0), spread)
+
+    def trust(self) -> np.ndarray:
+        """Mean reputation of the attackers and of the others by round, over hospitals and seeds: (2, rounds)."""
+        lines = np.vstack([run.by_client("reputation") for run in self.runs])
+        attacks = np.array([client in run.attackers for run in self.runs for client in range(run.start["clients"])])
+        return np.array([_mean(lines[attacks]), _mean(lines[~attacks])])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs, the best by balanced accuracy first."""
+
+    columns: tuple[str, ...]
+    """Dotted paths of the options that tell the groups apart."""
+    differing: tuple[str, ...]
+    """Those, and the options that only one of several alternatives has."""
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...]
+    """What a reader has to know: runs that were left out, groups with other seeds."""
+
+    @property
+    def figures(self) -> list[str]:
+        """Those of `FIGURES` that there are."""
+        return list(self.groups[0].figures)
+
+    @property
+    def shared(self) -> dict[str, str]:
+        """The options in which all runs agree."""
+        return {path: value for path, value in self.groups[0].options.items() if path not in self.differing}
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Group runs by everything but the seed; of several with the same options and seed, the last one counts.
+
+    Runs that have not ended are left out, and said to be. Raises `ExperimentError` where fewer than two are left.
+    """
+    ended = [run for run in runs if run.end is not None]
+    notes = [_unfinished(run) for run in runs if run.end is None]
+    options = [short_options(run.start["experiment"]) for run in ended]
+    latest = {
+        (tuple(sorted(own.items())), run.start["experiment"]["seed"]): (own, run)
+        for own, run in zip(options, ended, strict=True)
+    }
+    if len(latest) < len(ended):
+        again = len(ended) - len(latest)
+        notes.append(f"{again} {'runs repeat' if again > 1 else 'run repeats'} another's seed: the last one counts")
+    if len(latest) < 2:
+        left = "only one run" if latest else "no run has ended" if runs else "no runs"
+        raise ExperimentError("; ".join([f"nothing to compare: {left}", *notes]))
+    grouped: dict[tuple[tuple[str, str], ...], list[tuple[dict[str, str], Run]]] = {}
+    for (key, _), member in sorted(latest.items(), key=lambda item: item[0][1]):
+        grouped.setdefault(key, []).append(member)
+    all_options = [members[0][0] for members in grouped.values()]
+    columns, differing = telling(all_options)
+    labels = _labels(all_options, columns, [members[0][1] for members in grouped.values()])
+    values = {id(run): final_figures(run) for _, run in latest.values()}
+    there = [name for name in FIGURES if any(name in own for own in values.values())]
+    groups = []
+    for own, members, label in zip(all_options, grouped.values(), labels, strict=True):
+        group = tuple(run for _, run in members)
+        spreads = {name: Spread.of(values[id(run)].get(name) for run in group) for name in there}
+        groups.append(Group(label, own, group, spreads))
+    seeds = {tuple(run.start["experiment"]["seed"] for run in group.runs) for group in groups}
+    if len(seeds) > 1:
+        notes.append("the groups do not have the same seeds, so part of a difference may be the seeds'")
+    return Comparison(columns, differing, tuple(sorted(groups, key=_accuracy, reverse=True)), tuple(notes))
+
+
+def short_options(experiment: Mapping[str, Any]) -> dict[str, str]:
+    """The options by dotted path, without those of `APART`; what has a name stands at its own path by that name.
+
+    So they read as overrides do: `aggregation.rule: krum`, `aggregation.stages: [clip, nnm]`, `attacks.0.scale: 4.0`.
+    Options that came later than the run have their defaults.
+    """
+    try:
+        experiment = Experiment.model_validate(experiment).resolved()
+    except ValidationError:  # of another version, or with classes that are not here
+        experiment = dict(experiment)
+    return _short({key: value for key, value in experiment.items() if key not in APART}, "")
+
+
+def telling(groups: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of the options of several groups: the paths that tell them apart, and all that differ.
+
+    An option that some groups lack is told by the name of what has it, unless groups with the same name differ in it.
+    """
+    paths = dict.fromkeys(path for group in groups for path in group)
+    differing = tuple(path for path in paths if len({group.get(path) for group in groups}) > 1)
+    return tuple(path for path in differing if not _told(path, groups, differing)), differing
+
+
+def _told(path: str, groups: Sequence[Mapping[str, str]], differing: Sequence[str]) -> bool:
+    if all(path in group for group in groups):
+        return False
+    parts = path.split(".")
+    for above in (".".join(parts[:count]) for count in range(1, len(parts))):
+        if above in differing:
+            values: dict[str | None, set[str | None]] = {}
+            for group in groups:
+                values.setdefault(group.get(above), set()).add(group.get(path))
+            if all(len(found) == 1 for found in values.values()):
+                return True
+    return False
+
+
+def final_figures(run: Run) -> dict[str, float]:
+    """Those of `FIGURES` that a run has."""
+    uploaded = [record["upload_bytes"] for record in run.rounds if record.get("upload_bytes") is not None]
+    found = run.final | ({"upload_bytes": float(sum(uploaded))} if uploaded else {})
+    return {name: found[name] for name in FIGURES if found.get(name) is not None}
+
+
+def shown(figure: str, spread: Spread, runs: int) -> str:
+    """`0.912 ± 0.004` as it stands in a table; the number of seeds behind it where it is not that of the group."""
+    if not spread.n:
+        return "–"
+    unit, scale, digits = ("", 1.0, 3)
+    if figure == "upload_bytes":
+        power = min(4, max(0, int(math.log10(max(1.0, spread.mean)) // 3)))
+        unit, scale, digits = (" " + ("B", "kB", "MB", "GB", "TB")[power], 1000.0**power, 1 if power else 0)
+    around = f" ± {spread.sd / scale:.{digits}f}" if math.isfinite(spread.sd) else ""
+    if unit and not float(around[3:] or 0):  # the same model, the same bytes
+        around = ""
+    return f"{spread.mean / scale:.{digits}f}{around}{unit}" + (f" (n = {spread.n})" if spread.n < runs else "")
+
+
+def _short(options: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in options.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, (list, tuple)) and value and all(isinstance(item, Mapping) for item in value):
+            flat[path] = f"[{', '.join(str(item.get('name', '…')) for item in value)}]"
+            for index, item in enumerate(value):
+                flat |= _short({key: option for key, option in item.items() if key != "name"}, f"{path}.{index}.")
+        elif isinstance(value, Mapping) and value:
+            if "name" in value:
+                flat[path] = str(value["name"])
+            flat |= _short({key: option for key, option in value.items() if key != "name"}, f"{path}.")
+        else:
+            flat[path] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+def _labels(groups: Sequence[Mapping[str, str]], columns: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """What sets each group apart; made distinct by a number where the columns alone do not do it."""
+    labels = []
+    for group, run in zip(groups, runs, strict=True):
+        words = [_word(path, group[path]) for path in columns if path in group]
+        experiment = run.start["experiment"]
+        labels.append(" · ".join(words) or f"{attack(experiment)} against {defence(experiment)}")
+    return [f"{label} ({labels[: place + 1].count(label)})" if labels.count(label) > 1 else label
+            for place, label in enumerate(labels)]  # fmt: skip
+
+
+def _word(path: str, value: str) -> str:
+    last = path.split(".")[-1]
+    if value == "[]":
+        return f"no {last}"
+    if value.startswith("[") and value[1:2].isalpha():
+        return value[1:-1]
+    return value if value[:1].isalpha() and value not in ("true", "false", "null") else f"{last} {value}"
+
+
+def _by_round(run: Run, metric: str) -> dict[int, float]:
+    found = {record["round"]: record["metrics"].get(metric) for record in run.evaluations}
+    return {round: float(value) for round, value in found.items() if value is not None}
+
+
+def _mean(lines: np.ndarray) -> np.ndarray:
+    """The mean of each column over the rows that have a figure; NaN where none has."""
+    known = np.isfinite(lines)
+    count, mean = known.sum(axis=0), np.full(lines.shape[1], np.nan)
+    np.divide(np.where(known, lines, 0.0).sum(axis=0), count, out=mean, where=count > 0)
+    return mean
+
+
+def _accuracy(group: Group) -> float:
+    spread = group.figures.get("test/balanced_accuracy")
+    return spread.mean if spread is not None and spread.n else -math.inf
+
+
+def _unfinished(run: Run) -> str:
+    rounds = run.start["experiment"].get("federation", {}).get("rounds", "?")
+    return f"run {str(run.start['run'])[:8]} has not ended (round {len(run.rounds)} of {rounds}) and is left out"

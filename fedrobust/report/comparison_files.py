@@ -1,0 +1,79 @@
+"""What a comparison leaves: pictures, and one HTML page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fedrobust import figures
+from fedrobust.federation.journal import read_journal
+from fedrobust.report.compare import Comparison, compare
+from fedrobust.report.comparison_page import PICTURED, comparison_html
+from fedrobust.report.elements import png
+from fedrobust.report.finding import find_runs
+from fedrobust.report.story import Run
+
+CURVES = {
+    "test/balanced_accuracy": "balanced accuracy",
+    "test/worst_hospital_accuracy": "accuracy at the worst hospital",
+    "attack/success_rate": "attack success",
+}
+"""What is drawn by round, in this order."""
+
+
+def write_comparison(names: Sequence[str], runs: Path, out: Path) -> tuple[Comparison, Path]:
+    """Compare the runs below `runs` that `names` mean; returns the comparison, and the page's path.
+
+    Writes `compare.html` and `figures/*.png` into a folder below `out`, named after what is compared. Raises
+    `ExperimentError` where a name means no run, or there is nothing to compare.
+    """
+    comparison = compare([Run.of(read_journal(folder)) for folder in find_runs(names, runs)])
+    pictures = {name: png(figure) for name, figure in make_comparison_figures(comparison).items()}
+    folder = out / folder_name(names)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        (folder / "figures" / f"{name}.png").write_bytes(picture)
+    page = folder / "compare.html"
+    page.write_text(comparison_html(_title(names), comparison, pictures), encoding="utf-8")
+    return comparison, page
+
+
+def make_comparison_figures(comparison: Comparison) -> dict[str, Figure]:
+    """The pictures that the runs allow, by name, of the best `PICTURED` groups."""
+    groups = {f"{place}  {group.label}": group for place, group in enumerate(comparison.groups[:PICTURED], start=1)}
+    found = {}
+    curves = {title: {name: group.curve(metric) for name, group in groups.items()} for metric, title in CURVES.items()}
+    if there := {title: bands for title, bands in curves.items() if any(band.rounds for band in bands.values())}:
+        found["curves"] = figures.bands_figure(there)
+    trust = {name: values for name, group in groups.items() if np.isfinite(values := group.trust()).any()}
+    if trust:
+        found["trust"] = figures.strips_figure(trust)
+        found["reputation"] = figures.panels_figure(
+            [_panel(name, groups[name].runs[0]) for name in trust], "reputation"
+        )
+    return found
+
+
+def folder_name(names: Sequence[str]) -> str:
+    """A folder's name of at most 60 characters; names that are cut, or changed, are told apart by a digest."""
+    plain = "-".join(name[:8] if len(name) == 32 else name for name in names)
+    safe = re.sub(r"[^\w.-]+", "_", plain).strip("._") or "runs"
+    if safe == plain and len(safe) <= 60:
+        return safe
+    return f"{safe[:50]}-{sha256(' '.join(names).encode()).hexdigest()[:8]}"
+
+
+def _title(names: Sequence[str]) -> str:
+    short = [name[:8] if len(name) == 32 else name for name in names]
+    return ", ".join(short[:6]) + (f" and {len(short) - 6} more" if len(short) > 6 else "")
+
+
+def _panel(label: str, run: Run) -> figures.Panel:
+    marks = figures.Marks(attacking=run.marks("attacking"), quarantined=run.marks("quarantined"), acts=run.acts)
+    rounds = [record["round"] for record in run.rounds]
+    return figures.Panel(label, run.by_client("reputation"), rounds, run.attackers, marks)

@@ -1,0 +1,64 @@
+"""Runs by what a person calls them: the id, the beginning of it, or the experiment that they belong to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedrobust.errors import ExperimentError
+from fedrobust.options import nearest
+
+
+def find_run(run: str, runs: Path) -> Path:
+    """The folder below `runs` of the run with this id, or the only one whose id begins with it.
+
+    Raises `ExperimentError` where there is none, or several.
+    """
+    found = sorted(runs.glob(f"{run}*")) if run.isalnum() else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ExperimentError(f"run '{run}': {len(found)} runs in {runs} begin so; give more of the id")
+    raise ExperimentError(f"run '{run}': no such run in {runs}; ids are the names of the folders there")
+
+
+def find_runs(names: Sequence[str], runs: Path) -> list[Path]:
+    """The folders of all runs that `names` mean, each once, in the order in which they were last written.
+
+    A name is that of an experiment, in its file or in MLflow (`tracking.experiment`), or a run's id as in `find_run`.
+    """
+    experiments: dict[str, list[Path]] = {}
+    for folder in runs.iterdir() if runs.is_dir() else ():
+        for name in _experiments(folder):
+            experiments.setdefault(name, []).append(folder)
+    found: set[Path] = set()
+    for name in names:
+        if name in experiments:
+            found.update(experiments[name])
+        elif name.isalnum() and any(runs.glob(f"{name}*")):
+            found.add(find_run(name, runs))
+        else:
+            known = f"; experiments there: {_told(sorted(experiments))}" if experiments else ""
+            hint = nearest(name, experiments)
+            raise ExperimentError(f"'{name}': no run in {runs} has this id or experiment{hint}{known}")
+    return sorted(found, key=lambda folder: (_written(folder), folder.name))
+
+
+def _experiments(folder: Path) -> set[str]:
+    """The names that a run's experiment goes by; none where its journal cannot be read."""
+    try:
+        with (folder / "journal.jsonl").open(encoding="utf-8") as file:
+            experiment = json.loads(file.readline())["experiment"]
+    except (OSError, ValueError, KeyError):
+        return set()
+    return {experiment["name"], experiment.get("tracking", {}).get("experiment", experiment["name"])}
+
+
+def _written(folder: Path) -> float:
+    journal = folder / "journal.jsonl"
+    return journal.stat().st_mtime if journal.exists() else 0.0
+
+
+def _told(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,64 @@
+"""Objectives: the numbers of a trial, from the metrics of its runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean, median
+from typing import Literal
+
+from fedrobust.errors import ExperimentError
+from fedrobust.options import Options, nearest
+
+Direction = Literal["maximize", "minimize"]
+Reduction = Literal["mean", "min", "max", "median", "worst"]
+Results = Mapping[tuple[str, int], Mapping[str, float]]
+"""The metrics of each run of a trial, by attack and seed."""
+
+_REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean": fmean,
+    "min": min,
+    "max": max,
+    "median": median,
+}
+
+
+class Objective(Options):
+    """A number that a sweep makes as large or as small as it can: a metric, reduced over seeds, then over attacks."""
+
+    metric: str
+    """Name of the metric, as MLflow shows it, e.g. `test/balanced_accuracy`."""
+    direction: Direction = "maximize"
+    seeds: Reduction = "mean"
+    """What becomes of the values of one attack; `worst` is the smallest if it is maximized, the largest if not."""
+    attacks: Reduction = "worst"
+    """What becomes of those of all attacks."""
+
+    def reduced(self, results: Results) -> float:
+        """The number for a trial; NaN if that of any of its runs is not finite.
+
+        Raises `ExperimentError` where a run has no such metric.
+        """
+        by_attack: dict[str, list[float]] = {}
+        for (attack, seed), metrics in results.items():
+            if self.metric not in metrics:
+                hint = nearest(self.metric, metrics) or f"; there are: {', '.join(sorted(metrics))}"
+                raise ExperimentError(f"no metric '{self.metric}' in the run of attack {attack}, seed {seed}{hint}")
+            by_attack.setdefault(attack, []).append(float(metrics[self.metric]))
+        return self._over([self._over(values, self.seeds) for values in by_attack.values()], self.attacks)
+
+    def _over(self, values: Sequence[float], reduction: Reduction) -> float:
+        if not values or not all(map(math.isfinite, values)):
+            return math.nan
+        if reduction == "worst":
+            reduction = "min" if self.direction == "maximize" else "max"
+        return _REDUCTIONS[reduction](values)
+
+
+def reduced(objectives: Iterable[Objective], results: Results) -> tuple[float, ...] | None:
+    """The numbers of a trial, one for each objective; None where one is NaN, so that the trial has failed.
+
+    Raises `ExperimentError` where a run has no such metric.
+    """
+    values = tuple(objective.reduced(results) for objective in objectives)
+    return values if not any(map(math.isnan, values)) else None

@@ -1,0 +1,299 @@
+"""A study on disk: trials are asked for and told in fixed batches, so that a driver may die at any moment.
+
+The storage has whole trials only: one is written when its parameters are chosen, and again when its batch is finished.
+What is asked, and what a pruner sees, is computed on copies in memory, from what the storage had when the batch began.
+A trial that was running when its driver died is handed out again, under its number and with its parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from fedrobust.errors import ExperimentError
+from fedrobust.tuning.objectives import Direction
+from fedrobust.tuning.pruners import Pruner
+from fedrobust.tuning.samplers import Sampler
+from fedrobust.tuning.space import Space, Values
+from fedrobust.tuning.sweep import Plan
+
+_DIGEST = "fedrobust:digest"
+_FAILURE = "fedrobust:failure"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial to be run."""
+
+    number: int
+    values: Values
+    """Values of the options by dotted path."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A trial that has run to its end."""
+
+    values: tuple[float, ...]
+    """One for each objective, finite."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A trial that was ended early, as `report` said."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A trial that could not be run, or whose result is no number."""
+
+    reason: str
+
+
+Outcome = Completed | Pruned | Failed
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial."""
+
+    number: int
+    values: Values
+    """Values of the options by dotted path."""
+    outcome: Outcome
+    reports: Mapping[int, float]
+    """What was reported of it, by step; nothing where there is no pruner."""
+
+
+class SweepStudy:
+    """The trials of a sweep, in an Optuna storage. One driver at a time."""
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        name: str,
+        space: Space,
+        sampler: Sampler,
+        pruner: Pruner,
+        directions: Sequence[Direction],
+        *,
+        seed: int,
+        trials: int,
+        batch: int,
+        rounds: int,
+    ) -> None:
+        """Use `open_study`, which creates or finds the study `name`."""
+        self.study = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler())
+        """Optuna's own view of it, for figures."""
+        self._storage, self._id = storage, storage.get_study_id_from_name(name)
+        self._space, self._sampler, self._pruner, self._directions = space, sampler, pruner, list(directions)
+        self._seed, self._trials, self._batch, self._rounds = seed, trials, batch, rounds
+        self._reports: dict[int, dict[int, float]] = {}
+        self._judges: dict[int, _Judge] = {}
+
+    @property
+    def finished(self) -> int:
+        """How many trials are finished, in whatever way."""
+        return sum(trial.state.is_finished() for trial in self._stored())
+
+    def ask(self) -> list[Asked]:
+        """The trials of the next batch, in order; those of the last one that are not finished, if there are any.
+
+        Empty when there are no more.
+        """
+        stored = self._stored()
+        running = [trial for trial in stored if not trial.state.is_finished()]
+        begun = len(stored) % self._batch if len(stored) % self._batch else self._batch * bool(running)
+        wanted = min(self._batch - begun, self._trials - len(stored))
+        if wanted > 0:
+            copy, _ = self._copy([trial if trial.state.is_finished() else _without_reports(trial) for trial in stored])
+            for number in range(len(stored), len(stored) + wanted):
+                copy.sampler = self._sampler.build(self._seed, number, self._space)
+                self._space.suggest(copy.ask())
+                running.append(copy.get_trials()[number])
+                self.study.add_trial(running[-1])
+        self._reports = {trial.number: {} for trial in running}
+        self._judges = {}
+        return [Asked(trial.number, self._space.chosen(trial.params)) for trial in running]
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Note the value of a running trial at a step; return whether it should be ended.
+
+        That depends on its own values and on the batches before its own alone, and not on what runs beside it. Without
+        a pruner nothing is kept of it.
+        """
+        pruner = self._pruner.build(self._rounds)
+        if pruner is None:
+            return False
+        self._reports[number][step] = value
+        if number not in self._judges:
+            first = number - number % self._batch
+            stored = self._stored()[: number + 1]
+            seen = [each if each.number < first else _without_reports(each) for each in stored]
+            self._judges[number] = _Judge(*self._copy(seen), pruner, number)
+        return self._judges[number].ends(step, value)
+
+    def tell(self, outcomes: Mapping[int, Outcome]) -> None:
+        """Write down how the trials of a batch ended, by number; all that `ask` returned."""
+        if set(outcomes) != set(self._reports):
+            raise ValueError(f"expected the outcomes of trials {sorted(self._reports)}, found {sorted(outcomes)}")
+        for outcome in outcomes.values():
+            if isinstance(outcome, Completed) and not all(map(math.isfinite, outcome.values)):
+                raise ValueError(f"expected finite values, found {outcome.values}")
+        for number in sorted(outcomes):
+            self._finish(number, outcomes[number])
+        self._reports, self._judges = {}, {}
+
+    def trials(self) -> list[Trial]:
+        """All finished trials, in order."""
+        return [self._told(trial) for trial in self._stored() if trial.state.is_finished()]
+
+    def best(self) -> list[Trial]:
+        """The best completed trial, the first of several; with several objectives, all that no other beats."""
+        complete = [trial for trial in self._stored() if trial.state == TrialState.COMPLETE]
+        if not complete:
+            return []
+        if len(self._directions) > 1:
+            front = {trial.number for trial in self.study.best_trials}
+            return [self._told(trial) for trial in complete if trial.number in front]
+        sign = -1 if self._directions[0] == "maximize" else 1
+        return [self._told(min(complete, key=lambda trial: (sign * trial.values[0], trial.number)))]
+
+    def _stored(self) -> list[FrozenTrial]:
+        return sorted(self._storage.get_all_trials(self._id, deepcopy=False), key=lambda trial: trial.number)
+
+    def _copy(self, trials: Iterable[FrozenTrial]) -> tuple[optuna.Study, BaseStorage]:
+        """A study in memory with these trials, under the same numbers and the same name, and its storage."""
+        storage = InMemoryStorage()
+        copy = optuna.create_study(storage=storage, study_name=self.study.study_name, directions=self._directions)
+        copy.add_trials(trials)
+        return copy, storage
+
+    def _finish(self, number: int, outcome: Outcome) -> None:
+        trial = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        # The state comes last: until then the trial is running, and its driver may die.
+        for step, value in self._reports[number].items():
+            self._storage.set_trial_intermediate_value(trial, step, value)
+        if number in self._judges:
+            for key, noted in self._judges[number].notes().items():
+                self._storage.set_trial_system_attr(trial, key, noted)
+        if isinstance(outcome, Completed):
+            self.study.tell(number, outcome.values, TrialState.COMPLETE)
+        elif isinstance(outcome, Pruned):
+            self.study.tell(number, None, TrialState.PRUNED)
+        else:
+            self._storage.set_trial_user_attr(trial, _FAILURE, outcome.reason)
+            self.study.tell(number, None, TrialState.FAIL)
+
+    def _told(self, trial: FrozenTrial) -> Trial:
+        outcome: Outcome = Failed(str(trial.user_attrs.get(_FAILURE, "unknown")))
+        if trial.state == TrialState.COMPLETE:
+            outcome = Completed(tuple(trial.values))
+        elif trial.state == TrialState.PRUNED:
+            outcome = Pruned()
+        return Trial(trial.number, self._space.chosen(trial.params), outcome, dict(trial.intermediate_values))
+
+
+def open_study(url: str, name: str, digest: str, *, resume: bool, **options: Any) -> SweepStudy:
+    """The study `name` in an Optuna storage, e.g. `sqlite:///mlruns/optuna.db`; created where it is not there.
+
+    digest: of the sweep; a study is only resumed under the digest that it was created with.
+    options: those of `SweepStudy`.
+
+    Raises `ExperimentError` where the storage cannot be used, where the study is there and not to be resumed, and where
+    it is another sweep's.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directions = list(options["directions"])
+    storage = _storage(url)
+    names = [study.study_name for study in storage.get_all_studies()]
+    if name not in names:
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+        study.set_user_attr(_DIGEST, digest)
+    elif not resume:
+        raise ExperimentError(f"there is a sweep '{name}' in {url} already: resume it, or give this one another name")
+    else:
+        found = storage.get_study_user_attrs(storage.get_study_id_from_name(name)).get(_DIGEST)
+        if found is None:  # its driver died before a trial was asked for
+            optuna.load_study(study_name=name, storage=storage).set_user_attr(_DIGEST, digest)
+        elif found != digest:
+            raise ExperimentError(
+                f"the sweep '{name}' in {url} is another one: its file or its experiment has changed since; "
+                "change it back, or give this one another name"
+            )
+    return SweepStudy(storage, name, **options)
+
+
+def study_of(plan: Plan, url: str, *, resume: bool) -> SweepStudy:
+    """The study of a sweep; see `open_study`."""
+    sweep = plan.sweep
+    return open_study(
+        url,
+        sweep.name,
+        plan.digest,
+        resume=resume,
+        space=plan.space,
+        sampler=sweep.sampler,
+        pruner=sweep.pruner,
+        directions=[objective.direction for objective in sweep.objectives],
+        seed=sweep.seed,
+        trials=plan.trials,
+        batch=sweep.parallel,
+        rounds=plan.rounds,
+    )
+
+
+class _Judge:
+    """A pruner and one running trial, with the finished batches that it is compared with."""
+
+    def __init__(
+        self, study: optuna.Study, storage: BaseStorage, pruner: optuna.pruners.BasePruner, number: int
+    ) -> None:
+        self._study, self._storage, self._pruner = study, storage, pruner
+        study_id = storage.get_study_id_from_name(study.study_name)
+        self._trial = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+    def ends(self, step: int, value: float) -> bool:
+        self._storage.set_trial_intermediate_value(self._trial, step, value)
+        return bool(self._pruner.prune(self._study, self._storage.get_trial(self._trial)))
+
+    def notes(self) -> dict[str, Any]:
+        """What the pruner wants to know of the trial when it judges others."""
+        return dict(self._storage.get_trial(self._trial).system_attrs)
+
+
+def _without_reports(trial: FrozenTrial) -> FrozenTrial:
+    """The trial as it was when it was asked for: its parameters, and nothing that came of them."""
+    return FrozenTrial(
+        number=trial.number,
+        state=TrialState.RUNNING,
+        value=None,
+        datetime_start=trial.datetime_start,
+        datetime_complete=None,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={},
+        system_attrs={},
+        intermediate_values={},
+        trial_id=trial.number,
+    )
+
+
+def _storage(url: str) -> BaseStorage:
+    try:
+        parts = make_url(url)
+        if parts.get_backend_name() == "sqlite" and parts.database:
+            Path(parts.database).parent.mkdir(parents=True, exist_ok=True)
+        return optuna.storages.get_storage(url)
+    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExperimentError(f"no Optuna storage at '{url}', e.g. sqlite:///mlruns/optuna.db: {reason}") from None

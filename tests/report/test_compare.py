@@ -1,0 +1,184 @@
+"""Runs are grouped by everything but the seed, and told apart by what differs."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reported import compared, quarantining, write
+
+from fedrobust.errors import ExperimentError
+from fedrobust.report import Run, compare, write_comparison
+from fedrobust.report.compare import Spread, short_options, shown, telling
+from fedrobust.report.comparison_files import folder_name
+
+IPM = {"name": "ipm", "count": 1, "epsilon": 0.5}
+
+
+def runs(*journals: list[Any]) -> list[Run]:
+    return [Run.of(journal) for journal in journals]
+
+
+def two_groups() -> list[Run]:
+    """krum with 0.2, 0.4 and 0.6, median with 0.8 and 0.9."""
+    krum = [compared("krum", seed, accuracy) for seed, accuracy in ((3, 0.6), (1, 0.2), (2, 0.4))]
+    return runs(*krum, compared("median", 1, 0.8), compared("median", 2, 0.9))
+
+
+def test_groups_have_mean_and_deviation_over_their_seeds_the_best_first() -> None:
+    found = compare(two_groups())
+    assert found.columns == ("aggregation.rule",)
+    assert [group.label for group in found.groups] == ["median", "krum"]
+    assert [run.start["experiment"]["seed"] for run in found.groups[1].runs] == [1, 2, 3]
+    accuracy = found.groups[1].figures["test/balanced_accuracy"]
+    assert accuracy == pytest.approx(Spread(0.4, 0.2, 3))
+    assert found.groups[0].figures["test/balanced_accuracy"] == pytest.approx(Spread(0.85, 0.1 / math.sqrt(2), 2))
+    assert found.groups[0].figures["upload_bytes"].mean == 5_000_000
+    assert "attack/success_rate" not in found.figures  # null everywhere
+    assert any("same seeds" in note for note in found.notes)
+
+
+def test_labels_threads_and_tracking_tell_nothing_apart() -> None:
+    changes: dict[str, Any] = {"name": "another", "tracking": {"experiment": "b"}, "workers": {"count": 2}}
+    found = compare(runs(compared(seed=1), compared(seed=2, **changes)))
+    assert len(found.groups) == 1 and found.columns == () and found.notes == ()
+    assert found.groups[0].label == "sign_flip against nnm → krum"
+
+
+def test_of_the_same_seed_the_last_run_counts() -> None:
+    found = compare(runs(compared(seed=1, accuracy=0.1), compared(seed=2), compared(seed=1, accuracy=0.9)))
+    assert found.groups[0].figures["test/balanced_accuracy"].mean == pytest.approx(0.7)
+    assert found.notes == ("1 run repeats another's seed: the last one counts",)
+
+
+def test_runs_that_have_not_ended_are_told_and_left_out() -> None:
+    found = compare([*two_groups(), *runs(compared("krum", 4)[:4])])
+    assert sum(len(group.runs) for group in found.groups) == 5
+    assert found.notes[0] == "run krum4 has not ended (round 2 of ?) and is left out"
+
+
+@pytest.mark.parametrize(
+    ("journals", "told"),
+    [
+        ([], "nothing to compare: no runs"),
+        ([compared()], "nothing to compare: only one run"),
+        ([compared(), compared()], "only one run; 1 run repeats"),
+        ([compared()[:3], compared(seed=2)[:1]], "no run has ended; run krum7 has not ended"),
+    ],
+)
+def test_nothing_to_compare_is_one_line(journals: list[list[Any]], told: str) -> None:
+    with pytest.raises(ExperimentError, match=told) as caught:
+        compare(runs(*journals))
+    assert "\n" not in str(caught.value)
+
+
+def test_options_read_as_overrides_do_and_have_their_defaults() -> None:
+    options = short_options({"seed": 3, "attacks": [IPM], "aggregation": {"stages": ["clip", "nnm"], "rule": "mean"}})
+    assert options["aggregation.stages"] == "[clip, nnm]" and options["aggregation.rule"] == "mean"
+    assert options["attacks"] == "[ipm]" and options["attacks.0.epsilon"] == "0.5"
+    assert options["federation.rounds"] == "20" and options["data.partition"] == "dirichlet"
+    assert not {"seed", "name", "workers.count", "tracking.model"} & options.keys()
+
+
+def test_options_of_another_version_are_told_as_they_are() -> None:
+    assert short_options({"seed": 3, "no": {"longer": 1}, "rule": {"name": "krum", "m": None}}) == {
+        "no.longer": "1",
+        "rule": "krum",
+        "rule.m": "null",
+    }
+
+
+def test_options_that_follow_from_a_name_are_no_columns_unless_they_differ_below_it() -> None:
+    mean = {"rule": "mean", "f": "1", "attacks": "[]"}
+    krum = {"rule": "krum", "rule.m": "2", "f": "1", "attacks": "[ipm]", "attacks.0.epsilon": "0.5"}
+    columns, differing = telling([mean, krum])
+    assert columns == ("rule", "attacks")
+    assert set(differing) == {"rule", "rule.m", "attacks", "attacks.0.epsilon"}
+    assert telling([mean, krum, krum | {"rule.m": "3"}])[0] == ("rule", "attacks", "rule.m")
+    assert telling([krum, krum | {"attacks.0.epsilon": "1.0"}])[0] == ("attacks.0.epsilon",)
+
+
+def test_an_option_that_two_alternatives_share_is_a_column() -> None:
+    two = [{"attacks": "[alie]", "attacks.0.count": "1"}, {"attacks": "[ipm]", "attacks.0.count": "3"}]
+    assert telling(two)[0] == ("attacks", "attacks.0.count")
+
+
+def test_curves_are_means_where_all_seeds_were_evaluated() -> None:
+    first, second = compared(seed=1, accuracy=0.5), compared(seed=2, accuracy=0.7)
+    second = [record for record in second if (record["kind"], record.get("round")) != ("evaluation", 2)]
+    curve = compare(runs(first, second)).groups[0].curve("test/balanced_accuracy")
+    assert curve.rounds == [1, 3, 4, 5]
+    np.testing.assert_allclose(curve.mean, [0.1, 0.3, 0.4, 0.6])
+    np.testing.assert_allclose(curve.sd, [0, 0, 0, 0.1 * math.sqrt(2)], atol=1e-12)
+    assert compare(runs(first, second)).groups[0].curve("attack/success_rate").rounds == []
+
+
+def test_trust_is_the_mean_of_attackers_and_of_the_others_where_the_attackers_differ_by_seed() -> None:
+    first, second = compared(seed=1), compared(seed=2)
+    second[0]["attackers"] = {"0": "sign_flip"}
+    for records, attackers in ((first, (1, 4)), (second, (0,))):
+        for record in records:
+            if record["kind"] == "round":
+                record["reputation"] = {str(client): 0.25 if client in attackers else 0.75 for client in range(6)}
+    trust = compare(runs(first, second)).groups[0].trust()
+    np.testing.assert_allclose(trust, [[0.25] * 5, [0.75] * 5])
+    for records in (first, second):
+        records[0]["attackers"] = {}
+    assert np.isnan(compare(runs(first, second)).groups[0].trust()[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("figure", "spread", "text"),
+    [
+        ("test/auroc", Spread(0.9124, 0.0042, 3), "0.912 ± 0.004"),
+        ("test/auroc", Spread(0.9, math.nan, 1), "0.900 (n = 1)"),
+        ("test/auroc", Spread(math.nan, math.nan, 0), "–"),
+        ("upload_bytes", Spread(12_345_678, 0.0, 3), "12.3 MB"),
+        ("upload_bytes", Spread(2_000, 500, 3), "2.0 ± 0.5 kB"),
+        ("upload_bytes", Spread(0.0, 0.0, 3), "0 B"),
+    ],
+)
+def test_figures_are_shown_with_their_spread(figure: str, spread: Spread, text: str) -> None:
+    assert shown(figure, spread, 3) == text
+
+
+def test_spreads_leave_out_what_is_not_there() -> None:
+    assert Spread.of([0.5, None, math.nan, 0.7]) == pytest.approx(Spread(0.6, 0.1 * math.sqrt(2), 2))
+    assert Spread.of([]).n == 0
+
+
+def test_the_page_holds_table_pictures_and_settings_and_needs_nothing_else(tmp_path: Path) -> None:
+    journals = [compared(rule, seed, 0.5, name="<i>x</i>") for rule in ("krum", "median") for seed in (1, 2)]
+    journals.append([*quarantining()])
+    for place, records in enumerate(journals):
+        (tmp_path / "runs" / f"{place}").mkdir(parents=True)
+        write(tmp_path / "runs" / f"{place}", records)
+    found, page = write_comparison(["<i>x</i>", "4"], tmp_path / "runs", tmp_path / "out")
+    text = page.read_text()
+    assert page.parent.parent == tmp_path / "out" and page.name == "compare.html" and len(found.groups) == 3
+    assert "&lt;i&gt;x&lt;/i&gt;" in text and "<i>" not in text and "<script" not in text and "http" not in text
+    assert re.findall(r'<figure id="(\w+)">', text) == ["curves", "trust", "reputation"]
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text))
+    assert "<td>0.500 ± 0.000</td>" in text and "<th>aggregation.<wbr>rule</th>" in text
+    assert sorted(path.stem for path in page.parent.glob("figures/*.png")) == ["curves", "reputation", "trust"]
+
+
+@pytest.mark.parametrize(
+    ("names", "folder"),
+    [
+        (["quickstart"], "quickstart"),
+        (["0123abcd" * 4, "4567"], "0123abcd-4567"),
+        (["0a" * 16, "1b" * 16], "0a0a0a0a-1b1b1b1b"),
+    ],
+)
+def test_folders_are_named_after_what_is_compared(names: list[str], folder: str) -> None:
+    assert folder_name(names) == folder
+
+
+def test_names_that_are_no_folders_are_told_apart() -> None:
+    made = {folder_name([name]) for name in ("a/b", "a b", "../a_b", "x" * 70, "x" * 71)}
+    assert len(made) == 5 and all(re.fullmatch(r"\w[\w.-]{0,59}", name) for name in made)

@@ -1,0 +1,222 @@
+"""Sweep files: the experiments that they compose, and what they refuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedrobust.errors import DataError, ExperimentError
+from fedrobust.experiment_file import dump, load
+from fedrobust.tuning import Plan, load_sweep
+
+BASE = """
+name: base
+seed: 9
+data: {source: {name: histology, patients: 20}}
+federation: {clients: 10, rounds: 12}
+attacks: [{name: sign_flip, fraction: 0.3}]
+"""
+SWEEP = """
+name: small
+experiment: base.yaml
+changes: {federation.rounds: 4}
+space:
+  learning.local.optimizer.lr: {log: [0.001, 0.3]}
+  trust.acts: {choice: [true, false]}
+  aggregation:
+    choice:
+      clipping: {rule: {name: centered_clipping, tau: {log: [0.1, 10.0]}}}
+      krum: {stages: [nnm], rule: multi_krum, f: {int: [1, 3]}}
+seeds: [1, 2]
+attacks:
+  nobody: []
+  ipm: {name: ipm, fraction: 0.2}
+objectives:
+  - metric: test/balanced_accuracy
+sampler: {name: tpe, startup: 5}
+pruner: none
+trials: 8
+"""
+
+
+@pytest.fixture(autouse=True)
+def _files(workplace: Path) -> None:
+    Path("base.yaml").write_text(BASE)
+    Path("sweep.yaml").write_text(SWEEP)
+
+
+def changed(old: str, new: str) -> None:
+    text = Path("sweep.yaml").read_text()
+    assert old in text
+    Path("sweep.yaml").write_text(text.replace(old, new))
+
+
+CHOSEN = {
+    "learning.local.optimizer.lr": 0.02,
+    "trust.acts": True,
+    "aggregation": "krum",
+    "aggregation.krum.f": 3,
+}
+
+
+def test_the_experiment_of_a_trial_has_what_was_chosen() -> None:
+    plan = load_sweep("sweep.yaml")
+    values = plan.space.chosen(CHOSEN)
+    found = plan.experiment(values, "ipm", 2, trial=3)
+    assert found.learning.local.optimizer.lr == 0.02
+    assert found.trust.acts
+    assert ([stage.name for stage in found.aggregation.stages], found.aggregation.rule.name) == (["nnm"], "multi_krum")
+    assert found.aggregation.f == 3
+    assert [(attack.name, attack.fraction) for attack in found.attacks] == [("ipm", 0.2)]
+    assert (found.seed, found.federation.rounds, found.federation.clients) == (2, 4, 10)
+    assert found.tracking.run_name == "trial 3 | ipm | seed 2 | small"
+    assert not found.tracking.model
+    assert plan.experiment(values, "nobody", 1).attacks == ()
+    assert plan.runs == [("nobody", 1), ("ipm", 1), ("nobody", 2), ("ipm", 2)]
+    assert (plan.rounds, plan.trials, plan.tracking) == (4, 8, "fedrobust")
+
+
+def test_the_best_trial_is_an_experiment_file_that_runs_as_it_is() -> None:
+    plan = load_sweep("sweep.yaml")
+    best = plan.experiment(plan.space.chosen(CHOSEN))
+    Path("best.yaml").write_text(dump(best))
+    assert load("best.yaml") == best
+    assert (best.seed, best.attacks[0].name, best.tracking.run_name) == (9, "sign_flip", None)
+
+
+def test_without_attacks_each_trial_meets_those_of_its_experiment() -> None:
+    changed("attacks:\n  nobody: []\n  ipm: {name: ipm, fraction: 0.2}\n", "")
+    changed("  trust.acts: {choice: [true, false]}", "  attacks.0.fraction: {float: [0.1, 0.4], step: 0.1}")
+    plan = load_sweep("sweep.yaml")
+    assert plan.runs == [("own", 1), ("own", 2)]
+    values = plan.space.chosen({**CHOSEN, "attacks.0.fraction": 0.30000000000000004})
+    assert plan.experiment(values, *plan.runs[1]).attacks[0].fraction == 0.3
+
+
+def test_the_digest_is_that_of_all_that_decides() -> None:
+    def digest(*overrides: str) -> str:
+        return load_sweep("sweep.yaml", overrides).digest
+
+    first = digest()
+    assert digest() == digest("trials=99", "hours=2", "name=other") == first
+    others = ["seed=1", "seeds=[1, 3]", "parallel=3", "sampler=random", "pruner=none", "changes={federation.rounds: 5}"]
+    assert [digest(each) == first for each in others] == [False, False, False, False, True, False]
+    Path("base.yaml").write_text(BASE.replace("patients: 20", "patients: 21"))
+    assert digest() != first
+    Path("base.yaml").write_text(BASE + "workers: {count: 1}\n")
+    assert digest() == first, "workers cannot change a result"
+    changed("  trust.acts: {choice: [true, false]}\n", "")
+    changed("space:\n", "space:\n  trust.acts: {choice: [true, false]}\n")
+    assert digest() != first, "the order of what is searched is the order of the draws"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "tells"),
+    [
+        ("local.optimizer.lr:", "local.optimizer.lrr:", 6, ["space.learning.local.optimizer.lrr", "unknown key"]),
+        ("trust.acts:", "trsut.acts:", 7, ["trsut", "did you mean 'trust'"]),
+        ("learning.local.optimizer", "learning.locl.optimizer", 6, ["learning.locl", "did you mean 'local'"]),
+        ("{log: [0.001, 0.3]}", "{log: [0.3, 0.001]}", 6, ["optimizer.lr.log", "below the second"]),
+        ("{log: [0.001, 0.3]}", "{float: [-0.1, 0.3]}", 6, ["optimizer.lr", "greater than 0", "(learning.local.opt"]),
+        ("tau: {log: [0.1, 10.0]}", "tau: {log: [0.1]}", 10, ["aggregation.choice.clipping.rule.tau.log", "two ends"]),
+        ("tau:", "tao:", 8, ["aggregation.rule.tao", "did you mean 'tau'"]),
+        ("rule: multi_krum", "rule: multikrum", 8, ["did you mean 'multi_krum'", "(aggregation: krum)"]),
+        ("f: {int: [1, 3]}", "f: {int: [-1, 3]}", 8, ["aggregation.f", "count ≥ 0", "(aggregation.krum.f: -1)"]),
+        ("trust.acts: {choice: [true, false]}", "trust.acts: {choice: [true, 1]}", 7, ["must name each value once"]),
+        (
+            "trust.acts: {choice: [true, false]}",
+            "trust.acts: {choice: [true, no]}",
+            7,
+            ["trust.acts", "(trust.acts: no"],
+        ),
+        ("trust.acts: {choice: [true", "aggregation.f: {choice: [true", 7, ["aggregation is searched as a whole"]),
+        ("trust.acts: {choice: [true", "seed: {choice: [true", 7, ["given by the sweep's seeds"]),
+        ("trust.acts: {choice: [true", "workers.count: {choice: [true", 7, ["cannot change a result"]),
+        ("trust.acts: {choice: [true", "attacks.0.scale: {choice: [true", 7, ["the sweep's attacks replace them"]),
+        ("name: ipm, fraction", "name: ipn, fraction", 15, ["attacks.ipm: attacks.0.name", "did you mean 'ipm'"]),
+        ("nobody: []", "nobody: 3", 14, ["attacks.nobody", "expected an attack"]),
+        ("seeds: [1, 2]", "seeds: [1, 1]", 12, ["seeds", "each seed once"]),
+        ("experiment: base.yaml", "experiment: bass.yaml", 3, ["experiment: bass.yaml: no such file"]),
+        (
+            "federation.rounds: 4",
+            "federation.rounds: 0",
+            4,
+            ["changes: federation.rounds", "greater than or"],
+        ),
+        ("sampler: {name: tpe, startup: 5}", "sampler: cmaes", 18, ["sampler", "did you mean 'cma_es'"]),
+        ("sampler: {name: tpe, startup: 5}", "sampler: cma_es", 18, ["trust.acts is a choice", "use tpe"]),
+        ("sampler: {name: tpe, startup: 5}", "sampler: grid", 18, ["optimizer.lr has no end", "as a choice"]),
+        ("pruner: none", "pruner: wilcoxon", 19, ["needs 5 runs of a trial", "found 4"]),
+        ("pruner: none", "pruner: medain", 19, ["did you mean 'median'"]),
+        ("  - metric: test/balanced_accuracy", "  - metrics: x", 17, ["objectives.0.metrics", "did you mean 'metric'"]),
+        ("trials: 8", "trails: 8", 20, ["did you mean 'trials'"]),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(old: str, new: str, line: int, tells: list[str]) -> None:
+    changed(old, new)
+    with pytest.raises(ExperimentError) as caught:
+        load_sweep("sweep.yaml")
+    first = str(caught.value).splitlines()[0]
+    assert first.startswith(f"sweep.yaml:{line}: "), first
+    for told in tells:
+        assert told in first
+
+
+def test_everything_that_is_wrong_is_told_once() -> None:
+    changed("tau:", "tao:")
+    changed("rule: multi_krum", "rule: multikrum")
+    with pytest.raises(ExperimentError) as caught:
+        load_sweep("sweep.yaml")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("sampler", "pruner", "tells"),
+    [("cma_es", "none", "one objective only"), ("tpe", "median", "one objective only"), ("nsga_ii", "none", None)],
+)
+def test_several_objectives_need_who_can_have_them(sampler: str, pruner: str, tells: str | None) -> None:
+    changed("  - metric: test/balanced_accuracy", "  - metric: a\n  - {metric: b, direction: minimize}")
+    overrides = [f"sampler={sampler}", f"pruner={pruner}"]
+    if tells is None:
+        assert len(load_sweep("sweep.yaml", overrides).sweep.objectives) == 2
+    else:
+        with pytest.raises(ExperimentError, match=tells):
+            load_sweep("sweep.yaml", overrides)
+
+
+def test_a_grid_has_no_more_trials_than_points() -> None:
+    changed("{log: [0.001, 0.3]}", "{float: [0.1, 0.3], step: 0.1}")
+    changed("tau: {log: [0.1, 10.0]}", "tau: {choice: [1.0, 10.0]}")
+    changed("trials: 8", "trials: 1000")
+    assert load_sweep("sweep.yaml", ["sampler=grid"]).trials == 3 * 2 * (2 + 3)
+    changed("{float: [0.1, 0.3], step: 0.1}", "{float: [0.1, 0.3], step: 0.00001}")
+    with pytest.raises(ExperimentError, match="has 200010 points here, at most 10000"):
+        load_sweep("sweep.yaml", ["sampler=grid"])
+
+
+def test_data_that_are_not_there_are_refused_before_anything_starts() -> None:
+    changed("federation.rounds: 4", "data.source: {name: npz, path: nowhere.npz}")
+    plan = load_sweep("sweep.yaml")
+    with pytest.raises(DataError, match=r"nowhere\.npz"):
+        plan.check_data()
+
+
+def test_rounds_may_be_searched() -> None:
+    changed("trust.acts: {choice: [true, false]}", "federation.rounds: {int: [3, 30]}")
+    plan: Plan = load_sweep("sweep.yaml")
+    assert plan.rounds == 30
+
+
+def test_reading_a_sweep_imports_neither_optuna_nor_torch() -> None:
+    script = (
+        "import sys\n"
+        "from fedrobust.tuning import load_sweep\n"
+        "load_sweep('sweep.yaml')\n"
+        "heavy = {'optuna', 'torch', 'ray', 'mlflow', 'pytorch_lightning'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
