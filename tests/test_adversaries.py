@@ -59,7 +59,7 @@ def test_quarantine_keeps_attackers_out_and_survives_a_crash(place: Path, pool: 
     assert recorded_only.final["test/balanced_accuracy"] < whole.final["test/balanced_accuracy"] - 0.1
 
 
-@pytest.mark.parametrize("rule", ["foolsgold", "fltrust"])
+@pytest.mark.parametrize("rule", [pytest.param("foolsgold", marks=pytest.mark.long), "fltrust"])
 def test_attackers_that_know_the_defence_do_the_same_after_a_crash(place: Path, pool: Pool, rule: str) -> None:
     options = [AWARE, ACTS, "aggregation.stages=[]", f"aggregation.rule={rule}", "federation.rounds=4"]
     whole, again = run(*options, pool=pool), stopped_after(2, *options, pool=pool)
@@ -67,6 +67,7 @@ def test_attackers_that_know_the_defence_do_the_same_after_a_crash(place: Path, 
     assert journal_without_seconds(again) == journal_without_seconds(whole)
 
 
+@pytest.mark.long
 def test_attackers_that_know_the_defence_and_shards(place: Path, pool: Pool, sharded: Pool) -> None:
     options = [*LARGE, AWARE, ACTS, "aggregation.stages=[]", "aggregation.rule=foolsgold"]
     whole, parts = run(*options, pool=pool), run(*options, "workers.shards=3", pool=sharded)

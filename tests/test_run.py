@@ -26,6 +26,7 @@ from fedrobust.runner import KEY, find_run
 from fedrobust.secure.audit import check, read_public
 
 ROUNDS = 8
+LONG = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +308,7 @@ class Slow(DataAttack):
 """
 
 
+@pytest.mark.long
 def test_stragglers_are_left_out_after_the_deadline(reference: fedrobust.Result, place: Path) -> None:
     (place / "slow.py").write_text(SLOW)  # a user's class beside the file reaches the actors, too
     options = ["federation.rounds=1", "federation.deadline=5", "workers.count=2", "tracking.model=false"]
@@ -366,8 +368,8 @@ LARGE = ["learning.model.channels=[32,64]", "federation.rounds=4", "learning.loc
         ["aggregation.stages=[clip,nnm]", "aggregation.rule=geometric_median"],
         ["aggregation.stages=[nnm]", "aggregation.rule=trimmed_mean"],
         ["aggregation.rule=fltrust"],
-        ["aggregation.rule=foolsgold"],
-        ["aggregation.rule=lasa"],
+        pytest.param(["aggregation.rule=foolsgold"], marks=LONG),
+        pytest.param(["aggregation.rule=lasa"], marks=LONG),
     ],
     ids=lambda defence: defence[-1].split("=")[1],
 )
@@ -378,7 +380,9 @@ def test_shards_change_no_bit(reference: fedrobust.Result, pool: Pool, sharded: 
     assert journal_without_seconds(parts) == journal_without_seconds(whole)
 
 
-@pytest.mark.parametrize("rule", ["foolsgold", "fldetector", "afa", "clipped_clustering"])
+@pytest.mark.parametrize(
+    "rule", ["foolsgold", *(pytest.param(rule, marks=LONG) for rule in ("fldetector", "afa", "clipped_clustering"))]
+)
 def test_what_a_rule_remembers_survives_a_crash_and_other_shards(
     reference: fedrobust.Result, pool: Pool, sharded: Pool, rule: str
 ) -> None:

@@ -124,6 +124,7 @@ def test_difficulty_drifts_towards_the_other_class() -> None:
     assert linear_accuracy(scales(easy), easy) > linear_accuracy(scales(hard), hard) + 0.1
 
 
+@pytest.mark.long
 def test_four_classes_differ_by_texture_not_colour() -> None:
     patches = Histology(patients=40, patches_per_patient=25, classes=4, size=48).load(seed=6)
     assert linear_accuracy(patches.images.mean((1, 2)), patches) <= 0.36  # chance: 0.25
