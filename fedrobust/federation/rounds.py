@@ -141,7 +141,8 @@ class Federation:
         known = {}
         if aware:
             past = self._delivery.histories(arrays)
-            known = coordinators(arrays) | {f"history/{name}": rows for name, rows in past.items()}
+            known = {name: array for name, array in coordinators(arrays).items() if not name.startswith("party/")}
+            known |= {f"history/{name}": rows for name, rows in past.items()}
         return Outlook(None if before is None else arrays["weights"] - before, known)
 
     def _aggregate(
