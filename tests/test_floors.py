@@ -22,6 +22,7 @@ FLOORS: list[set[str]] = [
     {"figures"},
     {"report"},
     {"runner"},
+    {"parallel"},
     {"matrix", "tuning"},
     {"terminal"},
     {"cli"},

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedrobust.federation.pool import Pool
-from fedrobust.matrix.cells import Outcome, Runner, Store
+from fedrobust.matrix.cells import Outcome, missing, run_cells
 from fedrobust.matrix.files import headline_metrics, write_results
 from fedrobust.matrix.grid import Cell, Grid
 from fedrobust.matrix.results import Verdict, table_of, to_measure_again
+from fedrobust.parallel import Store, Teams
 from fedrobust.tracking import Tracker, flatten
 
 MATRICES = Path("mlruns/matrix")
@@ -65,21 +66,21 @@ def run_matrix(
     watch = watch or _Silent()
     folder = out or MATRICES / grid.matrix.name
     with ExitStack() as stack:
-        store = stack.enter_context(closing(Store(folder / "cells.jsonl")))
+        store = stack.enter_context(closing(Store(folder / "cells.jsonl", Outcome)))
         grid.check_data()
         (folder / "matrix.json").write_text(grid.matrix.model_dump_json(indent=2) + "\n", encoding="utf-8")
         watch.say("opening MLflow")
         tracker = stack.enter_context(_tracked(grid, folder))
-        runner = stack.enter_context(Runner(store, tracker, watch.cell, watch.say, teams, pool))
+        leased = stack.enter_context(Teams(watch.say, teams, pool))
         cells = [*grid.controls(), *grid.screening()]
-        watch.plan(grid.most, len(cells) - len(store.missing(cells)))
-        runner.run(cells)
+        watch.plan(grid.most, len(cells) - len(missing(store, cells)))
+        run_cells(cells, store, leased, tracker, watch.cell)
         screened = table_of(cells, store.outcomes)
         again = to_measure_again(screened, grid.matrix.worst, grid.matrix.backdoors, grid.backdoors)
         fresh = grid.fresh(again)
         cells += fresh
-        watch.plan(len(cells), len(cells) - len(store.missing(fresh)))
-        runner.run(fresh)
+        watch.plan(len(cells), len(cells) - len(missing(store, fresh)))
+        run_cells(fresh, store, leased, tracker, watch.cell)
         watch.say("writing the tables")
         table = table_of(cells, store.outcomes)
         found = write_results(folder, grid, table)

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 
 from fedrobust.matrix import Grid, load_matrix
-from fedrobust.matrix.cells import Outcome, Store
+from fedrobust.matrix.cells import Outcome, missing
 from fedrobust.matrix.files import headline_metrics, write_results
 from fedrobust.matrix.grid import Cell
 from fedrobust.matrix.results import harmless, screened, table_of, to_measure_again, verdicts
+from fedrobust.parallel import Store
 
 MATRIX = """
 name: small
@@ -163,21 +164,21 @@ def test_the_files(grid: Grid, table: Any) -> None:
 def test_the_store_keeps_whole_lines_and_the_last_outcome(tmp_path: Path, cells: list[Cell]) -> None:
     path = tmp_path / "cells.jsonl"
     first, second, third = cells[:3]
-    store = Store(path)
+    store = Store(path, Outcome)
     store.add(Outcome(first.digest, first.label, failed="it died"))
     store.add(outcome(second))
-    assert store.missing([first, second, third, third]) == [first, third], "a failed cell is tried again"
-    with pytest.raises(Exception, match="another process is running this matrix"):
-        Store(path)
+    assert missing(store, [first, second, third, third]) == [first, third], "a failed cell is tried again"
+    with pytest.raises(Exception, match="another process is at work in this folder"):
+        Store(path, Outcome)
     store.add(outcome(first))
     store.close()
     with path.open("ab") as file:
         file.write(b'{"digest": "cut sh')
-    again = Store(path)
+    again = Store(path, Outcome)
     assert again.outcomes == {each.digest: outcome(each) for each in (first, second)}
     again.add(outcome(third))
     again.close()
     assert len(path.read_text().splitlines()) == 4
-    last = Store(path)
-    assert not last.missing([first, second, third])
+    last = Store(path, Outcome)
+    assert not missing(last, [first, second, third])
     last.close()

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import fedrobust.matrix.cells as cells_module
+import fedrobust.parallel as parallel
 from fedrobust.cli import main
 from fedrobust.errors import FederationError, TrackingError
 from fedrobust.federation.pool import Pool
 from fedrobust.matrix import load_matrix
-from fedrobust.matrix.cells import Outcome, Runner, Store
+from fedrobust.matrix.cells import Outcome, run_cells
 from fedrobust.matrix.grid import Cell
 from fedrobust.matrix.running import Findings, run_matrix
+from fedrobust.parallel import Store, Teams
 from fedrobust.terminal import MatrixProgress, show_findings
 
 BASE = """
@@ -90,14 +91,14 @@ def sittings(place: Path, pool: Pool) -> tuple[Seen, Seen, Findings]:
         first, second = Seen(stop_after=4), Seen()
         with pytest.raises(KeyboardInterrupt):
             run_matrix(load_matrix("matrix.yaml"), first, pool=pool)
-        run = cells_module.run
+        run = parallel.run
 
         def failing(experiment: Any, **options: Any) -> Any:
             if experiment.attacks and experiment.attacks[0].name == "patch_backdoor" and experiment.seed == 2:
                 raise FederationError("round 2: worker 0 to train: it died 3 times")
             return run(experiment, **options)
 
-        patch.setattr(cells_module, "run", failing)
+        patch.setattr(parallel, "run", failing)
         return first, second, run_matrix(load_matrix("matrix.yaml"), second, pool=pool)
 
 
@@ -209,11 +210,11 @@ def test_cells_run_side_by_side_and_read_their_data_once(monkeypatch: pytest.Mon
         rounds = [{"round": 1, "attacking": [], "detection": {}, "metrics": {"test/balanced_accuracy": 0.75}}]
         return SimpleNamespace(rounds=rounds, attackers={}, run_id="run")
 
-    monkeypatch.setattr(cells_module, "hospitals_of", reading)
-    monkeypatch.setattr(cells_module, "run", running)
-    store, seen = Store(tmp_path / "cells.jsonl"), Seen()
-    with Runner(store, FakeTracker(), seen.cell, seen.say, pool=FakePool()) as runner:  # type: ignore[arg-type]
-        runner.run(load_matrix("matrix.yaml").controls())
+    monkeypatch.setattr(parallel, "hospitals_of", reading)
+    monkeypatch.setattr(parallel, "run", running)
+    store, seen = Store(tmp_path / "cells.jsonl", Outcome), Seen()
+    with Teams(seen.say, pool=FakePool()) as teams:  # type: ignore[arg-type]
+        run_cells(load_matrix("matrix.yaml").controls(), store, teams, FakeTracker(), seen.cell)  # type: ignore[arg-type]
     store.close()
     assert len(seen.cells) == 6
     assert sorted(reads) == [1, 2]
@@ -233,14 +234,14 @@ def test_what_is_no_failure_of_a_federation_ends_the_matrix(monkeypatch: pytest.
             hooks[0]({"kind": "round"})
         raise AssertionError("nobody said stop")
 
-    monkeypatch.setattr(cells_module, "hospitals_of", lambda experiment: None)
-    monkeypatch.setattr(cells_module, "run", running)
-    store, seen = Store(tmp_path / "cells.jsonl"), Seen()
+    monkeypatch.setattr(parallel, "hospitals_of", lambda experiment: None)
+    monkeypatch.setattr(parallel, "run", running)
+    store, seen = Store(tmp_path / "cells.jsonl", Outcome), Seen()
     with (
-        Runner(store, FakeTracker(), seen.cell, seen.say, pool=FakePool()) as runner,  # type: ignore[arg-type]
+        Teams(seen.say, pool=FakePool()) as teams,  # type: ignore[arg-type]
         pytest.raises(TrackingError, match="gone"),
     ):
-        runner.run(load_matrix("matrix.yaml").controls())
+        run_cells(load_matrix("matrix.yaml").controls(), store, teams, FakeTracker(), seen.cell)  # type: ignore[arg-type]
     store.close()
     assert len(begun) == 3
     assert not store.outcomes

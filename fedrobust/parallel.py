@@ -1,0 +1,178 @@
+"""Many experiments at once, on the teams of one pool; what each gave is on disk before anything else."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+from fedrobust.data.hospitals import Hospitals
+from fedrobust.errors import ExperimentError
+from fedrobust.experiment import Experiment
+from fedrobust.federation.actors import ActorDied
+from fedrobust.federation.pool import Pool, ray_session, teams_that_fit
+from fedrobust.federation.rounds import Hook
+from fedrobust.runner import Part, Result, hospitals_of, run
+
+ATTEMPTS = 3
+"""How often a run is begun whose team loses an actor that it cannot do without, e.g. with a node of the cluster."""
+
+
+class Outcome(Protocol):
+    """A dataclass: what an experiment gave, under the digest of the experiment."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def digest(self) -> str:
+        """That of the experiment."""
+
+    @property
+    def failed(self) -> str:
+        """The error that ended it, if there is one."""
+
+
+Kept = TypeVar("Kept", bound=Outcome)
+Done = TypeVar("Done")
+
+
+class Store(Generic[Kept]):
+    """The file of what is finished: a line for each, fsynced; a line that a crash cut short is dropped."""
+
+    def __init__(self, path: Path, kind: type[Kept]) -> None:
+        """Open the file, and read it. Raises `ExperimentError` if another process that is alive writes to it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise ExperimentError(f"{path.parent}: another process is at work in this folder") from None
+        self._file.seek(0)
+        whole, newline, _ = self._file.read().rpartition(b"\n")
+        self._file.truncate(len(whole) + len(newline))
+        found = [kind(**json.loads(line)) for line in whole.splitlines()]
+        self.outcomes: dict[str, Kept] = {outcome.digest: outcome for outcome in found}
+        """The last outcome of each experiment, by digest."""
+
+    def add(self, outcome: Kept) -> None:
+        """Keep an outcome for good."""
+        self._file.write((json.dumps(asdict(outcome)) + "\n").encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.outcomes[outcome.digest] = outcome
+
+    def finished(self, digest: str) -> Kept | None:
+        """The outcome of an experiment that has not failed."""
+        outcome = self.outcomes.get(digest)
+        return None if outcome is None or outcome.failed else outcome
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised in a run that is to end at its next round."""
+
+
+class Teams:
+    """Runs experiments on a pool of teams of one client actor each. Ray starts with the first task."""
+
+    def __init__(self, say: Callable[[str], None], teams: int | None = None, pool: Pool | None = None) -> None:
+        """`teams`: how many to start, by default as many as there is room for; or a `pool` that is there already."""
+        self._say, self._teams, self._pool = say, teams, pool
+        self._shelf = _Shelf()
+        self._stopping = threading.Event()
+        self._stack = ExitStack()
+        self._threads: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def each(
+        self, first: Experiment, tasks: Sequence[Callable[[], Done]], then: Callable[[Done], None] = lambda done: None
+    ) -> None:
+        """Do all tasks, as many at once as there are teams, and hand each result to `then` when it is there.
+
+        What a task or `then` raises, or a Ctrl-C, ends the runs under way within a round, and is raised again. `first`
+        is one of the experiments: its `workers` are those of all.
+        """
+        threads = self._threads or self._started(first)
+        left = {threads.submit(task) for task in tasks}
+        try:
+            while left:
+                done, left = wait(left, return_when=FIRST_COMPLETED)
+                for task in done:
+                    then(task.result())
+        except BaseException:
+            self._stopping.set()
+            for task in left:
+                task.cancel()
+            wait(left)
+            raise
+
+    def run(self, experiment: Experiment, part: Part, hooks: Sequence[Hook] = ()) -> Result:
+        """One run, to be called in a task. Raises as `fedrobust.run` does."""
+        hospitals = self.hospitals(experiment)
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return run(experiment, hooks=[self._go_on, *hooks], pool=self._pool, hospitals=hospitals, part=part)
+            except ActorDied as error:
+                self._say(f"begun again: {error}")
+        return run(experiment, hooks=[self._go_on, *hooks], pool=self._pool, hospitals=hospitals, part=part)
+
+    def hospitals(self, experiment: Experiment) -> Hospitals:
+        """The data of an experiment; those of the last few are kept."""
+        return self._shelf.get(experiment)
+
+    def _started(self, experiment: Experiment) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._say("starting actors")
+            self._stack.enter_context(ray_session())
+            workers = experiment.workers.model_copy(update={"count": 1})
+            self._pool = self._stack.enter_context(Pool(workers, 1, self._teams or teams_that_fit(workers)))
+        self._threads = self._stack.enter_context(ThreadPoolExecutor(self._pool.teams, thread_name_prefix="run"))
+        self._say(f"running {self._pool.teams} at a time")
+        return self._threads
+
+    def _go_on(self, record: dict[str, Any]) -> None:
+        """Hook of every run: ends it where everything is being stopped."""
+        if self._stopping.is_set():
+            raise Stopped
+
+
+class _Shelf:
+    """The data of the last few (data, hospitals, seed), each read and divided once."""
+
+    def __init__(self, size: int = 3) -> None:
+        self._size, self._lock = size, threading.Lock()
+        self._held: OrderedDict[str, Future[Hospitals]] = OrderedDict()
+
+    def get(self, experiment: Experiment) -> Hospitals:
+        """The hospitals of an experiment; a thread that asks for what another one is reading waits for it."""
+        resolved = experiment.resolved()
+        key = json.dumps([resolved["data"], resolved["federation"]["clients"], experiment.seed], sort_keys=True)
+        with self._lock:
+            held, first = self._held.get(key), key not in self._held
+            held = self._held.setdefault(key, Future())
+            self._held.move_to_end(key)
+            while len(self._held) > self._size:
+                self._held.popitem(last=False)
+        if first:
+            try:
+                held.set_result(hospitals_of(experiment))
+            except BaseException as error:
+                held.set_exception(error)
+        return held.result()
