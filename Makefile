@@ -5,7 +5,7 @@ PORT ?= 5000
 # One thread for each process: the actors are the parallelism.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-long lint bench bench-aggregation bench-secure ui schema clean
+.PHONY: demo test test-long lint bench bench-aggregation bench-secure ui cluster cluster-down schema clean
 
 demo: .venv/ready
 	$(BIN)/fedrobust run experiments/quickstart.yaml
@@ -37,9 +37,17 @@ ui: .venv/ready
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui \
 		--backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
+# A head, two workers and MLflow on this machine, e.g. `make cluster ARGS="--workers 3 --cpus 4"`.
+cluster: .venv/ready
+	@$(BIN)/python cluster/local.py up $(ARGS)
+
+cluster-down: .venv/ready
+	@$(BIN)/python cluster/local.py down
+
 schema: .venv/ready
 	$(BIN)/fedrobust schema > experiments/experiment.schema.json
 	$(BIN)/fedrobust schema --matrix > experiments/matrix.schema.json
+	$(BIN)/fedrobust schema --sweep > experiments/sweep.schema.json
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

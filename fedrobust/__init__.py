@@ -13,11 +13,18 @@ if TYPE_CHECKING:
     from fedrobust.experiment import Experiment
     from fedrobust.experiment_file import load
     from fedrobust.runner import Result, run
+    from fedrobust.tuning.api import sweep
 
-__all__ = ["Experiment", "Result", "load", "run"]
+__all__ = ["Experiment", "Result", "load", "run", "sweep"]
 __version__ = _version("fedrobust")
 
-_HOME = {"Experiment": "experiment", "load": "experiment_file", "Result": "runner", "run": "runner"}
+_HOME = {
+    "Experiment": "experiment",
+    "load": "experiment_file",
+    "Result": "runner",
+    "run": "runner",
+    "sweep": "tuning.api",
+}
 
 
 def __getattr__(name: str) -> Any:

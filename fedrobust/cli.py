@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedrobust.errors import ExperimentError, FedRobustError
+from fedrobust.errors import DataError, ExperimentError, FedRobustError
+
+if TYPE_CHECKING:
+    from fedrobust.cluster import Cluster
 
 app = typer.Typer(
     name="fedrobust",
@@ -37,10 +42,13 @@ def main() -> None:
     except FedRobustError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
+        if isinstance(error, DataError) and "FEDROBUST_JOB" in os.environ:
+            node = f"the driver's node, {platform.node()}, is the one that reads the data"
+            print(f"error: {node}: put it there, or submit with --env FEDROBUST_DATA=PATH", file=sys.stderr)
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Typer has caught the KeyboardInterrupt
-            begun = "a matrix goes on when it is started again; a run with --resume RUN, its id is in mlruns/runs"
+            begun = "a matrix goes on when it is started again, a sweep with --resume, a run with --resume RUN"
             print(f"stopped; {begun}", file=sys.stderr)
         raise
 
@@ -102,6 +110,34 @@ def matrix(
 
         findings = run_matrix(grid, progress, teams, out)
     show_findings(screen, findings)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep file (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. trials=8 or sampler.startup=4."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that stopped.")] = False,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="An Optuna storage, instead of mlruns/optuna.db.")
+    ] = None,
+    teams: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default as many as cores.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where tables and pictures go.")] = None,
+) -> None:
+    """Search the options of an experiment: for the best defence, or for the worst attack."""
+    from fedrobust.terminal import SweepProgress, console, show_sweep
+    from fedrobust.tuning import load_sweep
+
+    sys.path.insert(0, str(file.resolve().parent))
+    plan = load_sweep(file, overrides or ())
+    screen = console()
+    with SweepProgress(screen, plan) as progress:
+        from fedrobust.tuning.running import STORAGE, run_sweep
+
+        findings = run_sweep(plan, progress, resume=resume, storage=storage or STORAGE, teams=teams, out=out)
+    show_sweep(screen, findings)
 
 
 @app.command()
@@ -168,12 +204,15 @@ def audit(
 @app.command()
 def schema(
     matrix: Annotated[bool, typer.Option("--matrix", help="That of matrix files instead.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="That of sweep files instead.")] = False,
 ) -> None:
     """Print the JSON schema of experiment files, for editors."""
     from fedrobust.experiment import Experiment
     from fedrobust.matrix import Matrix
+    from fedrobust.tuning import Sweep
 
-    print(json.dumps((Matrix if matrix else Experiment).model_json_schema(), indent=2))
+    model = Matrix if matrix else Sweep if sweep else Experiment
+    print(json.dumps(model.model_json_schema(), indent=2))
 
 
 @app.command(name="list")
@@ -190,6 +229,100 @@ def doctor() -> None:
     from fedrobust.terminal import console, show_machine
 
     show_machine(console())
+
+
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="The cluster's jobs server; or RAY_API_SERVER_ADDRESS, or that of make cluster."),
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or the beginning of it.")]
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def submit(
+    command: Annotated[list[str], typer.Argument(metavar="-- run|matrix|sweep FILE ...", help="What is to be run.")],
+    address: Address = None,
+    follow: Annotated[bool, typer.Option(help="Show the job's output until it ends.")] = True,
+    workplace: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Folder on the head node for mlruns/; or FEDROBUST_HOME there, ~/fedrobust."),
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set in the job's environment, e.g. FEDROBUST_DATA.")
+    ] = None,
+) -> None:
+    """Run a command on a Ray cluster, with the files of the working folder."""
+    from fedrobust.cluster import find_cluster
+    from fedrobust.cluster import submit as submit_job
+
+    for each in env or ():
+        if "=" not in each:
+            raise ExperimentError(f"--env {each}: must be NAME=VALUE")
+    variables = dict(each.split("=", 1) for each in env or ())
+    cluster = find_cluster(address)
+    job = submit_job(command, cluster, workplace=workplace, variables=variables)
+    print(f"job {job} at {cluster.address}", flush=True)
+    tracking = variables.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if tracking.startswith("http"):
+        print(f"MLflow: {tracking.rstrip('/')}/#/experiments?workflowType=machine_learning", flush=True)
+    if follow:
+        _follow(cluster, job)
+    else:
+        print(f"look at it with: fedrobust logs {job} --follow")
+
+
+@app.command()
+def jobs(address: Address = None) -> None:
+    """List a cluster's jobs."""
+    from fedrobust.cluster import find_cluster
+    from fedrobust.cluster import jobs as list_jobs
+    from fedrobust.terminal import console, show_jobs
+
+    show_jobs(console(), list_jobs(find_cluster(address)))
+
+
+@app.command()
+def logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
+    address: Address = None,
+) -> None:
+    """Show the output of a job."""
+    from fedrobust.cluster import find_cluster
+    from fedrobust.cluster import logs as read_logs
+
+    cluster = find_cluster(address)
+    if follow:
+        _follow(cluster, job)
+    else:
+        print(*read_logs(cluster, job), sep="", end="")
+
+
+@app.command()
+def stop(job: JobId, address: Address = None) -> None:
+    """End a job as a Ctrl-C would: what is committed stays, and it can be submitted again."""
+    from fedrobust.cluster import find_cluster
+    from fedrobust.cluster import stop as stop_job
+
+    ended = stop_job(find_cluster(address), job)
+    print(f"job {ended.id}: {ended.status}")
+
+
+def _follow(cluster: Cluster, job: str) -> None:
+    """Show a job's output; its end is ours. A Ctrl-C ends the showing, and not the job."""
+    from fedrobust.cluster import find_job
+    from fedrobust.cluster import logs as read_logs
+
+    try:
+        for piece in read_logs(cluster, job, follow=True):
+            print(piece, end="", flush=True)
+        ended = find_job(cluster, job)
+    except KeyboardInterrupt:
+        print(f"\njob {job} goes on; follow it with: fedrobust logs {job} --follow", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(f"job {ended.id}: {ended.status}" + (f": {ended.message}" if ended.exit_code is None else ""))
+    if ended.status != "SUCCEEDED":
+        raise typer.Exit(ended.exit_code or 1)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -21,9 +21,12 @@ from fedrobust.federation.actors import ActorDied
 from fedrobust.federation.pool import Pool, ray_session, teams_that_fit
 from fedrobust.federation.rounds import Hook
 from fedrobust.runner import Part, Result, hospitals_of, run
+from fedrobust.tracking import Tracker, end_children
 
 ATTEMPTS = 3
 """How often a run is begun whose team loses an actor that it cannot do without, e.g. with a node of the cluster."""
+PARENT = "parent.txt"
+"""File with the id of the MLflow run that the runs of a folder are nested below."""
 
 
 class Outcome(Protocol):
@@ -84,6 +87,15 @@ class Stopped(KeyboardInterrupt):
     """Raised in a run that is to end at its next round."""
 
 
+@contextmanager
+def leased_pool(experiment: Experiment, say: Callable[[str], None], teams: int | None = None) -> Iterator[Pool]:
+    """Ray, and so many teams of one client actor each as the experiment's `workers` say; by default all that fit."""
+    say("starting actors")
+    workers = experiment.workers.model_copy(update={"count": 1})
+    with ray_session(), Pool(workers, 1, teams or teams_that_fit(workers)) as pool:
+        yield pool
+
+
 class Teams:
     """Runs experiments on a pool of teams of one client actor each. Ray starts with the first task."""
 
@@ -139,10 +151,7 @@ class Teams:
 
     def _started(self, experiment: Experiment) -> ThreadPoolExecutor:
         if self._pool is None:
-            self._say("starting actors")
-            self._stack.enter_context(ray_session())
-            workers = experiment.workers.model_copy(update={"count": 1})
-            self._pool = self._stack.enter_context(Pool(workers, 1, self._teams or teams_that_fit(workers)))
+            self._pool = self._stack.enter_context(leased_pool(experiment, self._say, self._teams))
         self._threads = self._stack.enter_context(ThreadPoolExecutor(self._pool.teams, thread_name_prefix="run"))
         self._say(f"running {self._pool.teams} at a time")
         return self._threads
@@ -176,3 +185,32 @@ class _Shelf:
             except BaseException as error:
                 held.set_exception(error)
         return held.result()
+
+
+@contextmanager
+def parent_run(
+    folder: Path, experiment: str, params: Mapping[str, str], tags: Mapping[str, str], name: str, journal: Sequence[Any]
+) -> Iterator[Tracker]:
+    """The run in MLflow that others are nested below: the one of an earlier sitting, if there was one.
+
+    `journal` are the lines that it has been told, or should have been, in earlier sittings; see `Tracker`.
+    """
+    place = folder / PARENT
+    if place.exists():
+        run_id = place.read_text(encoding="utf-8").strip()
+        end_children(run_id)
+        tracker = Tracker.resume(run_id, journal)
+    else:
+        tracker = Tracker.open(experiment, params, tags, name)
+        place.write_text(f"{tracker.run_id}\n", encoding="utf-8")
+        for line in journal:
+            tracker.log(line)
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.close(status)

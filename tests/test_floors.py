@@ -23,12 +23,13 @@ FLOORS: list[set[str]] = [
     {"report"},
     {"runner"},
     {"parallel"},
-    {"matrix", "tuning"},
+    {"matrix", "tuning", "cluster"},
+    {"duel"},
     {"terminal"},
     {"cli"},
 ]
 ALLOWED_IN = {
-    "ray": {"federation"},
+    "ray": {"federation", "cluster"},
     "mlflow": {"tracking"},
     "optuna": {"tuning"},
     "pytorch_lightning": {"learning"},

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from fedrobust.attacks import Backdoor
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft
-from fedrobust.matrix.variants import origin, varied
 from fedrobust.options import Many, Options, nearest, refusal
 
 NOBODY = "nobody"
@@ -64,8 +63,7 @@ class Matrix(Options):
     settings: dict[str, dict[str, Any]]
     """Where the federation stands: for each name the `fraction` of malicious hospitals, and options by dotted path."""
     attacks: dict[str, Any]
-    """For each name an attack, or a list of them that share the setting's fraction; without a size of their own. With
-    `vary`, option → list of values, it stands for all combinations, or, with `draw`, for so many of them at random."""
+    """For each name an attack, or a list of them that share the setting's fraction; without a size of their own."""
     defences: dict[str, dict[str, Any]]
     """For each name the options that make the defence, by dotted path: `aggregation`, `trust`."""
     control: str = "mean"
@@ -81,11 +79,6 @@ class Matrix(Options):
     only: Only = Only()
     quick: Quick = Quick()
 
-    @field_validator("attacks")
-    @classmethod
-    def _with_variants(cls, attacks: dict[str, Any]) -> dict[str, Any]:
-        return varied(attacks)
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for field in ("settings", "attacks", "defences"):
@@ -93,7 +86,7 @@ class Matrix(Options):
             if not named:
                 raise refusal("give at least one", field)
             for name in named:
-                if not _NAME.fullmatch(origin(name)) or name in (NOBODY, ORACLE):
+                if not _NAME.fullmatch(name) or name in (NOBODY, ORACLE):
                     raise refusal(f"'{name}' cannot be a name here: use letters, digits, blanks, + - _", field)
         if not _NAME.fullmatch(self.name):
             raise refusal("use letters, digits, blanks, + - _", "name")
@@ -107,9 +100,7 @@ class Matrix(Options):
         for path, only in (("only", self.only), ("quick.only", self.quick.only)):
             for field in ("settings", "attacks", "defences"):
                 for name in getattr(only, field):
-                    if name not in (
-                        known := {origin(each) for each in getattr(self, field)} | set(getattr(self, field))
-                    ):
+                    if name not in (known := getattr(self, field)):
                         raise refusal(f"no '{name}' in this matrix{nearest(name, known)}", f"{path}.{field}")
         return self
 
@@ -171,7 +162,7 @@ class Grid:
         self.attacks = _chosen(matrix.attacks, matrix.only.attacks)
         self.defences = _chosen(matrix.defences, matrix.only.defences, matrix.control)
         self._places = {
-            (field, name): f"{draft.place(field, origin(name))}: {field}.{name}"
+            (field, name): f"{draft.place(field, name)}: {field}.{name}"
             for field in ("settings", "attacks", "defences")
             for name in getattr(matrix, field)
         }
@@ -326,9 +317,7 @@ def load_matrix(path: str | Path, overrides: Iterable[str] = (), quick: bool = F
 
 
 def _chosen(named: Mapping[str, Any], only: Sequence[str], always: str | None = None) -> dict[str, Any]:
-    return {
-        name: value for name, value in named.items() if not only or {name, origin(name)} & set(only) or name == always
-    }
+    return {name: value for name, value in named.items() if not only or name in only or name == always}
 
 
 def _listed(attack: Any) -> list[Mapping[str, Any]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,13 +12,11 @@ from fedrobust.matrix.cells import Outcome, missing, run_cells
 from fedrobust.matrix.files import headline_metrics, write_results
 from fedrobust.matrix.grid import Cell, Grid
 from fedrobust.matrix.results import Verdict, table_of, to_measure_again
-from fedrobust.parallel import Store, Teams
-from fedrobust.tracking import Tracker, flatten
+from fedrobust.parallel import Store, Teams, parent_run
+from fedrobust.tracking import flatten
 
 MATRICES = Path("mlruns/matrix")
 """Where each matrix keeps its folder, below the working folder."""
-PARENT = "parent.txt"
-"""File with the id of the MLflow run that the cells are nested below."""
 
 
 class Watch(Protocol):
@@ -70,7 +67,10 @@ def run_matrix(
         grid.check_data()
         (folder / "matrix.json").write_text(grid.matrix.model_dump_json(indent=2) + "\n", encoding="utf-8")
         watch.say("opening MLflow")
-        tracker = stack.enter_context(_tracked(grid, folder))
+        params = flatten(grid.matrix.model_dump(mode="json", exclude={"quick"}))
+        name, tags = grid.matrix.name, {"matrix": grid.matrix.name}
+        opened = parent_run(folder, grid.tracking, params, tags, f"matrix {name}", [])
+        tracker = stack.enter_context(opened)
         leased = stack.enter_context(Teams(watch.say, teams, pool))
         cells = [*grid.controls(), *grid.screening()]
         watch.plan(grid.most, len(cells) - len(missing(store, cells)))
@@ -87,28 +87,6 @@ def run_matrix(
         tracker.figures(headline_metrics(found))
         tracker.upload(folder, again=True)
     return Findings(folder, table, found)
-
-
-@contextmanager
-def _tracked(grid: Grid, folder: Path) -> Iterator[Tracker]:
-    """The run in MLflow that the cells are nested below: the one of an earlier sitting, if there was one."""
-    place = folder / PARENT
-    if place.exists():
-        tracker = Tracker.resume(place.read_text(encoding="utf-8").strip(), [])
-    else:
-        params = flatten(grid.matrix.model_dump(mode="json", exclude={"quick"}))
-        tags = {"matrix": grid.matrix.name}
-        tracker = Tracker.open(grid.tracking, params, tags, f"matrix {grid.matrix.name}")
-        place.write_text(f"{tracker.run_id}\n", encoding="utf-8")
-    status = "FAILED"
-    try:
-        yield tracker
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.close(status)
 
 
 class _Silent:

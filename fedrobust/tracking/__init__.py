@@ -4,6 +4,6 @@ from fedrobust.tracking.artifacts import save_model
 from fedrobust.tracking.entries import flatten, metrics
 from fedrobust.tracking.feed import SYNCED
 from fedrobust.tracking.store import tracking_uri
-from fedrobust.tracking.tracker import Tracker, sync
+from fedrobust.tracking.tracker import Tracker, end_children, sync
 
-__all__ = ["SYNCED", "Tracker", "flatten", "metrics", "save_model", "sync", "tracking_uri"]
+__all__ = ["SYNCED", "Tracker", "end_children", "flatten", "metrics", "save_model", "sync", "tracking_uri"]

@@ -154,3 +154,19 @@ def sync(folder: Path, journal: Sequence[Record]) -> int:
         if journal and journal[-1]["kind"] == "end" and run.info.status != "FINISHED":
             client.set_terminated(run_id, "FINISHED")
         return missing
+
+
+def end_children(run_id: str) -> int:
+    """Mark the runs below a run as killed that are said to be running though their process has died; return how many.
+
+    Raises `TrackingError` as `Tracker.resume` does.
+    """
+    with reaching(tracking_uri(), run_id) as client:
+        experiment = client.get_run(run_id).info.experiment_id
+        below = f"tags.`{PARENT}` = '{run_id}' and attributes.status = 'RUNNING'"
+        ended = 0
+        while found := client.search_runs([experiment], below, max_results=1000):
+            for run in found:
+                client.set_terminated(run.info.run_id, "KILLED")
+            ended += len(found)
+        return ended

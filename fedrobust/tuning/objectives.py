@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Literal
 
+from pydantic import Field
+
 from fedrobust.errors import ExperimentError
 from fedrobust.options import Options, nearest
 
 Direction = Literal["maximize", "minimize"]
 Reduction = Literal["mean", "min", "max", "median", "worst"]
-Results = Mapping[tuple[str, int], Mapping[str, float]]
-"""The metrics of each run of a trial, by attack and seed."""
+Curves = Mapping[int, Mapping[str, float]]
+"""The metrics of a run, by round, of the rounds that were evaluated."""
+Results = Mapping[tuple[str, int], Curves]
+"""Those of each run of a trial, by attack and seed."""
 
 _REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": fmean,
@@ -24,27 +28,34 @@ _REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 class Objective(Options):
-    """A number that a sweep makes as large or as small as it can: a metric, reduced over seeds, then over attacks."""
+    """A number that a sweep makes as large or as small as it can: a metric, reduced over rounds, seeds, attacks."""
 
     metric: str
     """Name of the metric, as MLflow shows it, e.g. `test/balanced_accuracy`."""
     direction: Direction = "maximize"
+    rounds: int = Field(default=1, ge=1)
+    """The value of a run is the mean over its last so many evaluated rounds."""
     seeds: Reduction = "mean"
     """What becomes of the values of one attack; `worst` is the smallest if it is maximized, the largest if not."""
     attacks: Reduction = "worst"
     """What becomes of those of all attacks."""
 
-    def reduced(self, results: Results) -> float:
+    def reduced(self, results: Results, until: int | None = None) -> float:
         """The number for a trial; NaN if that of any of its runs is not finite.
+
+        until: the last round that counts.
 
         Raises `ExperimentError` where a run has no such metric.
         """
         by_attack: dict[str, list[float]] = {}
-        for (attack, seed), metrics in results.items():
-            if self.metric not in metrics:
-                hint = nearest(self.metric, metrics) or f"; there are: {', '.join(sorted(metrics))}"
+        for (attack, seed), curves in results.items():
+            known = {name for metrics in curves.values() for name in metrics}
+            if self.metric not in known:
+                hint = nearest(self.metric, known) or f"; there are: {', '.join(sorted(known)) or 'none'}"
                 raise ExperimentError(f"no metric '{self.metric}' in the run of attack {attack}, seed {seed}{hint}")
-            by_attack.setdefault(attack, []).append(float(metrics[self.metric]))
+            counted = sorted(round for round in curves if until is None or round <= until)
+            values = [float(curves[round].get(self.metric, math.nan)) for round in counted[-self.rounds :]]
+            by_attack.setdefault(attack, []).append(fmean(values) if values else math.nan)
         return self._over([self._over(values, self.seeds) for values in by_attack.values()], self.attacks)
 
     def _over(self, values: Sequence[float], reduction: Reduction) -> float:

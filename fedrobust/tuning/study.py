@@ -157,16 +157,16 @@ class SweepStudy:
         """All finished trials, in order."""
         return [self._told(trial) for trial in self._stored() if trial.state.is_finished()]
 
-    def best(self) -> list[Trial]:
-        """The best completed trial, the first of several; with several objectives, all that no other beats."""
+    def best(self, most: int = 1) -> list[Trial]:
+        """The best completed trials, at most so many, the first of equal ones; with several objectives, all that no
+        other beats."""
         complete = [trial for trial in self._stored() if trial.state == TrialState.COMPLETE]
-        if not complete:
-            return []
         if len(self._directions) > 1:
-            front = {trial.number for trial in self.study.best_trials}
+            front = {trial.number for trial in self.study.best_trials} if complete else set()
             return [self._told(trial) for trial in complete if trial.number in front]
         sign = -1 if self._directions[0] == "maximize" else 1
-        return [self._told(min(complete, key=lambda trial: (sign * trial.values[0], trial.number)))]
+        ranked = sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
+        return [self._told(trial) for trial in ranked[:most]]
 
     def _stored(self) -> list[FrozenTrial]:
         return sorted(self._storage.get_all_trials(self._id, deepcopy=False), key=lambda trial: trial.number)

@@ -50,6 +50,11 @@ class Sweep(Options):
     `{int: [low, high]}`, `{choice: [a, b]}`, `{choice: {name: object}}`, or an object that has some of these in it."""
     seeds: Many[Annotated[int, Field(ge=0)]] = Field(default=(1,), min_length=1)
     """Every trial is run with each of them."""
+    fresh: Many[Annotated[int, Field(ge=0)]] = ()
+    """Seeds on which the best trials are measured again, none of `seeds`: what was searched for on a seed cannot be
+    judged on it."""
+    again: int = Field(default=3, ge=1)
+    """How many of the best trials that is, of one objective; of several, all that no other beats."""
     attacks: dict[str, Any] | None = Field(default=None, min_length=1)
     """For each name an attack, a list of them, or `[]` for none; every trial meets each. Without it, its own."""
     objectives: Many[Objective] = Field(min_length=1)
@@ -63,7 +68,8 @@ class Sweep(Options):
     trials: int = Field(default=32, ge=1)
     """Number of trials."""
     hours: float | None = Field(default=None, gt=0)
-    """Time after which no further batch is begun. It makes the number of trials depend on the machine."""
+    """Time after which no further batch is begun, counted anew where a sweep is resumed. It makes the number of trials
+    depend on the machine."""
     parallel: int = Field(default=2, ge=1)
     """Trials of a batch: they are chosen together, run side by side, and their results counted in order. Another number
     makes another sweep."""
@@ -72,8 +78,11 @@ class Sweep(Options):
     def _consistent(self) -> Self:
         if not _NAME.fullmatch(self.name):
             raise refusal("use letters, digits, blanks, + - _", "name")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise refusal("must name each seed once", "seeds")
+        for field in ("seeds", "fresh"):
+            if len(set(getattr(self, field))) < len(getattr(self, field)):
+                raise refusal("must name each seed once", field)
+        if both := sorted(set(self.fresh) & set(self.seeds)):
+            raise refusal(f"{both[0]} is one of the seeds; what was searched on a seed cannot be judged on it", "fresh")
         for name, attack in (self.attacks or {}).items():
             if not _NAME.fullmatch(name) or name == OWN:
                 raise refusal(f"'{name}' cannot be a name here: use letters, digits, blanks, + - _", "attacks")
@@ -88,8 +97,8 @@ class Sweep(Options):
 class Plan:
     """A sweep, composed: it makes the experiments of each trial."""
 
-    def __init__(self, sweep: Sweep, draft: Draft) -> None:
-        """`draft` is the file of the sweep.
+    def __init__(self, sweep: Sweep, draft: Draft, base: Draft | None = None) -> None:
+        """`draft` is the file of the sweep, `base` that of its experiment, where it is not to be read.
 
         Raises `ExperimentError` with a line for everything that is wrong in it, whichever values are chosen.
         """
@@ -105,7 +114,7 @@ class Plan:
         if reason := sweep.sampler.refusal(self.space, len(sweep.objectives)):
             raise ExperimentError(f"{draft.place('sampler')}: sampler: {sweep.sampler.name} {reason}")
         try:
-            self._base = Draft.read(draft.path.parent / sweep.experiment)
+            self._base = base or Draft.read(draft.path.parent / sweep.experiment)
         except ExperimentError as error:
             raise ExperimentError(f"{draft.place('experiment')}: experiment: {error}") from None
         self._base = self._base.changed(sweep.changes, f"{draft.place('changes')}: changes")
@@ -128,7 +137,7 @@ class Plan:
 
         The order of what is searched matters: it is the order of the draws.
         """
-        free = {"name", "experiment", "trials", "hours"}
+        free = {"name", "experiment", "trials", "hours", "fresh", "again"}
         decisive = self.sweep.model_dump(mode="json", serialize_as_any=True, exclude=free)
         middle = self.space.chosen(self.space.middle)
         decisive["runs"] = [self.experiment(middle, attack, seed).digest() for attack, seed in self.runs]
@@ -144,6 +153,11 @@ class Plan:
         """Rounds of a trial; where they are searched, the most there are."""
         found = [self.experiment(self.space.chosen(chosen), self._first) for _, chosen in self.space.variants()]
         return max(each.federation.rounds for each in found)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether trials may be ended early."""
+        return not isinstance(self.sweep.pruner, NoPruner)
 
     def check_data(self) -> None:
         """Raise `DataError` where the files of the data are not there."""

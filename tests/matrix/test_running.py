@@ -248,7 +248,7 @@ def test_what_is_no_failure_of_a_federation_ends_the_matrix(monkeypatch: pytest.
 
 
 def test_the_time_that_is_left_goes_by_the_pace_of_this_sitting(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fedrobust.terminal as terminal
+    import fedrobust.terminal.many as terminal
 
     now = [100.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])

@@ -11,12 +11,12 @@ from fedrobust.errors import ExperimentError
 from fedrobust.tuning.objectives import Objective, reduced
 
 RESULTS = {
-    ("nobody", 1): {"accuracy": 0.9, "loss": 0.2},
-    ("nobody", 2): {"accuracy": 0.8, "loss": 0.3},
-    ("nobody", 3): {"accuracy": 0.4, "loss": 0.4},
-    ("ipm", 1): {"accuracy": 0.5, "loss": 1.0},
-    ("ipm", 2): {"accuracy": 0.6, "loss": 3.0},
-    ("ipm", 3): {"accuracy": 0.7, "loss": 2.0},
+    ("nobody", 1): {4: {"accuracy": 0.9, "loss": 0.2}},
+    ("nobody", 2): {4: {"accuracy": 0.8, "loss": 0.3}},
+    ("nobody", 3): {4: {"accuracy": 0.4, "loss": 0.4}},
+    ("ipm", 1): {4: {"accuracy": 0.5, "loss": 1.0}},
+    ("ipm", 2): {4: {"accuracy": 0.6, "loss": 3.0}},
+    ("ipm", 3): {4: {"accuracy": 0.7, "loss": 2.0}},
 }
 
 
@@ -52,7 +52,7 @@ def test_several_objectives_make_several_numbers() -> None:
 def test_a_run_without_a_number_makes_the_trial_fail(bad: float, reduction: str) -> None:
     objective = Objective.model_validate({"metric": "accuracy", "seeds": "mean", "attacks": reduction})
     for run in RESULTS:
-        assert reduced([objective], {**RESULTS, run: {"accuracy": bad}}) is None
+        assert reduced([objective], {**RESULTS, run: {4: {"accuracy": bad}}}) is None
     assert reduced([objective], RESULTS) is not None
     assert reduced([objective], {}) is None
 
@@ -70,3 +70,14 @@ def test_what_is_no_direction_or_reduction_is_refused() -> None:
     for wrong in ({"direction": "up"}, {"seeds": "sum"}, {"attacks": "best"}, {"metrics": "x"}):
         with pytest.raises(ValidationError):
             Objective.model_validate({"metric": "accuracy", **wrong})
+
+
+def test_the_value_of_a_run_is_the_mean_of_its_last_rounds() -> None:
+    run = {2: {"accuracy": 0.2}, 10: {"accuracy": 0.9}, 4: {"accuracy": 0.6}, 6: {"accuracy": math.nan}}
+    last = Objective(metric="accuracy")
+    assert last.reduced({("own", 1): run}) == 0.9
+    assert last.reduced({("own", 1): run}, until=5) == 0.6
+    assert Objective(metric="accuracy", rounds=2).reduced({("own", 1): run}, until=4) == pytest.approx(0.4)
+    assert Objective(metric="accuracy", rounds=3).reduced({("own", 1): run}, until=2) == pytest.approx(0.2)
+    assert math.isnan(Objective(metric="accuracy", rounds=2).reduced({("own", 1): run}))
+    assert math.isnan(last.reduced({("own", 1): run}, until=1))

@@ -1,0 +1,19 @@
+"""Jobs on a Ray cluster: the working folder is shipped, the command runs there, its output comes back.
+
+A job is one of the commands that read a file (`run`, `matrix`, ...), driven from the cluster's head node by the Python
+that the cluster itself runs on. Two folders matter there:
+
+- the **copy** of the working folder, which Ray unpacks for the job and throws away some time later: experiment files
+  and classes are read from it, and if it is a clone of FedRobust, its code runs;
+- the **workplace**, which stays: the job's current folder, so that `mlruns/` with runs, matrices and sweeps lies below
+  it. A job that is submitted again, `--resume` included, finds there what an earlier one left. It is `--workplace`, or
+  else FEDROBUST_HOME in the head node's environment, or else `~/fedrobust`.
+
+The address of a cluster is that of its jobs server (`http://HOST:8265`). Every request carries the cluster's token.
+"""
+
+from fedrobust.cluster.address import Cluster, ClusterError, find_cluster
+from fedrobust.cluster.ray_jobs import Job, find_job, jobs, logs, stop, submit
+from fedrobust.cluster.shipping import DRIVERS
+
+__all__ = ["DRIVERS", "Cluster", "ClusterError", "Job", "find_cluster", "find_job", "jobs", "logs", "stop", "submit"]

@@ -1,0 +1,260 @@
+"""Jobs through Ray's own client: submitted, listed, read, stopped; whatever fails is one line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+import shlex
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fedrobust.cluster.address import Cluster, ClusterError
+from fedrobust.cluster.shipping import (
+    GRACE,
+    MOST,
+    checked,
+    entrypoint,
+    environment,
+    names_file,
+    pack,
+    refuse_big,
+    to_ship,
+)
+
+ANSWER = 30.0
+"""Seconds within which a cluster has to answer."""
+PATIENCE = 120.0
+"""Seconds after which a cluster that stays away while its job is followed is given up."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the cluster tells of it."""
+
+    id: str
+    command: str
+    status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    began: datetime | None
+    ended: datetime | None
+    exit_code: int | None
+    message: str
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, one way or another."""
+        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+
+    @property
+    def since(self) -> str:
+        """When it began, by the clock of who reads it."""
+        return f"{self.began.astimezone():%Y-%m-%d %H:%M}" if self.began else "–"
+
+    @property
+    def took(self) -> str:
+        """How long it has been running, or ran: hours, minutes, seconds."""
+        return str((self.ended or datetime.now(UTC)) - self.began).partition(".")[0] if self.began else "–"
+
+
+def submit(
+    command: Sequence[str],
+    cluster: Cluster,
+    folder: Path | None = None,
+    workplace: str | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> str:
+    """Ship `folder`, by default the current one, and have `fedrobust COMMAND` run on the cluster. Returns the job's id.
+
+    workplace: the folder on the head node that the job works in.
+    variables: added to the environment of the job and its actors, beside those of `PASSED_ON`.
+
+    Raises `ClusterError`; then nothing has been submitted.
+    """
+    folder = (folder or Path.cwd()).resolve()
+    command = checked(command, folder)
+    files = to_ship(folder)
+    refuse_big(folder, files, MOST)
+    stem = Path(next(word for word in command if names_file(word))).stem
+    job = f"{command[0]}-{re.sub(r'[^A-Za-z0-9_-]', '-', stem)}-{secrets.token_hex(3)}"
+    with tempfile.TemporaryDirectory() as temporary, _reaching(cluster) as client:
+        package = Path(temporary) / "working_dir.zip"
+        pack(folder, files, package)
+        client.submit_job(
+            entrypoint=entrypoint(command, workplace),
+            submission_id=job,
+            runtime_env={"working_dir": str(package), "env_vars": environment(command, variables or {})},
+            metadata={"command": shlex.join(command)},
+        )
+    return job
+
+
+def jobs(cluster: Cluster) -> list[Job]:
+    """Every job that the cluster remembers, the latest last."""
+    with _reaching(cluster) as client:
+        return _jobs(client)
+
+
+def find_job(cluster: Cluster, job: str) -> Job:
+    """The job with this id, or the only one whose id begins with it. Raises `ClusterError`."""
+    with _reaching(cluster) as client:
+        return _find(client, job)
+
+
+def logs(cluster: Cluster, job: str, follow: bool = False) -> Iterator[str]:
+    """The output of a job in pieces; with `follow` until it ends, over lost connections too.
+
+    Raises `ClusterError`, also where a cluster stays away while its job is followed.
+    """
+    with _reaching(cluster) as client:
+        found = _find(client, job)
+        if not follow or found.over:
+            yield str(client.get_job_logs(found.id))
+            return
+        yield from _followed(client, found.id, cluster)
+
+
+def stop(cluster: Cluster, job: str) -> Job:
+    """Have a job end as a Ctrl-C would, and wait until it has. Raises `ClusterError` if it had ended before."""
+    with _reaching(cluster) as client:
+        found = _find(client, job)
+        if found.over:
+            raise ClusterError(f"job {found.id} has ended before: {found.status}")
+        client.stop_job(found.id)
+        until = time.monotonic() + GRACE + 30
+        while not (found := _find(client, found.id)).over:
+            if time.monotonic() > until:
+                raise ClusterError(f"job {found.id} is {found.status} still; look at: fedrobust logs {found.id}")
+            time.sleep(0.5)
+    return found
+
+
+def _jobs(client: Any) -> list[Job]:
+    told = [each for each in client.list_jobs() if each.submission_id]
+    found = [
+        Job(
+            each.submission_id,
+            (each.metadata or {}).get("command") or str(each.entrypoint).splitlines()[0],
+            each.status.value,
+            _moment(each.start_time),
+            _moment(each.end_time),
+            each.driver_exit_code,
+            each.message or "",
+        )
+        for each in told
+    ]
+    return sorted(found, key=lambda job: job.began or datetime.now(UTC))
+
+
+def _moment(milliseconds: int | None) -> datetime | None:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
+
+
+def _find(client: Any, job: str) -> Job:
+    found = _jobs(client)
+    fitting = [each for each in found if each.id == job] or [each for each in found if each.id.startswith(job)]
+    if len(fitting) != 1:
+        known = ", ".join(each.id for each in (fitting or found)[-5:]) or "none"
+        raise ClusterError(f"{'several jobs begin' if fitting else 'no job begins'} with '{job}'; there are: {known}")
+    return fitting[0]
+
+
+def _followed(client: Any, job: str, cluster: Cluster) -> Iterator[str]:
+    """Pieces of a log as they are written. After a lost connection it begins again: what was seen is skipped."""
+    import aiohttp
+
+    seen, heard = 0, time.monotonic()
+    with asyncio.Runner() as runner:
+        while True:
+            passed, pieces = 0, client.tail_job_logs(job)
+            try:
+                while piece := runner.run(_next(pieces)):
+                    new = piece[max(0, seen - passed) :]
+                    passed += len(piece)
+                    seen, heard = max(seen, passed), time.monotonic()
+                    if new:
+                        yield new
+                if _find(client, job).over:
+                    return
+                heard = time.monotonic()
+            except (OSError, RuntimeError, aiohttp.ClientError) as error:  # the server, or what lies between
+                if time.monotonic() - heard > PATIENCE:
+                    raise ClusterError(
+                        f"the cluster at {cluster.address} does not answer any more ({_first_line(error)}); "
+                        f"go on with: fedrobust logs {job} --follow"
+                    ) from error
+            finally:
+                runner.run(pieces.aclose())
+            time.sleep(1)
+
+
+async def _next(pieces: AsyncIterator[str]) -> str | None:
+    return await anext(pieces, None)
+
+
+@contextmanager
+def _reaching(cluster: Cluster) -> Iterator[Any]:
+    """A client of the cluster's jobs server; whatever fails in the block becomes a `ClusterError` of one line."""
+    _knock(cluster)
+    from ray.exceptions import RayError
+
+    try:
+        yield _client(cluster)
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise ClusterError(f"the cluster at {cluster.address}: {_first_line(error)}") from error
+
+
+def _client(cluster: Cluster) -> Any:
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ray.job_submission import JobSubmissionClient
+
+    for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)
+    before = os.environ.get("RAY_API_SERVER_ADDRESS")
+    os.environ["RAY_API_SERVER_ADDRESS"] = cluster.address  # what is set there wins over the argument
+    try:
+        headers = {"Authorization": f"Bearer {cluster.token}"} if cluster.token else {}
+        return JobSubmissionClient(cluster.address, headers=headers)
+    finally:
+        os.environ.pop("RAY_API_SERVER_ADDRESS")
+        if before is not None:
+            os.environ["RAY_API_SERVER_ADDRESS"] = before
+
+
+def _knock(cluster: Cluster) -> None:
+    """Ask for the list of jobs, with a limit of time that Ray's client does not have."""
+    request = urllib.request.Request(f"{cluster.address}/api/jobs/")
+    if cluster.token:
+        request.add_header("Authorization", f"Bearer {cluster.token}")
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER):
+            return
+    except urllib.error.HTTPError as error:
+        raise ClusterError(_refused(cluster, error.code)) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ClusterError(f"no cluster answers at {cluster.address}: {_first_line(reason)}") from None
+
+
+def _refused(cluster: Cluster, code: int) -> str:
+    where = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+    if code == 401:
+        return f"the cluster at {cluster.address} wants a token, and none was found in {where}"
+    if code == 403:
+        return f"the cluster at {cluster.address} does not accept the token from {cluster.origin or where}"
+    return f"{cluster.address} answers with HTTP {code} where a Ray cluster lists its jobs"
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,107 @@
+"""What a duel leaves: a line for each turn, and the curve of each defence."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fedrobust.figures.comparison import DASHES, GROUP_COLOURS
+from fedrobust.figures.style import INK, apart, bare
+from fedrobust.report.elements import png
+from fedrobust.tuning.objectives import Direction, Objective
+
+FIXED = "fixed"
+"""The first turn: nobody has searched yet."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A defence after a turn, measured on the fresh seeds against every attack that is known then."""
+
+    defence: str
+    side: str
+    """`fixed`, `attacker` or `defender`."""
+    number: int
+    by_attack: Mapping[str, float]
+    """The objective under each known attack."""
+    by_seed: Mapping[str, Mapping[int, float]]
+    """Attack → fresh seed → the objective of that run."""
+    chosen: Mapping[str, Any]
+    """What the side has found in this turn: options by dotted path."""
+    direction: Direction = "maximize"
+    """What the defence wants of the objective."""
+
+    @property
+    def worst(self) -> str:
+        """The known attack that hurts most."""
+        choose = min if self.direction == "maximize" else max
+        return choose(self.by_attack, key=lambda attack: self.by_attack[attack])
+
+    @property
+    def value(self) -> float:
+        """The objective under that attack."""
+        return self.by_attack[self.worst]
+
+    @property
+    def label(self) -> str:
+        """What the picture calls it."""
+        return "fixed attacks" if self.side == FIXED else f"{self.side} {self.number}"
+
+
+def write_results(folder: Path, name: str, objective: Objective, turns: Sequence[Turn]) -> None:
+    """Write `turns.csv`, a line for each turn and attack, `duel.md` and `duel.png`."""
+    with (folder / "turns.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["defence", "turn", "attack", objective.metric, "by_seed", "worst", "chosen"])
+        for turn in turns:
+            for attack, value in turn.by_attack.items():
+                seeds, chosen = json.dumps(dict(turn.by_seed[attack])), json.dumps(dict(turn.chosen), default=str)
+                table.writerow([turn.defence, turn.label, attack, value, seeds, attack == turn.worst, chosen])
+    (folder / "duel.md").write_text(page(name, objective, turns), encoding="utf-8")
+    (folder / "duel.png").write_bytes(png(curve_figure(objective, turns)))
+
+
+def page(name: str, objective: Objective, turns: Sequence[Turn]) -> str:
+    """The duel as Markdown: a line for each defence, a column for each turn, and what was found."""
+    labels = list(dict.fromkeys(turn.label for turn in turns))
+    lines = [f"# {name}", "", f"{objective.metric} under the worst known attack, on fresh seeds.", ""]
+    lines += [f"| defence | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
+    for defence in dict.fromkeys(turn.defence for turn in turns):
+        own = {turn.label: f"{turn.value:.3f} ({turn.worst})" for turn in turns if turn.defence == defence}
+        lines.append(f"| {defence} | {' | '.join(own.get(label, '–') for label in labels)} |")
+    lines += ["", "## What was found", ""]
+    for turn in turns:
+        if turn.chosen:
+            lines.append(f"- {turn.defence}, {turn.label}: `{json.dumps(dict(turn.chosen), default=str)}`")
+    return "\n".join([*lines, ""])
+
+
+def curve_figure(objective: Objective, turns: Sequence[Turn]) -> Figure:
+    """The objective under the worst known attack after each turn, a line for each defence."""
+    labels = list(dict.fromkeys(turn.label for turn in turns))
+    names = list(dict.fromkeys(turn.defence for turn in turns))
+    figure = Figure(figsize=(9.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    ends = []
+    for place, name in enumerate(names):
+        own = [turn for turn in turns if turn.defence == name]
+        at, values = [labels.index(turn.label) for turn in own], [turn.value for turn in own]
+        look: dict[str, Any] = {"color": GROUP_COLOURS[place % 7], "linestyle": DASHES[place // 7 % 3]}
+        axes.step([*at, len(labels) - 1], [*values, values[-1]], where="post", linewidth=1.2, alpha=0.45, **look)
+        axes.plot(at, values, "o", markersize=6, color=look["color"])
+        ends.append((values[-1], name, look["color"]))
+    low, high = axes.get_ylim()
+    for height, (_, name, colour) in zip(apart([end[0] for end in ends], 0.055 * (high - low)), ends, strict=True):
+        axes.annotate(name, (len(labels) - 1, height), (9, 0), textcoords="offset points", va="center", color=colour)
+    bare(axes)
+    axes.set_xticks(np.arange(len(labels)), labels)
+    axes.set_xlim(-0.3, len(labels) - 1 + 0.05)
+    axes.set_title(f"{objective.metric} under the worst known attack, fresh seeds", fontsize=10, color=INK, loc="left")
+    return figure

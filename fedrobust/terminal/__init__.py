@@ -1,0 +1,23 @@
+"""What the command line shows: progress, tables, lists."""
+
+from fedrobust.terminal.elements import console
+from fedrobust.terminal.lists import families, show_jobs, show_machine, show_options
+from fedrobust.terminal.many import MatrixProgress, show_comparison, show_findings
+from fedrobust.terminal.runs import Progress, show_result, show_verdict
+from fedrobust.terminal.sweeps import SweepProgress, show_sweep
+
+__all__ = [
+    "MatrixProgress",
+    "Progress",
+    "SweepProgress",
+    "console",
+    "families",
+    "show_comparison",
+    "show_findings",
+    "show_jobs",
+    "show_machine",
+    "show_options",
+    "show_result",
+    "show_sweep",
+    "show_verdict",
+]

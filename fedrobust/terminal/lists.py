@@ -1,0 +1,106 @@
+"""Lists: options, a cluster's jobs, what this machine has."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedrobust.options import Options, members, summary
+from fedrobust.terminal.elements import columns
+
+if TYPE_CHECKING:
+    from fedrobust.cluster import Job
+
+
+def show_jobs(out: Console, jobs: Sequence[Job]) -> None:
+    """A cluster's jobs, the latest last."""
+    rows = [(job.id, job.status.lower(), job.since, job.took, job.command) for job in jobs]
+    heads = ("job", "status", "began", "took", "command")
+    out.print(columns(dict(zip(heads, zip(*rows, strict=True), strict=True))) if rows else "no jobs")
+
+
+def families() -> dict[str, dict[str, type[Options]]]:
+    """Every family of options that an experiment file can choose from: heading → name → class."""
+    from fedrobust.aggregation import RowRule, Rule, Stage
+    from fedrobust.attacks import Attack, Identity, Schedule
+    from fedrobust.data import Partition, Source, StainNormalisation
+    from fedrobust.learning import LocalLoss, LocalOptimizer, Model, ServerOptimizer
+    from fedrobust.secure import Privacy
+    from fedrobust.trust import Detector, Reputation
+
+    return {
+        "data.source": members(Source),
+        "data.partition": members(Partition),
+        "data.stain_normalisation": members(StainNormalisation),
+        "learning.model": members(Model),
+        "learning.local.optimizer": members(LocalOptimizer),
+        "learning.local.loss": members(LocalLoss),
+        "learning.server": members(ServerOptimizer),
+        "attacks": members(Attack),
+        "attacks.schedule": members(Schedule),
+        "attacks.identity": members(Identity),
+        "aggregation.stages": members(Stage),
+        "aggregation.rule": members(Rule, RowRule),
+        "trust.detector": members(Detector),
+        "trust.reputation": members(Reputation),
+        "privacy": members(Privacy),
+    }
+
+
+def show_options(out: Console) -> None:
+    """All options by family, one line each."""
+    for family, options in families().items():
+        out.print(f"[bold]{family}[/bold]")
+        table = Table(box=None, show_header=False, padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for name, option in options.items():
+            table.add_row(name, escape(summary(option)))
+        out.print(table)
+    out.print('A class of your own goes wherever these go: name: "package.module:Class"')
+
+
+def show_machine(out: Console) -> None:
+    """Cores, memory, GPUs, versions, the tracking store, and which data sets are found."""
+    import torch
+
+    table = Table(show_header=False)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    table.add_row("cores", str(usable))
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    table.add_row("GPUs", ", ".join(gpus) or "none")
+    packages = ("torch", "ray", "pytorch-lightning", "mlflow", "optuna", "timm")
+    table.add_row("Python", platform.python_version())
+    table.add_row("packages", ", ".join(f"{name} {version(name)}" for name in packages))
+    table.add_row("Ray cluster", os.environ.get("RAY_ADDRESS", "none: a local one is started for each run"))
+    table.add_row("MLflow store", _store())
+    table.add_section()
+    for name, source in members(_source()).items():
+        try:
+            found = source.model_validate({"name": name}).found()  # type: ignore[attr-defined]
+        except Exception as error:
+            found = f"not looked for: {error}"
+        table.add_row(f"data: {name}", escape(found or "not found; give it a path, or set FEDROBUST_DATA"))
+    out.print(table)
+
+
+def _source() -> type[Options]:
+    from fedrobust.data import Source
+
+    return Source
+
+
+def _store() -> str:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    database = Path("mlruns/mlflow.db")
+    return f"{database} ({'present' if database.exists() else 'made by the first run'})"

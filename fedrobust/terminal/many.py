@@ -1,0 +1,103 @@
+"""Many runs: matrices, and runs beside each other."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+from fedrobust.terminal.elements import Bar, columns, number
+
+if TYPE_CHECKING:
+    from fedrobust.matrix.cells import Outcome
+    from fedrobust.matrix.grid import Cell
+    from fedrobust.matrix.running import Findings
+    from fedrobust.report import Comparison
+
+
+class MatrixProgress(Bar):
+    """A bar over the cells of a matrix, with the time left; a line for each cell where the output is a file."""
+
+    def __init__(self, out: Console) -> None:
+        super().__init__(out, "reading", None)
+        self._cells, self._finished, self._before = 0, 0, 0
+        self._began: float | None = None
+
+    def plan(self, cells: int, finished: int) -> None:
+        """There are at most so many cells; so many of them are finished, those of earlier sittings included."""
+        ran = self._finished - self._before
+        self._began = self._began or time.monotonic()
+        self._cells, self._finished, self._before = cells, finished, finished - ran
+        self._bar.update(self._task, total=cells, completed=finished)
+        if not self._out.is_terminal:
+            self._out.print(f"at most {cells} cells, {finished} are there")
+
+    def cell(self, cell: Cell, outcome: Outcome) -> None:
+        """A cell has been finished."""
+        self._finished += 1
+        left = f"{self._left()} left"
+        self._bar.update(self._task, completed=self._finished, description=cell.label, behind=left)
+        if outcome.failed:
+            self._out.print(escape(f"{cell.label} failed: {outcome.failed}"), soft_wrap=True)
+        elif not self._out.is_terminal:
+            accuracy = outcome.figures["balanced_accuracy"]
+            shown = f"{self._finished}/{self._cells} {cell.label}: balanced accuracy {accuracy:.3f}, at most {left}"
+            self._out.print(escape(shown), soft_wrap=True)
+
+    def _left(self) -> str:
+        """By the pace of this sitting."""
+        ran = self._finished - self._before
+        if self._began is None or ran == 0:
+            return "–"
+        minutes = round((time.monotonic() - self._began) / ran * (self._cells - self._finished) / 60)
+        return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def show_findings(out: Console, findings: Findings) -> None:
+    """The headline of every defence, and where the rest is."""
+    for setting in dict.fromkeys(verdict.setting for verdict in findings.verdicts):
+        table = Table(title=f"{setting}: least robustness over the attacks, fresh seeds", title_justify="left")
+        for column in ("defence", "robustness", "between", "worst attack", "backdoor gain", "cost"):
+            table.add_column(column)
+        for verdict in findings.verdicts:
+            if verdict.setting == setting:
+                least = verdict.robustness
+                between = f"{least.low:.3f} – {least.high:.3f}" if math.isfinite(least.low) else "too few seeds"
+                figures = [number(estimate.value) for estimate in (least, verdict.gain, verdict.cost)]
+                table.add_row(verdict.defence, figures[0], between, verdict.worst_attack, *figures[1:])
+        out.print(table)
+    if failed := sum(verdict.unfinished for verdict in findings.verdicts):
+        out.print(f"{failed} cells failed; they are listed in table.md, and tried again when the matrix is run again")
+    out.print(f"tables and pictures: {escape(str(findings.folder))}")
+
+
+def show_comparison(out: Console, comparison: Comparison, page: Path) -> None:
+    """The groups and their final figures, what a reader has to know, and where the page is."""
+    from fedrobust.report.compare import FIGURES, shown
+
+    figures = [name for name in comparison.figures if name not in _IN_THE_PAGE]
+    numbers = {"": [str(place) for place in range(1, len(comparison.groups) + 1)]}
+    options = {path: [group.options.get(path, "–") for group in comparison.groups] for path in comparison.columns}
+    measured = {"n": [str(len(group.runs)) for group in comparison.groups]} | {
+        FIGURES[name]: [shown(name, group.figures[name], len(group.runs)) for group in comparison.groups]
+        for name in figures
+    }
+    whole = columns(numbers | options | measured)
+    if Measurement.get(out, out.options.update(max_width=10_000), whole).maximum <= out.width:
+        out.print(whole)
+    else:
+        out.print(columns(numbers | options), columns(numbers | measured), sep="\n")
+    out.print("mean ± standard deviation over n seeds")
+    for note in comparison.notes:
+        out.print(escape(note), soft_wrap=True)
+    out.print(f"curves and reputations: {escape(str(page))}", soft_wrap=True)
+
+
+_IN_THE_PAGE = ("defense/precision", "defense/recall")
+"""Figures for which the terminal is too narrow."""

@@ -1,0 +1,101 @@
+"""One run: its progress, its final table, its audit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedrobust.terminal.elements import Bar
+
+if TYPE_CHECKING:
+    from fedrobust.experiment import Experiment
+    from fedrobust.federation.verification import Verdict
+    from fedrobust.runner import Result
+
+
+class Progress(Bar):
+    """A bar over the rounds, with the latest figures beside it."""
+
+    def __init__(self, out: Console, experiment: Experiment) -> None:
+        super().__init__(out, "reading the data", experiment.federation.rounds)
+        self._rounds = experiment.federation.rounds
+
+    def on_record(self, record: dict[str, Any]) -> None:
+        """Hook of the federation: a committed record of the journal."""
+        if record["kind"] == "round":
+            self._bar.update(self._task, completed=record["round"], description="training")
+        elif record["kind"] == "evaluation":
+            figures = _figures(record["metrics"])
+            self._bar.update(self._task, behind=figures)
+            if not self._out.is_terminal:
+                self._out.print(f"round {record['round']}/{self._rounds}: {figures}")
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    text = f"balanced accuracy {metrics['test/balanced_accuracy']:.3f}"
+    if "attack/success_rate" in metrics:
+        text += f"  attack success {metrics['attack/success_rate']:.3f}"
+    return text
+
+
+_SHOWN = {
+    "test/accuracy": "accuracy",
+    "test/balanced_accuracy": "balanced accuracy",
+    "test/auroc": "AUROC",
+    "test/worst_hospital_accuracy": "accuracy at the worst hospital",
+    "attack/success_rate": "attack success",
+}
+
+
+def show_result(out: Console, result: Result) -> None:
+    """The final table, and where to look next."""
+    table = Table(title=escape(result.name), title_justify="left", show_header=False)
+    for key, label in _SHOWN.items():
+        if key in result.final:
+            table.add_row(label, f"{result.final[key]:.3f}")
+    if "attack/success_rate" not in result.final:
+        table.add_row("attack success", "– (no attack here has a target)")
+    table.add_section()
+    table.add_row("malicious hospitals", ", ".join(f"{c} ({a})" for c, a in sorted(result.attackers.items())) or "none")
+    table.add_row("suspected", _suspected(result))
+    out.print(table)
+    out.print(f"run {result.run_id}, recorded in {escape(str(result.folder))}")
+    out.print(f"report: {escape(str(result.folder / 'report.html'))}")
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    where = (
+        f"the server at {escape(uri)}"
+        if uri
+        else "[bold]make ui[/bold], then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+    )
+    out.print(f"compare runs in the MLflow UI: {where}")
+
+
+def _suspected(result: Result) -> str:
+    rightly = [c for c in result.suspected if c in result.attackers]
+    wrongly = [c for c in result.suspected if c not in result.attackers]
+    missed = [c for c in result.attackers if c not in result.suspected]
+    parts = [
+        f"{label} {', '.join(f'hospital {c}' for c in sorted(clients))}"
+        for label, clients in (("rightly", rightly), ("wrongly", wrongly), ("not suspected:", missed))
+        if clients
+    ]
+    return "; ".join(parts) or "nobody, rightly so"
+
+
+def show_verdict(out: Console, verdict: Verdict, key: Path | None) -> None:
+    """What an audit log that holds vouches for, and what could not be compared."""
+    table = Table(title=f"unbroken: {verdict.lines} lines, {verdict.rounds} rounds and the end", title_justify="left")
+    table.show_header = False
+    table.add_row("run", escape(verdict.run))
+    compared = ["the journal", *([] if "checkpoint.npz" in verdict.missing else ["the model"]), *verdict.files]
+    table.add_row("fits", escape(", ".join(compared)))
+    table.add_row("not here to compare", escape(", ".join(verdict.missing)) or "–")
+    table.add_row("last line", verdict.head)
+    table.add_row("signed by", verdict.key)
+    table.add_row("which is", f"the key in {escape(str(key))}" if key else "what the log says itself: give --key PUB")
+    out.print(table)

@@ -1,0 +1,76 @@
+"""Sweeps: trials as they are finished, and what was found."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedrobust.terminal.elements import Bar, number
+
+if TYPE_CHECKING:
+    from fedrobust.tuning import Plan
+    from fedrobust.tuning.running import Findings
+    from fedrobust.tuning.study import Trial
+
+
+class SweepProgress(Bar):
+    """A bar over the trials of a sweep, with the best value beside it; a line for each where the output is a file."""
+
+    def __init__(self, out: Console, plan: Plan) -> None:
+        super().__init__(out, "reading", plan.trials)
+        self._trials, self._objectives = plan.trials, plan.sweep.objectives
+
+    def plan(self, trials: int, finished: int) -> None:
+        """There are so many trials; so many of them are finished, those of earlier sittings included."""
+        self._bar.update(self._task, total=trials, completed=finished)
+        if not self._out.is_terminal:
+            self._out.print(f"{trials} trials, {finished} are there")
+
+    def trial(self, trial: Trial, best: Sequence[Trial]) -> None:
+        """A trial has been finished."""
+        front = f"best {_values(best[0])} (trial {best[0].number})" if len(best) == 1 else f"{len(best)} none beats"
+        self._bar.update(self._task, completed=trial.number + 1, description="searching", behind=front if best else "")
+        reason = getattr(trial.outcome, "reason", "")
+        if reason:
+            self._out.print(escape(f"trial {trial.number} failed: {reason}"), soft_wrap=True)
+        elif not self._out.is_terminal:
+            ended = _values(trial) or "ended early"
+            self._out.print(f"trial {trial.number} of {self._trials}: {ended}; {front}", soft_wrap=True)
+
+
+def show_sweep(out: Console, findings: Findings) -> None:
+    """The best trials, what they are worth on fresh seeds, and where the rest is."""
+    metrics = [objective.metric for objective in findings.plan.sweep.objectives]
+    again = {each.trial.number: each.values for each in findings.fresh}
+    table = Table(title=escape(findings.plan.sweep.name), title_justify="left")
+    for column in ("trial", *metrics, *(f"{metric}, fresh seeds" for metric in metrics if again), "options"):
+        table.add_column(column, overflow="fold")
+    for trial in [each.trial for each in findings.fresh] or findings.best:
+        fresh = again.get(trial.number) or [math.nan] * len(metrics)
+        figures = [*_numbers(trial), *([number(value) for value in fresh] if again else [])]
+        options = "\n".join(f"{path}: {_told(value)}" for path, value in trial.values.items())
+        table.add_row(str(trial.number), *figures, escape(options))
+    out.print(table if findings.best else "no trial was completed")
+    counts = Counter(type(trial.outcome).__name__.lower() for trial in findings.trials)
+    out.print(", ".join(f"{count} trials {name}" for name, count in sorted(counts.items())) or "no trials")
+    out.print(f"tables, pictures, best.yaml: {escape(str(findings.folder))}", soft_wrap=True)
+
+
+def _numbers(trial: Trial) -> list[str]:
+    return [number(value) for value in getattr(trial.outcome, "values", ())]
+
+
+def _values(trial: Trial) -> str:
+    return ", ".join(_numbers(trial))
+
+
+def _told(value: Any) -> str:
+    """A value of an experiment file, short."""
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, default=str)

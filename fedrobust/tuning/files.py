@@ -1,0 +1,44 @@
+"""What a sweep leaves in its folder: a table for programs, pictures, one page for people."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from fedrobust.report.elements import png
+from fedrobust.tuning.page import sweep_html
+from fedrobust.tuning.pictures import make_figures
+from fedrobust.tuning.study import SweepStudy
+from fedrobust.tuning.sweep import Plan
+from fedrobust.tuning.views import View, told
+
+
+def write_study(folder: Path, plan: Plan, study: SweepStudy) -> list[Path]:
+    """Write `trials.csv`, `sweep.html` and the pictures that the trials allow, as PNG; returns the files.
+
+    The study may be unfinished, or have no finished trial. The same trials give the same tables and pictures.
+    """
+    view = View.of(plan, study)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "trials.csv", folder / "sweep.html"]
+    write_trials(written[0], view)
+    written[1].write_text(sweep_html(view), encoding="utf-8")
+    for name, figure in make_figures(view).items():
+        written.append(folder / f"{name}.png")
+        written[-1].write_bytes(png(figure))
+    return written
+
+
+def write_trials(file: Path, view: View) -> None:
+    """The finished trials as CSV: `number`, `state`, the objectives, what was searched by dotted path, `reason`.
+
+    Numbers are exact. A cell is empty where a trial has no such value; `null` is a choice.
+    """
+    names = list(view.space.searched)
+    with file.open("w", encoding="utf-8", newline="") as out:
+        table = csv.writer(out)
+        table.writerow(["number", "state", *view.objectives, *names, "reason"])
+        for row in view.rows:
+            values = map(repr, row.values or ()) if row.values else [""] * len(view.objectives)
+            chosen = [told(row.chosen[name]) if name in row.chosen else "" for name in names]
+            table.writerow([row.number, row.state, *values, *chosen, row.reason])

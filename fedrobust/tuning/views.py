@@ -1,0 +1,199 @@
+"""A sweep as its pictures, tables and page show it: plain rows, and Optuna's studies of them in memory."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState, create_trial
+
+from fedrobust.tuning.objectives import Direction, Objective
+from fedrobust.tuning.space import Space
+from fedrobust.tuning.study import Completed, Failed, SweepStudy
+from fedrobust.tuning.sweep import Plan
+
+TOP = 0.25
+"""Importance is what it takes to be among this share of the trials."""
+
+LEAST = 8
+"""Fewer completed trials than this tell nothing about importance."""
+
+State = Literal["completed", "pruned", "failed"]
+_STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished trial."""
+
+    number: int
+    state: State
+    values: tuple[float, ...]
+    """One for each objective, finite; none unless it is completed."""
+    chosen: Mapping[str, Any]
+    """What was searched in it, by name; what is only searched elsewhere is missing."""
+    reports: Mapping[int, float]
+    """What its pruner was told, by step; finite."""
+    reason: str = ""
+    """Of its failure."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A sweep so far."""
+
+    name: str
+    objectives: tuple[str, ...]
+    """What each is called; no two the same."""
+    directions: tuple[Direction, ...]
+    space: Space
+    rows: tuple[Row, ...]
+    """The finished trials, in order."""
+    best: tuple[int, ...]
+    """Numbers of the best trials, as `SweepStudy.best` gives them."""
+    planned: int
+    """How many trials there will be."""
+    step: Literal["round", "run"]
+    """What the steps of the reports are."""
+
+    @classmethod
+    def of(cls, plan: Plan, study: SweepStudy) -> View:
+        """What a study has now."""
+        searched = plan.space.searched
+        params = {trial.number: trial.params for trial in study.study.get_trials(deepcopy=False)}
+        rows = []
+        for trial in study.trials():
+            outcome = trial.outcome
+            completed, failed = isinstance(outcome, Completed), isinstance(outcome, Failed)
+            rows.append(
+                Row(
+                    trial.number,
+                    "completed" if completed else "failed" if failed else "pruned",
+                    outcome.values if isinstance(outcome, Completed) else (),
+                    {name: searched[name].tidied(value) for name, value in params[trial.number].items()},
+                    {step: value for step, value in sorted(trial.reports.items()) if math.isfinite(value)},
+                    outcome.reason if isinstance(outcome, Failed) else "",
+                )
+            )
+        objectives = plan.sweep.objectives
+        return cls(
+            plan.sweep.name,
+            labels(objectives),
+            tuple(objective.direction for objective in objectives),
+            plan.space,
+            tuple(rows),
+            tuple(trial.number for trial in study.best()),
+            plan.trials,
+            plan.sweep.pruner.per,
+        )
+
+    @property
+    def completed(self) -> tuple[Row, ...]:
+        """Those that ran to their end."""
+        return self.having("completed")
+
+    def having(self, state: State) -> tuple[Row, ...]:
+        """The trials that ended so."""
+        return tuple(row for row in self.rows if row.state == state)
+
+
+def labels(objectives: Sequence[Objective]) -> tuple[str, ...]:
+    """The metrics of the objectives, with what tells objectives of the same metric apart."""
+    names = [_label_among(each, [other for other in objectives if other.metric == each.metric]) for each in objectives]
+    return tuple(f"{name} #{place + 1}" if names.count(name) > 1 else name for place, name in enumerate(names))
+
+
+def better(direction: Direction) -> str:
+    """What a direction means, in words."""
+    return "larger is better" if direction == "maximize" else "smaller is better"
+
+
+def told(value: Any) -> str:
+    """A chosen value as a sweep file has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def in_memory(view: View, objectives: Sequence[int], text: Callable[[str], str] = str) -> optuna.Study:
+    """Optuna's study of the same trials and of these objectives alone; `text` makes the names and choices in it."""
+    distributions = {name: _renamed(given, text) for name, given in view.space.distributions.items()}
+    study = optuna.create_study(
+        storage=InMemoryStorage(), directions=[view.directions[index] for index in objectives], study_name=view.name
+    )
+    for row in view.rows:
+        study.add_trial(
+            create_trial(
+                state=_STATES[row.state],
+                values=[row.values[index] for index in objectives] if row.values else None,
+                params={text(name): _shown(value, text) for name, value in row.chosen.items()},
+                distributions={text(name): distributions[name] for name in row.chosen},
+                intermediate_values=dict(row.reports),
+            )
+        )
+    return study
+
+
+def evaluator(view: View, objective: int) -> PedAnovaImportanceEvaluator | None:
+    """PED-ANOVA of the best quarter of the completed trials; None where that says nothing.
+
+    Watanabe, Bansal and Hutter, "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary Subspaces",
+    IJCAI 2023. It draws nothing, and knows options that are only searched where something is chosen.
+    """
+    values = [row.values[objective] for row in view.completed]
+    if len(values) < LEAST:
+        return None
+    worst = min(values) if view.directions[objective] == "maximize" else max(values)
+    top = min(math.ceil(TOP * len(values)), sum(value != worst for value in values))
+    # Optuna takes the ⌈quantile · n⌉ best, and all that are as good as the last of them.
+    return PedAnovaImportanceEvaluator(target_quantile=(top - 0.5) / len(values)) if top else None
+
+
+def importances(view: View, objective: int) -> dict[str, float]:
+    """The share of each searched option in what makes a trial good, by name, the largest first; they add up to 1.
+
+    Empty where there are few trials, or none is better than another.
+    """
+    tool = evaluator(view, objective)
+    names = present(view)
+    if tool is None or not names:
+        return {}
+    with warnings.catch_warnings():  # of options that few trials have
+        warnings.simplefilter("ignore", UserWarning)
+        found = tool.evaluate(in_memory(view, [objective]), params=names)
+    total = math.fsum(found.values())
+    if not total > 0:
+        return {}
+    return {name: found[name] / total for name in sorted(names, key=lambda name: -found[name])}
+
+
+def present(view: View) -> list[str]:
+    """Names of what was searched in any completed trial, in the order of the sweep file."""
+    return [name for name in view.space.searched if any(name in row.chosen for row in view.completed)]
+
+
+def _label_among(objective: Objective, same: Sequence[Objective]) -> str:
+    parts = {
+        "rounds": f"last {objective.rounds} rounds",
+        "seeds": f"{objective.seeds} of seeds",
+        "attacks": f"{objective.attacks} of attacks",
+    }
+    differing = [text for field, text in parts.items() if len({getattr(each, field) for each in same}) > 1]
+    return f"{objective.metric} ({', '.join(differing)})" if differing else objective.metric
+
+
+def _renamed(given: BaseDistribution, text: Callable[[str], str]) -> BaseDistribution:
+    if isinstance(given, CategoricalDistribution):
+        return CategoricalDistribution([_shown(choice, text) for choice in given.choices])
+    return given
+
+
+def _shown(value: Any, text: Callable[[str], str]) -> Any:
+    return text(value) if isinstance(value, str) else value

@@ -1,0 +1,215 @@
+"""Sweeps from start to end, with federations that are played."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from played import Played, Watching, accuracy, sweep
+
+import fedrobust
+import fedrobust.parallel as parallel
+import fedrobust.tuning.running as running
+from fedrobust.errors import ExperimentError
+from fedrobust.experiment import Experiment
+from fedrobust.federation.actors import ActorDied
+from fedrobust.tuning.files import write_study
+from fedrobust.tuning.study import Completed, Failed, Pruned
+from fedrobust.tuning.sweep import load_sweep
+
+ATTACKED = (
+    "attacks={nobody: [], flip: {name: sign_flip, fraction: 0.2}, ipm: {name: ipm, fraction: 0.2}}",
+    "seeds=[1,2]",
+)
+
+
+def lines(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as table:
+        return list(csv.DictReader(table))
+
+
+def test_a_sweep_finds_what_is_best_and_writes_it_down(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "write_study", write_study)
+    watch = Watching()
+    found = sweep("trials=24", watch=watch)
+    assert [trial.number for trial in found.trials] == list(range(24)) == [trial.number for trial in watch.trials]
+    for trial in found.trials:
+        experiment = load_sweep("sweep.yaml").experiment(trial.values, seed=1)
+        assert trial.outcome == Completed((pytest.approx(accuracy(experiment, 8)),))
+    best = max(found.trials, key=lambda trial: trial.outcome.values[0])  # type: ignore[union-attr]
+    assert found.best == [best]
+    assert found.best[0].values["aggregation"] == {"rule": "median"}
+    assert abs(best.values["learning.local.optimizer.lr"] - 0.03) < 0.02
+    assert watch.best[-1] == found.best
+    assert played.told[-1]["metrics"]["best/test/balanced_accuracy"] == best.outcome.values[0]  # type: ignore[union-attr]
+    assert fedrobust.load(found.folder / "best.yaml") == load_sweep("sweep.yaml").experiment(best.values, seed=1)
+    assert len(lines(found.folder / "trials.csv")) == 24
+    assert {"history.png", "slice.png", "sweep.html"} <= {path.name for path in found.folder.iterdir()}
+    assert played.tags["trial 3 | seed 1 | played"] == {"trial": "3", "seed": "1", "phase": "trial", "parent": "parent"}
+
+
+@pytest.mark.parametrize("pruner", ["none", "{name: median, startup: 3, warmup: 2}", "{name: wilcoxon, p: 0.2}"])
+def test_the_trials_do_not_depend_on_the_number_of_teams_or_on_who_is_quicker(played: Played, pruner: str) -> None:
+    found = []
+    for teams, pace in ((1, 0), (3, 3)):
+        played.wait = lambda experiment, pace=pace: 0.0005 * ((hash(experiment.digest()) >> 3) % (pace + 1))
+        storage = f"sqlite:///{teams}.db"
+        found.append(
+            sweep(*ATTACKED, f"pruner={pruner}", teams=teams, storage=storage, out=Path(f"teams{teams}")).trials
+        )
+    assert found[0] == found[1]
+    assert any(isinstance(trial.outcome, Pruned) for trial in found[0]) == (pruner != "none")
+
+
+def test_a_pruned_trial_stops_within_a_round_and_leaves_out_the_rest_of_its_runs(played: Played) -> None:
+    found = sweep(*ATTACKED, "pruner={name: wilcoxon, p: 0.2}", teams=1)
+    pruned = [trial.number for trial in found.trials if isinstance(trial.outcome, Pruned)]
+    assert pruned
+    for number in pruned:
+        made = [name for name in played.begun if name.startswith(f"trial {number} |")]
+        assert len(made) < 6
+    single = sweep("name=single", "pruner={name: median, startup: 3, warmup: 2}", teams=1)
+    for trial in single.trials:
+        name = f"trial {trial.number} | seed 1 | single"
+        ended = isinstance(trial.outcome, Pruned)
+        assert played.finished[name] == (not ended)
+        assert played.rounds[name] == max(trial.reports)
+        assert (played.rounds[name] < 8) == ended
+
+
+def test_a_driver_that_dies_loses_nothing_and_counts_nothing_twice(played: Played) -> None:
+    straight = sweep(*ATTACKED, out=Path("straight"), storage="sqlite:///straight.db")
+    expected, played.told = played.told, []
+    played.begun.clear()
+    played.finished.clear()
+    for stop_after in (2, 5, None):
+        watch = Watching(stop_after)
+        try:
+            found = sweep(*ATTACKED, watch=watch, resume=True)
+        except KeyboardInterrupt:
+            continue
+    assert found.trials == straight.trials
+    assert found.best == straight.best
+    assert set(played.finished.values()) == {1}, "a run that is finished is not made again"
+    assert len(played.finished) == 12 * 6
+    assert played.told == expected
+
+
+def test_runs_of_a_batch_that_was_cut_are_kept(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process dies after five runs of the first batch: only the rest of it is run again."""
+    add, count = parallel.Store.add, [0]
+
+    def dying(self: parallel.Store[object], outcome: object) -> None:
+        add(self, outcome)  # type: ignore[arg-type]
+        count[0] += 1
+        if count[0] == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(parallel.Store, "add", dying)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(*ATTACKED, teams=1)
+    kept = {json.loads(line)["label"] for line in Path("mlruns/sweeps/played/runs.jsonl").read_text().splitlines()}
+    assert len(kept) == 5
+    again = sweep(*ATTACKED, teams=1, resume=True)
+    assert len(again.trials) == 12
+    assert all(played.finished[label] == 1 for label in kept)
+
+
+def test_a_run_that_fails_fails_its_trial_and_no_other(played: Played) -> None:
+    played.fails = lambda experiment: "trial 4 |" in (experiment.tracking.run_name or "") and experiment.seed == 2
+    found = sweep(*ATTACKED)
+    assert [trial.number for trial in found.trials if isinstance(trial.outcome, Failed)] == [4]
+    assert found.trials[4].outcome == Failed("round 1: no update arrived")
+    row = lines(found.folder / "trials.csv")[4]
+    assert (row["state"], row["reason"]) == ("failed", "round 1: no update arrived")
+    assert played.told[4]["metrics"] == {}
+
+
+def test_a_metric_that_no_run_has_ends_the_sweep_and_says_which_there_are(played: Played) -> None:
+    with pytest.raises(ExperimentError, match=r"no metric 'test/balanced_acuracy'.*did you mean 'test/balanced_accur"):
+        sweep("objectives.0.metric=test/balanced_acuracy")
+    with pytest.raises(ExperimentError, match="another one: its file or its experiment has changed"):
+        sweep(resume=True)
+    assert isinstance(sweep("name=other", "objectives.0.metric=test/auroc").trials[0].outcome, Failed)
+
+
+def test_the_best_are_measured_again_on_seeds_that_the_search_has_not_seen(played: Played) -> None:
+    found = sweep(*ATTACKED, "fresh=[7,8]", "again=2")
+    plan = load_sweep("sweep.yaml", ATTACKED)
+    ranked = sorted(found.trials, key=lambda trial: (-trial.outcome.values[0], trial.number))  # type: ignore[union-attr]
+    assert [each.trial for each in found.fresh] == ranked[:2]
+    for each in found.fresh:
+        by_attack = [
+            sum(accuracy(plan.experiment(each.trial.values, attack, seed), 8) for seed in (7, 8)) / 2
+            for attack in plan.attacks
+        ]
+        assert each.values == (pytest.approx(min(by_attack)),)
+        assert set(each.by_seed) == {7, 8}
+    table = lines(found.folder / "fresh.csv")
+    assert [(row["number"], row["seed"]) for row in table[:3]] == [
+        (str(ranked[0].number), s) for s in ("7", "8", "all")
+    ]
+    assert float(table[2]["test/balanced_accuracy"]) == found.fresh[0].values[0]  # type: ignore[index]
+    assert fedrobust.load(found.folder / "best.yaml").attacks[0].name == "sign_flip", "under the worst attack"
+    assert {tags["phase"] for name, tags in played.tags.items() if "seed 7" in name} == {"fresh"}
+
+
+def test_several_objectives_leave_a_front(played: Played) -> None:
+    objectives = "objectives=[{metric: test/balanced_accuracy}, {metric: defense/recall, direction: minimize}]"
+    found = sweep(objectives, "sampler=nsga_ii")
+    top = max(trial.outcome.values[0] for trial in found.trials)  # type: ignore[union-attr]
+    assert [trial.outcome.values for trial in found.best] == [(top, 0.5)]  # type: ignore[union-attr]
+    assert (found.folder / f"best_{found.best[0].number}.yaml").exists()
+
+
+def test_a_time_budget_ends_a_sweep_between_batches(played: Played) -> None:
+    found = sweep("hours=1e-9")
+    assert found.trials == []
+    assert found.best == []
+
+
+def test_a_sweep_that_is_there_is_only_resumed_when_asked(played: Played) -> None:
+    sweep()
+    with pytest.raises(ExperimentError, match=r"there is a sweep 'played' in .* already: resume it"):
+        sweep()
+    begun = played.begun.copy()
+    more = sweep("trials=14", resume=True)
+    assert len(more.trials) == 14
+    assert sum((played.begun - begun).values()) == 2, "more trials make no other sweep"
+
+
+def test_a_run_whose_team_has_lost_an_actor_is_begun_again(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    deaths = [0]
+
+    def dying(experiment: Experiment, **options: object) -> object:
+        if experiment.tracking.run_name == "trial 2 | seed 1 | played" and deaths[0] < 2:
+            deaths[0] += 1
+            for hook in options["hooks"]:  # type: ignore[attr-defined]
+                hook({"kind": "evaluation", "round": 1, "metrics": {"test/balanced_accuracy": 0.0}})
+            raise ActorDied("the actor died while waiting for round 2: the coordinator")
+        return played.run(experiment, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parallel, "run", dying)
+    found = sweep()
+    assert deaths == [2]
+    assert all(isinstance(trial.outcome, Completed) for trial in found.trials)
+
+
+def test_from_python_with_a_function_of_ones_own(played: Played) -> None:
+    found = fedrobust.sweep(
+        "base.yaml",
+        space={"learning.local.optimizer.lr": {"log": [0.001, 1.0]}},
+        objective=lambda result: -abs(result.final["test/balanced_accuracy"] - 0.7),
+        trials=6,
+        pool=type("", (), {"teams": 2})(),
+    )
+    values = [trial.outcome.values[0] for trial in found.trials]  # type: ignore[union-attr]
+    made = [found.plan.experiment(trial.values, seed=1) for trial in found.trials]
+    assert values == pytest.approx([-abs(accuracy(each, 8) - 0.7) for each in made])
+    assert found.best[0].outcome == Completed((max(values),))
+    with pytest.raises(ExperimentError, match=r"fedrobust\.sweep: pruner: a function is called when a run has ended"):
+        fedrobust.sweep("base.yaml", space={"aggregation.f": {"int": [1, 3]}}, objective=len, pruner="median", name="b")
+    with pytest.raises(ExperimentError, match=r"fedrobust\.sweep: space\.aggregation\.g"):
+        fedrobust.sweep(fedrobust.load("base.yaml"), space={"aggregation.g": {"int": [1, 3]}}, name="c")
