@@ -48,6 +48,7 @@ schema: .venv/ready
 	$(BIN)/fedrobust schema > experiments/experiment.schema.json
 	$(BIN)/fedrobust schema --matrix > experiments/matrix.schema.json
 	$(BIN)/fedrobust schema --sweep > experiments/sweep.schema.json
+	$(BIN)/fedrobust schema --duel > experiments/duel.schema.json
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

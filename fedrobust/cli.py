@@ -48,7 +48,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Typer has caught the KeyboardInterrupt
-            begun = "a matrix goes on when it is started again, a sweep with --resume, a run with --resume RUN"
+            begun = "a matrix or duel goes on when it is started again, a sweep with --resume, a run with --resume RUN"
             print(f"stopped; {begun}", file=sys.stderr)
         raise
 
@@ -133,11 +133,42 @@ def sweep(
     sys.path.insert(0, str(file.resolve().parent))
     plan = load_sweep(file, overrides or ())
     screen = console()
-    with SweepProgress(screen, plan) as progress:
+    with SweepProgress(screen) as progress:
         from fedrobust.tuning.running import STORAGE, run_sweep
 
         findings = run_sweep(plan, progress, resume=resume, storage=storage or STORAGE, teams=teams, out=out)
     show_sweep(screen, findings)
+
+
+@app.command()
+def duel(
+    file: Annotated[Path, typer.Argument(help="A duel file (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. turns=1 or attacker.trials=8."),
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="An Optuna storage, instead of mlruns/optuna.db.")
+    ] = None,
+    teams: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default as many as cores.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where sweeps, table and curve go.")] = None,
+) -> None:
+    """Search an attacker against each defence, tune the defence against what was found, and so on.
+
+    What is finished is not run again: a duel that was stopped goes on when it is started again.
+    """
+    from fedrobust.duel import load_duel
+    from fedrobust.terminal import DuelProgress, console, show_duel
+
+    sys.path.insert(0, str(file.resolve().parent))
+    match = load_duel(file, overrides or ())
+    screen = console()
+    with DuelProgress(screen) as progress:
+        from fedrobust.duel.running import run_duel
+        from fedrobust.tuning.running import STORAGE
+
+        findings = run_duel(match, progress, storage=storage or STORAGE, teams=teams, out=out)
+    show_duel(screen, findings)
 
 
 @app.command()
@@ -205,13 +236,15 @@ def audit(
 def schema(
     matrix: Annotated[bool, typer.Option("--matrix", help="That of matrix files instead.")] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="That of sweep files instead.")] = False,
+    duel: Annotated[bool, typer.Option("--duel", help="That of duel files instead.")] = False,
 ) -> None:
     """Print the JSON schema of experiment files, for editors."""
+    from fedrobust.duel import Duel
     from fedrobust.experiment import Experiment
     from fedrobust.matrix import Matrix
     from fedrobust.tuning import Sweep
 
-    model = Matrix if matrix else Sweep if sweep else Experiment
+    model = Matrix if matrix else Sweep if sweep else Duel if duel else Experiment
     print(json.dumps(model.model_json_schema(), indent=2))
 
 
@@ -322,7 +355,8 @@ def _follow(cluster: Cluster, job: str) -> None:
         raise typer.Exit(1) from None
     print(f"job {ended.id}: {ended.status}" + (f": {ended.message}" if ended.exit_code is None else ""))
     if ended.status != "SUCCEEDED":
-        raise typer.Exit(ended.exit_code or 1)
+        code = ended.exit_code or 1
+        raise typer.Exit(code if code > 0 else 128 - code)  # a signal, as shells have it
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -46,7 +46,7 @@ class Draft:
     path: Path
     tree: CommentedMap
     origin: Mapping[Keys, str]
-    """Where the values come from that are not the file's own."""
+    """Where the values come from that are not the file's own, in the order in which they were set."""
 
     @classmethod
     def read(cls, path: str | Path, overrides: Iterable[str] = ()) -> Draft:
@@ -58,7 +58,8 @@ class Draft:
         """A copy with the values of `changes`, by dotted path; errors in them will name `origin`."""
         tree = deepcopy(self.tree)
         keys = [_set(tree, dotted, value, origin) for dotted, value in changes.items()]
-        return Draft(self.path, tree, {**self.origin, **dict.fromkeys(keys, origin)})
+        before = {place: text for place, text in self.origin.items() if place not in keys}
+        return Draft(self.path, tree, {**before, **dict.fromkeys(keys, origin)})
 
     def place(self, *keys: str | int) -> str:
         """Where a value comes from: file and line, or the override."""
@@ -119,7 +120,7 @@ def _override(tree: CommentedMap, text: str) -> Keys:
 
 def _set(tree: CommentedMap, dotted: str, value: Any, origin: str) -> Keys:
     """Set the value at a dotted path of `tree`; return the path."""
-    keys: list[str | int] = [int(key) if key.isdecimal() else key for key in dotted.split(".")]
+    keys = _keys(tree, dotted)
     node: Any = tree
     for position, key in enumerate(keys[:-1]):
         child = _child(node, key, origin)
@@ -140,6 +141,18 @@ def _set(tree: CommentedMap, dotted: str, value: Any, origin: str) -> Keys:
         _child(node, last, origin)
         node[last] = value
     return tuple(keys)
+
+
+def _keys(tree: CommentedMap, dotted: str) -> list[str | int]:
+    """The keys of a dotted path; a key of the file that has dots itself, as in `changes`, is one."""
+    left, keys, node = dotted.split("."), list[str | int](), cast(Any, tree)
+    while left:
+        known = [n for n in range(len(left), 1, -1) if isinstance(node, Mapping) and ".".join(left[:n]) in node]
+        key, left = ".".join(left[: (known or [1])[0]]), left[(known or [1])[0] :]
+        keys.append(int(key) if key.isdecimal() else key)
+        if isinstance(node, Mapping | list):
+            node = node[keys[-1]] if _has(node, keys[-1]) else None
+    return keys
 
 
 def _child(node: Any, key: str | int, origin: str) -> Any:
@@ -228,9 +241,9 @@ def _short(text: str) -> str:
 
 def _place(location: list[str | int], tree: Any, path: Path, origin: Mapping[Keys, str]) -> str:
     """The override that set this value, or the file and the line of the deepest part that is in it."""
-    for keys, text in origin.items():
+    for keys in reversed(list(origin)):
         if tuple(location[: len(keys)]) == keys:
-            return text
+            return origin[keys]
     line: int | None = None
     node: Any = tree
     for part in location:

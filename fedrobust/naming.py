@@ -38,13 +38,18 @@ def tags(experiment: Experiment) -> dict[str, str]:
         "source": experiment.data.source.name,
         "seed": str(experiment.seed),
         "deterministic": str(experiment.federation.deadline is None).lower(),
-        "git_commit": _commit(),
+        "git_commit": commit(),
     }
 
 
 @cache
-def _commit() -> str:
-    """The commit of the code that runs, marked where files differ from it; 'unknown' outside of a repository."""
+def commit() -> str:
+    """The commit of the code that runs, marked where files differ from it; 'unknown' outside of a repository.
+
+    A job on a cluster, where the repository is not, has it from the environment: FEDROBUST_COMMIT.
+    """
+    if given := os.environ.get("FEDROBUST_COMMIT"):
+        return given
     repository = Path(__file__).parent.parent
     if not (repository / ".git").exists():  # an installed package may lie in somebody else's repository
         return "unknown"

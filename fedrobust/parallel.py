@@ -189,11 +189,18 @@ class _Shelf:
 
 @contextmanager
 def parent_run(
-    folder: Path, experiment: str, params: Mapping[str, str], tags: Mapping[str, str], name: str, journal: Sequence[Any]
+    folder: Path,
+    experiment: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    name: str,
+    journal: Sequence[Any],
+    parent: str | None = None,
 ) -> Iterator[Tracker]:
     """The run in MLflow that others are nested below: the one of an earlier sitting, if there was one.
 
-    `journal` are the lines that it has been told, or should have been, in earlier sittings; see `Tracker`.
+    `journal` are the lines that it has been told, or should have been, in earlier sittings; see `Tracker`. `parent` is
+    the id of a run that it is nested below itself.
     """
     place = folder / PARENT
     if place.exists():
@@ -201,7 +208,7 @@ def parent_run(
         end_children(run_id)
         tracker = Tracker.resume(run_id, journal)
     else:
-        tracker = Tracker.open(experiment, params, tags, name)
+        tracker = Tracker.open(experiment, params, tags, name, parent)
         place.write_text(f"{tracker.run_id}\n", encoding="utf-8")
         for line in journal:
             tracker.log(line)

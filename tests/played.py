@@ -6,16 +6,23 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+import fedrobust.parallel as parallel
+import fedrobust.tuning.running as running
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
+from fedrobust.tuning.files import write_trials
 from fedrobust.tuning.running import Findings, run_sweep
-from fedrobust.tuning.study import Trial
-from fedrobust.tuning.sweep import load_sweep
+from fedrobust.tuning.study import SweepStudy, Trial
+from fedrobust.tuning.sweep import Plan, load_sweep
+from fedrobust.tuning.views import View
 
 BASE = """
 name: base
@@ -61,6 +68,7 @@ class Played:
         self.lock = threading.Lock()
         self.wait: Callable[[Experiment], float] = lambda experiment: 0.0
         self.fails: Callable[[Experiment], bool] = lambda experiment: False
+        self.accuracy: Callable[[Experiment, int], float] = accuracy
 
     def run(self, experiment: Experiment, hooks: Sequence[Callable[[Any], None]], part: Any, **_: Any) -> Any:
         name = experiment.tracking.run_name or ""
@@ -72,7 +80,7 @@ class Played:
         rounds = []
         for round in range(1, experiment.federation.rounds + 1):
             time.sleep(self.wait(experiment))
-            metrics = {"test/balanced_accuracy": accuracy(experiment, round), "test/auroc": None}
+            metrics = {"test/balanced_accuracy": self.accuracy(experiment, round), "test/auroc": None}
             rounds.append({"kind": "round", "round": round, "detection": {"defense/recall": 0.5}, "metrics": metrics})
             with self.lock:
                 self.rounds[name] = round
@@ -91,6 +99,26 @@ class Played:
 
     def upload(self, folder: Path, again: bool = False) -> None:
         pass
+
+
+def staged(monkeypatch: pytest.MonkeyPatch) -> Played:
+    """A stage without Ray, MLflow and data, whose sweeps draw no pictures: those take a second."""
+    stage = Played()
+
+    @contextmanager
+    def parent(folder: Path, *told: Any) -> Iterator[Played]:
+        journal = told[4]
+        stage.told += journal[len(stage.told) :]
+        yield stage
+
+    def table(folder: Path, plan: Plan, study: SweepStudy) -> None:
+        write_trials(folder / "trials.csv", View.of(plan, study))
+
+    monkeypatch.setattr(running, "write_study", table)
+    monkeypatch.setattr(parallel, "run", stage.run)
+    monkeypatch.setattr(parallel, "hospitals_of", lambda experiment: None)
+    monkeypatch.setattr(running, "parent_run", parent)
+    return stage
 
 
 class Watching:

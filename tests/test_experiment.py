@@ -11,9 +11,12 @@ import pytest
 
 import fedrobust
 from fedrobust.cli import main
+from fedrobust.duel import load_duel
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Evaluation, Experiment
 from fedrobust.experiment_file import dump
+from fedrobust.matrix import load_matrix
+from fedrobust.tuning import load_sweep
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -273,9 +276,9 @@ def test_the_shipped_schema_is_the_schema(workplace: Path) -> None:
     assert shipped == Experiment.model_json_schema(), "run `make schema`"
 
 
-def test_shipped_experiments_carry_the_editor_line() -> None:
-    files = list(EXPERIMENTS.glob("*.yaml"))
-    assert files
-    schemas = tuple(f"# yaml-language-server: $schema={kind}.schema.json\n" for kind in ("experiment", "matrix"))
-    for file in files:
-        assert file.read_text().startswith(schemas), file
+@pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_files_name_their_schema_for_editors_and_can_be_run(file: Path) -> None:
+    loaders = {"experiment": fedrobust.load, "matrix": load_matrix, "sweep": load_sweep, "duel": load_duel}
+    first = file.read_text().splitlines()[0]
+    kind = first.removeprefix("# yaml-language-server: $schema=").removesuffix(".schema.json")
+    loaders[kind](file)

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -194,7 +194,8 @@ def _followed(client: Any, job: str, cluster: Cluster) -> Iterator[str]:
                         f"go on with: fedrobust logs {job} --follow"
                     ) from error
             finally:
-                runner.run(pieces.aclose())
+                with suppress(RuntimeError):  # a signal has left it waiting; the runner ends that
+                    runner.run(pieces.aclose())
             time.sleep(1)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedrobust.cluster.address import ClusterError
+from fedrobust.naming import commit
 
 DRIVERS = ("run", "matrix", "sweep", "duel")
 """The commands that may be submitted: those that read a file and run federations."""
@@ -132,5 +133,7 @@ def environment(command: Sequence[str], variables: Mapping[str, str]) -> dict[st
         "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE),
         # A user's classes may lie beside the file; actors start in the copy of the working folder.
         **({"PYTHONPATH": os.pathsep.join(sorted(beside))} if beside else {}),
+        # Of a clone the code is shipped, and its repository is not.
+        **({"FEDROBUST_COMMIT": commit()} if Path("fedrobust/naming.py").exists() else {}),
     }
     return own | {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)} | dict(variables)

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fedrobust.figures.comparison import DASHES, GROUP_COLOURS
-from fedrobust.figures.style import INK, apart, bare
+from fedrobust.figures.style import INK, apart, bare, fit
 from fedrobust.report.elements import png
 from fedrobust.tuning.objectives import Direction, Objective
 
@@ -71,7 +72,7 @@ def write_results(folder: Path, name: str, objective: Objective, turns: Sequence
 def page(name: str, objective: Objective, turns: Sequence[Turn]) -> str:
     """The duel as Markdown: a line for each defence, a column for each turn, and what was found."""
     labels = list(dict.fromkeys(turn.label for turn in turns))
-    lines = [f"# {name}", "", f"{objective.metric} under the worst known attack, on fresh seeds.", ""]
+    lines = [f"# {name}", "", f"`{objective.metric}` under the worst known attack, on fresh seeds.", ""]
     lines += [f"| defence | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
     for defence in dict.fromkeys(turn.defence for turn in turns):
         own = {turn.label: f"{turn.value:.3f} ({turn.worst})" for turn in turns if turn.defence == defence}
@@ -87,21 +88,27 @@ def curve_figure(objective: Objective, turns: Sequence[Turn]) -> Figure:
     """The objective under the worst known attack after each turn, a line for each defence."""
     labels = list(dict.fromkeys(turn.label for turn in turns))
     names = list(dict.fromkeys(turn.defence for turn in turns))
-    figure = Figure(figsize=(9.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(9.2, 4.2), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06))
     axes = figure.subplots()
-    ends = []
+    ends: list[tuple[float, str, str]] = []
     for place, name in enumerate(names):
         own = [turn for turn in turns if turn.defence == name]
         at, values = [labels.index(turn.label) for turn in own], [turn.value for turn in own]
         look: dict[str, Any] = {"color": GROUP_COLOURS[place % 7], "linestyle": DASHES[place // 7 % 3]}
         axes.step([*at, len(labels) - 1], [*values, values[-1]], where="post", linewidth=1.2, alpha=0.45, **look)
         axes.plot(at, values, "o", markersize=6, color=look["color"])
+        seeds = [(x, value) for x, turn in zip(at, own, strict=True) for value in turn.by_seed[turn.worst].values()]
+        axes.plot(*zip(*seeds, strict=True), "o", markersize=2.5, color=look["color"], alpha=0.6)
         ends.append((values[-1], name, look["color"]))
     low, high = axes.get_ylim()
-    for height, (_, name, colour) in zip(apart([end[0] for end in ends], 0.055 * (high - low)), ends, strict=True):
-        axes.annotate(name, (len(labels) - 1, height), (9, 0), textcoords="offset points", va="center", color=colour)
+    axes.set_ylim(low, high)
+    heights = apart([(value - low) / (high - low) for value, _, _ in ends], 0.06)
+    for height, (_, name, colour) in zip(heights, ends, strict=True):
+        look = {"color": colour, "fontsize": 9, "va": "center"}
+        axes.annotate(fit(name, 32), (1, height), (6, 0), "axes fraction", "offset points", **look)
     bare(axes)
     axes.set_xticks(np.arange(len(labels)), labels)
     axes.set_xlim(-0.3, len(labels) - 1 + 0.05)
-    axes.set_title(f"{objective.metric} under the worst known attack, fresh seeds", fontsize=10, color=INK, loc="left")
+    title = f"{objective.metric} under the worst known attack, on fresh seeds; small: each seed"
+    axes.set_title(title, fontsize=10, color=INK, loc="left")
     return figure

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedrobust.duel.file import SEARCHED, Match
+from fedrobust.duel.match import Match, Role, Standing
 from fedrobust.duel.results import Turn, write_results
 from fedrobust.errors import FederationError
 from fedrobust.federation.pool import Pool
 from fedrobust.parallel import Store, Teams, leased_pool, parent_run
 from fedrobust.tracking import Tracker, flatten
-from fedrobust.tuning.objectives import reduced
-from fedrobust.tuning.running import STORAGE, run_sweep
+from fedrobust.tuning import running as tuning
+from fedrobust.tuning.objectives import Curves
+from fedrobust.tuning.study import Trial
 from fedrobust.tuning.sweep import Plan
 from fedrobust.tuning.trials import Place, Run, Runs
 
@@ -23,14 +26,11 @@ DUELS = Path("mlruns/duels")
 """Where each duel keeps its folder, below the working folder."""
 
 
-class Watch(Protocol):
-    """Is told how far a duel is."""
+class Watch(tuning.Watch, Protocol):
+    """Is told how far a duel is, and how far the search of the turn."""
 
     def turn(self, turn: Turn) -> None:
         """A turn has been judged."""
-
-    def say(self, what: str) -> None:
-        """What is being done now."""
 
 
 @dataclass(frozen=True)
@@ -39,114 +39,140 @@ class Findings:
 
     folder: Path
     match: Match
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[Turn]
 
 
 def run_duel(
     match: Match,
-    watch: Watch,
+    watch: Watch | None = None,
     *,
-    storage: str = STORAGE,
+    storage: str = tuning.STORAGE,
     teams: int | None = None,
     out: Path | None = None,
     pool: Pool | None = None,
 ) -> Findings:
     """Run what is missing of a duel, and write its table and its picture.
 
-    Every turn is a sweep with a folder of its own below the duel's. What is finished is not run again: a duel that was
-    stopped goes on when it is started again.
+    The search of a turn is a sweep with a folder of its own below the duel's. What is finished is not run again: a duel
+    that was stopped goes on when it is started again, and one with more turns goes on where it ended.
+
+    teams: runs at a time, each on one client actor; by default as many as the cluster has cores.
+    out: the folder, instead of one named after the duel.
+    pool: leases teams that are there already; `teams` then says nothing.
 
     Raises `ExperimentError`, `TrackingError`, `FederationError` where a run that judges a turn fails, and what a
     Ctrl-C raises; what is finished stays.
     """
-    duel, found = match.duel, Findings(out or DUELS / match.duel.name, match)
+    duel, watch = match.duel, watch or _Silent()
+    folder, turns = out or DUELS / duel.name, list[Turn]()
     with ExitStack() as stack:
-        match.check_data()
-        store = stack.enter_context(closing(Store(found.folder / "runs.jsonl", Run)))
+        match.sample.data.source.check()
+        store = stack.enter_context(closing(Store(folder / "runs.jsonl", Run)))
         settings = duel.model_dump(mode="json", serialize_as_any=True)
+        (folder / "duel.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         watch.say("opening MLflow")
-        opened = parent_run(
-            found.folder, match.tracking, flatten(settings), {"duel": duel.name}, f"duel {duel.name}", []
-        )
-        tracker = stack.enter_context(opened)
-        if pool is None:
-            some = next(iter(duel.defences.values()))
-            experiment = match.experiment(some.options, [], duel.seeds[0], "")
-            pool = stack.enter_context(leased_pool(experiment, watch.say, teams))
+        experiment, tags = match.sample.tracking.experiment, {"duel": duel.name}
+        tracker = stack.enter_context(parent_run(folder, experiment, flatten(settings), tags, f"duel {duel.name}", []))
+        pool = pool or stack.enter_context(leased_pool(match.sample, watch.say, teams))
         runs = Runs(store, stack.enter_context(Teams(watch.say, pool=pool)), tracker)
-        for defence in duel.defences:
-            _Duellists(match, defence, watch, runs, storage, pool, found).fight(tracker)
-        watch.say("writing the table")
-        write_results(found.folder, duel.name, duel.objective, found.turns)
-        tracker.upload(found.folder, again=True)
-    return found
+        stack.enter_context(_written_in_any_case(folder, match, turns, tracker))
+        standings = {name: match.begin(name) for name in duel.defences}
+        for side, number, name in match.turns:
+            chosen: Mapping[str, Any] = {}
+            if side != "fixed":
+                plan = match.search(standings[name], side, number)
+                watch.say(f"{name}: {side} {number} searches")
+                place = folder / plan.sweep.name.removeprefix(f"{duel.name} ")
+                chosen = _search(plan, watch, storage, place, pool, tracker)
+                standings[name] = standings[name].after(side, number, chosen)
+            watch.say(f"{name}: measuring on fresh seeds")
+            turns.append(_judged(match, standings[name], side, number, chosen, runs))
+            step = 2 * number - (side == "attacker")
+            tracker.log({"kind": "turn", "round": step, "metrics": {f"worst/{name}": turns[-1].value}})
+            watch.turn(turns[-1])
+    return Findings(folder, match, turns)
 
 
-class _Duellists:
-    """One defence and its attacker."""
+def _search(plan: Plan, watch: Watch, storage: str, out: Path, pool: Pool, tracker: Tracker) -> Mapping[str, Any]:
+    """What the best trial of a turn's sweep has chosen."""
+    found = tuning.run_sweep(
+        plan, _Trials(watch), resume=True, storage=storage, out=out, pool=pool, parent=tracker.run_id
+    )
+    if not found.best:
+        raise FederationError(f"{plan.sweep.name}: no trial was completed; see {out / 'trials.csv'}")
+    return found.best[0].values
 
-    def __init__(
-        self, match: Match, defence: str, watch: Watch, runs: Runs, storage: str, pool: Pool, found: Findings
-    ) -> None:
-        self._match, self._defence, self._watch = match, defence, watch
-        self._runs, self._storage, self._pool, self._found = runs, storage, pool, found
-        self._options: dict[str, Any] = dict(match.duel.defences[defence].options)
-        self._attacks: dict[str, Sequence[Any]] = dict(match.fixed)
 
-    def fight(self, tracker: Tracker) -> None:
-        self._judge("fixed", 0, {}, tracker)
-        for side, number in self._match.turns:
-            if side == "attacker":
-                chosen = self._searched(self._match.attack(self._defence, self._options, number))
-                self._attacks[f"{SEARCHED} {number}"] = chosen["attacks"]
-            elif self._match.duel.defences[self._defence].space:
-                plan = self._match.defend(self._defence, self._options, self._attacks, number)
-                chosen = self._searched(plan)
-                self._options |= chosen
-            else:
-                continue
-            self._judge(side, number, chosen, tracker)
+def _judged(match: Match, standing: Standing, side: Role, number: int, chosen: Mapping[str, Any], runs: Runs) -> Turn:
+    """Measure a defence against all known attacks, on the fresh seeds."""
+    objective, name = match.duel.objective, standing.defence
+    places = [
+        _Judging(number, attack, seed, match.experiment(standing, attack, seed), "fresh", name, standing.turn)
+        for attack in standing.attacks
+        for seed in match.duel.fresh
+    ]
+    curves: dict[str, dict[int, Curves]] = {attack: {} for attack in standing.attacks}
+    for place, run in zip(places, runs.all(places), strict=True):
+        where = f"{name}, {place.attack}, seed {place.seed}"
+        if run.failed:
+            raise FederationError(f"{where}: {run.failed}")
+        curves[place.attack][place.seed] = run.curves
+        if not math.isfinite(objective.reduced({(place.attack, place.seed): run.curves})):
+            raise FederationError(f"{where}: {objective.metric} is not a finite number")
+    by_seed = {
+        attack: {seed: objective.reduced({(attack, seed): each}) for seed, each in found.items()}
+        for attack, found in curves.items()
+    }
+    by_attack = {
+        attack: objective.reduced({(attack, seed): each for seed, each in found.items()})
+        for attack, found in curves.items()
+    }
+    return Turn(name, side, number, by_attack, by_seed, chosen, objective.direction)
 
-    def _searched(self, plan: Plan) -> Mapping[str, Any]:
-        """What the best trial of a turn's search has chosen."""
-        self._watch.say(f"searching: {plan.sweep.name}, {plan.trials} trials")
-        out = self._found.folder / plan.sweep.name.removeprefix(f"{self._match.duel.name} ")
-        found = run_sweep(plan, resume=True, storage=self._storage, out=out, pool=self._pool)
-        if not found.best:
-            raise FederationError(f"{plan.sweep.name}: no trial was completed; see {out / 'trials.csv'}")
-        return found.best[0].values
 
-    def _judge(self, side: str, number: int, chosen: Mapping[str, Any], tracker: Tracker) -> None:
-        """Measure all known attacks against the defence as it is, on the fresh seeds."""
-        duel = self._match.duel
-        places = [
-            Place(
-                number,
-                attack,
-                seed,
-                self._match.experiment(self._options, crafted, seed, f"{self._defence} | {attack}"),
-                "fresh",
-            )
-            for attack, crafted in self._attacks.items()
-            for seed in duel.fresh
-        ]
-        curves = {}
-        for place, run in zip(places, self._runs.all(places), strict=True):
-            if run.failed:
-                raise FederationError(f"{self._defence}, {place.attack}, seed {place.seed}: {run.failed}")
-            curves[place.attack, place.seed] = run.curves
-        by_seed = {
-            attack: {seed: duel.objective.reduced({(attack, seed): curves[attack, seed]}) for seed in duel.fresh}
-            for attack in self._attacks
-        }
-        by_attack = {
-            attack: (
-                reduced([duel.objective], {key: curves[key] for key in curves if key[0] == attack}) or (float("nan"),)
-            )[0]
-            for attack in self._attacks
-        }
-        turn = Turn(self._defence, side, number, by_attack, by_seed, dict(chosen), duel.objective.direction)
-        self._found.turns.append(turn)
-        step = sum(each.defence == self._defence for each in self._found.turns) - 1
-        tracker.log({"kind": "turn", "round": step, "metrics": {f"{self._defence}/worst": turn.value}})
-        self._watch.turn(turn)
+@dataclass(frozen=True)
+class _Judging(Place):
+    """A run that judges a turn; `trial` is the turn's number."""
+
+    defence: str = ""
+    turn: str = ""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        own = {"defence": self.defence, "turn": self.turn}
+        return own | {"attack": self.attack, "seed": str(self.seed), "phase": self.phase}
+
+
+@contextmanager
+def _written_in_any_case(folder: Path, match: Match, turns: Sequence[Turn], tracker: Tracker) -> Iterator[None]:
+    """Write what has been judged when the block ends, or is stopped."""
+    try:
+        yield
+    finally:
+        if turns:
+            write_results(folder, match.duel.name, match.duel.objective, turns)
+            tracker.upload(folder, again=True)
+
+
+class _Trials:
+    """Passes on how far a sweep is, and not what it says."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.plan, self.trial = watch.plan, watch.trial
+
+    def say(self, what: str) -> None:
+        pass
+
+
+class _Silent:
+    def plan(self, trials: int, finished: int) -> None:
+        pass
+
+    def trial(self, trial: Trial, best: Sequence[Trial]) -> None:
+        pass
+
+    def turn(self, turn: Turn) -> None:
+        pass
+
+    def say(self, what: str) -> None:
+        pass

@@ -55,10 +55,13 @@ def cut(block: np.ndarray, columns: Sequence[slice]) -> list[np.ndarray]:
 class ClientHost:
     """Trains hospitals and evaluates models. Runs as a Ray actor; knows nothing of Ray."""
 
-    def __init__(self, threads: int, device: str) -> None:
+    def __init__(self, threads: int, device: str, memory: float = 1.0) -> None:
+        """`memory`: the part of a GPU's memory that is this actor's; more, and it is refused, not its neighbours."""
         import torch
 
         torch.set_num_threads(threads)
+        if device == "cuda" and memory < 1:
+            torch.cuda.set_per_process_memory_fraction(memory)
         self._device = device
 
     def setup(self, experiment: Experiment, layout: Layout, images: np.ndarray, labels: np.ndarray) -> int:

@@ -12,7 +12,6 @@ from ray.actor import ActorHandle
 from fedrobust.aggregation import Layer, shard_columns
 from fedrobust.attacks import crafts, draw_attackers
 from fedrobust.data.hospitals import Hospitals
-from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
 from fedrobust.federation.clients import Layout, Training
@@ -146,7 +145,7 @@ class Hosts:
                 return dict(answer(reference, f"worker {worker} to evaluate", self._patience))
             except ActorDied:
                 continue
-        raise FederationError(f"worker {worker} died {ATTEMPTS} times while it evaluated")
+        raise ActorDied(f"worker {worker} died {ATTEMPTS} times while it evaluated")
 
     def _late(self, tasks: list[_Task]) -> list[_Task]:
         """The tasks that the round goes on without: none, unless there is a deadline and a quorum is back by then."""
@@ -204,7 +203,7 @@ class Hosts:
                 return task, answer(task.training, awaited, self._patience)
             except ActorDied:
                 continue
-        raise FederationError(f"{awaited}: it died {ATTEMPTS} times")
+        raise ActorDied(f"{awaited}: it died {ATTEMPTS} times")
 
     def _crafts(self, client: int, round: int) -> bool:
         index = self._attackers.get(client)
@@ -214,6 +213,8 @@ class Hosts:
     def _revive(self, worker: int, dead: ActorHandle) -> None:
         """Replace the actor `dead`, unless that has been done: several tasks may have died with it."""
         if self._team.workers[worker] is dead:
+            # With its node the coordinator may have died, and then there is nobody to train for.
+            answer(self._team.coordinator.__ray_ready__.remote(), "the coordinator to answer", self._patience)
             setup([self._team.replace(worker)], self._setup, f"worker {worker} to be replaced", self._patience)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -29,6 +31,11 @@ from fedrobust.federation.clients import ClientHost
 from fedrobust.federation.coordinator import Coordinator
 from fedrobust.federation.parties import PartyHost
 from fedrobust.federation.shards import ShardHost
+
+PATIENCE = 120.0
+"""Seconds that a team may be without a place in the cluster, at first and after its node has died."""
+RESTART = 60.0
+"""Seconds within which the actors of a team that is started again must be there."""
 
 
 @contextmanager
@@ -100,6 +107,34 @@ class Team:
             )
         return ray.remote(PartyHost).options(num_cpus=0.0, resources={place: 0.001}).remote()
 
+    def whole(self, patience: float) -> bool:
+        """Whether all of its actors answer; at first they have to start, and later to end what nobody waits for."""
+        try:
+            ray.get([actor.__ray_ready__.remote() for actor in self.actors], timeout=patience)
+        except (RayActorError, GetTimeoutError):
+            return False
+        return True
+
+    def mend(self) -> bool:
+        """Start all of its actors again, in the place that Ray has found for them; False where there is none yet."""
+        self.end()
+        if not self.group.wait(timeout_seconds=0):
+            return False
+        new = _actors(self.group, self.share, len(self.shards))
+        self.workers, self.coordinator, self.adversary, self.shards = new
+        self._parties.clear()
+        ready = [actor.__ray_ready__.remote() for actor in self.actors]
+        try:
+            ray.get(ready, timeout=RESTART)
+        except (RayActorError, GetTimeoutError):  # the place is on a node whose death is not known yet
+            return False
+        return True
+
+    def end(self) -> None:
+        """End its actors; the place stays reserved."""
+        for actor in self.actors:
+            ray.kill(actor)
+
     def replace(self, index: int) -> ActorHandle:
         """A new client actor in the place of a dead one; it has not been set up."""
         self.workers[index] = _client(self.group, index, self.share)
@@ -157,6 +192,8 @@ class Pool:
     teams: int = 1
     _free: SimpleQueue[Team] = field(default_factory=SimpleQueue, init=False)
     _all: list[Team] = field(default_factory=list, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _working: int = field(default=0, init=False)
 
     def __enter__(self) -> Pool:
         split = share(self.workers, ray.cluster_resources(), self.clients, self.teams)
@@ -171,38 +208,68 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         for team in self._all:
-            for actor in team.actors:
-                ray.kill(actor)
+            team.end()
             remove_placement_group(team.group)
 
     @contextmanager
     def lease(self) -> Iterator[Team]:
-        """A team for one run; waits while all are at work."""
-        team = self._free.get()
+        """A team for one run; waits while all are at work.
+
+        A team that has lost actors, with their node say, is started again, as soon as Ray has found another place for
+        it; until then the others are leased. Raises `FederationError` where no team has had a place for two minutes.
+        """
+        team = self._whole()
         try:
             yield team
         finally:
+            with self._lock:
+                self._working -= 1
             self._free.put(team)
+
+    def _whole(self) -> Team:
+        until = time.monotonic() + PATIENCE
+        while True:
+            team = self._free.get()
+            if team.whole(self.workers.patience) or team.mend():
+                with self._lock:
+                    self._working += 1
+                return team
+            self._free.put(team)
+            if self._working:
+                until = time.monotonic() + PATIENCE
+            elif time.monotonic() > until:
+                raise FederationError(
+                    f"all teams have lost actors, and there is no place for new ones since {PATIENCE:g} s"
+                )
+            time.sleep(1)
+
+
+def _actors(
+    group: PlacementGroup, split: Share, shards: int
+) -> tuple[list[ActorHandle], ActorHandle, ActorHandle, list[ActorHandle]]:
+    clients = [_client(group, index, split) for index in range(split.count)]
+    # With a core of their own, the others would take the place of a client actor.
+    coordinator, adversary = _start(Coordinator, group, 0, {}), _start(Adversary, group, 0, {})
+    return clients, coordinator, adversary, [_start(ShardHost, group, i % split.count, {}) for i in range(shards)]
 
 
 def _team(split: Share, workers: Workers) -> Team:
     bundle = {"CPU": split.cpus} | ({"GPU": split.gpus} if split.gpus else {})
     group = placement_group([bundle] * split.count, strategy="PACK")
-    if not group.wait(timeout_seconds=120):
+    if not group.wait(timeout_seconds=PATIENCE):
         remove_placement_group(group)
         free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
-        raise FederationError(f"no room for {split.count} actors with {bundle} each within 120 s; free: {free}")
-    clients = [_client(group, index, split) for index in range(split.count)]
-    # With a core of their own, the others would take the place of a client actor.
-    coordinator, adversary = _start(Coordinator, group, 0, {}), _start(Adversary, group, 0, {})
-    shards = workers.shards if workers.shards > 1 else 0
-    holders = [_start(ShardHost, group, index % split.count, {}) for index in range(shards)]
+        raise FederationError(
+            f"no room for {split.count} actors with {bundle} each within {PATIENCE:g} s; free: {free}"
+        )
+    clients, coordinator, adversary, holders = _actors(group, split, workers.shards if workers.shards > 1 else 0)
     return Team(clients, coordinator, adversary, holders, group, split, workers.parties)
 
 
 def _client(group: PlacementGroup, index: int, split: Share) -> ActorHandle:
     resources = {"num_cpus": split.cpus, "num_gpus": split.gpus}
-    return _start(ClientHost, group, index, resources, split.threads, "cuda" if split.gpus else "cpu")
+    memory = min(split.gpus, 1.0)
+    return _start(ClientHost, group, index, resources, split.threads, "cuda" if split.gpus else "cpu", memory)
 
 
 def _start(

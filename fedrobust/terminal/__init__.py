@@ -4,15 +4,17 @@ from fedrobust.terminal.elements import console
 from fedrobust.terminal.lists import families, show_jobs, show_machine, show_options
 from fedrobust.terminal.many import MatrixProgress, show_comparison, show_findings
 from fedrobust.terminal.runs import Progress, show_result, show_verdict
-from fedrobust.terminal.sweeps import SweepProgress, show_sweep
+from fedrobust.terminal.sweeps import DuelProgress, SweepProgress, show_duel, show_sweep
 
 __all__ = [
+    "DuelProgress",
     "MatrixProgress",
     "Progress",
     "SweepProgress",
     "console",
     "families",
     "show_comparison",
+    "show_duel",
     "show_findings",
     "show_jobs",
     "show_machine",

@@ -1,4 +1,4 @@
-"""Sweeps: trials as they are finished, and what was found."""
+"""Sweeps and duels: trials as they are finished, and what was found."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from rich.table import Table
 from fedrobust.terminal.elements import Bar, number
 
 if TYPE_CHECKING:
-    from fedrobust.tuning import Plan
+    from fedrobust.duel.results import Turn
+    from fedrobust.duel.running import Findings as Duel
     from fedrobust.tuning.running import Findings
     from fedrobust.tuning.study import Trial
 
@@ -23,26 +24,50 @@ if TYPE_CHECKING:
 class SweepProgress(Bar):
     """A bar over the trials of a sweep, with the best value beside it; a line for each where the output is a file."""
 
-    def __init__(self, out: Console, plan: Plan) -> None:
-        super().__init__(out, "reading", plan.trials)
-        self._trials, self._objectives = plan.trials, plan.sweep.objectives
+    def __init__(self, out: Console) -> None:
+        super().__init__(out, "reading", None)
+        self._trials = 0
 
     def plan(self, trials: int, finished: int) -> None:
         """There are so many trials; so many of them are finished, those of earlier sittings included."""
-        self._bar.update(self._task, total=trials, completed=finished)
+        self._trials = trials
+        self._bar.update(self._task, total=trials, completed=finished, behind="")
         if not self._out.is_terminal:
             self._out.print(f"{trials} trials, {finished} are there")
 
     def trial(self, trial: Trial, best: Sequence[Trial]) -> None:
         """A trial has been finished."""
         front = f"best {_values(best[0])} (trial {best[0].number})" if len(best) == 1 else f"{len(best)} none beats"
-        self._bar.update(self._task, completed=trial.number + 1, description="searching", behind=front if best else "")
+        self._bar.update(self._task, completed=trial.number + 1, behind=front if best else "")
         reason = getattr(trial.outcome, "reason", "")
         if reason:
             self._out.print(escape(f"trial {trial.number} failed: {reason}"), soft_wrap=True)
         elif not self._out.is_terminal:
             ended = _values(trial) or "ended early"
             self._out.print(f"trial {trial.number} of {self._trials}: {ended}; {front}", soft_wrap=True)
+
+
+class DuelProgress(SweepProgress):
+    """A bar over the trials of a turn's search, and a line for each turn."""
+
+    def turn(self, turn: Turn) -> None:
+        """A turn has been judged."""
+        shown = f"{turn.defence}, {turn.label}: {turn.value:.3f}, under {turn.worst}"
+        self._out.print(escape(shown), soft_wrap=True)
+
+
+def show_duel(out: Console, findings: Duel) -> None:
+    """What each defence was worth after each turn, and where the rest is."""
+    labels = list(dict.fromkeys(turn.label for turn in findings.turns))
+    objective = findings.match.duel.objective
+    table = Table(title=f"{escape(objective.metric)} under the worst known attack, fresh seeds", title_justify="left")
+    for column in ("defence", *labels):
+        table.add_column(column.replace(" ", "\n"), overflow="fold")
+    for defence in findings.match.duel.defences:
+        worth = {turn.label: f"{turn.value:.3f}\n{turn.worst}" for turn in findings.turns if turn.defence == defence}
+        table.add_row(escape(defence), *(escape(worth.get(label, "–")) for label in labels))
+    out.print(table)
+    out.print(f"every attack and seed, what was found, the curve: {escape(str(findings.folder))}", soft_wrap=True)
 
 
 def show_sweep(out: Console, findings: Findings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ Record = Mapping[str, Any]
 LONGEST = 500
 """Characters of a parameter's value that every MLflow server accepts."""
 
+_FORBIDDEN = re.compile(r"[^/\w.\- :]")
+"""Characters that MLflow does not take in a name."""
 _CLIENT_METRICS = {"reputation": "reputation", "anomaly": "anomaly", "weights": "weight"}
 
 
@@ -25,7 +28,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{path}.")
         else:
-            flat[path] = shortened(value if isinstance(value, str) else json.dumps(value, default=str))
+            flat[allowed(path)] = shortened(value if isinstance(value, str) else json.dumps(value, default=str))
     return flat
 
 
@@ -55,7 +58,12 @@ def metrics(record: Record, width: int = 2) -> dict[str, float]:
     for name in ("upload_bytes", "server_bytes", "functionals"):
         if name in record:
             found[f"round/{name}"] = record[name]
-    return {name: float(value) for name, value in found.items() if finite(value)}
+    return {allowed(name): float(value) for name, value in found.items() if finite(value)}
+
+
+def allowed(name: str) -> str:
+    """The name of a parameter or metric, with `_` for what MLflow does not take in it, as in `nnm + median`."""
+    return _FORBIDDEN.sub("_", name)
 
 
 def shortened(text: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedrobust.tracking.entries import Record, finite, metrics
+from fedrobust.tracking.entries import Record, allowed, finite, metrics
 
 SYNCED = "fedrobust.synced"
 """Tag: how many journal lines MLflow has."""
@@ -47,6 +47,6 @@ def send_figures(client: Any, run_id: str, figures: Mapping[str, float], now: in
     """Send figures that belong to no round, with the time `now` in milliseconds."""
     from mlflow.entities import Metric
 
-    rows = [Metric(name, float(value), now, 0) for name, value in figures.items() if finite(value)]
+    rows = [Metric(allowed(name), float(value), now, 0) for name, value in figures.items() if finite(value)]
     for start in range(0, len(rows), BATCH):
         client.log_batch(run_id, metrics=rows[start : start + BATCH])

@@ -61,6 +61,7 @@ def run_sweep(
     out: Path | None = None,
     pool: Pool | None = None,
     score: Score | None = None,
+    parent: str | None = None,
 ) -> Findings:
     """Run what is missing of a sweep, and write its tables and pictures.
 
@@ -73,6 +74,7 @@ def run_sweep(
     out: the folder, instead of one named after the sweep.
     pool: leases teams that are there already; `teams` then says nothing.
     score: makes the metric `score` of a finished run.
+    parent: id of the MLflow run that the sweep's own is nested below.
 
     Raises `ExperimentError`, `TrackingError`, and what a Ctrl-C raises; what is finished stays.
     """
@@ -89,7 +91,7 @@ def run_sweep(
         told = _Told(plan)
         journal = [told.line(trial) for trial in study.trials()]
         name = plan.sweep.name
-        opened = parent_run(folder, plan.tracking, flatten(settings), {"sweep": name}, f"sweep {name}", journal)
+        opened = parent_run(folder, plan.tracking, flatten(settings), {"sweep": name}, f"sweep {name}", journal, parent)
         tracker = stack.enter_context(opened)
         leased = stack.enter_context(Teams(watch.say, teams, pool))
         runs = Runs(store, leased, tracker, score)

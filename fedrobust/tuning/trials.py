@@ -96,14 +96,15 @@ class Runs:
 
     def all(self, places: Sequence[Place]) -> list[Run]:
         """The runs at these places, in order."""
-        made: dict[int, Run] = {}
+        made = [self._store.finished(place.experiment.digest()) for place in places]
 
         def one(index: int) -> Run:
-            made[index] = self.make(places[index], lambda round, metrics: None)
-            return made[index]
+            made[index] = run = self.make(places[index], lambda round, metrics: None)
+            return run
 
-        self._teams.each(places[0].experiment, [partial(one, index) for index in range(len(places))], self.keep)
-        return [made[index] for index in range(len(places))]
+        if missing := [index for index, run in enumerate(made) if run is None]:
+            self._teams.each(places[missing[0]].experiment, [partial(one, index) for index in missing], self.keep)
+        return [run for run in made if run is not None]
 
     def known(self, plan: Plan, trial: Trial) -> Results:
         """What is on disk of the runs of a trial."""

@@ -88,3 +88,17 @@ def test_only_those_who_ask_are_told_the_last_step() -> None:
     train(made, d, 1, [2, 3], made.initial_weights())
     assert [view.step is None for view in Recording.seen] == [True, False]
     assert [(view.rank, view.attackers, view.hospitals) for view in Recording.seen] == [(0, 1, 1)] * 2
+
+
+@pytest.mark.parametrize(
+    ("device", "memory", "bounded"), [("cuda", 0.25, [0.25]), ("cuda", 1.0, []), ("cpu", 0.25, [])]
+)
+def test_an_actor_that_shares_a_gpu_has_its_share_of_the_memory(
+    device: str, memory: float, bounded: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    told: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", told.append)
+    ClientHost(1, device, memory)
+    assert told == bounded

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import ray
 
+import fedrobust.federation.pool as pool_module
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Workers
 from fedrobust.federation.actors import answer
-from fedrobust.federation.pool import Pool, Share, share, teams_that_fit
+from fedrobust.federation.pool import Pool, Share, Team, share, teams_that_fit
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,27 @@ def test_a_team_is_leased_and_given_back_and_its_room_is_free_afterwards(ray_loc
 
         time.sleep(0.1)
     assert ray.available_resources().get("CPU") == before
+
+
+def test_a_team_that_has_lost_an_actor_is_started_again(ray_local: None) -> None:
+    with Pool(Workers(count=2, cpus=0.5), clients=4) as pool:
+        with pool.lease() as team:
+            before = team.coordinator
+            ray.kill(before)
+        with pool.lease() as team:
+            assert team.coordinator is not before
+            ray.get([actor.__ray_ready__.remote() for actor in team.actors])
+            kept = team.coordinator
+        with pool.lease() as team:
+            assert team.coordinator is kept
+
+
+def test_a_pool_whose_teams_find_no_place_says_so(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the nodes had gone: a broken team is not leased, and the wait for a place has an end."""
+    with Pool(Workers(count=1, cpus=0.5), clients=4) as pool:
+        with pool.lease() as team:
+            ray.kill(team.adversary)
+        monkeypatch.setattr(pool_module, "PATIENCE", 3.0)
+        monkeypatch.setattr(Team, "mend", lambda team: False)
+        with pytest.raises(FederationError, match="all teams have lost actors"), pool.lease():
+            raise AssertionError("a broken team was leased")

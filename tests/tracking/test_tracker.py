@@ -11,7 +11,8 @@ import pytest
 from tracked import ROUNDS, exactly_once, journal, rows, status, sync, write
 
 from fedrobust import tracking
-from fedrobust.tracking import SYNCED, Tracker
+from fedrobust.errors import TrackingError
+from fedrobust.tracking import SYNCED, Tracker, flatten
 
 
 class Failing:
@@ -128,6 +129,35 @@ def test_a_run_below_another_and_figures_of_no_round(tmp_path: Path, database: P
     assert [row[:3] for row in rows(database, parent.run_id)] == [("headline", 0, 0.5)]
     assert [row[:3] for row in rows(database, child.run_id)] == [("cell/auroc", 0, 0.75)]
     assert Path(client.download_artifacts(parent.run_id, "table.md")).read_text() == "0.80"
+
+
+def test_runs_below_one_whose_process_died_are_ended(database: Path) -> None:
+    parent, other = (Tracker.open("ended", {}, {}, name) for name in ("sweep", "other sweep"))
+    done, dead, foreign = (Tracker.open("ended", {}, {}, "trial", each.run_id) for each in (parent, parent, other))
+    done.close()
+    assert tracking.end_children(parent.run_id) == 1
+    states = [status(database, each.run_id) for each in (parent, done, dead, other, foreign)]
+    assert states == ["RUNNING", "FINISHED", "KILLED", "RUNNING", "RUNNING"]
+    assert tracking.end_children(parent.run_id) == 0
+    with pytest.raises(TrackingError):
+        tracking.end_children("unknown")
+    for each in (dead, foreign, other, parent):
+        each.close()
+
+
+def test_names_that_mlflow_does_not_take_are_written_otherwise(database: Path) -> None:
+    tracker = Tracker.open("names", flatten({"defences": {"nnm + median": 3, "a/b c-d.e:f_g": 1}}), {})
+    tracker.log({"kind": "turn", "round": 2, "metrics": {"worst/nnm + median": 0.5}})
+    tracker.figures({"fresh/a@b": 0.25})
+    assert tracker.close()
+    assert {(name, value) for name, _, value, _ in rows(database, tracker.run_id)} == {
+        ("worst/nnm _ median", 0.5),
+        ("fresh/a_b", 0.25),
+    }
+    from mlflow import MlflowClient
+
+    params = MlflowClient(tracking.tracking_uri()).get_run(tracker.run_id).data.params
+    assert params == {"defences.nnm _ median": "3", "defences.a/b c-d.e:f_g": "1"}
 
 
 def test_mlflow_itself_is_left_as_it_was() -> None:

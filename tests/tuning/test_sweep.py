@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from fedrobust.errors import DataError, ExperimentError
 from fedrobust.experiment_file import dump, load
-from fedrobust.tuning import Plan, load_sweep
+from fedrobust.tuning import Plan, Sweep, load_sweep
 
 BASE = """
 name: base
@@ -220,3 +221,17 @@ def test_reading_a_sweep_imports_neither_optuna_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_overrides_reach_keys_that_have_dots_themselves() -> None:
+    plan = load_sweep("sweep.yaml", ["changes.federation.rounds=3", "space.learning.local.optimizer.lr.log=[0.5,0.6]"])
+    found = plan.experiment(plan.space.chosen(plan.space.middle), "nobody", 1)
+    assert (found.federation.rounds, found.federation.clients) == (3, 10)
+    assert 0.5 < found.learning.local.optimizer.lr < 0.6
+    with pytest.raises(ExperimentError, match=r"^override 'space\.learning\.local\.optimizer\.lr\.log=\[1\]': space"):
+        load_sweep("sweep.yaml", ["space.learning.local.optimizer.lr.log=[1]"])
+
+
+def test_the_shipped_schema_is_the_schema() -> None:
+    shipped = json.loads((Path(__file__).parent.parent.parent / "experiments" / "sweep.schema.json").read_text())
+    assert shipped == Sweep.model_json_schema(), "run `make schema`"

@@ -1,0 +1,379 @@
+"""A cluster of three nodes on this machine: `make cluster`, `make cluster-down`.
+
+One head with the jobs server and two workers, each a `ray start` in a session of its own, and an MLflow server. Ports
+are free ones, the token is new, and nothing is shared with another Ray on the machine. What was started is written to
+`mlruns/cluster/state.json`; `down` and `kill` end these processes, known by number and time of start, and no others.
+
+    python cluster/local.py up [--workers 2] [--cpus 2] [--mlflow-store URL]
+    python cluster/local.py status
+    python cluster/local.py kill worker-1
+    python cluster/local.py revive worker-1
+    python cluster/local.py down
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FOLDER = REPOSITORY / "mlruns" / "cluster"
+HOST = "127.0.0.1"
+PATIENCE = 120.0
+"""Seconds within which a server must answer."""
+ATTEMPTS = 3
+"""How often a worker is started."""
+GRACE = 15.0
+"""Seconds that a node has to end by itself."""
+
+Process = dict[str, Any]
+"""`pid` and `began`: what a process is known by, as a number alone comes back."""
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description="A Ray cluster of several nodes on this machine.")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where its state and logs lie")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    up = verbs.add_parser("up", help="start it")
+    up.add_argument("--workers", type=int, default=2, help="nodes beside the head")
+    up.add_argument("--cpus", type=int, default=2, help="logical cores of each worker; the head has none")
+    up.add_argument("--mlflow-store", metavar="URL", help="database of MLflow, e.g. postgresql://user:pass@host/mlflow")
+    up.add_argument("--workplace", type=Path, default=REPOSITORY, help="folder below which jobs keep their mlruns/")
+    verbs.add_parser("status", help="say which of its processes are alive")
+    kill = verbs.add_parser("kill", help="end a node as a power cut would")
+    kill.add_argument("node", help="its name, e.g. worker-1")
+    revive = verbs.add_parser("revive", help="start a node again that has ended")
+    revive.add_argument("node", help="its name")
+    verbs.add_parser("down", help="end all that `up` has started")
+    given = parser.parse_args()
+    folder = given.folder.resolve()
+    if given.verb == "up":
+        start(folder, given.workers, given.cpus, given.mlflow_store, given.workplace.resolve())
+    elif given.verb == "status":
+        status(folder)
+    elif given.verb == "kill":
+        kill_node(folder, given.node)
+    elif given.verb == "revive":
+        revive_node(folder, given.node)
+    else:
+        stop(folder)
+
+
+def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: Path) -> None:
+    """Start head, workers and MLflow, and say how they are used. Ends what it has started where that fails."""
+    if any(alive(process) for process in read(folder).get("nodes", {}).values()):
+        sys.exit(f"error: a cluster of {folder} is running; end it with: make cluster-down")
+    stop(folder)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32), encoding="utf-8")
+    temporary = Path(tempfile.mkdtemp(prefix="fedrobust-"))  # short: Ray's sockets lie in there
+    gcs, jobs, tracking = free_ports(3)
+    state: dict[str, Any] = {
+        "temporary": str(temporary),
+        "address": f"http://{HOST}:{jobs}",
+        "gcs": f"{HOST}:{gcs}",
+        "token": str(token),
+        "mlflow": f"http://{HOST}:{tracking}",
+        "workplace": str(workplace),
+        "commands": {},
+        "nodes": {},
+    }
+    ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
+    ray += ["--node-ip-address", HOST, "--object-store-memory", "200000000", "--temp-dir", str(temporary)]
+    ray += ["--dashboard-agent-listen-port", "0", "--min-worker-port", "0", "--max-worker-port", "0"]
+    head = ["--head", "--num-cpus", "0", "--port", str(gcs), "--ray-client-server-port", str(free_ports(1)[0])]
+    head += ["--dashboard-host", HOST, "--dashboard-port", str(jobs)]
+
+    def launch(name: str, command: Sequence[str]) -> None:
+        state["commands"][name] = list(command)
+        spawn(folder, state, name)
+
+    try:
+        launch("mlflow", mlflow_server(tracking, store, folder))
+        launch("head", [*ray, *head])
+        await_answer(f"{state['address']}/api/version", "the head", state["nodes"]["head"], folder, token)
+        commands = {
+            f"worker-{number}": [*ray, "--address", state["gcs"], "--num-cpus", str(cpus), *own_resource(number)]
+            for number in range(1, workers + 1)
+        }
+        for name, command in commands.items():
+            launch(name, command)
+        tries = dict.fromkeys(commands, 1)
+
+        def joined() -> bool:
+            for name, command in commands.items():
+                if alive(state["nodes"][name]):
+                    continue
+                if tries[name] == ATTEMPTS:
+                    sys.exit(f"error: {name} has ended {ATTEMPTS} times; see {folder / 'logs'}")
+                tries[name] += 1
+                launch(name, command)  # on a busy machine a node may give its start up
+            return nodes_of(state["address"], token) == workers + 1
+
+        if not within(PATIENCE, joined):
+            sys.exit(f"error: not all nodes have joined the cluster; see {folder / 'logs'}")
+        await_answer(f"{state['mlflow']}/health", "MLflow", state["nodes"]["mlflow"], folder)
+    except BaseException:
+        stop(folder)
+        raise
+    exports = {
+        "RAY_API_SERVER_ADDRESS": state["address"],
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "MLFLOW_TRACKING_URI": state["mlflow"],
+    }
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
+    (folder / "env").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    print(
+        f"a head and {workers} workers of {cpus} cores: {state['address']}\nMLflow: {state['mlflow']}\n"
+        f"\n{chr(10).join(lines)}\n\nuse it:\n"
+        f"  source {shown}/env\n"
+        "  fedrobust submit -- run experiments/quickstart.yaml\n"
+        "end it:\n"
+        "  make cluster-down"
+    )
+
+
+def node_environment(state: dict[str, Any]) -> dict[str, str]:
+    """What every node is started with; jobs inherit it, also that `python` is the one that runs this file."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "FEDROBUST_HOME": state["workplace"],
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_TRACKING_URI": state["mlflow"],
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": state["token"],
+    }
+
+
+def mlflow_server(port: int, store: str | None, folder: Path) -> list[str]:
+    """The command of an MLflow server; its artifacts lie in the folder, its runs there or in the database `store`."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    store = store or f"sqlite:///{folder / 'mlflow.db'}"
+    return [*command, "--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")]
+
+
+def spawn(folder: Path, state: dict[str, Any], name: str) -> None:
+    """Start a node in a session of its own, and keep its number."""
+    environment = node_environment(state)
+    if name == "mlflow":
+        del environment["MLFLOW_TRACKING_URI"]
+    with (folder / "logs" / f"{name}.log").open("w", encoding="utf-8") as output:
+        started = subprocess.Popen(
+            state["commands"][name],
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    state["nodes"][name] = {"pid": started.pid, "began": table()[started.pid][2]}
+    write(folder, state)
+
+
+def await_answer(url: str, what: str, process: Process, folder: Path, token: Path | None = None) -> None:
+    """Wait until `url` answers; the end of the process, or too long a wait, ends this one."""
+    request = urllib.request.Request(url, headers=bearer(token))
+
+    def answers() -> bool:
+        if not alive(process):
+            sys.exit(f"error: {what} has ended; see {folder / 'logs'}")
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return True
+        except OSError:
+            return False
+
+    if not within(PATIENCE, answers):
+        sys.exit(f"error: {what} does not answer at {url}; see {folder / 'logs'}")
+
+
+def own_resource(number: int) -> list[str]:
+    """A resource that only this worker has, so that the parties of a protocol can be pinned to it."""
+    return ["--resources", json.dumps({f"worker-{number}": 1})]
+
+
+def nodes_of(address: str, token: Path) -> int:
+    """How many nodes of the cluster are alive."""
+    request = urllib.request.Request(f"{address}/api/v0/nodes", headers=bearer(token))
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return sum(node["state"] == "ALIVE" for node in json.load(answer)["data"]["result"]["result"])
+    except OSError:
+        return 0
+
+
+def bearer(token: Path | None) -> dict[str, str]:
+    """What a request carries."""
+    return {} if token is None else {"Authorization": f"Bearer {token.read_text(encoding='utf-8')}"}
+
+
+def kill_node(folder: Path, name: str) -> None:
+    """End every process of a node at once, without a chance to say goodbye."""
+    nodes = read(folder).get("nodes", {})
+    if name not in nodes:
+        sys.exit(f"error: there is no node {name}; there are: {', '.join(nodes) or 'none'}")
+    if not alive(nodes[name]):
+        sys.exit(f"error: {name} has ended before")
+    end([nodes[name]], signal.SIGKILL)
+    print(f"{name} is dead")
+
+
+def revive_node(folder: Path, name: str) -> None:
+    """Start a node that has ended again, as a cluster's manager would, and wait until it has joined."""
+    state = read(folder)
+    if name not in state.get("nodes", {}) or alive(state["nodes"][name]):
+        sys.exit(f"error: {name} is no node that has ended; see: python cluster/local.py status")
+    before = nodes_of(state["address"], Path(state["token"]))
+    spawn(folder, state, name)
+    if not within(PATIENCE, lambda: nodes_of(state["address"], Path(state["token"])) > before):
+        sys.exit(f"error: {name} has not joined the cluster; see {folder / 'logs'}")
+    print(f"{name} has joined the cluster")
+
+
+def stop(folder: Path) -> None:
+    """End all that `start` has started; of what has ended before, nothing is touched."""
+    state = read(folder)
+    nodes = [process for process in state.get("nodes", {}).values() if alive(process)]
+    end(nodes, signal.SIGTERM)
+    if temporary := state.get("temporary"):
+        shutil.rmtree(temporary, ignore_errors=True)
+    for name in ("state.json", "env", "token"):
+        (folder / name).unlink(missing_ok=True)
+    if state:
+        print(f"{len(nodes)} processes and what they had started have ended")
+
+
+def end(leaders: Sequence[Process], how: signal.Signals) -> None:
+    """Signal the leaders, and kill what is left of their families after some time."""
+    family = {leader["pid"]: leader["began"] for leader in leaders}
+    if how != signal.SIGKILL:
+        send(family, how)
+
+        def ended() -> bool:
+            grow(family)
+            return not still(family)
+
+        within(GRACE, ended)
+    for _ in range(3):  # who was starting another process meanwhile
+        grow(family)
+        send(family, signal.SIGKILL)
+        time.sleep(0.2)
+
+
+def send(processes: dict[int, str], how: signal.Signals) -> None:
+    """Signal those that are still the same processes."""
+    for pid in still(processes):
+        with suppress(ProcessLookupError):
+            os.kill(pid, how)
+
+
+def grow(family: dict[int, str]) -> None:
+    """Add the descendants of the family's members, and who is in a session of theirs."""
+    known = table()
+    present = {pid for pid, began in family.items() if pid in known and known[pid][2] == began}
+    while True:
+        sessions = {known[pid][1] for pid in present}
+        more = {pid for pid, (parent, session, _) in known.items() if parent in present or session in sessions}
+        if more <= present:
+            break
+        present |= more
+    own = os.getpid()
+    family.update({pid: known[pid][2] for pid in present if pid != own})
+
+
+def table() -> dict[int, tuple[int, int, str]]:
+    """Every process: parent, session, time of its start; without zombies."""
+    shown = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,sess=,stat=,lstart="], capture_output=True, text=True, check=True, env={"LC_ALL": "C"}
+    )
+    lines = [line.split(maxsplit=4) for line in shown.stdout.splitlines()]
+    return {
+        int(pid): (int(parent), int(session), began)
+        for pid, parent, session, state, began in lines
+        if not state.startswith("Z")
+    }
+
+
+def still(processes: dict[int, str]) -> list[int]:
+    """Which of them, by number and time of start, are running."""
+    known = table()
+    return [pid for pid, began in processes.items() if pid in known and known[pid][2] == began]
+
+
+def alive(process: Process) -> bool:
+    """Whether this very process still runs."""
+    return bool(still({process["pid"]: process["began"]}))
+
+
+def status(folder: Path) -> None:
+    """Print which processes are alive."""
+    state = read(folder)
+    if not state:
+        sys.exit("no cluster has been started; start one with: make cluster")
+    for name, process in state["nodes"].items():
+        print(f"{name:10} {'alive' if alive(process) else 'dead':6} process {process['pid']}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def within(seconds: float, done: Callable[[], bool]) -> bool:
+    """Whether `done` becomes true in time."""
+    until = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.3)
+    return True
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What was started; empty where nothing was."""
+    try:
+        return dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+
+
+def write(folder: Path, state: dict[str, Any]) -> None:
+    """Keep what was started, after each start: whatever interrupts this one, `down` finds it."""
+    new = folder / "state.json.new"
+    new.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    new.replace(folder / "state.json")
+
+
+if __name__ == "__main__":
+    main()

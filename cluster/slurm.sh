@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# A command of FedRobust on the nodes of a Slurm job, from a clone or any folder on a file system that all nodes share:
+#
+#   sbatch cluster/slurm.sh matrix experiments/robustness.yaml
+#   sbatch --nodes=4 --cpus-per-task=32 --gpus-per-node=2 cluster/slurm.sh sweep experiments/tune_defense.yaml --resume
+#
+# The first node holds Ray's head and the driver, the others join it. mlruns/ lies in the folder it was submitted from. Set
+# FEDROBUST_PYTHON to the environment's python where that is not .venv/bin/python. See docs/cluster.md.
+#SBATCH --job-name=fedrobust
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --time=12:00:00
+#SBATCH --output=fedrobust-%j.log
+#SBATCH --open-mode=append
+# Before the time is up the driver is asked to stop, so that the last round is committed.
+#SBATCH --signal=B:TERM@180
+set -euo pipefail
+
+if [[ $# -eq 0 ]]; then
+    echo "usage: sbatch cluster/slurm.sh run|matrix|sweep FILE ..." >&2
+    exit 2
+fi
+cd "${SLURM_SUBMIT_DIR:-$PWD}"
+python=$(realpath -s "${FEDROBUST_PYTHON:-.venv/bin/python}")
+[[ -x $python ]] || { echo "error: $python: no such program; set FEDROBUST_PYTHON" >&2; exit 2; }
+PATH=$(dirname "$python"):$PATH
+
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
+address=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | tr ' ' '\n' | grep -v '^127\.' | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs on a node do not meet
+client=$((port + 1)) dashboard=$((port + 2))
+
+# A new token for each job, in a file that only its owner can read.
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$PWD/mlruns/slurm-$SLURM_JOB_ID.token
+export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
+mkdir -p mlruns
+(umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
+
+started=()
+# shellcheck disable=SC2329 # the trap calls it
+cleanup() {
+    for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
+    wait "${started[@]}" 2>/dev/null || true
+    rm -f "$RAY_AUTH_TOKEN_PATH"
+}
+trap cleanup EXIT
+
+gpus=${SLURM_GPUS_ON_NODE:-0}
+ray_start=(ray start --block "--num-cpus=${SLURM_CPUS_PER_TASK:-1}" "--num-gpus=${gpus##*:}" "--temp-dir=/tmp/fedrobust-$SLURM_JOB_ID")
+ray_start+=(--min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0)
+
+srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" "${ray_start[@]}" --head --node-ip-address="$address" \
+    --port="$port" --ray-client-server-port="$client" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" &
+started+=($!)
+if [[ ${#nodes[@]} -gt 1 ]]; then
+    sleep "${FEDROBUST_HEAD_START:-15}" # the head must answer first
+    workers=$(IFS=, && echo "${nodes[*]:1}")
+    srun --overlap --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --nodelist="$workers" \
+        "${ray_start[@]}" --address="$address:$port" &
+    started+=($!)
+fi
+
+export RAY_ADDRESS=$address:$port
+"$python" - "${#nodes[@]}" <<'PYTHON'
+import sys, time
+import ray
+
+for _ in range(60):  # until all nodes are there
+    try:
+        ray.init(logging_level="ERROR", log_to_driver=False)
+        break
+    except Exception:
+        time.sleep(5)
+else:
+    sys.exit("error: the head does not answer")
+for _ in range(60):
+    if (alive := sum(node["Alive"] for node in ray.nodes())) >= int(sys.argv[1]):
+        sys.exit(0)
+    time.sleep(2)
+sys.exit(f"error: {alive} of {sys.argv[1]} nodes have joined the cluster")
+PYTHON
+
+"$python" -m fedrobust.cli "$@" &
+driver=$!
+trap 'kill -TERM "$driver" 2>/dev/null || true' TERM INT
+code=0
+wait "$driver" || code=$?
+if kill -0 "$driver" 2>/dev/null; then # the signal ended the wait, not the driver
+    code=0
+    wait "$driver" || code=$?
+fi
+exit "$code"

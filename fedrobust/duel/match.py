@@ -1,0 +1,188 @@
+"""A duel, composed: what each side knows after a turn, the sweeps of the turns, and the runs that judge them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+from ruamel.yaml.comments import CommentedMap
+
+from fedrobust.duel.file import SEARCHED, Duel
+from fedrobust.errors import ExperimentError
+from fedrobust.experiment import Experiment
+from fedrobust.experiment_file import Draft, Keys
+from fedrobust.tuning.sweep import Plan, Sweep
+
+Role = Literal["fixed", "attacker", "defender"]
+"""Whose turn it is; `fixed` comes before all others: nobody has searched yet."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A defence as it is now, and the attacks that are known against it."""
+
+    defence: str
+    options: Mapping[str, Any]
+    """Those that make it, by dotted path, each applied after the ones before it."""
+    attacks: Mapping[str, list[Any]]
+    turn: str = "fixed"
+    """The last turn in which it changed, e.g. `defender 1`."""
+
+    def after(self, side: Role, number: int, chosen: Mapping[str, Any]) -> Standing:
+        """What becomes of it in a turn in which a side has chosen these options."""
+        now = replace(self, turn=f"{side} {number}")
+        if side == "attacker":
+            return replace(now, attacks={**self.attacks, f"{SEARCHED} {number}": chosen["attacks"]})
+        return replace(now, options=_then(self.options, chosen))
+
+
+class Match:
+    """A duel that can be fought: every experiment that it begins with is one."""
+
+    def __init__(self, duel: Duel, draft: Draft) -> None:
+        """`draft` is the file of the duel. Raises `ExperimentError` with a line for everything that is wrong."""
+        self.duel = duel
+        self._draft = draft
+        try:
+            self._file = Draft.read(draft.path.parent / duel.experiment)
+        except ExperimentError as error:
+            raise ExperimentError(f"{draft.place('experiment')}: experiment: {error}") from None
+        self._base = self._file.changed(duel.changes, f"{draft.place('changes')}: changes")
+        self._check()
+
+    @cached_property
+    def sample(self) -> Experiment:
+        """One of the experiments: its data, workers and tracking are those of all."""
+        first = self.begin(next(iter(self.duel.defences)))
+        return self.experiment(first, next(iter(first.attacks)), self.duel.fresh[0])
+
+    @property
+    def turns(self) -> list[tuple[Role, int, str]]:
+        """The turns in order: whose it is, its number, and the defence; a defence without a space has no defender."""
+        sides: list[tuple[Role, int]] = [("fixed", 0)]
+        for number in range(1, self.duel.turns + 1):
+            sides += [("attacker", number), ("defender", number)]
+        defences = self.duel.defences
+        return [(side, n, name) for side, n in sides for name in defences if side != "defender" or defences[name].space]
+
+    def begin(self, defence: str) -> Standing:
+        """A defence as the file has it, and the fixed attacks."""
+        fixed = {name: each if isinstance(each, list) else [each] for name, each in self.duel.attacks.items()}
+        return Standing(defence, self.duel.defences[defence].options, fixed)
+
+    def experiment(self, standing: Standing, attack: str, seed: int) -> Experiment:
+        """A run of a defence under one of the known attacks. Raises `ExperimentError` where they do not go together."""
+        draft, name = self._base, standing.defence
+        for path, value in standing.options.items():
+            part = "options" if path in self.duel.defences[name].options else "space"
+            place = self._draft.place("defences", name, part, path)
+            draft = draft.changed({path: value}, f"{place}: defences.{name}.{part}.{path}")
+        place = self._draft.place("attacks", attack)
+        draft = draft.changed({"attacks": standing.attacks[attack]}, f"{place}: attacks.{attack}")
+        run_name = f"{name}, {standing.turn} | {attack} | seed {seed} | {self.duel.name}"
+        own = {"seed": seed, "tracking.run_name": run_name, "tracking.model": False}
+        return draft.changed(own, "the duel").checked(Experiment)
+
+    def search(self, standing: Standing, side: Role, number: int) -> Plan:
+        """The sweep of a turn. Raises `ExperimentError` with a line for everything that is wrong in it."""
+        duel, objective = self.duel, self.duel.objective.model_dump()
+        given = CommentedMap(
+            name=f"{duel.name} {standing.defence} {side} {number}",
+            experiment=duel.experiment,
+            changes=_then(duel.changes, standing.options),
+            trials=(duel.attacker if side == "attacker" else duel.defender).trials,
+            seeds=list(duel.seeds),
+            seed=number,  # a defence may be the same as in the last turn: the search is not
+            parallel=duel.parallel,
+        )
+        moves: dict[Keys, Keys] = {(side, "sampler"): ("sampler",)}
+        if side == "attacker":
+            objective["direction"] = "minimize" if duel.objective.direction == "maximize" else "maximize"
+            moves["attacker", "space"] = ("space", "attacks")
+        else:
+            given["attacks"] = dict(standing.attacks)
+            moves["defences", standing.defence, "space"] = ("space",)
+        given["objectives"] = [objective]
+        draft = Draft(self._draft.path, given, _moved(self._draft, moves, given))
+        try:
+            return Plan(draft.checked(Sweep), draft, self._file)
+        except ExperimentError as error:
+            lines = str(error).splitlines()
+            for old, new in [*moves.items(), (("attacker", "space"), ("space",))]:
+                lines = [line.replace(f": {_dotted(new)}", f": {_dotted(old)}", 1) for line in lines]
+            raise ExperimentError("\n".join(lines)) from None
+
+    def _check(self) -> None:
+        """Compose every defence with every fixed attack, and the first search of each side; what is wrong is told
+        once, with the defences where it is not so with all of them."""
+        wrong: dict[str, list[str]] = {}
+        for name, defence in self.duel.defences.items():
+            standing = self.begin(name)
+            runs = [partial(self.experiment, standing, attack, self.duel.seeds[0]) for attack in standing.attacks]
+            sides: Sequence[Role] = ("attacker", "defender") if defence.space else ("attacker",)
+            found = _refused(runs) or _refused([partial(self.search, standing, side, 1) for side in sides])
+            for line in found:
+                wrong.setdefault(line, []).append(name)
+        if wrong:
+            everywhere = len(self.duel.defences)
+            lines = [line if len(who) == everywhere else f"{line} ({', '.join(who)})" for line, who in wrong.items()]
+            raise ExperimentError("\n".join(lines))
+
+
+def load_duel(path: str | Path, overrides: Iterable[str] = ()) -> Match:
+    """Read a duel file, with `overrides` such as `"turns=1"`, and check the experiments that it begins with.
+
+    Raises `ExperimentError` with one line for each thing that is wrong, as `fedrobust.load` does.
+    """
+    draft = Draft.read(path, overrides)
+    return Match(draft.checked(Duel), draft)
+
+
+def _then(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, so that what comes later is applied later: `aggregation.f` counts in what `aggregation` was set to."""
+    return {path: value for path, value in first.items() if path not in later} | dict(later)
+
+
+def _moved(draft: Draft, moves: Mapping[Keys, Keys], given: CommentedMap) -> dict[Keys, str]:
+    """Put parts of a file into `given` under other keys, with their lines; returns the origins of the rest.
+
+    What the file does not have is left out.
+    """
+    for old, new in moves.items():
+        source: Any = draft.tree
+        for key in old[:-1]:
+            source = source.get(key) or {}
+        if old[-1] not in source:
+            continue
+        target, value = given, source[old[-1]]
+        for key in new:
+            last = key == new[-1]
+            target[key] = value if last else CommentedMap()
+            lines = getattr(getattr(source, "lc", None), "data", None) or {}
+            if old[-1] in lines:
+                target.lc.add_kv_line_col(key, lines[old[-1]])
+            target = target[key]
+    return {
+        new + keys[len(old) :]: origin
+        for keys, origin in draft.origin.items()
+        for old, new in moves.items()
+        if keys[: len(old)] == old
+    }
+
+
+def _dotted(keys: Keys) -> str:
+    return ".".join(map(str, keys))
+
+
+def _refused(attempts: Iterable[Callable[[], object]]) -> list[str]:
+    """What the attempts are refused for, a line for each mistake."""
+    lines: dict[str, None] = {}
+    for attempt in attempts:
+        try:
+            attempt()
+        except ExperimentError as error:
+            lines |= dict.fromkeys(str(error).splitlines())
+    return list(lines)

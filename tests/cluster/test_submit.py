@@ -1,0 +1,377 @@
+"""Jobs: what is shipped, what a jobs server is asked for and what its refusals become; with a server in miniature."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from jobs_server import TOKEN, Server
+
+from fedrobust.cli import app, main
+from fedrobust.cluster import Cluster, ClusterError, find_cluster, find_job, jobs, logs, stop, submit
+from fedrobust.cluster.shipping import DRIVERS, checked, entrypoint, environment, pack, refuse_big, to_ship
+from fedrobust.errors import DataError
+from fedrobust.naming import commit
+
+EXPERIMENT = "name: small\ndata: {source: {name: npz, path: nowhere.npz}}\n"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    with Server() as started:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", started.address)
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def unnamed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No cluster and no token of whoever runs the tests."""
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def folder(workplace: Path) -> Path:
+    """A working folder with an experiment, a class of one's own, and things that must stay."""
+    for name in ("experiments/small.yaml", "experiments/mine.py", "data/patches.npz", "mlruns/mlflow.db", ".venv/x"):
+        (workplace / name).parent.mkdir(exist_ok=True)
+        (workplace / name).write_text(EXPERIMENT if name.endswith("yaml") else name, encoding="utf-8")
+    (workplace / "experiments" / "__pycache__").mkdir()
+    (workplace / "experiments" / "__pycache__" / "mine.pyc").touch()
+    (workplace / "experiments" / "data").mkdir()
+    (workplace / "experiments" / "data" / "table.csv").touch()
+    return workplace
+
+
+SHIPPED = ["experiments/data/table.csv", "experiments/mine.py", "experiments/small.yaml"]
+
+
+def shipped(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in to_ship(folder)]
+
+
+def test_what_is_shipped(folder: Path) -> None:
+    assert shipped(folder) == SHIPPED
+
+
+def test_what_git_ignores_stays(folder: Path) -> None:
+    (folder / ".gitignore").write_text("*.csv\n")
+    (folder / "gone.txt").touch()
+    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "add", "gone.txt"], check=True)
+    (folder / "gone.txt").unlink()
+    assert shipped(folder) == [".gitignore", *SHIPPED[1:]]
+
+
+def test_a_big_folder_is_refused_with_its_biggest_files(folder: Path) -> None:
+    (folder / "weights.bin").write_bytes(bytes(3_000_000))
+    (folder / "more.bin").write_bytes(bytes(2_000_000))
+    files = to_ship(folder)
+    refuse_big(folder, files, most=6_000_000)
+    told = r"5 MB to ship, more than 4 MB; the biggest files: weights.bin \(3.0 MB\), more.bin \(2.0 MB\), "
+    with pytest.raises(ClusterError, match=told):
+        refuse_big(folder, files, most=4_000_000)
+
+
+def test_the_same_files_make_the_same_package(folder: Path) -> None:
+    one, two = folder / "mlruns" / "one.zip", folder / "mlruns" / "two.zip"
+    pack(folder, to_ship(folder), one)
+    os.utime(folder / "experiments" / "mine.py", (0, 0))
+    pack(folder, to_ship(folder), two)
+    assert one.read_bytes() == two.read_bytes()
+    assert zipfile.ZipFile(one).namelist() == SHIPPED
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ([], "nothing to submit.*run, matrix"),
+        (["report", "abc"], "'report' cannot be submitted; what can: run, matrix"),
+        (["run", "seed=3"], "names no file"),
+        (["run", "experiments/other.yaml"], "there is no such file"),
+        (["run", "../elsewhere.yaml"], "lies outside of"),
+        (["run", "mlruns/best.yaml"], "is not shipped: mlruns is left out"),
+    ],
+)
+def test_commands_that_could_not_run_there(folder: Path, command: list[str], told: str) -> None:
+    (folder / "mlruns" / "best.yaml").touch()
+    with pytest.raises(ClusterError, match=told):
+        checked(command, folder)
+
+
+def test_a_command_names_its_files_from_the_folder(folder: Path) -> None:
+    absolute = str(folder / "experiments" / "small.yaml")
+    command = ["matrix", "--teams", "2", absolute, "only.defences=[mean]", "--quick"]
+    assert checked(command, folder) == [*command[:3], "experiments/small.yaml", *command[4:]]
+
+
+def test_what_can_be_submitted_is_a_command() -> None:
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert set(DRIVERS) <= known | {"duel"}
+
+
+def test_the_environment_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    monkeypatch.setenv("FEDROBUST_DATA", "/here")
+    monkeypatch.setenv("SECRET_OF_MINE", "stays")
+    found = environment(["run", "experiments/small.yaml"], {"FEDROBUST_DATA": "/there"})
+    assert found["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert found["FEDROBUST_DATA"] == "/there"
+    assert found["OMP_NUM_THREADS"] == "1"
+    assert found["PYTHONPATH"] == "experiments"
+    assert not {"SECRET_OF_MINE", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & set(found)
+    assert "PYTHONPATH" not in environment(["run", "small.yaml"], {})
+    assert found["FEDROBUST_COMMIT"] == commit(), "the tests run in the clone"
+    monkeypatch.chdir("docs")
+    assert "FEDROBUST_COMMIT" not in environment(["run", "small.yaml"], {})
+    monkeypatch.setenv("FEDROBUST_COMMIT", "abc")
+    commit.cache_clear()
+    assert commit() == "abc"
+    commit.cache_clear()
+
+
+def fake_python(place: Path) -> Path:
+    """A program that tells where it was started, and with what."""
+    place.mkdir(parents=True)
+    program = place / "python"
+    program.write_text('#!/bin/sh\npwd\nfor word in "$@"; do echo "<$word>"; done\n', encoding="utf-8")
+    program.chmod(0o755)
+    return program
+
+
+def driven(script: str, folder: Path, **variables: str) -> list[str]:
+    """The output of a job's script where no raylet is to be found: its first line names the node."""
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=folder, env=os.environ | variables, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("on node ")
+    return lines[1:]
+
+
+def test_a_job_works_in_the_workplace_on_the_shipped_files(folder: Path, tmp_path: Path) -> None:
+    program = fake_python(tmp_path / "bin")
+    path = f"{program.parent}:{os.environ['PATH']}"
+    command = ["run", "experiments/small.yaml", "name=it's $HOME"]
+    rest = ["<-P>", "<-m>", "<fedrobust.cli>", "<run>", f"<{folder}/experiments/small.yaml>", "<name=it's $HOME>"]
+    there = tmp_path / "a place"
+    assert driven(entrypoint(command, str(there)), folder, PATH=path) == [str(there), *rest]
+    assert driven(entrypoint(command), folder, PATH=path, FEDROBUST_HOME=str(there / "b")) == [str(there / "b"), *rest]
+    assert driven(entrypoint(command), folder, PATH=path, HOME=str(tmp_path)) == [str(tmp_path / "fedrobust"), *rest]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc, as clusters have it")
+def test_a_job_is_driven_by_the_python_of_the_cluster(folder: Path, tmp_path: Path) -> None:
+    own = fake_python(tmp_path / "environment of the cluster" / "bin")
+    linked = tmp_path / "env"
+    linked.symlink_to(own.parent.parent)
+    script = entrypoint(["run", "experiments/small.yaml"], str(tmp_path / "work"))
+    supervisor = [sys.executable, "-c", "import subprocess, sys; subprocess.run(['sh', '-c', sys.argv[1]])", script]
+    raylet = "import subprocess, sys; subprocess.run(sys.argv[2:])"
+    marked = f"--python_worker_command={linked}/bin/python setup_worker.py --more"
+    done = subprocess.run(
+        [sys.executable, "-c", raylet, marked, *supervisor], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[1:3] == [str(tmp_path / "work"), "<-P>"]
+
+
+def test_submit_ships_and_asks(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    job = submit(["run", "experiments/small.yaml", "seed=3"], find_cluster(server.address), variables={"A": "1"})
+    (asked,) = server.submitted
+    assert asked["submission_id"] == job
+    assert job.startswith("run-small-")
+    assert asked["metadata"] == {"command": "run experiments/small.yaml seed=3"}
+    assert asked["runtime_env"]["env_vars"]["A"] == "1"
+    ((name, package),) = server.packages.items()
+    assert asked["runtime_env"]["working_dir"] == f"gcs://{name}"
+    assert zipfile.ZipFile(BytesIO(package)).namelist() == SHIPPED
+    submit(["run", "experiments/small.yaml"], find_cluster(server.address))
+    assert len(server.packages) == 1
+
+
+def test_nothing_is_submitted_where_the_folder_is_too_big(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedrobust.cluster.ray_jobs.MOST", 10)
+    with pytest.raises(ClusterError, match=r"small\.yaml"):
+        submit(["run", "experiments/small.yaml"], find_cluster())
+    assert not server.submitted
+
+
+def test_where_the_cluster_is(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> None:
+    with pytest.raises(ClusterError, match="no cluster is named"):
+        find_cluster()
+    monkeypatch.setenv("RAY_ADDRESS", "http://ray:8265")
+    assert find_cluster() == Cluster("http://ray:8265")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://api:8265")
+    assert find_cluster().address == "http://api:8265"
+    assert find_cluster("https://given/").address == "https://given"
+    with pytest.raises(ClusterError, match="looks like http://HOST:8265"):
+        find_cluster("head:6379")
+
+
+def test_the_local_cluster_is_found_with_its_own_token(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> None:
+    (workplace / "token").write_text("own")
+    state = workplace / "mlruns" / "cluster" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"address": "http://here", "token": str(workplace / "token")}))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of another cluster")
+    assert (find_cluster().address, find_cluster().token) == ("http://here", "own")
+    assert find_cluster("http://there").token == "of another cluster"
+
+
+def test_tokens_are_looked_for_in_the_order_of_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert find_cluster("http://x").token == ""
+    usual = tmp_path / "home" / ".ray" / "auth_token"
+    usual.parent.mkdir(parents=True)
+    usual.write_text("usual\n")
+    assert find_cluster("http://x").token == "usual"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(ClusterError, match="token cannot be read: No such file"):
+        find_cluster("http://x")
+    (tmp_path / "token").touch()
+    with pytest.raises(ClusterError, match="holds no token"):
+        find_cluster("http://x")
+    (tmp_path / "token").write_text("filed")
+    assert find_cluster("http://x").token == "filed"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "direct")
+    assert find_cluster("http://x").token == "direct"
+
+
+def test_a_refused_token_is_one_line(server: Server) -> None:
+    with pytest.raises(ClusterError, match=r"wants a token, and none was found in RAY_AUTH_TOKEN"):
+        jobs(Cluster(server.address))
+    with pytest.raises(ClusterError, match=r"does not accept the token from RAY_AUTH_TOKEN$"):
+        jobs(Cluster(server.address, "wrong", "RAY_AUTH_TOKEN"))
+    with pytest.raises(ClusterError, match=r"no cluster answers at http://127.0.0.1:1: .*refused"):
+        jobs(Cluster("http://127.0.0.1:1"))
+
+
+def test_jobs_are_found_by_the_beginning_of_their_id(server: Server) -> None:
+    for name in ("run-a-1", "run-a-2", "matrix-b"):
+        server.add(name)
+    at = find_cluster()
+    assert [job.id for job in jobs(at)] == ["run-a-1", "run-a-2", "matrix-b"]
+    assert find_job(at, "mat").command == "run matrix-b.yaml"
+    with pytest.raises(ClusterError, match="several jobs begin with 'run'; there are: run-a-1, run-a-2"):
+        find_job(at, "run")
+    with pytest.raises(ClusterError, match="no job begins with 'sweep'; there are: run-a-1"):
+        find_job(at, "sweep")
+
+
+def test_following_outlives_a_lost_connection(server: Server) -> None:
+    server.add("run-a")
+    server.drops = 1
+    assert "".join(logs(find_cluster(), "run-a", follow=True)) == server.log
+    assert server.drops == 0
+    assert "".join(logs(find_cluster(), "run-a")) == server.log
+
+
+def test_following_ends_where_the_cluster_stays_away(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.add("run-a")
+    server.drops = 1000
+    monkeypatch.setattr("fedrobust.cluster.ray_jobs.PATIENCE", -1)
+    with pytest.raises(ClusterError, match="go on with: fedrobust logs run-a --follow"):
+        list(logs(find_cluster(), "run-a", follow=True))
+
+
+def test_stopping(server: Server) -> None:
+    server.add("run-a")
+    assert stop(find_cluster(), "run-a").status == "STOPPED"
+    with pytest.raises(ClusterError, match="job run-a has ended before: STOPPED"):
+        stop(find_cluster(), "run-a")
+
+
+def called(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of the command line."""
+    monkeypatch.setattr(sys, "argv", ["fedrobust", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_the_commands(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert called(monkeypatch, "submit", "--env", "A=b=c", "--", "run", "experiments/small.yaml", "--resume", "x") == 0
+    out = capsys.readouterr().out
+    (job,) = server.jobs
+    assert f"job {job} at {server.address}\n" in out
+    assert "http://mlflow:5000/#/experiments" in out
+    assert out.endswith(f"{server.log}job {job}: SUCCEEDED\n")
+    assert server.submitted[0]["runtime_env"]["env_vars"]["A"] == "b=c"
+    assert server.submitted[0]["entrypoint"].endswith("--resume x")
+    assert called(monkeypatch, "jobs") == 0
+    assert "succeeded" in capsys.readouterr().out
+    assert called(monkeypatch, "logs", job) == 0
+    assert capsys.readouterr().out == server.log
+    assert called(monkeypatch, "stop", job) == 2
+    assert capsys.readouterr().err == f"error: job {job} has ended before: SUCCEEDED\n"
+
+
+def test_the_end_of_a_followed_job_is_the_end_of_the_command(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for job, code, ours in (("run-a", 3, 3), ("run-b", -9, 137), ("run-c", None, 1)):
+        server.add(job, "FAILED", exit_code=code)
+        assert called(monkeypatch, "logs", job, "--follow") == ours
+        assert f"job {job}: FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_following_and_not_the_job(server: Server, folder: Path, how: signal.Signals) -> None:
+    server.add("run-a")
+    server.goes_on = True
+    command = [sys.executable, "-m", "fedrobust.cli", "logs", "run-a", "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        assert [following.stdout.readline() for _ in range(3)] == server.log.splitlines(keepends=True)
+        following.send_signal(how)
+        out, told = following.communicate(timeout=60)
+    assert (following.returncode, out) == (1, "")
+    assert told == "\njob run-a goes on; follow it with: fedrobust logs run-a --follow\n"
+    assert server.jobs["run-a"]["status"] == "RUNNING"
+
+
+@pytest.mark.parametrize("words", [("submit", "--", "report", "abc"), ("submit", "--env", "A", "--", "run", "x.yaml")])
+def test_what_cannot_be_submitted_is_said_in_a_line(
+    server: Server,
+    folder: Path,
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert called(monkeypatch, *words) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not server.submitted
+
+
+def test_missing_data_are_said_to_be_missing_on_the_node_of_the_driver(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> None:
+        raise DataError("npz: nowhere.npz does not exist")
+
+    monkeypatch.setattr("fedrobust.cli.app", missing)
+    assert called(monkeypatch) == 2
+    assert (alone := capsys.readouterr().err) == "error: npz: nowhere.npz does not exist\n"
+    monkeypatch.setenv("FEDROBUST_JOB", "1")
+    assert called(monkeypatch) == 2
+    there = capsys.readouterr().err
+    assert there.startswith(alone)
+    assert platform.node() in there
+    assert "--env FEDROBUST_DATA=PATH" in there

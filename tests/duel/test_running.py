@@ -1,0 +1,232 @@
+"""Duels from start to end, with federations that are played."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from played import Played
+
+import fedrobust.duel.running as running
+from fedrobust.duel import load_duel
+from fedrobust.duel.results import Turn
+from fedrobust.duel.running import Findings, run_duel
+from fedrobust.errors import DataError, FederationError
+from fedrobust.experiment import Experiment
+
+METRIC = "test/balanced_accuracy"
+BOTH = ["mean + nothing", "clipping"]
+ORDER = [
+    *[("fixed", 0, name) for name in BOTH],
+    *[("attacker", 1, name) for name in BOTH],
+    ("defender", 1, "clipping"),
+    *[("attacker", 2, name) for name in BOTH],
+    ("defender", 2, "clipping"),
+]
+
+
+class Watching:
+    """Watches a duel; may stop it after so many turns, or trials of its searches."""
+
+    def __init__(self, turns: int | None = None, trials: int | None = None) -> None:
+        self.turns, self.trials = list[Turn](), 0
+        self._last, self._most = turns, trials
+
+    def plan(self, trials: int, finished: int) -> None:
+        pass
+
+    def trial(self, trial: object, best: object) -> None:
+        self.trials += 1
+        if self.trials == self._most:
+            raise KeyboardInterrupt
+
+    def turn(self, turn: Turn) -> None:
+        self.turns.append(turn)
+        if len(self.turns) == self._last:
+            raise KeyboardInterrupt
+
+    def say(self, what: str) -> None:
+        pass
+
+
+def duel(*overrides: str, **options: Any) -> Findings:
+    """Run `duel.yaml` on two threads."""
+    return run_duel(load_duel("duel.yaml", overrides), pool=SimpleNamespace(teams=2), **options)  # type: ignore[arg-type]
+
+
+def of(found: Findings, defence: str) -> list[Turn]:
+    return [turn for turn in found.turns if turn.defence == defence]
+
+
+def lines(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as table:
+        return list(csv.DictReader(table))
+
+
+def tried(found: Findings, turn: Turn, name: str) -> dict[float, float]:
+    """What a turn's search has tried of one option, and what came of it."""
+    table = lines(found.folder / f"{turn.defence} {turn.label}" / "trials.csv")
+    return {float(row[name]): float(row[METRIC]) for row in table}
+
+
+def worth(seed: int, epsilon: float | None = None, tau: float | None = None, harm: float = 0.0) -> float:
+    """What `strength` makes of an `ipm`, by hand."""
+    if epsilon is not None:
+        harm = 0.4 * max(0.0, epsilon if tau is None else 1 - abs(math.log10(epsilon / tau)))
+    return (0.9 - harm - 0.01 * (seed % 3)) * (1 - 0.5**8)
+
+
+def test_the_sides_take_turns_and_each_meets_what_the_other_has_found(played: Played, told: list[Any]) -> None:
+    watch = Watching()
+    found = duel("turns=2", watch=watch)
+    assert [(turn.side, turn.number, turn.defence) for turn in found.turns] == ORDER
+    assert found.turns == watch.turns
+    assert watch.trials == 4 * 4 + 2 * 3, "a defence without a space has no turn"
+    for defence, tau in (("mean + nothing", None), ("clipping", 0.1)):
+        known: dict[str, float] = {}
+        for turn in of(found, defence):
+            if turn.side == "attacker":
+                trials = tried(found, turn, "attacks.0.epsilon")
+                assert trials == pytest.approx({epsilon: worth(1, epsilon, tau) for epsilon in trials})
+                assert turn.chosen["attacks"][0]["epsilon"] == min(trials, key=trials.__getitem__)
+                known[f"searched {turn.number}"] = turn.chosen["attacks"][0]["epsilon"]
+            elif turn.side == "defender":
+                trials = tried(found, turn, "aggregation.rule.tau")
+                for chosen, value in trials.items():
+                    against = [worth(1, harm=0.1), *(worth(1, epsilon, chosen) for epsilon in known.values())]
+                    assert value == pytest.approx(min(against)), "the worst of all that is known"
+                tau = turn.chosen["aggregation.rule.tau"]
+                assert tau == max(trials, key=trials.__getitem__)
+            expected = {"nobody": {s: worth(s) for s in (7, 8)}, "flip": {s: worth(s, harm=0.1) for s in (7, 8)}}
+            expected |= {name: {s: worth(s, epsilon, tau) for s in (7, 8)} for name, epsilon in known.items()}
+            assert turn.by_seed == {name: pytest.approx(seeds) for name, seeds in expected.items()}
+            assert turn.by_attack == pytest.approx({name: sum(seeds.values()) / 2 for name, seeds in expected.items()})
+            assert turn.value == min(turn.by_attack.values()) == turn.by_attack[turn.worst]
+        assert len(set(known.values())) == 2, "another turn looks elsewhere"
+    assert found.turns[0].worst == "flip"
+    mlflow_is_told_of_every_turn(found, played, told)
+
+
+def mlflow_is_told_of_every_turn(found: Findings, played: Played, told: list[Any]) -> None:
+    steps = {("fixed", 0): 0, ("attacker", 1): 1, ("defender", 1): 2, ("attacker", 2): 3, ("defender", 2): 4}
+    assert [(line["round"], line["metrics"]) for line in told] == [
+        (steps[turn.side, turn.number], {f"worst/{turn.defence}": turn.value}) for turn in found.turns
+    ]
+    judging = {name: tags for name, tags in played.tags.items() if tags["phase"] == "fresh"}
+    assert judging["clipping, attacker 1 | searched 1 | seed 7 | played"] == {
+        "defence": "clipping",
+        "turn": "attacker 1",
+        "attack": "searched 1",
+        "seed": "7",
+        "phase": "fresh",
+        "parent": "duel",
+    }
+    assert {tags["turn"] for name, tags in judging.items() if " | nobody | " in name and "mean" in name} == {"fixed"}
+
+
+def test_each_run_is_made_once_however_often_a_duel_is_stopped(played: Played, told: list[Any]) -> None:
+    straight = duel("turns=2", out=Path("straight"), storage="sqlite:///straight.db")
+    lines_told = list(told)
+    judged = {name for name in played.finished if played.tags[name]["phase"] == "fresh"}
+    played.begun.clear()
+    played.finished.clear()
+    for watch in (Watching(trials=3), Watching(turns=3), Watching(trials=7)):
+        with pytest.raises(KeyboardInterrupt):
+            duel("turns=2", watch=watch)
+    found = duel("turns=2")
+    assert found.turns == straight.turns
+    assert told == lines_told
+    assert set(played.finished.values()) == {1}
+    assert {name for name in played.finished if played.tags[name]["phase"] == "fresh"} == judged
+    for name in ("turns.csv", "duel.md", "duel.png"):
+        assert (found.folder / name).read_bytes() == (straight.folder / name).read_bytes()
+
+
+def test_a_duel_that_is_over_makes_no_run_and_more_turns_go_on(played: Played, told: list[Any]) -> None:
+    first = duel()
+    begun = played.begun.copy()
+    assert duel().turns == first.turns
+    assert played.begun == begun
+    both = duel("turns=2")
+    assert both.turns[: len(first.turns)] == first.turns
+    new = played.begun - begun
+    assert len([name for name in new if name.startswith("trial")]) == 2 * 4 + 4 * 3
+    assert set(new.values()) == {1}
+
+
+def test_what_there_is_when_a_duel_is_stopped_is_written(played: Played, told: list[Any]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        duel(watch=Watching(turns=3))
+    table = lines(Path("mlruns/duels/played/turns.csv"))
+    assert [(row["defence"], row["turn"]) for row in table] == [
+        *[("mean + nothing", "fixed attacks")] * 2,
+        *[("clipping", "fixed attacks")] * 2,
+        *[("mean + nothing", "attacker 1")] * 3,
+    ]
+
+
+def test_a_run_that_fails_in_a_search_costs_its_trial(played: Played, told: list[Any]) -> None:
+    calm = duel(out=Path("calm"), storage="sqlite:///calm.db")
+    best = {float(key): value for key, value in tried(calm, calm.turns[2], "attacks.0.epsilon").items()}
+    worst = min(best, key=best.__getitem__)
+    played.fails = lambda experiment: "trial" in str(experiment.tracking.run_name) and ipm(experiment) == worst
+    found = duel()
+    del best[worst]
+    assert found.turns[2].chosen["attacks"][0]["epsilon"] == min(best, key=best.__getitem__)
+
+
+def ipm(experiment: Experiment) -> float | None:
+    return next((each["epsilon"] for each in experiment.resolved()["attacks"] if each["name"] == "ipm"), None)
+
+
+def test_a_turn_without_a_result_says_where_to_look(played: Played, told: list[Any]) -> None:
+    played.fails = lambda experiment: ipm(experiment) is not None
+    told_where = r"played clipping attacker 1: no trial was completed; see mlruns/.*/clipping attacker 1/trials\.csv"
+    with pytest.raises(FederationError, match=told_where):
+        duel("defences={clipping: {options: {aggregation.rule: {name: centered_clipping, tau: 0.1}}}}")
+    assert Path("mlruns/duels/played/clipping attacker 1/trials.csv").exists()
+
+
+def test_a_run_that_judges_and_fails_ends_the_duel_and_is_tried_again(played: Played, told: list[Any]) -> None:
+    played.fails = lambda experiment: experiment.seed == 8 and ipm(experiment) is not None
+    with pytest.raises(FederationError, match=r"^mean \+ nothing, searched 1, seed 8: round 1: no update arrived$"):
+        duel()
+    played.fails = lambda experiment: False
+    assert len(duel().turns) == 5
+    with pytest.raises(FederationError, match=r"mean \+ nothing, nobody, seed 7: test/auroc is not a finite number"):
+        duel("name=nan", "objective.metric=test/auroc")
+
+
+def test_a_defence_that_makes_a_figure_small(played: Played, told: list[Any]) -> None:
+    """Both directions: what one side wants to be small, the other wants to be large."""
+    found = duel("objective.direction=minimize")
+    for turn in found.turns:
+        assert turn.value == max(turn.by_attack.values())
+    (attacker,) = [turn for turn in found.turns if (turn.defence, turn.side) == ("clipping", "attacker")]
+    trials = tried(found, attacker, "attacks.0.epsilon")
+    assert trials[attacker.chosen["attacks"][0]["epsilon"]] == max(trials.values())
+
+
+def test_data_that_are_not_there_are_refused_before_anything_starts(played: Played, told: list[Any]) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.npz"):
+        duel("changes={data.source: {name: npz, path: nowhere.npz}}")
+    assert not Path("mlruns").exists()
+
+
+def test_a_pool_is_leased_for_all_of_it(played: Played, told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    leased = []
+
+    @contextmanager
+    def pool(experiment: Experiment, say: object, teams: int | None) -> Iterator[SimpleNamespace]:
+        leased.append(teams)
+        yield SimpleNamespace(teams=teams)
+
+    monkeypatch.setattr(running, "leased_pool", pool)
+    run_duel(load_duel("duel.yaml"), teams=3)
+    assert leased == [3]
