@@ -97,13 +97,15 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
         "nodes": {},
     }
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
-    ray += ["--node-ip-address", HOST, "--object-store-memory", "200000000", "--temp-dir", str(temporary)]
+    ray += ["--node-ip-address", HOST, "--object-store-memory", "200000000"]
     ray += ["--dashboard-agent-listen-port", "0", "--min-worker-port", "0", "--max-worker-port", "0"]
     head = ["--head", "--num-cpus", "0", "--port", str(gcs), "--ray-client-server-port", str(free_ports(1)[0])]
     head += ["--dashboard-host", HOST, "--dashboard-port", str(jobs)]
 
     def launch(name: str, command: Sequence[str]) -> None:
-        state["commands"][name] = list(command)
+        # Nodes that shared a folder would unpack the files of a job over each other's.
+        own = [] if name == "mlflow" else ["--temp-dir", str(temporary / name.replace("worker-", "w"))]
+        state["commands"][name] = [*command, *own]
         spawn(folder, state, name)
 
     try:

@@ -24,7 +24,7 @@ def main() -> None:
             "aggregation": {
                 "choice": {
                     "clipping": {"rule": {"name": "centered_clipping", "tau": {"log": [0.1, 10.0]}}},
-                    "krum": {"stages": ["nnm"], "rule": "multi_krum", "f": {"int": [1, 4]}},
+                    "krum": {"stages": ["nnm"], "rule": "multi_krum", "f": {"int": [1, 3]}},
                     "median": {"rule": "median"},
                 }
             }

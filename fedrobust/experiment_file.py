@@ -150,8 +150,8 @@ def _keys(tree: CommentedMap, dotted: str) -> list[str | int]:
         known = [n for n in range(len(left), 1, -1) if isinstance(node, Mapping) and ".".join(left[:n]) in node]
         key, left = ".".join(left[: (known or [1])[0]]), left[(known or [1])[0] :]
         keys.append(int(key) if key.isdecimal() else key)
-        if isinstance(node, Mapping | list):
-            node = node[keys[-1]] if _has(node, keys[-1]) else None
+        inside = isinstance(node, Mapping | list) and _has(node, keys[-1])
+        node = cast(Any, node)[keys[-1]] if inside else None
     return keys
 
 

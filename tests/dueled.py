@@ -26,7 +26,7 @@ defences:
     options: {aggregation: {rule: {name: centered_clipping, tau: 0.1}}}
     space: {aggregation.rule.tau: {log: [0.01, 1.0]}}
 defender: {trials: 3, sampler: {name: qmc}}
-objective: {metric: test/balanced_accuracy}
+objective: {rounds: 1}
 seeds: [1]
 fresh: [7, 8]
 parallel: 2

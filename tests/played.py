@@ -121,6 +121,12 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Played:
     return stage
 
 
+@contextmanager
+def two_teams(experiment: Experiment, say: object, teams: int | None = None) -> Iterator[Any]:
+    """Stands in for `leased_pool`."""
+    yield SimpleNamespace(teams=teams or 2)
+
+
 class Watching:
     """Watches a sweep; may stop it after so many trials."""
 

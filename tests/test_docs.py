@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +17,15 @@ import pytest
 import fedrobust
 from fedrobust.aggregation import Clear, Context, RowRule, Rule
 from fedrobust.attacks import craft
+from fedrobust.duel import Duel, load_duel
 from fedrobust.errors import ExperimentError
 from fedrobust.options import members
+from fedrobust.tuning import Sweep, load_sweep
+from fedrobust.tuning.pruners import Pruner
+from fedrobust.tuning.samplers import Sampler
 
 DOCS = Path(__file__).parent.parent / "docs"
+EXPERIMENTS = DOCS.parent / "experiments"
 FENCE = re.compile(r"^```(\w*) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -130,3 +138,63 @@ def test_an_attack_and_a_detector_of_ones_own_do_what_they_say(tmp_path: Path, m
     detector = fedrobust.load(tmp_path / "longest.yaml").trust.detector
     found = detector.score(Clear([rows]).gram(), Context(f=0))
     assert np.allclose(found.score, np.linalg.norm(rows, axis=1) / np.linalg.norm(rows, axis=1).max())
+
+
+@pytest.fixture
+def sweeps(workplace: Path) -> Path:
+    """A folder as a clone has it, with the files that the guide says to save."""
+    shutil.copytree(EXPERIMENTS, workplace / "experiments")
+    for block in blocks("sweeps.md"):
+        if block.file:
+            (workplace / "experiments" / block.file).write_text(block.text, encoding="utf-8")
+    return workplace
+
+
+def commands_of_sweeps() -> list[list[str]]:
+    found = [line for block in blocks("sweeps.md") if not block.language for line in block.text.splitlines()]
+    return [shlex.split(line) for line in found]
+
+
+def test_the_commands_of_sweeps_are_accepted(sweeps: Path) -> None:
+    loaded = [
+        {"sweep": load_sweep, "duel": load_duel}[words[1]](words[2], [word for word in words[3:] if word != "--resume"])
+        for words in commands_of_sweeps()
+        if words[:2] in (["fedrobust", "sweep"], ["fedrobust", "duel"])
+    ]
+    assert len(loaded) == 6
+    parts = load_sweep("experiments/parts.yaml")
+    assert {"aggregation.clipping.rule.tau", "attacks.0.schedule.sleeper.rounds"} <= set(parts.space.searched)
+    text = (DOCS / "sweeps.md").read_text(encoding="utf-8")
+    (overrides,) = re.findall(r"on the keys of this file: (.*?)\. A", text, re.DOTALL)
+    load_sweep("experiments/first.yaml", re.findall(r"`(\S+)`", overrides))
+
+
+def test_the_tables_of_sweeps_have_every_key_sampler_and_pruner() -> None:
+    lines = (DOCS / "sweeps.md").read_text(encoding="utf-8").splitlines()
+    first = {word for line in lines if line.startswith("| `") for word in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert set(Sweep.model_fields) | members(Sampler).keys() | members(Pruner).keys() <= first
+    assert set(Duel.model_fields) <= first
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_commands_of_sweeps_do_what_they_say(sweeps: Path) -> None:
+    """All but those that take hours."""
+    programs = Path(sys.executable).parent
+    for words in commands_of_sweeps():
+        if not any(name in " ".join(words) for name in ("worst_case", "tune_defense", "duel")):
+            done = subprocess.run([programs / words[0], *words[1:]], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    (code,) = [block.text for block in blocks("sweeps.md") if block.language == "python"]
+    exec(compile(code, "sweeps.md", "exec"), {"__name__": "guide"})
+
+
+def test_the_script_of_sweeps_composes_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = runpy.run_path(str(EXPERIMENTS / "search.py"))
+    monkeypatch.chdir(EXPERIMENTS.parent)
+    monkeypatch.setattr("sys.argv", ["search.py", "2"])
+    composed = []
+    monkeypatch.setattr("fedrobust.tuning.api.run_sweep", lambda plan, *_, **options: composed.append(plan) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        script["main"]()
+    assert (composed[0].trials, composed[0].sweep.fresh) == (2, (11, 12))

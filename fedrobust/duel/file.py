@@ -46,6 +46,15 @@ class Defence(Options):
     """What is tuned in it, as the space of a sweep file; nothing, and it stays what it is."""
 
 
+class Goal(Objective):
+    """What the defence wants to be large, or small, and the attacker the other way round."""
+
+    metric: str = "test/balanced_accuracy"
+    """Name of the metric, as MLflow shows it."""
+    rounds: int = Field(default=5, ge=1)
+    """The value of a run is the mean over its last so many evaluated rounds."""
+
+
 class Duel(Options):
     """An attacker and the side of a defence that search in turn, each against what the other one has found."""
 
@@ -65,8 +74,8 @@ class Duel(Options):
     """The side that defends."""
     turns: int = Field(default=2, ge=1)
     """Turns of each side; the attacker begins."""
-    objective: Objective = Objective(metric="test/balanced_accuracy", rounds=5)
-    """What the defence maximizes, or minimizes, and the attacker the other way round."""
+    objective: Goal = Goal()
+    """What is fought for."""
     seeds: Seeds = Field(default=(1,), min_length=1)
     """Both sides search on these."""
     fresh: Seeds = Field(default=(11, 12, 13), min_length=1)

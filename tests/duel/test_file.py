@@ -131,7 +131,7 @@ def test_the_search_of_a_side() -> None:
         ),
         ("aggregation.rule.tau: {log: [0.01, 1.0]}", "attacks: {int: [1, 2]}", "int:", "leave one of the two out"),
         ("tau: {log: [0.01, 1.0]}", "tau: {float: [-1, 1]}", "float:", "clipping.space.aggregation.rule.tau: aggreg"),
-        ("balanced_accuracy}", "balanced_accuracy, attacks: mean}", "objective:", "found 'mean'; must be worst"),
+        ("rounds: 1}", "rounds: 1, attacks: mean}", "objective:", "found 'mean'; must be worst"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(old: str, new: str, at: str, tells: str) -> None:

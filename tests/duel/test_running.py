@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from played import Played
+from played import Played, two_teams
 
 import fedrobust.duel.running as running
+from fedrobust import cli
 from fedrobust.duel import load_duel
 from fedrobust.duel.results import Turn
 from fedrobust.duel.running import Findings, run_duel
@@ -219,14 +218,39 @@ def test_data_that_are_not_there_are_refused_before_anything_starts(played: Play
     assert not Path("mlruns").exists()
 
 
+def test_the_command(
+    played: Played, told: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(running, "leased_pool", two_teams)
+    monkeypatch.setattr("sys.argv", ["fedrobust", "duel", "duel.yaml", "attacker.trials=3", "--out", "here"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    shown = capsys.readouterr().out
+    with Path("here/turns.csv").open() as table:
+        worst = [row for row in csv.DictReader(table) if row["worst"] == "True"]
+    for row in worst:
+        value = float(row[METRIC])
+        assert f"{row['defence']}, {row['turn']}: {value:.3f}, under {row['attack']}\n" in shown
+    for word in ("fixed", "attacker", "defender", "–", "here", "clipping: defender 1 searches", "trial 2 of 3: "):
+        assert word in shown
+    assert lines_of_table(shown, "clipping") == [
+        f"{float(row[METRIC]):.3f}" for row in worst if row["defence"] == "clipping"
+    ]
+
+
+def lines_of_table(shown: str, first: str) -> list[str]:
+    (line,) = [line for line in shown.splitlines() if line.startswith(f"│ {first} ")]
+    return [cell.strip() for cell in line.split("│")[2:-1]]
+
+
 def test_a_pool_is_leased_for_all_of_it(played: Played, told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     leased = []
 
-    @contextmanager
-    def pool(experiment: Experiment, say: object, teams: int | None) -> Iterator[SimpleNamespace]:
+    def pool(experiment: Experiment, say: object, teams: int | None) -> Any:
         leased.append(teams)
-        yield SimpleNamespace(teams=teams)
+        return two_teams(experiment, say, teams)
 
     monkeypatch.setattr(running, "leased_pool", pool)
-    run_duel(load_duel("duel.yaml"), teams=3)
+    run_duel(load_duel("duel.yaml", ["attacker.trials=2"]), teams=3)
     assert leased == [3]

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
-from played import Played, Watching, accuracy, sweep
+from played import Played, Watching, accuracy, sweep, two_teams
 
 import fedrobust
 import fedrobust.parallel as parallel
 import fedrobust.tuning.running as running
+from fedrobust import cli
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
@@ -213,3 +214,22 @@ def test_from_python_with_a_function_of_ones_own(played: Played) -> None:
         fedrobust.sweep("base.yaml", space={"aggregation.f": {"int": [1, 3]}}, objective=len, pruner="median", name="b")
     with pytest.raises(ExperimentError, match=r"fedrobust\.sweep: space\.aggregation\.g"):
         fedrobust.sweep(fedrobust.load("base.yaml"), space={"aggregation.g": {"int": [1, 3]}}, name="c")
+
+
+def test_the_command(played: Played, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(parallel, "leased_pool", two_teams)
+    monkeypatch.setattr("sys.argv", ["fedrobust", "sweep", "sweep.yaml", "trials=5", "fresh=[7]", "--out", "here"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    shown = capsys.readouterr().out
+    values = [float(row["test/balanced_accuracy"]) for row in lines(Path("here/trials.csv"))]
+    for number, value in enumerate(values):
+        so_far = values[: number - number % 3 + 3]
+        best = max(so_far)
+        assert f"trial {number} of 5: {value:.3f}; best {best:.3f} (trial {values.index(best)})\n" in shown
+    (fresh,) = [
+        row for row in lines(Path("here/fresh.csv")) if (row["number"], row["seed"]) == (str(values.index(best)), "all")
+    ]
+    assert f"{float(fresh['test/balanced_accuracy']):.3f}" in shown
+    assert "5 trials completed\ntables, pictures, best.yaml: here\n" in shown
