@@ -80,10 +80,9 @@ class Federation:
         keeps = any(isinstance(a, CraftedAttack) or (isinstance(a, DataAttack) and a.needs_step) for a in attacks)
         arrays = start.arrays
         previous = ray.put(start.arrays["previous_weights"]) if "previous_weights" in start.arrays else None
+        reference, began = ray.put(weights), time.perf_counter()
+        tasks = self._ask_training(start.round + 1, reference, states, previous)
         for round in range(start.round + 1, settings.rounds + 1):
-            began = time.perf_counter()
-            reference = ray.put(weights)
-            tasks = self.hosts.ask_training(round, self._participants(round), reference, states, previous)
             # Behind the training in each actor's queue.
             asked = [] if pending is None else self.hosts.ask_evaluation(reference)
             updates = self.hosts.collect(tasks)
@@ -91,21 +90,29 @@ class Federation:
             before = {"previous_weights": weights} if keeps else {}
             record, weights, kept = self._aggregate(round, updates, arrays)
             states |= updates.states
-            records = [record]
-            if pending is not None:
-                records.append(self._evaluated(pending, asked, reference)[0])
+            evaluated, old, reference = reference, pending, ray.put(weights)
+            previous = evaluated if keeps else None
+            # The next round trains while this one's evaluation is collected and its end written to disk.
+            tasks = self._ask_training(round + 1, reference, states, previous)
+            records = [record] if old is None else [record, self._evaluated(old, asked, evaluated)[0]]
             pending = round if evaluation.due(round, settings.rounds) else None
-            record["seconds"] |= {"train": trained - began, "round": time.perf_counter() - began}
-            previous = reference if keeps else None
+            ended = time.perf_counter()
+            record["seconds"] |= {"train": trained - began, "round": ended - began}
+            began = ended
             arrays = {"weights": weights, **before, **kept}
             arrays |= {f"client/{id}": state for id, state in sorted(states.items())}
             journal.commit(records, Checkpoint(round, arrays, pending))
             for each in records:
                 for hook in hooks:
                     hook(each)
-        reference = ray.put(weights)
         last, probabilities = self._evaluated(settings.rounds, self.hosts.ask_evaluation(reference), reference)
         return Outcome(weights, last, probabilities)
+
+    def _ask_training(self, round: int, weights: Any, states: dict[int, np.ndarray], previous: Any) -> list[Any]:
+        """Have the participants of a round trained, if there is one."""
+        if round > self.experiment.federation.rounds:
+            return []
+        return self.hosts.ask_training(round, self._participants(round), weights, states, previous)
 
     def _start(self, round: int, arrays: dict[str, np.ndarray]) -> None:
         """Get coordinator and protocol ready to go on after `round`, whose checkpoint had these arrays."""
