@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
 import fedrobust.federation.pool as pool_module
 from fedrobust.errors import FederationError
@@ -90,11 +94,20 @@ def test_a_team_is_leased_and_given_back_and_its_room_is_free_afterwards(ray_loc
     assert ray.available_resources().get("CPU") == before
 
 
+def kill(actor: ActorHandle) -> None:
+    """End an actor, and wait until that is known: for a moment a dead one still seems to answer."""
+    ray.kill(actor)
+    with pytest.raises(RayActorError):
+        for _ in range(600):
+            ray.get(actor.__ray_ready__.remote(), timeout=60)
+            time.sleep(0.1)
+
+
 def test_a_team_that_has_lost_an_actor_is_started_again(ray_local: None) -> None:
     with Pool(Workers(count=2, cpus=0.5), clients=4) as pool:
         with pool.lease() as team:
             before = team.coordinator
-            ray.kill(before)
+            kill(before)
         with pool.lease() as team:
             assert team.coordinator is not before
             ray.get([actor.__ray_ready__.remote() for actor in team.actors])
@@ -107,7 +120,7 @@ def test_a_pool_whose_teams_find_no_place_says_so(ray_local: None, monkeypatch: 
     """As if the nodes had gone: a broken team is not leased, and the wait for a place has an end."""
     with Pool(Workers(count=1, cpus=0.5), clients=4) as pool:
         with pool.lease() as team:
-            ray.kill(team.adversary)
+            kill(team.adversary)
         monkeypatch.setattr(pool_module, "PATIENCE", 3.0)
         monkeypatch.setattr(Team, "mend", lambda team: False)
         with pytest.raises(FederationError, match="all teams have lost actors"), pool.lease():
