@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -127,3 +128,15 @@ def test_who_calls_another_party_is_not_charged_for_it(metered, monkeypatch):
     assert meter.seconds("other").tolist() == [2.5, 0.0]
     meter.carry(7, "one", ["other", "third"])
     assert (meter.sent["one"], meter.received["other"], meter.received["third"]) == (14, 7, 7)
+
+
+@pytest.mark.long
+def test_a_sweep_is_measured_beside_the_same_trials_in_bare_processes(monkeypatch, ray_local, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    place = tmp_path / "figures.json"
+    figures = importlib.import_module("sweep").main(["--trials", "2", "--repeat", "1", "--json", str(place)])
+    written = json.loads(place.read_text())
+    assert written["ratio"] == figures["ratio"] == written["bare"][0]["seconds"] / written["sweep"][0]["seconds"]
+    assert 0 < figures["tracking"] < 1
+    assert figures["overhead"] > 0
+    assert "throughput" in capsys.readouterr().out
