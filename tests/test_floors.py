@@ -32,6 +32,7 @@ ALLOWED_IN = {
     "ray": {"federation", "cluster"},
     "mlflow": {"tracking"},
     "optuna": {"tuning"},
+    "plotly": {"tuning"},
     "pytorch_lightning": {"learning"},
     "typer": {"cli"},
     "rich": {"terminal"},

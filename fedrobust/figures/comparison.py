@@ -16,7 +16,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fedrobust.figures.heat_maps import HEAT_MAPS, Marks, attackers_first, cells, legend, marked, separate
-from fedrobust.figures.style import ATTACK, FAINT, INK, MUTED, apart, bare, client_ticks, colour_bar, fit, round_ticks
+from fedrobust.figures.style import (
+    ATTACK,
+    FAINT,
+    INK,
+    MUTED,
+    bare,
+    client_ticks,
+    colour_bar,
+    fit,
+    label_ends,
+    round_ticks,
+)
 
 GROUP_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#1d2733", "#8c6d31")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
@@ -146,19 +157,8 @@ def _bands(axes: Axes, bands: Mapping[str, Band], looks: Mapping[str, Mapping[st
             axes.fill_between(rounds, mean - sd, mean + sd, color=looks[name]["color"], alpha=0.16, linewidth=0)
             dot: dict[str, Any] = {"marker": "o", "markersize": 3.4} if len(rounds) <= 10 else {}
             axes.plot(rounds, mean, linewidth=2.0, **dot, **looks[name])
-            ends.append((float(mean[-1]), looks[name]["color"]))
-    for place, (value, colour) in zip(apart([value for value, _ in ends], 0.068), ends, strict=True):
-        axes.annotate(
-            f"{value:.2f}",
-            (1, place),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontsize=9.5,
-            annotation_clip=False,
-        )
+            ends.append((float(mean[-1]), f"{mean[-1]:.2f}", looks[name]["color"]))
+    label_ends(axes, ends, 0.068)
     bare(axes)
     axes.spines["left"].set_color(MUTED)
     axes.set_ylim(-0.02, 1.02)

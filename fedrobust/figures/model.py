@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedrobust.figures.style import ATTACK, FAINT, INK, MUTED, WEIGHT, apart, bare, fit
+from fedrobust.figures.style import ATTACK, FAINT, INK, MUTED, WEIGHT, bare, fit, label_ends
 
 
 def curves_figure(
@@ -37,18 +37,7 @@ def curves_figure(
         if shown:
             ends.append((shown[-1], f"{name}  {shown[-1]:.2f}", colour))
     ends.append((chance, "chance", MUTED))
-    for place, (_, text, colour) in zip(apart([end[0] for end in ends], 0.072), ends, strict=True):
-        upper.annotate(
-            text,
-            (1, place),
-            xycoords=upper.get_yaxis_transform(),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontsize=9.5,
-            annotation_clip=False,
-        )
+    label_ends(upper, ends, 0.072)
     bare(upper)
     upper.set_ylim(-0.02, 1.02)
     upper.grid(axis="y", color=FAINT, linewidth=0.7)

@@ -96,5 +96,21 @@ def apart(values: Sequence[float], gap: float) -> list[float]:
     return [float(place) for place in result]
 
 
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float) -> None:
+    """Write (height, text, colour) behind the right end of curves in [0, 1], at least `gap` apart."""
+    for place, (_, text, colour) in zip(apart([end[0] for end in ends], gap), ends, strict=True):
+        axes.annotate(
+            text,
+            (1, place),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=9.5,
+            annotation_clip=False,
+        )
+
+
 def fit(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""What every page is made of: one HTML file without scripts, and without references to anything outside it."""
+"""What every page is made of: one HTML file without references to anything outside it. Only that of a sweep has scripts."""
 
 from __future__ import annotations
 

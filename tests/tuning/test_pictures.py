@@ -6,8 +6,7 @@ import csv
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from html.parser import HTMLParser
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from studies import Page, by_rate, view_of
 
 from fedrobust.tuning import Objective, load_sweep
 from fedrobust.tuning.files import write_study, write_trials
 from fedrobust.tuning.objectives import Direction
 from fedrobust.tuning.page import plotly_figures, sweep_html
 from fedrobust.tuning.pictures import history_figure, importance_figure, make_figures, slice_figure, wrapped
-from fedrobust.tuning.space import Space, Values, parsed
+from fedrobust.tuning.space import Values
 from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned, study_of
-from fedrobust.tuning.views import Row, View, importances, labels
+from fedrobust.tuning.views import importances, labels
 
 BASE = """
 name: base
@@ -50,19 +50,6 @@ sampler: {name: tpe, startup: 5}
 trials: 18
 parallel: 3
 """
-MIXED = {
-    "learning.local.optimizer.lr": {"log": [0.001, 1.0]},
-    "federation.rounds": {"int": [2, 16]},
-    "aggregation": {
-        "choice": {
-            "mean": "mean",
-            "clipping": {"rule": {"tau": {"log": [0.1, 10]}}},
-            "a_rule_with_quite_a_long_name_of_its_own": {"f": {"float": [0.1, 0.7], "step": 0.2}},
-        }
-    },
-    "trust.acts": {"choice": [True, False]},
-}
-NAUGHTY = '</script><img src="https://example.org/x.png" onerror="alert(1)">&amp;'
 
 
 @pytest.fixture(autouse=True)
@@ -72,45 +59,6 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("error", UserWarning)
         warnings.simplefilter("error", RuntimeWarning)
         yield
-
-
-Judge = Callable[[int, Values], Sequence[float] | None]
-
-
-def view_of(
-    judge: Judge,
-    space: dict[str, Any] = MIXED,
-    directions: Sequence[Direction] = ("maximize",),
-    trials: int = 30,
-    reports: Callable[[int], dict[int, float]] = lambda number: {},
-    names: Sequence[str] = ("test/balanced_accuracy", "time/seconds", "attack/success", "loss"),
-    title: str = "made up",
-) -> View:
-    """A view of random trials; one for which `judge` returns nothing was pruned if it has reports, or failed."""
-    templates = Space({path: parsed(path, template) for path, template in space.items()})
-    random = np.random.default_rng(7)
-    rows: list[Row] = []
-    for number in range(trials):
-        chosen = templates.at({name: float(random.random()) for name in templates.searched})
-        values, told = judge(number, chosen), reports(number)
-        state: Any = "completed" if values is not None else "pruned" if told else "failed"
-        reason = NAUGHTY if state == "failed" else ""
-        rows.append(Row(number, state, tuple(values or ()), chosen, told, reason))
-    signs = [-1 if way == "maximize" else 1 for way in directions]
-    losses = {row.number: np.multiply(signs, row.values) for row in rows if row.state == "completed"}
-    front = [
-        number
-        for number, own in losses.items()
-        if not any((other <= own).all() and (other < own).any() for other in losses.values())
-    ]
-    best = front if len(directions) > 1 else front[:1]
-    objectives = tuple(names[: len(directions)])
-    return View(title, objectives, tuple(directions), templates, tuple(rows), tuple(best), trials + 2, "round")
-
-
-def by_rate(number: int, chosen: Values) -> list[float]:
-    """Only the learning rate counts."""
-    return [0.9 - 0.1 * (math.log10(chosen["learning.local.optimizer.lr"]) + 1.5) ** 2]
 
 
 def offsets(axes: Axes, size: int | None = None) -> list[list[float]]:
@@ -358,87 +306,6 @@ def test_null_is_a_choice_and_an_empty_cell_is_none(tmp_path: Path) -> None:
     names = {None: "null", "one, two": "one, two"}
     assert found == [names[row.chosen["a.x.b"]] if "a.x.b" in row.chosen else "" for row in view.rows]
     assert set(found) == {"", "null", "one, two"}
-
-
-class Page(HTMLParser):
-    """The tags of a page, the cells of its tables, and whether all that is opened is closed."""
-
-    VOID = ("meta", "img", "br", "wbr", "link", "input")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.tables: list[list[list[str]]] = []
-        self.text = ""
-
-    @classmethod
-    def read(cls, html: str) -> Page:
-        """The page, which must be well formed and have no references to anything outside it."""
-        page = cls()
-        page.feed(html)
-        page.close()
-        assert page.open == []
-        for tag, attributes in page.tags:
-            assert not {"src", "href", "srcset", "data"} & set(attributes), (tag, attributes)
-            assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
-            assert tag not in ("link", "img", "iframe", "object", "embed", "base")
-        return page
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not {"script", "style"} & set(self.open):
-            self.text += data
-            if {"td", "th"} & set(self.open):
-                self.tables[-1][-1][-1] += data
-
-
-@pytest.mark.parametrize("directions", [("maximize",), ("maximize", "minimize")])
-def test_no_name_can_break_out_of_the_page(directions: tuple[Direction, ...]) -> None:
-    def view(name: str) -> View:
-        return view_of(
-            lambda number, chosen: None if number == 3 else [number % (7 + i) for i in range(len(directions))],
-            {f"{name}": {"choice": [f"{name} one", f"{name} two"]}, f"rate.{name}": {"float": [0.0, 1.0]}},
-            directions,
-            names=[f"{name}{i}" for i in range(3)],
-            title=name,
-        )
-
-    calm, wild = sweep_html(view("calm")), sweep_html(view(NAUGHTY))
-    tags = [tag for tag, _ in Page.read(calm).tags if tag != "wbr"]
-    page = Page.read(wild)
-    assert [tag for tag, _ in page.tags if tag != "wbr"] == tags
-    assert calm.count("plotly.js v") == 1
-    assert page.text.count(NAUGHTY) > 10
-    for _, _, figure in plotly_figures(view(NAUGHTY)):
-        assert "<img" not in str(figure.to_dict())  # plotly would make tags of some
-
-
-def test_the_page_shows_what_the_pictures_show() -> None:
-    view = view_of(by_rate, trials=40)
-    found = {name: figure for _, name, figure in plotly_figures(view)}
-    points, best = found["history"].data[:2]
-    assert list(points.y) == [row.values[0] for row in view.rows]
-    assert list(best.y) == list(np.maximum.accumulate(points.y))
-    bars = found["importance"].data[0]
-    shares = importances(view, 0)
-    assert list(bars.y)[::-1] == list(shares)
-    assert list(bars.x)[::-1] == pytest.approx(list(shares.values()))
-    titles = [axis.title.text.replace("<br>", "") for axis in found["slice"].select_xaxes()]
-    assert titles == sorted(view.space.searched)
 
 
 def test_objectives_of_one_metric_are_told_apart() -> None:
