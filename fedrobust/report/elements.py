@@ -1,4 +1,4 @@
-"""What every page is made of: one HTML file without references to anything outside it. Only that of a sweep has scripts."""
+"""What every page is made of: one HTML file with no reference to anything outside it; only a sweep's has scripts."""
 
 from __future__ import annotations
 
