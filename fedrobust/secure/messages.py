@@ -9,6 +9,8 @@ from enum import IntEnum
 from hmac import compare_digest
 from typing import Any, cast
 
+import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from fedrobust.errors import FedRobustError
@@ -17,7 +19,9 @@ MAGIC = b"FRSA"
 VERSION = 1
 HEADER = struct.Struct("<4sB16sQq16sBQ")
 """Magic, version, run, round, sender, receiver, kind, length of the body."""
-OVERHEAD = HEADER.size + hashlib.sha256().digest_size
+SEAL = 32
+"""Bytes of a digest, or of what takes its place, at the end."""
+OVERHEAD = HEADER.size + SEAL
 """Bytes of a message beside its body."""
 
 COORDINATOR, DEALER = -1, -2
@@ -95,6 +99,8 @@ class Message:
     receiver: str
     kind: Kind
     body: bytes = field(repr=False)
+    whole: memoryview | None = field(default=None, repr=False, compare=False)
+    """Where the body lies already, with room for the rest: `in_place`."""
 
     def header(self) -> bytes:
         """The fixed first bytes."""
@@ -111,18 +117,38 @@ class Message:
             ) from None
 
     def pack(self, key: bytes | None = None) -> bytes:
-        """Header, body, and the SHA-256 digest of both: the bytes on the wire.
+        """Header, body, and the BLAKE3 digest of both: the bytes on the wire.
 
         With a key (32 bytes, for this message alone) that the receiver has, too, a GMAC takes the place of the digest:
-        it is twenty times as fast, and says who sent it.
+        it is faster still, and says who sent it.
         """
         header = self.header()
-        return b"".join((header, self.body, _seal(header, self.body, key)))
+        seal = _seal(header, self.body, key)
+        if self.whole is None:
+            return b"".join((header, self.body, seal))
+        self.whole[: len(header)], self.whole[-len(seal) :] = header, seal
+        return cast(bytes, self.whole)
 
 
 def borrowed(array: NDArray[Any]) -> bytes:
     """The memory of an array as a message's body, where a copy would cost too much; such a message does not pickle."""
     return cast(bytes, array.data.cast("B"))
+
+
+def in_place(size: int) -> tuple[NDArray[np.int64], memoryview]:
+    """Memory for the words of a body of so many bytes, and for the `whole` message around it: nothing is copied."""
+    start = -HEADER.size % 8  # words are aligned
+    memory = np.empty(start + OVERHEAD + size, dtype=np.uint8)
+    first = start + HEADER.size
+    return memory[first : first + size].view(np.int64), memory[start:].data
+
+
+def digest(*parts: bytes | memoryview) -> bytes:
+    """The BLAKE3 digest (32 bytes) of what the parts are together; several times as fast as SHA-256 on long ones."""
+    hasher = blake3()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()
 
 
 def unpack(data: bytes, key: bytes | None = None, copy: bool = True) -> Message:
@@ -154,9 +180,7 @@ def unpack(data: bytes, key: bytes | None = None, copy: bool = True) -> Message:
 def _seal(header: bytes | memoryview, body: bytes | memoryview, key: bytes | None) -> bytes:
     """The last 32 bytes of a message."""
     if key is None:
-        digest = hashlib.sha256(header)
-        digest.update(body)
-        return digest.digest()
+        return digest(header, body)
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     encryptor = Cipher(algorithms.AES256(key), modes.GCM(bytes(12))).encryptor()  # a key has one message, so one nonce

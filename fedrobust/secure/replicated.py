@@ -17,7 +17,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fedrobust.secure.messages import Kind, Message, MessageError, borrowed, expect, server_id, server_name, unpack
+from fedrobust.secure.messages import (
+    Kind,
+    Message,
+    MessageError,
+    borrowed,
+    expect,
+    in_place,
+    server_id,
+    server_name,
+    unpack,
+)
 from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, products
 from fedrobust.secure.server import Line, Server, grown
 
@@ -29,7 +39,7 @@ def share(encoded: Words, entropy: Entropy, run: str, round: int, sender: int) -
     """A client's messages to the servers 0, 1, 2: x_0 and x_1 are seeds, x_2 d words. Fresh seeds in every round."""
     first, second = entropy(SEED_BYTES), entropy(SEED_BYTES)
     room, d = SEED_BYTES // 8, len(encoded)
-    to_1, to_2 = (np.empty(room + d, dtype=np.int64) for _ in range(2))  # bodies in place: copies cost more than sums
+    (to_1, whole_1), (to_2, whole_2) = (in_place(8 * (room + d)) for _ in range(2))
     to_1[:room], to_2[d:] = np.frombuffer(second, dtype=np.int64), np.frombuffer(first, dtype=np.int64)
     words = expand(first, d, out=to_1[room:])
     words += expand(second, d, out=to_2[:d])
@@ -37,8 +47,8 @@ def share(encoded: Words, entropy: Entropy, run: str, round: int, sender: int) -
     to_2[:d] = words
     return (
         Message(run, round, sender, server_name(0), Kind.SEED, first + second),
-        Message(run, round, sender, server_name(1), Kind.WORDS, borrowed(to_1)),
-        Message(run, round, sender, server_name(2), Kind.WORDS, borrowed(to_2)),
+        Message(run, round, sender, server_name(1), Kind.WORDS, borrowed(to_1), whole_1),
+        Message(run, round, sender, server_name(2), Kind.WORDS, borrowed(to_2), whole_2),
     )
 
 

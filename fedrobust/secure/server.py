@@ -21,7 +21,17 @@ import numpy as np
 
 from fedrobust.aggregation.protocol import FORGETTING
 from fedrobust.errors import FedRobustError
-from fedrobust.secure.messages import Kind, Message, MessageError, expect, number_of, server_id, server_name, unpack
+from fedrobust.secure.messages import (
+    Kind,
+    Message,
+    MessageError,
+    digest,
+    expect,
+    number_of,
+    server_id,
+    server_name,
+    unpack,
+)
 from fedrobust.secure.ring import (
     FRACTION,
     SEED_BYTES,
@@ -263,7 +273,7 @@ class Server(ABC):
 
     def _digests_of(self, data: bytes, parts: Sequence[bytes]) -> tuple[bytes, ...]:
         """What it says of a client's share: a digest for each component."""
-        return tuple(hashlib.sha256(part).digest() for part in parts)
+        return tuple(digest(part) for part in parts)
 
     @abstractmethod
     def _matching(self, server: int, digests: Mapping[int, tuple[bytes, ...]]) -> set[int]:

@@ -30,6 +30,7 @@ from fedrobust.secure.messages import (
     MessageError,
     borrowed,
     expect,
+    in_place,
     server_id,
     server_name,
     unpack,
@@ -44,11 +45,12 @@ SHAPE = struct.Struct("<QQ")
 def share(encoded: Words, entropy: Entropy, run: str, round: int, sender: int) -> tuple[Message, Message]:
     """A client's messages to server 0, a seed, and to server 1, d words. The seed must be fresh in every round."""
     seed = entropy(SEED_BYTES)
-    words = expand(seed, len(encoded))
+    words, whole = in_place(8 * len(encoded))
+    expand(seed, len(encoded), out=words)
     np.subtract(encoded, words, out=words)
     return (
         Message(run, round, sender, server_name(0), Kind.SEED, seed),
-        Message(run, round, sender, server_name(1), Kind.WORDS, borrowed(words)),
+        Message(run, round, sender, server_name(1), Kind.WORDS, borrowed(words), whole),
     )
 
 

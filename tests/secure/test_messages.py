@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrobust.secure.messages import HEADER, OVERHEAD, Kind, Message, MessageError, expect, run_id, unpack
+from fedrobust.secure.messages import (
+    HEADER,
+    OVERHEAD,
+    Kind,
+    Message,
+    MessageError,
+    borrowed,
+    expect,
+    in_place,
+    run_id,
+    unpack,
+)
 
 RUN = run_id("a run")
 MESSAGE = Message(RUN, 7, 3, "server1", Kind.WORDS, b"0123456789")
@@ -21,7 +33,7 @@ def test_a_message_is_header_body_and_digest() -> None:
     data = MESSAGE.pack()
     assert len(data) == OVERHEAD + 10 == 94 + 10
     assert data[:4] == b"FRSA" and data[HEADER.size : HEADER.size + 10] == b"0123456789"
-    assert data[-32:] == hashlib.sha256(data[:-32]).digest()
+    assert data[-32:] == blake3(data[:-32]).digest()
 
 
 @given(
@@ -34,6 +46,18 @@ def test_a_message_is_header_body_and_digest() -> None:
 def test_what_was_packed_is_unpacked(round: int, sender: int, kind: Kind, body: bytes, key: bytes | None) -> None:
     message = Message(RUN, round, sender, "server0", kind, body)
     assert unpack(message.pack(key), key) == message
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize("count", [0, 1, 7, 1000])
+def test_a_message_made_in_place_is_the_same(count: int, key: bytes | None) -> None:
+    words, whole = in_place(8 * count)
+    words[:] = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, count)
+    bare = Message(RUN, 7, 3, "server1", Kind.WORDS, words.tobytes())
+    packed = replace(bare, body=borrowed(words), whole=whole).pack(key)
+    assert bytes(packed) == bare.pack(key)
+    assert np.shares_memory(np.frombuffer(packed, dtype=np.uint8), words) or not count
+    assert unpack(packed, key) == bare
 
 
 @settings(max_examples=40)
@@ -68,7 +92,7 @@ def test_unknown_kinds_and_versions_are_refused() -> None:
         unpack(bytes(data))
     data = bytearray(MESSAGE.pack())
     data[HEADER.size - 9] = 200
-    data[-32:] = hashlib.sha256(data[:-32]).digest()
+    data[-32:] = blake3(data[:-32]).digest()
     with pytest.raises(MessageError, match="unknown kind 200"):
         unpack(bytes(data))
 

@@ -86,7 +86,7 @@ def test_a_damaged_share_costs_only_its_client(name: str, change: str, monkeypat
 
     played, rows = parties(name), honest()
     sent = {client: played.sent(row, 1, client) for client, row in enumerate(rows)}
-    sent[1] = [*sent[1][:-1], damaged(sent[1][-1])]
+    sent[1] = [*sent[1][:-1], damaged(bytes(sent[1][-1]))]
     played.receive(1, sent)
     assert played.clients == (0, 2, 3, 4, 5, 6, 7)
     assert any(word in played.refused[1] for word in ("truncated", "extra bytes", "changed on its way"))
@@ -99,7 +99,8 @@ def test_a_changed_share_would_change_the_sum(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(opening, "fits", lambda *_: True)
     played, rows = parties("shares"), honest()
     sent = {client: played.sent(row, 1, client) for client, row in enumerate(rows)}
-    sent[1][1] = sent[1][1][: HEADER.size + 7] + b"\x31" + sent[1][1][HEADER.size + 8 :]
+    whole = bytes(sent[1][1])
+    sent[1][1] = whole[: HEADER.size + 7] + b"\x31" + whole[HEADER.size + 8 :]
     played.receive(1, sent)
     found = Opened(played, D, CLIP, None, played.entropy).combine(Combination(EQUAL))
     assert np.abs(found - mean(rows, EQUAL)).max() > 1e-3
