@@ -10,8 +10,9 @@ export OMP_NUM_THREADS ?= 1
 demo: .venv/ready
 	$(BIN)/fedrobust run experiments/quickstart.yaml
 
+# Two processes: one shares a Ray between its tests, the other runs what needs none.
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 test-long: .venv/ready
 	$(BIN)/pytest -m long

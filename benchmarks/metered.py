@@ -275,7 +275,7 @@ class Hosted:
         return self._server.clients
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        self._connection.send((name, arguments))
+        self._connection.send((name, [bytes(each) if isinstance(each, memoryview) else each for each in arguments]))
         answer = self._connection.recv()
         if isinstance(answer, Exception):
             raise answer

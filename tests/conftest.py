@@ -21,6 +21,13 @@ for variable in ("FEDROBUST_DATA", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
     os.environ.pop(variable, None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the shared Ray runs one after the other in one process; another one runs the rest, file by file."""
+    for item in items:
+        shared = "ray_local" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if shared else item.location[0]))
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A local Ray of eight logical cores, started once."""

@@ -91,6 +91,8 @@ def show_verdict(out: Console, verdict: Verdict, key: Path | None) -> None:
     """What an audit log that holds vouches for, and what could not be compared."""
     table = Table(title=f"unbroken: {verdict.lines} lines, {verdict.rounds} rounds and the end", title_justify="left")
     table.show_header = False
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # keys and paths are to be read to their ends
     table.add_row("run", escape(verdict.run))
     compared = ["the journal", *([] if "checkpoint.npz" in verdict.missing else ["the model"]), *verdict.files]
     table.add_row("fits", escape(", ".join(compared)))

@@ -334,9 +334,9 @@ def test_a_run_that_began_without_a_log_goes_on_without_one(tmp_path: Path) -> N
     assert not (tmp_path / "audit.jsonl").exists()
 
 
-def test_the_command_says_what_holds_and_what_does_not(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.pub").write_bytes(public_pem(KEY))
-    told = CliRunner().invoke(app, ["audit", str(folder), "--key", str(tmp_path / "mine.pub")])
+def test_the_command_says_what_holds_and_what_does_not(folder: Path, workplace: Path) -> None:
+    Path("mine.pub").write_bytes(public_pem(KEY))
+    told = CliRunner().invoke(app, ["audit", str(folder), "--key", "mine.pub"])
     assert told.exit_code == 0, told.output
     shown = told.output
     for word in ("unbroken: 10 lines, 4 rounds and the end", "r1", public_hex(KEY), "mine.pub", "model/data/model.pt2"):
