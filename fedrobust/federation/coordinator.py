@@ -204,7 +204,7 @@ class Coordinator:
                 for step in result.steps
             ],
             "weights": by_client(rows, counted(protocol, clients, result.weights), shared=True),
-            "aggregate_norm": float(np.linalg.norm(result.aggregate)),
+            "aggregate_norm": float(np.linalg.norm(result.aggregate.astype(np.float64))),  # a square may overflow
             "notes": list(result.notes),
         }
 

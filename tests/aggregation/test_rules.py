@@ -146,6 +146,13 @@ def test_follows_its_formula(name, kind):
         assert np.abs(found - expected).max() <= 1e-8 * scale, (n, d, f)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e6, 1e12, 1e18])
+def test_a_geometric_median_is_the_same_at_any_scale(scale):
+    rows = np.random.default_rng(0).standard_normal((9, 60)) * np.geomspace(0.2, 5.0, 9)[:, None]
+    found = Pipeline([GeometricMedian()]).aggregate(scale * rows) / scale
+    np.testing.assert_allclose(found, geometric_median(rows, 0, np.full(9, 1 / 9)), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name, (parts, _) in RULES.items() if all(part.weighs for part in parts)])
 def test_weighs_by_samples(name):
     parts, reference = RULES[name]

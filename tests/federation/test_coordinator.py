@@ -42,6 +42,14 @@ def test_the_result_does_not_depend_on_how_rows_arrive(updates: np.ndarray, rule
     assert one.tobytes() == other.tobytes()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rule", ["mean", "median", "geometric_median"])
+def test_updates_whose_squares_overflow_have_a_norm(updates: np.ndarray, rule: str) -> None:
+    small, _, _ = coordinator(aggregation={"rule": rule}).aggregate(1, [range(CLIENTS)], [], None, updates)
+    huge, _, _ = coordinator(aggregation={"rule": rule}).aggregate(1, [range(CLIENTS)], [], None, 1e30 * updates)
+    assert huge["aggregate_norm"] == pytest.approx(1e30 * small["aggregate_norm"], rel=1e-3)
+
+
 def test_counts_are_capped_at_twice_the_median(updates: np.ndarray) -> None:
     record, _, _ = coordinator(aggregation={"rule": "mean", "weighting": "samples"}).aggregate(
         1, [range(CLIENTS)], [], None, updates

@@ -11,6 +11,9 @@ from fedrobust.aggregation.base import Context, Rule, honest_majority
 from fedrobust.aggregation.gram import Combination, Floats, Gram
 from fedrobust.aggregation.numerics import shrink
 
+DISTANCE_DIGITS = 2e-8
+"""A distance that is read off a Gram matrix is exact to about this part of what is typical."""
+
 
 class Mean(Rule):
     """Weighted average, FedAvg (McMahan et al., AISTATS 2017): no robustness.
@@ -41,7 +44,7 @@ class GeometricMedian(Rule):
     name: Literal["geometric_median"] = "geometric_median"
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "translation", "breakdown"})
     nu: Annotated[float, Field(gt=0)] = 1e-6
-    """ν: distances below it count as ν, in the unit of the updates."""
+    """ν: distances below it count as ν, in the unit of the updates; at least the digits that a distance has."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-12
     """Stop at a step of this part of the median distance to z."""
     iterations: Annotated[int, Field(ge=1)] = 1000
@@ -57,20 +60,24 @@ class GeometricMedian(Rule):
 
     def combine(self, gram: Gram, context: Context) -> Combination:
         """The weights of the minimum."""
-        weights, damping = self._best_rows(gram), 0.0
+        nearest_half = np.median(
+            np.sqrt(gram.distances_squared()), axis=1
+        )  # f huge rows cannot raise the least of them
+        nu = max(self.nu, DISTANCE_DIGITS * float(nearest_half.min()))
+        weights, damping = _best_rows(gram, nu), 0.0
         for _ in range(self.iterations):
             around = gram.mixed(np.eye(gram.n) - weights)  # u_i − z
             products, old = around.matrix, around.norms()
-            beta = gram.prior / np.maximum(self.nu, old)
-            length, scale = np.where(old > 0, old, 1.0), max(self.nu, float(np.median(old)))
+            beta = gram.prior / np.maximum(nu, old)
+            length, scale = np.where(old > 0, old, 1.0), max(nu, float(np.median(old)))
             # Newton's step Σ a_i (u_i − z), from the unit vectors (u_i − z) / ‖u_i − z‖: scales differ by many powers.
-            curved = np.where(old > self.nu, beta, 0.0)[:, None] * products / np.outer(length, length)
+            curved = np.where(old > nu, beta, 0.0)[:, None] * products / np.outer(length, length)
             while True:
                 system = (1.0 + damping) * beta.sum() * np.eye(gram.n) - curved
                 last = damping >= 1e3  # then Weiszfeld's step, which never ascends
                 step = beta / beta.sum() if last else _solved(system, beta * old) / length
                 square = max(0.0, float(step @ products @ step))
-                ascent = float(self._ascents(gram.prior, old, square - 2.0 * products @ step))
+                ascent = float(_ascents(gram.prior, old, square - 2.0 * products @ step, nu))
                 if last or ascent <= 1e-13 * scale:
                     break
                 damping = max(10.0 * damping, 1e-3)
@@ -81,30 +88,33 @@ class GeometricMedian(Rule):
                 break
         return Combination(weights)
 
-    def _smoothed(self, distances: Floats) -> Floats:
-        """h(r)."""
-        return np.where(distances < self.nu, (distances**2 / self.nu + self.nu) / 2.0, distances)
 
-    def _best_rows(self, gram: Gram) -> Floats:
-        """The weights (n,) of the row of least sum, or of the middle of several."""
-        sums = self._smoothed(np.sqrt(gram.distances_squared())) @ gram.prior
-        around = gram.mixed(np.eye(gram.n) - np.eye(gram.n)[np.argmin(sums)])
-        old, squares = around.norms(), np.diag(around.matrix)
-        ascents = self._ascents(gram.prior, old, squares[:, None] - 2.0 * around.matrix)
-        best = ascents <= ascents.min() + 1e-12 * float(np.median(old))
-        return np.asarray(best / best.sum())
+def _smoothed(distances: Floats, nu: float) -> Floats:
+    """h(r)."""
+    return np.where(distances < nu, (distances**2 / nu + nu) / 2.0, distances)
 
-    def _ascents(self, prior: Floats, old: Floats, change: Floats) -> Floats:
-        """By how much the sum grows when the squared distances, once `old`² (n,), change by `change` (…, n).
 
-        The difference of the sums would lose its digits where some rows are huge.
-        """
-        new = np.sqrt(np.maximum(old**2 + change, 0.0))
-        outside = (old >= self.nu) & (new >= self.nu)
-        inside = (old < self.nu) & (new < self.nu)
-        grown = np.where(inside, change / (2.0 * self.nu), self._smoothed(new) - self._smoothed(old))
-        grown = np.divide(change, old + new, out=grown, where=outside)
-        return np.asarray(grown @ prior)
+def _best_rows(gram: Gram, nu: float) -> Floats:
+    """The weights (n,) of the row of least sum, or of the middle of several."""
+    sums = _smoothed(np.sqrt(gram.distances_squared()), nu) @ gram.prior
+    around = gram.mixed(np.eye(gram.n) - np.eye(gram.n)[np.argmin(sums)])
+    old, squares = around.norms(), np.diag(around.matrix)
+    ascents = _ascents(gram.prior, old, squares[:, None] - 2.0 * around.matrix, nu)
+    best = ascents <= ascents.min() + 1e-12 * float(np.median(old))
+    return np.asarray(best / best.sum())
+
+
+def _ascents(prior: Floats, old: Floats, change: Floats, nu: float) -> Floats:
+    """By how much the sum grows when the squared distances, once `old`² (n,), change by `change` (…, n).
+
+    The difference of the sums would lose its digits where some rows are huge.
+    """
+    new = np.sqrt(np.maximum(old**2 + change, 0.0))
+    outside = (old >= nu) & (new >= nu)
+    inside = (old < nu) & (new < nu)
+    grown = np.where(inside, change / (2.0 * nu), _smoothed(new, nu) - _smoothed(old, nu))
+    grown = np.divide(change, old + new, out=grown, where=outside)
+    return np.asarray(grown @ prior)
 
 
 def _solved(system: Floats, target: Floats) -> Floats:
