@@ -29,7 +29,6 @@ Without Flower it is left out.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import json
 import os
@@ -62,7 +61,7 @@ from metered import (
 )
 
 from fedrobust.secure.masks import Terms, risk
-from fedrobust.secure.messages import OVERHEAD
+from fedrobust.secure.messages import OVERHEAD, digest
 from fedrobust.secure.ring import SEED_BYTES, column_chunks, expand, products
 
 SIZES = [(n, d) for n in (10, 20, 50, 100) for d in (420_000, 1_000_000, 11_000_000)]
@@ -239,8 +238,8 @@ def floors(n: int, d: int) -> Iterator[Line]:
     """What no server with shares can do without, from one chunk of columns that stays in the cache."""
     part = column_chunks(n, d)[0]
     left, right = (expand(bytes([number]) * SEED_BYTES, n * part.stop).reshape(n, -1) for number in range(2))
-    steps = {"products": partial(products, left, right), "digests": partial(hashlib.sha256, left.data)}
-    notes = {"products": "the integer products of one server alone", "digests": "SHA-256 of all clients' words, once"}
+    steps = {"products": partial(products, left, right), "digests": partial(digest, left.data.cast("B"))}
+    notes = {"products": "the integer products of one server alone", "digests": "BLAKE3 of all clients' words, once"}
     for name, step in steps.items():
         seconds = np.array([seconds_of(step) for _ in range(7)][1:])
         cpu, clock = np.median(seconds, axis=0) * d / part.stop
