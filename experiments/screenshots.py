@@ -4,7 +4,8 @@
     python experiments/screenshots.py http://127.0.0.1:5000 RUN RUN
 
 writes compare.png (the runs' curves side by side), run.png (the first run) and report.png (its report, as the UI shows
-it) into docs/pictures. Needs `playwright` and a chromium on the machine.
+it) into docs/pictures, and with `--sweep mlruns/sweeps/first/sweep.html` the page of a sweep as sweep.png. Needs
+`playwright` and a chromium on the machine.
 """
 
 from __future__ import annotations
@@ -83,13 +84,14 @@ def open_report(page: Page, url: str, run: str) -> FrameLocator:
 
 
 def main() -> None:
-    """Take the three pictures."""
+    """Take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", help="address of a running `make ui`")
     parser.add_argument("runs", nargs="+", help="run ids; the first one is shown on its own as well")
     parser.add_argument(
         "--curves", default=CURVES, help="metrics to compare, a regular expression (default: %(default)s)"
     )
+    parser.add_argument("--sweep", type=Path, help="the page of a sweep, for a picture of its own")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "pictures")
     given = parser.parse_args()
     url = given.url.rstrip("/")
@@ -108,6 +110,11 @@ def main() -> None:
         page.get_by_text(re.compile("^Path:")).evaluate("line => line.style.visibility = 'hidden'")  # a folder of yours
         page.wait_for_timeout(1500)
         page.screenshot(path=given.out / "report.png")
+        if given.sweep:
+            page = new_page(browser, width=1200, height=1000)
+            page.goto(given.sweep.resolve().as_uri())
+            page.locator(".js-plotly-plot .trace").first.wait_for()
+            page.screenshot(path=given.out / "sweep.png")
 
 
 if __name__ == "__main__":

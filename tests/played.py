@@ -111,7 +111,7 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Played:
         stage.told += journal[len(stage.told) :]
         yield stage
 
-    def table(folder: Path, plan: Plan, study: SweepStudy) -> None:
+    def table(folder: Path, plan: Plan, study: SweepStudy, fresh: object) -> None:
         write_trials(folder / "trials.csv", View.of(plan, study))
 
     monkeypatch.setattr(running, "write_study", table)

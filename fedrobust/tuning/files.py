@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedrobust.report.elements import png
+from fedrobust.tuning.again import Fresh
 from fedrobust.tuning.page import sweep_html
 from fedrobust.tuning.pictures import make_figures
 from fedrobust.tuning.study import SweepStudy
@@ -13,7 +15,7 @@ from fedrobust.tuning.sweep import Plan
 from fedrobust.tuning.views import View, told
 
 
-def write_study(folder: Path, plan: Plan, study: SweepStudy) -> list[Path]:
+def write_study(folder: Path, plan: Plan, study: SweepStudy, fresh: Sequence[Fresh] = ()) -> list[Path]:
     """Write `trials.csv`, `sweep.html` and the pictures that the trials allow, as PNG; returns the files.
 
     The study may be unfinished, or have no finished trial. The same trials give the same tables and pictures.
@@ -22,7 +24,7 @@ def write_study(folder: Path, plan: Plan, study: SweepStudy) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "trials.csv", folder / "sweep.html"]
     write_trials(written[0], view)
-    written[1].write_text(sweep_html(view), encoding="utf-8")
+    written[1].write_text(sweep_html(view, fresh), encoding="utf-8")
     for name, figure in make_figures(view).items():
         written.append(folder / f"{name}.png")
         written[-1].write_bytes(png(figure))

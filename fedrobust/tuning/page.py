@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from optuna.trial import FrozenTrial
 
+    from fedrobust.tuning.again import Fresh
+
 CAPTIONS = {
     "history": "The completed trials in order, and the best value so far.",
     "importance": "The share of each option in what it takes to be among the best quarter of the completed trials: "
@@ -32,8 +34,11 @@ CAPTIONS = {
 }
 
 
-def sweep_html(view: View) -> str:
-    """The page: the best trials, the pictures that the trials allow, all trials. It has no references to outside."""
+def sweep_html(view: View, fresh: Sequence[Fresh] = ()) -> str:
+    """The page: the best trials, the same on fresh seeds, the pictures that the trials allow, all trials.
+
+    It has no references to outside.
+    """
     counts = [f"{len(view.having(state))} {state}" for state in ("completed", "pruned", "failed") if view.having(state)]
     facts = [f"{len(view.rows)} of {plural(view.planned, 'trial')}", *counts]
     facts += [f"{label}: {better(way)}" for label, way in zip(view.objectives, view.directions, strict=True)]
@@ -47,6 +52,7 @@ def sweep_html(view: View) -> str:
 <h2>{heading}</h2>
 {_table(view, best) if best else none}
 </section>
+{_again(view, fresh) if fresh else ""}
 {_figures(view)}
 <section>
 <h2>All trials</h2>
@@ -225,6 +231,27 @@ def _table(view: View, rows: Iterable[Row], *, states: bool = False) -> str:
     kind = ' class="sorted"' if states else ""
     body = "\n".join(lines)
     return f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _again(view: View, fresh: Sequence[Fresh]) -> str:
+    """The best trials on the seeds that the search has not seen; each seed alone where there is one objective."""
+    seeds = list(fresh[0].by_seed)
+    alone = seeds if len(view.objectives) == 1 and len(seeds) > 1 else []
+    found = {row.number: row.values for row in view.rows}
+    unknown = [None] * len(view.objectives)
+    heads = ["trial", *(head for label in view.objectives for head in (f"{label}, in the search", "on fresh seeds"))]
+    head = "".join(f"<th>{_breakable(text)}</th>" for text in (*heads, *(f"seed {seed}" for seed in alone)))
+    lines = []
+    for each in fresh:
+        pairs = zip(found[each.trial.number], each.values or unknown, strict=True)
+        values = [value for pair in pairs for value in pair]
+        values += [value for seed in alone for value in each.by_seed[seed] or unknown]
+        lines.append(f"<tr>{_cell(each.trial.number)}{''.join(map(_cell, values))}</tr>")
+    body = "\n".join(lines)
+    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    told = f"{plural(len(seeds), 'seed')} ({', '.join(map(str, seeds))}) that the search has not seen"
+    note = f'<p class="note">The best of the search again, on {told}. What was only luck shows here.</p>'
+    return f"<section>\n<h2>On fresh seeds</h2>\n{note}\n{table}\n</section>"
 
 
 def _cell(value: Any, *, chosen: bool = False) -> str:

@@ -96,7 +96,8 @@ def run_sweep(
         leased = stack.enter_context(Teams(watch.say, teams, pool))
         runs = Runs(store, leased, tracker, score)
         watch.plan(plan.trials, len(journal))
-        with _written_in_any_case(folder, plan, study, runs, tracker):
+        fresh: list[Fresh] = []
+        with _written_in_any_case(folder, plan, study, runs, tracker, fresh):
             while not _late(plan, began) and (asked := study.ask()):
                 outcomes = runs.batch(asked, plan, study)
                 study.tell(outcomes)
@@ -106,7 +107,7 @@ def run_sweep(
                     watch.trial(finished[number], study.best())
             if plan.sweep.fresh:
                 watch.say("measuring the best again on fresh seeds")
-            fresh = measure_again(plan, study.best(plan.sweep.again), runs)
+            fresh += measure_again(plan, study.best(plan.sweep.again), runs)
             watch.say("writing tables and pictures")
             write_fresh(folder, plan, fresh)
             tracker.figures({f"fresh/{name}": value for name, value in _first(plan, fresh).items()})
@@ -114,12 +115,14 @@ def run_sweep(
 
 
 @contextmanager
-def _written_in_any_case(folder: Path, plan: Plan, study: SweepStudy, runs: Runs, tracker: Tracker) -> Iterator[None]:
+def _written_in_any_case(
+    folder: Path, plan: Plan, study: SweepStudy, runs: Runs, tracker: Tracker, fresh: Sequence[Fresh]
+) -> Iterator[None]:
     """Write what there is of the study when the block ends, or is stopped."""
     try:
         yield
     finally:
-        write_study(folder, plan, study)
+        write_study(folder, plan, study, fresh)
         write_best(folder, plan, study.best(), runs)
         tracker.upload(folder, again=True)
 

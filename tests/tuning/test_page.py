@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from studies import NAUGHTY, Page, by_rate, view_of
 
+from fedrobust.tuning.again import Fresh
 from fedrobust.tuning.objectives import Direction
 from fedrobust.tuning.page import plotly_figures, sweep_html
+from fedrobust.tuning.study import Completed, Trial
 from fedrobust.tuning.views import View, importances
 
 
@@ -22,11 +24,14 @@ def test_no_name_can_break_out_of_the_page(directions: tuple[Direction, ...]) ->
             title=name,
         )
 
-    calm, wild = sweep_html(view("calm")), sweep_html(view(NAUGHTY))
+    again = Fresh(Trial(1, {}, Completed((1.0,)), {}), None, {7: (0.25,) * len(directions), 8: None})
+    calm, wild = sweep_html(view("calm"), [again]), sweep_html(view(NAUGHTY), [again])
     tags = [tag for tag, _ in Page.read(calm).tags if tag != "wbr"]
     page = Page.read(wild)
     assert [tag for tag, _ in page.tags if tag != "wbr"] == tags
     assert calm.count("plotly.js v") == 1
+    own = ["1", "1", "–"]  # a seed failed, and so did the objective over all of them
+    assert page.tables[1][1] == ([*own, "0.25", "–"] if len(directions) == 1 else [*own, *own[1:]])
     assert page.text.count(NAUGHTY) > 10
     for _, _, figure in plotly_figures(view(NAUGHTY)):
         assert "<img" not in str(figure.to_dict())  # plotly would make tags of some

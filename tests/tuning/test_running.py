@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from played import Played, Watching, accuracy, sweep, two_teams
+from studies import Page
 
 import fedrobust
 import fedrobust.parallel as parallel
@@ -136,7 +137,10 @@ def test_a_metric_that_no_run_has_ends_the_sweep_and_says_which_there_are(played
     assert isinstance(sweep("name=other", "objectives.0.metric=test/auroc").trials[0].outcome, Failed)
 
 
-def test_the_best_are_measured_again_on_seeds_that_the_search_has_not_seen(played: Played) -> None:
+def test_the_best_are_measured_again_on_seeds_that_the_search_has_not_seen(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "write_study", write_study)
     found = sweep(*ATTACKED, "fresh=[7,8]", "again=2")
     plan = load_sweep("sweep.yaml", ATTACKED)
     ranked = sorted(found.trials, key=lambda trial: (-trial.outcome.values[0], trial.number))  # type: ignore[union-attr]
@@ -153,6 +157,12 @@ def test_the_best_are_measured_again_on_seeds_that_the_search_has_not_seen(playe
         (str(ranked[0].number), s) for s in ("7", "8", "all")
     ]
     assert float(table[2]["test/balanced_accuracy"]) == found.fresh[0].values[0]  # type: ignore[index]
+    heads, *shown = Page.read((found.folder / "sweep.html").read_text(encoding="utf-8")).tables[1]
+    assert heads[2:] == ["on fresh seeds", "seed 7", "seed 8"]
+    for each, row in zip(found.fresh, shown, strict=True):
+        values = [each.trial.outcome, each, *(each.by_seed[seed] for seed in (7, 8))]
+        figures = [getattr(value, "values", value) for value in values]
+        assert row == [str(each.trial.number), *(f"{figure[0]:.5g}" for figure in figures)]  # type: ignore[index]
     assert fedrobust.load(found.folder / "best.yaml").attacks[0].name == "sign_flip", "under the worst attack"
     assert {tags["phase"] for name, tags in played.tags.items() if "seed 7" in name} == {"fresh"}
 
