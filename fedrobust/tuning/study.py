@@ -159,8 +159,11 @@ class SweepStudy:
 
     def best(self, most: int = 1) -> list[Trial]:
         """The best completed trials, at most so many, the first of equal ones; with several objectives, all that no
-        other beats."""
-        complete = [trial for trial in self._stored() if trial.state == TrialState.COMPLETE]
+        other beats. Of trials with the same options, the first."""
+        complete: list[FrozenTrial] = []
+        for trial in self._stored():
+            if trial.state == TrialState.COMPLETE and all(trial.params != other.params for other in complete):
+                complete.append(trial)
         if len(self._directions) > 1:
             front = {trial.number for trial in self.study.best_trials} if complete else set()
             return [self._told(trial) for trial in complete if trial.number in front]

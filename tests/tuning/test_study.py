@@ -308,3 +308,11 @@ def test_studies_are_found_by_name_and_refused_where_they_do_not_fit(workplace: 
     for wrong in ("nonsense", "nosuchdb://x/y", "mysql+nosuchdriver://x/y"):
         with pytest.raises(ExperimentError, match=f"no Optuna storage at '{wrong}'".replace("+", r"\+")):
             open_study(wrong, "tune", "digest", resume=True, **sweep.options)
+
+
+def test_trials_with_the_same_options_are_one_of_the_best(workplace: Path) -> None:
+    sweep = Sweep(Random(), space={"side": {"choice": ["left", "right"]}}, batch=8, trials=8)
+    study = sweep.open("here")
+    sides = [trial.values["side"] for trial in study.ask()]
+    study.tell({number: Completed((float(side == "left"),)) for number, side in enumerate(sides)})
+    assert [trial.number for trial in study.best(8)] == [sides.index("left"), sides.index("right")]
