@@ -3,8 +3,9 @@
     make ui                                                         # in another terminal
     python experiments/screenshots.py http://127.0.0.1:5000 RUN RUN
 
-writes compare.png (the runs' curves side by side), run.png (the first run) and report.png (its report, as the UI shows
-it) into docs/pictures, and with `--sweep mlruns/sweeps/first/sweep.html` the page of a sweep as sweep.png. Needs
+writes view.png (the list of runs in its saved view), compare.png (the runs' curves side by side), run.png (the first
+run) and report.png (its report, as the UI shows it) into docs/pictures, and with
+`--sweep mlruns/sweeps/first/sweep.html` the page of a sweep as sweep.png. Needs
 `playwright` and a chromium on the machine.
 """
 
@@ -58,6 +59,14 @@ def experiment_of(url: str, run: str) -> str:
         return str(json.load(reply)["run"]["info"]["experiment_id"])
 
 
+def open_view(page: Page, url: str, run: str) -> None:
+    """Show the list of the run's experiment in the saved view that the experiment begins with."""
+    page.goto(f"{url}/#/experiments/{experiment_of(url, run)}/runs")
+    page.get_by_role("button", name="Views").click()
+    page.get_by_text("Accuracy and attack success").first.click()
+    page.get_by_role("columnheader", name="attack/success_rate").first.wait_for()
+
+
 def open_comparison(page: Page, url: str, runs: list[str], curves: str = CURVES, charts: int = 1) -> None:
     """Show the curves of several runs in the same charts, and wait until at least `charts` of them are drawn."""
     ids = ", ".join(f"'{run}'" for run in runs)
@@ -98,6 +107,10 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = launch(playwright)
+        page = new_page(browser, height=600)
+        open_view(page, url, given.runs[0])
+        page.wait_for_timeout(1500)
+        page.screenshot(path=given.out / "view.png")
         page = new_page(browser, height=1950)
         open_comparison(page, url, given.runs, given.curves)
         page.wait_for_timeout(3000)  # the curves' animation

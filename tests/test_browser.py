@@ -229,6 +229,21 @@ def traces(chart: Any) -> dict[str, list[float]]:
 
 
 @pytest.mark.browser
+def test_the_saved_view_of_an_experiment_lists_runs_with_their_figures(
+    screenshots: ModuleType, starting: Server, runs: list[str], page: Any, tmp_path: Path
+) -> None:
+    screenshots.open_view(page, starting.url, runs[0])
+    for name in ("attack/success_rate", "test/balanced_accuracy", "defence"):
+        heading = page.get_by_role("columnheader", name=name, exact=True).first
+        screenshots.expect(heading).to_be_visible(timeout=screenshots.PATIENCE)
+    lines = page.locator(".ag-center-cols-container").get_by_role("row")
+    for rule, success in (("mean", "0.9"), ("krum", "0.1")):
+        line = lines.filter(has_text=rule).filter(has_text="0.85")
+        screenshots.expect(line).to_contain_text(success, timeout=screenshots.PATIENCE)
+    page.screenshot(path=tmp_path / "view.png")
+
+
+@pytest.mark.browser
 def test_the_report_opens_in_the_artifact_viewer(
     screenshots: ModuleType, starting: Server, runs: list[str], page: Any, tmp_path: Path
 ) -> None:
