@@ -186,7 +186,9 @@ STUBS = {
     # srun runs what it is given, here; it is remembered in the order of arrival.
     "srun": 'echo "srun $*" >>"$LOG"; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
     "ray": 'echo "ray $*" >>"$LOG"; exec sleep 60',
-    "python": 'if [ "$1" = - ]; then exit 0; fi\n'
+    # "python -" waits until all nodes have joined; here they have when each has been told to start.
+    "python": 'if [ "$1" = - ]; then for _ in $(seq 200); do\n'
+    '[ "$(grep -c "^ray start" "$LOG")" = 2 ] && exit 0; sleep 0.1; done; exit 1; fi\n'
     'echo "driver $RAY_ADDRESS $(wc -c <"$RAY_AUTH_TOKEN_PATH") $*" >>"$LOG"; exit 7',
 }
 
