@@ -188,7 +188,10 @@ class Experiment(Options):
     def _private(self) -> None:
         """Refuse what does not go together with the protocol."""
         privacy, name = self.privacy, self.privacy.name
-        if found := privacy.refusal(self.aggregation, self.federation.participants(), self.federation.rounds):
+        histories = self.trust.detector.histories
+        if found := privacy.refusal(
+            self.aggregation, self.federation.participants(), self.federation.rounds, histories
+        ):
             path, reason = found
             raise refusal(reason, path)
         if self.workers.shards > 1 and not isinstance(privacy, ClearPrivacy):

@@ -18,7 +18,7 @@ from fedrobust.federation.actors import ActorDied
 from fedrobust.federation.coordinator import Coordinator
 from fedrobust.federation.delivery import Block, delivery
 from fedrobust.federation.journal import Record
-from fedrobust.federation.parties import PartyHost
+from fedrobust.federation.party import PartyHost
 from fedrobust.federation.rounds import Federation
 from fedrobust.secure.messages import OVERHEAD, Message, unpack
 from fedrobust.secure.sending import Sender

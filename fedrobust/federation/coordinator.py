@@ -16,11 +16,10 @@ from fedrobust.federation.journal import Record, below
 from fedrobust.federation.masks import Masked
 from fedrobust.federation.parties import Sent
 from fedrobust.federation.shards import RemoteShards, Scattered
-from fedrobust.secure import SharedPrivacy
 from fedrobust.secure.masks import MaskingError
 from fedrobust.secure.messages import MessageError
 from fedrobust.secure.opened import Opened
-from fedrobust.secure.server import OpeningError
+from fedrobust.secure.weights import OpeningError
 from fedrobust.trust import detection
 from fedrobust.trust.defence import Defence, Known
 
@@ -85,7 +84,8 @@ class Coordinator:
             self._known = self._defence.punished(self._known, list(record["rejected"]))
         else:
             record |= self._combined(round, protocol, clients, None if root is None else root[0], record["rejected"])
-            record |= self._opened(protocol, record)
+            if isinstance(protocol, Opened):
+                record["notes"] = [*record.get("notes", ()), *protocol.notes]
         if isinstance(arriving[0], Masked) and arriving[0].notes:
             record["notes"] = [*record.get("notes", ()), *arriving[0].notes]
         if isinstance(arriving[0], Sent | Masked):
@@ -128,8 +128,8 @@ class Coordinator:
             record["commitments"] = dict(zip(clients.tolist(), clear.digests(), strict=True))
         usable = protocol.finite_rows()
         if not usable.all():
-            reason = "not finite" if "rows" in protocol.reveals else "longer than an update that was cut to the clip"
-            record["rejected"] |= dict.fromkeys(clients[~usable].tolist(), reason)
+            found = protocol.reasons if isinstance(protocol, Opened) else {}
+            record["rejected"] |= {client: found.get(client, "not finite") for client in clients[~usable].tolist()}
             clients = clients[usable]
             if usable.any():
                 protocol = protocol.subset(np.flatnonzero(usable))
@@ -203,22 +203,10 @@ class Coordinator:
                 }
                 for step in result.steps
             ],
-            "weights": by_client(rows, counted(protocol, clients, result.weights), shared=True),
+            "weights": by_client(rows, result.weights, shared=True),
             "aggregate_norm": float(np.linalg.norm(result.aggregate.astype(np.float64))),  # a square may overflow
             "notes": list(result.notes),
         }
-
-    def _opened(self, protocol: Protocol, record: Record) -> Record:
-        """What else a protocol of secret shares tells of the round; who sent what is no update loses its standing."""
-        privacy = self._experiment.privacy
-        if not (isinstance(protocol, Opened) and isinstance(privacy, SharedPrivacy)):
-            return {}
-        culprits = dict.fromkeys(protocol.culprits, "its update wraps around")
-        if culprits:
-            self._known = self._defence.punished(self._known, list(culprits))
-        functionals = protocol.functionals + privacy.colluders * (1 + len(self._defence.histories))
-        notes = [*record.get("notes", ()), *protocol.notes]
-        return {"rejected": record["rejected"] | culprits, "functionals": functionals, "notes": notes}
 
     def _standing(self) -> Record:
         """Reputations after the round, who is suspected, and who is in quarantine."""
@@ -251,13 +239,6 @@ def known(defence: Defence, arrays: Arrays, clients: int) -> Known:
         return defence.start(clients)
     parts = below(arrays, "rule"), below(arrays, "detector")
     return Known(trust, *parts, arrays.get("previous"), arrays.get("step"))
-
-
-def counted(protocol: Protocol, clients: np.ndarray, weights: np.ndarray | None) -> np.ndarray | None:
-    """The weights (n,) with which the rows are in the aggregate: none where a row was taken out again."""
-    if weights is None or not isinstance(protocol, Opened) or protocol.verdict is None:
-        return weights
-    return np.where(np.isin(clients, protocol.culprits), 0.0, weights * protocol.verdict.factor)
 
 
 def by_client(

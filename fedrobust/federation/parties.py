@@ -4,141 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from secrets import randbits
-from typing import Any, cast
+from secrets import token_bytes
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from fedrobust.aggregation.gram import Floats
 from fedrobust.federation.actors import answer
 from fedrobust.federation.journal import below
 from fedrobust.secure import SharedPrivacy
-from fedrobust.secure.messages import HEADER, MessageError, run_id
+from fedrobust.secure.lines import HISTORY_FRACTION
+from fedrobust.secure.messages import MessageError, run_id
 from fedrobust.secure.opened import Opened, Parties
-from fedrobust.secure.randomness import entropy
-from fedrobust.secure.replicated import ReplicatedServer
 from fedrobust.secure.ring import FRACTION, Words, column_chunks, decode, expand
-from fedrobust.secure.sending import Packet
-from fedrobust.secure.server import HISTORY_FRACTION, Line, OpeningError, Server, commitments
-from fedrobust.secure.shares import Dealer, ShareServer
+from fedrobust.secure.server import commitments
+from fedrobust.secure.weights import OpeningError
 
 Arrays = dict[str, np.ndarray]
 REFUSALS = (MessageError, OpeningError)
 """What a party answers where it does not do what it is asked for: the round is skipped, the run goes on."""
-
-
-class PartyHost:
-    """One server, or the dealer. Runs as a Ray actor; knows nothing of Ray."""
-
-    def setup(
-        self,
-        privacy: SharedPrivacy,
-        seed: int,
-        number: int | None,
-        run: str,
-        d: int,
-        histories: Sequence[str],
-        last: int,
-        arrays: Arrays,
-    ) -> None:
-        """Be server `number`, or the dealer, in the run with the `run_id` given, whose updates have d coordinates.
-
-        `last` is the number of the last round, `arrays` what `memory` was then (empty at the start).
-        """
-        self._party: ShareServer | ReplicatedServer | Dealer
-        self.received = self.sent = 0
-        if number is None:
-            self._party = Dealer()  # what it draws changes no result
-            return
-        kind = ShareServer if privacy.name == "shares" else ReplicatedServer
-        self._party = kind(
-            number,
-            run,
-            d,
-            entropy=entropy(privacy.randomness, seed, "server", number),
-            histories=histories,
-            min_support=privacy.support,
-            max_functionals=privacy.max_functionals,
-            colluders=privacy.colluders,
-        )
-        memory: dict[str, dict[int, dict[int, Line]]] = {
-            name: {component: {} for component, _ in self._party.holds} for name in histories
-        }
-        for key, line in arrays.items():
-            if key != "functionals":
-                name, component, client = key.split("/")
-                memory[name][int(component)][int(client)] = line.tobytes() if line.dtype == np.uint8 else line
-        functionals = int(arrays.get("functionals", 0))
-        self._party.restore(memory, last, functionals)
-
-    def ask(self, number: int | None, method: str, *arguments: Any) -> Any:
-        """What a method of the party answers; OpeningError for one that is meant for another round than its own."""
-        if number is not None and isinstance(self._party, Server) and number != self._party.round:
-            raise OpeningError(f"round {number} is over, or has not begun")
-        found = getattr(self._party, method)(*arguments)
-        messages = found if isinstance(found, (list, tuple)) else [found]
-        self.sent += sum(len(each) for each in messages if isinstance(each, bytes))
-        return found
-
-    def receive(self, number: int, clients: Sequence[int], *packets: Sequence[Packet]) -> tuple[bytes, dict[int, str]]:
-        """Take in the shares of a round: the list of senders for the other servers, and why others were refused."""
-        assert not isinstance(self._party, Dealer)
-        self._party.begin(number, clients)
-        refused = {}
-        for client, packet in (each for part in packets for each in part):
-            self.received += len(packet)
-            try:
-                _require_own(client, packet)
-                self._party.receive(cast(bytes, packet.data))
-            except MessageError as error:
-                refused[client] = str(error)
-        senders = self._party.senders()
-        self.sent += len(senders)
-        return senders, refused
-
-    def reshared(self, messages: Sequence[bytes]) -> None:
-        """Fresh shares of histories, from server 0 to server 1."""
-        assert isinstance(self._party, ReplicatedServer)
-        for data in messages:
-            self._party.receive_reshared(data)
-
-    def agree(self, *others: bytes) -> tuple[int, ...]:
-        """Whose shares have reached every server, by the other servers' lists of senders."""
-        assert not isinstance(self._party, Dealer)
-        return self._party.agree(others)
-
-    def triple(self, run: str, number: int, rows: int, columns: int) -> tuple[bytes, bytes]:
-        """The dealer's messages to both servers."""
-        assert isinstance(self._party, Dealer)
-        first, second = (message.pack() for message in self._party.triple(run, number, rows, columns))
-        self.sent += len(first) + len(second)
-        return first, second
-
-    def traffic(self) -> tuple[int, int]:
-        """Bytes of clients' messages that came in, and of its own messages, since the last time."""
-        found, self.received, self.sent = (self.received, self.sent), 0, 0
-        return found
-
-    def memory(self) -> Arrays:
-        """What it needs to go on after this round, for its checkpoint."""
-        if isinstance(self._party, Dealer):
-            return {}
-        arrays: Arrays = {"functionals": np.array(self._party.functionals)}
-        for name, parts in self._party.memory().items():
-            for component, lines in parts.items():
-                for client, line in sorted(lines.items()):
-                    if line is not None:
-                        array = np.frombuffer(line, dtype=np.uint8) if isinstance(line, bytes) else line
-                        arrays[f"{name}/{component}/{client}"] = array
-        return arrays
-
-
-def _require_own(client: int, packet: NDArray[np.uint8]) -> None:
-    """MessageError for a message in the name of another client than the one that it came from."""
-    if len(packet) >= HEADER.size and (sender := HEADER.unpack_from(packet.data)[4]) != client:
-        raise MessageError(f"it is in the name of client {sender}")
 
 
 class RemoteParties(Parties):
@@ -149,6 +34,7 @@ class RemoteParties(Parties):
 
     def __init__(self, sent: Sent, clients: Sequence[int], commitments: Mapping[int, str]) -> None:
         self.run, self.round, self.histories = sent.run, sent.number, tuple(sent.histories)
+        self.count, self.sketch = len(sent.servers), sent.privacy.sketch
         self.clients, self.commitments = tuple(clients), commitments
         self._sent = sent
 
@@ -156,9 +42,10 @@ class RemoteParties(Parties):
         sent, messages = self._sent, []
         if sent.dealer is not None:
             rows = len(self.clients) * (1 + len(self.histories))
-            triple = sent.dealer.triple.options(num_returns=2).remote(self.run, self.round, rows, sent.d)
+            width = self.sketch or sent.d
+            triple = sent.dealer.triple.options(num_returns=2).remote(self.run, self.round, rows, width)
             messages = [self._ask(k, "receive_triple", triple[k]) for k in range(2)]
-            for chunk in range(len(column_chunks(rows, sent.d))):
+            for chunk in range(len(column_chunks(rows, width))):
                 parts = [self._ask(k, "difference", chunk) for k in range(2)]
                 messages += [self._ask(k, "add_difference", parts[1 - k]) for k in range(2)]
         asked = self._ask_all("gram_share")
@@ -193,9 +80,6 @@ class Sent:
     """A round's shares on their way: references to the packets for each server, which the coordinator never opens."""
 
     privacy: SharedPrivacy
-    seed: int
-    """What the coordinator draws comes from it. A round that is repeated draws the same, so that its sum is the same:
-    two with other last bits of the weights would be two openings."""
     servers: list[ActorHandle]
     dealer: ActorHandle | None
     run: str
@@ -225,7 +109,7 @@ class Sent:
         many is not opened; None if it is. MessageError, OpeningError.
         """
         taken = [
-            server.receive.options(num_returns=2).remote(self.number, list(clients), *packets)
+            server.receive.options(num_returns=2).remote(self.number, self.round, list(clients), *packets)
             for server, packets in zip(self.servers, self.packets, strict=True)
         ]
         lists = [senders for senders, _ in taken]
@@ -242,14 +126,14 @@ class Sent:
         if reason := too_few(len(here)):
             raise OpeningError(reason)
         parties = RemoteParties(self, here.tolist(), self.commitments)
-        drawn = entropy("seed", self.seed, "coordinator", self.round)
-        return Opened(parties, self.d, self.privacy.clip, weigh(here), drawn, self.privacy.support), here
+        return Opened(parties, self.d, self.privacy.clip, weigh(here), self.privacy.support), here
 
     def traffic(self) -> dict[str, int]:
-        """Bytes of messages in this round: of all hospitals, and of servers and dealer."""
+        """Bytes of messages in this round, of all hospitals, of servers and dealer; functionals, as servers count."""
         parties = [*self.servers, *([] if self.dealer is None else [self.dealer])]
         found = np.array([self._answer(party.traffic.remote()) for party in parties])
-        return {"upload_bytes": int(found[:, 0].sum()), "server_bytes": int(found[:, 1].sum())}
+        upload, between, functionals = found[:, 0].sum(), found[:, 1].sum(), found[:, 2].max()
+        return {"upload_bytes": int(upload), "server_bytes": int(between), "functionals": int(functionals)}
 
     def _answer(self, reference: Any) -> Any:
         return answer(reference, f"round {self.round}: the servers to take in shares", self.patience, REFUSALS)
@@ -273,14 +157,15 @@ class PartyTeam:
     ) -> None:
         self.privacy, self._seed, self._run, self._d = privacy, seed, run_id(run), d
         self._histories, self._find, self._patience = tuple(histories), actors, patience
-        self._drawn = seed if privacy.randomness == "seed" else randbits(256)
+        self._owner = token_bytes(16)
+        self._secrets: Arrays = {}
 
     def setup(self, round: int, arrays: Arrays) -> None:
         """Get ready to go on after `round`; `arrays` are the parties' parts of its checkpoint.
 
         Parties that are dead are started again.
         """
-        actors = self._find()
+        actors, arrays = self._find(), self._secrets | arrays
         self._servers = actors[: self.privacy.servers]
         self._dealer = actors[-1] if self.privacy.dealer else None
         awaited = "the servers to get ready"
@@ -294,14 +179,28 @@ class PartyTeam:
                 self._histories,
                 round * self.ATTEMPTS - 1,
                 below(arrays, str(number)),
+                self._owner,
             )
             for number, actor in enumerate(actors)
         ]
-        for number, server in enumerate(self._servers):
-            seed = server.ask.remote(None, "common_seed")
-            asked.append(self._servers[number - 1].ask.remote(None, "receive_common", seed))
+        asked += self._meeting()
         for each in asked:
             answer(each, awaited, self._patience)
+        # A server that dies in the first round has to come back with the secret that it began with.
+        self._secrets = {name: array for name, array in self.arrays().items() if name.endswith("/secret")}
+
+    def _meeting(self) -> list[Any]:
+        """Have the servers agree on keys: what is to be waited for."""
+        servers, owner = self._servers, self._owner
+        public = [server.introduce.remote(owner) for server in servers]
+        asked = [
+            server.meet.remote(owner, *public[:number], *public[number + 1 :]) for number, server in enumerate(servers)
+        ]
+        others = len(servers) - 1
+        sealed = servers[0].secrets.options(num_returns=others).remote(owner)
+        for server, data in zip(servers[1:], sealed if others > 1 else [sealed], strict=True):
+            asked.append(server.learn.remote(owner, data))
+        return asked
 
     def send(self, round: int, attempt: int, blocks: Sequence[tuple[Sequence[int], Any, ActorHandle]]) -> Sent:
         """Have updates shared where they are; `blocks`: client ids, a reference to their updates, who holds them."""
@@ -314,7 +213,6 @@ class PartyTeam:
         packets = [[part[server] for part in parts] for server in range(count)]
         return Sent(
             self.privacy,
-            self._drawn,
             self._servers,
             self._dealer,
             self._run,
@@ -346,6 +244,6 @@ class PartyTeam:
 
     def arrays(self) -> Arrays:
         """What the parties need to go on after this round."""
-        asked = [server.memory.remote() for server in self._servers]
+        asked = [server.memory.remote(self._owner) for server in self._servers]
         parts = [answer(each, "a server's memory", self._patience) for each in asked]
         return {f"{number}/{name}": array for number, part in enumerate(parts) for name, array in part.items()}

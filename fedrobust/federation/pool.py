@@ -29,7 +29,7 @@ from fedrobust.federation.actors import ActorDied, answer
 from fedrobust.federation.adversary import Adversary
 from fedrobust.federation.clients import ClientHost
 from fedrobust.federation.coordinator import Coordinator
-from fedrobust.federation.parties import PartyHost
+from fedrobust.federation.party import PartyHost
 from fedrobust.federation.shards import ShardHost
 
 PATIENCE = 120.0

@@ -14,7 +14,7 @@ from fedrobust.secure.messages import MessageError
 from fedrobust.secure.opened import Opened, Parties
 from fedrobust.secure.replicated import ReplicatedServer
 from fedrobust.secure.ring import Entropy, Words, encode
-from fedrobust.secure.server import commitments
+from fedrobust.secure.server import Server, commitments
 from fedrobust.secure.shares import Dealer, ShareServer
 
 Wire = Callable[[bytes], bytes]
@@ -24,6 +24,15 @@ Wire = Callable[[bytes], bytes]
 def unchanged(data: bytes) -> bytes:
     """An honest wire."""
     return data
+
+
+def introduce(servers: Sequence[Server], wire: Wire = unchanged) -> None:
+    """Have servers agree on their keys, and on the secret of the sketches."""
+    public = [wire(server.introduce()) for server in servers]
+    for number, server in enumerate(servers):
+        server.meet(public[:number] + public[number + 1 :])
+    for server, data in zip(servers[1:], servers[0].secrets(), strict=True):
+        server.learn(wire(data))
 
 
 class LocalParties(Parties):
@@ -40,20 +49,21 @@ class LocalParties(Parties):
         entropy: Entropy = os.urandom,
         wire: Wire = unchanged,
         histories: Sequence[str] = (),
+        sketch: int | None = None,
         **options: Any,
     ) -> None:
         self.run, self.d, self.round, self.wire, self.entropy = run, d, -1, wire, entropy
-        self.histories, self.clients = tuple(histories), ()
+        self.histories, self.clients, self.sketch = tuple(histories), (), sketch
         self.refused: dict[int, str] = {}
         self.servers: Sequence[ShareServer] | Sequence[ReplicatedServer]
-        options |= {"entropy": entropy, "histories": histories}
+        options |= {"entropy": entropy, "histories": histories, "sketch": sketch}
         if name == "shares":
             self.servers = [ShareServer(k, run, d, **options) for k in range(2)]
             self.dealer = Dealer(entropy)
         else:
             self.servers = [ReplicatedServer(k, run, d, **options) for k in range(3)]
-        for server in self.servers:
-            self.servers[server.number - 1].receive_common(self.wire(server.common_seed()))
+        self.count = len(self.servers)
+        introduce(self.servers, self.wire)
 
     def sent(self, encoded: Words, round: int, client: int) -> list[bytes]:
         """A client's messages, one for each server."""
@@ -89,14 +99,14 @@ class LocalParties(Parties):
         """A round in which client i sends row i of `updates` (n, d), up to what the coordinator gets to ask."""
         sent = {client: self.sent(encode(update, clip), round, client) for client, update in enumerate(updates)}
         self.receive(round, sent)
-        return Opened(self, self.d, clip, prior, self.entropy, self.servers[0].min_support)
+        return Opened(self, self.d, clip, prior, self.servers[0].min_support)
 
     def gram(self) -> list[bytes]:
         if isinstance(self.servers[0], ShareServer):
             first, second = self.servers
             assert isinstance(first, ShareServer) and isinstance(second, ShareServer)
             for server, triple in zip(
-                (first, second), self.dealer.triple(self.run, self.round, first.rows, self.d), strict=True
+                (first, second), self.dealer.triple(self.run, self.round, first.rows, first.width), strict=True
             ):
                 server.receive_triple(self.wire(triple.pack()))
             for chunk in range(len(first.chunks)):

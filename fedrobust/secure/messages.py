@@ -66,12 +66,12 @@ class Kind(IntEnum):
     """A share of the products with a public vector."""
     AGGREGATE = 8
     """A share of the weighted sum."""
-    PROJECTION = 9
-    """A share of the random projections."""
-    TERM = 10
-    """A share of one client's weighted update, after it was found to be the culprit."""
-    COMMON = 11
-    """A seed that two servers share: server → server."""
+    PROJECTIONS = 9
+    """A share of random combinations of each row, by which its length is checked."""
+    SECRET = 10
+    """The secret of the sketches, sealed: server → server."""
+    KEY = 11
+    """A public key: server → servers."""
     RESHARED = 12
     """A fresh share of the histories: server → server."""
     KEYS = 20

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from math import isqrt
+from math import isqrt, sqrt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,27 +12,13 @@ from numpy.typing import NDArray
 
 from fedrobust.aggregation.gram import Combination, Floats, Gram
 from fedrobust.aggregation.protocol import Protocol, shortening
+from fedrobust.secure.lines import ADDED, HISTORY_FRACTION
 from fedrobust.secure.messages import Kind, MessageError
-from fedrobust.secure.opening import (
-    Verdict,
-    dithered,
-    encode_anchor,
-    fixed_point,
-    gram_of_integers,
-    joined,
-    largest_history_square,
-    largest_square,
-    open_aggregate,
-)
-from fedrobust.secure.ring import FRACTION, SEED_BYTES, Entropy, Integers, Words, halved
-from fedrobust.secure.server import (
-    ADDED,
-    HISTORY_FRACTION,
-    MIN_SUPPORT,
-    PROJECTIONS,
-    OpeningError,
-    require_support,
-)
+from fedrobust.secure.opening import encode_anchor, gram_of_integers, joined, largest_history_square, misfit
+from fedrobust.secure.ring import FRACTION, Integers, Words, decode, halved, largest_square
+from fedrobust.secure.server import CHECKED
+from fedrobust.secure.sketch import PROJECTIONS, stretch, too_long
+from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, require_support, shortened
 
 
 class Parties(ABC):
@@ -41,6 +26,10 @@ class Parties(ABC):
 
     run: str
     round: int
+    count: int
+    """Number of servers."""
+    sketch: int | None
+    """Columns of the sketch that the Gram matrix is of; None: it is of the updates themselves."""
     clients: tuple[int, ...]
     """Whose shares are at every server."""
     histories: tuple[str, ...] = ()
@@ -67,71 +56,79 @@ class Parties(ABC):
 class _Round:
     """What was opened in a round, once; all subsets of its rows share it."""
 
-    def __init__(self, parties: Parties, d: int, clip: float, entropy: Entropy, min_support: float) -> None:
-        self.parties, self.d, self.clip, self.entropy, self.min_support = parties, d, clip, entropy, min_support
+    def __init__(self, parties: Parties, d: int, clip: float, min_support: float) -> None:
+        self.parties, self.d, self.clip, self.min_support = parties, d, clip, min_support
         self.n, self.rows = len(parties.clients), len(parties.clients) * (1 + len(parties.histories))
         self.notes: list[str] = []
-        self.verdict: Verdict | None = None
-        self.opened = 0
-        self.vectors: dict[str, tuple[Words, int]] = {}
-        self.products: dict[str, Integers] = {}
-        words = joined(parties.gram(), parties.run, parties.round, Kind.GRAM, self.rows**2)
-        stack = halved(words.reshape(self.rows, self.rows))
-        if (stack != stack.T).any():
+        self.reasons: dict[int, str] = {}
+        """Row → why it is no hospital's update."""
+        self.vectors: dict[str, tuple[Words, int, int]] = {}
+        """Public vector → its words, the power of two that they are to be multiplied with, its place in `products`."""
+        self.products: list[Integers] = []
+        """Of each public vector with the stack, with those before it, with itself."""
+        self.sum: Words | None = None
+        combinations = self._joined(Kind.PROJECTIONS, parties.ask("check_share"), self.rows * PROJECTIONS)
+        self.stack = halved(self._joined(Kind.GRAM, parties.gram(), self.rows**2).reshape(self.rows, self.rows))
+        if (self.stack != self.stack.T).any():
             raise MessageError("the opened Gram matrix is not symmetric: the shares do not belong together")
-        self.stack = self._plausible(stack)
-        longest = ((1 << FRACTION) - isqrt(d) - 1) ** 2
-        cut = sum(int(stack[row, row] >= longest) for row in range(self.n))
-        if 2 * cut > self.n:
-            self.notes.append(f"{cut} of {self.n} updates have the norm privacy.clip = {clip:g}: they were cut to it")
-
-    def _plausible(self, stack: Integers) -> Integers:
-        """The products with zeros for histories that cannot be: a truncation that failed, or a wrap-around."""
-        for place, name in enumerate(self.parties.histories, start=1):
-            limit = largest_history_square(name, self.parties.round + 1, self.d)
-            for position, client in enumerate(self.parties.clients):
-                line = place * self.n + position
-                if not 0 <= stack[line, line] <= limit:
-                    stack[line, :] = stack[:, line] = 0
-                    self.parties.forget(name, client)
-                    self.notes.append(f"history {name} of client {client} was not possible and starts again")
-        return stack
+        self._check(combinations.reshape(self.rows, PROJECTIONS))
 
     def anchor(self, name: str, vector: NDArray[Any]) -> None:
         """Opens the products with a public vector; they are kept under its name."""
         if vector.shape != (self.d,):
             raise ValueError(f"anchor '{name}' has the shape {vector.shape}, the updates have d = {self.d}")
         words, exponent = encode_anchor(vector, self.clip)
-        if name not in self.vectors or not np.array_equal(self.vectors[name][0], words):
-            opened = self._joined(Kind.ANCHOR, self.parties.ask("anchor_share", words), self.rows)
-            self.products[name] = opened.astype(object)
-            self.opened += 1
-        self.vectors[name] = words, exponent
+        before = self.vectors.get(name)
+        if before is not None and np.array_equal(before[0], words):
+            self.vectors[name] = words, exponent, before[2]
+            return
+        place = len(self.products)
+        opened = self._joined(Kind.ANCHOR, self.parties.ask("anchor_share", words), self.rows + place + 1)
+        self.products.append(opened.astype(object))
+        self.vectors[name] = words, exponent, place
 
-    def combine(self, weights: Words) -> Verdict:
-        """Opens the sum; OpeningError if there was one."""
-        if self.verdict is not None:
+    def between(self, one: str, other: str) -> int:
+        """The product of two public vectors."""
+        first, second = sorted((self.vectors[one][2], self.vectors[other][2]))
+        return int(self.products[second][self.rows + first])
+
+    def combine(self, weights: Words) -> Words:
+        """Opens the sum; OpeningError if there was one, or it cannot be right."""
+        if self.sum is not None:
             raise OpeningError("the sum of this round was opened; a second one would show what differs")
         require_support(weights, self.min_support)
-        shares = self.parties.ask("combine_share", weights)
-        aggregate, used = self._joined(Kind.AGGREGATE, shares, self.d), np.flatnonzero(weights)
-
-        def project() -> Words:
-            seed = self.entropy(SEED_BYTES)
-            found = self._joined(Kind.PROJECTION, self.parties.ask("projection_share", seed), len(used) * PROJECTIONS)
-            return found.reshape(len(used), PROJECTIONS)
-
-        def term(row: int) -> Words:
-            return self._joined(Kind.TERM, self.parties.ask("term_share", row), self.d)
-
+        self.sum = self._joined(Kind.AGGREGATE, self.parties.ask("combine_share", weights), self.d)
         updates = self.stack[: self.n, : self.n]
-        self.verdict = open_aggregate(aggregate, weights, updates, project, term, self.min_support)
-        for row in self.verdict.culprits:
-            client = self.parties.clients[row]
-            self.notes.append(f"client {client} sent an update that wraps around")
-            for name in self.parties.histories:
-                self.parties.forget(name, client)
-        return self.verdict
+        if reason := misfit(self.sum, weights, updates, self.parties.count, self.parties.sketch):
+            raise OpeningError(reason)
+        return self.sum
+
+    def _check(self, combinations: Words) -> None:
+        """Find rows that no hospital's update has, and histories that cannot be, which start again."""
+        servers, columns = self.parties.count, self.parties.sketch or self.d
+        stretched = stretch(columns) if columns < self.d else 1.0
+        k, limit = self.parties.sketch or CHECKED, largest_square(self.d)
+        for row in range(self.n):
+            if too_long(combinations[row], limit, servers, k):
+                self.reasons[row] = "its update wraps around"
+            elif not 0 <= self.stack[row, row] <= stretched * limit:
+                self.reasons[row] = "longer than an update that was cut to the clip"
+        for place, name in enumerate(self.parties.histories, start=1):
+            limit = largest_history_square(name, self.parties.round + 1, self.d)
+            for position, client in enumerate(self.parties.clients):
+                line = place * self.n + position
+                long = too_long(combinations[line], limit, servers, k)
+                if long or not 0 <= self.stack[line, line] <= stretched * limit:
+                    self.stack[line, :] = self.stack[:, line] = 0
+                    self.parties.forget(name, client)
+                    self.notes.append(f"history {name} of client {client} was not possible and starts again")
+        exact = ((1 << FRACTION) - isqrt(self.d) - 1) ** 2
+        longest = exact if columns >= self.d else exact * max(0.0, 1.0 - 2.0 * sqrt(2.0 / columns))
+        cut = sum(int(self.stack[row, row] >= longest) for row in range(self.n))
+        if 2 * cut > self.n:
+            self.notes.append(
+                f"{cut} of {self.n} updates have the norm privacy.clip = {self.clip:g}: they were cut to it"
+            )
 
     def _joined(self, kind: Kind, messages: Sequence[bytes], count: int) -> Words:
         return joined(messages, self.parties.run, self.parties.round, kind, count)
@@ -140,9 +137,9 @@ class _Round:
 class Opened(Protocol):
     """n updates that lie at servers as shares: the coordinator learns their Gram matrix and one weighted sum.
 
-    Row i is the update of `parties.clients[i]`, clipped to the norm `clip`. `entropy` draws the projections. `notes`
-    and `verdict` say what was found, `culprits` the clients whose updates were no vectors of that norm. Histories stay
-    at the servers: `remembered` returns nothing. It is made once for a round, and opens the Gram matrix at once.
+    Row i is the update of `parties.clients[i]`, clipped to the norm `clip`. `notes` say what was found, `reasons` which
+    clients' updates were no vectors of that norm. Histories stay at the servers: `remembered` returns nothing. It is
+    made once for a round, and opens the Gram matrix at once: that of sketches, where the servers make them.
     """
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram"})
@@ -153,12 +150,11 @@ class Opened(Protocol):
         d: int,
         clip: float,
         prior: Sequence[float] | Floats | None = None,
-        entropy: Entropy = os.urandom,
         min_support: float = MIN_SUPPORT,
     ) -> None:
         if not parties.clients:
             raise OpeningError("no client's shares have reached every server")
-        self._round = _Round(parties, d, clip, entropy, min_support)
+        self._round = _Round(parties, d, clip, min_support)
         self._keep = np.arange(self._round.n)
         self.n, self.d = self._round.n, d
         self.prior = np.full(self.n, 1.0) if prior is None else np.asarray(prior, dtype=np.float64)
@@ -171,21 +167,9 @@ class Opened(Protocol):
         return tuple(self._round.notes)
 
     @property
-    def verdict(self) -> Verdict | None:
-        """What came of the sum; its rows are those of `parties.clients`."""
-        return self._round.verdict
-
-    @property
-    def culprits(self) -> tuple[int, ...]:
-        """The ids of the clients whose terms were found to wrap around."""
-        verdict = self._round.verdict
-        return tuple(self._round.parties.clients[row] for row in verdict.culprits) if verdict else ()
-
-    @property
-    def functionals(self) -> int:
-        """Linear functionals of every update that were opened in this round: public vectors and projections."""
-        verdict = self._round.verdict
-        return self._round.opened + (PROJECTIONS if verdict and verdict.projected else 0)
+    def reasons(self) -> dict[int, str]:
+        """Client → why its update is none."""
+        return {self._round.parties.clients[row]: reason for row, reason in self._round.reasons.items()}
 
     def subset(self, keep: NDArray[Any]) -> Opened:
         """The same without the rows that are not in `keep`, a mask (n,) or indices; priors are rescaled."""
@@ -196,9 +180,8 @@ class Opened(Protocol):
         return other
 
     def finite_rows(self) -> NDArray[np.bool_]:
-        """(n,) whether the squared norm is one that a clipped update can have."""
-        squares, limit = np.diag(self._round.stack)[self._keep], largest_square(self.d)
-        return np.array([0 <= square <= limit for square in squares], dtype=bool)
+        """(n,) whether the row is an update that was cut to the clip, as far as the checks can tell."""
+        return np.array([row not in self._round.reasons for row in self._keep], dtype=bool)
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
         """From exact integers: all that differs from the clear is the rounding of the shared updates to 30 bits."""
@@ -211,31 +194,25 @@ class Opened(Protocol):
         return gram_of_integers(exact, unit, self.prior, list(self._anchors), histories)
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
-        """The aggregate (d,) float32. OpeningError if there was one, if it rests on too few updates, or if it is wrong
-        and cannot be mended."""
+        """The aggregate (d,) float32, but for the servers' noise and weights of 12 bits.
+
+        OpeningError if there was one, if it rests on too few updates, or if it cannot be right.
+        """
         state, result = self._round, np.zeros(self.d)
-        weights, bits = fixed_point(self._all(combination.weights), state.stack[: state.n, : state.n])
+        weights, factor = shortened(self._all(combination.weights))
         if weights.any():
-            verdict = state.combine(dithered(weights, state.entropy))
-            if verdict.aggregate is None:
-                raise OpeningError(verdict.reason)
-            result += np.ldexp(verdict.aggregate * (state.clip * verdict.factor), -FRACTION - bits)
+            result += decode(state.combine(weights), state.clip * factor)
         for name, coefficient in combination.anchors.items():
             if coefficient:
                 result += coefficient * np.asarray(self._anchors[name], dtype=np.float64)
         return result.astype(np.float32)
 
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Has the servers' histories grow by these rows, once, before or after `combine`; nothing comes back.
-
-        Culprits that `combine` finds lose theirs.
-        """
+        """Has the servers' histories grow by these rows, once, before or after `combine`; nothing comes back."""
         squares = np.diag(self._round.stack)[self._keep].astype(np.float64)
         coefficients = np.rint(ADDED * shortening(np.maximum(squares, 0.0))).astype(np.int64)
-        lost = self._round.verdict.culprits if self._round.verdict else ()
-        kept = [place for place, row in enumerate(self._keep) if row not in lost]
         if names:
-            self._round.parties.remember(self._keep[kept].tolist(), coefficients[kept])
+            self._round.parties.remember(self._keep.tolist(), coefficients)
         return {}
 
     def _all(self, weights: Floats) -> Floats:
@@ -254,9 +231,9 @@ class Opened(Protocol):
         exact: Integers = np.zeros((count, count), dtype=object)
         exact[np.ix_(lines, lines)] = state.stack[np.ix_(held, held)]
         for line, name in enumerate(anchors, self.n):
-            exact[lines, line] = exact[line, lines] = state.products[name][held]
+            exact[lines, line] = exact[line, lines] = state.products[state.vectors[name][2]][held]
             for other, second in enumerate(anchors, self.n):
-                exact[line, other] = int(state.vectors[name][0] @ state.vectors[second][0])
+                exact[line, other] = state.between(name, second)
         bits = [0] * self.n + [state.vectors[name][1] for name in anchors]
         for name in histories:
             bits += [0 if name == "last" else FRACTION - HISTORY_FRACTION] * self.n

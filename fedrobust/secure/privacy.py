@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -11,6 +12,9 @@ from fedrobust.secure.randomness import Randomness
 
 if TYPE_CHECKING:
     from fedrobust.aggregation import Aggregation
+
+SKETCH = 512
+"""Columns of a sketch by default."""
 
 Refusal = tuple[str, str]
 """Dotted path in the experiment, and why what stands there cannot be."""
@@ -29,8 +33,10 @@ class Privacy(Options):
                 return f"{part.name} needs {', '.join(sorted(hidden))}, which {self.name} does not reveal"
         return None
 
-    def refusal(self, aggregation: Aggregation, participants: int, rounds: int) -> Refusal | None:
-        """What in an experiment cannot be with this protocol; None if all can."""
+    def refusal(
+        self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
+    ) -> Refusal | None:
+        """What in an experiment cannot be with this protocol; None if all can. `histories`: those of the detector."""
         if reason := self.fits(aggregation):
             return "aggregation", f"{reason}; rules that go with it: {', '.join(self._rules())}"
         return None
@@ -59,21 +65,26 @@ class SharedPrivacy(Privacy):
     servers: ClassVar[int]
     dealer: ClassVar[bool] = False
     clip: float = Field(default=10.0, gt=0)
-    """C: a hospital cuts its update to this norm. An update is rounded to multiples of 2^−30 C."""
+    """C: a hospital cuts its update to this norm. An update is rounded to multiples of 2^−28 C."""
+    sketch: int | None = Field(default=SKETCH, ge=32)
+    """k: the servers open the Gram matrix of random sketches of the updates, with k columns, that nobody else knows:
+    faster, and what colluders read from it is blurred. null: the exact Gram matrix of the updates."""
     min_support: float = Field(default=3.0, ge=1)
-    """Least Σw²/max w² of a sum that is opened, beside the `colluders`: on fewer updates it would show single ones."""
+    """Least Σw²/max w² of what is left of a sum without the `colluders`: on fewer updates it would show single ones."""
     max_functionals: int | None = Field(default=None, ge=0)
-    """Linear functionals of every update that may be opened in the whole run: products with public vectors, with
-    projections after a fault, with the updates of `colluders`; null: any number."""
+    """Linear functionals of every update that may be opened in the whole run: products with public vectors and with
+    what `colluders` send, of the update and of each history; null: any number."""
     colluders: int = Field(default=0, ge=0)
-    """Hospitals that are expected to tell the coordinator their own update: no sum rests on them alone, and each counts
-    as a functional in each round, with its history as two."""
-    randomness: Randomness = "seed"
-    """Where secrets come from: the experiment's `seed`, so that a run can be repeated bit for bit, or the `system`."""
+    """Hospitals that are expected to tell the coordinator their own update: no sum rests on few updates beside theirs,
+    and each counts as a functional in each round, with h histories as (1 + h)²."""
+    randomness: Randomness = "system"
+    """Where secrets come from: the `system`, or the experiment's `seed`, so that a run can be repeated bit for bit, and
+    everybody who has the file can work out every secret."""
 
     @property
     def support(self) -> float:
-        """Least Σw²/max w² of a sum that the servers open."""
+        """Least Σw²/max w² of a sum that the servers open. Without any c colluders, Σ w² of the rest is at least
+        (min_support + c) max w² − c max w², so the rest has `min_support`."""
         return self.min_support + self.colluders
 
     def fits(self, aggregation: Aggregation) -> str | None:
@@ -90,13 +101,16 @@ class SharedPrivacy(Privacy):
             return f"{aggregation.rule.name} puts all weight on a bucket of fewer updates than min_support"
         return None
 
-    def refusal(self, aggregation: Aggregation, participants: int, rounds: int) -> Refusal | None:
-        if reason := super().refusal(aggregation, participants, rounds):
+    def refusal(
+        self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
+    ) -> Refusal | None:
+        if reason := super().refusal(aggregation, participants, rounds, histories):
             return reason
         if participants < self.support:
             return "privacy.min_support", f"with the colluders it must be at most the {participants} updates of a round"
         pipeline = aggregation.pipeline()
-        opened = rounds * (len(pipeline.anchors) + self.colluders * (1 + len(pipeline.histories)))
+        known = 1 + len({*pipeline.histories, *histories})
+        opened = rounds * (len(pipeline.anchors) * known + self.colluders * known**2)
         if self.max_functionals is not None and opened > self.max_functionals:
             return "privacy.max_functionals", f"{rounds} rounds open {opened} functionals of every update"
         return None
@@ -131,8 +145,10 @@ class MaskingPrivacy(Privacy):
     largest_count: float | None = Field(default=None, gt=0)
     """With `weighting: samples`, the hidden sample counts are weights, each counted up to this."""
 
-    def refusal(self, aggregation: Aggregation, participants: int, rounds: int) -> Refusal | None:
-        if reason := super().refusal(aggregation, participants, rounds):
+    def refusal(
+        self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
+    ) -> Refusal | None:
+        if reason := super().refusal(aggregation, participants, rounds, histories):
             return reason
         if participants < 3:
             return "federation.clients", f"{self.name} needs 3 hospitals in a round at least, there are {participants}"
@@ -161,10 +177,12 @@ class GroupedPrivacy(MaskingPrivacy):
 
         return super().fits(aggregation) or remembers(aggregation.rule)
 
-    def refusal(self, aggregation: Aggregation, participants: int, rounds: int) -> Refusal | None:
+    def refusal(
+        self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
+    ) -> Refusal | None:
         from fedrobust.secure.grouping import groups_refusal
 
-        if reason := super().refusal(aggregation, participants, rounds):
+        if reason := super().refusal(aggregation, participants, rounds, histories):
             return reason
         if participants < self.size:
             return "privacy.size", f"must be at most the {participants} hospitals of a round"

@@ -1,4 +1,4 @@
-"""`replicated`: three servers, each with two of the three parts of an update, open its Gram matrix without a dealer.
+"""`replicated`: three servers, each with two of the three parts of an update, open a Gram matrix without a dealer.
 
 u = x_0 + x_1 + x_2 mod 2^64; server k holds x_k and x_{k+1} (T. Araki et al., High-throughput semi-honest secure
 three-party computation with an honest majority, CCS 2016). Of U Uᵀ = Σ X_j X_lᵀ it computes alone
@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fedrobust.secure.lines import Line, grown, whole
 from fedrobust.secure.messages import (
     Kind,
     Message,
@@ -29,7 +30,7 @@ from fedrobust.secure.messages import (
     unpack,
 )
 from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, products
-from fedrobust.secure.server import Line, Server, grown
+from fedrobust.secure.server import Server, require_rows
 
 ENTRY = struct.Struct("<Qq")
 """Which history, and whose."""
@@ -68,18 +69,18 @@ class ReplicatedServer(Server):
         super().__init__(number, run, d, **options)
         self._awaited: set[tuple[str, int]] = set()
 
-    def begin(self, round: int, clients: Sequence[int]) -> None:
+    def begin(self, round: int, clients: Sequence[int], training: int | None = None) -> None:
         if self._awaited:
             raise MessageError(f"{len(self._awaited)} shares of histories have not come from server 0")
-        super().begin(round, clients)
+        super().begin(round, clients, training)
 
     def gram_share(self) -> bytes:
         """Its part of twice the Gram matrix (rows, rows), once."""
-        self._after("agree")
+        self._after("check")
         self._open_gram()
         (mine, _), (other, _) = self.holds
         total = np.zeros((self.rows, self.rows), dtype=np.int64)
-        for columns in column_chunks(self.rows, self.d):
+        for columns in column_chunks(self.rows, self.width):
             left, right = self._stack(mine, columns), self._stack(other, columns)
             right *= 2
             right += left
@@ -93,6 +94,7 @@ class ReplicatedServer(Server):
         result of server 0 is shared again, x_0 by a seed that it has in common with server 2; x_1 is what it sends.
         """
         self._after("gram")
+        require_rows(rows, coefficients, len(self.clients))
         self._once("remember")
         messages = []
         for name in self.histories:
@@ -112,6 +114,10 @@ class ReplicatedServer(Server):
         self._awaited.discard(entry)
         self._past[entry[0]][1][client] = np.frombuffer(message.body, dtype="<i8", offset=ENTRY.size)
 
+    def restore(self, memory: Mapping[str, Mapping[int, Mapping[int, Line]]], round: int, functionals: int) -> None:
+        super().restore(memory, round, functionals)
+        self._awaited.clear()
+
     def _remember(self, name: str, client: int, coefficient: int) -> bytes | None:
         past, current = self._past[name], self._current
         if name == "last":
@@ -123,13 +129,13 @@ class ReplicatedServer(Server):
             if self.number == 1:
                 self._awaited.add((name, client))
             else:
-                past[0][client] = self._fresh(name, client, self._own_of_pair())
+                past[0][client] = self._reshared(name, client)
             return None
-        whole = self._grown(name, client, (0, 1), coefficient, second=False)
-        past[0][client] = seed = self._fresh(name, client, self._own_of_pair())
-        whole -= expand(seed, self.d)
-        past[1][client] = whole
-        body = ENTRY.pack(self.histories.index(name), client) + whole.tobytes()
+        rest = self._grown(name, client, (0, 1), coefficient, second=False)
+        past[0][client] = seed = self._reshared(name, client)
+        rest -= expand(seed, self.d)
+        past[1][client] = rest
+        body = ENTRY.pack(self.histories.index(name), client) + rest.tobytes()
         return self._message(Kind.RESHARED, body, server_name(1))
 
     def _grown(self, name: str, client: int, parts: Sequence[int], coefficient: int, second: bool) -> Words:
@@ -139,15 +145,12 @@ class ReplicatedServer(Server):
     def _sum(self, lines: Sequence[Line]) -> Words:
         total = np.zeros(self.d, dtype=np.int64)
         for line in lines:
-            total += self._whole(line)
+            total += whole(line, self.d)
         return total
 
-    def _own_of_pair(self) -> bytes:
-        """The seed that servers 0 and 2 have in common: that of server 0, which server 2 was sent."""
-        return self._own if self.number == 0 else self._next
-
-    def _fresh(self, name: str, client: int, seed: bytes) -> bytes:
-        return derived(seed, f"history {self.round}/{name}/{client}")
+    def _reshared(self, name: str, client: int) -> bytes:
+        """A fresh component 0 of a history, which servers 0 and 2 know without a message."""
+        return derived(self.links.edge(0, 2), f"history {self.round}/{name}/{client}")
 
     def _matching(self, server: int, digests: Mapping[int, tuple[bytes, ...]]) -> set[int]:
         """Those who sent both servers the same of the component that both have."""

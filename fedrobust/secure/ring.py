@@ -1,12 +1,13 @@
 """Fixed-point numbers in the ring Z_2^64, held as int64 in two's complement, where sums and products wrap around.
 
 A number x stands for x / 2^FRACTION. Updates are scaled to norm ≤ 1, so that a row's products with other rows are at
-most 2^60 and can be read off mod 2^63 as signed integers.
+most 2^56 and can be read off mod 2^63 as signed integers, also where a sketch has made rows a few times as long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +24,8 @@ Integers = NDArray[np.object_]
 Entropy = Callable[[int], bytes]
 """So many random bytes: `os.urandom`, or a stream that is derived from an experiment's seed."""
 
-FRACTION = 30
-"""Fraction bits of updates, anchors and weights."""
+FRACTION = 28
+"""Fraction bits of updates and public vectors."""
 LARGEST = 1 << 62
 """What is opened mod 2^63 lies in [−LARGEST, LARGEST)."""
 SEED_BYTES = 32
@@ -48,9 +49,9 @@ LIMB_COLUMNS = 1 << 18
 
 
 def encode(update: NDArray[Any], clip: float) -> Words:
-    """A vector (d,) as fixed-point words: clipped to the norm `clip`, divided by it, times 2^30, rounded.
+    """A vector (d,) as fixed-point words: clipped to the norm `clip`, divided by it, times 2^28, rounded.
 
-    The norm of the words is at most 2^30 + √d / 2. ValueError for an update that is not finite, or a clip that is not
+    The norm of the words is at most 2^28 + √d / 2. ValueError for an update that is not finite, or a clip that is not
     a positive number.
     """
     if not (np.isfinite(clip) and clip > 0):
@@ -65,6 +66,11 @@ def encode(update: NDArray[Any], clip: float) -> Words:
         scaled *= 2.0**FRACTION / max(norm, clip)
         words[part] = np.rint(scaled, out=scaled).astype(np.int64)
     return words
+
+
+def largest_square(d: int) -> int:
+    """The largest squared norm of an honest update of d words: rounding adds up to √d / 2."""
+    return ((1 << FRACTION) + isqrt(d) + 1) ** 2
 
 
 def decode(words: Words, clip: float, bits: int = FRACTION) -> NDArray[np.float64]:
@@ -169,17 +175,6 @@ def quadratic_form(weights: Words, matrix: Integers) -> int:
     """`weights @ matrix @ weights`, an exact integer."""
     exact = weights.astype(object)
     return int(exact @ matrix @ exact)
-
-
-def signs(seed: bytes, columns: slice, count: int) -> Words:
-    """Random numbers (count, w) of −1, 0, 0, 1 in these columns: the difference of two fair bits.
-
-    The parity of a sum of them is fair, so that even numbers of coordinates that differ by 2^63 cannot hide.
-    """
-    if count > 32:
-        raise ValueError(f"a word holds 32 such numbers, asked for {count}")
-    words = expand(seed, columns.stop - columns.start, columns.start)
-    return np.stack([(words >> 2 * row & 1) - (words >> 2 * row + 1 & 1) for row in range(count)])
 
 
 def _slices(length: int, width: int) -> Iterator[slice]:

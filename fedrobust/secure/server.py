@@ -2,10 +2,13 @@
 
 A server holds additive components of each update, as 32-byte seeds or as words. Everything but the Gram matrix is
 linear, so each server opens its part by itself, blinded by shares of zero: who adds up the parts learns the sum, and
-from each part nothing. Before the first round the `common_seed` of each server goes to the one before it, by
-`receive_common`: no one else knows the blinds. The order of a round is fixed: `begin`, `receive` from each client,
-`agree` on who is there, the Gram matrix, products with public vectors, one weighted sum; random projections only after
-that, and single terms only after projections. Every method refuses to be called out of turn.
+from each part nothing. What is opened of rows in the sum, and for the check of their lengths, has noise of each server
+in it besides.
+
+Once: `introduce`, `meet` the others, and of server 0 the `secrets` that the others `learn`. The order of a round is
+fixed: `begin`, `receive` from each client, `agree` on who is there, the check, the Gram matrix, products with public
+vectors, one weighted sum. Every method refuses to be called out of turn, and a sum of a training round that is
+repeated must be the one that was opened before.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ import os
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
-from fedrobust.aggregation.protocol import FORGETTING
-from fedrobust.errors import FedRobustError
+from fedrobust.secure.lines import COEFFICIENT_FRACTION, Line, filled, pieces
+from fedrobust.secure.links import SEALED_BYTES, Links
 from fedrobust.secure.messages import (
     Kind,
     Message,
@@ -32,83 +36,29 @@ from fedrobust.secure.messages import (
     server_name,
     unpack,
 )
-from fedrobust.secure.ring import (
-    FRACTION,
-    SEED_BYTES,
-    Entropy,
-    Words,
-    column_chunks,
-    derived,
-    expand,
-    products,
-    signs,
-    truncated,
-    weighted,
-)
-
-Line = bytes | Words | None
-"""A component of a row: a seed, words (d,), or nothing for a row of zeros."""
-
-HISTORY_FRACTION = 20
-"""Fraction bits of the histories "sum" and "average"; "last" keeps all."""
-COEFFICIENT_FRACTION = 12
-KEPT = round(FORGETTING * (1 << COEFFICIENT_FRACTION))
-ADDED = (1 << COEFFICIENT_FRACTION) - KEPT
-"""The coefficients of the history "average" in fixed point; together 1, so that its norm stays ≤ 1."""
+from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, largest_square, square_sum
+from fedrobust.secure.ring import weighted as weighted_sum
+from fedrobust.secure.sketch import MASK_BITS, projected, sketched
+from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, require_short, require_support
 
 SUMMED = 8
 """So many rows' worth of a chunk is one piece of a weighted sum, which needs one row at a time."""
-
-PROJECTIONS = 32
-MIN_SUPPORT = 3.0
-SPREADING = ("mean", "multi_krum", "mda", "geometric_median", "centered_clipping", "norm_bound")
-"""Rules whose weights lie on many updates."""
-
-
-class OpeningError(FedRobustError):
-    """Something that must not be opened: a second sum, a weight on too few updates, too many functionals."""
-
-
-def support(weights: Words) -> float:
-    """On how many updates the weights lie: Σw² / max w², between 1 and n; 0 without any weight."""
-    largest = float(np.abs(weights.astype(np.float64)).max(initial=0.0))
-    return float(np.sum(np.square(weights / largest))) if largest else 0.0
-
-
-def supported(weights: Words, least: float) -> bool:
-    """Whether they lie on so many; the random last bits of equal weights do not count."""
-    return support(weights) >= 0.999 * least
-
-
-def require_support(weights: Words, least: float) -> None:
-    """OpeningError where the weighted sum would lay open one update, or nearly."""
-    if not supported(weights, least):
-        raise OpeningError(
-            f"the weights lie on {support(weights):.2f} updates (Σw²/max w²), min_support is {least:g}: opening their "
-            f"sum would show single updates; rules that spread them: {', '.join(SPREADING)}, or a stage nnm before"
-        )
-
-
-def grown(name: str, history: Words, update: Words, coefficient: int, second: bool) -> Words:
-    """One party's share (w,) of a history after a round. `second`: see `truncated`.
-
-    "sum": h + u; "average": (KEPT h + coefficient u) / 2^12, both at 20 fraction bits.
-    """
-    update = truncated(update, FRACTION - HISTORY_FRACTION, second)
-    if name == "sum":
-        return np.asarray(history + update, dtype=np.int64)
-    return truncated(KEPT * history + coefficient * update, COEFFICIENT_FRACTION, second)
+CHECKED = 512
+"""Columns of the sketch by which lengths are checked where the Gram matrix is not one of a sketch."""
+NOISE_BITS = 16
+"""Each server adds uniform noise from −2^16 to 2^16 to its part of each coordinate of the sum."""
 
 
 class Server(ABC):
     """One server; it keeps no update longer than its round, and of the histories only its own components.
 
     number: 0, 1, …; run: a `run_id`; d: coordinates; histories: names as in `Protocol.remembered`.
-    entropy: where its own secrets come from. One that can be made again is for reproducible experiments only.
+    entropy: where its own secret comes from. One that can be made again is for reproducible experiments only.
+    secret: its own one (32 bytes), where it is started again.
+    sketch: columns of the sketch that the Gram matrix is of; None: it is of the updates themselves.
     min_support: least Σw²/max w² of a sum that is opened.
     max_functionals: linear functionals of every update, over all rounds, that may be opened; None: any number.
-    colluders: clients who may tell the coordinator their update: each is a functional in every round, and one more for
-        each history.
+    colluders: clients who may tell the coordinator their update: each and each of its histories is a known vector.
     """
 
     holds: tuple[tuple[int, bool], ...]
@@ -122,16 +72,22 @@ class Server(ABC):
         d: int,
         entropy: Entropy = os.urandom,
         histories: Sequence[str] = (),
+        sketch: int | None = None,
         min_support: float = MIN_SUPPORT,
         max_functionals: int | None = None,
         colluders: int = 0,
+        secret: bytes | None = None,
     ) -> None:
         self.number, self.run, self.d, self.colluders = number, run, d, colluders
         self.histories, self.min_support, self.max_functionals = tuple(histories), min_support, max_functionals
-        self._own, self._next = entropy(SEED_BYTES), b""
-        self.round = -1
+        self.sketch, self.width = sketch, sketch or d
+        """The Gram matrix is one of rows of this width."""
+        self.links = Links(number, self.parties, secret or entropy(SEED_BYTES))
+        self.round = self.training = -1
+        """Numbers of the last round: that in messages, of which each attempt has its own, and that of the training."""
         self.functionals = 0
-        """Opened so far: products with public vectors, with projections, and with the colluders' updates."""
+        """Linear functionals of every update that were opened so far: see `_count`."""
+        self._summed: tuple[int, dict[int, int]] = -1, {}
         self._past: dict[str, dict[int, dict[int, Line]]] = {
             name: {component: {} for component, _ in self.holds} for name in histories
         }
@@ -140,29 +96,52 @@ class Server(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.number})"
 
-    def common_seed(self) -> bytes:
-        """Its seed for shares of zero, for the server before it in the circle."""
-        before = server_name((self.number - 1) % self.parties)
-        return Message(self.run, 0, server_id(self.number), before, Kind.COMMON, self._own).pack()
+    # Before the first round
 
-    def receive_common(self, data: bytes) -> None:
-        """The seed of the server after it."""
-        after, name = server_id((self.number + 1) % self.parties), server_name(self.number)
-        self._next = expect(unpack(data), self.run, 0, after, Kind.COMMON, SEED_BYTES, name).body
+    def introduce(self) -> bytes:
+        """Its public key, for the other servers."""
+        return Message(self.run, 0, server_id(self.number), "servers", Kind.KEY, self.links.public).pack()
 
-    def begin(self, round: int, clients: Sequence[int]) -> None:
-        """Wait for the shares of these clients. A round that is repeated needs a new, higher number."""
-        if not self._next:
-            raise MessageError(f"server {self.number} has not got the seed of the server after it")
-        if round <= self.round:
+    def meet(self, others: Sequence[bytes]) -> None:
+        """Take the public keys of all other servers."""
+        found = [expect(unpack(data), self.run, 0, None, Kind.KEY, SEED_BYTES, "servers") for data in others]
+        self._require_others(found, "key")
+        self.links.meet({number_of(message.sender): message.body for message in found})
+
+    def secrets(self) -> list[bytes]:
+        """Of server 0: the secret of the sketches for each other server, sealed."""
+        return [
+            Message(self.run, 0, server_id(0), server_name(other), Kind.SECRET, self.links.sealed(other)).pack()
+            for other in range(1, self.parties if self.number == 0 else 0)
+        ]
+
+    def learn(self, data: bytes) -> None:
+        """Take the secret of the sketches from server 0."""
+        name = server_name(self.number)
+        message = expect(unpack(data), self.run, 0, server_id(0), Kind.SECRET, SEALED_BYTES, name)
+        self.links.learn(message.body)
+
+    # A round
+
+    def begin(self, round: int, clients: Sequence[int], training: int | None = None) -> None:
+        """Wait for the shares of these clients.
+
+        round: the number in messages, higher than the last one. training: the number of the training round whose
+        updates they are; one that is repeated has the same number, and its sum must be the same.
+        """
+        if not self.links.ready:
+            raise MessageError(f"server {self.number} has not met the other servers")
+        training = round if training is None else training
+        if round <= self.round or training < self.training:
             raise OpeningError(f"round {round} is over: the last one was {self.round}")
         if len(set(clients)) != len(clients) or min(clients, default=0) < 0:
             raise OpeningError(f"clients must be different numbers that are not negative, found {list(clients)}")
-        self.round, self._expected = round, frozenset(clients)
+        self.round, self.training, self._expected = round, training, frozenset(clients)
         self.clients: tuple[int, ...] = ()
         self._current: dict[int, dict[int, Line]] = {component: {} for component, _ in self.holds}
         self._digests: dict[int, tuple[bytes, ...]] = {}
-        self._weights = np.zeros(0, dtype=np.int64)
+        self._public: list[Words] = []
+        self._sketched: dict[int, Words] = {}
         self._done = set()
 
     def receive(self, data: bytes) -> None:
@@ -194,8 +173,7 @@ class Server(ABC):
         """The clients, ascending, whose shares reached every server and fit; the other shares are dropped."""
         self._once("agree")
         lists = [expect(unpack(data), self.run, self.round, None, Kind.SENDERS) for data in others]
-        if {message.sender for message in lists} != {server_id(k) for k in range(self.parties) if k != self.number}:
-            raise MessageError(f"expected one list of senders of each of the {self.parties - 1} other servers")
+        self._require_others(lists, "list of senders")
         here = set(self._digests)
         for message in lists:
             here &= self._matching(number_of(message.sender), senders_of(message))
@@ -210,55 +188,58 @@ class Server(ABC):
         """Lines of the stack that the Gram matrix is of: the updates, and the clients' rows of each history."""
         return len(self.clients) * (1 + len(self.histories))
 
+    def check_share(self) -> bytes:
+        """Its part of the random combinations (rows, PROJECTIONS) of each line's sketch, with noise; once."""
+        self._after("agree")
+        self._once("check")
+        own = self.holds[0][0]
+        if self.sketch:
+            rows = self._sketch_of(own)
+        else:
+            rows = sketched(partial(filled, self._stacked(own)), self.rows, self.d, CHECKED, self._fresh("check"))
+        return self._opened(Kind.PROJECTIONS, projected(rows, self._fresh("projections")), "check", MASK_BITS)
+
     def anchor_share(self, vector: Words) -> bytes:
-        """Its part of the products (rows,) of the stack with a public vector (d,) of norm ≤ 1."""
+        """Its part of the products with a public vector (d,) of norm ≤ 1, or of the sketches of both.
+
+        With the stack, with the round's earlier public vectors, with itself: (rows + number of public vectors,).
+        """
         self._after("gram")
         self._before("aggregate")
-        if vector.shape != (self.d,):
-            raise OpeningError(f"a public vector must have d = {self.d} coordinates, found {vector.shape}")
-        self._count(1)
-        own, total = self.holds[0][0], np.zeros(self.rows, dtype=np.int64)
-        for columns in column_chunks(self.rows, self.d):
-            total += self._stack(own, columns) @ vector[columns]
-        return self._opened(Kind.ANCHOR, total, f"anchor {self.functionals}")
+        if not isinstance(vector, np.ndarray) or vector.dtype != np.int64 or vector.shape != (self.d,):
+            raise OpeningError(f"a public vector must have d = {self.d} coordinates, as words")
+        if square_sum(vector) > largest_square(self.d):
+            raise OpeningError("a public vector must have a norm of 1 at most: a longer one reads several numbers")
+        self._count(1 + len(self.histories))
+        if self.sketch:
+            vector = sketched(lambda part: vector[None, part].copy(), 1, self.d, self.width, self._fresh("sketch"))[0]
+        self._public.append(vector)
+        own, total = self.holds[0][0], np.zeros(self.rows + len(self._public), dtype=np.int64)
+        for columns in column_chunks(self.rows, self.width):
+            total[: self.rows] += self._stack(own, columns) @ vector[columns]
+        if self.number == 0:  # what everybody knows is as good as a share of it
+            total[self.rows :] = [other @ vector for other in self._public]
+        return self._opened(Kind.ANCHOR, total, f"anchor {len(self._public)}")
 
     def combine_share(self, weights: Words) -> bytes:
-        """Its part of the weighted sum (d,) of the updates. OpeningError for a second one, or too few with weight."""
-        self._after("gram")
-        if weights.shape != (len(self.clients),):
-            raise OpeningError(f"{len(self.clients)} weights are needed, found {weights.shape}")
-        require_support(weights, self.min_support)
-        self._once("aggregate")
-        self._weights = weights.copy()
-        return self._opened(Kind.AGGREGATE, self._weighted_sum(weights), "aggregate")
+        """Its part of the weighted sum (d,) of the updates, with noise; once.
 
-    def projection_share(self, seed: bytes) -> bytes:
-        """Its part of the projections (used, PROJECTIONS) of the updates with weight, see `signs`; once, after the sum.
-
-        The seed must have been drawn after `agree`.
+        OpeningError for weights that are not short, or lie on too few updates, and for others than those of the sum
+        that was opened of the same training round: the two would differ by single updates.
         """
-        self._after("aggregate")
-        self._once("projection")
-        self._count(PROJECTIONS)
-        own, used = self.holds[0][0], np.flatnonzero(self._weights)
-        total = np.zeros((len(used), PROJECTIONS), dtype=np.int64)
-        lines = [self._current[own][self.clients[row]] for row in used]
-        for columns in column_chunks(len(used) + PROJECTIONS, self.d):
-            total += products(_filled(lines, columns), signs(seed, columns, PROJECTIONS))
-        return self._opened(Kind.PROJECTION, total, "projection")
-
-    def term_share(self, row: int) -> bytes:
-        """Its part of w_i u_i (d,) of one row, which leaves the sum; refused where too few would be left in it."""
-        self._after("projection")
-        alone = np.zeros_like(self._weights)
-        alone[row] = self._weights[row]
-        require_support(self._weights - alone, self.min_support)
-        self._once(f"term {row}")
-        self._weights = self._weights - alone
-        return self._opened(Kind.TERM, self._weighted_sum(alone), f"term {row}")
+        self._after("gram")
+        require_support(require_short(weights, len(self.clients)), self.min_support)
+        chosen = {client: weight for client, weight in zip(self.clients, weights.tolist(), strict=True) if weight}
+        if self._summed[0] == self.training and self._summed[1] != chosen:
+            raise OpeningError(f"another sum of training round {self.training} was opened before")
+        self._once("aggregate")
+        self._summed = self.training, chosen
+        return self._opened(Kind.AGGREGATE, self._weighted_sum(weights), "aggregate", NOISE_BITS)
 
     def forget(self, name: str, client: int) -> None:
         """A client's history is zero again."""
+        if name not in self._past:
+            raise OpeningError(f"there is no history '{name}'")
         for lines in self._past[name].values():
             lines.pop(client, None)
 
@@ -267,9 +248,11 @@ class Server(ABC):
         return self._past
 
     def restore(self, memory: Mapping[str, Mapping[int, Mapping[int, Line]]], round: int, functionals: int) -> None:
-        """Go on after `round` with what `memory` and `functionals` were then."""
+        """Go on after `round` with what `memory` was then. It forgets nothing that it has opened since: the count of
+        functionals only grows, and a training round that has begun can only be repeated.
+        """
         self._past = {name: {k: dict(lines) for k, lines in parts.items()} for name, parts in memory.items()}
-        self.round, self.functionals = round, functionals
+        self.round, self.functionals = round, max(self.functionals, functionals)
 
     def _digests_of(self, data: bytes, parts: Sequence[bytes]) -> tuple[bytes, ...]:
         """What it says of a client's share: a digest for each component."""
@@ -279,24 +262,56 @@ class Server(ABC):
     def _matching(self, server: int, digests: Mapping[int, tuple[bytes, ...]]) -> set[int]:
         """The clients whose shares are at the other server, too, and fit what is here."""
 
+    def _require_others(self, messages: Sequence[Message], what: str) -> None:
+        """MessageError unless there is one message of each other server."""
+        others = [server_id(k) for k in range(self.parties) if k != self.number]
+        if sorted(message.sender for message in messages) != sorted(others):
+            raise MessageError(f"expected one {what} of each of the {len(others)} other servers")
+
+    def _fresh(self, label: str) -> bytes:
+        """A seed that only the servers know, for one training round; an attempt that is repeated has the same."""
+        return derived(self.links.sketch, f"{self.training}/{label}")
+
     def _zero(self, count: int, label: str) -> Words:
         """Its share of `count` zeros: uniform, and together with those of the other servers zero."""
-        return expand(derived(self._own, label), count) - expand(derived(self._next, label), count)
+        after, before = ((self.number + step) % self.parties for step in (1, -1))
+        given, got = self.links.edge(self.number, after), self.links.edge(before, self.number)
+        return expand(derived(got, label), count) - expand(derived(given, label), count)
 
-    def _opened(self, kind: Kind, share: Words, label: str) -> bytes:
+    def _noise(self, count: int, label: str, bits: int) -> Words:
+        """Uniform from −2^bits to 2^bits − 1, and nobody else's; the same where a training round is repeated."""
+        drawn = expand(derived(self.links.noise, f"{self.training}/{label}"), count)
+        drawn &= (2 << bits) - 1
+        drawn -= 1 << bits
+        return drawn
+
+    def _opened(self, kind: Kind, share: Words, label: str, noise: int | None = None) -> bytes:
         blinded = share.reshape(-1) + self._zero(share.size, f"{self.round}/{label}")
+        if noise is not None:
+            blinded += self._noise(share.size, label, noise)
         return self._message(kind, blinded.tobytes(), "coordinator")
 
     def _message(self, kind: Kind, body: bytes, receiver: str) -> bytes:
         return Message(self.run, self.round, server_id(self.number), receiver, kind, body).pack()
 
     def _stack(self, component: int, columns: slice) -> Words:
-        """Its component of these columns of [updates; histories] (rows, w)."""
-        return _filled(self._stacked(component), columns)
+        """Its component of these columns of [updates; histories] (rows, w), or of their sketch: to be written to."""
+        if self.sketch:
+            return self._sketch_of(component)[:, columns].copy()
+        return filled(self._stacked(component), columns)
 
     def _lines(self, component: int, columns: slice) -> Iterator[Words]:
-        """The same line by line (w,), see `_pieces`."""
-        return _pieces(self._stacked(component), columns)
+        """The same line by line (w,), to be read only, and before the next one is asked for."""
+        if self.sketch:
+            return iter(self._sketch_of(component)[:, columns])
+        return pieces(self._stacked(component), columns)
+
+    def _sketch_of(self, component: int) -> Words:
+        """The sketch (rows, width) of its component of the stack, made when it is first asked for."""
+        if component not in self._sketched:
+            lines, seed = partial(filled, self._stacked(component)), self._fresh("sketch")
+            self._sketched[component] = sketched(lines, self.rows, self.d, self.width, seed)
+        return self._sketched[component]
 
     def _stacked(self, component: int) -> list[Line]:
         lines = [self._current[component][client] for client in self.clients]
@@ -309,19 +324,17 @@ class Server(ABC):
         total = np.zeros(self.d, dtype=np.int64)
         lines = [self._current[own][self.clients[row]] for row in used]
         for columns in column_chunks(SUMMED, self.d):
-            total[columns] = weighted(weights[used], _pieces(lines, columns), columns.stop - columns.start)
+            total[columns] = weighted_sum(weights[used], pieces(lines, columns), columns.stop - columns.start)
         return total
 
-    def _whole(self, line: Line) -> Words:
-        """A line (d,)."""
-        return _filled([line], slice(0, self.d)).reshape(self.d)
-
     def _open_gram(self) -> None:
+        """Once a round. A colluder's update and its histories are known vectors."""
         self._before("gram")
-        self._count(self.colluders * (1 + len(self.histories)))  # a known history is a known vector, too
+        self._count(self.colluders * (1 + len(self.histories)) ** 2)
         self._once("gram")
 
     def _count(self, functionals: int) -> None:
+        """Each known vector opens its product with the updates of this round, and with each of their histories."""
         limit = self.max_functionals
         if limit is not None and self.functionals + functionals > limit:
             raise OpeningError(
@@ -345,6 +358,15 @@ class Server(ABC):
             raise OpeningError(f"round {self.round}: {step} must come first")
 
 
+def require_rows(rows: Sequence[int], coefficients: Words, n: int) -> None:
+    """OpeningError unless these are different rows of n, with a coefficient from 0 to 2^12 for each."""
+    fits = len(set(rows)) == len(rows) and all(isinstance(row, int) and 0 <= row < n for row in rows)
+    if not fits or coefficients.shape != (len(rows),) or coefficients.dtype != np.int64:
+        raise OpeningError(f"histories grow by different rows of {n}, with a coefficient for each")
+    if len(rows) and not (coefficients.min() >= 0 and coefficients.max() <= 1 << COEFFICIENT_FRACTION):
+        raise OpeningError("a coefficient must be from 0 to 1")
+
+
 def senders_of(message: Message) -> dict[int, tuple[bytes, ...]]:
     """Client → digests, from a message of `Server.senders`; MessageError if it cannot be read."""
     count, entries = message.body[:1], message.body[1:]
@@ -366,25 +388,3 @@ def commitments(lists: Sequence[bytes]) -> dict[int, str]:
         client: hashlib.sha256(b"".join(b"".join(each[client]) for each in found)).hexdigest()
         for client in sorted(set.intersection(*map(set, found)))
     }
-
-
-def _pieces(lines: Sequence[Line], columns: slice) -> Iterator[Words]:
-    """These columns of each line (w,), to be read only, and before the next one is asked for."""
-    width = columns.stop - columns.start
-    stream = np.empty(width, dtype=np.int64)
-    for line in lines:
-        if isinstance(line, bytes):
-            yield expand(line, width, columns.start, out=stream)
-        else:
-            yield np.zeros(width, dtype=np.int64) if line is None else line[columns]
-
-
-def _filled(lines: Sequence[Line], columns: slice) -> Words:
-    """The same as one array (n, w)."""
-    chunk = np.empty((len(lines), columns.stop - columns.start), dtype=np.int64)
-    for row, line in zip(chunk, lines, strict=True):
-        if isinstance(line, bytes):
-            expand(line, len(row), columns.start, out=row)
-        else:
-            row[:] = 0 if line is None else line[columns]
-    return chunk

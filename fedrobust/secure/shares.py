@@ -1,4 +1,4 @@
-"""`shares`: two servers and a dealer open the Gram matrix of updates that no one of them sees.
+"""`shares`: two servers and a dealer open the Gram matrix of updates, or of sketches, that no one of them sees.
 
 Each update is u = u_0 + u_1 mod 2^64: server 0 gets u_0 as a seed of 32 bytes, server 1 the words u − u_0. A dealer who
 sees no update hands out a square triple: seeds of A = A_0 + A_1, uniform like U, and a correction (D. Beaver, Efficient
@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fedrobust.secure.lines import Line, grown, whole
 from fedrobust.secure.messages import (
     DEALER,
     HEADER,
@@ -36,7 +37,8 @@ from fedrobust.secure.messages import (
     unpack,
 )
 from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, products
-from fedrobust.secure.server import Line, OpeningError, Server, grown
+from fedrobust.secure.server import Server, require_rows
+from fedrobust.secure.weights import OpeningError
 
 SHAPE = struct.Struct("<QQ")
 """Rows and columns of a triple."""
@@ -99,8 +101,8 @@ class ShareServer(Server):
         super().__init__(number, run, d, **options)
         self._used: set[bytes] = set()
 
-    def begin(self, round: int, clients: Sequence[int]) -> None:
-        super().begin(round, clients)
+    def begin(self, round: int, clients: Sequence[int], training: int | None = None) -> None:
+        super().begin(round, clients, training)
         self._held: dict[int, tuple[Words, Words]] = {}
         self._taken: set[int] = set()
 
@@ -110,9 +112,9 @@ class ShareServer(Server):
         self._before("triple")
         words = self.rows**2 if self.number else SEED_BYTES // 8
         size = SHAPE.size + SEED_BYTES + 8 * words
-        message = expect(unpack(data), self.run, self.round, DEALER, Kind.TRIPLE, None, server_name(self.number))
-        if SHAPE.unpack_from(message.body)[:2] != (self.rows, self.d) or len(message.body) != size:
-            raise MessageError(f"triple is not for {self.rows} rows and {self.d} columns")
+        message = expect(unpack(data), self.run, self.round, DEALER, Kind.TRIPLE, size, server_name(self.number))
+        if SHAPE.unpack_from(message.body) != (self.rows, self.width):
+            raise MessageError(f"triple is not for {self.rows} rows and {self.width} columns")
         seed = message.body[SHAPE.size :][:SEED_BYTES]
         if seed in self._used:
             raise MessageError("triple was used in an earlier round")
@@ -126,11 +128,13 @@ class ShareServer(Server):
     @property
     def chunks(self) -> list[slice]:
         """The column chunks of the differences."""
-        return column_chunks(self.rows, self.d)
+        return column_chunks(self.rows, self.width)
 
     def difference(self, chunk: int) -> bytes:
         """Its part of E = U − A in the columns of a chunk, for the other server; each chunk once."""
         self._after("triple")
+        if not 0 <= chunk < len(self.chunks):
+            raise OpeningError(f"chunk {chunk} is none of the {len(self.chunks)}")
         self._once(f"difference {chunk}")
         columns = self.chunks[chunk]
         mask = _expanded(self._seed, self.rows, columns)
@@ -177,6 +181,7 @@ class ShareServer(Server):
     def gram_share(self) -> bytes:
         """Its part of twice the Gram matrix (rows, rows), once, when all chunks are there."""
         self._after("triple")
+        self._after("check")
         if missing := len(self.chunks) - len(self._taken):
             raise OpeningError(f"{missing} of {len(self.chunks)} chunks of differences are missing")
         self._open_gram()
@@ -187,6 +192,7 @@ class ShareServer(Server):
     def remember(self, rows: Sequence[int], coefficients: Words) -> None:
         """The round's end: the histories grow by these rows, "average" with public coefficients at 12 bits."""
         self._after("gram")
+        require_rows(rows, coefficients, len(self.clients))
         self._once("remember")
         for name, parts in self._past.items():
             past, current = parts[self.number], self._current[self.number]
@@ -197,7 +203,7 @@ class ShareServer(Server):
     def _grown(self, name: str, past: Line, current: Line, coefficient: int) -> Line:
         if name == "last":
             return current
-        return grown(name, self._whole(past), self._whole(current), coefficient, second=self.number == 1)
+        return grown(name, whole(past, self.d), whole(current, self.d), coefficient, second=self.number == 1)
 
     def _digests_of(self, data: bytes, parts: Sequence[bytes]) -> tuple[bytes, ...]:
         return (bytes(data[-32:]),)  # the message's own: nobody else has this component
@@ -207,7 +213,7 @@ class ShareServer(Server):
 
     def _key(self, sender: int, chunk: int) -> bytes:
         """The key of one message between the servers."""
-        return derived(self._own if sender == self.number else self._next, f"{self.round}/difference {chunk}")
+        return derived(self.links.edge(sender, 1 - sender), f"{self.round}/difference {chunk}")
 
 
 def _expanded(seed: bytes, rows: int, columns: slice) -> Words:

@@ -1,0 +1,206 @@
+"""One server of secret shares, or the dealer, as an actor: its own secrets, and the few things it can be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hmac import compare_digest
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrobust.secure import SharedPrivacy
+from fedrobust.secure.lines import Line
+from fedrobust.secure.messages import HEADER, MessageError
+from fedrobust.secure.randomness import entropy
+from fedrobust.secure.replicated import ReplicatedServer
+from fedrobust.secure.sending import Packet
+from fedrobust.secure.server import Server
+from fedrobust.secure.shares import Dealer, ShareServer
+from fedrobust.secure.weights import OpeningError
+
+Arrays = dict[str, np.ndarray]
+STEPS = frozenset(
+    {
+        *("receive_triple", "check_share", "difference", "add_difference", "gram_share"),
+        *("anchor_share", "combine_share", "remember", "forget"),
+    }
+)
+"""What a server may be asked for by name in a round: nothing else of it is within reach."""
+
+
+class PartyHost:
+    """One server, or the dealer. Runs as a Ray actor; knows nothing of Ray.
+
+    Who sets it up for a run is its owner: with the same key (16 bytes) only it is set up again in this run, and shows
+    what it remembers. Whoever else has a handle, such as the coordinator, can ask it for the steps of the protocol.
+    """
+
+    _party: ShareServer | ReplicatedServer | Dealer | None = None
+    _run, _owner = "", b""
+
+    def setup(
+        self,
+        privacy: SharedPrivacy,
+        seed: int,
+        number: int | None,
+        run: str,
+        d: int,
+        histories: Sequence[str],
+        last: int,
+        arrays: Arrays,
+        owner: bytes,
+    ) -> None:
+        """Be server `number`, or the dealer, in the run with the `run_id` given, whose updates have d coordinates.
+
+        `last` is the number of the last round, `arrays` what `memory` was then (empty at the start). A server that has
+        been one of this run all along knows what it has opened since, and goes on counting.
+        """
+        known = self._party is not None and self._run == run
+        if known:
+            self._require(owner)
+        self._run, self._owner = run, owner
+        self.received = self.sent = 0
+        if number is None:
+            if not known:
+                self._party = Dealer()  # what it draws changes no result
+            return
+        secret = arrays.get("secret")
+        if not known:
+            kind = ShareServer if privacy.name == "shares" else ReplicatedServer
+            self._party = kind(
+                number,
+                run,
+                d,
+                entropy=entropy(privacy.randomness, seed, "server", number),
+                histories=histories,
+                sketch=privacy.sketch,
+                min_support=privacy.support,
+                max_functionals=privacy.max_functionals,
+                colluders=privacy.colluders,
+                secret=None if secret is None else secret.tobytes(),
+            )
+        party = self._server()
+        memory: dict[str, dict[int, dict[int, Line]]] = {
+            name: {component: {} for component, _ in party.holds} for name in histories
+        }
+        for key, line in arrays.items():
+            if key not in ("functionals", "secret"):
+                name, component, client = key.split("/")
+                memory[name][int(component)][int(client)] = line.tobytes() if line.dtype == np.uint8 else line
+        party.restore(memory, last, int(arrays.get("functionals", 0)))
+        self._counted = party.functionals
+
+    def introduce(self, owner: bytes) -> bytes:
+        """A server's public key, for the others."""
+        return self._introduced(owner).introduce()
+
+    def meet(self, owner: bytes, *others: bytes) -> None:
+        """Take the public keys of the other servers."""
+        self._introduced(owner).meet(others)
+
+    def secrets(self, owner: bytes) -> Any:
+        """Of server 0: the secret of the sketches, sealed for each other server."""
+        found = self._introduced(owner).secrets()
+        return found if len(found) != 1 else found[0]
+
+    def learn(self, owner: bytes, data: bytes) -> None:
+        """Take the secret of the sketches from server 0."""
+        self._introduced(owner).learn(data)
+
+    def ask(self, number: int, method: str, *arguments: Any) -> Any:
+        """What a step of the protocol answers; OpeningError for anything else, and for another round than its own."""
+        party = self._server()
+        if method not in STEPS or not hasattr(party, method):
+            raise OpeningError(f"'{method}' is no step that a server takes when it is asked")
+        if number != party.round:
+            raise OpeningError(f"round {number} is over, or has not begun")
+        found = getattr(party, method)(*arguments)
+        messages = found if isinstance(found, (list, tuple)) else [found]
+        self.sent += sum(len(each) for each in messages if isinstance(each, bytes))
+        return found
+
+    def receive(
+        self, number: int, round: int, clients: Sequence[int], *packets: Sequence[Packet]
+    ) -> tuple[bytes, dict[int, str]]:
+        """Take in the shares of a round: the list of senders for the other servers, and why others were refused.
+
+        number: of the round in messages. round: of the training; one that is repeated has the same.
+        """
+        party = self._server()
+        party.begin(number, clients, round)
+        refused = {}
+        for client, packet in (each for part in packets for each in part):
+            self.received += len(packet)
+            try:
+                _require_own(client, packet)
+                party.receive(cast(bytes, packet.data))
+            except MessageError as error:
+                refused[client] = str(error)
+        senders = party.senders()
+        self.sent += len(senders)
+        return senders, refused
+
+    def reshared(self, messages: Sequence[bytes]) -> None:
+        """Fresh shares of histories, from server 0 to server 1."""
+        party = self._server()
+        assert isinstance(party, ReplicatedServer)
+        for data in messages:
+            party.receive_reshared(data)
+
+    def agree(self, *others: bytes) -> tuple[int, ...]:
+        """Whose shares have reached every server, by the other servers' lists of senders."""
+        return self._server().agree(others)
+
+    def triple(self, run: str, number: int, rows: int, columns: int) -> tuple[bytes, bytes]:
+        """The dealer's messages to both servers."""
+        assert isinstance(self._party, Dealer)
+        first, second = (message.pack() for message in self._party.triple(run, number, rows, columns))
+        self.sent += len(first) + len(second)
+        return first, second
+
+    def traffic(self) -> tuple[int, int, int]:
+        """Since the last time: bytes of clients' messages that came in, of its own; functionals that it opened."""
+        opened = 0
+        if isinstance(self._party, Server):
+            opened, self._counted = self._party.functionals - self._counted, self._party.functionals
+        found, self.received, self.sent = (self.received, self.sent, opened), 0, 0
+        return found
+
+    def memory(self, owner: bytes) -> Arrays:
+        """What it needs to go on after this round, for its checkpoint. OpeningError for anybody but its owner."""
+        self._require(owner)
+        if isinstance(self._party, Dealer):
+            return {}
+        party = self._server()
+        arrays: Arrays = {
+            "functionals": np.array(party.functionals),
+            "secret": np.frombuffer(party.links.own, dtype=np.uint8),
+        }
+        for name, parts in party.memory().items():
+            for component, lines in parts.items():
+                for client, line in sorted(lines.items()):
+                    if line is not None:
+                        array = np.frombuffer(line, dtype=np.uint8) if isinstance(line, bytes) else line
+                        arrays[f"{name}/{component}/{client}"] = array
+        return arrays
+
+    def _server(self) -> ShareServer | ReplicatedServer:
+        if self._party is None or isinstance(self._party, Dealer):
+            raise OpeningError("this party is no server")
+        return self._party
+
+    def _introduced(self, owner: bytes) -> ShareServer | ReplicatedServer:
+        """The server, for its owner: whoever else might stand between it and another one."""
+        self._require(owner)
+        return self._server()
+
+    def _require(self, owner: bytes) -> None:
+        if not compare_digest(owner, self._owner):
+            raise OpeningError("only who has set a party up may do this")
+
+
+def _require_own(client: int, packet: NDArray[np.uint8]) -> None:
+    """MessageError for a message in the name of another client than the one that it came from."""
+    if len(packet) >= HEADER.size and (sender := HEADER.unpack_from(packet.data)[4]) != client:
+        raise MessageError(f"it is in the name of client {sender}")

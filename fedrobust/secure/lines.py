@@ -1,0 +1,58 @@
+"""What a server holds of a row, an update or a client's history: a seed, words, or nothing; and how histories grow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fedrobust.aggregation.protocol import FORGETTING
+from fedrobust.secure.ring import FRACTION, Words, expand, truncated
+
+Line = bytes | Words | None
+"""A component of a row: a seed, words (d,), or nothing for a row of zeros."""
+
+HISTORY_FRACTION = 20
+"""Fraction bits of the histories "sum" and "average"; "last" keeps all."""
+COEFFICIENT_FRACTION = 12
+KEPT = round(FORGETTING * (1 << COEFFICIENT_FRACTION))
+ADDED = (1 << COEFFICIENT_FRACTION) - KEPT
+"""The coefficients of the history "average" in fixed point; together 1, so that its norm stays ≤ 1."""
+
+
+def grown(name: str, history: Words, update: Words, coefficient: int, second: bool) -> Words:
+    """One party's share (w,) of a history after a round. `second`: see `truncated`.
+
+    "sum": h + u; "average": (KEPT h + coefficient u) / 2^12, both at 20 fraction bits.
+    """
+    update = truncated(update, FRACTION - HISTORY_FRACTION, second)
+    if name == "sum":
+        return np.asarray(history + update, dtype=np.int64)
+    return truncated(KEPT * history + coefficient * update, COEFFICIENT_FRACTION, second)
+
+
+def pieces(lines: Sequence[Line], columns: slice) -> Iterator[Words]:
+    """These columns of each line (w,), to be read only, and before the next one is asked for."""
+    width = columns.stop - columns.start
+    stream = np.empty(width, dtype=np.int64)
+    for line in lines:
+        if isinstance(line, bytes):
+            yield expand(line, width, columns.start, out=stream)
+        else:
+            yield np.zeros(width, dtype=np.int64) if line is None else line[columns]
+
+
+def filled(lines: Sequence[Line], columns: slice) -> Words:
+    """The same as one array (n, w)."""
+    chunk = np.empty((len(lines), columns.stop - columns.start), dtype=np.int64)
+    for row, line in zip(chunk, lines, strict=True):
+        if isinstance(line, bytes):
+            expand(line, len(row), columns.start, out=row)
+        else:
+            row[:] = 0 if line is None else line[columns]
+    return chunk
+
+
+def whole(line: Line, d: int) -> Words:
+    """A line (d,)."""
+    return filled([line], slice(0, d)).reshape(d)

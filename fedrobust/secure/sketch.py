@@ -1,0 +1,77 @@
+"""A random sketch of the updates, which the servers draw and keep: short rows with nearly the same products.
+
+S (d, k) has one random sign in each row: of each block of k coordinates the j-th goes to column (j + r) mod k, with a
+rotation r of the block's own. So u → uS is linear, which is all that shares need, costs one addition a coordinate, and
+keeps products in expectation: E⟨uS, vS⟩ = ⟨u, v⟩ with variance ≤ (‖u‖² ‖v‖² + ⟨u, v⟩²) / k (M. Charikar, K. Chen, M.
+Farach-Colton, Finding frequent items in data streams, ICALP 2002; as a Johnson–Lindenstrauss transform: D. Kane, J.
+Nelson, Sparser Johnson-Lindenstrauss transforms, JACM 2014). That robust rules may work on such sketches is shown by
+Fed-DPRoC (2025) and PDR (2026): an error bound of theirs grows by (1 + ε) / (1 − ε). Where k ≥ d it changes no product.
+
+Clients, coordinator and dealer do not know the seed, so a client cannot choose an update for the sketch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from fedrobust.secure.ring import CHUNK_BYTES, Words, derived, expand, products
+
+PROJECTIONS = 64
+"""Random numbers by which the length of a row is checked."""
+SPREAD = 8.0
+"""Standard deviations that a squared norm may be off in a sketch before somebody is blamed for it."""
+MASK_BITS = 27
+"""Each server adds uniform noise from −2^27 to 2^27 to its part of each of these numbers."""
+
+
+def sketched(lines: Callable[[slice], Words], rows: int, d: int, k: int, seed: bytes) -> Words:
+    """U S (rows, k) mod 2^64. `lines` gives these columns of U (rows, w), which may be overwritten."""
+    turns = expand(derived(seed, "rotations"), -(-d // k)).view(np.uint64) % np.uint64(k)
+    bits = expand(derived(seed, "signs"), -(-d // 64)).view(np.uint8)
+    negative = np.unpackbits(bits, count=d)
+    total = np.zeros((rows, k), dtype=np.int64)
+    step = max(1, CHUNK_BYTES // (8 * max(rows, 1) * k)) * k
+    for start in range(0, d, step):
+        columns = slice(start, min(start + step, d))
+        chunk = lines(columns)
+        chunk *= 1 - 2 * negative[columns].astype(np.int64)
+        for first in range(0, columns.stop - start, k):
+            block = chunk[:, first : first + k]
+            width, turn = block.shape[1], int(turns[(start + first) // k])
+            before = min(width, k - turn)
+            total[:, turn : turn + before] += block[:, :before]
+            total[:, : width - before] += block[:, before:]
+    return total
+
+
+def stretch(k: int) -> float:
+    """What the squared norm of a row may be multiplied with in a sketch of k columns: 1 + 8 √(2 / k)."""
+    return 1.0 + SPREAD * math.sqrt(2.0 / k)
+
+
+def projected(rows: Words, seed: bytes) -> Words:
+    """Σ_j rows_j r_j (n, PROJECTIONS) mod 2^64 of rows (n, k), for random r with the entries −1, 0, 0, 1.
+
+    An entry is the difference of two fair bits: so the parity of a sum of them is fair, and an even number of words
+    that differ by 2^63 cannot hide.
+    """
+    k = rows.shape[1]
+    bits = np.unpackbits(expand(seed, 2 * k * PROJECTIONS // 64).view(np.uint8)).reshape(2, PROJECTIONS, k)
+    return products(rows, np.ascontiguousarray(bits[0].astype(np.int64) - bits[1]))
+
+
+def too_long(projections: Words, limit: int, servers: int, k: int) -> bool:
+    """Whether a row with these projections (PROJECTIONS,) is longer than one whose squared norm is at most `limit`.
+
+    Let y be the row's sketch. An entry of the r above is sub-Gaussian with variance 1/2, so by Chernoff the m = 64
+    projections have ‖p‖² > 3 m/2 ‖y‖² with probability ≤ exp(−m/2 (3 − 1 − ln 3)) < 10^-12, and ‖y‖² is more than
+    `stretch` times the row's with a probability below 10^-8 for k ≥ 128. The servers' noise adds √m · servers · 2^27 at
+    most. A row whose square is 2^63 or more, which the Gram matrix mod 2^63 does not show, has m/2 2^63 in the mean:
+    it stays below the bound with probability < 10^-6 for updates and k ≥ 128, or if its words cancel in the sketch,
+    which two words do with probability 1/k at most. What passes so is left to the check of the sum.
+    """
+    longest = math.sqrt(1.5 * PROJECTIONS * stretch(k) * limit) + math.sqrt(PROJECTIONS) * servers * 2.0**MASK_BITS
+    return float(np.linalg.norm(projections.astype(np.float64))) > longest

@@ -1,0 +1,61 @@
+"""The weights of a sum that servers open: short whole numbers, on enough updates.
+
+A sum is opened to its last bit, so long weights would show more than one combination of the updates: of u_1 + 2^40 u_2
+both can be read. With whole weights of 12 bits that cannot be: whatever the sum, u_i + w_l z and u_l − w_i z for any
+vector z of integers give the same one, and one unit of z moves an update by 2^-16 of the clip at most.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedrobust.aggregation.gram import Floats
+from fedrobust.errors import FedRobustError
+from fedrobust.secure.ring import Words
+
+LARGEST_WEIGHT = (1 << 12) - 1
+MIN_SUPPORT = 3.0
+SPREADING = ("mean", "multi_krum", "mda", "geometric_median", "centered_clipping", "norm_bound")
+"""Rules whose weights lie on many updates."""
+
+
+class OpeningError(FedRobustError):
+    """Something that must not be opened: a second sum, a weight on too few updates, too many functionals."""
+
+
+def shortened(weights: Floats) -> tuple[Words, float]:
+    """Weights (n,) as whole numbers, the largest of them 4095, and the factor that gives them the old sum.
+
+    Each is off by half a unit at most. OpeningError where one is negative or not finite.
+    """
+    largest = float(np.max(weights, initial=0.0))
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise OpeningError("secret shares open no sum with weights that are negative or not finite")
+    if largest == 0.0:
+        return np.zeros(len(weights), dtype=np.int64), 0.0
+    whole = np.rint(weights / largest * LARGEST_WEIGHT).astype(np.int64)
+    return whole, float(weights.sum() / whole.sum())
+
+
+def require_short(weights: object, n: int) -> Words:
+    """The weights, if they are n words from 0 to 4095. OpeningError otherwise."""
+    if not isinstance(weights, np.ndarray) or weights.dtype != np.int64 or weights.shape != (n,):
+        raise OpeningError(f"{n} weights are needed, as words")
+    if len(weights) and not (weights.min() >= 0 and weights.max() <= LARGEST_WEIGHT):
+        raise OpeningError(f"weights must be from 0 to {LARGEST_WEIGHT}: longer ones would show single updates")
+    return weights
+
+
+def support(weights: Words | Floats) -> float:
+    """On how many updates the weights lie: Σw² / max w², between 1 and n; 0 without any weight."""
+    largest = float(np.abs(weights.astype(np.float64)).max(initial=0.0))
+    return float(np.sum(np.square(weights / largest))) if largest else 0.0
+
+
+def require_support(weights: Words, least: float) -> None:
+    """OpeningError where the weighted sum would lay open one update, or nearly. What rounding takes does not count."""
+    if support(weights) < 0.999 * least:
+        raise OpeningError(
+            f"the weights lie on {support(weights):.2f} updates (Σw²/max w²), min_support is {least:g}: opening their "
+            f"sum would show single updates; rules that spread them: {', '.join(SPREADING)}, or a stage nnm before"
+        )
