@@ -130,7 +130,7 @@ def chosen(found: Training, colluders: int = 15) -> None:
         words = np.stack([*(encode(row, CLIP) for row in honest), *sent])
         parties = LocalParties("shares", run_id("leakage"), d, np.random.default_rng(round).bytes)
         parties.receive(1, {client: parties.sent(row, 1, client) for client, row in enumerate(words)})
-        products = Opened(parties, d, CLIP, None, parties.entropy)._round.stack[:-colluders, -colluders:]
+        products = Opened(parties, d, CLIP)._round.stack[:-colluders, -colluders:]
         if name in units:
             read, truth = products / 4.0**FRACTION, honest / CLIP @ (sent / 2.0**FRACTION).T
             print(f"| {name} | {colluders} | {np.median(np.abs(truth)):.0e} | {np.abs(read - truth).max():.0e} |")

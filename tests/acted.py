@@ -122,7 +122,7 @@ class House:
         self.arrays: Arrays = {"weights": np.zeros(d, dtype=np.float32)}
         self.records: list[Record] = []
         self.federation = Federation.__new__(Federation)
-        team = SimpleNamespace(parties=self._found, shards=[], coordinator=Actor(self.coordinator))
+        team = SimpleNamespace(parties=self._found, owner=b"o" * 16, shards=[], coordinator=Actor(self.coordinator))
         defence = Defence(self.experiment.aggregation, self.experiment.trust, clients, self.experiment.seed)
         way = delivery(
             self.experiment,
@@ -190,7 +190,10 @@ def updates(seed: int = 0, n: int = 8, d: int = 3_000, malicious: Sequence[int] 
 
 
 def options(privacy: Any, rule: Any = "mean", n: int = 8, **more: Any) -> dict[str, Any]:
-    """An experiment of n hospitals."""
+    """An experiment of n hospitals; secret shares without a sketch and repeatable, if nothing else is said."""
+    named = privacy if isinstance(privacy, dict) else {"name": privacy}
+    if named["name"] in ("shares", "replicated"):
+        privacy = {"sketch": None, "randomness": "seed"} | named
     aggregation = rule if isinstance(rule, dict) else {"rule": rule}
     return {"seed": 3, "federation": {"clients": n}, "aggregation": aggregation, "privacy": privacy} | more
 

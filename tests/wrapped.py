@@ -12,6 +12,7 @@ from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import run_id
 from fedrobust.secure.opened import Opened
 from fedrobust.secure.ring import FRACTION, encode
+from fedrobust.secure.weights import LARGEST_WEIGHT, shortened
 
 RUN = run_id("attacks")
 N, D, CLIP = 8, 2_000, 1.0
@@ -20,8 +21,8 @@ DEAD = 500
 NAMES = ("shares", "replicated")
 EQUAL = np.full(N, 1 / N)
 UNEQUAL = np.arange(10, 10 + N) / np.arange(10, 10 + N).sum()
-ODD = (np.rint(UNEQUAL * 2.0**32).astype(np.int64) | 1) / 2.0**32
-"""The same with weights that are odd in fixed point."""
+ODD = (shortened(UNEQUAL)[0] | 1) / LARGEST_WEIGHT
+"""Weights that are odd as whole numbers."""
 
 Attack = Callable[[np.ndarray], None]
 
@@ -67,12 +68,13 @@ def parties(name: str, **options: Any) -> LocalParties:
 def play(played: LocalParties, rows: Sequence[np.ndarray], round: int = 1) -> Opened:
     """A round of clients who may send any words."""
     played.receive(round, {client: played.sent(row, round, client) for client, row in enumerate(rows)})
-    return Opened(played, D, CLIP, None, played.entropy, played.servers[0].min_support)
+    return Opened(played, D, CLIP, None, played.servers[0].min_support)
 
 
 def mean(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The weighted mean of honest words."""
-    return np.asarray(weights @ rows * 2.0**-FRACTION / weights.sum())
+    """The weighted mean of honest words, with weights of 12 bits."""
+    whole, factor = shortened(weights / weights.sum())
+    return np.asarray(whole @ rows * (factor * 2.0**-FRACTION))
 
 
 def defended(opened: Opened, weights: np.ndarray) -> np.ndarray:

@@ -148,7 +148,7 @@ def delivery(
     if isinstance(privacy, SharedPrivacy):
         count = privacy.servers + privacy.dealer
         actors = partial(team.parties, count, patience)
-        return ToParties(PartyTeam(privacy, experiment.seed, run, d, histories, actors, patience), alive)
+        return ToParties(PartyTeam(privacy, experiment.seed, run, d, histories, actors, patience, team.owner), alive)
     if isinstance(privacy, MaskingPrivacy):
         return ByMasks(experiment, run, d, samples)
     if team.shards:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from secrets import token_bytes
 from typing import Any
 
 import numpy as np
@@ -154,10 +153,11 @@ class PartyTeam:
         histories: Sequence[str],
         actors: Callable[[], list[ActorHandle]],
         patience: float,
+        owner: bytes,
     ) -> None:
         self.privacy, self._seed, self._run, self._d = privacy, seed, run_id(run), d
         self._histories, self._find, self._patience = tuple(histories), actors, patience
-        self._owner = token_bytes(16)
+        self._owner = owner
         self._secrets: Arrays = {}
 
     def setup(self, round: int, arrays: Arrays) -> None:

@@ -62,8 +62,7 @@ class PartyHost:
         self._run, self._owner = run, owner
         self.received = self.sent = 0
         if number is None:
-            if not known:
-                self._party = Dealer()  # what it draws changes no result
+            self._party = Dealer()  # what it draws changes no result
             return
         secret = arrays.get("secret")
         if not known:

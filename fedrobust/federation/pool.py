@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
+from secrets import token_bytes
 from typing import Any
 
 import ray
@@ -74,6 +76,8 @@ class Team:
     share: Share
     places: Sequence[str] = ()
     """Custom resources of the nodes that hold the parties; none: beside the first client actor."""
+    owner: bytes = field(default_factory=partial(token_bytes, 16), repr=False)
+    """Who may set parties up, and see what they remember: see `PartyHost`."""
     _parties: list[ActorHandle] = field(default_factory=list)
 
     @property

@@ -66,7 +66,7 @@ def misfit(aggregate: Words, weights: Words, gram: Integers, servers: int, sketc
     exact = sketch is None or sketch >= d
     square, expected = square_sum(aggregate), quadratic_form(weights, gram)
     if expected < 0:
-        return "the products of the updates are those of no vectors"
+        return "the products of the updates are those of no vectors: an update wraps around"
     lengths = [isqrt(max(square, 0)) + 1 for square in np.diag(gram)]
     longest = float(sum(int(weight) * length for weight, length in zip(weights, lengths, strict=True)))
     if sketch is not None and not exact:

@@ -11,6 +11,7 @@ from acted import House, flat, messages, options, updates
 
 from fedrobust.secure.messages import OVERHEAD, Kind, Message
 from fedrobust.secure.ring import Words, encode
+from fedrobust.secure.sketch import PROJECTIONS
 
 N, D = 8, 3_000
 NAMES = ("shares", "replicated")
@@ -52,9 +53,10 @@ def test_messages_to_the_coordinator_hold_products_one_sum_and_digests(
     expected: dict[tuple[int, Kind, int], int] = {}
     for number in (0, 3):
         expected[number, Kind.SENDERS, 1 + N * (8 + 32 * digests)] = servers
+        expected[number, Kind.PROJECTIONS, 8 * N * PROJECTIONS] = servers
         expected[number, Kind.GRAM, 8 * N * N] = servers
         expected[number, Kind.AGGREGATE, 8 * D] = servers
-    expected[3, Kind.ANCHOR, 8 * N] = servers  # the last aggregate, from the second round on
+    expected[3, Kind.ANCHOR, 8 * (N + 1)] = servers  # the last aggregate, from the second round on
     assert kinds == expected
     assert [record["functionals"] for record in house.records] == [0, 1]
     # What else it was told are ids, counts of bytes, and the loop's own answers.
@@ -130,7 +132,7 @@ def test_traffic_is_what_the_messages_weigh(name: str, monkeypatch: pytest.Monke
     servers, digests = (2, 1) if name == "shares" else (3, 2)
     upload = 8 * D + 32 if name == "shares" else 16 * D + 128
     assert record["upload_bytes"] == N * (upload + servers * OVERHEAD)
-    own = 1 + N * (8 + 32 * digests) + 8 * N * N + 8 * D + 3 * OVERHEAD
+    own = 1 + N * (8 + 32 * digests) + 8 * N * PROJECTIONS + 8 * N * N + 8 * D + 4 * OVERHEAD
     expected = servers * own
     if name == "shares":
         expected += 2 * (8 + 8 * N * D + OVERHEAD)  # one chunk of differences

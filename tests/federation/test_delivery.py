@@ -56,7 +56,7 @@ def test_only_the_coordinators_arrays_reach_it(monkeypatch: pytest.MonkeyPatch) 
     house = House(options("shares", "adaptive"), 100, monkeypatch)
     house.round(updates(d=100))
     kept = {name for name in house.arrays if name.startswith("party/")}
-    assert {name.split("/")[1] for name in kept} == {"0", "1"} and len(kept) == 2 * (1 + 8)
+    assert {name.split("/")[1] for name in kept} == {"0", "1"} and len(kept) == 2 * (2 + 8)
     left = house.way.setup(1, house.arrays)
     assert set(left) == set(house.arrays) - kept
     # No party is given what is another's.

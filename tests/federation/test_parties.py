@@ -28,7 +28,7 @@ def worn(privacy: Any, patch: pytest.MonkeyPatch, workers: int = 2) -> House:
 
 def play(house: House, first: int = 0, last: int = ROUNDS) -> House:
     for round in range(first, last):
-        house.round(updates(round, 12, D, MALICIOUS))
+        house.round(updates(10 + round, 12, D, MALICIOUS))
     return house
 
 
@@ -57,13 +57,13 @@ def test_the_coordinator_decides_as_in_the_clear(name: str, monkeypatch: pytest.
         assert ours["functionals"] == 0
     assert set(secret.records[-1]["quarantined"]) >= set(MALICIOUS)
     expected = clear.arrays["weights"]
-    assert np.linalg.norm(secret.arrays["weights"] - expected) <= 1e-5 * np.linalg.norm(expected)
+    assert np.linalg.norm(secret.arrays["weights"] - expected) <= 5e-4 * np.linalg.norm(expected)
 
 
 def test_attackers_who_know_everything_see_the_histories(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of `rounds.py`, for previews: what the parties hold together is what the clear has."""
     # The average has coefficients of 12 bits: 0.8999 for 0.9.
-    for rule, history, tolerance in (("adaptive", "average", 2e-3), ("foolsgold", "sum", 1e-4), ("fldetector", "last", 1e-6)):  # fmt: skip  # noqa: E501
+    for rule, history, tolerance in (("adaptive", "average", 2e-3), ("foolsgold", "sum", 1e-4), ("fldetector", "last", 2e-6)):  # fmt: skip  # noqa: E501
         privacy = {"name": name, "clip": 1.0}
         clear, secret = (House(options(way, rule), D, monkeypatch) for way in ("clear", privacy))
         for house in (clear, secret):
@@ -94,8 +94,12 @@ def test_secrets_from_the_system_change_what_is_sent_and_not_what_comes_of_it(
     for house in (one, other):
         house.round(updates())
     assert one.records[0]["commitments"] != other.records[0]["commitments"]
-    np.testing.assert_allclose(one.arrays["weights"], other.arrays["weights"], rtol=0, atol=1e-7)
-    np.testing.assert_allclose(one.arrays["weights"], updates().mean(axis=0), rtol=0, atol=1e-7)
+    for what in ("weights", "anomaly", "update_norm", "reputation"):
+        assert one.records[0][what] == other.records[0][what]  # decisions are the same, to the last bit
+    # What comes of them is not: the servers' noise in the sum is one of the secrets.
+    np.testing.assert_allclose(one.arrays["weights"], other.arrays["weights"], rtol=0, atol=4e-7)
+    np.testing.assert_allclose(one.arrays["weights"], updates().mean(axis=0), rtol=0, atol=4e-7)
+    assert (one.arrays["weights"] != other.arrays["weights"]).mean() > 0.9
 
 
 def test_a_run_that_goes_on_from_its_checkpoint_ends_with_the_same_bits(
@@ -167,7 +171,7 @@ def test_a_party_that_dies_is_replaced_and_the_round_repeated_to_the_same_bits(
 
 
 def test_a_round_that_is_repeated_opens_the_same_sum(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two sums of one round with other last bits of the weights would be two equations."""
+    """With the same sketch and the same noise: nothing new is seen."""
     house = House(options({"name": name, "randomness": "system"}), D, monkeypatch)
     house.parties[0].dies = lambda called, arguments: called == "memory"  # everything is opened
     house.round(updates())

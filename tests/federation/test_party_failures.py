@@ -12,7 +12,6 @@ from fedrobust.federation.parties import Sent
 from fedrobust.secure import sending
 from fedrobust.secure.messages import HEADER, Kind
 from fedrobust.secure.ring import FRACTION, Words, encode
-from fedrobust.secure.server import PROJECTIONS
 
 N, D = 8, 3_000
 NAMES = ("shares", "replicated")
@@ -30,7 +29,7 @@ def test_an_update_that_is_not_finite_is_left_out(name: str, monkeypatch: pytest
     record = house.round(rows)
     assert sorted(record["rejected"]) == [3, 6] and "did not reach every server" in record["rejected"][3]
     assert sorted(record["weights"]) == sorted(record["commitments"]) == [0, 1, 2, 4, 5, 7]
-    np.testing.assert_allclose(house.arrays["weights"], rows[[0, 1, 2, 4, 5, 7]].mean(axis=0), rtol=0, atol=1e-7)
+    np.testing.assert_allclose(house.arrays["weights"], rows[[0, 1, 2, 4, 5, 7]].mean(axis=0), rtol=0, atol=4e-7)
     assert record["reputation"][3] < 0.5 < record["reputation"][0]
     assert "skipped" not in house.round(updates(1))
 
@@ -41,7 +40,7 @@ def test_below_the_quorum_nothing_is_opened(name: str, bad: int, monkeypatch: py
     rows[:bad] = np.nan
     record = house.round(rows)
     assert record["skipped"] == f"{8 - bad} of 8 updates were usable, below the quorum of 0.5"
-    assert sorted(record["rejected"]) == list(range(bad)) and "functionals" not in record
+    assert sorted(record["rejected"]) == list(range(bad)) and record["functionals"] == 0
     assert {message.kind for message in messages(house)} == {Kind.SENDERS}
     assert not house.arrays["weights"].any()
     assert all(record["reputation"][client] < 0.5 for client in range(bad))
@@ -71,19 +70,19 @@ def test_trust_that_leaves_two_skips_the_round(name: str, monkeypatch: pytest.Mo
 
 
 def test_the_last_functional_ends_the_sums_and_not_the_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Projections after a fault are not foreseen when the file is read."""
-    privacy = {"name": name, "max_functionals": PROJECTIONS + 3, "colluders": 1}
-    house = House(options(privacy, federation={"clients": 8, "rounds": 4}), D, monkeypatch)
-    rows = wrapping(monkeypatch, 2)
-    first, second, third = (house.round(rows) for _ in range(3))
-    assert (first["functionals"], list(first["rejected"])) == (PROJECTIONS + 1, [2])
-    assert "would pass max_functionals = 35" in second["skipped"]
-    assert second["functionals"] == third["functionals"] == 1  # the Gram matrix, before that
+    """Rounds that are repeated are not foreseen when the file is read; each server counts what it has opened."""
+    privacy = {"name": name, "max_functionals": 3, "colluders": 1}
+    house = House(options(privacy, federation={"clients": 8, "rounds": 3}), D, monkeypatch)
+    first = house.round(updates())
+    house.parties[1].dies = lambda called, arguments: called == "ask" and arguments[1] == "combine_share"
+    second, third = house.round(updates(1)), house.round(updates(2))
+    assert (first["functionals"], second["functionals"]) == (1, 1)
+    assert "would pass max_functionals = 3" in third["skipped"]
+    # The one that died has what its checkpoint says; the others have not forgotten the attempt in which it died.
+    assert [each.made._party.functionals for each in house.parties[:2]] == [3, 3]
     house.start(3)
-    assert all(each.made._party.functionals == PROJECTIONS + 3 for each in house.parties[:2])  # as in the checkpoint
-    fourth = house.round(updates())
-    assert "34 linear functionals" in fourth["skipped"] or "max_functionals" in fourth["skipped"]
-    assert "functionals" not in fourth
+    assert [each.made._party.functionals for each in house.parties[:2]] == [3, 3]
+    assert "max_functionals" in house.round(updates())["skipped"]
 
 
 def wrapping(patch: pytest.MonkeyPatch, culprit: int, seed: int = 0) -> np.ndarray:
@@ -101,24 +100,27 @@ def wrapping(patch: pytest.MonkeyPatch, culprit: int, seed: int = 0) -> np.ndarr
     return rows
 
 
-def test_who_wraps_around_is_named_and_the_model_unharmed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House(options(name, trust={"acts": True}), D, monkeypatch)
+@pytest.mark.parametrize("sketch", [None, 512])
+def test_who_wraps_around_is_named_and_the_model_unharmed(
+    name: str, sketch: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    privacy = {"name": name, "sketch": sketch}
+    house = House(options(privacy, trust={"acts": True}), D, monkeypatch)
     rows = wrapping(monkeypatch, 2)
     record = house.round(rows)
     assert record["rejected"] == {2: "its update wraps around"}
-    assert record["notes"] == ["client 2 sent an update that wraps around"]
-    assert record["functionals"] == PROJECTIONS
+    assert record["notes"] == [] and record["functionals"] == 0
     reputation = record["reputation"]
-    assert reputation[2] < 0.5 < min(reputation[client] for client in range(8) if client != 2)
+    assert reputation[2] < 0.5 and reputation[2] < min(reputation[client] for client in range(8) if client != 2)
     # What is told of the weights is what the aggregate was made with.
-    assert record["weights"][2] == 0.0
+    assert sorted(record["weights"]) == [0, 1, 3, 4, 5, 6, 7]
     assert sum(record["weights"].values()) == pytest.approx(1.0)
     weights = np.array(list(record["weights"].values()))
-    np.testing.assert_allclose(house.arrays["weights"], weights @ rows, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(house.arrays["weights"], weights @ np.delete(rows, 2, axis=0), rtol=0, atol=2e-6)
     again = house.round(wrapping(monkeypatch, 2, seed=1))
-    assert again["rejected"] == {2: "its update wraps around"} or again["quarantined"] == [2]
+    assert again["rejected"] == {2: "its update wraps around"}
     last = house.round(wrapping(monkeypatch, 2, seed=2))
-    assert last["quarantined"] == [2] and last["rejected"] == {} and last["weights"].get(2, 0.0) == 0.0
+    assert last["quarantined"] == [2] and 2 not in last["weights"]
 
 
 def test_an_update_that_is_longer_than_the_clip_is_rejected_as_such(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +130,7 @@ def test_an_update_that_is_longer_than_the_clip_is_rejected_as_such(name: str, m
     )
     record = house.round(rows)
     assert record["rejected"] == {4: "longer than an update that was cut to the clip"}
-    np.testing.assert_allclose(house.arrays["weights"], np.delete(rows, 4, axis=0).mean(axis=0), rtol=0, atol=1e-7)
+    np.testing.assert_allclose(house.arrays["weights"], np.delete(rows, 4, axis=0).mean(axis=0), rtol=0, atol=4e-7)
 
 
 def test_nobody_sends_in_the_name_of_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +144,7 @@ def test_nobody_sends_in_the_name_of_another(name: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(sending.Sender, "share", forged)
     record = house.round(rows)
     assert record["rejected"] == {4: "it is in the name of client 0"}
-    np.testing.assert_allclose(house.arrays["weights"], np.delete(rows, 4, axis=0).mean(axis=0), rtol=0, atol=1e-7)
+    np.testing.assert_allclose(house.arrays["weights"], np.delete(rows, 4, axis=0).mean(axis=0), rtol=0, atol=4e-7)
 
 
 def test_a_second_message_is_refused_and_the_first_one_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +178,7 @@ def test_a_share_that_does_not_arrive_whole_costs_only_its_client(
     record = house.round(rows)
     assert list(record["rejected"]) == [4]
     assert ("truncated" if change == "damaged" else "did not reach every server") in record["rejected"][4]
-    np.testing.assert_allclose(house.arrays["weights"], np.delete(rows, 4, axis=0).mean(axis=0), rtol=0, atol=1e-7)
+    np.testing.assert_allclose(house.arrays["weights"], np.delete(rows, 4, axis=0).mean(axis=0), rtol=0, atol=4e-7)
 
 
 def test_long_updates_are_cut_where_they_are_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +186,8 @@ def test_long_updates_are_cut_where_they_are_made(name: str, monkeypatch: pytest
     house.round(rows)
     norms = np.linalg.norm(rows, axis=1)
     expected = (rows * np.minimum(1, 0.5 / norms)[:, None]).mean(axis=0)
-    np.testing.assert_allclose(house.arrays["weights"], expected, rtol=0, atol=1e-7)
-    assert 0.5 * 2.0**-FRACTION < 1e-9
+    np.testing.assert_allclose(house.arrays["weights"], expected, rtol=0, atol=4e-7)
+    assert 0.5 * 2.0**-FRACTION < 4e-9
 
 
 def test_sample_counts_weigh_as_in_the_clear(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +196,7 @@ def test_sample_counts_weigh_as_in_the_clear(name: str, monkeypatch: pytest.Monk
     theirs, ours = (house.round(updates()) for house in (clear, secret))
     assert ours["weights"] == pytest.approx(theirs["weights"])
     assert len(set(ours["weights"].values())) > 4
-    np.testing.assert_allclose(secret.arrays["weights"], clear.arrays["weights"], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(secret.arrays["weights"], clear.arrays["weights"], rtol=0, atol=2e-6)  # 12 bits
 
 
 def test_the_servers_own_update_is_an_anchor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +206,7 @@ def test_the_servers_own_update_is_an_anchor(name: str, monkeypatch: pytest.Monk
     root = updates(seed=7)[0]
     theirs, ours = (house.round(updates(malicious=(1,)), root) for house in (clear, secret))
     assert "skipped" not in ours and ours["functionals"] == 1
-    assert ours["weights"] == pytest.approx(theirs["weights"], abs=1e-6)
+    assert ours["weights"] == pytest.approx(theirs["weights"], abs=1e-5)
     bad = root.copy()
     bad[0] = np.nan
     assert secret.round(updates(1), bad)["skipped"] == "the server's own update is not finite"

@@ -23,12 +23,14 @@ from fedrobust.runner import hospitals_of
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import run_id
 from fedrobust.secure.opened import Opened
-from fedrobust.secure.server import OpeningError, support
+from fedrobust.secure.weights import OpeningError, support
 from fedrobust.seeds import generator
 
 CLIENTS, ROUNDS, F = 20, 3, 4
 MALICIOUS = [2, 7, 11, 16]
-TOLERANCE = 1e-5
+TOLERANCE = 2e-5
+COARSE = 5e-4
+"""Of sums, whose weights have 12 bits."""
 Name = Literal["shares", "replicated"]
 STAGES = ("arc", "bucketing", "clip", "nnm")
 
@@ -133,17 +135,17 @@ def agree(aggregation: Aggregation, name: Name, real: Real) -> int:
         opened: Opened = parties.play(real.updates[round], round, real.clip)
         expected, found = clear.decided(rows, round), secret.decided(opened, round)
         np.testing.assert_array_equal(found.weights != 0, expected.weights != 0)
-        if support(np.rint(expected.weights * 2**30).astype(np.int64)) < 3:
+        if support(expected.weights) < 3:
             with pytest.raises(OpeningError, match="min_support"):
                 secret.carried_out(opened)
             return round
         theirs, ours = clear.carried_out(rows), secret.carried_out(opened)
         error = np.linalg.norm(ours.aggregate.astype(np.float64) - theirs.aggregate)
-        assert error <= TOLERANCE * np.linalg.norm(theirs.aggregate)
+        assert error <= COARSE * np.linalg.norm(theirs.aggregate)
         assert ours.weights is not None and theirs.weights is not None
         np.testing.assert_allclose(ours.weights, theirs.weights, rtol=0, atol=TOLERANCE)
         assert opened.notes == ()
-        assert opened.culprits == ()
+        assert not opened.reasons
     return ROUNDS
 
 

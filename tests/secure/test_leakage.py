@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from wrapped import CLIP, EQUAL, NAMES, D, N, honest, parties, play
 
 from fedrobust.aggregation import Combination
-from fedrobust.secure.messages import Kind
-from fedrobust.secure.opening import joined
+from fedrobust.secure.local import LocalParties
+from fedrobust.secure.messages import run_id
 from fedrobust.secure.ring import FRACTION, encode
-from fedrobust.secure.server import OpeningError
+from fedrobust.secure.weights import OpeningError
 
 UNIT = 2.0**-FRACTION
 COLLUDER = N - 1
@@ -43,28 +43,42 @@ def test_a_direction_that_a_colluder_chooses_is_read() -> None:
     updates[COLLUDER] = direction
     opened = parties("shares").play(updates, 1, CLIP)
     read, truth = opened.gram().matrix[:COLLUDER, COLLUDER] / CLIP, updates[:COLLUDER] @ direction / CLIP
-    assert np.abs(read - truth).max() < 1e-8 and np.abs(truth).max() > 1e-3
+    assert np.abs(read - truth).max() < 4e-8 and np.abs(truth).max() > 1e-3
 
 
-def test_one_colluder_reads_two_coordinates_to_the_last_bit() -> None:
+@pytest.mark.parametrize("sketch", [64, 512])
+def test_in_a_sketch_a_coordinate_is_read_with_an_error(sketch: int) -> None:
+    """Of the size ‖u‖ / √k: the other coordinates that come together with it; the more columns, the smaller."""
+    read, truth = [], []
+    for round in range(40):
+        rows = with_colluder(CLIP * np.eye(D)[700 + round])
+        gram = play(LocalParties("shares", run_id("blurred"), D, sketch=sketch), rows).gram().matrix
+        read.append(gram[:COLLUDER, COLLUDER] / CLIP)
+        truth.append(rows[:COLLUDER, 700 + round] * UNIT * CLIP)
+    error = np.array(read) - np.array(truth)
+    assert error.std() == pytest.approx(0.9 / np.sqrt(sketch), rel=0.35)  # each update has the norm 0.9
+    assert np.abs(truth).mean() < 2 * error.std()
+
+
+def test_one_colluder_reads_two_coordinates_to_the_last_bit_and_is_named() -> None:
     """Of a word 2^32 the square is 0 in the ring, so the norm shows nothing; the products come one above the other."""
     rows = with_colluder(np.zeros(D))
     rows[COLLUDER, [700, 701]] = 1, 2**32
     opened = play(parties("shares"), rows)
-    assert opened.finite_rows().all()
+    assert opened.reasons == {COLLUDER: "its update wraps around"}
     for row, product in enumerate(opened._round.stack[:COLLUDER, COLLUDER]):
         low = (product + 2**31) % 2**32 - 2**31
         assert (low, (product - low) >> 32) == (rows[row, 700], rows[row, 701])
 
 
 def test_noise_on_the_products_could_be_drowned() -> None:
-    """A coordinate times 2^36, of which no norm tells: what C = 2^30 would make of it is 64 times smaller."""
+    """A coordinate times 2^36, of which no norm tells: what C = 2^28 would make of it is 256 times smaller."""
     rows = with_colluder(np.zeros(D))
     rows[COLLUDER, 700] = 2**36
     opened = play(parties("shares"), rows)
     gram = opened.gram().matrix
-    assert opened.finite_rows().all() and gram[COLLUDER, COLLUDER] == 0
-    assert np.abs(gram[:COLLUDER, COLLUDER] / 64 - rows[:COLLUDER, 700] * UNIT).max() < 1e-12
+    assert opened.reasons and gram[COLLUDER, COLLUDER] == 0
+    assert np.abs(gram[:COLLUDER, COLLUDER] / 256 - rows[:COLLUDER, 700] * UNIT).max() < 1e-12
 
 
 def test_a_colluders_history_reads_on_where_its_update_reads_something_else() -> None:
@@ -89,24 +103,6 @@ def test_two_colluders_and_weights_of_the_coordinators_choice_give_an_update(nam
         play(parties(name, min_support=5.0), rows).combine(Combination(weights))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_term_is_opened_without_a_fault_where_functionals_are_not_limited(name: str) -> None:
-    rows, weights = honest(), np.full(N, 2**27)
-    played = parties(name)
-    play(played, rows)
-    played.ask("combine_share", weights)
-    played.ask("projection_share", bytes(32))
-    term = joined(played.ask("term_share", 3), played.run, played.round, Kind.TERM, D)
-    assert np.array_equal(term >> 27, rows[3])
-    played = parties(name, max_functionals=31)
-    play(played, rows)
-    played.ask("combine_share", weights)
-    with pytest.raises(OpeningError, match="32 more would pass"):
-        played.ask("projection_share", bytes(32))
-    with pytest.raises(OpeningError, match="projection must come first"):
-        played.ask("term_share", 3)
-
-
 # What nobody reads
 
 
@@ -120,7 +116,7 @@ def test_without_a_known_update_the_gram_matrix_determines_no_coordinate(seed: i
     first, second = play(parties(name), rows), play(parties(name), rows[:, order] * sign)
     assert np.array_equal(first.gram().matrix, second.gram().matrix)
     opened = first.combine(Combination(EQUAL))
-    assert np.array_equal(opened[order] * sign, second.combine(Combination(EQUAL)))
+    assert np.allclose(opened[order] * sign, second.combine(Combination(EQUAL)), rtol=0, atol=1e-7)  # but for noise
 
 
 @settings(max_examples=20, deadline=None)
@@ -137,5 +133,5 @@ def test_what_lies_beside_all_that_is_known_is_not_determined(seed: int, collude
     assert np.linalg.norm(mirrored[N - 1] - updates[N - 1]) > np.linalg.norm(updates[N - 1])
     played = [parties("shares").play(rows, 1, CLIP) for rows in (updates, mirrored)]
     grams, sums = ([each.gram().matrix for each in played], [each.combine(Combination(EQUAL)) for each in played])
-    assert np.abs(grams[0] - grams[1]).max() < 1e-8
-    assert np.abs(sums[0] - sums[1]).max() < 1e-7 < np.abs(sums[0]).max()
+    assert np.abs(grams[0] - grams[1]).max() < 4e-8
+    assert np.abs(sums[0] - sums[1]).max() < 2e-7 < np.abs(sums[0]).max()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,14 @@ from scipy.stats import chisquare
 from fedrobust.aggregation import NNM, Clear, Clip, Combination, Context, GeometricMedian, Mean, Pipeline, Rule
 from fedrobust.aggregation.base import Stage
 from fedrobust.options import members
-from fedrobust.secure import opening, server
+from fedrobust.secure import opening, weights
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import HEADER, OVERHEAD, Kind, MessageError, run_id, unpack
 from fedrobust.secure.opened import Opened
-from fedrobust.secure.opening import dithered, encode_anchor, fits, fixed_point, joined, largest_square
-from fedrobust.secure.ring import encode, quadratic_form, square_sum
-from fedrobust.secure.server import OpeningError, support
+from fedrobust.secure.opening import encode_anchor, joined
+from fedrobust.secure.ring import encode, largest_square
+from fedrobust.secure.sketch import PROJECTIONS
+from fedrobust.secure.weights import LARGEST_WEIGHT, OpeningError, shortened, support
 
 RUN = run_id("opening")
 N, D, CLIP = 12, 3_000, 2.0
@@ -73,15 +73,15 @@ def test_every_gram_rule_agrees_with_the_clear(rule: str, name: str) -> None:
     assert isinstance(theirs.decided, Combination) and isinstance(ours.decided, Combination)
     selected, expected = ours.decided.weights != 0, theirs.decided.weights != 0
     assert np.array_equal(selected, expected)
-    if 0 < support(np.rint(theirs.decided.weights * 2**30).astype(np.int64)) < 3:
+    if 0 < support(theirs.decided.weights) < 3:
         with pytest.raises(OpeningError, match="min_support"):
             opened.combine(ours.decided)
         return
     exact = clear.combine(theirs.decided)
     # The histories keep 20 bits, and their coefficients 12.
-    tolerance = 2e-3 if pipeline.histories else 1e-5
+    tolerance = 2e-3 if pipeline.histories else 3e-4  # weights have 12 bits
     assert np.linalg.norm(opened.combine(ours.decided) - exact) <= tolerance * np.linalg.norm(exact)
-    assert opened.notes == () and opened.culprits == ()
+    assert opened.notes == () and not opened.reasons
 
 
 def support_of(rule: str, rows: np.ndarray) -> float:
@@ -91,7 +91,7 @@ def support_of(rule: str, rows: np.ndarray) -> float:
         combination = RULES[rule]().combine(gram, Context(f=2, round=3))
     except Exception:  # it wants anchors or histories
         return 3.0
-    return support(np.rint(combination.weights * 2**30).astype(np.int64))
+    return support(combination.weights)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +101,7 @@ def test_the_gram_has_the_digits_of_small_differences(name: str) -> None:
     exact = clipped(rows).astype(np.float64)
     ours = played(name, rows).gram().distances_squared()
     theirs = ((exact[:, None] - exact[None]) ** 2).sum(axis=2)
-    assert np.allclose(ours, theirs, rtol=3e-3, atol=0)  # 1e-5 beside 2^-31 √d
+    assert np.allclose(ours, theirs, rtol=3e-3, atol=0)  # 1e-5 beside 2^-29 √d
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,7 +124,7 @@ def test_a_public_vector_of_another_length_or_direction_replaces_the_last_one() 
         expected = clipped(rows) @ other
         found = opened.gram({"root": other}).anchors["root"].products
         assert np.allclose(found, expected, rtol=1e-5, atol=1e-6 * np.linalg.norm(other))
-        assert opened.functionals == max(1, count)  # four times as long, it is known already
+        assert len(opened._round.products) == max(1, count)  # four times as long, it is known already
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -157,7 +157,7 @@ def test_absent_clients_keep_their_histories_and_new_ones_have_none(name: str) -
     for round, clients in enumerate(present):
         sent = {client: parties.sent(encode(rows[client], CLIP), round, client) for client in clients}
         parties.receive(round, sent)
-        opened = Opened(parties, D, CLIP, entropy=np.random.default_rng(1).bytes)
+        opened = Opened(parties, D, CLIP)
         assert parties.clients == tuple(sorted(clients))
         found = np.diag(opened.gram({}, ["sum"]).histories["sum"].matrix)
         norms = np.linalg.norm(clipped(rows), axis=1)
@@ -196,9 +196,9 @@ def test_real_updates_agree_with_the_clear() -> None:
     theirs = pipeline.run(Clear([clipped(rows)]), context)
     for name in NAMES:
         ours = pipeline.run(played(name, rows), context)
-        assert np.linalg.norm(ours.aggregate - theirs.aggregate) <= 1e-5 * np.linalg.norm(theirs.aggregate)
+        assert np.linalg.norm(ours.aggregate - theirs.aggregate) <= 3e-4 * np.linalg.norm(theirs.aggregate)
         assert ours.weights is not None and theirs.weights is not None
-        assert np.allclose(ours.weights, theirs.weights, atol=1e-5)
+        assert np.allclose(ours.weights, theirs.weights, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "count"), [("shares", 2), ("replicated", 3)])
@@ -214,7 +214,12 @@ def test_what_reaches_the_coordinator(name: str, count: int) -> None:
     opened.combine(Mean().combine(gram, Context(f=0)))
     messages = [unpack(data) for data in seen if data[HEADER.size - 9] != Kind.DIFFERENCE]
     kinds = Counter((message.kind, len(message.body)) for message in messages if message.receiver == "coordinator")
-    assert kinds == {(Kind.GRAM, 8 * N * N): count, (Kind.ANCHOR, 8 * N): count, (Kind.AGGREGATE, 8 * D): count}
+    assert kinds == {
+        (Kind.PROJECTIONS, 8 * N * PROJECTIONS): count,
+        (Kind.GRAM, 8 * N * N): count,
+        (Kind.ANCHOR, 8 * (N + 1)): count,
+        (Kind.AGGREGATE, 8 * D): count,
+    }
     everyone = Counter((message.kind, len(message.body)) for message in messages if message.receiver == "all")
     digests = 1 if name == "shares" else 2
     assert everyone == {(Kind.SENDERS, 1 + N * (8 + 32 * digests)): count}
@@ -240,8 +245,7 @@ def test_the_coordinator_cannot_tell_updates_with_the_same_gram_and_sum(name: st
 
         opened = played(name, world, wire=wire)
         gram = opened.gram({"public": anchor})
-        weights = np.full(N, 2**26)
-        opened._round.combine(weights)
+        opened._round.combine(np.full(N, LARGEST_WEIGHT))
         bodies: dict[Kind, list[np.ndarray]] = {}
         for data in seen:
             if data[37:48] == b"coordinator":
@@ -250,9 +254,12 @@ def test_the_coordinator_cannot_tell_updates_with_the_same_gram_and_sum(name: st
                 shares = shares if sums else shares + message.body
         sums.append({kind: sum(parts) for kind, parts in bodies.items()})
         assert gram.n == N
-    assert set(sums[0]) == {Kind.GRAM, Kind.ANCHOR, Kind.AGGREGATE}
-    for kind in sums[0]:
+    assert set(sums[0]) == {Kind.PROJECTIONS, Kind.GRAM, Kind.ANCHOR, Kind.AGGREGATE}
+    for kind in (Kind.GRAM, Kind.ANCHOR, Kind.AGGREGATE):
         assert np.array_equal(sums[0][kind], sums[1][kind])
+    # Combinations that nobody else knows, of which only products tell something: those of both worlds are the same.
+    lengths = [np.linalg.norm(each[Kind.PROJECTIONS].reshape(N, -1).astype(float), axis=1) for each in sums]
+    assert np.allclose(lengths[0], lengths[1], rtol=0.3)
     assert chisquare(np.bincount(np.frombuffer(shares, dtype=np.uint8), minlength=256)).pvalue > 1e-3
 
 
@@ -260,6 +267,7 @@ def test_shares_that_do_not_belong_together_are_refused() -> None:
     parties = LocalParties("shares", RUN, D, np.random.default_rng(9).bytes)
     rows = updates()
     parties.receive(1, {client: parties.sent(encode(row, CLIP), 1, client) for client, row in enumerate(rows)})
+    parties.ask("check_share")
     first, second = parties.gram()
     with pytest.raises(MessageError, match="expected sender"):
         joined([second, first], RUN, 1, Kind.GRAM, N * N)
@@ -269,28 +277,25 @@ def test_shares_that_do_not_belong_together_are_refused() -> None:
         joined([first, second], RUN, 2, Kind.GRAM, N * N)
 
 
-def test_fixed_point_weights_keep_the_sum_in_range() -> None:
-    gram = np.diag([2**60, 2**60, 4]).astype(object)
-    weights, bits = fixed_point(np.array([0.25, -0.5, 0.0]), gram)
-    assert (weights.tolist(), bits) == ([2**30, -(2**31), 0], 32)
-    weights, bits = fixed_point(np.array([8.0, 8.0, 0.0]), gram)
-    assert bits == 28 and weights.tolist() == [2**31, 2**31, 0]
-    weights, bits = fixed_point(np.array([0.0, 0.0, 2.0**20]), gram)  # a short row takes a large weight
-    assert bits == 41 and weights[2] == 2**61
-    weights, bits = fixed_point(np.full(3, 2.0**-10), gram)  # small weights take more bits
-    assert bits == 40 and weights.tolist() == [2**30] * 3
-    assert fixed_point(np.zeros(3), gram)[0].tolist() == [0, 0, 0]
-    with pytest.raises(OpeningError, match="not finite"):
-        fixed_point(np.array([np.nan, 0, 0]), gram)
+def test_weights_as_whole_numbers() -> None:
+    assert shortened(np.array([0.5, 0.25, 0.0]))[0].tolist() == [4095, 2048, 0]
+    whole, factor = shortened(np.full(3, 1e-9))
+    assert whole.tolist() == [4095] * 3 and factor * 4095 == pytest.approx(1e-9)
+    whole, factor = shortened(np.array([1.0, 1e-5, 0.3]))
+    assert whole.tolist() == [4095, 0, 1228] and factor * whole.sum() == pytest.approx(1.30001)  # the same sum
+    assert shortened(np.zeros(3))[0].tolist() == [0, 0, 0]
+    for bad in ([np.nan, 0.0], [0.5, -1e-9], [np.inf, 1.0]):
+        with pytest.raises(OpeningError, match="negative or not finite"):
+            shortened(np.array(bad))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_large_weights_of_short_rows(name: str) -> None:
-    rows = updates() * np.float32(1e-4)
+    rows = updates() * np.float32(1e-3)
     weights = np.full(N, 5_000.0)
     found = played(name, rows).combine(Combination(weights))
     expected = weights @ rows.astype(np.float64)
-    assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)  # 2^-31 √d beside 1e-4
+    assert np.linalg.norm(found - expected) <= 2e-3 * np.linalg.norm(expected)  # the noise is 2^-28 √d of the clip
 
 
 @pytest.mark.parametrize("weight", [1.0, 1e-6, 1e-15])
@@ -298,13 +303,14 @@ def test_small_weights_are_as_exact_as_large_ones(weight: float) -> None:
     rows = updates()
     found = played("shares", rows).combine(Combination(np.full(N, weight)))
     expected = weight * clipped(rows).sum(axis=0)
-    assert np.linalg.norm(found - expected) <= 1e-6 * np.linalg.norm(expected)
+    assert np.linalg.norm(found - expected) <= 2e-6 * np.linalg.norm(expected)
 
 
 def test_the_mean_of_three_is_opened() -> None:
     for seed in range(5):
         rows = updates(3, 100, seed)
-        assert np.allclose(played("shares", rows).combine(Combination(np.full(3, 1 / 3))), clipped(rows).mean(axis=0))
+        found = played("shares", rows).combine(Combination(np.full(3, 1 / 3)))
+        assert np.allclose(found, clipped(rows).mean(axis=0), rtol=1e-4, atol=2e-7)
 
 
 def test_commitments_are_to_the_shares_of_every_server() -> None:
@@ -318,42 +324,16 @@ def test_commitments_are_to_the_shares_of_every_server() -> None:
     assert all(len(digest) == 64 for digest in found[0].values())
 
 
-def test_the_check_is_one_of_integers() -> None:
-    rows = np.array([[2**30, 5], [3, -(2**30)]])
-    gram, weights = rows.astype(object) @ rows.T.astype(object), np.array([2**28, 2**29])
-    total = weights @ rows
-    assert fits(total, weights, gram)
-    assert not fits(total + np.array([1, 0]), weights, gram)
-    assert not fits(total, weights, gram + np.array([[2**63, 0], [0, 0]], dtype=object))
-
-
-def test_the_last_bits_of_weights_are_drawn() -> None:
-    weights = np.array([0, 2**28, 1, -(2**20), 0] * 200)
-    one, other = (dithered(weights, np.random.default_rng(seed).bytes) for seed in (0, 1))
-    assert (one[weights == 0] == 0).all() and (one != other).sum() > 500
-    changes = (one - weights)[weights != 0]
-    assert changes.min() == -32 and changes.max() == 31 and len(set(changes.tolist())) == 64
-
-
-def test_a_sum_longer_than_its_terms_does_not_fit() -> None:
-    """Products that no vectors have could make room for it: ⟨u_0, u_1⟩ = 2^62 beside squares of 2^60."""
-    gram = np.array([[2**60, 2**62], [2**62, 2**60]], dtype=object)
-    weights = np.array([1, 1])
-    total = np.array([2**31, 2**31, 2**30, 2**30])  # ‖a‖² = 10 · 2^60 = wᵀGw, although ‖a‖ is at most 2 · 2^30
-    assert square_sum(total) == quadratic_form(weights, gram)
-    assert not fits(total, weights, gram)
-
-
 def test_a_combination_of_anchors_alone_opens_nothing() -> None:
     opened, vector = played("shares", updates()), np.arange(D) / D
     opened.gram({"momentum": vector})
     found = opened.combine(Combination(np.zeros(N), {"momentum": 0.5}))
-    assert np.allclose(found, 0.5 * vector) and opened.verdict is None
+    assert np.allclose(found, 0.5 * vector) and opened._round.sum is None
 
 
 def test_anchors_are_scaled_by_a_power_of_two() -> None:
     words, exponent = encode_anchor(np.array([3.0, 4.0]), 1.0)
-    assert exponent == 3 and words.tolist() == [3 * 2**27, 4 * 2**27]
+    assert exponent == 3 and words.tolist() == [3 * 2**25, 4 * 2**25]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -361,15 +341,14 @@ def test_the_same_entropy_gives_the_same_bits(name: str) -> None:
     found = [played(name, updates()).combine(Combination(np.full(N, 1 / N))).tobytes() for _ in range(2)]
     assert found[0] == found[1]
     other = LocalParties(name, RUN, D, os.urandom).play(updates(), 1, CLIP)  # type: ignore[arg-type]
-    assert np.allclose(other.combine(Combination(np.full(N, 1 / N))), clipped(updates()).mean(axis=0), atol=1e-7)
+    assert np.allclose(other.combine(Combination(np.full(N, 1 / N))), clipped(updates()).mean(axis=0), atol=2e-7)
 
 
 def test_limits_by_hand() -> None:
-    assert largest_square(10_000) == (2**30 + 101) ** 2
+    assert largest_square(10_000) == (2**28 + 101) ** 2
     assert opening.largest_history_square("sum", 3, 9) == (3 * 2**20 + 24) ** 2
     assert opening.largest_history_square("average", 3, 9) == (2**20 + 96) ** 2
 
 
 def test_the_rules_that_are_named_exist() -> None:
-    assert set(server.SPREADING) <= set(members(Rule))
-    assert Path(server.__file__).exists()
+    assert set(weights.SPREADING) <= set(members(Rule))

@@ -10,12 +10,12 @@ import pytest
 from wrapped import CLIP, EQUAL, NAMES, RUN, D, N, honest, mean, parties, play
 
 from fedrobust.aggregation import Combination
-from fedrobust.secure import opening, server
+from fedrobust.secure import opened, server
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import HEADER, Kind, MessageError, run_id
 from fedrobust.secure.opened import Opened
-from fedrobust.secure.server import OpeningError
 from fedrobust.secure.shares import Dealer, ShareServer
+from fedrobust.secure.weights import OpeningError
 
 
 def differences(dealer: Dealer, rows: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
@@ -63,7 +63,7 @@ def test_a_share_of_another_round_or_run_is_not_taken(name: str, monkeypatch: py
         sent = {client: played.sent(row, 2, client) for client, row in enumerate(honest())}
         sent[6] = old
         played.receive(2, sent)
-        return played, Opened(played, D, CLIP, None, played.entropy)
+        return played, Opened(played, D, CLIP)
 
     played, opened = replayed()
     assert played.clients == (0, 1, 2, 3, 4, 5, 7) and "belongs to round 1, this is round 2" in played.refused[6]
@@ -90,19 +90,20 @@ def test_a_damaged_share_costs_only_its_client(name: str, change: str, monkeypat
     played.receive(1, sent)
     assert played.clients == (0, 2, 3, 4, 5, 6, 7)
     assert any(word in played.refused[1] for word in ("truncated", "extra bytes", "changed on its way"))
-    found = Opened(played, D, CLIP, None, played.entropy).combine(Combination(np.full(7, 1 / 7)))
+    found = Opened(played, D, CLIP).combine(Combination(np.full(7, 1 / 7)))
     assert np.abs(found - mean(np.delete(rows, 1, axis=0), np.ones(7))).max() < 1e-7
 
 
 def test_a_changed_share_would_change_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedrobust.secure.messages.compare_digest", lambda *_: True)
-    monkeypatch.setattr(opening, "fits", lambda *_: True)
+    monkeypatch.setattr(opened, "misfit", lambda *_: None)
+    monkeypatch.setattr(opened, "too_long", lambda *_: False)
     played, rows = parties("shares"), honest()
     sent = {client: played.sent(row, 1, client) for client, row in enumerate(rows)}
     whole = bytes(sent[1][1])
     sent[1][1] = whole[: HEADER.size + 7] + b"\x31" + whole[HEADER.size + 8 :]
     played.receive(1, sent)
-    found = Opened(played, D, CLIP, None, played.entropy).combine(Combination(EQUAL))
+    found = Opened(played, D, CLIP).combine(Combination(EQUAL))
     assert np.abs(found - mean(rows, EQUAL)).max() > 1e-3
 
 
@@ -114,7 +115,7 @@ def test_a_share_that_reached_one_server_only_is_dropped(name: str, missing: int
     sent[4][missing] = None
     played.receive(1, sent)
     assert played.clients == (0, 1, 2, 3, 5, 6, 7) and "did not reach every server" in played.refused[4]
-    found = Opened(played, D, CLIP, None, played.entropy).combine(Combination(np.full(7, 1 / 7)))
+    found = Opened(played, D, CLIP).combine(Combination(np.full(7, 1 / 7)))
     assert np.abs(found - mean(np.delete(rows, 4, axis=0), np.ones(7))).max() < 1e-7
 
 

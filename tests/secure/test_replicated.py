@@ -8,9 +8,9 @@ from scipy.stats import chisquare
 
 from fedrobust.secure import ring
 from fedrobust.secure.local import LocalParties
-from fedrobust.secure.messages import HEADER, OVERHEAD, Kind, MessageError, run_id
+from fedrobust.secure.messages import HEADER, OVERHEAD, Kind, Message, MessageError, run_id, server_id
 from fedrobust.secure.replicated import ReplicatedServer, share
-from fedrobust.secure.server import OpeningError
+from fedrobust.secure.weights import OpeningError
 
 RUN = run_id("replicated")
 D = 50
@@ -66,7 +66,7 @@ def test_what_each_server_opens_is_uniform_and_the_sum_is_exact(monkeypatch: pyt
     updates = np.random.default_rng(2).normal(size=(5, d))
     opened = played.play(updates, 0, 100.0)
     words = np.stack([ring.encode(update, 100.0) for update in updates]).astype(object)
-    assert np.array_equal(opened.gram().matrix, (words @ words.T).astype(float) * 1e4 * 2.0**-60)
+    assert np.array_equal(opened.gram().matrix, (words @ words.T).astype(float) * 1e4 * 2.0**-56)
     for round in range(1, 60):
         played.play(np.zeros((5, d)), round, 1.0)
     assert len(seen[0]) == 60 * 200
@@ -92,12 +92,32 @@ def test_a_share_that_reached_two_servers_only_is_dropped() -> None:
     assert played.clients == (3,)
 
 
-def test_it_does_not_begin_without_the_common_seeds() -> None:
-    server = ReplicatedServer(0, RUN, D)
-    with pytest.raises(MessageError, match="seed of the server after it"):
+def test_it_does_not_begin_before_it_has_met_the_others() -> None:
+    server, other, third = (ReplicatedServer(number, RUN, D) for number in range(3))
+    with pytest.raises(MessageError, match="has not met the other servers"):
         server.begin(0, [0])
-    with pytest.raises(MessageError, match="expected sender -11"):
-        server.receive_common(ReplicatedServer(2, RUN, D).common_seed())
+    for incomplete in ([], [other.introduce()], [other.introduce()] * 2, [server.introduce(), other.introduce()]):
+        with pytest.raises(MessageError, match="one key of each of the 2 other servers"):
+            server.meet(incomplete)
+    small = Message(RUN, 0, server_id(1), "servers", Kind.KEY, bytes(32)).pack()
+    with pytest.raises(MessageError, match="small order"):
+        server.meet([small, third.introduce()])
+    server.meet([other.introduce(), third.introduce()])
+    server.begin(0, [0])
+    other.meet([server.introduce(), third.introduce()])
+    with pytest.raises(MessageError, match="has not met"):  # it does not know the secret of the sketches
+        other.begin(0, [0])
+    to_1, to_2 = server.secrets()
+    assert other.secrets() == third.secrets() == []
+    for wrong in (to_2, to_1[:-40] + bytes(8) + to_1[-32:]):
+        with pytest.raises(MessageError):
+            other.learn(wrong)
+    sealed_by_another = Message(RUN, 0, server_id(0), "server1", Kind.SECRET, bytes(48)).pack()
+    with pytest.raises(MessageError, match="not sealed by server 0"):
+        other.learn(sealed_by_another)
+    other.learn(to_1)
+    other.begin(0, [0])
+    assert other.links.sketch == server.links.sketch
     with pytest.raises(ValueError, match="0, 1 and 2"):
         ReplicatedServer(3, RUN, D)
 
@@ -107,6 +127,9 @@ def test_the_gram_is_opened_once_and_sums_after_it() -> None:
     played.receive(1, {client: played.sent(np.full(D, client), 1, client) for client in range(4)})
     with pytest.raises(OpeningError, match="gram must come first"):
         played.ask("combine_share", np.ones(4, dtype=np.int64))
+    with pytest.raises(OpeningError, match="check must come first"):
+        played.gram()
+    played.ask("check_share")
     played.gram()
     with pytest.raises(OpeningError, match="gram is done"):
         played.gram()

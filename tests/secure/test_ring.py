@@ -24,9 +24,9 @@ def wrapped(value: int) -> int:
 
 
 def test_encoding_by_hand() -> None:
-    assert ring.encode(np.array([0.25, -0.5]), 1.0).tolist() == [2**28, -(2**29)]
-    assert ring.encode(np.array([3.0, 4.0], dtype=np.float32), 1.0).tolist() == [644_245_094, 858_993_459]
-    assert ring.encode(np.array([3.0, 4.0]), 10.0).tolist() == [322_122_547, 429_496_730]
+    assert ring.encode(np.array([0.25, -0.5]), 1.0).tolist() == [2**26, -(2**27)]
+    assert ring.encode(np.array([3.0, 4.0], dtype=np.float32), 1.0).tolist() == [161_061_274, 214_748_365]
+    assert ring.encode(np.array([3.0, 4.0]), 10.0).tolist() == [80_530_637, 107_374_182]
 
 
 @settings(max_examples=50)
@@ -35,14 +35,14 @@ def test_encoding_clips_and_loses_half_a_unit(update: np.ndarray, clip: float) -
     words = ring.encode(update, clip)
     norm = np.linalg.norm(update)
     clipped = update * min(1.0, clip / norm) if norm else update
-    assert np.abs(ring.decode(words, clip) - clipped).max() <= clip * 2.0**-31 * (1 + 1e-6)
-    assert ring.square_sum(words) <= (2**30 + np.sqrt(40)) ** 2
+    assert np.abs(ring.decode(words, clip) - clipped).max() <= clip * 2.0**-29 * (1 + 1e-6)
+    assert ring.square_sum(words) <= (2**28 + np.sqrt(40)) ** 2
 
 
 def test_long_updates_are_encoded_like_short_ones() -> None:
     update = np.random.default_rng(0).normal(size=300_000)
     norm = np.sqrt(update @ update)
-    assert np.array_equal(ring.encode(update, 1.0), np.rint(update * (2.0**30 / norm)).astype(np.int64))
+    assert np.array_equal(ring.encode(update, 1.0), np.rint(update * (2.0**28 / norm)).astype(np.int64))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -117,16 +117,6 @@ def test_truncation_of_shares_is_off_by_one_at_most() -> None:
     first = ring.expand(SEED, len(secret))
     halves = ring.truncated(first, 12, second=False) + ring.truncated(secret - first, 12, second=True)
     assert np.abs(halves - secret / 2**12).max() <= 1.0
-
-
-def test_signs_have_the_stated_distribution_in_any_columns() -> None:
-    found = ring.signs(SEED, slice(0, 20_000), 32)
-    counts = [(found == value).mean() for value in (-1, 0, 1)]
-    assert np.allclose(counts, [0.25, 0.5, 0.25], atol=0.005)
-    assert np.abs(np.corrcoef(found) - np.eye(32)).max() < 0.05
-    assert np.array_equal(ring.signs(SEED, slice(1_000, 1_500), 32), found[:, 1_000:1_500])
-    with pytest.raises(ValueError, match="32"):
-        ring.signs(SEED, slice(0, 1), 33)
 
 
 @given(st.integers(1, 300), st.integers(1, 3_000_000))

@@ -9,10 +9,10 @@ import pytest
 from scipy.stats import chisquare
 
 from fedrobust.secure import ring, shares
-from fedrobust.secure.local import LocalParties
+from fedrobust.secure.local import LocalParties, introduce
 from fedrobust.secure.messages import DEALER, HEADER, OVERHEAD, Kind, MessageError, run_id, unpack
-from fedrobust.secure.server import OpeningError, support
 from fedrobust.secure.shares import Dealer, ShareServer, share
+from fedrobust.secure.weights import OpeningError, support
 
 RUN = run_id("shares")
 D = 50
@@ -42,8 +42,7 @@ def views(words: np.ndarray, count: int = 300) -> list[bytes]:
 def pair(**options: object) -> tuple[ShareServer, ShareServer]:
     """Two servers that can begin."""
     first, second = (ShareServer(k, RUN, D, **options) for k in range(2))
-    first.receive_common(second.common_seed())
-    second.receive_common(first.common_seed())
+    introduce((first, second))
     return first, second
 
 
@@ -137,7 +136,7 @@ def test_the_gram_matrix_is_exact_in_many_chunks(monkeypatch: pytest.MonkeyPatch
     opened = parties.play(updates, 1, 100.0)
     words = np.stack([ring.encode(update, 100.0) for update in updates]).astype(object)
     assert len(ring.column_chunks(5, d)) == 3
-    assert np.array_equal(opened.gram().matrix, (words @ words.T).astype(float) * 1e4 * 2.0**-60)
+    assert np.array_equal(opened.gram().matrix, (words @ words.T).astype(float) * 1e4 * 2.0**-56)
 
 
 STEPS: dict[str, tuple[Callable[[ShareServer], object], str]] = {
@@ -146,8 +145,6 @@ STEPS: dict[str, tuple[Callable[[ShareServer], object], str]] = {
     "gram": (lambda s: s.gram_share(), "triple must come first"),
     "anchor": (lambda s: s.anchor_share(EXTREME["ones"]), "gram must come first"),
     "combine": (lambda s: s.combine_share(np.ones(4, dtype=np.int64)), "gram must come first"),
-    "project": (lambda s: s.projection_share(bytes(32)), "aggregate must come first"),
-    "term": (lambda s: s.term_share(0), "projection must come first"),
     "remember": (lambda s: s.remember([], np.zeros(0, dtype=np.int64)), "gram must come first"),
     "receive": (lambda s: s.receive(b""), "agree is done"),
     "agree": (lambda s: s.agree([]), "agree is done"),
@@ -166,6 +163,9 @@ def test_chunks_are_exchanged_once() -> None:
     first, second = servers()
     for server, message in zip((first, second), Dealer().triple(RUN, 1, 4, D), strict=True):
         server.receive_triple(message.pack())
+        with pytest.raises(OpeningError, match="check must come first"):
+            server.gram_share()
+        server.check_share()
     with pytest.raises(OpeningError, match="1 of 1 chunks"):
         first.gram_share()
     data = second.difference(0)
