@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from fedrobust.experiment import Experiment
+from fedrobust.secure import SharedPrivacy
 
 
 def run_name(experiment: Experiment) -> str:
@@ -28,18 +29,32 @@ def tags(experiment: Experiment) -> dict[str, str]:
     stages = [*experiment.aggregation.stages, experiment.aggregation.rule]
     partition = experiment.data.partition
     alpha = getattr(partition, "alpha", None)
+    privacy = experiment.privacy
+    secret = isinstance(privacy, SharedPrivacy)
     return {
         "experiment": experiment.name,
         "attack": " + ".join(sizes) or "none",
         "defence": " + ".join(stage.name for stage in stages),
         "partition": f"{partition.name}{'' if alpha is None else f' {alpha:g}'}",
         "unit": partition.unit,
-        "protocol": experiment.privacy.name,
+        "protocol": privacy.name,
+        **({"secrecy": secrecy(privacy)} if secret else {}),
         "source": experiment.data.source.name,
         "seed": str(experiment.seed),
-        "deterministic": str(experiment.federation.deadline is None).lower(),
+        "deterministic": str(repeatable(experiment)).lower(),
         "git_commit": commit(),
     }
+
+
+def secrecy(privacy: SharedPrivacy) -> str:
+    """Whether the secrets of a protocol are any: "real", or "not secret" where everybody with the file knows them."""
+    return "real" if privacy.randomness == "system" else "not secret"
+
+
+def repeatable(experiment: Experiment) -> bool:
+    """Whether the same experiment gives the same bits: not with a deadline, and not where secrets are drawn anew."""
+    drawn = isinstance(experiment.privacy, SharedPrivacy) and experiment.privacy.randomness == "system"
+    return experiment.federation.deadline is None and not drawn
 
 
 @cache

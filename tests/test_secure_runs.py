@@ -22,6 +22,11 @@ ROUNDS = 5
 FLIPS = "attacks=[{name: sign_flip, count: 2, scale: 3}]"
 WORN = [f"federation.rounds={ROUNDS}", FLIPS, "aggregation={stages: [nnm], rule: adaptive}", "trust.acts=true", "trust.detector=consensus"]  # fmt: skip  # noqa: E501
 """A defence that remembers updates, at the servers, and reputations, which act."""
+REPEATABLE = {
+    "clear": "privacy=clear",
+    "shares": "privacy={name: shares, sketch: null, randomness: seed}",
+    "replicated": "privacy={name: replicated, sketch: null, randomness: seed}",
+}
 MEAN = ["federation.rounds=3", "attacks=[]", "aggregation={rule: mean}"]
 
 
@@ -42,7 +47,7 @@ def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def worn(place: Path, pool: Pool) -> dict[str, fedrobust.Result]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        return {name: run(*WORN, f"privacy={name}", pool=pool) for name in ("clear", "shares", "replicated")}
+        return {name: run(*WORN, privacy, pool=pool) for name, privacy in REPEATABLE.items()}
 
 
 def timeless_rounds(result: fedrobust.Result) -> list[dict[str, Any]]:
@@ -63,15 +68,30 @@ def test_a_run_ends_as_in_the_clear(name: str, worn: dict[str, fedrobust.Result]
     for theirs, ours in zip(clear.rounds, secret.rounds, strict=True):
         assert (ours["quarantined"], ours["rejected"]) == (theirs["quarantined"], {})
         for what in ("weights", "reputation", "anomaly"):
-            assert ours[what] == pytest.approx(theirs[what], abs=1e-3)
+            assert ours[what] == pytest.approx(theirs[what], abs=5e-3)
         assert (ours["functionals"], len(ours["commitments"])) == (0, 8)
         assert ours["upload_bytes"] > theirs["upload_bytes"] * (1.9 if name == "shares" else 3.8)
     assert secret.attackers == clear.attackers
     assert secret.final["test/balanced_accuracy"] == pytest.approx(clear.final["test/balanced_accuracy"], abs=0.02)
-    assert difference(secret, clear) < 1e-4
+    assert difference(secret, clear) < 2e-3
     attackers = set(secret.attackers)
     assert set(secret.rounds[-1]["quarantined"]) == attackers
     assert not verify_all(secret.folder).broken
+
+
+@pytest.mark.parametrize("name", ["shares", pytest.param("replicated", marks=pytest.mark.long)])
+def test_the_default_has_real_secrets_and_a_sketch(
+    name: str, worn: dict[str, fedrobust.Result], pool: Pool, place: Path
+) -> None:
+    found = run(*WORN, f"privacy={name}", pool=pool)
+    assert [record.get("skipped") for record in found.rounds] == [None] * ROUNDS
+    assert all(record["rejected"] == {} for record in found.rounds)
+    assert found.final["test/balanced_accuracy"] == pytest.approx(
+        worn["clear"].final["test/balanced_accuracy"], abs=0.05
+    )
+    assert set(found.rounds[-1]["quarantined"]) >= set(found.attackers)
+    assert found.final["model_sha256"] != worn[name].final["model_sha256"]
+    assert not verify_all(found.folder).broken
 
 
 def test_a_masked_mean_is_the_mean(worn: dict[str, fedrobust.Result], pool: Pool) -> None:
@@ -84,7 +104,7 @@ def test_a_masked_mean_is_the_mean(worn: dict[str, fedrobust.Result], pool: Pool
 
 @pytest.mark.long
 def test_the_same_bits_with_one_worker(worn: dict[str, fedrobust.Result]) -> None:
-    again = run(*WORN, "privacy=shares", "workers.count=1")
+    again = run(*WORN, REPEATABLE["shares"], "workers.count=1")
     assert again.final["model_sha256"] == worn["shares"].final["model_sha256"]
     assert timeless_rounds(again) == timeless_rounds(worn["shares"])
     assert [r["commitments"] for r in again.rounds] != [r["commitments"] for r in worn["shares"].rounds]  # another run
@@ -101,8 +121,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(*WORN, f"privacy={name}", hooks=[stop], pool=pool)
-    resumed = ended_again([*WORN, f"privacy={name}"], before, pool)
+        run(*WORN, REPEATABLE[name], hooks=[stop], pool=pool)
+    resumed = ended_again([*WORN, REPEATABLE[name]], before, pool)
     assert resumed.final["model_sha256"] == worn[name].final["model_sha256"]
     assert timeless_rounds(resumed) == timeless_rounds(worn[name])
     assert not verify_all(resumed.folder).broken
@@ -125,7 +145,7 @@ def test_actors_that_die_in_the_middle_of_a_round_change_nothing(
         return sent
 
     monkeypatch.setattr(PartyTeam, "send", killing)
-    survived = run(*WORN, "privacy=shares", pool=pool)
+    survived = run(*WORN, REPEATABLE["shares"], pool=pool)
     assert attempts == [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1), (5, 0)]
     assert survived.final["model_sha256"] == worn["shares"].final["model_sha256"]
     assert timeless_rounds(survived) == timeless_rounds(worn["shares"])

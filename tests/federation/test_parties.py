@@ -119,6 +119,25 @@ def test_a_run_that_goes_on_from_its_checkpoint_ends_with_the_same_bits(
     assert models(play(forgetful, 2)) != models(whole)  # the histories do count
 
 
+def test_real_secrets_come_back_with_the_checkpoint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sketch and the noise of a round are the same after a crash, so nothing new of its updates is opened."""
+    privacy = {"name": name, "randomness": "system", "sketch": 64}
+
+    def house() -> House:
+        return House(options(privacy, "multi_krum", 12), D, monkeypatch)
+
+    stopped = play(house(), last=2)
+    ends = []
+    for _ in range(2):
+        resumed = house()
+        resumed.arrays, resumed.records = dict(stopped.arrays), list(stopped.records)
+        resumed.parties = []  # none is alive that was there before
+        resumed.start(2)
+        ends.append(models(play(resumed, 2)))
+    assert ends[0] == ends[1] == models(play(stopped, 2))
+    assert models(play(house())) != ends[0]
+
+
 DEATHS = [
     (0, "receive", None),
     (1, "receive", None),
