@@ -125,7 +125,7 @@ def test_too_few_left_skip_the_round_with_nothing_opened(
     made = house(CLIP | {"threshold": 0.5}, monkeypatch)
     with monkeypatch.context() as patch:
         silent(patch, set(range(2, N)), step)
-        patch.setattr("fedrobust.secure.masking.decode", lambda *_: pytest.fail("a sum was opened"))
+        patch.setattr("fedrobust.secure.masking_server.decode", lambda *_: pytest.fail("a sum was opened"))
         record = made.round(updates(0, N, D))
     assert reason in record["skipped"]
     assert "weights" not in record and not made.arrays["weights"].any()
@@ -139,7 +139,7 @@ def test_below_the_quorum_the_sum_stays_closed(monkeypatch: pytest.MonkeyPatch) 
     made = house(CLIP, monkeypatch, federation={"clients": N, "quorum": 0.9})
     with monkeypatch.context() as patch:
         silent(patch, {4}, 1)
-        patch.setattr("fedrobust.secure.masking.decode", lambda *_: pytest.fail("a sum was opened"))
+        patch.setattr("fedrobust.secure.masking_server.decode", lambda *_: pytest.fail("a sum was opened"))
         record = made.round(updates(0, N, D))
     assert record["skipped"] == "8 of 9 updates were usable, below the quorum of 0.9"
     assert sorted(record["rejected"]) == [4]
