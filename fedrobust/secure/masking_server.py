@@ -50,7 +50,7 @@ class MaskingServer:
     """The server in one round: it takes the clients' messages of one step, then says what the next step is.
 
     Who sends nothing before the next step is called for has dropped out; what it sends later is refused. MaskingError
-    from a step: the round is over, nothing is opened.
+    from a step: the round is over, and no mean comes of it.
 
     `culprits`: client → what it did wrong beside messages that were refused, for certain. `notes`: what was wrong and
     may have been either client's fault.
@@ -174,14 +174,15 @@ class MaskingServer:
         around = self._directory.graph[client]
         sent = self._answers.get(client, {})
         self._enough(client, len(sent), "have sent their share of its secret")
-        shares = {around.index(other) + 1: share for other, share in sent.items()}
+        person = {other: number for number, other in enumerate(around, start=1)}
+        shares = {person[other]: share for other, share in sent.items()}
         try:
             secret, wrong = recover(shares, self._terms.shares_needed(len(around)), self._promised(client, alive))
         except ShareError as error:
             self.culprits[client] = "the shares that it dealt do not give the secret that it promised"
             raise MaskingError(f"the secret of client {client} cannot be put together: {error}") from error
         if wrong:
-            named = ", ".join(str(around[person - 1]) for person in sorted(wrong))
+            named = ", ".join(str(other) for other in around if person[other] in wrong)
             self.culprits[client] = f"it dealt wrong shares of its secret, to clients {named}"
         return secret
 

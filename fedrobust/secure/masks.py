@@ -42,7 +42,7 @@ ANSWER = np.dtype([("client", "<i8"), ("survived", "u1"), ("share", f"V{SHARE_BY
 
 
 class MaskingError(FedRobustError):
-    """A round of masks that cannot go on. Nothing has been opened."""
+    """A round of masks that cannot go on, for a client or for all: no mean comes of it."""
 
 
 @dataclass(frozen=True)

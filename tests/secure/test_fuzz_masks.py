@@ -314,7 +314,10 @@ def added_first(self, sender, body):
 
 
 FAULTS = {
-    "keys are not checked": ((MaskingServer, "_take_keys", keys_unchecked), "is stopped|from the server"),
+    "keys are not checked": (
+        (MaskingServer, "_take_keys", keys_unchecked),
+        "is stopped|from the server|by whose fault",
+    ),
     "answers are not checked": (
         (MaskingServer, "_take_answers", answers_unchecked),
         "honest clients are named|from the server",
