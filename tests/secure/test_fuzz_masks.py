@@ -316,7 +316,7 @@ def added_first(self, sender, body):
 FAULTS = {
     "keys are not checked": (
         (MaskingServer, "_take_keys", keys_unchecked),
-        "is stopped|from the server|by whose fault",
+        "stopped|from the server|by whose fault",
     ),
     "answers are not checked": (
         (MaskingServer, "_take_answers", answers_unchecked),
