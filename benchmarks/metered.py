@@ -17,7 +17,8 @@ import numpy as np
 
 from fedrobust.aggregation import Combination
 from fedrobust.secure.local import LocalParties
-from fedrobust.secure.masking import MaskingClient, MaskingServer
+from fedrobust.secure.masking import MaskingClient
+from fedrobust.secure.masking_server import MaskingServer
 from fedrobust.secure.masks import MaskingError, Terms
 from fedrobust.secure.messages import COORDINATOR, DEALER, HEADER, Message, number_of, run_id, unpack
 from fedrobust.secure.opened import Opened

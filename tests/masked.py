@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 
 from fedrobust.secure import masks
-from fedrobust.secure.masking import MaskingClient, MaskingServer
-from fedrobust.secure.masks import Terms, decode, encode
-from fedrobust.secure.messages import run_id, unpack
+from fedrobust.secure.masking import MaskingClient
+from fedrobust.secure.masking_server import MaskingServer
+from fedrobust.secure.masks import SEALED, SEALED_BYTES, Terms, decode, encode, fingerprint, seal, unseal
+from fedrobust.secure.messages import MessageError, run_id, unpack
+from fedrobust.secure.shamir import SHARE_BYTES
 
 N, D = 9, 40
 TERMS = Terms(run_id("a run"), 4, D, clip=2.0)
@@ -57,6 +61,42 @@ class Round:
         for i in set(self.clients) - set(gone):
             self.send(self.clients[i].unmask(self.survivors))
         return self.server.open()
+
+
+def refused(server, message):
+    """Why the server refuses a message; refusing has to change nothing and to name the client."""
+    before = pickle.dumps(vars(server))
+    try:
+        server.receive(message)
+    except MessageError as error:
+        assert pickle.dumps(vars(server)) == before
+        assert f"client {message.sender}" in str(error)
+        return str(error)
+    raise AssertionError("the message was taken")
+
+
+def dealt(client, message, changes, prints=True, commitment=None):
+    """The message with which a malicious client deals other shares: neighbour → the pair that it seals for it.
+
+    None seals rubbish. prints: whether the fingerprints are those of what it seals. commitment: to another mask.
+    """
+    rows = np.frombuffer(message.body, dtype=SEALED, offset=32).copy()
+    for other, pair in changes.items():
+        (at,) = np.flatnonzero(rows["client"] == other)
+        key = client._sealing[other]
+        sealed = bytes(SEALED_BYTES) if pair is None else seal(key, client._client, other, b"".join(pair))
+        rows["sealed"][at] = np.void(sealed)
+        if prints and pair is not None:
+            rows["key_print"][at], rows["mask_print"][at] = (np.void(fingerprint(share)) for share in pair)
+    return replace(message, body=(commitment or message.body[:32]) + rows.tobytes())
+
+
+def pair_for(client, message, other):
+    """The two shares that a client has sealed for a neighbour."""
+    rows = np.frombuffer(message.body, dtype=SEALED, offset=32)
+    (row,) = rows[rows["client"] == other]
+    opened = unseal(client._sealing[other], client._client, other, bytes(row["sealed"]))
+    return opened[:SHARE_BYTES], opened[SHARE_BYTES:]
 
 
 def play(rows, terms=TERMS, gone=((), (), (), ()), counts=None, seed=0):

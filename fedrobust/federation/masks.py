@@ -14,7 +14,7 @@ from fedrobust.aggregation.gram import Floats
 from fedrobust.federation.actors import ActorDied, answer
 from fedrobust.secure import MaskingPrivacy
 from fedrobust.secure.grouping import GroupRows, MaskedSum
-from fedrobust.secure.masking import MaskingServer, Opened
+from fedrobust.secure.masking_server import MaskingServer, Opened
 from fedrobust.secure.masks import MaskingError
 from fedrobust.secure.messages import Kind, MessageError, unpack
 from fedrobust.secure.sending import terms
@@ -36,11 +36,12 @@ class Masked:
     d: int
     patience: float
     refused: dict[int, str] = field(default_factory=dict)
-    """Client → why it is in no sum, when that is known; not who did its part in a group that failed."""
+    """Client → why it is in no sum, or what it did wrong though it is in one; not who did its part in a group that
+    failed."""
     commitments: dict[int, str] = field(default_factory=dict)
     """Client → digest of its masked update, when that is here."""
     notes: list[str] = field(default_factory=list)
-    """Which groups opened nothing, and why."""
+    """Which groups opened nothing, and why; what was wrong and may have been either hospital's fault."""
     _bytes: dict[str, int] = field(default_factory=lambda: {"upload_bytes": 0, "server_bytes": 0})
 
     def receive(
@@ -65,7 +66,7 @@ class Masked:
         for step in ("directory", "deliveries", "survivors", "open"):
             came = self._taken(arrived, place, servers)
             if step == "survivors" and (reason := too_few(sum(map(len, came.values())))):
-                raise self._failed(clients, set(self.commitments), reason)
+                raise self._failed(clients, blameless.union(self.commitments), reason)
             outgoing: Messages = {}
             for index, server in list(servers.items()):
                 try:
@@ -82,6 +83,9 @@ class Masked:
                         self.notes.append(f"group of {', '.join(map(str, self.groups[index]))}: {error}")
                     if not servers:
                         raise self._failed(clients, blameless, str(error)) from error
+                finally:
+                    if step == "open":
+                        self._told(server)
             arrived = self._replies(outgoing)
         here = sorted(client for opened in sent.values() for client in opened.survivors)
         self._refuse(set(clients) - set(here) - blameless)
@@ -108,6 +112,12 @@ class Masked:
                 self.commitments[client] = hashlib.sha256(data).hexdigest()
         return came
 
+    def _told(self, server: MaskingServer) -> None:
+        """Put on record what a group's server has found out about its clients."""
+        for client, why in server.culprits.items():
+            self.refused[client] = "; ".join(filter(None, (self.refused.get(client), why)))
+        self.notes.extend(server.notes)
+
     def _refuse(self, clients: Iterable[int]) -> None:
         for client in sorted(clients):
             self.refused.setdefault(client, "dropped out while the masks were made")
@@ -121,7 +131,7 @@ class Masked:
         return dict(self._bytes)
 
     def _first(self) -> Messages:
-        return self._collected([reference for _, _, reference in self.holders])
+        return self._collected([(clients, reference) for clients, _, reference in self.holders])
 
     def _replies(self, outgoing: Mapping[int, bytes]) -> Messages:
         """What the hospitals answer to these messages."""
@@ -130,16 +140,21 @@ class Masked:
         for clients, holder, _ in self.holders:
             own = {client: outgoing[client] for client in clients if client in outgoing}
             if own:
-                asked.append(holder.send.remote("reply", own))
+                asked.append((list(own), holder.send.remote("reply", own)))
         return self._collected(asked)
 
-    def _collected(self, references: Sequence[Any]) -> Messages:
-        """The messages behind the references; the hospitals of an actor that has died have dropped out."""
+    def _collected(self, asked: Sequence[tuple[Sequence[int], Any]]) -> Messages:
+        """The messages behind the references, each with the clients that were asked; nobody else's count.
+
+        The hospitals of an actor that has died have dropped out.
+        """
         found: Messages = {}
-        for reference in references:
+        for clients, reference in asked:
             try:
-                found |= answer(reference, f"round {self.round}: hospitals to answer", self.patience)
+                came = answer(reference, f"round {self.round}: hospitals to answer", self.patience)
             except ActorDied:
                 continue
+            if isinstance(came, Mapping):
+                found |= {client: came[client] for client in clients if isinstance(came.get(client), bytes)}
         self._bytes["upload_bytes"] += sum(map(len, found.values()))
         return found

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedrobust.aggregation import AnyRule, Clear, Combination, Gram, NotRevealed, Protocol, Rule, Stage, resolve_f
 from fedrobust.errors import ExperimentError
-from fedrobust.secure.masking import Opened
+from fedrobust.secure.masking_server import Opened
 from fedrobust.seeds import generator
 
 Floats = NDArray[np.float64]

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.errors import FedRobustError
+from fedrobust.secure.messages import Kind
 from fedrobust.secure.ring import expand
-from fedrobust.secure.shamir import SHARE_BYTES
+from fedrobust.secure.shamir import SHARE_BYTES, is_share
 
 Words = NDArray[Any]
 """Elements of the ring, uint32 or uint64; the last one is the weight."""
@@ -26,15 +27,22 @@ CHUNK_BYTES = 1 << 19
 """Masks are made and added in pieces of this size: they stay in a core's cache."""
 PIECE = CHUNK_BYTES // 8
 """Coordinates that are encoded at once."""
+SERVER = "coordinator"
+STEPS = (Kind.KEYS, Kind.KEY_SHARES, Kind.MASKED, Kind.UNMASK)
+"""What the clients send, one after the other."""
 KEY_BYTES = 32
+PRINT_BYTES = 16
+"""Of a share's fingerprint: to find another share with the same one takes 2^128 attempts."""
 SEALED_BYTES = 12 + 2 * SHARE_BYTES + 16
 KEYS = np.dtype([("client", "<i8"), ("channel", "V32"), ("mask", "V32")])
-SEALED = np.dtype([("client", "<i8"), ("sealed", f"V{SEALED_BYTES}")])
+PRINT = f"V{PRINT_BYTES}"
+SEALED = np.dtype([("client", "<i8"), ("key_print", PRINT), ("mask_print", PRINT), ("sealed", f"V{SEALED_BYTES}")])
+"""For or from a neighbour: the fingerprints of a share of the mask key and of one of the own mask, and both, sealed."""
 ANSWER = np.dtype([("client", "<i8"), ("survived", "u1"), ("share", f"V{SHARE_BYTES}")])
 
 
 class MaskingError(FedRobustError):
-    """A round of masks that cannot go on. Nothing has been opened."""
+    """A round of masks that cannot go on, for a client or for all: no mean comes of it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class Terms:
         """t for k neighbours, above half of them: two halves cannot both answer the server in full. Nor can the clients
         that are left fall apart into groups, each with a sum of its own: who is at a gap has lost k / 2 neighbours.
         """
-        return math.floor(self.threshold * k + 1e-9) + 1
+        return min(math.floor(self.threshold * k + 1e-9) + 1, k)
 
     def scale(self, n: int) -> float:
         """2^F, the largest power for which a sum of n numbers in [−1, 1] stays within the ring, at most 2^40."""
@@ -107,12 +115,13 @@ def risk(n: int, k: int, threshold: float, colluding: int, dropping: int) -> tup
     secrecy: some client has t or more colluding neighbours (hypergeometric, summed over the clients), or colluding and
     dropped ones cut the circle (n ((c + r) / n)^(k/2)), so that less than the sum of all is hidden. success: more than
     k − t neighbours of some client drop out, and the round fails. The conditions are those of Bell et al.; who colludes
-    must not know the graph beforehand, which is drawn from the round's keys.
+    must not know the graph beforehand, which is drawn from the round's keys: a client that sends its own after it has
+    seen the others', from the server, can try keys until it likes the graph.
     """
     from scipy.stats import hypergeom
 
     k = min(2 * -(-k // 2), n - 1)
-    t = math.floor(threshold * k + 1e-9) + 1
+    t = min(math.floor(threshold * k + 1e-9) + 1, k)
     cut = 0.0 if k == n - 1 or not colluding else n * ((colluding + dropping) / n) ** (k // 2)
     secrecy = n * float(hypergeom.sf(t - 1, n - 1, colluding, k)) + cut
     return min(secrecy, 1.0), min(n * float(hypergeom.sf(k - t, n - 1, dropping, k)), 1.0)
@@ -122,18 +131,21 @@ def risk(n: int, k: int, threshold: float, colluding: int, dropping: int) -> tup
 
 
 def encode(update: NDArray[Any], count: float | None, terms: Terms, n: int) -> Words:
-    """The update, clipped and weighted, then its weight, as d + 1 words; the count is read where counts are weights."""
+    """The update, clipped and weighted, then its weight, as d + 1 words; the count is read where counts are weights.
+
+    MaskingError for what cannot be sent: another shape, a number that is not finite, a count that is not positive.
+    """
     if update.shape != (terms.d,):
-        raise ValueError(f"the update has the shape {update.shape}, agreed are {terms.d} coordinates")
+        raise MaskingError(f"the update has the shape {update.shape}, agreed are {terms.d} coordinates")
     pieces = [slice(first, min(first + PIECE, terms.d)) for first in range(0, terms.d, PIECE)]
     doubles = (update[piece].astype(np.float64) for piece in pieces)
     norm = math.sqrt(math.fsum(float(part @ part) for part in doubles))
     if not math.isfinite(norm):
-        raise ValueError("an update with NaN or Inf cannot be masked")
+        raise MaskingError("an update with NaN or Inf cannot be masked")
     weight = 1.0
     if terms.largest_count is not None:
         if count is None or not 0 < count < math.inf:
-            raise ValueError(f"a sample count must be a positive number, found {count}")
+            raise MaskingError(f"a sample count must be a positive number, found {count}")
         weight = min(count / terms.largest_count, 1.0)
     scale = terms.scale(n)
     words = np.empty(terms.d + 1, dtype=terms.word)
@@ -178,16 +190,30 @@ def public_key(private: bytes) -> bytes:
 
 def agreed(private: bytes, public: bytes, terms: Terms, *purpose: object) -> bytes:
     """The 32 bytes that two parties share for one purpose in one round; MaskingError for a degenerate public key."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+    info = "\n".join(map(str, ("fedrobust masking", terms.run, terms.round, *purpose))).encode()
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(_exchanged(private, public))
+
+
+def _exchanged(private: bytes, public: bytes) -> bytes:
+    """X25519; MaskingError for a public key with which everybody would agree on zero."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
     try:
-        secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
         raise MaskingError("a public key of small order") from error
-    info = "\n".join(map(str, ("fedrobust masking", terms.run, terms.round, *purpose))).encode()
-    return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(secret)
+
+
+def essence(public: bytes) -> bytes:
+    """What a public key is to everybody who agrees on something with it; MaskingError for one of small order.
+
+    A point of the curve can be written in several ways, and a point of order 1, 2, 4 or 8 may be added: what is agreed
+    with it stays the same, since private keys are multiples of eight. So does 2^254 times the point, which this is.
+    """
+    return _exchanged(bytes(KEY_BYTES), public)
 
 
 def mask_key(private: bytes, public: bytes, terms: Terms, one: int, other: int) -> tuple[bytes, int]:
@@ -218,6 +244,18 @@ def unseal(key: bytes, sender: int, receiver: int, sealed: bytes) -> bytes | Non
 def commitment(seed: bytes) -> bytes:
     """What a client shows of its own mask's seed, so that the one put together from shares can be checked."""
     return hashlib.sha256(b"fedrobust self mask" + seed).digest()
+
+
+def fingerprint(share: bytes) -> bytes:
+    """What a client publishes of each share that it deals (16 bytes). A share is as good as random, so it tells nothing
+    of it, but for who guesses all of its 256 bits.
+    """
+    return hashlib.sha256(b"fedrobust share" + share).digest()[:PRINT_BYTES]
+
+
+def is_dealt(share: bytes, published: bytes) -> bool:
+    """Whether this is a share, and the one with the published fingerprint."""
+    return is_share(share) and fingerprint(share) == published
 
 
 @dataclass(frozen=True)

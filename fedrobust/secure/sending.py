@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,10 +11,12 @@ from numpy.typing import NDArray
 from fedrobust.secure import replicated, shares
 from fedrobust.secure.masking import MaskingClient
 from fedrobust.secure.masks import MaskingError, Terms
-from fedrobust.secure.messages import Kind, MessageError, run_id, unpack
+from fedrobust.secure.messages import Kind, Message, MessageError, run_id, unpack
 from fedrobust.secure.privacy import MaskingPrivacy, Privacy, SharedPrivacy
 from fedrobust.secure.randomness import entropy
 from fedrobust.secure.ring import encode
+
+logger = logging.getLogger(__name__)
 
 Packet = tuple[int, NDArray[np.uint8]]
 """Who sent it, and a message's bytes as an array: Ray hands those on without a copy."""
@@ -73,22 +76,29 @@ class Sender:
         return {client: masking.keys().pack() for client, (masking, _, _) in self._masking.items()}
 
     def reply(self, received: Mapping[int, bytes]) -> dict[int, bytes]:
-        """What the clients here answer to the server's messages, client → message; who refuses to go on is left out."""
+        """What the clients here answer to the server's messages, client → message; who does not go on is left out.
+
+        That is who refuses to, who is asked without having begun, and who fails: nobody else loses the round by it.
+        """
         sent = {}
         for client, data in received.items():
-            masking, update, count = self._masking[client]
+            if client not in self._masking:
+                continue
             try:
-                message = unpack(data)
-                if message.kind is Kind.KEYS:
-                    answer = masking.shares(message)
-                elif message.kind is Kind.KEY_SHARES:
-                    answer = masking.masked(message, update, count)
-                else:
-                    answer = masking.unmask(message)
+                sent[client] = _answer(*self._masking[client], unpack(data)).pack()
             except (MaskingError, MessageError):
                 continue
-            sent[client] = answer.pack()
+            except Exception:
+                logger.exception("client %d fails in a round of masks, and has left it", client)
         return sent
+
+
+def _answer(masking: MaskingClient, update: NDArray[np.float32], count: float | None, message: Message) -> Message:
+    if message.kind is Kind.KEYS:
+        return masking.shares(message)
+    if message.kind is Kind.KEY_SHARES:
+        return masking.masked(message, update, count)
+    return masking.unmask(message)
 
 
 def terms(privacy: MaskingPrivacy, run: str, number: int, group: int, d: int) -> Terms:

@@ -25,7 +25,8 @@ from fedrobust.aggregation import (
 )
 from fedrobust.errors import ExperimentError
 from fedrobust.secure.grouping import GroupRows, MaskedSum, draw_groups, groups_refusal, members_scores, no_blame
-from fedrobust.secure.masking import MaskingClient, MaskingServer, Opened
+from fedrobust.secure.masking import MaskingClient
+from fedrobust.secure.masking_server import MaskingServer, Opened
 from fedrobust.secure.masks import MaskingError, Terms
 from fedrobust.secure.messages import run_id
 

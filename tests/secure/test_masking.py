@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from masked import TERMS, D, N, Round, plain, play, ring_mean, updates
 
-from fedrobust.secure import masking
-from fedrobust.secure.masks import CHUNK_BYTES, MaskingError, add_masks
+from fedrobust.secure import masking_server
+from fedrobust.secure.masks import CHUNK_BYTES, SEALED, MaskingError, add_masks, neighbourhoods
 
 # Sums
 
@@ -98,7 +98,9 @@ def test_counts_weigh_and_only_their_sum_is_opened(bits):
 def fresh(monkeypatch):
     """A list that grows whenever a mask is removed."""
     removed = []
-    monkeypatch.setattr(masking, "add_masks", lambda words, seeds: (removed.append(seeds), add_masks(words, seeds)))
+    monkeypatch.setattr(
+        masking_server, "add_masks", lambda words, seeds: (removed.append(seeds), add_masks(words, seeds))
+    )
     return removed
 
 
@@ -136,9 +138,33 @@ def test_too_few_from_the_start(step):
         game.keys((1, 2)) if step == "keys" else (game.keys(), game.shares((0, 1)))
 
 
+def test_where_all_have_too_few_neighbours_the_round_is_over():
+    game = Round()
+    game.keys()
+    with pytest.raises(MaskingError, match="4 of the 8 neighbours of client 0 sent shares, 6 are needed"):
+        game.shares(gone=(5, 6, 7, 8))
+    with pytest.raises(MaskingError, match="the server has taken 4 steps"):
+        game.server.survivors()
+
+
 def test_a_client_with_too_few_neighbours_sends_nothing():
     game = Round()
     game.keys()
-    game.shares(gone=(5, 6, 7, 8))
+    game.shares()
+    rows = np.frombuffer(game.deliveries[0].body, dtype=SEALED)
     with pytest.raises(MaskingError, match="4 of the 8 neighbours of client 0 sent shares, 6 are needed"):
-        game.clients[0].masked(game.deliveries[0], updates()[0])
+        game.clients[0].masked(replace(game.deliveries[0], body=rows[:4].tobytes()), updates()[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(8, 20), st.integers(2, 8), st.integers(0, 99), st.data())
+def test_who_has_too_few_neighbours_left_would_take_everybody_with_it(n, k, seed, data):
+    # So nothing is lost where the round is over as soon as one client cannot go on.
+    graph, terms = neighbourhoods(range(n), k, bytes([seed])), replace(TERMS, threshold=0.5)
+    there = data.draw(st.sets(st.integers(0, n - 1), min_size=1))
+    needed = terms.shares_needed(len(graph[0]))
+    lonely = first = {i for i in there if len(there.intersection(graph[i])) < needed}
+    while lonely:
+        there = there - lonely
+        lonely = {i for i in there if len(there.intersection(graph[i])) < needed}
+    assert not (first and there)

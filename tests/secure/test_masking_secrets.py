@@ -121,7 +121,7 @@ def test_the_server_gets_keys_sealed_shares_and_uniform_words_of_these_sizes():
     sizes = Counter((unpack(data).kind, len(data) - OVERHEAD) for data in game.wire)
     assert sizes == {
         (Kind.KEYS, 8 + 2 * 32): N,
-        (Kind.KEY_SHARES, 32 + (N - 1) * (8 + 12 + 2 * 33 + 16)): N,
+        (Kind.KEY_SHARES, 32 + (N - 1) * (8 + 2 * 16 + 12 + 2 * 33 + 16)): N,
         (Kind.MASKED, 4 * (D + 1)): N - 1,
         (Kind.UNMASK, (N - 1) * (8 + 1 + 33)): N - 1,
     }

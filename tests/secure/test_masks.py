@@ -66,7 +66,7 @@ def test_the_least_number_above_the_share():
 
 @pytest.mark.parametrize("count", [None, 0, -3, float("nan"), float("inf")])
 def test_a_count_that_is_none_is_refused(count):
-    with pytest.raises(ValueError, match="positive number"):
+    with pytest.raises(MaskingError, match="positive number"):
         encode(updates()[0], count, replace(TERMS, largest_count=9.0), N)
 
 
@@ -83,9 +83,9 @@ def test_weights_that_cannot_be_are_noticed():
 def test_what_is_not_finite_is_not_sent(bad):
     row = updates()[0]
     row[7] = bad
-    with pytest.raises(ValueError, match="NaN or Inf"):
+    with pytest.raises(MaskingError, match="NaN or Inf"):
         encode(row, None, TERMS, N)
-    with pytest.raises(ValueError, match="40 coordinates"):
+    with pytest.raises(MaskingError, match="40 coordinates"):
         encode(row[:-1], None, TERMS, N)
 
 

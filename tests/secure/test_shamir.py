@@ -1,4 +1,4 @@
-"""Shamir's shares: from any t of them the secret, from fewer nothing, and a few wrong ones are left out."""
+"""Shamir's shares: from any t of them the secret, from fewer nothing; a few wrong ones are found and named."""
 
 from __future__ import annotations
 
@@ -94,20 +94,71 @@ def test_a_result_above_32_bytes_is_refused():
 
 @settings(max_examples=30, deadline=None)
 @given(wrong=st.sets(st.integers(1, 9), max_size=2), seed=st.integers(0, 1000))
-def test_wrong_shares_are_left_out(wrong, seed):
+def test_one_wrong_share_among_nine_is_named(wrong, seed):
     rng = random.Random(seed)
     secret = rng.randbytes(32)
     shares = numbered(split(secret, 9, 6))
     for person in wrong:
         shares[person] = rng.randbytes(32) + b"\0"
-    assert recover(shares, 6, lambda found: found == secret) == secret
+    # One is within the radius ⌊(9 − 6) / 2⌋; of two it may only be said that something is wrong.
+    if len(wrong) < 2:
+        assert recover(shares, 6, lambda found: found == secret) == (secret, wrong)
+    else:
+        with pytest.raises(ShareError, match="up to 1 may be wrong"):
+            recover(shares, 6, lambda found: found == secret)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), threshold=st.integers(2, 12), spare=st.integers(0, 9), seed=st.integers(0, 1000))
+def test_up_to_half_of_the_spare_shares_may_be_wrong_wherever_they_are(data, threshold, spare, seed):
+    rng = random.Random(seed)
+    secret, count = rng.randbytes(32), threshold + spare
+    shares = numbered(split(secret, count + 3, threshold))
+    here = rng.sample(sorted(shares), count)  # some have not come back
+    wrong = data.draw(st.sets(st.sampled_from(here), max_size=spare // 2))
+    kind = data.draw(st.sampled_from(["random", "one off", "of another secret", "no element"]))
+    other = numbered(split(rng.randbytes(32), count + 3, threshold))
+    for person in wrong:
+        value = int.from_bytes(shares[person], "little")
+        shares[person] = {
+            "random": rng.randbytes(32) + b"\0",
+            "one off": ((value + 1) % FIELD).to_bytes(SHARE_BYTES, "little"),
+            "of another secret": other[person],
+            "no element": b"\xff" * SHARE_BYTES,
+        }[kind]
+    found = recover({person: shares[person] for person in here}, threshold, lambda found: found == secret)
+    assert found == (secret, wrong)
+
+
+def test_three_wrong_shares_among_sixty_are_decoded_and_not_searched_for():
+    secret, attempts = b"s" * 32, []
+    for wrong in ({1, 2, 3}, {20, 33, 47}, {58, 59, 60}):
+        shares = numbered(split(secret, 60, 41))
+        shares |= dict.fromkeys(wrong, b"\x07" * 32 + b"\x00")
+        assert recover(shares, 41, lambda found: attempts.append(found) or found == secret) == (secret, wrong)
+    assert len(attempts) <= 6  # the polynomial through all shares, and the one that is decoded
+
+
+def test_errors_that_cancel_in_the_secret_do_no_harm():
+    shares = numbered(split(b"s" * 32, 9, 5))
+    factors = shamir._factors(tuple(shares))
+    for person, error in ((2, factors[2]), (3, FIELD - factors[1])):
+        value = (int.from_bytes(shares[person], "little") + error) % FIELD
+        shares[person] = value.to_bytes(SHARE_BYTES, "little")
+    assert recover(shares, 5, lambda found: found == b"s" * 32)[0] == b"s" * 32
+
+
+def test_shares_that_fit_together_and_give_another_secret_are_refused():
+    shares = numbered(split(b"t" * 32, 9, 5))
+    with pytest.raises(ShareError, match="not the one that was promised"):
+        recover(shares, 5, lambda found: found == b"s" * 32)
 
 
 def test_more_wrong_shares_than_spare_ones_give_nothing():
     shares = numbered(split(b"s" * 32, 5, 4))
     other = split(b"s" * 32, 5, 4)
     shares |= {1: other[0], 2: other[1]}
-    with pytest.raises(ShareError, match="wrong shares: no 4 of 5"):
+    with pytest.raises(ShareError, match="wrong shares: of 5 shares, 4 of which are needed, up to 0 may be wrong"):
         recover(shares, 4, lambda found: found == b"s" * 32)
 
 
