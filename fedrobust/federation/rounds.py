@@ -160,7 +160,11 @@ class Federation:
         `arrays` are those of the last checkpoint: a round in which a party of the protocol dies begins again from them.
         """
         if not updates.arrived():
-            raise FederationError(f"round {round}: no update arrived by the deadline; raise federation.deadline")
+            drawn = self.experiment.federation.participants()
+            reason = "no update arrived by the deadline; raise federation.deadline"
+            if not updates.late:
+                reason = f"all {drawn} hospitals drawn are absent; raise federation.participation, or lower the attack"
+            raise FederationError(f"round {round}: {reason}")
         blocks, columns = updates.honest, self.hosts.columns
         root = updates.root[0] if updates.root else None
         if updates.crafting:
@@ -183,6 +187,8 @@ class Federation:
         record["train_loss"] = dict(sorted(updates.losses.items()))
         if updates.late:
             record["late"] = sorted(updates.late)
+            if "skipped" in record:
+                record["skipped"] += f", {len(updates.late)} late"
         return record, weights, found
 
     def _aggregated(

@@ -67,7 +67,7 @@ def test_runs_that_have_not_ended_are_told_and_left_out() -> None:
         ([], "nothing to compare: no runs"),
         ([compared()], "nothing to compare: only one run"),
         ([compared(), compared()], "only one run; 1 run repeats"),
-        ([compared()[:3], compared(seed=2)[:1]], "no run has ended; run krum7 has not ended"),
+        ([compared()[:3], compared(seed=2)[:1]], "no run has a result; run krum7 has not ended"),
     ],
 )
 def test_nothing_to_compare_is_one_line(journals: list[list[Any]], told: str) -> None:
