@@ -276,8 +276,8 @@ def counted(protocol: Protocol, clients: np.ndarray, weights: np.ndarray | None)
 
 
 def counts(rejected: Mapping[int, str]) -> str:
-    """`4 not finite, 1 truncated`: why updates were rejected, the most frequent reason first; empty if none was."""
-    return ", ".join(f"{count} {reason}" for reason, count in Counter(rejected.values()).most_common())
+    """`not finite: 4, truncated: 1`: why updates were rejected, the most frequent reason first; empty if none was."""
+    return ", ".join(f"{reason}: {count}" for reason, count in Counter(rejected.values()).most_common())
 
 
 def by_client(

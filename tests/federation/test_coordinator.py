@@ -72,7 +72,7 @@ def test_below_the_quorum_the_model_stays(updates: np.ndarray) -> None:
     updates[:4] = np.nan
     record, weights, _ = coordinator().aggregate(1, [range(CLIENTS)], [0, 1, 2, 3], None, updates)
     assert not weights.any()
-    assert record["skipped"] == "2 of 6 updates were usable, below the quorum of 0.5 (4 not finite)"
+    assert record["skipped"] == "2 of 6 updates were usable, below the quorum of 0.5 (not finite: 4)"
     assert record["suspected"] == [0, 1, 2, 3]
 
 
@@ -122,7 +122,7 @@ def test_where_all_updates_are_rejected_nobody_is_judged(updates: np.ndarray) ->
     made = coordinator()
     for round in range(1, 4):
         record, weights, _ = made.aggregate(round, [range(CLIENTS)], [3], None, updates * np.nan)
-        assert record["skipped"] == "0 of 6 updates were usable, below the quorum of 0.5 (6 not finite)"
+        assert record["skipped"] == "0 of 6 updates were usable, below the quorum of 0.5 (not finite: 6)"
     assert record["suspected"] == [] and record["detection"] == {}
     assert set(record["reputation"].values()) == {0.5}
     assert not weights.any()
