@@ -14,9 +14,18 @@ from rich.console import Console
 
 from fedrobust import cli
 from fedrobust.experiment import Experiment
+from fedrobust.federation.verification import Verdict
 from fedrobust.report import Run, compare
 from fedrobust.runner import Result
-from fedrobust.terminal import Progress, families, show_comparison, show_machine, show_options, show_result
+from fedrobust.terminal import (
+    Progress,
+    families,
+    show_comparison,
+    show_machine,
+    show_options,
+    show_result,
+    show_verdict,
+)
 
 
 @pytest.fixture
@@ -95,6 +104,13 @@ def test_the_bar_tells_of_skipped_rounds_and_not_of_the_initial_models_figures()
         "round 2/3: no round made yet",
         "round 3/3: balanced accuracy 0.500",
     ]
+
+
+@pytest.mark.parametrize(("skipped", "told"), [(0, "0 of 4"), (1, "1 of 4"), (4, "4 of 4; no round changed the model")])
+def test_an_audit_tells_how_many_rounds_were_skipped(out: Console, skipped: int, told: str) -> None:
+    show_verdict(out, Verdict("r1", 10, "head", "key", 4, True, skipped), None)
+    (line,) = [line for line in out.export_text().splitlines() if "rounds skipped" in line]
+    assert line.strip(" │").endswith(told)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

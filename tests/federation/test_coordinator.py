@@ -76,6 +76,11 @@ def test_below_the_quorum_the_model_stays(updates: np.ndarray) -> None:
     assert record["suspected"] == [0, 1, 2, 3]
 
 
+def test_an_aggregate_of_zero_is_a_round_that_was_made(updates: np.ndarray) -> None:
+    record, weights, _ = coordinator().aggregate(1, [range(CLIENTS)], [], None, 0 * updates)
+    assert "skipped" not in record and not weights.any()
+
+
 def test_too_few_for_the_rule_skip_the_round_and_do_not_end_the_run(updates: np.ndarray) -> None:
     updates[:2] = np.nan
     made = coordinator(aggregation={"rule": "krum"}, federation={"clients": CLIENTS, "quorum": 0.1})
