@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from tiny import YAML, run, write_patches
 import fedrobust
 from fedrobust import cli
 from fedrobust.errors import ExperimentError, FederationError, UntrainedError
+from fedrobust.federation.hosts import Updates
 from fedrobust.federation.journal import read_journal
 from fedrobust.federation.pool import Pool
+from fedrobust.federation.rounds import explained
 from fedrobust.federation.verification import verify_all
 
 DIVERGED = ["learning.local.optimizer.lr=1.0e+30", "attacks=[]", "federation.rounds=3"]
@@ -87,6 +90,12 @@ def test_a_run_whose_protocol_refuses_every_round_fails_and_says_why(pool: Pool)
     assert (folder / "report.html").exists()
 
 
+def test_where_training_diverges_behind_a_protocol_the_reason_says_so(pool: Pool) -> None:
+    _, told = untrained(*DIVERGED, "privacy=shares", pool=pool)
+    assert "its shares did not reach every server: 8" in told and "training loss not finite: 8" in told
+    assert "Lower learning.local.optimizer.lr" in told
+
+
 def test_the_command_ends_with_an_error_of_one_line(
     pool: Pool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,3 +155,10 @@ def test_where_all_that_were_drawn_are_absent_the_reason_is_not_the_deadline(poo
             "federation={clients: 8, rounds: 8, participation: 0.1}",
             pool=pool,
         )
+
+
+def test_a_reason_names_who_was_late_and_whose_training_diverged() -> None:
+    updates = Updates(losses={0: 0.5, 1: math.nan, 2: math.inf}, late=[3])
+    assert explained("below the quorum", updates) == ", late: 1, training loss not finite: 2"
+    assert explained("below the quorum (not finite: 2)", updates) == ", late: 1"
+    assert explained("krum needs more", Updates(losses={0: 0.5})) == ""
