@@ -41,10 +41,10 @@ class Skips:
         return f"{self.skipped} of {self.rounds}"
 
     def told(self, most: int = 3) -> str:
-        """`3 of 20: in 2 rounds krum needs …; in 1 round …`, the `most` frequent reasons; empty if none was skipped."""
+        """`3 of 20: in 2 rounds: krum needs …; in 1 round: …`, the `most` frequent; empty if none was skipped."""
         if not self.reasons:
             return ""
-        shown = [f"in {n} round{'' if n == 1 else 's'} {reason}" for reason, n in list(self.reasons.items())[:most]]
+        shown = [f"in {n} round{'' if n == 1 else 's'}: {reason}" for reason, n in list(self.reasons.items())[:most]]
         rest = len(self.reasons) - most
         return f"{self.count}: {'; '.join(shown)}" + (f"; {rest} more reasons" if rest > 0 else "")
 

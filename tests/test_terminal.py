@@ -81,7 +81,7 @@ def test_the_table_tells_how_many_rounds_were_skipped_and_why(out: Console) -> N
     for record, reason in zip(rounds, ["a[/b]", "other", "a[/b]"], strict=False):
         record["skipped"] = reason
     show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), rounds, {}, {}, {}, []))
-    assert "3 of 5: in 2 rounds a[/b]; in 1 round other" in out.export_text()
+    assert "3 of 5: in 2 rounds: a[/b]; in 1 round: other" in out.export_text()
     show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), rounds[3:], {}, {}, {}, []))
     assert "none of 2" in out.export_text()
 

@@ -56,7 +56,7 @@ def test_a_run_whose_updates_are_all_rejected_fails_and_says_why(pool: Pool) -> 
 
     folder, told = untrained(*DIVERGED, "tracking={model: true, register: initial}", pool=pool)
     reason = "0 of 8 updates were usable, below the quorum of 0.5 (not finite: 8)"
-    assert f"no round changed the model; rounds skipped: 3 of 3: in 3 rounds {reason}" in told
+    assert f"no round changed the model; rounds skipped: 3 of 3: in 3 rounds: {reason}" in told
     assert "Lower learning.local.optimizer.lr" in told and "\n" not in told and "--resume" not in told
     records = read_journal(folder)
     rounds = [record for record in records if record["kind"] == "round"]
@@ -128,7 +128,7 @@ def test_a_run_that_lost_some_rounds_has_a_result_that_says_so(pool: Pool) -> No
     assert [record.get("skipped") for record in found.rounds] == [reason, None, reason, None]
     assert [record.get("f") for record in found.rounds] == [None, 3, None, 3]
     assert found.final["rounds_skipped"] == 2
-    assert f"Rounds skipped: 2 of 4: in 2 rounds {reason}" in (found.folder / "report.html").read_text()
+    assert f"Rounds skipped: 2 of 4: in 2 rounds: {reason}" in (found.folder / "report.html").read_text()
     assert json.loads(json.dumps(found.final)) == found.final
 
 

@@ -80,7 +80,7 @@ def test_skipped_rounds_are_a_column_where_there_are_any() -> None:
 def test_a_run_whose_model_is_the_initial_one_is_told_and_left_out() -> None:
     found = compare([*two_groups(), *runs(skipping(compared("krum", 4), 1, 2, 3, 4, 5))])
     assert sum(len(group.runs) for group in found.groups) == 5
-    told = "run krum4 never changed its model and is left out; rounds skipped: 5 of 5: in 5 rounds below the quorum"
+    told = "run krum4 never changed its model and is left out; rounds skipped: 5 of 5: in 5 rounds: below the quorum"
     assert found.notes[0] == told
 
 

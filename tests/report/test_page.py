@@ -144,7 +144,7 @@ def test_skipped_rounds_stand_at_the_top(tmp_path: Path) -> None:
         if record["kind"] == "round" and record["round"] in (2, 4):
             record["skipped"] = "2 < 3 usable"
     top = write_report(write(tmp_path, records)).read_text().split("<section>")[0]
-    assert "Rounds skipped: 2 of 5: in 2 rounds 2 &lt; 3 usable." in top
+    assert "Rounds skipped: 2 of 5: in 2 rounds: 2 &lt; 3 usable." in top
     assert "<span>balanced accuracy</span>" in top
 
 
