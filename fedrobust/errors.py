@@ -25,3 +25,7 @@ class TrackingError(FedRobustError):
 
 class FederationError(FedRobustError):
     """A federation that cannot go on: too few clients left, an actor that stays silent."""
+
+
+class UntrainedError(FederationError):
+    """A run that has ended, every round of it skipped: its model is the initial one, and stays it if resumed."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fedrobust.aggregation import Aggregation
-from fedrobust.attacks import Attack, draw_attackers
+from fedrobust.attacks import Absent, Always, Attack, draw_attackers
 from fedrobust.data import (
     Dirichlet,
     Histology,
@@ -25,6 +25,7 @@ from fedrobust.data import (
 from fedrobust.errors import ExperimentError
 from fedrobust.learning import Cnn, FedAvg, LocalTraining, Model, ServerOptimizer, model_shorthand
 from fedrobust.options import Many, OneOf, Options, refusal
+from fedrobust.portions import portion
 from fedrobust.secure import ClearPrivacy, GroupedPrivacy, MaskingPrivacy, Privacy, SharedPrivacy
 from fedrobust.trust import Trust
 
@@ -55,16 +56,21 @@ class Federation(Options):
     rounds: int = Field(default=20, ge=1)
     """Number of rounds."""
     participation: float = Field(default=1.0, gt=0, le=1)
-    """Share of the hospitals that is drawn, anew for each round, to train in it."""
+    """Share of the hospitals that is drawn, anew for each round, to train in it; at least one."""
     quorum: float = Field(default=0.5, gt=0, le=1)
-    """Share of the drawn hospitals whose updates must be usable; below it the model stays as it is for a round."""
+    """Share of the drawn hospitals whose updates must be usable; below it the model stays as it is for a round. Who is
+    drawn and sends nothing counts among the drawn."""
     deadline: float | None = Field(default=None, gt=0)
     """Seconds after which a round goes on without its stragglers, provided that the quorum is there; waited for three
     times at most. Off by default: it makes a run depend on chance."""
 
     def participants(self) -> int:
-        """How many hospitals take part in a round."""
-        return max(1, round(self.participation * self.clients))
+        """How many hospitals are drawn for a round."""
+        return max(1, portion(self.participation, self.clients))
+
+    def needed(self) -> int:
+        """How many usable updates make the quorum of a round."""
+        return portion(self.quorum, self.participants(), least=True)
 
 
 class Learning(Options):
@@ -178,12 +184,21 @@ class Experiment(Options):
             path, _, message = str(error).partition(": ")
             raise refusal(message, path) from None
         self._private()
-        rows = participants = self.federation.participants()
+        rows, participants, needed = self._most_there(), self.federation.participants(), self.federation.needed()
+        if rows < needed:
+            reason = f"{rows} of {participants} hospitals at most are ever there, the quorum is {needed}: see attacks"
+            raise refusal(reason, "federation.quorum")
         if isinstance(self.privacy, GroupedPrivacy):
-            rows = participants // self.privacy.size
-        if reason := self.aggregation.refusal(rows, clients=None if rows == participants else participants):
-            raise refusal(reason, "aggregation.f")
+            rows //= self.privacy.size
+        if unkept := self.aggregation.refusal(rows, participants):
+            raise refusal(unkept, "aggregation.f")
         return self
+
+    def _most_there(self) -> int:
+        """How many of the drawn hospitals send an update where as few as possible are absent."""
+        never = [each for each in self.attacks if isinstance(each, Absent) and isinstance(each.schedule, Always)]
+        present = self.federation.clients - sum(attack.attackers(self.federation.clients) for attack in never)
+        return min(self.federation.participants(), present)
 
     def _private(self) -> None:
         """Refuse what does not go together with the protocol."""

@@ -11,6 +11,10 @@ from fedrobust.experiment import Experiment
 from fedrobust.secure import SharedPrivacy
 
 
+NOT_SECRET = "not secret"
+"""The tag `secrecy` of runs whose secrets come from the experiment's seed."""
+
+
 def run_name(experiment: Experiment) -> str:
     """What sets the run apart from its neighbours in a list: defence, attacks, partition, seed, experiment."""
     if experiment.tracking.run_name:
@@ -29,16 +33,14 @@ def tags(experiment: Experiment) -> dict[str, str]:
     stages = [*experiment.aggregation.stages, experiment.aggregation.rule]
     partition = experiment.data.partition
     alpha = getattr(partition, "alpha", None)
-    privacy = experiment.privacy
-    secret = isinstance(privacy, SharedPrivacy)
     return {
         "experiment": experiment.name,
         "attack": " + ".join(sizes) or "none",
         "defence": " + ".join(stage.name for stage in stages),
         "partition": f"{partition.name}{'' if alpha is None else f' {alpha:g}'}",
         "unit": partition.unit,
-        "protocol": privacy.name,
-        **({"secrecy": secrecy(privacy)} if secret else {}),
+        "protocol": experiment.privacy.name,
+        **({"secrecy": "real" if secret(experiment) else NOT_SECRET} if shared(experiment) else {}),
         "source": experiment.data.source.name,
         "seed": str(experiment.seed),
         "deterministic": str(repeatable(experiment)).lower(),
@@ -46,15 +48,19 @@ def tags(experiment: Experiment) -> dict[str, str]:
     }
 
 
-def secrecy(privacy: SharedPrivacy) -> str:
-    """Whether the secrets of a protocol are any: "real", or "not secret" where everybody with the file knows them."""
-    return "real" if privacy.randomness == "system" else "not secret"
+def shared(experiment: Experiment) -> bool:
+    """Whether its updates are shared between servers, under secrets."""
+    return isinstance(experiment.privacy, SharedPrivacy)
+
+
+def secret(experiment: Experiment) -> bool:
+    """Whether the secrets of a protocol are any: not where they come from the seed, which everybody knows."""
+    return not (isinstance(experiment.privacy, SharedPrivacy) and experiment.privacy.randomness == "seed")
 
 
 def repeatable(experiment: Experiment) -> bool:
     """Whether the same experiment gives the same bits: not with a deadline, and not where secrets are drawn anew."""
-    drawn = isinstance(experiment.privacy, SharedPrivacy) and experiment.privacy.randomness == "system"
-    return experiment.federation.deadline is None and not drawn
+    return experiment.federation.deadline is None and not (shared(experiment) and secret(experiment))
 
 
 @cache

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedrobust.attacks import DataAttack, draw_attackers
 from fedrobust.data.hospitals import Hospitals, divide
-from fedrobust.errors import ExperimentError, FedRobustError
+from fedrobust.errors import ExperimentError, FedRobustError, UntrainedError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump, load
 from fedrobust.federation.journal import Checkpoint, Journal, Record, read_checkpoint, read_journal
@@ -27,6 +27,7 @@ from fedrobust.learning.vector import load_vector
 from fedrobust.naming import run_name, tags
 from fedrobust.report import finding, save_partition, write_report
 from fedrobust.secure.audit import open_key, versions
+from fedrobust.skips import Skips
 from fedrobust.tracking import Tracker, flatten, save_model
 
 if TYPE_CHECKING:
@@ -93,8 +94,9 @@ def run(
     hospitals: what `hospitals_of` made for an experiment with the same data, number of hospitals and seed.
     part: makes this a run without report, model and curves in MLflow, below a parent.
 
-    Raises `ExperimentError` (nothing has been started or written), `TrackingError`, `FederationError`, and
-    `AuditError` where the key of the audit log cannot be used.
+    Raises `ExperimentError` (nothing has been started or written), `TrackingError`, `FederationError`, its
+    `UntrainedError` where the run has ended and every round was skipped, and `AuditError` where the key of the audit
+    log cannot be used.
     """
     earlier = None if resume is None else find_run(resume)
     say("reading the data")
@@ -117,6 +119,8 @@ def run(
             say("writing the report")
             _report(experiment, hospitals, network, folder, key, opening.result())
             say("sending the rest to MLflow")
+        if (skips := Skips.of(read_journal(folder))).untrained:
+            raise UntrainedError(f"run {folder.name}: {skips.no_result()}; its record is in {folder}")
     return _result(experiment, network, folder)
 
 
@@ -192,7 +196,8 @@ def _tracked(
             status = "KILLED"
             raise
         except FedRobustError as error:
-            if opening.exception() is None and (RUNS / opening.result().run_id / "checkpoint.npz").exists():
+            goes_on = not isinstance(error, UntrainedError)
+            if goes_on and opening.exception() is None and (RUNS / opening.result().run_id / "checkpoint.npz").exists():
                 raise type(error)(f"{error}; go on with: --resume {opening.result().run_id}") from error
             raise
         finally:
@@ -289,7 +294,8 @@ def _report(
         save_model(network, _example(hospitals), folder / "model")
     if (folder / "audit.jsonl").exists():
         seal_files(folder, key)
-    tracker.upload(folder, register=experiment.tracking.register)
+    untrained = Skips.of(read_journal(folder)).untrained
+    tracker.upload(folder, register=None if untrained else experiment.tracking.register)
 
 
 def _result(experiment: Experiment, network: nn.Module, folder: Path) -> Result:
@@ -337,6 +343,7 @@ def _final(records: list[Record], outcome: Outcome, network: nn.Module) -> dict[
         **outcome.evaluation["metrics"],
         **rounds[-1]["detection"],
         "suspected": rounds[-1]["suspected"],
+        "rounds_skipped": Skips.of(records).skipped,
         "model_sha256": digest.hexdigest(),
         "seconds": sum(record["seconds"]["round"] for record in rounds),
     }

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reported import compared
 from rich.console import Console
 
 from fedrobust import cli
+from fedrobust.experiment import Experiment
+from fedrobust.federation.verification import Verdict
 from fedrobust.report import Run, compare
 from fedrobust.runner import Result
-from fedrobust.terminal import families, show_comparison, show_machine, show_options, show_result
+from fedrobust.terminal import (
+    Progress,
+    families,
+    show_comparison,
+    show_machine,
+    show_options,
+    show_result,
+    show_verdict,
+)
 
 
 @pytest.fixture
@@ -62,6 +74,43 @@ def test_the_table_tells_who_was_suspected_and_rightly_so(out: Console, suspecte
     assert "a[/b] name" in shown
     for word in (told, "0.250", "0.125", "3 (sign_flip), 5 (ipm)", "abc", "make ui"):
         assert word in shown, shown
+
+
+def test_the_table_tells_how_many_rounds_were_skipped_and_why(out: Console) -> None:
+    rounds: list[dict[str, Any]] = [{"kind": "round", "round": number} for number in range(1, 6)]
+    for record, reason in zip(rounds, ["a[/b]", "other", "a[/b]"], strict=False):
+        record["skipped"] = reason
+    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), rounds, {}, {}, {}, []))
+    assert "3 of 5: in 2 rounds: a[/b]; in 1 round: other" in out.export_text()
+    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), rounds[3:], {}, {}, {}, []))
+    assert "none of 2" in out.export_text()
+
+
+def test_the_bar_tells_of_skipped_rounds_and_not_of_the_initial_models_figures() -> None:
+    out = Console(file=io.StringIO(), width=120, force_terminal=False)
+    metrics = {"test/balanced_accuracy": 0.5}
+    with Progress(out, Experiment.model_validate({"federation": {"rounds": 3}})) as progress:
+        for number, more in ((1, {"skipped": "not [finite]"}), (2, {"skipped": "late"}), (3, {})):
+            progress.on_record({"kind": "round", "round": number} | more)
+            if number > 1:
+                progress.on_record({"kind": "evaluation", "round": number - 1, "metrics": metrics})
+        assert "2 skipped" in str(progress._bar.tasks[0].description)
+        progress.on_record({"kind": "evaluation", "round": 3, "metrics": metrics})
+    assert isinstance(out.file, io.StringIO)
+    assert [line for line in out.file.getvalue().splitlines() if line.startswith("round")] == [
+        "round 1/3 skipped: not [finite]",
+        "round 2/3 skipped: late",
+        "round 1/3: no round made yet",
+        "round 2/3: no round made yet",
+        "round 3/3: balanced accuracy 0.500",
+    ]
+
+
+@pytest.mark.parametrize(("skipped", "told"), [(0, "0 of 4"), (1, "1 of 4"), (4, "4 of 4; no round changed the model")])
+def test_an_audit_tells_how_many_rounds_were_skipped(out: Console, skipped: int, told: str) -> None:
+    show_verdict(out, Verdict("r1", 10, "head", "key", 4, True, skipped), None)
+    (line,) = [line for line in out.export_text().splitlines() if "rounds skipped" in line]
+    assert line.strip(" │").endswith(told)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

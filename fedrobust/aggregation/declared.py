@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,9 +11,10 @@ from numpy.typing import NDArray
 from fedrobust.aggregation.base import AnyRule, Part, Stage, honest_majority
 from fedrobust.aggregation.gram import Floats, Gram
 from fedrobust.errors import ExperimentError
+from fedrobust.portions import portion
 
 Declared = int | float | Literal["largest", "auto"]
-"""A count, a fraction of the rows, "largest": the most that the parts allow, or "auto": estimated from the Gram."""
+"""A count, a fraction of those asked for a row, "largest": the most that the parts allow, or "auto": estimated."""
 
 
 def capped_prior(samples: Sequence[float] | NDArray[Any] | None, n: int) -> Floats:
@@ -30,7 +30,7 @@ def capped_prior(samples: Sequence[float] | NDArray[Any] | None, n: int) -> Floa
 
 
 def resolve_f(f: Declared, n: int, rule: AnyRule, stages: Sequence[Stage] = (), gram: Gram | None = None) -> int:
-    """The declared number of Byzantine rows: a count, the whole part of a fraction of n, the largest, or an estimate.
+    """The declared number of Byzantine rows: a count, a `portion` of n, the largest, or an estimate.
 
     Allowed is what every part's own bound permits, and an honest majority, n > 2f. ExperimentError names the bound.
     "auto" takes the estimate from `gram`, at most the largest f allowed; without a Gram, the largest.
@@ -43,7 +43,7 @@ def resolve_f(f: Declared, n: int, rule: AnyRule, stages: Sequence[Stage] = (), 
         assert gram is not None
         wanted = max(k for k in allowed if k <= max(estimated_f(gram), allowed[0]))
     elif isinstance(f, float):
-        wanted = math.floor(f * n + 1e-9)  # 0.29 · 100 is a little below 29
+        wanted = portion(f, n)
     else:
         wanted = int(f)
     if wanted in allowed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import field_validator, model_validator
@@ -16,6 +15,7 @@ from fedrobust.aggregation.pipeline import Pipeline, misfit
 from fedrobust.aggregation.rules.averages import Mean
 from fedrobust.errors import ExperimentError
 from fedrobust.options import Many, OneOf, Options, members, refusal
+from fedrobust.portions import portion
 
 
 class Aggregation(Options):
@@ -26,8 +26,9 @@ class Aggregation(Options):
     rule: Annotated[AnyRule, OneOf(Rule, RowRule)] = Mean()
     """The rule at the end."""
     f: Declared = "largest"
-    """Byzantine updates the rule is told to expect: a count, a fraction in (0, 0.5), "largest": the most it allows, or
-    "auto": estimated anew in each round from the gap between the scores of the updates."""
+    """Byzantine updates the rule is told to expect: a count, or a fraction in (0, 0.5) of the hospitals drawn for the
+    round, which stay as they are whoever is absent or in quarantine; "largest": the most that it allows of the updates
+    that are there; "auto": estimated anew in each round from the gap between the scores of the updates."""
     weighting: Literal["uniform", "samples"] = "uniform"
     """Prior weights: all equal, or by sample count, each counted up to twice the median."""
 
@@ -53,22 +54,26 @@ class Aggregation(Options):
         """The stages and the rule as one."""
         return Pipeline([*self.stages, self.rule])
 
-    def refusal(self, n: int, dropped: int = 0, clients: int | None = None) -> str | None:
-        """Why n updates cannot be aggregated like this, `dropped` more being missing; None if they can."""
+    def refusal(self, n: int, asked: int | None = None, malformed: int = 0) -> str | None:
+        """Why n updates cannot be aggregated like this, so many having been asked for; None if they can."""
         try:
-            self.declared_f(n, dropped, clients=clients)
+            self.declared_f(n, asked, malformed)
         except ExperimentError as error:
             return str(error)
         return None
 
-    def declared_f(self, n: int, dropped: int = 0, gram: Gram | None = None, clients: int | None = None) -> int:
-        """`f` for n updates, `dropped` more having been rejected already; ExperimentError if the parts do not allow it.
+    def declared_f(self, n: int, asked: int | None = None, malformed: int = 0, gram: Gram | None = None) -> int:
+        """`f` for n rows; ExperimentError if the parts do not allow it among so many.
 
-        Of a count, the dropped ones are taken off; a fraction is one of the updates that are left. "auto" needs their
-        `gram`; without it, it stands for the largest. clients: how many are behind the n rows, if each row is a mean
-        over a group of them: f of them can be in f groups.
+        asked: how many clients were drawn for the round, n by default. A fraction is one of them. Rows are fewer where
+            clients are late, dropped out, in quarantine, or behind a mean over a group. They may all be honest, so that
+            lowers neither a count nor a fraction: the liars may all be among those who are left.
+        malformed: rows that arrived and were no update. Whoever sent them is faulty, so f falls by their number.
+        gram: of the n rows, for "auto"; without it "auto" stands for the largest. Both are of the n rows alone.
         """
-        f = max(0, self.f - dropped) if isinstance(self.f, int) else self.f
-        if isinstance(f, float) and clients is not None:
-            f = math.floor(f * clients + 1e-9)
+        f: Declared = self.f
+        if isinstance(f, float):
+            f = portion(f, n if asked is None else asked)
+        if isinstance(f, int):
+            f = max(0, f - malformed)
         return resolve_f(f, n, self.rule, self.stages, gram)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
 from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
@@ -22,6 +21,7 @@ from fedrobust.attacks.rows import Rows, noisy
 from fedrobust.attacks.schedules import Always, Schedule
 from fedrobust.errors import ExperimentError
 from fedrobust.options import Many, OneOf, Options, refusal
+from fedrobust.portions import portion
 from fedrobust.seeds import generator
 
 
@@ -59,9 +59,8 @@ class Attack(Options):
             return len(self.clients)
         if self.count is not None:
             return self.count
-        # In decimals: 0.29 of 50 is 14.5, which binary floats put just below.
-        share = Decimal(repr(self.fraction)) * clients
-        return int(share.to_integral_value(ROUND_HALF_UP))
+        assert self.fraction is not None
+        return portion(self.fraction, clients)
 
     def bound(self, attackers: int) -> str | None:
         """Why this attack cannot be run by so many hospitals; None where it can."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -78,36 +79,39 @@ class Coordinator:
             "commitments": {},
         }
         try:
-            protocol, clients = self._received(ids, arriving, record)
+            protocol, clients, malformed = self._received(ids, arriving, record)
         except NOT_OPENED as error:
             record["skipped"] = str(error)
-            self._known = self._defence.punished(self._known, list(record["rejected"]))
+            self._punish(record)
         else:
-            record |= self._combined(round, protocol, clients, None if root is None else root[0], record["rejected"])
+            record |= self._combined(round, protocol, clients, None if root is None else root[0], malformed, record)
             if isinstance(protocol, Opened):
                 record["notes"] = [*record.get("notes", ()), *protocol.notes]
+        if "skipped" in record and (reasons := counts(record["rejected"])):
+            record["skipped"] += f" ({reasons})"
         if isinstance(arriving[0], Masked) and arriving[0].notes:
             record["notes"] = [*record.get("notes", ()), *arriving[0].notes]
         if isinstance(arriving[0], Sent | Masked):
             record |= arriving[0].traffic()
         else:
             record["upload_bytes"] = 4 * len(self._weights) * len(participants)
-        scores = record.get("anomaly", {}) | dict.fromkeys(record["rejected"], 1.0)
+        scores = record.get("anomaly", {}) | dict.fromkeys(self._guilty(record), 1.0)
         record |= self._standing()
         found = detection(
             np.array([scores.get(client, 0.0) for client in participants]),
             np.isin(participants, record["suspected"]),
             np.isin(participants, attacking),
         )
-        record["detection"] = {f"defense/{name}": figure for name, figure in found.items()}
+        judged = scores or not record["rejected"]
+        record["detection"] = {f"defense/{name}": figure for name, figure in found.items()} if judged else {}
         record["model"] = sha256(self._weights.tobytes()).hexdigest()
         record["seconds"] = {"aggregate": time.perf_counter() - start}
         return record, self._weights, self._arrays()
 
     def _received(
         self, ids: Sequence[Sequence[int]], arriving: Sequence[Any], record: Record
-    ) -> tuple[Protocol, np.ndarray]:
-        """The usable updates, and whose they are.
+    ) -> tuple[Protocol, np.ndarray, int]:
+        """The usable updates, whose they are, and how many rows arrived that are none.
 
         The record is told why others are `rejected`, and the `commitments`: a digest of what each client sent.
         """
@@ -126,14 +130,23 @@ class Coordinator:
                 clear = Clear(arriving, order, self._prior(clients), self._histories, clients)
             protocol = clear
             record["commitments"] = dict(zip(clients.tolist(), clear.digests(), strict=True))
-        usable = protocol.finite_rows()
+        usable, arrived = protocol.finite_rows(), len(clients)
         if not usable.all():
             found = protocol.reasons if isinstance(protocol, Opened) else {}
             record["rejected"] |= {client: found.get(client, "not finite") for client in clients[~usable].tolist()}
             clients = clients[usable]
             if usable.any():
                 protocol = protocol.subset(np.flatnonzero(usable))
-        return protocol, clients
+        return protocol, clients, arrived - len(clients)
+
+    def _guilty(self, record: Record) -> list[int]:
+        """Who is rejected, if that sets anybody apart: where all are, the fault may be the experiment's."""
+        rejected = list(record["rejected"])
+        return rejected if len(rejected) < len(record["participants"]) else []
+
+    def _punish(self, record: Record) -> None:
+        """Have the standing of a round's rejected clients follow from that alone."""
+        self._known = self._defence.punished(self._known, self._guilty(record))
 
     def _prior(self, clients: np.ndarray) -> np.ndarray:
         """The prior weights of these clients."""
@@ -149,7 +162,7 @@ class Coordinator:
     def _too_few(self, accepted: int) -> str | None:
         """Why so few usable updates are no round; None if they are."""
         settings, drawn = self._experiment.federation, self._experiment.federation.participants()
-        if accepted < max(1, settings.quorum * drawn):
+        if accepted < settings.needed():
             return f"{accepted} of {drawn} updates were usable, below the quorum of {settings.quorum:g}"
         return None
 
@@ -159,18 +172,20 @@ class Coordinator:
         protocol: Protocol,
         clients: np.ndarray,
         root: np.ndarray | None,
-        rejected: dict[int, str],
+        malformed: int,
+        so_far: Record,
     ) -> Record:
         """Scores, weights, aggregate and the server's step for the usable rows; or why the round is skipped."""
         if reason := self._unusable(len(clients), root):
-            self._known = self._defence.punished(self._known, list(rejected))
+            self._punish(so_far)
             return {"skipped": reason}
+        rejected = list(so_far["rejected"])
         try:
-            judged = self._defence.judge(self._known, protocol, clients, round, root, list(rejected))
+            judged = self._defence.judge(self._known, protocol, clients, round, root, rejected, malformed)
             # What shows no Gram matrix remembers no rows either.
             histories = protocol.remembered(self._defence.histories if "gram" in protocol.reveals else ())
         except NOT_OPENED as error:
-            self._known = self._defence.punished(self._known, list(rejected))
+            self._punish(so_far)
             return {"skipped": str(error)}
         self._known, self._histories = judged.known, histories
         rows, scores = protocol.groups or [(int(client),) for client in clients], judged.scores
@@ -239,6 +254,11 @@ def known(defence: Defence, arrays: Arrays, clients: int) -> Known:
         return defence.start(clients)
     parts = below(arrays, "rule"), below(arrays, "detector")
     return Known(trust, *parts, arrays.get("previous"), arrays.get("step"))
+
+
+def counts(rejected: Mapping[int, str]) -> str:
+    """`not finite: 4, truncated: 1`: why updates were rejected, the most frequent reason first; empty if none was."""
+    return ", ".join(f"{reason}: {count}" for reason, count in Counter(rejected.values()).most_common())
 
 
 def by_client(

@@ -157,7 +157,8 @@ class Hosts:
         for _ in range(ATTEMPTS):
             _, late = ray.wait(waiting, num_returns=len(waiting), timeout=settings.deadline)
             missing = [task for task in tasks if task.training in late]
-            if settings.participants() - len(missing) >= settings.quorum * settings.participants():
+            # Who is absent was not asked, and is not back. Where that alone leaves no quorum, waiting brings none.
+            if len(tasks) - len(missing) >= settings.needed() or len(tasks) < settings.needed():
                 break
         return missing
 

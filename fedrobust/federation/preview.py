@@ -74,7 +74,9 @@ class DefenceSearch:
         coefficients[self._crafted] = crafted
         rows = self._span.rows(coefficients, self._prior)
         asked = self._preview
-        judged = asked.defence.judge(asked.known, rows, self._clients, asked.round, asked.root, self._rejected)
+        judged = asked.defence.judge(
+            asked.known, rows, self._clients, asked.round, asked.root, self._rejected, len(self._rejected)
+        )
         if judged.decision is None:
             return 0.0
         decided = judged.decision.decided

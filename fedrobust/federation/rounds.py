@@ -6,6 +6,7 @@ depend on the number of actors: rows are sorted by client, evaluation batches ar
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -160,7 +161,11 @@ class Federation:
         `arrays` are those of the last checkpoint: a round in which a party of the protocol dies begins again from them.
         """
         if not updates.arrived():
-            raise FederationError(f"round {round}: no update arrived by the deadline; raise federation.deadline")
+            drawn = self.experiment.federation.participants()
+            reason = "no update arrived by the deadline; raise federation.deadline"
+            if not updates.late:
+                reason = f"all {drawn} hospitals drawn are absent; raise federation.participation, or lower the attack"
+            raise FederationError(f"round {round}: {reason}")
         blocks, columns = updates.honest, self.hosts.columns
         root = updates.root[0] if updates.root else None
         if updates.crafting:
@@ -183,6 +188,8 @@ class Federation:
         record["train_loss"] = dict(sorted(updates.losses.items()))
         if updates.late:
             record["late"] = sorted(updates.late)
+        if "skipped" in record:
+            record["skipped"] += explained(record["skipped"], updates)
         return record, weights, found
 
     def _aggregated(
@@ -209,6 +216,14 @@ class Federation:
         found = self.hosts.collect_evaluation(asked, weights)
         record = evaluation_record(round, self.hospitals, self.experiment.attacks, found)
         return record, found["clean"][len(self.hospitals.indices["validation"]) :]
+
+
+def explained(skipped: str, updates: Updates) -> str:
+    """What the hospitals tell beside the coordinator's reason for skipping a round; empty if that says it all."""
+    diverged = sum(not math.isfinite(loss) for loss in updates.losses.values())
+    told = f", late: {len(updates.late)}" if updates.late else ""
+    # Under secret shares and masks an update that is not finite is never sent.
+    return told + (f", training loss not finite: {diverged}" if diverged and "not finite" not in skipped else "")
 
 
 def coordinators(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -35,6 +35,8 @@ class Verdict:
     rounds: int
     ended: bool
     """The last line is the run's end."""
+    skipped: int = 0
+    """Of the rounds, those in which nothing was aggregated."""
     broken: str = ""
     """What does not hold, and where; empty if all does."""
     files: tuple[str, ...] = ()
@@ -57,7 +59,7 @@ def verify(folder: Path, key: str | None = None, run: str | None = None) -> Verd
     try:
         saved = read_checkpoint(folder) if (folder / "checkpoint.npz").exists() else None
     except ExperimentError as error:
-        return Verdict("", 0, "", "", 0, False, str(error))
+        return Verdict("", 0, "", "", 0, False, broken=str(error))
     text = path.read_bytes()
     chain = check(text if saved is None else text[: saved.audit_offset], key)
     last = chain.entries[-1] if chain.entries else {}
@@ -68,6 +70,7 @@ def verify(folder: Path, key: str | None = None, run: str | None = None) -> Verd
         key=chain.key,
         rounds=sum(entry.get("kind") == "round" for entry in chain.entries),
         ended=last.get("kind") == "end",
+        skipped=sum("skipped" in entry for entry in chain.entries if entry.get("kind") == "round"),
         missing=() if saved else ("checkpoint.npz",),
     )
     if chain.reason:

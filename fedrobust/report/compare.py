@@ -23,9 +23,11 @@ FIGURES = {
     "defense/auroc": "detection AUROC",
     "defense/precision": "suspicion precision",
     "defense/recall": "suspicion recall",
+    "rounds_skipped": "rounds skipped",
     "upload_bytes": "uploaded",
 }
-"""The figures of a run that are compared: those after the last round, and the bytes of all updates together."""
+"""The figures of a run that are compared: those after the last round, how many rounds were skipped, if any run has such
+ones, and the bytes of all updates together."""
 APART = ("name", "seed", "tracking", "workers")
 """Options that do not tell groups apart: labels, the seed, and what cannot change a result."""
 
@@ -108,10 +110,11 @@ class Comparison:
 def compare(runs: Sequence[Run]) -> Comparison:
     """Group runs by everything but the seed; of several with the same options and seed, the last one counts.
 
-    Runs that have not ended are left out, and said to be. Raises `ExperimentError` where fewer than two are left.
+    Runs that have not ended, or in which no round was made, are left out, and said to be. Raises `ExperimentError`
+    where fewer than two are left.
     """
-    ended = [run for run in runs if run.end is not None]
-    notes = [_unfinished(run) for run in runs if run.end is None]
+    ended = [run for run in runs if run.end is not None and not run.skips.untrained]
+    notes = [_left_out(run) for run in runs if run.end is None or run.skips.untrained]
     options = [short_options(run.start["experiment"]) for run in ended]
     latest = {
         (tuple(sorted(own.items())), run.start["experiment"]["seed"]): (own, run)
@@ -121,7 +124,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
         again = len(ended) - len(latest)
         notes.append(f"{again} {'runs repeat' if again > 1 else 'run repeats'} another's seed: the last one counts")
     if len(latest) < 2:
-        left = "only one run" if latest else "no run has ended" if runs else "no runs"
+        left = "only one run" if latest else "no run has a result" if runs else "no runs"
         raise ExperimentError("; ".join([f"nothing to compare: {left}", *notes]))
     grouped: dict[tuple[tuple[str, str], ...], list[tuple[dict[str, str], Run]]] = {}
     for (key, _), member in sorted(latest.items(), key=lambda item: item[0][1]):
@@ -131,6 +134,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
     labels = _labels(all_options, columns, [members[0][1] for members in grouped.values()])
     values = {id(run): final_figures(run) for _, run in latest.values()}
     there = [name for name in FIGURES if any(name in own for own in values.values())]
+    if not any(own["rounds_skipped"] for own in values.values()):
+        there.remove("rounds_skipped")
     groups = []
     for own, members, label in zip(all_options, grouped.values(), labels, strict=True):
         group = tuple(run for _, run in members)
@@ -182,7 +187,9 @@ def _told(path: str, groups: Sequence[Mapping[str, str]], differing: Sequence[st
 def final_figures(run: Run) -> dict[str, float]:
     """Those of `FIGURES` that a run has."""
     uploaded = [record["upload_bytes"] for record in run.rounds if record.get("upload_bytes") is not None]
-    found = run.final | ({"upload_bytes": float(sum(uploaded))} if uploaded else {})
+    found = run.final | {"rounds_skipped": float(run.skips.skipped)}
+    if uploaded:
+        found["upload_bytes"] = float(sum(uploaded))
     return {name: found[name] for name in FIGURES if found.get(name) is not None}
 
 
@@ -194,6 +201,8 @@ def shown(figure: str, spread: Spread, runs: int) -> str:
     if figure == "upload_bytes":
         power = min(4, max(0, int(math.log10(max(1.0, spread.mean)) // 3)))
         unit, scale, digits = (" " + ("B", "kB", "MB", "GB", "TB")[power], 1000.0**power, 1 if power else 0)
+    if figure == "rounds_skipped":
+        digits = 0 if runs == 1 else 1
     around = f" ± {spread.sd / scale:.{digits}f}" if math.isfinite(spread.sd) else ""
     if unit and not float(around[3:] or 0):  # the same model, the same bytes
         around = ""
@@ -255,6 +264,9 @@ def _accuracy(group: Group) -> float:
     return spread.mean if spread is not None and spread.n else -math.inf
 
 
-def _unfinished(run: Run) -> str:
+def _left_out(run: Run) -> str:
+    name = f"run {str(run.start['run'])[:8]}"
+    if run.end is not None:
+        return f"{name} never changed its model and is left out; rounds skipped: {run.skips.told(1)}"
     rounds = run.start["experiment"].get("federation", {}).get("rounds", "?")
-    return f"run {str(run.start['run'])[:8]} has not ended (round {len(run.rounds)} of {rounds}) and is left out"
+    return f"{name} has not ended (round {len(run.rounds)} of {rounds}) and is left out"

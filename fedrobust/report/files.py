@@ -95,10 +95,11 @@ def make_figures(run: Run, images: np.ndarray | None = None) -> dict[str, Figure
     names = run.start["label_names"]
     rounds = [record["round"] for record in run.rounds]
     found: dict[str, Figure] = {}
-    if run.evaluations:
+    evaluations = [] if run.skips.untrained else run.evaluations  # the initial model is no result
+    if evaluations:
         curves = {}
         for title, metric in CURVES.items():
-            points = [(record["round"], record["metrics"].get(metric)) for record in run.evaluations]
+            points = [(record["round"], record["metrics"].get(metric)) for record in evaluations]
             points = [point for point in points if point[1] is not None]
             if points:
                 curves[title] = ([round for round, _ in points], [float(value) for _, value in points])
@@ -117,9 +118,9 @@ def make_figures(run: Run, images: np.ndarray | None = None) -> dict[str, Figure
             found[kind] = figures.client_figure(values, rounds, run.attackers, kind, marked[kind])
     if parts := run.parts():
         found["parts"] = figures.parts_figure(parts, rounds, run.attackers, marks)
-    if run.evaluations:
-        found["confusion"] = figures.confusion_figure(np.array(run.evaluations[-1]["confusion"]), names)
-    misread = (run.end or {}).get("misread")
+    if evaluations:
+        found["confusion"] = figures.confusion_figure(np.array(evaluations[-1]["confusion"]), names)
+    misread = None if run.skips.untrained else (run.end or {}).get("misread")
     if images is not None and misread and misread["indices"]:
         read = (misread["truth"], misread["predicted"], misread["confidence"])
         found["misread"] = figures.misread_figure(images[misread["indices"]], *read, names)

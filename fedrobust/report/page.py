@@ -68,7 +68,7 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
     rows = "".join(f"<tr><td>{escape(path)}</td><td>{escape(value)}</td></tr>" for path, value in settings.items())
     body = f"""<h1>{title}</h1>
 <p class="facts">{" · ".join(escape(fact) for fact in facts)}</p>
-{_cards(run.final)}
+{_skipped(run)}{_cards(run.final)}
 <p class="verdict">{escape(verdict(run))}</p>
 {_sections(run, pictures)}
 <section>
@@ -92,6 +92,9 @@ def verdict(run: Run) -> str:
     Found out is who is in quarantine, or, where quarantine does not act, who is suspected.
     """
     stories = run.hospitals()
+    if run.skips.untrained and not run.judged:
+        attacked = f"{plural(len(run.attackers), 'hospital')} attacked" if run.attackers else "No hospital attacked"
+        return f"{attacked}; nobody was judged, as no round had an update to compare with others."
     count = Counter(story.verdict.split()[0] for story in stories)
     attackers, found = count["caught"] + count["missed"], count["caught"] + count["wrongly"]
     state = "quarantined" if run.acts else "suspected"
@@ -105,6 +108,16 @@ def verdict(run: Run) -> str:
         f"{attackers} of {plural(len(stories), 'hospital')} attacked. {when.capitalize()}, {told}{outcome}; "
         f"{missed if count['missed'] else 'no attacker was missed'}."
     )
+
+
+def _skipped(run: Run) -> str:
+    """How many rounds were skipped and why; nothing where none was."""
+    if not run.skips.reasons:
+        return ""
+    told = f"Rounds skipped: {run.skips.told()}."
+    if run.skips.untrained:
+        told = f"No round changed the model: it is the initial one, and has no figures here. {told}"
+    return f'<p class="verdict missed">{escape(told)}</p>\n'
 
 
 def _sections(run: Run, pictures: Mapping[str, bytes]) -> str:
@@ -134,9 +147,10 @@ def _table(run: Run) -> str:
     renamed = any(len(story.identities) > 1 for story in stories)
     inside = "rounds quarantined" if run.acts else "quarantine, recorded only"
     quarantine = run.acts or any(story.quarantined for story in stories)
+    judged = run.judged or not run.skips.untrained
     rows = []
     for story in shown:
-        verdict = "" if story.verdict == "honest" else story.verdict
+        verdict = story.verdict if judged and story.verdict != "honest" else ""
         cells = {
             "hospital": str(story.client),
             "truth": escape(_truth(story)),

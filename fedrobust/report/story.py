@@ -10,6 +10,7 @@ import numpy as np
 
 from fedrobust.errors import ExperimentError
 from fedrobust.federation.journal import Record
+from fedrobust.skips import Skips
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,21 @@ class Run:
         return bool(self.start["experiment"].get("trust", {}).get("acts", False))
 
     @property
+    def skips(self) -> Skips:
+        """Which of its rounds were skipped."""
+        return Skips.of(self.rounds)
+
+    @property
+    def judged(self) -> bool:
+        """Whether any update was ever scored."""
+        return any(record.get("anomaly") for record in self.rounds)
+
+    @property
     def final(self) -> dict[str, float]:
-        """The figures after the last round."""
+        """The figures after the last round; none where no round was made, as the model is the initial one."""
         found: dict[str, float] = {}
+        if self.skips.untrained:
+            return found
         for record in (*self.rounds[-1:], *self.evaluations[-1:]):
             found |= record.get("detection", {}) | record.get("metrics", {})
         return found
@@ -137,7 +150,7 @@ class Run:
         suspected, rejected, present = self.marks("suspected"), self.marks("rejected"), self.marks("participants")
         quarantined, attacking, identities = self.marks("quarantined"), self.marks("attacking"), self.identities()
         reputation, weights = self.by_client("reputation"), self.by_client("weights")
-        accuracy = self.evaluations[-1].get("hospitals", {}) if self.evaluations else {}
+        accuracy = self.evaluations[-1].get("hospitals", {}) if self.evaluations and not self.skips.untrained else {}
         patches = np.asarray(self.start["hospital_labels"]).sum(axis=1)
         stories = []
         for client in sorted(range(self.start["clients"]), key=lambda client: (client not in self.attackers, client)):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from fedrobust.options import Options, members
+from fedrobust.portions import portion
 from fedrobust.secure.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ class GroupedPrivacy(MaskingPrivacy):
         if participants < self.size:
             return "privacy.size", f"must be at most the {participants} hospitals of a round"
         f = aggregation.f
-        count = f if isinstance(f, int) else int(f * participants + 1e-9) if isinstance(f, float) else 0
+        count = f if isinstance(f, int) else portion(f, participants) if isinstance(f, float) else 0
         if too_many := groups_refusal(aggregation.rule, aggregation.stages, participants, self.size, count):
             return "aggregation.f", too_many
         return None

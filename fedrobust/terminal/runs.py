@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedrobust.skips import Skips
 from fedrobust.terminal.elements import Bar
 
 if TYPE_CHECKING:
@@ -24,16 +26,31 @@ class Progress(Bar):
     def __init__(self, out: Console, experiment: Experiment) -> None:
         super().__init__(out, "reading the data", experiment.federation.rounds)
         self._rounds = experiment.federation.rounds
+        self._skipped = 0
+        self._first, self._made = 0, math.inf
+        """The first round that it is told of, and the first one that was made."""
 
     def on_record(self, record: dict[str, Any]) -> None:
         """Hook of the federation: a committed record of the journal."""
         if record["kind"] == "round":
-            self._bar.update(self._task, completed=record["round"], description="training")
+            self._first = self._first or record["round"]
+            if "skipped" in record:
+                self._skipped += 1
+            else:
+                self._made = min(self._made, record["round"])
+            training = f"training, {self._skipped} skipped" if self._skipped else "training"
+            self._bar.update(self._task, completed=record["round"], description=training)
+            if "skipped" in record and not self._out.is_terminal:
+                self._line(f"round {record['round']}/{self._rounds} skipped: {record['skipped']}")
         elif record["kind"] == "evaluation":
-            figures = _figures(record["metrics"])
+            untrained = self._first == 1 and record["round"] < self._made
+            figures = "no round made yet" if untrained else _figures(record["metrics"])
             self._bar.update(self._task, behind=figures)
             if not self._out.is_terminal:
-                self._out.print(f"round {record['round']}/{self._rounds}: {figures}")
+                self._line(f"round {record['round']}/{self._rounds}: {figures}")
+
+    def _line(self, text: str) -> None:
+        self._out.print(escape(text), soft_wrap=True)
 
 
 def _figures(metrics: dict[str, float]) -> str:
@@ -60,6 +77,8 @@ def show_result(out: Console, result: Result) -> None:
             table.add_row(label, f"{result.final[key]:.3f}")
     if "attack/success_rate" not in result.final:
         table.add_row("attack success", "– (no attack here has a target)")
+    skips = Skips.of(result.rounds)
+    table.add_row("rounds skipped", escape(skips.told()) or f"none of {skips.rounds}")
     table.add_section()
     table.add_row("malicious hospitals", ", ".join(f"{c} ({a})" for c, a in sorted(result.attackers.items())) or "none")
     table.add_row("suspected", _suspected(result))
@@ -97,6 +116,8 @@ def show_verdict(out: Console, verdict: Verdict, key: Path | None) -> None:
     compared = ["the journal", *([] if "checkpoint.npz" in verdict.missing else ["the model"]), *verdict.files]
     table.add_row("fits", escape(", ".join(compared)))
     table.add_row("not here to compare", escape(", ".join(verdict.missing)) or "–")
+    untrained = "; no round changed the model" if 0 < verdict.rounds == verdict.skipped else ""
+    table.add_row("rounds skipped", f"{verdict.skipped} of {verdict.rounds}{untrained}")
     table.add_row("last line", verdict.head)
     table.add_row("signed by", verdict.key)
     table.add_row("which is", f"the key in {escape(str(key))}" if key else "what the log says itself: give --key PUB")

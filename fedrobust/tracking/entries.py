@@ -50,6 +50,9 @@ def metrics(record: Record, width: int = 2) -> dict[str, float]:
         named = {int(client) for client in record.get(field) or ()}
         present = record["participants"] if field in record and "participants" in record else ()
         found |= {f"{field}/{int(client):0{width}d}": int(client) in named for client in present}
+    if record.get("kind") == "round":
+        found["round/skipped"] = "skipped" in record
+        found["round/rejected"] = len(record.get("rejected") or ())
     losses = [loss for loss in (record.get("train_loss") or {}).values() if finite(loss)]
     if losses:
         found["train/loss"] = sum(losses) / len(losses)

@@ -11,6 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from fedrobust.skips import Skips
 from fedrobust.tracking.artifacts import upload
 from fedrobust.tracking.entries import Record, shortened
 from fedrobust.tracking.feed import Feed, send_figures
@@ -139,8 +140,9 @@ class Tracker:
 def sync(folder: Path, journal: Sequence[Record]) -> int:
     """Send MLflow what it lacks of the run in `folder`, whose name is the run's id; returns how many journal records.
 
-    `journal` are the run's committed records. A run that has ended becomes FINISHED. Raises `TrackingError` if the
-    server cannot be reached or does not know the run.
+    `journal` are the run's committed records. A run that has ended becomes FINISHED, or FAILED and its model is not
+    registered where all rounds were skipped. Raises `TrackingError` if the server cannot be reached or does not know
+    the run.
     """
     run_id = folder.name
     with reaching(tracking_uri(), run_id) as client:
@@ -150,9 +152,12 @@ def sync(folder: Path, journal: Sequence[Record]) -> int:
         for record in journal:
             feed.send(record)
         settings = journal[0].get("experiment", {}) if journal else {}
-        upload(client, run_id, folder, register=settings.get("tracking", {}).get("register"))
-        if journal and journal[-1]["kind"] == "end" and run.info.status != "FINISHED":
-            client.set_terminated(run_id, "FINISHED")
+        untrained = Skips.of(journal).untrained
+        register = None if untrained else settings.get("tracking", {}).get("register")
+        upload(client, run_id, folder, register=register)
+        status = "FAILED" if untrained else "FINISHED"
+        if journal and journal[-1]["kind"] == "end" and run.info.status != status:
+            client.set_terminated(run_id, status)
         return missing
 
 

@@ -6,7 +6,7 @@ asked what it would make of other updates, which is what an attacker who knows i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -65,7 +65,7 @@ class Judgement:
 class Defence:
     """Detector, reputation, quarantine and pipeline of an experiment, as one.
 
-    `participants` are asked in each round; `layers` say what the coordinates of an update are.
+    `participants` are drawn for each round; `layers` say what the coordinates of an update are.
     """
 
     def __init__(
@@ -100,11 +100,15 @@ class Defence:
         round: int,
         root: np.ndarray | None = None,
         rejected: Sequence[int] = (),
+        malformed: int = 0,
     ) -> Judgement:
         """What it makes of the rows of `protocol`, which are finite and come from `clients` (n,), by ascending id.
 
         Where the rows are means over groups, `clients` are the members of all. `root` (d,) is the server's own update,
-        `rejected` are clients who sent what is no update.
+        `rejected` are clients who sent what is no update; so many of them, `malformed`, sent a row that is none, see
+        `Aggregation.declared_f`.
+
+        Quarantine lowers no declared f. Where the parts need more rows for it, the best in quarantine stay out of it.
         """
         groups, n = protocol.groups, protocol.n
         context = Context(
@@ -125,21 +129,23 @@ class Defence:
         else:
             gram, scores = Gram.unknown(protocol.prior), Scores(np.zeros(n), {})
             anomaly, remembered = {}, {}
-        trust = self._trusted(known.trust, anomaly | dict.fromkeys(rejected, 1.0))
+        evidence = anomaly | dict.fromkeys(rejected, 1.0)
+        trust = self._trusted(known.trust, evidence, rejected)
         kept = np.ones(n, dtype=bool)
         if self.trust.acts:
             kept = trust["quarantined"][clients] == 0
+            if needed := self._needed(int(kept.sum()), n, malformed):
+                trust = self._trusted(known.trust, evidence, rejected, needed)
+                kept = trust["quarantined"][clients] == 0
             if self._weighs:
                 factors = self.trust.quarantine.prior(trust, self.trust.reputation.value(trust))[clients]
                 gram = gram.weighted(gram.prior * np.maximum(factors, 1e-9))
         left = int(kept.sum())
-        missing = self.participants - (left if groups is None else len(clients))
-        behind = None if groups is None else len(clients)
         after = replace(known, trust=trust, detector=remembered)
-        if skipped := self.aggregation.refusal(left, missing, behind):
+        if skipped := self.aggregation.refusal(left, self.participants, malformed):
             return Judgement(gram, scores, anomaly, kept, context, None, skipped, after)
         chosen = gram if kept.all() else gram.mixed(np.eye(len(kept))[kept])
-        context = replace(context, f=self.aggregation.declared_f(left, missing, chosen, behind))
+        context = replace(context, f=self.aggregation.declared_f(left, self.participants, malformed, chosen))
         decision = self.pipeline.decide(protocol, context, gram, kept)
         after = replace(after, rule=getattr(decision.decided, "state", {}))
         return Judgement(gram, scores, anomaly, kept, context, decision, None, after)
@@ -155,12 +161,24 @@ class Defence:
         found, memory = members_scores(before, groups, scores.score)
         return dict(sorted(found.items())), {**scores.state, **memory}
 
-    def _trusted(self, state: State, scores: Mapping[int, float]) -> State:
-        """Reputations and quarantine after a round with these scores."""
+    def _needed(self, left: int, n: int, malformed: int) -> int:
+        """How many of the n rows the declared f needs, where `left` are too few for it and n are not; else 0."""
+
+        def enough(count: int) -> bool:
+            return self.aggregation.refusal(count, self.participants, malformed) is None
+
+        if enough(left) or not enough(n):
+            return 0
+        return next(count for count in range(left + 1, n + 1) if enough(count))
+
+    def _trusted(
+        self, state: State, scores: Mapping[int, float], rejected: Collection[int] = (), least: int = 1
+    ) -> State:
+        """Reputations and quarantine after a round with these scores; `least` rows are not in quarantine."""
         present = sorted(scores)
         after: State = state | self.trust.reputation.update(state, scores)
         paroled = self.trust.quarantine.due(state, present)
         if paroled:
             after |= self.trust.reputation.forgiven(after, paroled)
         value = self.trust.reputation.value(after)
-        return after | self.trust.quarantine.update(state, value, present, paroled)
+        return after | self.trust.quarantine.update(state, value, present, paroled, rejected, least)

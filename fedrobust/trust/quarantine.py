@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from fedrobust.options import Options, refusal
+from fedrobust.portions import portion
 from fedrobust.trust.reputation import State
 
 
@@ -20,8 +21,9 @@ class Quarantine(Options):
     `leave` sends it back at once. After `parole` rounds in quarantine it comes back on probation whatever its
     reputation, and with that of a stranger: nobody is out for good because it is different.
 
-    So many of a round's clients that the `quorum` would not be left are never in quarantine: those of the highest
-    reputation then stay out of it, on probation; of equals, the higher ids.
+    So many of the clients with an update that the `quorum` would not be left are never in quarantine, nor so many that
+    too few would be left for the declared f: those of the highest reputation then stay out of it, on probation; of
+    equals, the higher ids.
     """
 
     enter: float = Field(default=0.4, ge=0, le=1)
@@ -33,7 +35,7 @@ class Quarantine(Options):
     parole: int | None = Field(default=10, ge=1)
     """Rounds in quarantine after which a client comes back anyway; null: never. Only rounds with it count."""
     quorum: float = Field(default=0.5, gt=0, le=1)
-    """The share of a round's clients that stay, whatever their reputation; one of them at least."""
+    """The share of the clients with an update that stay, whatever their reputation; one of them at least."""
 
     @model_validator(mode="after")
     def _a_gap(self) -> Self:
@@ -56,11 +58,19 @@ class Quarantine(Options):
         return [client for client in present if state["quarantined"][client] and state["served"][client] >= self.parole]
 
     def update(
-        self, state: State, reputation: np.ndarray, present: Sequence[int], paroled: Sequence[int] = ()
+        self,
+        state: State,
+        reputation: np.ndarray,
+        present: Sequence[int],
+        paroled: Sequence[int] = (),
+        rejected: Collection[int] = (),
+        least: int = 1,
     ) -> State:
         """The state after a round with the clients `present`; `state` itself stays. Who was absent stays as it is.
 
-        reputation: (clients,) after the round. paroled: who comes back whatever it is, those that are `due`.
+        reputation: (clients,) after the round. paroled: who comes back whatever it is, those that are `due`. rejected:
+        those of the present who sent what is no update: they are not of the quorum. least: how many of the others stay
+        at least, even if the quorum is less.
         """
         inside, probation = state["quarantined"].astype(bool), state["probation"].copy()
         here = np.zeros(len(inside), dtype=bool)
@@ -71,9 +81,10 @@ class Quarantine(Options):
         inside = (inside | fallen) & ~back
         probation[here] = np.maximum(probation[here] - 1, 0)
         probation[back], probation[fallen] = self.probation, 0
-        out = np.flatnonzero(here & inside)
-        count = int(here.sum())
-        room = max(0, count - max(1, int(np.ceil(self.quorum * count - 1e-9))))  # 0.14 · 50 is a little above 7
+        rows = here.copy()
+        rows[list(rejected)] = False
+        out, count = np.flatnonzero(rows & inside), int(rows.sum())
+        room = max(0, count - max(1, least, portion(self.quorum, count, least=True)))
         spared = out[np.lexsort((out, reputation[out]))][room:]
         inside[spared], probation[spared] = False, max(1, self.probation)
         served = np.where(inside, state["served"] + here, 0)

@@ -143,7 +143,8 @@ def test_rows_that_are_not_finite_are_named(parts, value):
         (0.2, 10, Krum(), (), 2),
         (0.29, 100, Median(), (), 29),
         (0.3, 11, Median(), (), 3),
-        (0.05, 10, Median(), (), 0),
+        (0.04, 10, Median(), (), 0),
+        (0.05, 10, Median(), (), 1),  # as many as an attack of that fraction has
     ],
 )
 def test_declared_f(f, n, rule, stages, expected):
@@ -159,7 +160,7 @@ def test_declared_f(f, n, rule, stages, expected):
         (5, 10, Median(), (), "median needs n ≥ 2f + 1: n = 10, f = 5; largest f here: 4"),
         (5, 10, Mean(), (), "mean needs n ≥ 2f + 1: n = 10, f = 5; largest f here: 4"),
         (5, 10, Mean(), (NNM(),), "nnm needs n ≥ 2f + 1: n = 10, f = 5; largest f here: 4"),
-        (0.45, 10, Krum(), (), "krum needs n ≥ 2f + 3: n = 10, f = 4; largest f here: 3"),
+        (0.4, 10, Krum(), (), "krum needs n ≥ 2f + 3: n = 10, f = 4; largest f here: 3"),
         ("largest", 2, Krum(), (), "krum needs n ≥ 2f + 3: n = 2, f = 0; too few updates for any f"),
         ("largest", 0, Median(), (), "median needs n ≥ 2f + 1: n = 0, f = 0; too few updates for any f"),
     ],
@@ -196,11 +197,15 @@ def test_options_of_an_experiment():
     assert Aggregation.model_validate({"rule": "trimmed_mean", "f": 2}).declared_f(9) == 2
 
 
-def test_f_of_an_experiment_when_rows_have_been_dropped():
-    assert Aggregation(rule=Median(), f=3).declared_f(8, dropped=2) == 1
-    assert Aggregation(rule=Median(), f=1).declared_f(8, dropped=2) == 0
-    assert Aggregation(rule=Median(), f=0.25).declared_f(8, dropped=2) == 2
-    assert Aggregation(rule=Median()).declared_f(8, dropped=2) == 3
+def test_f_of_an_experiment_falls_by_malformed_rows_and_not_by_absent_ones():
+    for f in (3, 0.3):
+        assert Aggregation(rule=Median(), f=f).declared_f(8, asked=10) == 3
+        assert Aggregation(rule=Median(), f=f).declared_f(8, asked=10, malformed=2) == 1
+        assert Aggregation(rule=Median(), f=f).declared_f(5, asked=10, malformed=5) == 0
+        told = "median needs n ≥ 2f + 1: n = 6, f = 3; largest f here: 2"
+        assert Aggregation(rule=Median(), f=f).refusal(6, asked=10) == told
+        assert Aggregation(rule=Median(), f=f).refusal(6, asked=10, malformed=1) is None
+    assert Aggregation(rule=Median()).declared_f(8, asked=10) == 3
     assert Aggregation(rule=Krum(), f=4).refusal(10) == "krum needs n ≥ 2f + 3: n = 10, f = 4; largest f here: 3"
     assert Aggregation(rule=Krum(), f=4).refusal(11) is None
 

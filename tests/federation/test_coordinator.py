@@ -72,7 +72,13 @@ def test_below_the_quorum_the_model_stays(updates: np.ndarray) -> None:
     updates[:4] = np.nan
     record, weights, _ = coordinator().aggregate(1, [range(CLIENTS)], [0, 1, 2, 3], None, updates)
     assert not weights.any()
-    assert record["skipped"] == "2 of 6 updates were usable, below the quorum of 0.5"
+    assert record["skipped"] == "2 of 6 updates were usable, below the quorum of 0.5 (not finite: 4)"
+    assert record["suspected"] == [0, 1, 2, 3]
+
+
+def test_an_aggregate_of_zero_is_a_round_that_was_made(updates: np.ndarray) -> None:
+    record, weights, _ = coordinator().aggregate(1, [range(CLIENTS)], [], None, 0 * updates)
+    assert "skipped" not in record and not weights.any()
 
 
 def test_too_few_for_the_rule_skip_the_round_and_do_not_end_the_run(updates: np.ndarray) -> None:
@@ -97,10 +103,53 @@ def test_a_server_whose_own_training_diverged_skips_the_round(updates: np.ndarra
     assert after.tobytes() == weights.tobytes()
 
 
-def test_hospitals_that_are_late_are_taken_off_a_declared_count(updates: np.ndarray) -> None:
+@pytest.mark.parametrize("f", [3, 0.3])
+def test_hospitals_that_are_late_lower_no_declared_f(f: float) -> None:
+    """Ten are drawn, three honest ones are late: the three liars that were declared are all among the seven."""
+    honest = np.random.default_rng(1).standard_normal((10, D)).astype(np.float32)
+    made = Coordinator()
+    options = {"federation": {"clients": 10}, "aggregation": {"rule": "trimmed_mean", "f": f}}
+    made.setup(Experiment.model_validate(options), np.full(10, 10), np.zeros(D, dtype=np.float32), {})
+    honest[[0, 1, 2]] = 1e6
+    record, weights, _ = made.aggregate(1, [range(7)], [0, 1, 2], None, honest[:7])
+    assert record["f"] == 3
+    assert np.abs(weights).max() < 5
+
+
+def test_where_a_declared_f_cannot_be_kept_the_round_is_skipped(updates: np.ndarray) -> None:
     made = coordinator(aggregation={"rule": "trimmed_mean", "f": 2})
-    record, _, _ = made.aggregate(1, [range(5)], [], None, updates[:5])
-    assert record["f"] == 1
+    record, weights, _ = made.aggregate(1, [range(4)], [], None, updates[:4])
+    assert record["skipped"] == "trimmed_mean needs n ≥ 2f + 1: n = 4, f = 2; largest f here: 1"
+    assert not weights.any()
+
+
+def test_where_all_updates_are_rejected_nobody_is_judged(updates: np.ndarray) -> None:
+    made = coordinator()
+    for round in range(1, 4):
+        record, weights, _ = made.aggregate(round, [range(CLIENTS)], [3], None, updates * np.nan)
+        assert record["skipped"] == "0 of 6 updates were usable, below the quorum of 0.5 (not finite: 6)"
+    assert record["suspected"] == [] and record["detection"] == {}
+    assert set(record["reputation"].values()) == {0.5}
+    assert not weights.any()
+
+
+@pytest.mark.parametrize(("quorum", "needed"), [(0.14, 1), (0.5, 3), (0.51, 4), (1.0, 6)])
+def test_a_quorum_is_the_least_count_that_is_not_below_its_share(
+    updates: np.ndarray, quorum: float, needed: int
+) -> None:
+    made = coordinator(federation={"clients": CLIENTS, "quorum": quorum})
+    for there in range(1, CLIENTS + 1):
+        record, _, _ = made.aggregate(there, [range(there)], [], None, updates[:there])
+        assert ("skipped" in record) == (there < needed)
+
+
+def test_seven_of_fifty_are_a_quorum_of_0_14() -> None:
+    """0.14 · 50 is a little above 7 in binary floats."""
+    made = Coordinator()
+    experiment = Experiment.model_validate({"federation": {"clients": 50, "quorum": 0.14}})
+    made.setup(experiment, np.full(50, 10), np.zeros(D, dtype=np.float32), {})
+    record, _, _ = made.aggregate(1, [range(7)], [], None, np.ones((7, D), dtype=np.float32))
+    assert "skipped" not in record
 
 
 @pytest.mark.parametrize("server", ["fedavgm", "fedadam"])

@@ -145,7 +145,9 @@ def test_below_the_quorum_the_sum_stays_closed(monkeypatch: pytest.MonkeyPatch) 
         silent(patch, {4}, 1)
         patch.setattr("fedrobust.secure.masking_server.decode", lambda *_: pytest.fail("a sum was opened"))
         record = made.round(updates(0, N, D))
-    assert record["skipped"] == "8 of 9 updates were usable, below the quorum of 0.9"
+    assert record["skipped"] == (
+        "8 of 9 updates were usable, below the quorum of 0.9 (dropped out while the masks were made: 1)"
+    )
     assert sorted(record["rejected"]) == [4]
 
 
@@ -345,7 +347,7 @@ def test_who_did_its_part_in_a_lost_group_is_not_blamed_below_the_quorum_either(
     made, rows = house(GROUPS, monkeypatch, federation={"clients": N, "quorum": 0.9}), updates(0, N, D)
     spoil(monkeypatch, 4, Kind.KEYS, small_order)
     record = made.round(rows)
-    assert record["skipped"] == "6 of 9 updates were usable, below the quorum of 0.9"
+    assert record["skipped"].startswith("6 of 9 updates were usable, below the quorum of 0.9 (client 4 sent ")
     assert list(record["rejected"]) == [4]
 
 
@@ -401,6 +403,17 @@ def test_groups_are_drawn_anew_and_a_robust_rule_works_on_their_means(monkeypatc
         good = next(group for group in seen[-1] if 2 not in group)
         assert record["weights"][bad[0]] < record["weights"][good[0]]
     assert seen[0] != seen[1]
+
+
+def test_who_drops_out_lowers_no_declared_f(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows whether those who dropped out were the liars."""
+    made = house(GROUPS, monkeypatch, {"rule": "geometric_median", "f": 1}, n=15)
+    with monkeypatch.context() as patch:
+        silent(patch, {3}, 1)
+        record = made.round(updates(0, 15, D))
+    assert sorted(record["rejected"]) == [3]
+    assert len(record["weights"]) == 12  # its group has too few left to open its mean
+    assert record["f"] == 1
 
 
 def test_over_the_rounds_the_one_that_spoils_its_groups_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:

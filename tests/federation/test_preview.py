@@ -49,8 +49,8 @@ def rows_of(round: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", DEFENCES)
-@pytest.mark.parametrize("broken", [None, 3])
-def test_the_preview_is_what_then_happens(name: str, broken: int | None) -> None:
+@pytest.mark.parametrize(("broken", "late"), [(None, None), (3, None), (None, 6)])
+def test_the_preview_is_what_then_happens(name: str, broken: int | None, late: int | None) -> None:
     experiment, coordinator, samples = federation(DEFENCES[name])
     root = rows_of(0)[:1]
     arrays: dict[str, np.ndarray] = {}
@@ -64,7 +64,7 @@ def test_the_preview_is_what_then_happens(name: str, broken: int | None) -> None
         defence,
         known(defence, arrays, CLIENTS),
         GROUP,
-        dict(enumerate(rows)),
+        {client: row for client, row in enumerate(rows) if client != late},
         {client: client for client in range(CLIENTS)},
         5,
         samples if experiment.aggregation.weighting == "samples" else None,
@@ -73,7 +73,8 @@ def test_the_preview_is_what_then_happens(name: str, broken: int | None) -> None
     )
     direction = np.random.default_rng(7).standard_normal(D).astype(np.float32)
     search = preview.lines([direction])
-    others = [client for client in range(CLIENTS) if client not in GROUP and client != broken]
+    here = [client for client in range(CLIENTS) if client != late]
+    others = [client for client in here if client not in GROUP and client != broken]
     crafted = np.zeros((2, len(GROUP) + len(others) + 1))
     crafted[0, 2], crafted[0, 4], crafted[1, -1] = -0.5, 0.25, 3.0
     foreseen = search.damage(crafted)
@@ -84,7 +85,7 @@ def test_the_preview_is_what_then_happens(name: str, broken: int | None) -> None
     sent = rows.copy()
     sent[GROUP] = crafted @ lines
     before = coordinator._weights.copy()
-    _, weights, _ = coordinator.aggregate(5, [range(CLIENTS)], GROUP, root, sent)
+    _, weights, _ = coordinator.aggregate(5, [here], GROUP, root, sent[here])
     honest = rows[others].mean(axis=0)
     assert foreseen == pytest.approx(np.linalg.norm((weights - before) - honest), rel=1e-3)
 
@@ -101,10 +102,10 @@ def test_someone_is_in_quarantine_in_the_case_of_that_name() -> None:
 def test_a_round_that_would_be_skipped_does_no_damage() -> None:
     experiment, _, _ = federation({"aggregation": {"rule": "krum", "f": 0.3}})
     defence = Defence(experiment.aggregation, experiment.trust, CLIENTS, 0)
-    rows = rows_of(1)
-    rows[[0, 1, 3, 4]] = np.nan
+    late = (0, 1, 3, 4)
+    updates = {client: row for client, row in enumerate(rows_of(1)) if client not in late}
     ids = {client: client for client in range(CLIENTS)}
-    preview = DefencePreview(defence, defence.start(CLIENTS), GROUP, dict(enumerate(rows)), ids, 1)
+    preview = DefencePreview(defence, defence.start(CLIENTS), GROUP, updates, ids, 1)
     assert preview.lines([]).damage(np.eye(2, 4)) == 0
 
 

@@ -61,13 +61,36 @@ def test_runs_that_have_not_ended_are_told_and_left_out() -> None:
     assert found.notes[0] == "run krum4 has not ended (round 2 of ?) and is left out"
 
 
+def skipping(records: list[Any], *numbers: int) -> list[Any]:
+    """The same run with these rounds skipped."""
+    for record in records:
+        if record["kind"] == "round" and record["round"] in numbers:
+            record["skipped"] = "below the quorum"
+    return records
+
+
+def test_skipped_rounds_are_a_column_where_there_are_any() -> None:
+    assert "rounds_skipped" not in compare(two_groups()).figures
+    found = compare(runs(compared("krum", 1), compared("krum", 2), skipping(compared("mean", 1), 2, 4)))
+    spreads = {group.label: (group.figures["rounds_skipped"], len(group.runs)) for group in found.groups}
+    told = {label: shown("rounds_skipped", *spread) for label, spread in spreads.items()}
+    assert told == {"krum": "0.0 ± 0.0", "mean": "2"}
+
+
+def test_a_run_whose_model_is_the_initial_one_is_told_and_left_out() -> None:
+    found = compare([*two_groups(), *runs(skipping(compared("krum", 4), 1, 2, 3, 4, 5))])
+    assert sum(len(group.runs) for group in found.groups) == 5
+    told = "run krum4 never changed its model and is left out; rounds skipped: 5 of 5: in 5 rounds: below the quorum"
+    assert found.notes[0] == told
+
+
 @pytest.mark.parametrize(
     ("journals", "told"),
     [
         ([], "nothing to compare: no runs"),
         ([compared()], "nothing to compare: only one run"),
         ([compared(), compared()], "only one run; 1 run repeats"),
-        ([compared()[:3], compared(seed=2)[:1]], "no run has ended; run krum7 has not ended"),
+        ([compared()[:3], compared(seed=2)[:1]], "no run has a result; run krum7 has not ended"),
     ],
 )
 def test_nothing_to_compare_is_one_line(journals: list[list[Any]], told: str) -> None:

@@ -137,6 +137,35 @@ def test_a_journal_of_before_quarantine_and_parts_has_a_report(tmp_path: Path) -
     assert "are suspected" in text or "is suspected" in text
 
 
+def test_skipped_rounds_stand_at_the_top(tmp_path: Path) -> None:
+    assert "skipped" not in write_report(write(tmp_path, journal())).read_text()
+    records = journal()
+    for record in records:
+        if record["kind"] == "round" and record["round"] in (2, 4):
+            record["skipped"] = "2 < 3 usable"
+    top = write_report(write(tmp_path, records)).read_text().split("<section>")[0]
+    assert "Rounds skipped: 2 of 5: in 2 rounds: 2 &lt; 3 usable." in top
+    assert "<span>balanced accuracy</span>" in top
+
+
+@pytest.mark.parametrize("attackers", [(), (1, 4)])
+def test_the_initial_model_has_no_figures_and_nobody_was_judged(tmp_path: Path, attackers: tuple[int, ...]) -> None:
+    records = journal(attackers=attackers)
+    for record in records:
+        if record["kind"] == "round":
+            for judged in ("anomaly", "anomaly_parts", "weights"):
+                del record[judged]
+            record |= {"skipped": "0 of 6 updates were usable", "suspected": [], "detection": {}}
+    text = write_report(write(tmp_path, records), IMAGES).read_text()
+    assert "No round changed the model: it is the initial one, and has no figures here. Rounds skipped: 5 of 5" in text
+    assert "nobody was judged" in text and "suspected" not in text.split("<section>")[0]
+    assert "balanced accuracy" not in text.replace("data.", "") and "missed<" not in text
+    for picture in ("curves", "confusion", "misread"):
+        assert f'id="{picture}"' not in text
+    head, *rows = table(text)
+    assert {row[head.index("test accuracy")] for row in rows} == {"–"}
+
+
 @pytest.mark.parametrize("lines", [1, 2, 3])
 def test_a_run_that_stopped_early_has_a_report(tmp_path: Path, lines: int) -> None:
     text = write_report(write(tmp_path, journal()[:lines]), IMAGES).read_text()

@@ -97,7 +97,7 @@ def test_what_cannot_be_is_refused_with_its_place_and_the_reason(
         ("{name: shares, max_functionals: 0}", "aggregation.rule=adaptive"),
         ("masked", "trust.detector=consensus"),
         ("{name: masked, largest_count: 99}", "aggregation.weighting=samples"),
-        ("grouped", "aggregation={rule: median, f: 0.09}"),
+        ("grouped", "aggregation={rule: median, f: 0.04}"),
         ("{name: grouped, size: 3}", "aggregation={rule: median, f: 1}"),
         ("shares", "workers.parties=[one, one, two]"),
     ],

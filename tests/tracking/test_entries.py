@@ -23,7 +23,11 @@ def test_metrics_have_the_documented_names() -> None:
         "round/train_seconds": 0.5,
         "round/aggregate_seconds": 0.125,
         "round/upload_bytes": 120.0,
+        "round/skipped": 0.0,
+        "round/rejected": 0.0,
     }
+    failed = metrics(record | {"skipped": "below the quorum", "rejected": {"1": "not finite", "2": "truncated"}})
+    assert (failed["round/skipped"], failed["round/rejected"]) == (1.0, 2.0)
 
 
 def test_parts_quarantine_and_the_truth_are_metrics_of_every_participant() -> None:

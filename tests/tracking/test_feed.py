@@ -19,7 +19,7 @@ def test_more_metrics_than_one_request_may_hold(database: Path) -> None:
         tracker.log(record)
     assert tracker.close()
     found = Counter((key, step) for key, step, _, _ in rows(database, tracker.run_id))
-    assert len(found) == 3 * 400 + 7 and set(found.values()) == {1}
+    assert len(found) == 3 * 400 + 9 and set(found.values()) == {1}
 
 
 @pytest.mark.parametrize("sent", [0, 3, 6])

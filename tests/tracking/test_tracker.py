@@ -68,6 +68,20 @@ def test_a_run_arrives_whole(database: Path) -> None:
     assert times == [run.info.start_time + 750 * number for number in range(1, ROUNDS + 1)]
 
 
+def test_a_run_without_a_round_that_was_made_has_failed_when_it_is_sent_later(database: Path, tmp_path: Path) -> None:
+    records = journal()
+    for made in (True, False):
+        tracker = Tracker.open("untrained", {}, {})
+        tracker.close("KILLED")
+        for record in records:
+            if record["kind"] == "round" and not made:
+                record["skipped"] = "below the quorum"
+        folder = tmp_path / tracker.run_id
+        write(folder, records)
+        sync(folder)
+        assert status(database, tracker.run_id) == ("FINISHED" if made else "FAILED")
+
+
 @pytest.mark.parametrize("stored", ["nothing", "half", "all"])
 @pytest.mark.parametrize("at", [1, 2, 4, 7, 10])
 def test_a_server_that_dies_costs_nothing(

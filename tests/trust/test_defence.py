@@ -97,10 +97,40 @@ def test_who_behaves_again_comes_back_on_probation_with_half_its_weight() -> Non
     assert weights(judgement)[others].min() > weights(judgement)[4]
 
 
-def test_a_declared_count_drops_by_those_in_quarantine() -> None:
-    made = defence(ACTS, rule="trimmed_mean", f=3)
+@pytest.mark.parametrize("f", [3, 0.3])
+def test_quarantine_lowers_no_declared_f(f: float) -> None:
+    made = defence(ACTS, rule="trimmed_mean", f=f)
     assert judged(made, made.start(N), 1, bad=None).context.f == 3
-    assert judged(made, after(made, 6), 7).context.f == 2
+    later = judged(made, after(made, 6), 7)
+    assert not later.kept[4]
+    assert later.context.f == 3
+
+
+def test_quarantine_leaves_the_rows_that_a_declared_f_needs() -> None:
+    """Of ten rows f = 4 allows for one in quarantine, whatever the quorum: the best of the two is spared."""
+    made = defence(ACTS, rule="trimmed_mean", f=4)
+    known = made.start(N)
+    for round in range(1, 7):
+        rows = rows_of(round)
+        rows[7] *= -3
+        judgement = made.judge(known, Clear([rows]), np.arange(N), round)
+        known = judgement.known
+    assert judgement.context.f == 4 and judgement.skipped is None
+    assert judgement.kept.sum() == 9
+    value = made.trust.reputation.value(known.trust)
+    assert value[4] < 0.4 and value[7] < 0.4
+    spared = [client for client in (4, 7) if judgement.kept[client]]
+    assert spared == [max((4, 7), key=lambda client: (value[client], client))]
+    assert known.trust["quarantined"].sum() == 1  # what is recorded is what was done
+
+
+def test_clients_that_were_rejected_are_not_of_the_quorum_of_quarantine() -> None:
+    """Five of ten send no update: of the other five three stay, though all five are in disgrace."""
+    made = defence(ACTS | {"quarantine": {"enter": 0.9, "leave": 0.95, "quorum": 0.5}})
+    known = made.start(N)
+    judgement = made.judge(known, Clear([rows_of(1, None)[:5]]), np.arange(5), 1, rejected=range(5, 10), malformed=5)
+    assert judgement.kept.sum() == 3
+    assert judgement.known.trust["quarantined"][5:].all()
 
 
 def test_too_few_left_for_the_rule_skip_the_round_but_scores_count() -> None:

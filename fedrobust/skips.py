@@ -1,0 +1,57 @@
+"""Rounds that were skipped: how many, why, and whether any round was made at all. Pure, from a journal's records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Skips:
+    """The skipped rounds of a run, as far as it got.
+
+    A round is skipped where nothing was aggregated, and made otherwise, even if its aggregate was zero.
+    """
+
+    rounds: int
+    reasons: Mapping[str, int]
+    """Reason → how many rounds were skipped for it, the most frequent one first."""
+
+    @classmethod
+    def of(cls, records: Iterable[Mapping[str, Any]]) -> Skips:
+        """Those among the records of a journal, of which only the rounds count."""
+        rounds = [record for record in records if record["kind"] == "round"]
+        return cls(len(rounds), dict(Counter(each["skipped"] for each in rounds if "skipped" in each).most_common()))
+
+    @property
+    def skipped(self) -> int:
+        """How many rounds were skipped."""
+        return sum(self.reasons.values())
+
+    @property
+    def untrained(self) -> bool:
+        """Whether there were rounds, and none was made: the model is the initial one."""
+        return 0 < self.rounds == self.skipped
+
+    @property
+    def count(self) -> str:
+        """`3 of 20`."""
+        return f"{self.skipped} of {self.rounds}"
+
+    def told(self, most: int = 3) -> str:
+        """`3 of 20: in 2 rounds: krum needs …; in 1 round: …`, the `most` frequent; empty if none was skipped."""
+        if not self.reasons:
+            return ""
+        shown = [f"in {n} round{'' if n == 1 else 's'}: {reason}" for reason, n in list(self.reasons.items())[:most]]
+        rest = len(self.reasons) - most
+        return f"{self.count}: {'; '.join(shown)}" + (f"; {rest} more reasons" if rest > 0 else "")
+
+    def no_result(self) -> str:
+        """Of a run that is `untrained`: what happened, and what is to be done."""
+        hint = "Lower learning.local.optimizer.lr" if "not finite" in self.told(1) else "Mend what the reason names"
+        return (
+            f"no round changed the model; rounds skipped: {self.told(1)}. {hint}, and start a new "
+            "run: resuming this one changes nothing"
+        )
