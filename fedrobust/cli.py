@@ -79,7 +79,7 @@ def run(
         from fedrobust.runner import run as run_experiment
 
         result = run_experiment(experiment, resume=resume, hooks=[progress.on_record], say=progress.say)
-    show_result(out, result)
+    show_result(out, result, experiment)
     if json_out is not None:
         json_out.write_text(json.dumps({"run_id": result.run_id, **result.final}, indent=2) + "\n", encoding="utf-8")
 

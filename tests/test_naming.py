@@ -28,6 +28,20 @@ def test_an_experiment_may_name_its_run(experiment: Experiment, tmp_path: Path) 
     assert run_name(fedrobust.load(tmp_path / "tiny.yaml", ["tracking.run_name=mine"])) == "mine"
 
 
+def test_tags_say_whether_secrets_are_any(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(YAML, encoding="utf-8")
+
+    def found(*overrides: str) -> tuple[str | None, str]:
+        own = tags(fedrobust.load(tmp_path / "tiny.yaml", list(overrides)))
+        return own.get("secrecy"), own["deterministic"]
+
+    plain = ["aggregation={rule: mean}"]
+    assert found() == found("privacy=masked", *plain) == (None, "true")
+    assert found("privacy=shares") == found("privacy=replicated") == ("real", "false")
+    assert found("privacy={name: shares, randomness: seed}") == ("not secret", "true")
+    assert found("privacy={name: shares, randomness: seed}", "federation.deadline=60") == ("not secret", "false")
+
+
 def test_tags_of_a_run_without_attack_and_with_a_deadline(experiment: Experiment, tmp_path: Path) -> None:
     changed = tags(fedrobust.load(tmp_path / "tiny.yaml", ["attacks=[]", "federation.deadline=60", "seed=7"]))
     own = tags(experiment)

@@ -86,6 +86,25 @@ def test_the_table_tells_how_many_rounds_were_skipped_and_why(out: Console) -> N
     assert "none of 2" in out.export_text()
 
 
+@pytest.mark.parametrize(
+    ("privacy", "told"),
+    [
+        ({"name": "clear"}, None),
+        ({"name": "masked"}, None),
+        ({"name": "shares"}, "shares, real secrets"),
+        (
+            {"name": "replicated", "randomness": "seed"},
+            "replicated, not secret: all secrets come from the experiment's",
+        ),
+    ],
+)
+def test_the_table_tells_whether_secrets_are_any(out: Console, privacy: dict[str, str], told: str | None) -> None:
+    experiment = Experiment.model_validate({"privacy": privacy, "federation": {"clients": 10}})
+    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), [], {}, {}, {}, []), experiment)
+    shown = out.export_text()
+    assert ("secrecy" in shown) == (told is not None) and (told or "") in shown
+
+
 def test_the_bar_tells_of_skipped_rounds_and_not_of_the_initial_models_figures() -> None:
     out = Console(file=io.StringIO(), width=120, force_terminal=False)
     metrics = {"test/balanced_accuracy": 0.5}

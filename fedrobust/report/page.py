@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 from fedrobust.report.elements import document, picture, plural
-from fedrobust.report.story import Hospital, Run, attack, defence
+from fedrobust.report.story import Hospital, Run, attack, defence, protocol
 from fedrobust.tracking import flatten
 
 LONG_TABLE = 30
@@ -63,6 +63,7 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
         " ".join(str(partition[key]) for key in ("name", "alpha") if key in partition),
         plural(len(run.rounds), "round"),
         f"seed {experiment['seed']}",
+        protocol(experiment),
     ]
     settings = flatten({key: value for key, value in experiment.items() if key != "name"})
     rows = "".join(f"<tr><td>{escape(path)}</td><td>{escape(value)}</td></tr>" for path, value in settings.items())

@@ -190,6 +190,15 @@ def attack(experiment: Mapping[str, Any]) -> str:
     return " + ".join(attack["name"] for attack in experiment["attacks"]) or "no attack"
 
 
+def protocol(experiment: Mapping[str, Any]) -> str:
+    """The protocol of a resolved experiment, and whether its secrets are any, as `shares, real secrets`."""
+    privacy = experiment.get("privacy", {"name": "clear"})
+    if "randomness" not in privacy:
+        return f"privacy {privacy['name']}"
+    real = "real secrets" if privacy["randomness"] == "system" else "NOT SECRET: all secrets come from the seed"
+    return f"privacy {privacy['name']}, {real}"
+
+
 def _last(values: np.ndarray) -> float | None:
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else None

@@ -69,8 +69,10 @@ _SHOWN = {
 }
 
 
-def show_result(out: Console, result: Result) -> None:
-    """The final table, and where to look next."""
+def show_result(out: Console, result: Result, experiment: Experiment | None = None) -> None:
+    """The final table, and where to look next; of the experiment whether its secrets are any."""
+    from fedrobust.naming import NOT_SECRET, secret, shared
+
     table = Table(title=escape(result.name), title_justify="left", show_header=False)
     for key, label in _SHOWN.items():
         if key in result.final:
@@ -82,6 +84,9 @@ def show_result(out: Console, result: Result) -> None:
     table.add_section()
     table.add_row("malicious hospitals", ", ".join(f"{c} ({a})" for c, a in sorted(result.attackers.items())) or "none")
     table.add_row("suspected", _suspected(result))
+    if experiment is not None and shared(experiment):
+        warning = f"{NOT_SECRET}: all secrets come from the experiment's seed (privacy.randomness)"
+        table.add_row("secrecy", f"{experiment.privacy.name}, {'real secrets' if secret(experiment) else warning}")
     out.print(table)
     out.print(f"run {result.run_id}, recorded in {escape(str(result.folder))}")
     out.print(f"report: {escape(str(result.folder / 'report.html'))}")
