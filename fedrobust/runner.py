@@ -192,7 +192,8 @@ def _tracked(
             status = "KILLED"
             raise
         except FedRobustError as error:
-            if opening.exception() is None and (RUNS / opening.result().run_id / "checkpoint.npz").exists():
+            whole = part is None  # a part is made again by what it is a part of
+            if whole and opening.exception() is None and (RUNS / opening.result().run_id / "checkpoint.npz").exists():
                 raise type(error)(f"{error}; go on with: --resume {opening.result().run_id}") from error
             raise
         finally:

@@ -85,6 +85,11 @@ def show_sweep(out: Console, findings: Findings) -> None:
     out.print(table if findings.best else "no trial was completed")
     counts = Counter(type(trial.outcome).__name__.lower() for trial in findings.trials)
     out.print(", ".join(f"{count} trials {name}" for name, count in sorted(counts.items())) or "no trials")
+    for each in findings.fresh:
+        for seed, reason in each.failed.items():
+            out.print(escape(f"trial {each.trial.number}, fresh seed {seed} failed: {reason}"), soft_wrap=True)
+    if any(each.failed for each in findings.fresh):
+        out.print("runs on fresh seeds that failed are made again with --resume")
     out.print(f"tables, pictures, best.yaml: {escape(str(findings.folder))}", soft_wrap=True)
 
 
