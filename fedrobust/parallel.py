@@ -9,7 +9,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often a run is begun whose team loses an actor that it cannot do without, e.g. with a node of the cluster."""
+MOMENT = 1.0
+"""Seconds of waiting at a time: a Ctrl-C that comes just before a wait is only seen after it."""
 PARENT = "parent.txt"
 """File with the id of the MLflow run that the runs of a folder are nested below."""
 
@@ -152,16 +154,19 @@ class Teams:
         under_way: list[Future[None]] = []
         try:
             under_way += (threads.submit(do, task) for task in tasks)
-            wait(under_way, return_when=FIRST_EXCEPTION)
-            for task in under_way:
-                if task.done():
-                    task.result()
+            left = set(under_way)
+            while left:
+                done, left = wait(left, MOMENT, FIRST_COMPLETED)
+                for task in under_way:
+                    if task in done:
+                        task.result()
         except BaseException:
-            self._stopping.set()
-            for task in under_way:
-                task.cancel()
             with suppress(KeyboardInterrupt):  # a second one: whoever closes the teams waits for them
-                wait(under_way)
+                self._stopping.set()
+                for task in under_way:
+                    task.cancel()
+                while wait(under_way, MOMENT).not_done:
+                    pass
             raise
 
     def run(self, experiment: Experiment, part: Part, hooks: Sequence[Hook] = ()) -> Result:
