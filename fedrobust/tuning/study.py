@@ -117,12 +117,14 @@ class SweepStudy:
         begun = len(stored) % self._batch if len(stored) % self._batch else self._batch * bool(running)
         wanted = min(self._batch - begun, self._trials - len(stored))
         if wanted > 0:
-            copy, _ = self._copy([each if each.number < first else _without_reports(each) for each in stored])
-            for number in range(len(stored), len(stored) + wanted):
+            copy, _ = self._copy(stored[:first])
+            # The whole batch again: what a sampler works out for its first trial, it uses for the next ones.
+            for number in range(first, len(stored) + wanted):
                 copy.sampler = self._sampler.build(self._seed, number, self._space)
                 self._space.suggest(copy.ask())
-                running.append(copy.get_trials()[number])
-                self.study.add_trial(running[-1])
+                if number >= len(stored):
+                    running.append(copy.get_trials()[number])
+                    self.study.add_trial(running[-1])
         self._reports = {trial.number: {} for trial in running}
         self._judges = {}
         return [Asked(trial.number, self._space.chosen(trial.params)) for trial in running]
