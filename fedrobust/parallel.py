@@ -147,9 +147,15 @@ class Teams:
         threads, one = self._threads or self._started(first), threading.Lock()
 
         def do(task: Callable[[], Done]) -> None:
-            done = task()
-            with one:
-                then(done)
+            if self._stopping.is_set():
+                raise Stopped
+            try:
+                done = task()
+                with one:
+                    then(done)
+            except BaseException:
+                self._stopping.set()  # at once, so that this thread begins no other task
+                raise
 
         under_way: list[Future[None]] = []
         try:
@@ -158,8 +164,10 @@ class Teams:
             while left:
                 done, left = wait(left, MOMENT, FIRST_COMPLETED)
                 for task in under_way:
-                    if task in done:
+                    if task in done and not isinstance(task.exception(), Stopped):  # what it was stopped for will come
                         task.result()
+            if self._stopping.is_set():
+                raise Stopped
         except BaseException:
             with suppress(KeyboardInterrupt):  # a second one: whoever closes the teams waits for them
                 self._stopping.set()

@@ -133,6 +133,29 @@ def test_a_ctrl_c_and_a_second_one_cost_nothing_that_is_finished(monkeypatch: py
     assert sorted(kept) == ["one", "two"]
 
 
+def test_nothing_is_begun_after_an_error_and_what_was_stopped_hides_it_never() -> None:
+    """Even where a thread is free before anybody has seen the error."""
+    begun = list[int]()
+
+    def then(number: int) -> None:
+        if number == 3:
+            raise TrackingError("gone")
+
+    def task(number: int) -> int:
+        begun.append(number)
+        return number
+
+    for _ in range(20):
+        begun.clear()
+        with on(1) as teams:
+            with pytest.raises(TrackingError, match="gone"):
+                teams.each(EXPERIMENT, [partial(task, number) for number in range(50)], then)
+            assert begun == [0, 1, 2, 3]
+            with pytest.raises(Stopped):
+                teams.each(EXPERIMENT, [partial(task, 4)], then)
+        assert begun == [0, 1, 2, 3]
+
+
 def test_results_are_handed_on_one_at_a_time() -> None:
     inside, most = [0], [0]
 
