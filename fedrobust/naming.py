@@ -10,7 +10,6 @@ from pathlib import Path
 from fedrobust.experiment import Experiment
 from fedrobust.secure import SharedPrivacy
 
-
 NOT_SECRET = "not secret"
 """The tag `secrecy` of runs whose secrets come from the experiment's seed."""
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from fedrobust.data.hospitals import Hospitals
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
 from fedrobust.federation.pool import Pool, ray_session, teams_that_fit
@@ -23,8 +24,12 @@ from fedrobust.federation.rounds import Hook
 from fedrobust.runner import Part, Result, hospitals_of, run
 from fedrobust.tracking import Tracker, end_children
 
+logger = logging.getLogger(__name__)
+
 ATTEMPTS = 3
 """How often a run is begun whose team loses an actor that it cannot do without, e.g. with a node of the cluster."""
+MOMENT = 1.0
+"""Seconds of waiting at a time: a Ctrl-C that comes just before a wait is only seen after it."""
 PARENT = "parent.txt"
 """File with the id of the MLflow run that the runs of a folder are nested below."""
 
@@ -51,9 +56,12 @@ class Store(Generic[Kept]):
     """The file of what is finished: a line for each, fsynced; a line that a crash cut short is dropped."""
 
     def __init__(self, path: Path, kind: type[Kept]) -> None:
-        """Open the file, and read it. Raises `ExperimentError` if another process that is alive writes to it."""
+        """Open the file, and read it.
+
+        Raises `ExperimentError` if another process that is alive writes to it, or a line of it is no outcome.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        self._path, self._file = path, path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -62,15 +70,28 @@ class Store(Generic[Kept]):
         self._file.seek(0)
         whole, newline, _ = self._file.read().rpartition(b"\n")
         self._file.truncate(len(whole) + len(newline))
-        found = [kind(**json.loads(line)) for line in whole.splitlines()]
-        self.outcomes: dict[str, Kept] = {outcome.digest: outcome for outcome in found}
+        self.outcomes: dict[str, Kept] = {}
         """The last outcome of each experiment, by digest."""
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                outcome = kind(**json.loads(line))
+            except (ValueError, TypeError):
+                self._file.close()
+                told = "cannot be read; without it, its run is made again: delete the line"
+                raise ExperimentError(f"{path}: line {number} {told}") from None
+            self.outcomes[outcome.digest] = outcome
 
     def add(self, outcome: Kept) -> None:
-        """Keep an outcome for good."""
-        self._file.write((json.dumps(asdict(outcome)) + "\n").encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Keep an outcome for good. Raises `FedRobustError` if the disk refuses; the file is then as it was before."""
+        line, end = (json.dumps(asdict(outcome)) + "\n").encode(), self._file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(end)
+            raise FedRobustError(f"{self._path}: {outcome.digest[:8]} could not be written: {error}") from error
         self.outcomes[outcome.digest] = outcome
 
     def finished(self, digest: str) -> Kept | None:
@@ -118,21 +139,42 @@ class Teams:
     ) -> None:
         """Do all tasks, as many at once as there are teams, and hand each result to `then` when it is there.
 
-        What a task or `then` raises, or a Ctrl-C, ends the runs under way within a round, and is raised again. `first`
-        is one of the experiments: its `workers` are those of all.
+        `then` is called by the thread that did the task, once at a time. What a task or `then` raises, or a Ctrl-C,
+        ends the runs under way within a round, and is raised again; a run that has come to its end by then is handed
+        on all the same, and what that raises is not told. `first` is one of the experiments: its `workers` are those
+        of all.
         """
-        threads = self._threads or self._started(first)
-        left = {threads.submit(task) for task in tasks}
+        threads, one = self._threads or self._started(first), threading.Lock()
+
+        def do(task: Callable[[], Done]) -> None:
+            if self._stopping.is_set():
+                raise Stopped
+            try:
+                done = task()
+                with one:
+                    then(done)
+            except BaseException:
+                self._stopping.set()  # at once, so that this thread begins no other task
+                raise
+
+        under_way: list[Future[None]] = []
         try:
+            under_way += (threads.submit(do, task) for task in tasks)
+            left = set(under_way)
             while left:
-                done, left = wait(left, return_when=FIRST_COMPLETED)
-                for task in done:
-                    then(task.result())
+                done, left = wait(left, MOMENT, FIRST_COMPLETED)
+                for task in under_way:
+                    if task in done and not isinstance(task.exception(), Stopped):  # what it was stopped for will come
+                        task.result()
+            if self._stopping.is_set():
+                raise Stopped
         except BaseException:
-            self._stopping.set()
-            for task in left:
-                task.cancel()
-            wait(left)
+            with suppress(KeyboardInterrupt):  # a second one: whoever closes the teams waits for them
+                self._stopping.set()
+                for task in under_way:
+                    task.cancel()
+                while wait(under_way, MOMENT).not_done:
+                    pass
             raise
 
     def run(self, experiment: Experiment, part: Part, hooks: Sequence[Hook] = ()) -> Result:
@@ -188,6 +230,47 @@ class _Shelf:
 
 
 @contextmanager
+def written_in_any_case(write: Callable[[bool], None], go_on: str = "") -> Iterator[None]:
+    """Call `write` when the block ends, with True, or when it is stopped, with False.
+
+    What stopped the block is raised again, whatever becomes of the writing. go_on: how to go on after an error that is
+    none of the experiments; it is told behind it.
+
+    Raises `FedRobustError` where the block came to its end and the disk refuses what is written.
+    """
+    try:
+        yield
+    except BaseException as error:
+        try:
+            write(False)
+        except BaseException as second:  # it must not hide the first
+            logger.warning("what there is could not be written: %s", second)
+        if go_on and isinstance(error, FedRobustError) and not isinstance(error, ExperimentError):
+            raise type(error)(f"{error}; {go_on}") from error
+        raise
+    try:
+        write(True)
+    except OSError as error:
+        told = f"all runs are made, and what they gave could not be written: {error}"
+        raise FedRobustError(f"{told}; {go_on}" if go_on else told) from error
+
+
+@contextmanager
+def drawn(picture: Path) -> Iterator[None]:
+    """The block writes a picture; where it cannot be drawn, that is told, and costs nothing else.
+
+    Raises what the disk raises.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # whatever a library of pictures makes of names and figures that nobody has foreseen
+        picture.unlink(missing_ok=True)  # an earlier one would be taken for it
+        logger.warning("%s could not be drawn: %s", picture, error)
+
+
+@contextmanager
 def parent_run(
     folder: Path,
     experiment: str,
@@ -220,4 +303,5 @@ def parent_run(
         status = "KILLED"
         raise
     finally:
-        tracker.close(status)
+        if not tracker.close(status):
+            logger.warning("MLflow does not have all of it yet: it gets the rest when the same command is run again")

@@ -196,7 +196,8 @@ def _tracked(
             status = "KILLED"
             raise
         except FedRobustError as error:
-            goes_on = not isinstance(error, UntrainedError)
+            # A part is made again by what it is a part of; a run that never trained would not train then either.
+            goes_on = part is None and not isinstance(error, UntrainedError)
             if goes_on and opening.exception() is None and (RUNS / opening.result().run_id / "checkpoint.npz").exists():
                 raise type(error)(f"{error}; go on with: --resume {opening.result().run_id}") from error
             raise

@@ -68,6 +68,8 @@ class Played:
         self.lock = threading.Lock()
         self.wait: Callable[[Experiment], float] = lambda experiment: 0.0
         self.fails: Callable[[Experiment], bool] = lambda experiment: False
+        self.fails_in: Callable[[Experiment], int] = lambda experiment: 0
+        """The round in which it fails; 0: in none."""
         self.accuracy: Callable[[Experiment, int], float] = accuracy
 
     def run(self, experiment: Experiment, hooks: Sequence[Callable[[Any], None]], part: Any, **_: Any) -> Any:
@@ -80,6 +82,8 @@ class Played:
         rounds = []
         for round in range(1, experiment.federation.rounds + 1):
             time.sleep(self.wait(experiment))
+            if round == self.fails_in(experiment):
+                raise FederationError(f"round {round}: no update arrived from seed {experiment.seed}")
             metrics = {"test/balanced_accuracy": self.accuracy(experiment, round), "test/auroc": None}
             rounds.append({"kind": "round", "round": round, "detection": {"defense/recall": 0.5}, "metrics": metrics})
             with self.lock:

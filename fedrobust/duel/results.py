@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fedrobust.figures.comparison import DASHES, GROUP_COLOURS
 from fedrobust.figures.style import INK, apart, bare, fit
+from fedrobust.parallel import drawn
 from fedrobust.report.elements import png
 from fedrobust.tuning.objectives import Direction, Objective
 
 FIXED = "fixed"
 """The first turn: nobody has searched yet."""
+AGAIN = "When the duel is started again with the same command"
 
 
 @dataclass(frozen=True)
@@ -31,24 +34,28 @@ class Turn:
     """`fixed`, `attacker` or `defender`."""
     number: int
     by_attack: Mapping[str, float]
-    """The objective under each known attack."""
+    """The objective under each known attack; where the turn failed, under those whose runs did not."""
     by_seed: Mapping[str, Mapping[int, float]]
     """Attack → fresh seed → the objective of that run."""
     chosen: Mapping[str, Any]
     """What the side has found in this turn: options by dotted path."""
     direction: Direction = "maximize"
     """What the defence wants of the objective."""
+    failed: str = ""
+    """Why the turn has no value; the defence then takes no further one."""
 
     @property
     def worst(self) -> str:
-        """The known attack that hurts most."""
+        """The known attack that hurts most; of a turn that failed, none."""
+        if self.failed:
+            return ""
         choose = min if self.direction == "maximize" else max
         return choose(self.by_attack, key=lambda attack: self.by_attack[attack])
 
     @property
     def value(self) -> float:
-        """The objective under that attack."""
-        return self.by_attack[self.worst]
+        """The objective under that attack; NaN of a turn that failed."""
+        return math.nan if self.failed else self.by_attack[self.worst]
 
     @property
     def label(self) -> str:
@@ -56,27 +63,54 @@ class Turn:
         return "fixed attacks" if self.side == FIXED else f"{self.side} {self.number}"
 
 
-def write_results(folder: Path, name: str, objective: Objective, turns: Sequence[Turn]) -> None:
-    """Write `turns.csv`, a line for each turn and attack, `duel.md` and `duel.png`."""
+def write_results(folder: Path, name: str, objective: Objective, turns: Sequence[Turn], complete: bool = True) -> None:
+    """Write `turns.csv`, a line for each turn and attack, `duel.md` and, of turns that have a value, `duel.png`.
+
+    complete: False says that the duel was stopped.
+    """
     with (folder / "turns.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["defence", "turn", "attack", objective.metric, "by_seed", "worst", "chosen"])
+        table.writerow(["defence", "turn", "attack", objective.metric, "by_seed", "worst", "chosen", "failed"])
         for turn in turns:
+            chosen = json.dumps(dict(turn.chosen), default=str)
             for attack, value in turn.by_attack.items():
-                seeds, chosen = json.dumps(dict(turn.by_seed[attack])), json.dumps(dict(turn.chosen), default=str)
-                table.writerow([turn.defence, turn.label, attack, value, seeds, attack == turn.worst, chosen])
-    (folder / "duel.md").write_text(page(name, objective, turns), encoding="utf-8")
-    (folder / "duel.png").write_bytes(png(curve_figure(objective, turns)))
+                seeds = json.dumps(dict(turn.by_seed[attack]))
+                table.writerow([turn.defence, turn.label, attack, value, seeds, attack == turn.worst, chosen, ""])
+            if turn.failed:
+                table.writerow([turn.defence, turn.label, "", "", "", False, chosen, turn.failed])
+    (folder / "duel.md").write_text(page(name, objective, turns, complete), encoding="utf-8")
+    picture, judged = folder / "duel.png", [turn for turn in turns if not turn.failed]
+    picture.unlink(missing_ok=True)
+    if judged:
+        with drawn(picture):
+            picture.write_bytes(png(curve_figure(objective, judged, "" if complete else "incomplete: ")))
 
 
-def page(name: str, objective: Objective, turns: Sequence[Turn]) -> str:
-    """The duel as Markdown: a line for each defence, a column for each turn, and what was found."""
+def turns_written(folder: Path) -> int:
+    """How many turns the table of an earlier sitting has."""
+    if not (table := folder / "turns.csv").exists():
+        return 0
+    with table.open(encoding="utf-8", newline="") as file:
+        return len({tuple(row[:2]) for row in csv.reader(file)} - {("defence", "turn")})
+
+
+def page(name: str, objective: Objective, turns: Sequence[Turn], complete: bool = True) -> str:
+    """The duel as Markdown: a line for each defence, a column for each turn, what was found, and what failed."""
     labels = list(dict.fromkeys(turn.label for turn in turns))
     lines = [f"# {name}", "", f"`{objective.metric}` under the worst known attack, on fresh seeds.", ""]
-    lines += [f"| defence | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
+    if not complete:
+        lines += [f"**Incomplete**: the duel was stopped before its end. {AGAIN}, it goes on.", ""]
+    if turns:
+        lines += [f"| defence | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
     for defence in dict.fromkeys(turn.defence for turn in turns):
-        own = {turn.label: f"{turn.value:.3f} ({turn.worst})" for turn in turns if turn.defence == defence}
+        own = {turn.label: _shown(turn) for turn in turns if turn.defence == defence}
         lines.append(f"| {defence} | {' | '.join(own.get(label, '–') for label in labels)} |")
+    if not turns:
+        lines.append("No turn is judged yet.")
+    if failed := [turn for turn in turns if turn.failed]:
+        lines += ["", "## What failed", "", "A defence whose turn failed takes no further one."]
+        lines += [f"{AGAIN}, the runs that failed are made again; trials that failed are not.", ""]
+        lines += [f"- {turn.defence}, {turn.label}: {turn.failed}" for turn in failed]
     lines += ["", "## What was found", ""]
     for turn in turns:
         if turn.chosen:
@@ -84,8 +118,15 @@ def page(name: str, objective: Objective, turns: Sequence[Turn]) -> str:
     return "\n".join([*lines, ""])
 
 
-def curve_figure(objective: Objective, turns: Sequence[Turn]) -> Figure:
-    """The objective under the worst known attack after each turn, a line for each defence."""
+def _shown(turn: Turn) -> str:
+    return "failed" if turn.failed else f"{turn.value:.3f} ({turn.worst})"
+
+
+def curve_figure(objective: Objective, turns: Sequence[Turn], before: str = "") -> Figure:
+    """The objective under the worst known attack after each turn, a line for each defence; `before` the title.
+
+    `turns` are those that did not fail.
+    """
     labels = list(dict.fromkeys(turn.label for turn in turns))
     names = list(dict.fromkeys(turn.defence for turn in turns))
     figure = Figure(figsize=(9.2, 4.2), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06))
@@ -109,6 +150,6 @@ def curve_figure(objective: Objective, turns: Sequence[Turn]) -> Figure:
     bare(axes)
     axes.set_xticks(np.arange(len(labels)), labels)
     axes.set_xlim(-0.3, len(labels) - 1 + 0.05)
-    title = f"{objective.metric} under the worst known attack, on fresh seeds; small: each seed"
+    title = f"{before}{objective.metric} under the worst known attack, on fresh seeds; small: each seed"
     axes.set_title(title, fontsize=10, color=INK, loc="left")
     return figure

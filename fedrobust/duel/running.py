@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedrobust.duel.match import Match, Role, Standing
-from fedrobust.duel.results import Turn, write_results
+from fedrobust.duel.results import Turn, turns_written, write_results
 from fedrobust.errors import FederationError
 from fedrobust.federation.pool import Pool
-from fedrobust.parallel import Store, Teams, leased_pool, parent_run
+from fedrobust.parallel import Store, Teams, leased_pool, parent_run, written_in_any_case
 from fedrobust.tracking import Tracker, flatten
 from fedrobust.tuning import running as tuning
 from fedrobust.tuning.objectives import Curves
@@ -24,13 +24,15 @@ from fedrobust.tuning.trials import Place, Run, Runs
 
 DUELS = Path("mlruns/duels")
 """Where each duel keeps its folder, below the working folder."""
+GO_ON = "started again with the same command, the duel goes on"
+"""What is told behind an error that ends one."""
 
 
 class Watch(tuning.Watch, Protocol):
     """Is told how far a duel is, and how far the search of the turn."""
 
     def turn(self, turn: Turn) -> None:
-        """A turn has been judged."""
+        """A turn has been judged, or has failed."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,15 @@ def run_duel(
     """Run what is missing of a duel, and write its table and its picture.
 
     The search of a turn is a sweep with a folder of its own below the duel's. What is finished is not run again: a duel
-    that was stopped goes on when it is started again, and one with more turns goes on where it ended.
+    that was stopped goes on when it is started again, and one with more turns goes on where it ended. A turn fails
+    where no trial of its search is completed, or a run that judges it fails or has no finite figure; its defence then
+    takes no further turn, and the others go on.
 
     teams: runs at a time, each on one client actor; by default as many as the cluster has cores.
     out: the folder, instead of one named after the duel.
     pool: leases teams that are there already; `teams` then says nothing.
 
-    Raises `ExperimentError`, `TrackingError`, `FederationError` where a run that judges a turn fails, and what a
-    Ctrl-C raises; what is finished stays.
+    Raises `ExperimentError`, `TrackingError`, and what a Ctrl-C raises; what is finished stays.
     """
     duel, watch = match.duel, watch or _Silent()
     folder, turns = out or DUELS / duel.name, list[Turn]()
@@ -75,21 +78,37 @@ def run_duel(
         tracker = stack.enter_context(parent_run(folder, experiment, flatten(settings), tags, f"duel {duel.name}", []))
         pool = pool or stack.enter_context(leased_pool(match.sample, watch.say, teams))
         runs = Runs(store, stack.enter_context(Teams(watch.say, pool=pool)), tracker)
-        stack.enter_context(_written_in_any_case(folder, match, turns, tracker))
+
+        def write(complete: bool) -> None:
+            if complete or len(turns) >= turns_written(folder):  # an earlier sitting may have come further
+                write_results(folder, duel.name, duel.objective, turns, complete)
+            tracker.upload(folder, again=True)
+
+        stack.enter_context(written_in_any_case(write, GO_ON))
         standings = {name: match.begin(name) for name in duel.defences}
+        lost: set[str] = set()
         for side, number, name in match.turns:
+            if name in lost:
+                continue
             chosen: Mapping[str, Any] = {}
-            if side != "fixed":
-                plan = match.search(standings[name], side, number)
-                watch.say(f"{name}: {side} {number} searches")
-                place = folder / plan.sweep.name.removeprefix(f"{duel.name} ")
-                chosen = _search(plan, watch, storage, place, pool, tracker)
-                standings[name] = standings[name].after(side, number, chosen)
-            watch.say(f"{name}: measuring on fresh seeds")
-            turns.append(_judged(match, standings[name], side, number, chosen, runs))
-            step = 2 * number - (side == "attacker")
-            tracker.log({"kind": "turn", "round": step, "metrics": {f"worst/{name}": turns[-1].value}})
-            watch.turn(turns[-1])
+            try:
+                if side != "fixed":
+                    plan = match.search(standings[name], side, number)
+                    watch.say(f"{name}: {side} {number} searches")
+                    place = folder / plan.sweep.name.removeprefix(f"{duel.name} ")
+                    chosen = _search(plan, watch, storage, place, pool, tracker)
+                    standings[name] = standings[name].after(side, number, chosen)
+                watch.say(f"{name}: measuring on fresh seeds")
+                turn = _judged(match, standings[name], side, number, chosen, runs)
+            except FederationError as error:
+                turn = Turn(name, side, number, {}, {}, chosen, duel.objective.direction, str(error))
+            turns.append(turn)
+            if turn.failed:
+                lost.add(name)
+            elif not lost:  # MLflow takes what it is told of a duel in one order: the rest is told when nothing fails
+                step = 2 * number - (side == "attacker")
+                tracker.log({"kind": "turn", "round": step, "metrics": {f"worst/{name}": turn.value}})
+            watch.turn(turn)
     return Findings(folder, match, turns)
 
 
@@ -99,7 +118,8 @@ def _search(plan: Plan, watch: Watch, storage: str, out: Path, pool: Pool, track
         plan, _Trials(watch), resume=True, storage=storage, out=out, pool=pool, parent=tracker.run_id
     )
     if not found.best:
-        raise FederationError(f"{plan.sweep.name}: no trial was completed; see {out / 'trials.csv'}")
+        told = "no trial was completed: give this side more trials, or the duel another name"
+        raise FederationError(f"{told}; see {out / 'trials.csv'}")
     return found.best[0].values
 
 
@@ -112,22 +132,25 @@ def _judged(match: Match, standing: Standing, side: Role, number: int, chosen: M
         for seed in match.duel.fresh
     ]
     curves: dict[str, dict[int, Curves]] = {attack: {} for attack in standing.attacks}
+    wrong = list[str]()
     for place, run in zip(places, runs.all(places), strict=True):
-        where = f"{name}, {place.attack}, seed {place.seed}"
+        where = f"{place.attack}, seed {place.seed}"
         if run.failed:
-            raise FederationError(f"{where}: {run.failed}")
-        curves[place.attack][place.seed] = run.curves
-        if not math.isfinite(objective.reduced({(place.attack, place.seed): run.curves})):
-            raise FederationError(f"{where}: {objective.metric} is not a finite number")
+            wrong.append(f"{where}: {run.failed}")
+        elif not math.isfinite(objective.reduced({(place.attack, place.seed): run.curves})):
+            wrong.append(f"{where}: {objective.metric} is not a finite number")
+        else:
+            curves[place.attack][place.seed] = run.curves
+    whole = {attack: found for attack, found in curves.items() if len(found) == len(match.duel.fresh)}
     by_seed = {
         attack: {seed: objective.reduced({(attack, seed): each}) for seed, each in found.items()}
-        for attack, found in curves.items()
+        for attack, found in whole.items()
     }
     by_attack = {
         attack: objective.reduced({(attack, seed): each for seed, each in found.items()})
-        for attack, found in curves.items()
+        for attack, found in whole.items()
     }
-    return Turn(name, side, number, by_attack, by_seed, chosen, objective.direction)
+    return Turn(name, side, number, by_attack, by_seed, chosen, objective.direction, "; ".join(wrong))
 
 
 @dataclass(frozen=True)
@@ -141,17 +164,6 @@ class _Judging(Place):
     def tags(self) -> dict[str, str]:
         own = {"defence": self.defence, "turn": self.turn}
         return own | {"attack": self.attack, "seed": str(self.seed), "phase": self.phase}
-
-
-@contextmanager
-def _written_in_any_case(folder: Path, match: Match, turns: Sequence[Turn], tracker: Tracker) -> Iterator[None]:
-    """Write what has been judged when the block ends, or is stopped."""
-    try:
-        yield
-    finally:
-        if turns:
-            write_results(folder, match.duel.name, match.duel.objective, turns)
-            tracker.upload(folder, again=True)
 
 
 class _Trials:

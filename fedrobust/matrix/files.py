@@ -11,22 +11,30 @@ from fedrobust.matrix.grid import ORACLE, Grid
 from fedrobust.matrix.pictures import heat_map
 from fedrobust.matrix.results import Verdict, attacks_by_seed, detections, harmless, screened, verdicts
 from fedrobust.matrix.statistics import Estimate, mean_interval
+from fedrobust.parallel import drawn
+
+AGAIN = "When the matrix is started again with the same command"
 
 
-def write_results(folder: Path, grid: Grid, table: Any) -> list[Verdict]:
-    """Write `cells`, `summary` and `detection` as CSV, `cells.parquet`, `table.md`, a heat map for each setting."""
+def write_results(folder: Path, grid: Grid, table: Any, complete: bool = True) -> list[Verdict]:
+    """Write `cells`, `summary` and `detection` as CSV, `cells.parquet`, `table.md`, a heat map for each setting.
+
+    Any of the cells may be missing. complete: False says in `table.md` and the pictures that the matrix was stopped.
+    """
     found = verdicts(table, grid.matrix.control, grid.backdoors)
     table.to_csv(folder / "cells.csv", index=False)
     table.to_parquet(folder / "cells.parquet", index=False)
     _frame([verdict.flat() for verdict in found]).to_csv(folder / "summary.csv", index=False)
     detections(table).to_csv(folder / "detection.csv", index=False)
-    (folder / "table.md").write_text(page(grid, table, found), encoding="utf-8")
+    (folder / "table.md").write_text(page(grid, table, found, complete), encoding="utf-8")
+    name = grid.matrix.name if complete else f"{grid.matrix.name}, incomplete"
     for setting in grid.settings:
         pale = harmless(table, setting, grid.matrix.control)
         headlines = {verdict.defence: verdict.robustness.value for verdict in found if verdict.setting == setting}
-        if len(values := screened(table, setting)):
-            picture = heat_map(values, pale, headlines, f"{grid.matrix.name}: {setting}")
-            picture.savefig(folder / f"heatmap_{setting}.png", dpi=130, metadata={"Software": None})
+        values, place = screened(table, setting), folder / f"heatmap_{setting}.png"
+        with drawn(place):
+            picture = heat_map(values, pale, headlines, f"{name}: {setting}")
+            picture.savefig(place, dpi=130, metadata={"Software": None})
     return found
 
 
@@ -39,10 +47,13 @@ def headline_metrics(found: Iterable[Verdict]) -> dict[str, float]:
     }
 
 
-def page(grid: Grid, table: Any, found: Sequence[Verdict]) -> str:
+def page(grid: Grid, table: Any, found: Sequence[Verdict], complete: bool = True) -> str:
     """The whole result as Markdown."""
-    done, failed = ((table["state"] == state).sum() for state in ("done", "failed"))
-    lines = [f"# {grid.matrix.name}", "", f"{done} of {len(table)} cells are done, {failed} failed.", ""]
+    done, failed, left = ((table["state"] == state).sum() for state in ("done", "failed", "missing"))
+    counts = f"{done} of {len(table)} cells are done, {failed} failed"
+    lines = [f"# {grid.matrix.name}", "", f"{counts}, {left} are missing." if left else f"{counts}.", ""]
+    if not complete:
+        lines += [f"**Incomplete**: the matrix was stopped before its end. {AGAIN}, it goes on.", ""]
     for setting in grid.settings:
         own = table[table["setting"] == setting]
         here = [verdict for verdict in found if verdict.setting == setting]
@@ -55,7 +66,7 @@ def page(grid: Grid, table: Any, found: Sequence[Verdict]) -> str:
         lines += ["### Detection", "", *_detection(own), "", "### Nobody attacks", "", *_cost(here), ""]
     broken = table[table["state"] == "failed"]
     if len(broken):
-        lines += ["## Failed cells", ""]
+        lines += ["## Failed cells", "", f"{AGAIN}, they are run again.", ""]
         lines += [
             f"- {line.setting}, {line.attack}, {line.defence}, seed {line.seed}: {line.failed}"
             for line in broken.itertuples()
@@ -88,7 +99,7 @@ def _headline(found: Sequence[Verdict]) -> list[str]:
                 "best" if index == 0 else _estimate(verdict.to_the_best),
                 _estimate(verdict.gain),
                 _estimate(verdict.cost),
-                f"{verdict.seconds:.1f}",
+                _seconds(verdict),
                 verdict.unfinished or "–",
             )
             for index, verdict in enumerate(found)
@@ -156,7 +167,7 @@ def _detection(own: Any) -> list[str]:
 
 def _cost(found: Sequence[Verdict]) -> list[str]:
     head = ("defence", "balanced accuracy", "cost", "seconds a cell")
-    lines = [(v.defence, _estimate(v.accuracy), _estimate(v.cost), f"{v.seconds:.1f}") for v in found]
+    lines = [(v.defence, _estimate(v.accuracy), _estimate(v.cost), _seconds(v)) for v in found]
     return _markdown(head, lines)
 
 
@@ -167,6 +178,10 @@ def _markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> list[str]:
 
 def _number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
+def _seconds(verdict: Verdict) -> str:
+    return f"{verdict.seconds:.1f}" if math.isfinite(verdict.seconds) else "–"
 
 
 def _interval(estimate: Estimate) -> str:

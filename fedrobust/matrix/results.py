@@ -195,13 +195,17 @@ def to_measure_again(
 
 
 def detections(table: Any) -> Any:
-    """Defence by defence, what its cells under attack say of the detection: means, and the worst attack's AUROC."""
+    """Defence by defence, what its cells under attack say of the detection: means, and the worst attack's AUROC.
+
+    A defence is there once a cell of it is done.
+    """
     attacked = table[~table["attack"].isin((NOBODY, ORACLE)) & (table["state"] == "done")]
+    means = ("detection_auroc", "precision", "recall", "ejected", "rounds_to_eject", "rounds_to_forgive")
+    worst = ("least_auroc", "hardest_attack", "cells_with_honest_ejected", "cells_with_rarest_ejected", "cells")
     lines = []
     for (setting, defence), cells in attacked.groupby(["setting", "defence"], sort=False):
         by_attack = cells.groupby("attack")["detection_auroc"].mean().dropna()
         everywhere = table[(table["setting"] == setting) & (table["defence"] == defence)]
-        means = ("detection_auroc", "precision", "recall", "ejected", "rounds_to_eject", "rounds_to_forgive")
         lines.append(
             {
                 "setting": setting,
@@ -214,7 +218,7 @@ def detections(table: Any) -> Any:
                 "cells": len(everywhere),
             }
         )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=["setting", "defence", *means, *worst])
 
 
 def _nobody(table: Any, defence: str) -> dict[int, float]:

@@ -11,16 +11,18 @@ from fedrobust.federation.pool import Pool
 from fedrobust.matrix.cells import Outcome, missing, run_cells
 from fedrobust.matrix.files import headline_metrics, write_results
 from fedrobust.matrix.grid import Cell, Grid
-from fedrobust.matrix.results import Verdict, table_of, to_measure_again
-from fedrobust.parallel import Store, Teams, parent_run
+from fedrobust.matrix.results import Verdict, table_of, to_measure_again, verdicts
+from fedrobust.parallel import Store, Teams, parent_run, written_in_any_case
 from fedrobust.tracking import flatten
 
 MATRICES = Path("mlruns/matrix")
 """Where each matrix keeps its folder, below the working folder."""
+GO_ON = "started again with the same command, the matrix goes on"
+"""What is told behind an error that ends one."""
 
 
 class Watch(Protocol):
-    """Is told how far a matrix is."""
+    """Is told how far a matrix is; one call at a time, not always from the same thread."""
 
     def plan(self, cells: int, finished: int) -> None:
         """There are so many cells, so many of them finished before; told again when the number is known better."""
@@ -49,7 +51,7 @@ def run_matrix(
     out: Path | None = None,
     pool: Pool | None = None,
 ) -> Findings:
-    """Run what is missing of a matrix, and write its tables.
+    """Run what is missing of a matrix, and write its tables; those of what there is, where it is stopped.
 
     A cell that is finished is in `cells.jsonl` of the folder, under the digest of its experiment, and is not run again;
     one that failed is.
@@ -73,20 +75,26 @@ def run_matrix(
         tracker = stack.enter_context(opened)
         leased = stack.enter_context(Teams(watch.say, teams, pool))
         cells = [*grid.controls(), *grid.screening()]
+
+        def write(complete: bool) -> None:
+            watch.say("writing the tables")
+            table = table_of(cells, store.outcomes)
+            found = write_results(folder, grid, table, complete)
+            if complete:
+                tracker.figures(headline_metrics(found))
+            tracker.upload(folder, again=True)
+
         watch.plan(grid.most, len(cells) - len(missing(store, cells)))
-        run_cells(cells, store, leased, tracker, watch.cell)
-        screened = table_of(cells, store.outcomes)
-        again = to_measure_again(screened, grid.matrix.worst, grid.matrix.backdoors, grid.backdoors)
-        fresh = grid.fresh(again)
-        cells += fresh
-        watch.plan(len(cells), len(cells) - len(missing(store, fresh)))
-        run_cells(fresh, store, leased, tracker, watch.cell)
-        watch.say("writing the tables")
+        with written_in_any_case(write, GO_ON):
+            run_cells(cells, store, leased, tracker, watch.cell)
+            screened = table_of(cells, store.outcomes)
+            again = to_measure_again(screened, grid.matrix.worst, grid.matrix.backdoors, grid.backdoors)
+            fresh = grid.fresh(again)
+            cells += fresh
+            watch.plan(len(cells), len(cells) - len(missing(store, fresh)))
+            run_cells(fresh, store, leased, tracker, watch.cell)
         table = table_of(cells, store.outcomes)
-        found = write_results(folder, grid, table)
-        tracker.figures(headline_metrics(found))
-        tracker.upload(folder, again=True)
-    return Findings(folder, table, found)
+    return Findings(folder, table, verdicts(table, grid.matrix.control, grid.backdoors))
 
 
 class _Silent:

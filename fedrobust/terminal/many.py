@@ -46,8 +46,8 @@ class MatrixProgress(Bar):
         if outcome.failed:
             self._out.print(escape(f"{cell.label} failed: {outcome.failed}"), soft_wrap=True)
         elif not self._out.is_terminal:
-            accuracy = outcome.figures["balanced_accuracy"]
-            shown = f"{self._finished}/{self._cells} {cell.label}: balanced accuracy {accuracy:.3f}, at most {left}"
+            accuracy = number(outcome.figures.get("balanced_accuracy", math.nan))
+            shown = f"{self._finished}/{self._cells} {cell.label}: balanced accuracy {accuracy}, at most {left}"
             self._out.print(escape(shown), soft_wrap=True)
 
     def _left(self) -> str:
@@ -72,8 +72,8 @@ def show_findings(out: Console, findings: Findings) -> None:
                 figures = [number(estimate.value) for estimate in (least, verdict.gain, verdict.cost)]
                 table.add_row(verdict.defence, figures[0], between, verdict.worst_attack, *figures[1:])
         out.print(table)
-    if failed := sum(verdict.unfinished for verdict in findings.verdicts):
-        out.print(f"{failed} cells failed; they are listed in table.md, and tried again when the matrix is run again")
+    if failed := int((findings.table["state"] == "failed").sum()):
+        out.print(f"{failed} cells failed; they are listed in table.md, and run again when the matrix is started again")
     out.print(f"tables and pictures: {escape(str(findings.folder))}")
 
 

@@ -51,9 +51,9 @@ class DuelProgress(SweepProgress):
     """A bar over the trials of a turn's search, and a line for each turn."""
 
     def turn(self, turn: Turn) -> None:
-        """A turn has been judged."""
-        shown = f"{turn.defence}, {turn.label}: {turn.value:.3f}, under {turn.worst}"
-        self._out.print(escape(shown), soft_wrap=True)
+        """A turn has been judged, or has failed."""
+        shown = f"failed: {turn.failed}" if turn.failed else f"{turn.value:.3f}, under {turn.worst}"
+        self._out.print(escape(f"{turn.defence}, {turn.label}: {shown}"), soft_wrap=True)
 
 
 def show_duel(out: Console, findings: Duel) -> None:
@@ -64,9 +64,12 @@ def show_duel(out: Console, findings: Duel) -> None:
     for column in ("defence", *labels):
         table.add_column(column.replace(" ", "\n"), overflow="fold")
     for defence in findings.match.duel.defences:
-        worth = {turn.label: f"{turn.value:.3f}\n{turn.worst}" for turn in findings.turns if turn.defence == defence}
+        own = [turn for turn in findings.turns if turn.defence == defence]
+        worth = {turn.label: "failed" if turn.failed else f"{turn.value:.3f}\n{turn.worst}" for turn in own}
         table.add_row(escape(defence), *(escape(worth.get(label, "–")) for label in labels))
     out.print(table)
+    if failed := sum(bool(turn.failed) for turn in findings.turns):
+        out.print(f"{failed} turns failed; they are listed in duel.md, and taken again when the duel is started again")
     out.print(f"every attack and seed, what was found, the curve: {escape(str(findings.folder))}", soft_wrap=True)
 
 
@@ -85,6 +88,11 @@ def show_sweep(out: Console, findings: Findings) -> None:
     out.print(table if findings.best else "no trial was completed")
     counts = Counter(type(trial.outcome).__name__.lower() for trial in findings.trials)
     out.print(", ".join(f"{count} trials {name}" for name, count in sorted(counts.items())) or "no trials")
+    for each in findings.fresh:
+        for seed, reason in each.failed.items():
+            out.print(escape(f"trial {each.trial.number}, fresh seed {seed} failed: {reason}"), soft_wrap=True)
+    if any(each.failed for each in findings.fresh):
+        out.print("runs on fresh seeds that failed are made again with --resume")
     out.print(f"tables, pictures, best.yaml: {escape(str(findings.folder))}", soft_wrap=True)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedrobust.experiment_file import dump
 from fedrobust.tuning.objectives import Results, reduced
 from fedrobust.tuning.study import Trial
-from fedrobust.tuning.sweep import Plan
+from fedrobust.tuning.sweep import OWN, Plan
 from fedrobust.tuning.trials import Place, Run, Runs
 
 Values = tuple[float, ...] | None
-"""One number for each objective; None where a run failed."""
+"""One number for each objective; None where a run failed, or one of them is not finite."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,26 @@ class Fresh:
     """Over all fresh seeds, as the objectives say."""
     by_seed: Mapping[int, Values]
     """Those of each fresh seed alone."""
+    failed: Mapping[int, str] = field(default_factory=dict)
+    """Why runs of a fresh seed failed, by seed; `--resume` makes them again."""
 
 
 def measure_again(plan: Plan, best: Sequence[Trial], runs: Runs) -> list[Fresh]:
     """Run trials on the fresh seeds of the sweep, under all of its attacks."""
-    places = [
-        Place(trial.number, attack, seed, plan.experiment(trial.values, attack, seed, trial.number), "fresh")
+    places = {trial.number: _places(plan, trial) for trial in best}
+    made = iter(runs.all([place for own in places.values() for place in own]))
+    return [_fresh(plan, trial, [next(made) for _ in places[trial.number]]) for trial in best if places[trial.number]]
+
+
+def measured_again(plan: Plan, best: Sequence[Trial], runs: Runs) -> list[Fresh]:
+    """Those of the trials whose runs on the fresh seeds are all on disk; nothing is run."""
+    kept = {trial.number: [runs.kept(place) for place in _places(plan, trial)] for trial in best}
+    whole = {number: [run for run in found if run is not None] for number, found in kept.items()}
+    return [
+        _fresh(plan, trial, whole[trial.number])
         for trial in best
-        for seed in plan.sweep.fresh
-        for attack in plan.attacks
+        if whole[trial.number] and len(whole[trial.number]) == len(kept[trial.number])
     ]
-    if not places:
-        return []
-    made: dict[int, dict[tuple[str, int], Run]] = {trial.number: {} for trial in best}
-    for place, run in zip(places, runs.all(places), strict=True):
-        made[place.trial][place.attack, place.seed] = run
-    return [_fresh(plan, trial, made[trial.number]) for trial in best]
 
 
 def write_fresh(folder: Path, plan: Plan, fresh: Iterable[Fresh]) -> None:
@@ -49,13 +53,18 @@ def write_fresh(folder: Path, plan: Plan, fresh: Iterable[Fresh]) -> None:
     place = folder / "fresh.csv"
     place.unlink(missing_ok=True)
     if lines := [
-        (each.trial.number, *line) for each in fresh for line in (*each.by_seed.items(), ("all", each.values))
+        (each.trial.number, *line)
+        for each in fresh
+        for line in (
+            *((seed, values, each.failed.get(seed, "")) for seed, values in each.by_seed.items()),
+            ("all", each.values, ""),
+        )
     ]:
         with place.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["number", "seed", *(objective.metric for objective in plan.sweep.objectives)])
-            for number, seed, values in lines:
-                table.writerow([number, seed, *(values or [""] * len(plan.sweep.objectives))])
+            table.writerow(["number", "seed", *(objective.metric for objective in plan.sweep.objectives), "reason"])
+            for number, seed, values, reason in lines:
+                table.writerow([number, seed, *(values or [""] * len(plan.sweep.objectives)), reason])
 
 
 def write_best(folder: Path, plan: Plan, best: Sequence[Trial], runs: Runs) -> list[Path]:
@@ -63,25 +72,43 @@ def write_best(folder: Path, plan: Plan, best: Sequence[Trial], runs: Runs) -> l
 
     It runs as it is, with the first seed, and of several attacks under the one that it did worst under.
     """
-    for old in folder.glob("best*.yaml"):
-        old.unlink()
     written = []
     for trial in best:
         found = runs.known(plan, trial)
         experiment = plan.experiment(trial.values, _worst_attack(plan, found), plan.sweep.seeds[0])
         written.append(folder / ("best.yaml" if len(plan.sweep.objectives) == 1 else f"best_{trial.number}.yaml"))
         written[-1].write_text(dump(experiment), encoding="utf-8")
+    for old in {*folder.glob("best*.yaml")} - {*written}:
+        old.unlink()
     return written
 
 
-def _fresh(plan: Plan, trial: Trial, made: Mapping[tuple[str, int], Run]) -> Fresh:
+def _places(plan: Plan, trial: Trial) -> list[Place]:
+    """The runs of a trial on the fresh seeds, in order."""
+    return [
+        Place(trial.number, attack, seed, plan.experiment(trial.values, attack, seed, trial.number), "fresh")
+        for seed in plan.sweep.fresh
+        for attack in plan.attacks
+    ]
+
+
+def _fresh(plan: Plan, trial: Trial, runs: Sequence[Run]) -> Fresh:
+    """`runs` in the order of `_places`."""
+    keys = [(attack, seed) for seed in plan.sweep.fresh for attack in plan.attacks]
+    made = dict(zip(keys, runs, strict=True))
+
     def value(seeds: Sequence[int]) -> Values:
         chosen = {key: run for key, run in made.items() if key[1] in seeds}
         if any(run.failed for run in chosen.values()):
             return None
         return reduced(plan.sweep.objectives, {key: run.curves for key, run in chosen.items()})
 
-    return Fresh(trial, value(plan.sweep.fresh), {seed: value([seed]) for seed in plan.sweep.fresh})
+    failed: dict[int, str] = {}
+    for (attack, seed), run in made.items():
+        if run.failed:
+            reason = run.failed if attack == OWN else f"{attack}: {run.failed}"
+            failed[seed] = f"{failed[seed]}; {reason}" if seed in failed else reason
+    return Fresh(trial, value(plan.sweep.fresh), {seed: value([seed]) for seed in plan.sweep.fresh}, failed)
 
 
 def _worst_attack(plan: Plan, found: Results) -> str:

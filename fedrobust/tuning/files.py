@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedrobust.parallel import drawn
 from fedrobust.report.elements import png
 from fedrobust.tuning.again import Fresh
 from fedrobust.tuning.page import sweep_html
@@ -22,12 +23,15 @@ def write_study(folder: Path, plan: Plan, study: SweepStudy, fresh: Sequence[Fre
     """
     view = View.of(plan, study)
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "trials.csv", folder / "sweep.html"]
-    write_trials(written[0], view)
-    written[1].write_text(sweep_html(view, fresh), encoding="utf-8")
-    for name, figure in make_figures(view).items():
+    table, page = folder / "trials.csv", folder / "sweep.html"
+    write_trials(table, view)
+    with drawn(page):
+        page.write_text(sweep_html(view, fresh), encoding="utf-8")
+    written = [table, page]
+    for name, make in make_figures(view).items():
         written.append(folder / f"{name}.png")
-        written[-1].write_bytes(png(figure))
+        with drawn(written[-1]):
+            written[-1].write_bytes(png(make()))
     return written
 
 

@@ -240,17 +240,23 @@ def _again(view: View, fresh: Sequence[Fresh]) -> str:
     found = {row.number: row.values for row in view.rows}
     unknown = [None] * len(view.objectives)
     heads = ["trial", *(head for label in view.objectives for head in (f"{label}, in the search", "on fresh seeds"))]
-    head = "".join(f"<th>{_breakable(text)}</th>" for text in (*heads, *(f"seed {seed}" for seed in alone)))
+    reasons = any(each.failed for each in fresh)
+    heads += [*(f"seed {seed}" for seed in alone), *(["reason"] if reasons else [])]
+    head = "".join(f"<th>{_breakable(text)}</th>" for text in heads)
     lines = []
     for each in fresh:
         pairs = zip(found[each.trial.number], each.values or unknown, strict=True)
         values = [value for pair in pairs for value in pair]
         values += [value for seed in alone for value in each.by_seed[seed] or unknown]
-        lines.append(f"<tr>{_cell(each.trial.number)}{''.join(map(_cell, values))}</tr>")
+        why = "; ".join(f"seed {seed}: {reason}" for seed, reason in each.failed.items())
+        lines.append(
+            f"<tr>{_cell(each.trial.number)}{''.join(map(_cell, values))}{_cell(why or None) if reasons else ''}</tr>"
+        )
     body = "\n".join(lines)
     table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
     told = f"{plural(len(seeds), 'seed')} ({', '.join(map(str, seeds))}) that the search has not seen"
-    note = f'<p class="note">The best of the search again, on {told}. What was only luck shows here.</p>'
+    note = f'<p class="note">The best of the search again, on {told}. What was only luck shows here.'
+    note += " Runs that failed are made again with --resume.</p>" if reasons else "</p>"
     return f"<section>\n<h2>On fresh seeds</h2>\n{note}\n{table}\n</section>"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -31,18 +32,18 @@ _ORDER = LinearSegmentedColormap.from_list("order", ORDER_COLOURS)
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
-def make_figures(view: View) -> dict[str, Figure]:
-    """The pictures that the trials allow, by name; none as long as no trial is completed."""
-    found = {}
+def make_figures(view: View) -> dict[str, Callable[[], Figure]]:
+    """What draws the pictures that the trials allow, by name; nothing as long as no trial is completed."""
+    found: dict[str, Callable[[], Figure]] = {}
     if view.completed:
-        found["history"] = history_figure(view)
+        found["history"] = partial(history_figure, view)
         if shares := {label: each for i, label in enumerate(view.objectives) if (each := importances(view, i))}:
-            found["importance"] = importance_figure(shares)
-        found["slice"] = slice_figure(view)
+            found["importance"] = partial(importance_figure, shares)
+        found["slice"] = partial(slice_figure, view)
         if len(view.objectives) > 1:
-            found["pareto"] = pareto_figure(view)
+            found["pareto"] = partial(pareto_figure, view)
     if len(view.objectives) == 1 and any(row.reports for row in view.rows):
-        found["intermediate"] = intermediate_figure(view)
+        found["intermediate"] = partial(intermediate_figure, view)
     return found
 
 

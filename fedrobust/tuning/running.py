@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedrobust.federation.pool import Pool
-from fedrobust.parallel import Store, Teams, parent_run
-from fedrobust.tracking import Tracker, flatten
-from fedrobust.tuning.again import Fresh, measure_again, write_best, write_fresh
+from fedrobust.parallel import Store, Teams, parent_run, written_in_any_case
+from fedrobust.tracking import flatten
+from fedrobust.tuning.again import Fresh, measure_again, measured_again, write_best, write_fresh
 from fedrobust.tuning.files import write_study
-from fedrobust.tuning.study import Completed, SweepStudy, Trial, study_of
+from fedrobust.tuning.study import Completed, Trial, study_of
 from fedrobust.tuning.sweep import Plan
 from fedrobust.tuning.trials import Run, Runs, Score
 
@@ -23,6 +23,9 @@ SWEEPS = Path("mlruns/sweeps")
 """Where each sweep keeps its folder, below the working folder."""
 STORAGE = "sqlite:///mlruns/optuna.db"
 """Where the studies are, unless an Optuna storage is given."""
+
+GO_ON = "go on with the same command and --resume"
+"""What is told behind an error that ends a sweep."""
 
 
 class Watch(Protocol):
@@ -97,7 +100,17 @@ def run_sweep(
         runs = Runs(store, leased, tracker, score)
         watch.plan(plan.trials, len(journal))
         fresh: list[Fresh] = []
-        with _written_in_any_case(folder, plan, study, runs, tracker, fresh):
+
+        def write(complete: bool) -> None:
+            watch.say("writing tables and pictures")
+            found = fresh or measured_again(plan, study.best(plan.sweep.again), runs)
+            write_fresh(folder, plan, found)
+            write_best(folder, plan, study.best(), runs)
+            write_study(folder, plan, study, found)
+            tracker.figures({f"fresh/{name}": value for name, value in _first(plan, fresh).items()})
+            tracker.upload(folder, again=True)
+
+        with written_in_any_case(write, "" if parent else GO_ON):
             while not _late(plan, began) and (asked := study.ask()):
                 outcomes = runs.batch(asked, plan, study)
                 study.tell(outcomes)
@@ -108,23 +121,7 @@ def run_sweep(
             if plan.sweep.fresh:
                 watch.say("measuring the best again on fresh seeds")
             fresh += measure_again(plan, study.best(plan.sweep.again), runs)
-            watch.say("writing tables and pictures")
-            write_fresh(folder, plan, fresh)
-            tracker.figures({f"fresh/{name}": value for name, value in _first(plan, fresh).items()})
         return Findings(folder, plan, study.trials(), study.best(), fresh)
-
-
-@contextmanager
-def _written_in_any_case(
-    folder: Path, plan: Plan, study: SweepStudy, runs: Runs, tracker: Tracker, fresh: Sequence[Fresh]
-) -> Iterator[None]:
-    """Write what there is of the study when the block ends, or is stopped."""
-    try:
-        yield
-    finally:
-        write_study(folder, plan, study, fresh)
-        write_best(folder, plan, study.best(), runs)
-        tracker.upload(folder, again=True)
 
 
 class _Told:

@@ -108,19 +108,23 @@ class SweepStudy:
     def ask(self) -> list[Asked]:
         """The trials of the next batch, in order; those of the last one that are not finished, if there are any.
 
-        Empty when there are no more.
+        A batch that fewer `trials` have cut short is filled up first, with what it would have had: what came of its
+        other trials is not looked at. Empty when there are no more.
         """
         stored = self._stored()
+        first = len(stored) - len(stored) % self._batch
         running = [trial for trial in stored if not trial.state.is_finished()]
         begun = len(stored) % self._batch if len(stored) % self._batch else self._batch * bool(running)
         wanted = min(self._batch - begun, self._trials - len(stored))
         if wanted > 0:
-            copy, _ = self._copy([trial if trial.state.is_finished() else _without_reports(trial) for trial in stored])
-            for number in range(len(stored), len(stored) + wanted):
+            copy, _ = self._copy(stored[:first])
+            # The whole batch again: what a sampler works out for its first trial, it uses for the next ones.
+            for number in range(first, len(stored) + wanted):
                 copy.sampler = self._sampler.build(self._seed, number, self._space)
                 self._space.suggest(copy.ask())
-                running.append(copy.get_trials()[number])
-                self.study.add_trial(running[-1])
+                if number >= len(stored):
+                    running.append(copy.get_trials()[number])
+                    self.study.add_trial(running[-1])
         self._reports = {trial.number: {} for trial in running}
         self._judges = {}
         return [Asked(trial.number, self._space.chosen(trial.params)) for trial in running]

@@ -1,4 +1,10 @@
-"""The trials of one batch under way: their runs go on side by side, and the pruner hears of them in a fixed order."""
+"""The trials of one batch under way: their runs go on side by side, and how a trial ends does not depend on the order.
+
+The pruner is told of a round when all runs of the trial have reached it, or of a run when those before it have ended.
+Of runs that fail, the one counts that came least far, or is first; what the pruner says of rounds, or runs, before that
+counts more. So where a run fails, the others go on until they are past it: a trial whose run fails in round 7 is pruned
+if its runs are bad enough in round 5, even if the others reach that round only later.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +25,8 @@ from fedrobust.tuning.objectives import Curves, Objective, Results, reduced
 from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned, SweepStudy, Trial
 from fedrobust.tuning.sweep import OWN, Plan
 
+Heard = Callable[[int, Mapping[str, float] | None], None]
+"""Told of every round that a run has made, without metrics, and then of every round that is evaluated, once."""
 Score = Callable[[Result], float]
 """What a run is worth, as a caller's own function says."""
 SCORE = "score"
@@ -66,8 +74,8 @@ class Runs:
     def __init__(self, store: Store[Run], teams: Teams, tracker: Tracker, score: Score | None = None) -> None:
         self._store, self._teams, self._tracker, self._score = store, teams, tracker, score
 
-    def make(self, place: Place, heard: Callable[[int, Mapping[str, float]], None]) -> Run:
-        """One run, or what the store has of it; `heard` is told of every evaluated round, once, and may raise."""
+    def make(self, place: Place, heard: Heard) -> Run:
+        """One run, or what the store has of it; `heard` is told how far it is, and may raise."""
         digest, start = place.experiment.digest(), time.perf_counter()
         label = place.experiment.tracking.run_name or ""
         if (known := self._store.finished(digest)) is not None:
@@ -106,6 +114,10 @@ class Runs:
             self._teams.each(places[missing[0]].experiment, [partial(one, index) for index in missing], self.keep)
         return [run for run in made if run is not None]
 
+    def kept(self, place: Place) -> Run | None:
+        """What is on disk of the run at this place."""
+        return self._store.finished(place.experiment.digest())
+
     def known(self, plan: Plan, trial: Trial) -> Results:
         """What is on disk of the runs of a trial."""
         found: dict[tuple[str, int], Curves] = {}
@@ -122,24 +134,29 @@ class Runs:
 
 
 class _Listener:
-    """Hook of a run: tells of each evaluated round, with what was detected in it.
+    """Hook of a run: tells of each round, and of each evaluated round with what was detected in it.
 
     The figures of a round are committed beside the next one, so its detection is known by then. A run that is begun
-    again tells each round again; it is heard once.
+    again tells each evaluated round again; it is heard once.
     """
 
-    def __init__(self, heard: Callable[[int, Mapping[str, float]], None]) -> None:
+    def __init__(self, heard: Heard) -> None:
         self._heard, self._detection = heard, dict[int, Mapping[str, Any]]()
         self.evaluated: dict[int, dict[str, float]] = {}
 
     def __call__(self, record: dict[str, Any]) -> None:
         if record["kind"] == "round":
             self._detection[record["round"]] = record.get("detection") or {}
+            self._heard(record["round"], None)
         elif record["kind"] == "evaluation" and record["round"] not in self.evaluated:
             found = {**record["metrics"], **self._detection.get(record["round"], {})}
             metrics = {name: math.nan if value is None else float(value) for name, value in found.items()}
             self.evaluated[record["round"]] = metrics
             self._heard(record["round"], metrics)
+
+
+Key = tuple[str, int]
+"""A run of a trial: its attack and seed."""
 
 
 class _UnderWay:
@@ -155,24 +172,26 @@ class _UnderWay:
         self._per = plan.sweep.pruner.per if plan.prunes else None
         self._study = study
         self._lock = threading.Lock()
-        self._curves: dict[tuple[str, int], dict[int, Mapping[str, float]]] = {
-            (place.attack, place.seed): {} for place in self.places
-        }
-        self._finished: set[tuple[str, int]] = set()
+        self._order = {(place.attack, place.seed): index for index, place in enumerate(self.places)}
+        self._curves: dict[Key, dict[int, Mapping[str, float]]] = {key: {} for key in self._order}
+        self._reached = dict.fromkeys(self._order, (0, 0))  # the last round that was made, and that was evaluated
+        self._finished: set[Key] = set()
         self._told: set[int] = set()
-        self._failure, self._pruned = "", False
+        self._failure: tuple[tuple[int, ...], str] | None = None
+        self._pruned = False
 
     def run(self, place: Place, runs: Runs) -> Run | None:
-        """One of its runs; None if the trial is over before."""
+        """One of its runs; None if it can change nothing any more."""
         key = place.attack, place.seed
         try:
-            self._go_on()
+            self._go_on(key)
             run = runs.make(place, partial(self._heard, key))
         except _OverError:
             return None
         with self._lock:
             if run.failed:
-                self._failure = self._failure or run.failed
+                failure = self._how_far(key), run.failed
+                self._failure = failure if self._failure is None else min(self._failure, failure)
             else:
                 self._curves[key] = dict(run.curves)  # what a caller's own function made of it, too
                 self._finished.add(key)
@@ -184,17 +203,20 @@ class _UnderWay:
         """How it ended, when all its runs have."""
         if self._pruned:
             return Pruned()
-        if self._failure:
-            return Failed(self._failure)
+        if self._failure is not None:
+            return Failed(self._failure[1])
         values = reduced(self._objectives, self._curves)
         return Failed("an objective is not a finite number") if values is None else Completed(values)
 
-    def _heard(self, key: tuple[str, int], round: int, metrics: Mapping[str, float]) -> None:
+    def _heard(self, key: Key, round: int, metrics: Mapping[str, float] | None) -> None:
         with self._lock:
-            self._curves[key][round] = metrics
-            if self._per == "round" and all(round in curves for curves in self._curves.values()):
-                self._report(round, self._objectives[0].reduced(self._curves, round))
-        self._go_on()
+            made, evaluated = self._reached[key]
+            self._reached[key] = max(made, round), evaluated if metrics is None else max(evaluated, round)
+            if metrics is not None:
+                self._curves[key][round] = metrics
+                if self._per == "round" and all(round in curves for curves in self._curves.values()):
+                    self._report(round, self._objectives[0].reduced(self._curves, round))
+        self._go_on(key)
 
     def _report_runs(self) -> None:
         """Tell of the finished runs, as far as all before them are finished: the pruner pairs them by their place."""
@@ -208,11 +230,16 @@ class _UnderWay:
             self._told.add(step)
             self._pruned = self._study.report(self.number, step, value)
 
-    def _go_on(self) -> None:
-        """End the run that asks where the trial is over."""
-        if self._pruned or self._failure:
+    def _how_far(self, key: Key) -> tuple[int, ...]:
+        """What runs are compared by: the least of those that fail decides. Every run tells its rounds in one order."""
+        place = self._order[key]
+        return (place,) if self._per == "run" else (*self._reached[key], place)
+
+    def _go_on(self, key: Key) -> None:
+        """End a run that can change nothing any more: the trial is pruned, or another run has failed before it."""
+        if self._pruned or (self._failure is not None and self._how_far(key) > self._failure[0]):
             raise _OverError
 
 
 class _OverError(Stopped):
-    """The trial of this run is over."""
+    """This run can change nothing any more."""

@@ -43,5 +43,5 @@ def told(played: Played, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]
         yield Own()
 
     monkeypatch.setattr(running, "parent_run", parent)
-    monkeypatch.setattr(results, "curve_figure", lambda objective, turns: Figure((1, 1)))  # takes half a second
+    monkeypatch.setattr(results, "curve_figure", lambda *_: Figure((1, 1)))  # takes half a second
     return lines

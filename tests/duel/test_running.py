@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from played import Played, two_teams
+from rich.console import Console
 
 import fedrobust.duel.running as running
+import fedrobust.parallel as parallel
 from fedrobust import cli
 from fedrobust.duel import load_duel
 from fedrobust.duel.results import Turn
 from fedrobust.duel.running import Findings, run_duel
-from fedrobust.errors import DataError, FederationError
+from fedrobust.errors import DataError, TrackingError
 from fedrobust.experiment import Experiment
+from fedrobust.terminal import show_duel
 
 METRIC = "test/balanced_accuracy"
 BOTH = ["mean + nothing", "clipping"]
@@ -160,14 +164,42 @@ def test_a_duel_that_is_over_makes_no_run_and_more_turns_go_on(played: Played, t
 
 
 def test_what_there_is_when_a_duel_is_stopped_is_written(played: Played, told: list[Any]) -> None:
+    folder = Path("mlruns/duels/played")
     with pytest.raises(KeyboardInterrupt):
-        duel(watch=Watching(turns=3))
-    table = lines(Path("mlruns/duels/played/turns.csv"))
-    assert [(row["defence"], row["turn"]) for row in table] == [
+        duel(watch=Watching(trials=1))
+    three = [
         *[("mean + nothing", "fixed attacks")] * 2,
         *[("clipping", "fixed attacks")] * 2,
         *[("mean + nothing", "attacker 1")] * 3,
     ]
+    assert [(row["defence"], row["turn"]) for row in lines(folder / "turns.csv")] == three[:4]
+    with pytest.raises(KeyboardInterrupt):
+        duel(watch=Watching(turns=3))
+    assert [(row["defence"], row["turn"]) for row in lines(folder / "turns.csv")] == three
+    assert "**Incomplete**" in (folder / "duel.md").read_text()
+    with pytest.raises(KeyboardInterrupt):
+        duel(watch=Watching(turns=1))
+    assert [(row["defence"], row["turn"]) for row in lines(folder / "turns.csv")] == three, "this sitting came less far"
+    duel()
+    assert "**Incomplete**" not in (folder / "duel.md").read_text()
+
+
+def test_a_duel_that_is_stopped_before_a_turn_is_judged_says_so(
+    played: Played, told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an error that is none of the experiments says how to go on; one of the experiments does not."""
+    for error, said in ((TrackingError("gone"), r"^gone; started again .* the duel goes on$"), (DataError("d"), "^d$")):
+
+        def running(*_: Any, error: Exception = error, **__: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(parallel, "run", running)
+        with pytest.raises(type(error), match=said):
+            duel()
+    page = Path("mlruns/duels/played/duel.md").read_text()
+    assert "**Incomplete**" in page
+    assert "No turn is judged yet." in page
+    assert not Path("mlruns/duels/played/duel.png").exists()
 
 
 def test_a_run_that_fails_in_a_search_costs_its_trial(played: Played, told: list[Any]) -> None:
@@ -186,20 +218,53 @@ def ipm(experiment: Experiment) -> float | None:
 
 def test_a_turn_without_a_result_says_where_to_look(played: Played, told: list[Any]) -> None:
     played.fails = lambda experiment: ipm(experiment) is not None
-    told_where = r"played clipping attacker 1: no trial was completed; see mlruns/.*/clipping attacker 1/trials\.csv"
-    with pytest.raises(FederationError, match=told_where):
-        duel("defences={clipping: {options: {aggregation.rule: {name: centered_clipping, tau: 0.1}}}}")
+    found = duel("defences={clipping: {options: {aggregation.rule: {name: centered_clipping, tau: 0.1}}}}")
+    assert [bool(turn.failed) for turn in found.turns] == [False, True]
+    told_where = r"no trial was completed: give .* more trials.*; see mlruns/.*/clipping attacker 1/trials\.csv"
+    assert re.fullmatch(told_where, found.turns[1].failed)
     assert Path("mlruns/duels/played/clipping attacker 1/trials.csv").exists()
+    assert "failed" in (found.folder / "duel.md").read_text()
 
 
-def test_a_run_that_judges_and_fails_ends_the_duel_and_is_tried_again(played: Played, told: list[Any]) -> None:
-    played.fails = lambda experiment: experiment.seed == 8 and ipm(experiment) is not None
-    with pytest.raises(FederationError, match=r"^mean \+ nothing, searched 1, seed 8: round 1: no update arrived$"):
-        duel()
+def test_a_run_that_judges_and_fails_costs_its_defence_and_no_other_and_is_made_again(
+    played: Played, told: list[Any]
+) -> None:
+    def clipped(experiment: Experiment) -> bool:
+        return experiment.resolved()["aggregation"]["rule"]["name"] == "centered_clipping"
+
+    calm = duel("turns=2", out=Path("calm"), storage="sqlite:///calm.db")
+    expected = list(told)
+    played.fails = lambda experiment: experiment.seed == 8 and ipm(experiment) is not None and clipped(experiment)
+    found = duel("turns=2")
+    reason = "searched 1, seed 8: round 1: no update arrived"
+    assert of(found, "mean + nothing") == of(calm, "mean + nothing")
+    assert [(turn.label, turn.failed) for turn in of(found, "clipping")] == [
+        ("fixed attacks", ""),
+        ("attacker 1", reason),
+    ]
+    failed = of(found, "clipping")[1]
+    assert math.isnan(failed.value)
+    assert set(failed.by_attack) == {"nobody", "flip"}, "what the other runs gave is not lost"
+    page = (found.folder / "duel.md").read_text()
+    assert f"- clipping, attacker 1: {reason}" in page
+    assert re.search(r"\| clipping \| 0\.\d+ \(flip\) \| failed \| –", page)
+    assert [row["failed"] for row in lines(found.folder / "turns.csv") if row["failed"]] == [reason]
+    out = Console(record=True, width=140)
+    show_duel(out, found)
+    shown = out.export_text()
+    assert "1 turns failed; they are listed in duel.md, and taken again" in shown
+    assert "nan" not in shown
+    assert told == expected[: len(told)], "MLflow has the beginning, and the rest later"
     played.fails = lambda experiment: False
-    assert len(duel().turns) == 5
-    with pytest.raises(FederationError, match=r"mean \+ nothing, nobody, seed 7: test/auroc is not a finite number"):
-        duel("name=nan", "objective.metric=test/auroc")
+    assert duel("turns=2").turns == calm.turns
+    assert told == expected
+
+
+def test_a_figure_that_is_not_finite_fails_the_turn(played: Played, told: list[Any]) -> None:
+    found = duel("name=nan", "objective.metric=test/auroc")
+    assert [turn.side for turn in found.turns] == ["fixed", "fixed"]
+    assert found.turns[0].failed.startswith("nobody, seed 7: test/auroc is not a finite number; nobody, seed 8: ")
+    assert not (found.folder / "duel.png").exists()
 
 
 def test_a_defence_that_makes_a_figure_small(played: Played, told: list[Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import fedrobust.matrix.files as files
 from fedrobust.matrix import Grid, load_matrix
 from fedrobust.matrix.cells import Outcome, missing
 from fedrobust.matrix.files import headline_metrics, write_results
@@ -159,6 +160,56 @@ def test_the_files(grid: Grid, table: Any) -> None:
     for told in ("weak (harmless)", "**0.000**", "*0.100*", "0.300; 0.307", "30 of 30 cells"):
         assert told in page, told
     assert (folder / "heatmap_here.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("there", ["nothing", "controls", "screening", "one seed", "the first", "the last", "failures"])
+@pytest.mark.parametrize("planned", ["before the fresh seeds", "all"])
+def test_whatever_cells_there_are_there_are_tables(
+    grid: Grid, cells: list[Cell], there: str, planned: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = {
+        "nothing": [],
+        "controls": grid.controls(),
+        "screening": grid.screening(),
+        "one seed": [cell for cell in cells if cell.seed == 11],
+        "the first": cells[:1],
+        "the last": cells[-1:],
+        "failures": [],
+    }[there]
+    outcomes = {cell.digest: outcome(cell) for cell in chosen}
+    if there == "failures":
+        outcomes = {cell.digest: Outcome(cell.digest, cell.label, failed="it died") for cell in cells}
+    shown = [cell for cell in cells if planned == "all" or cell.phase != "fresh"]
+    table = table_of(shown, outcomes)
+    write_results(Path(), grid, table, complete=False)
+    page = Path("table.md").read_text()
+    assert "**Incomplete**" in page
+    assert "nan" not in page
+    left = sum(cell.digest not in outcomes for cell in shown)
+    assert f"{len(shown) - left} of {len(shown)} cells are done, 0 failed" in page or there == "failures"
+    assert (f", {left} are missing." in page) == bool(left)
+    assert (
+        "## Failed cells\n\nWhen the matrix is started again with the same command, they are run again." in page
+    ) == (there == "failures")
+    assert (pd.read_csv("cells.csv")["state"] == "missing").sum() == left
+    assert set(pd.read_csv("summary.csv")["defence"]) == {"mean", "median"}
+    assert set(pd.read_csv("detection.csv").columns) > {"defence", "least_auroc"}
+    assert Path("heatmap_here.png").exists()
+    assert not caplog.records
+    write_results(Path(), grid, table)
+    assert "**Incomplete**" not in Path("table.md").read_text()
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_table(
+    grid: Grid, table: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ValueError("no such glyph")
+
+    monkeypatch.setattr(files, "heat_map", broken)
+    assert write_results(Path(), grid, table)
+    assert Path("table.md").exists()
+    assert "heatmap_here.png could not be drawn: no such glyph" in caplog.text
 
 
 def test_the_store_keeps_whole_lines_and_the_last_outcome(tmp_path: Path, cells: list[Cell]) -> None:

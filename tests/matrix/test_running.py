@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
+import fedrobust.matrix.running as matrix_running
 import fedrobust.parallel as parallel
 from fedrobust.cli import main
 from fedrobust.errors import FederationError, TrackingError
@@ -91,6 +96,7 @@ def sittings(place: Path, pool: Pool) -> tuple[Seen, Seen, Findings]:
         first, second = Seen(stop_after=4), Seen()
         with pytest.raises(KeyboardInterrupt):
             run_matrix(load_matrix("matrix.yaml"), first, pool=pool)
+        shutil.copytree("mlruns/matrix/tiny", "stopped")
         run = parallel.run
 
         def failing(experiment: Any, **options: Any) -> Any:
@@ -111,6 +117,19 @@ def test_finished_cells_are_not_run_again(sittings: tuple[Seen, Seen, Findings])
     lines = (findings.folder / "cells.jsonl").read_text().splitlines()
     assert [json.loads(line)["digest"] for line in lines] == ran
     assert (findings.table["phase"] == "control").sum() == 2 * 3
+
+
+def test_what_there_is_when_a_matrix_is_stopped_is_written(sittings: tuple[Seen, Seen, Findings]) -> None:
+    table, page = pd.read_csv("stopped/cells.csv"), Path("stopped/table.md").read_text()
+    done = table[table["state"] == "done"]
+    ran = [(cell.attack, cell.defence, cell.seed) for cell, _ in sittings[0].cells]
+    assert sorted(zip(done["attack"], done["defence"], done["seed"], strict=True)) == sorted(ran)
+    assert "**Incomplete**: the matrix was stopped before its end." in page
+    assert f"{len(ran)} of {len(table)} cells are done, 0 failed, {len(table) - len(ran)} are missing." in page
+    assert {"summary.csv", "detection.csv", "cells.parquet", "heatmap_here.png"} <= {
+        each.name for each in Path("stopped").iterdir()
+    }
+    assert "**Incomplete**" not in (sittings[2].folder / "table.md").read_text()
 
 
 def test_cells_hold_the_figures_of_their_runs(sittings: tuple[Seen, Seen, Findings]) -> None:
@@ -136,7 +155,9 @@ def test_a_cell_that_fails_is_listed(sittings: tuple[Seen, Seen, Findings]) -> N
     failed = findings.table[findings.table["state"] == "failed"]
     assert len(failed) and set(failed["attack"]) == {"patch"}
     assert sum(verdict.unfinished for verdict in findings.verdicts) == len(failed)
-    assert "it died 3 times" in (findings.folder / "table.md").read_text()
+    page = (findings.folder / "table.md").read_text()
+    assert "it died 3 times" in page
+    assert "--resume" not in page, "a cell is no run that goes on alone"
     out = Console(record=True, width=140)
     show_findings(out, findings)
     assert f"{len(failed)} cells failed" in out.export_text()
@@ -245,6 +266,32 @@ def test_what_is_no_failure_of_a_federation_ends_the_matrix(monkeypatch: pytest.
     store.close()
     assert len(begun) == 3
     assert not store.outcomes
+
+
+def test_an_error_that_ends_a_matrix_says_how_it_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And the tables of what there is are written, even where there is nothing."""
+
+    @contextmanager
+    def parent(*_: Any) -> Iterator[Any]:
+        yield SimpleNamespace(run_id="parent", figures=None, upload=lambda folder, again: None)
+
+    def gone(experiment: Any, **options: Any) -> Any:
+        raise TrackingError("no answer")
+
+    monkeypatch.setattr(parallel, "hospitals_of", lambda experiment: None)
+    monkeypatch.setattr(parallel, "run", gone)
+    monkeypatch.setattr(matrix_running, "parent_run", parent)
+    with pytest.raises(TrackingError, match=r"^no answer; started again with the same command, the matrix goes on$"):
+        run_matrix(load_matrix("matrix.yaml"), out=tmp_path, pool=FakePool())  # type: ignore[arg-type]
+    assert "0 of 10 cells are done, 0 failed, 10 are missing." in (tmp_path / "table.md").read_text()
+
+
+def test_a_cell_without_a_figure_is_shown() -> None:
+    """An accuracy that no round has is no number, and ends nothing."""
+    out = Console(record=True, width=140, force_terminal=False)
+    with MatrixProgress(out) as progress:
+        progress.cell(load_matrix("matrix.yaml").controls()[0], Outcome("", ""))
+    assert "balanced accuracy –" in out.export_text()
 
 
 def test_the_time_that_is_left_goes_by_the_pace_of_this_sitting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ def test_the_pareto_picture_has_every_pair_and_the_front(directions: tuple[Direc
     random = np.random.default_rng(1)
     scores = random.random((30, len(directions)))
     view = view_of(lambda number, _: [float(each) for each in scores[number]], directions=directions)
-    figure = make_figures(view)["pareto"]
+    figure = make_figures(view)["pareto"]()
     pairs = [(0, 1)] if len(directions) == 2 else [(0, 1), (0, 2), (1, 2)]
     for axes, pair in zip(figure.axes, pairs, strict=True):
         assert offsets(axes, 30) == [[scores[number][i] for i in pair] for number in view.best]
@@ -183,7 +183,7 @@ def test_intermediate_values_are_those_that_were_reported() -> None:
         return {step: number + step / 10 for step in range(1, 3 + number % 3)}
 
     view = view_of(lambda number, _: None if number % 4 == 1 else [number], trials=9, reports=reports)
-    (axes,) = make_figures(view)["intermediate"].axes
+    (axes,) = make_figures(view)["intermediate"]().axes
     lines = [dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in axes.lines]
     assert lines == [reports(number) for number in range(9)]
     assert sorted(offsets(axes)) == [list(max(reports(number).items())) for number in (1, 5)]
@@ -242,8 +242,8 @@ def test_whatever_the_trials_are_there_are_pictures_and_a_page(case: str, caplog
     view = view_of(**options)
     found = make_figures(view)
     assert set(found) == expected
-    for figure in found.values():
-        assert not [pair for axes in drawn(figure).axes for pair in overlaps(axes)]
+    for make in found.values():
+        assert not [pair for axes in drawn(make()).axes for pair in overlaps(axes)]
     page = Page.read(sweep_html(view))
     pictured = [
         attributes["id"] or "" for _, attributes in page.tags if "plotly-graph-div" in (attributes.get("class") or "")

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 from played import Played, Watching, accuracy, sweep, two_teams
+from rich.console import Console
 from studies import Page
 
 import fedrobust
 import fedrobust.parallel as parallel
+import fedrobust.tuning.files as files
+import fedrobust.tuning.pictures as pictures
 import fedrobust.tuning.running as running
 from fedrobust import cli
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, TrackingError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
+from fedrobust.terminal import show_sweep
 from fedrobust.tuning.files import write_study
 from fedrobust.tuning.study import Completed, Failed, Pruned
 from fedrobust.tuning.sweep import load_sweep
@@ -63,6 +67,30 @@ def test_the_trials_do_not_depend_on_the_number_of_teams_or_on_who_is_quicker(pl
         )
     assert found[0] == found[1]
     assert any(isinstance(trial.outcome, Pruned) for trial in found[0]) == (pruner != "none")
+
+
+@pytest.mark.parametrize("pruner", ["none", "{name: median, startup: 3, warmup: 2}", "{name: wilcoxon, p: 0.2}"])
+def test_a_trial_whose_run_fails_ends_the_same_whoever_is_quicker(played: Played, pruner: str) -> None:
+    """The last two runs of some trials fail, in rounds 5 and 7; the pruner would end some of these before."""
+    played.fails_in = lambda experiment: (
+        {"sign_flip": 5, "ipm": 7}.get(attacked(experiment), 0) * (experiment.seed == 2) * unlucky(experiment)
+    )
+
+    def unlucky(experiment: Experiment) -> bool:
+        return (experiment.tracking.run_name or "").split(" |")[0] in ("trial 5", "trial 6", "trial 7", "trial 8")
+
+    def attacked(experiment: Experiment) -> str:
+        return experiment.attacks[0].name if experiment.attacks else ""
+
+    found = []
+    for place, slow in enumerate(("sign_flip", "ipm", "", "none of them")):
+        played.wait = lambda experiment, slow=slow: 0.003 * (attacked(experiment) == slow)
+        storage, out = f"sqlite:///{place}.db", Path(f"slow{place}")
+        found.append(sweep(*ATTACKED, f"pruner={pruner}", teams=6, storage=storage, out=out).trials)
+    assert found[0] == found[1] == found[2] == found[3]
+    ended = [type(trial.outcome) for trial in found[0][5:9]]
+    assert Failed in ended
+    assert (Pruned in ended) == (pruner != "none")
 
 
 def test_a_pruned_trial_stops_within_a_round_and_leaves_out_the_rest_of_its_runs(played: Played) -> None:
@@ -189,6 +217,85 @@ def test_a_sweep_that_is_there_is_only_resumed_when_asked(played: Played) -> Non
     more = sweep("trials=14", resume=True)
     assert len(more.trials) == 14
     assert sum((played.begun - begun).values()) == 2, "more trials make no other sweep"
+
+
+def test_more_trials_are_those_that_there_would_have_been_from_the_start(played: Played) -> None:
+    """Also where the last batch of the smaller sweep was cut short, and however often."""
+    median = "pruner={name: median, startup: 3, warmup: 2}"
+    options = (median, "parallel=4")
+    whole = sweep(*options, "trials=15", storage="sqlite:///whole.db", out=Path("whole")).trials
+    for trials in (1, 6, 7, 10, 15):
+        grown = sweep(*options, f"trials={trials}", resume=True).trials
+        assert grown == whole[:trials]
+    assert any(isinstance(trial.outcome, Pruned) for trial in whole)
+
+
+def test_an_error_that_ends_a_sweep_says_how_it_goes_on(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object, **__: object) -> object:
+        raise TrackingError("no answer")
+
+    monkeypatch.setattr(parallel, "run", gone)
+    with pytest.raises(TrackingError, match=r"^no answer; go on with the same command and --resume$"):
+        sweep()
+    assert lines(Path("mlruns/sweeps/played/trials.csv")) == []
+
+
+def test_a_run_on_a_fresh_seed_that_fails_says_why_and_is_made_again(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "write_study", write_study)
+    played.fails_in = lambda experiment: 3 * (experiment.seed == 8)
+    found = sweep("fresh=[7,8]", "again=1")
+    reason = "round 3: no update arrived from seed 8"
+    assert found.fresh[0].failed == {8: reason}
+    assert found.fresh[0].values is None
+    table = lines(found.folder / "fresh.csv")
+    assert [(row["seed"], row["reason"]) for row in table] == [("7", ""), ("8", reason), ("all", "")]
+    heads, row = Page.read((found.folder / "sweep.html").read_text(encoding="utf-8")).tables[1]
+    assert (heads[-1], row[-1]) == ("reason", f"seed 8: {reason}")
+    out = Console(record=True, width=140)
+    show_sweep(out, found)
+    assert f"fresh seed 8 failed: {reason}" in out.export_text()
+    played.fails_in = lambda experiment: 0
+    assert sweep("fresh=[7,8]", "again=1", resume=True).fresh[0].values is not None
+    page = Page.read((found.folder / "sweep.html").read_text(encoding="utf-8"))
+    assert "reason" not in page.tables[1][0]
+
+
+def test_what_is_measured_on_fresh_seeds_is_there_when_a_sweep_is_stopped(played: Played) -> None:
+    """One that is stopped among its fresh runs has none of them; one that goes on, and is stopped, has all it had."""
+    played.fails_in = lambda experiment: stop() if experiment.seed == 8 else 0
+
+    def stop() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep("fresh=[7,8]", "again=1")
+    assert not Path("mlruns/sweeps/played/fresh.csv").exists()
+    played.fails_in = lambda experiment: 0
+    expected = sweep("fresh=[7,8]", "again=1", resume=True)
+    table = Path("mlruns/sweeps/played/fresh.csv").read_bytes()
+    played.accuracy = lambda experiment, round: 0.1  # none of the trials to come is better
+    with pytest.raises(KeyboardInterrupt):
+        sweep("fresh=[7,8]", "again=1", "trials=18", resume=True, watch=Watching(2))
+    assert Path("mlruns/sweeps/played/fresh.csv").read_bytes() == table
+    assert expected.fresh[0].values is not None
+
+
+def test_a_page_or_a_picture_that_cannot_be_drawn_costs_itself_alone(
+    played: Played, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> object:
+        raise ValueError("no such glyph")
+
+    monkeypatch.setattr(running, "write_study", write_study)
+    monkeypatch.setattr(files, "sweep_html", broken)
+    monkeypatch.setattr(pictures, "slice_figure", broken)
+    found = sweep()
+    assert {"trials.csv", "best.yaml", "history.png"} <= {each.name for each in found.folder.iterdir()}
+    assert {f"{name} could not be drawn: no such glyph" for name in ("sweep.html", "slice.png")} == {
+        record.getMessage().rpartition("/")[2] for record in caplog.records if "drawn" in record.getMessage()
+    }
 
 
 def test_a_run_whose_team_has_lost_an_actor_is_begun_again(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:

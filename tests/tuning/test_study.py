@@ -161,7 +161,7 @@ def test_the_same_seed_gives_the_same_trials_whether_the_driver_died_or_not(
         assert [trial.values for trial in down] != [trial.values for trial in expected]
 
 
-@pytest.mark.parametrize("given", [SAMPLERS[0], SAMPLERS[2]], ids=named)
+@pytest.mark.parametrize("given", [SAMPLERS[0], SAMPLERS[2], SAMPLERS[3]], ids=named)
 def test_a_driver_that_dies_in_the_middle_of_a_batch(
     given: tuple[Sampler, dict[str, Any]], workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +181,16 @@ def test_a_driver_that_dies_in_the_middle_of_a_batch(
             patch.setattr(optuna.Study, method, dying)
             assert Sweep(*given).drive(method, [10**6] * 2).trials() == expected
         assert calls[0] == 11 + 2
+
+
+@pytest.mark.parametrize("given", SAMPLERS, ids=named)
+def test_more_trials_are_those_that_there_would_have_been_from_the_start(
+    given: tuple[Sampler, dict[str, Any]], workplace: Path
+) -> None:
+    """The rest of a batch that was cut short is chosen as if nothing were known of its other trials."""
+    whole = Sweep(*given, batch=4, trials=19).drive("whole").trials()
+    for trials in (2, 9, 15, 19):
+        assert Sweep(*given, batch=4, trials=trials).drive("grown").trials() == whole[:trials]
 
 
 def test_running_trials_are_handed_out_again_under_their_numbers(workplace: Path) -> None:

@@ -1,0 +1,271 @@
+"""Many runs at once: whatever ends them, what finished is kept, and what there is is written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import wait
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import fedrobust.parallel as parallel
+from fedrobust.errors import DataError, ExperimentError, FederationError, FedRobustError, TrackingError
+from fedrobust.parallel import Stopped, Store, Teams, drawn, written_in_any_case
+
+EXPERIMENT: Any = None
+
+
+def on(threads: int) -> Teams:
+    return Teams(lambda what: None, pool=SimpleNamespace(teams=threads))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Given:
+    digest: str
+    value: float = 0.0
+    failed: str = ""
+
+
+class Stage:
+    """Three tasks that are under way at once: the first fails, the others are told to end, and end as they like."""
+
+    def __init__(self, teams: Teams) -> None:
+        self.teams, self.kept = teams, list[str]()
+        self.under_way = threading.Barrier(3)
+
+    def fail(self, error: BaseException) -> str:
+        self.under_way.wait(20)
+        raise error
+
+    def finish(self, name: str) -> str:
+        """A run that is past its last round when it is told to stop."""
+        self.under_way.wait(20)
+        assert self.teams._stopping.wait(20)
+        return name
+
+    def stop(self) -> str:
+        self.under_way.wait(20)
+        assert self.teams._stopping.wait(20)
+        raise Stopped
+
+    def never(self) -> str:
+        raise AssertionError("what waits never begins")
+
+    def keep(self, name: str) -> None:
+        self.kept.append(name)
+
+
+def test_what_finishes_while_others_are_ended_is_kept() -> None:
+    with on(3) as teams:
+        stage = Stage(teams)
+        tasks: list[Callable[[], str]] = [
+            partial(stage.fail, TrackingError("gone")),
+            partial(stage.finish, "late"),
+            stage.stop,
+            stage.never,
+        ]
+        with pytest.raises(TrackingError, match="gone"):
+            teams.each(EXPERIMENT, tasks, stage.keep)
+    assert stage.kept == ["late"]
+
+
+def test_an_error_of_keeping_costs_no_other_and_hides_no_first() -> None:
+    """Whether it comes before the runs are told to stop, or after."""
+    with on(3) as teams:
+        stage = Stage(teams)
+
+        def keep(name: str) -> None:
+            stage.keep(name)
+            if name == "one":
+                raise OSError("the disk is full")
+
+        tasks = [
+            partial(stage.fail, TrackingError("gone")),
+            partial(stage.finish, "one"),
+            partial(stage.finish, "two"),
+        ]
+        with pytest.raises(TrackingError, match="gone"):
+            teams.each(EXPERIMENT, tasks, keep)
+    assert sorted(stage.kept) == ["one", "two"]
+    with on(3) as teams:
+        stage = Stage(teams)
+
+        def early() -> str:
+            stage.under_way.wait(20)
+            return "one"
+
+        with pytest.raises(OSError, match="the disk is full"):
+            teams.each(EXPERIMENT, [early, partial(stage.finish, "two"), partial(stage.finish, "three")], keep)
+    assert sorted(stage.kept) == ["one", "three", "two"]
+
+
+def test_a_ctrl_c_and_a_second_one_cost_nothing_that_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, go_on, kept = [threading.Event(), threading.Event()], threading.Event(), list[str]()
+
+    def waiting(*options: Any) -> Any:
+        waits[len(options) == 2].set()
+        return wait(*options)
+
+    def interrupt() -> str:
+        for each in waits:  # for the runs, and for their end
+            assert each.wait(20)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        return "one"
+
+    def finish() -> str:
+        assert go_on.wait(20)
+        return "two"
+
+    monkeypatch.setattr(parallel, "wait", waiting)
+    with on(2) as teams:
+        with pytest.raises(KeyboardInterrupt):
+            teams.each(EXPERIMENT, [interrupt, finish], kept.append)
+        go_on.set()
+    assert sorted(kept) == ["one", "two"]
+
+
+def test_nothing_is_begun_after_an_error_and_what_was_stopped_hides_it_never() -> None:
+    """Even where a thread is free before anybody has seen the error."""
+    begun = list[int]()
+
+    def then(number: int) -> None:
+        if number == 3:
+            raise TrackingError("gone")
+
+    def task(number: int) -> int:
+        begun.append(number)
+        return number
+
+    for _ in range(20):
+        begun.clear()
+        with on(1) as teams:
+            with pytest.raises(TrackingError, match="gone"):
+                teams.each(EXPERIMENT, [partial(task, number) for number in range(50)], then)
+            assert begun == [0, 1, 2, 3]
+            with pytest.raises(Stopped):
+                teams.each(EXPERIMENT, [partial(task, 4)], then)
+        assert begun == [0, 1, 2, 3]
+
+
+def test_results_are_handed_on_one_at_a_time() -> None:
+    inside, most = [0], [0]
+
+    def then(number: int) -> None:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        threading.Event().wait(0.001)
+        inside[0] -= 1
+
+    with on(8) as teams:
+        teams.each(EXPERIMENT, [partial(int, number) for number in range(64)], then)
+    assert most == [1]
+
+
+def test_a_disk_that_is_full_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "runs.jsonl", Given)
+    store.add(Given("a", 0.25))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel.os, "fsync", full)
+        with pytest.raises(FedRobustError, match=r"runs\.jsonl: b could not be written: .*No space left"):
+            store.add(Given("b"))
+    assert store.finished("b") is None
+    store.add(Given("c"))
+    store.close()
+    again = Store(tmp_path / "runs.jsonl", Given)
+    assert again.outcomes == {"a": Given("a", 0.25), "c": Given("c")}
+    again.close()
+
+
+def test_a_disk_that_takes_half_a_line(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs.jsonl", Given)
+    file, room = store._file, [60]
+
+    class Small:
+        """A file on a disk with so much room."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(file, name)
+
+        def write(self, data: bytes) -> int:
+            if not room[0]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = file.write(data[: min(room[0], 25)])
+            room[0] -= written
+            return written
+
+    store._file = Small()  # type: ignore[assignment]
+    store.add(Given("a"))
+    with pytest.raises(FedRobustError, match="No space left"):
+        store.add(Given("b"))
+    store.close()
+    assert [json.loads(line)["digest"] for line in (tmp_path / "runs.jsonl").read_text().splitlines()] == ["a"]
+
+
+@pytest.mark.parametrize("line", ["nonsense", '{"digest": "a", "other": 1}', "[]", '{"digest"'])
+def test_a_line_that_is_no_outcome_is_refused_with_its_place(tmp_path: Path, line: str) -> None:
+    (tmp_path / "runs.jsonl").write_text(f'{{"digest": "a"}}\n{line}\n{{"digest": "b"}}\n')
+    for _ in range(2):
+        with pytest.raises(ExperimentError, match=r"runs\.jsonl: line 2 cannot be read; .* delete the line$"):
+            Store(tmp_path / "runs.jsonl", Given)
+
+
+def test_what_there_is_is_written_and_hides_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    written: list[bool] = []
+    with written_in_any_case(written.append):
+        pass
+    for error in (KeyboardInterrupt(), TrackingError("gone"), ZeroDivisionError()):
+        with pytest.raises(type(error)), written_in_any_case(written.append):
+            raise error
+    assert written == [True, False, False, False]
+
+    def full(complete: bool) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(TrackingError, match=r"^gone; go on$"), written_in_any_case(full, "go on"):
+        raise TrackingError("gone")
+    assert "what there is could not be written: the disk is full" in caplog.text
+    told = r"all runs are made, .* the disk is full; go on$"
+    with pytest.raises(FedRobustError, match=told), written_in_any_case(full, "go on"):
+        pass
+    for refused in (ExperimentError("no metric"), DataError("no file")):
+        with pytest.raises(type(refused), match=f"^{refused}$"), written_in_any_case(written.append, "go on"):
+            raise refused
+
+
+def test_a_picture_that_cannot_be_drawn_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"of an earlier sitting")
+    with caplog.at_level(logging.WARNING), drawn(picture):
+        raise ValueError("no such glyph")
+    assert not picture.exists()
+    assert "a.png could not be drawn: no such glyph" in caplog.text
+    with pytest.raises(OSError, match="full"), drawn(picture):
+        raise OSError("full")
+
+
+def test_a_run_that_is_a_part_is_not_said_to_go_on_alone(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it is a part of is started again; a run of its own goes on where it stopped."""
+    import fedrobust.runner as runner
+
+    folder = runner.RUNS / "one"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.npz").touch()
+    opened = SimpleNamespace(run_id="one", close=lambda status: True)
+    monkeypatch.setattr(runner, "_open_tracker", lambda *_: opened)
+    for part, said in ((None, "round 3: lost; go on with: --resume one"), (runner.Part("all", {}), "round 3: lost")):
+        with pytest.raises(FederationError) as caught, runner._tracked(EXPERIMENT, EXPERIMENT, None, part):
+            raise FederationError("round 3: lost")
+        assert str(caught.value) == said
