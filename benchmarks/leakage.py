@@ -26,15 +26,23 @@ from fedrobust.secure.grouping import draw_groups
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import run_id
 from fedrobust.secure.opened import Opened
+from fedrobust.secure.privacy import SKETCH
 from fedrobust.secure.ring import FRACTION, encode
+from fedrobust.secure.sketch import sketched
 
 FILE = Path(__file__).parent.parent / "experiments" / "secure.yaml"
 CLIP = fedrobust.load(FILE).privacy.clip
 COLLUDERS, SPANS, DRAWS = (0, 1, 5, 10, 15), (1, 10, 40), 10
+SKETCHES = (None, SKETCH, 128)
+RIDGES = (0.0, 0.01, 0.03, 0.1, 0.3)
 OTHERWISE = {
     "4 batches, cross-entropy": ["learning.local.loss=cross_entropy"],
     "1 epoch, logit-adjusted": ["learning.local.steps=null", "learning.local.epochs=1"],
 }
+
+
+Shown = tuple[np.ndarray, np.ndarray]
+"""Of a round: updates and histories (2n, d), and what is opened of their products (2n, 2n)."""
 
 
 class Training(NamedTuple):
@@ -83,64 +91,114 @@ def spans(rounds: int) -> dict[int, list[slice]]:
     return {r: [slice(first, first + r) for first in range(0, rounds - r + 1, max(r, 5))] for r in fit}
 
 
-def projections(found: Training, colluders: np.ndarray, victims: np.ndarray) -> np.ndarray:
-    """(rounds, victims, d): each update's projection on all that the coordinator knows, by opened products alone.
+def products_of(words: np.ndarray, sketch: int | None, seed: bytes) -> np.ndarray:
+    """What G shows of these rows (m, d): their products, or those of their sketches, in units of C²."""
+    if sketch is not None:
+        words = sketched(lambda part: words[:, part].copy(), *words.shape, sketch, seed)
+    rows = words * (CLIP * 2.0**-FRACTION)
+    return np.asarray(rows @ rows.T)
 
-    It knows the colluders' updates, their histories "average" (here no update is shortened in them), and the aggregate.
+
+def opened(found: Training, sketch: int | None) -> list[Shown]:
+    """For each round the updates and histories "average" (2n, d), and what is opened of their products (2n, 2n).
+
+    Here no update is shortened in its history.
     """
-    average, read = np.zeros_like(found.updates[0]), []
-    for updates, weights in zip(found.updates, found.weights, strict=True):
-        known = np.vstack([updates[colluders], average[colluders], weights @ updates])
-        inverse = np.linalg.pinv(known @ known.T, rcond=1e-10, hermitian=True)
-        read.append((updates[victims] @ known.T) @ inverse @ known)
+    average, rounds = np.zeros_like(found.updates[0]), []
+    for round, updates in enumerate(found.updates):
+        stack = np.vstack([updates, average])
+        words = np.rint(stack * (2.0**FRACTION / CLIP)).astype(np.int64)
+        rounds.append((stack, products_of(words, sketch, round.to_bytes(32, "little"))))
         average = FORGETTING * average + (1 - FORGETTING) * updates
+    return rounds
+
+
+def projections(
+    found: Training,
+    rounds: list[tuple[np.ndarray, np.ndarray]],
+    colluders: np.ndarray,
+    victims: np.ndarray,
+    ridge: float,
+) -> np.ndarray:
+    """(rounds, victims, d): each update as far as it is known, by opened products with all that the coordinator knows.
+
+    It knows the colluders' updates, their histories, and the aggregate. `ridge`: how much it distrusts the products.
+    """
+    read, n = [], len(found.updates[0])
+    for (stack, products), weights in zip(rounds, found.weights, strict=True):
+        chosen = np.zeros((2 * len(colluders) + 1, 2 * n))
+        chosen[range(2 * len(colluders)), [*colluders, *(n + colluders)]] = 1.0
+        chosen[-1, :n] = weights
+        known = chosen @ stack
+        inner = known @ known.T
+        inner += ridge * np.diag(np.diag(inner))
+        read.append(products[victims] @ chosen.T @ np.linalg.pinv(inner, rcond=1e-10, hermitian=True) @ known)
     return np.array(read)
 
 
-def told(trainings: Sequence[Training]) -> None:
-    """Table: colluders tell what they trained."""
-    print("\n| colluders | rounds | residual | cosine | their mean: residual | cosine |\n|---|---|---|---|---|---|")
+def told(trainings: Sequence[Training], sketch: int | None) -> None:
+    """Table: colluders tell what they trained; of several ways to use blurred products, the best one."""
+    print(f"\nG of {'the updates' if sketch is None else f'sketches of {sketch} columns'}:\n")
+    print("| colluders | rounds | residual | cosine | their mean: residual | cosine |\n|---|---|---|---|---|---|")
     rounds, n = trainings[0].weights.shape
+    shown = [opened(found, sketch) for found in trainings]
     for count in COLLUDERS:
-        read, guessed = ({r: list[np.ndarray]() for r in spans(rounds)} for _ in range(2))
+        read = {
+            (r, ridge): list[np.ndarray]() for r in spans(rounds) for ridge in RIDGES[: 1 if sketch is None else None]
+        }
+        guessed = {r: list[np.ndarray]() for r in spans(rounds)}
         for number, draw in np.ndindex(len(trainings), DRAWS if count else 1):
             found = trainings[number]
             colluders, victims = np.split(np.random.default_rng([number, draw]).permutation(n), [count])
-            projected = projections(found, colluders, victims)
+            for ridge in ridges:
+                projected = projections(found, shown[number], colluders, victims, ridge)
+                for r, of in ((r, of) for r, each in spans(rounds).items() for of in each):
+                    truth = found.updates[of, victims].mean(axis=0)
+                    read[r, ridge].append(figures(projected[of].mean(axis=0), truth))
             for r, of in ((r, of) for r, each in spans(rounds).items() for of in each):
-                truth = found.updates[of, victims].mean(axis=0)
-                read[r].append(figures(projected[of].mean(axis=0), truth))
                 guess = found.updates[of, colluders].mean(axis=0).sum(axis=0) / max(count, 1)
+                truth = found.updates[of, victims].mean(axis=0)
                 guessed[r].append(figures(np.tile(guess, (len(victims), 1)), truth))
         for r in spans(rounds):
-            print(f"| {count} | {r} | {summary(read[r])} | {summary(guessed[r])} |")
+            best = min((parts for (length, _), parts in read.items() if length == r), key=residual)
+            print(f"| {count} | {r} | {summary(best)} | {summary(guessed[r]) if count else '– | –'} |", flush=True)
 
 
-def chosen(found: Training, colluders: int = 15) -> None:
+def residual(parts: Sequence[np.ndarray]) -> float:
+    """The median of the relative residuals."""
+    return float(np.median(np.concatenate(parts, axis=1)[0]))
+
+
+def chosen(found: Training, sketch: int | None, colluders: int = 15) -> None:
     """Table: colluders send words that they have chosen, the last kind three coordinates at once; the unit is C."""
     round, d, draw = len(found.updates) // 2, found.updates.shape[2], np.random.default_rng(0)
     honest, (first, *rest) = found.updates[round, :-colluders], draw.choice(d, (4, colluders), replace=False)
-    print(f"\n{colluders} colluders, {len(honest)} honest hospitals, d = {d}, the updates of round {round + 1}:\n")
-    print("| each colluder sends | numbers read of each update | median size | largest error |\n|---|---|---|---|")
+    what = "the updates" if sketch is None else f"sketches of {sketch} columns"
+    print(f"\n{colluders} colluders, {len(honest)} honest hospitals, d = {d}, round {round + 1}, G of {what}:\n")
+    print("| each colluder sends | numbers read of each update | median size | median error | largest error | named |")
+    print("|---|---|---|---|---|---|")
     units = {"a coordinate": np.eye(d)[first], "a random direction": draw.standard_normal((colluders, d))}
     kinds = {name: np.stack([encode(row * 1e6, 1.0) for row in rows]) for name, rows in units.items()}
     several = kinds["1, 2^21, 2^42 at three coordinates"] = np.zeros((colluders, d), dtype=np.int64)
     several[range(colluders), rest] = [[1], [1 << 21], [1 << 42]]
     for name, sent in kinds.items():
         words = np.stack([*(encode(row, CLIP) for row in honest), *sent])
-        parties = LocalParties("shares", run_id("leakage"), d, np.random.default_rng(round).bytes)
+        parties = LocalParties("shares", run_id("leakage"), d, np.random.default_rng(round).bytes, sketch=sketch)
         parties.receive(1, {client: parties.sent(row, 1, client) for client, row in enumerate(words)})
-        products = Opened(parties, d, CLIP)._round.stack[:-colluders, -colluders:]
+        seen = Opened(parties, d, CLIP)
+        products, named = seen._round.stack[:-colluders, -colluders:], f"{len(seen.reasons)} of {colluders}"
         if name in units:
             read, truth = products / 4.0**FRACTION, honest / CLIP @ (sent / 2.0**FRACTION).T
-            print(f"| {name} | {colluders} | {np.median(np.abs(truth)):.0e} | {np.abs(read - truth).max():.0e} |")
+            error = np.abs(read - truth).astype(float)
+            sizes = f"{np.median(np.abs(truth)):.0e} | {np.median(error):.0e} | {error.max():.0e}"
+            print(f"| {name} | {colluders} | {sizes} | {named} |")
             continue
         right = []
         for own in rest:
             digits = (products + (1 << 20)) % (1 << 21) - (1 << 20)
             products = (products - digits) >> 21
             right.append(digits == words[:-colluders, own])
-        print(f"| {name} | {3 * colluders} | | none, to all 30 bits, in {np.mean(right):.0%} of them |")
+        print(f"| {name} | {3 * colluders} | | none, to all 28 bits, in {np.mean(right):.0%} of them | | {named} |")
 
 
 def correlations(found: Training, r: int) -> np.ndarray:
@@ -183,8 +241,11 @@ def main() -> None:
     def run(rounds: int, overrides: Sequence[str] = ()) -> list[Training]:
         return [trained([source, f"federation.rounds={rounds}", f"seed={seed}", *overrides]) for seed in seeds]
 
-    told(trainings := run(long))
-    chosen(trainings[0])
+    trainings = run(long)
+    for sketch in SKETCHES:
+        told(trainings, sketch)
+    for sketch in SKETCHES:
+        chosen(trainings[0], sketch)
     grouped(trainings)
     print("\n| training | rounds | norm ~ |share − ½| | main direction ~ share | norm ~ patches | bias ~ share |")
     print("|---|---|---|---|---|---|")

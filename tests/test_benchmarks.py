@@ -74,14 +74,15 @@ def test_secure_measures_every_party_and_says_without_flower_that_it_is_left_out
     n, d, place = 10, 3000, tmp_path / "figures.json"
     lines, goals = secure.main(["--quick", "--json", str(place)])
     found = {(line.protocol, line.party): line for line in lines if line.cpu is not None}
-    servers = {"shares": 2, "replicated": 3}
+    servers = {"shares": 2, "shares-exact": 2, "replicated": 3, "replicated-exact": 3}
     for protocol, count in servers.items():
         parties = {party for name, party in found if name == protocol}
         assert parties >= {"client", "coordinator", "all", *(f"server {k}" for k in range(count))}
     assert {party for name, party in found if name == "masked"} == {"client", "server", "all"}
     assert ("shares", "dealer") in found
     assert found["shares", "client"].sent == 8 * d + 32 + 2 * OVERHEAD
-    assert found["shares", "server 0"].sent > 8 * n * d, "the differences of all columns go to the other server"
+    assert found["shares-exact", "server 0"].sent > 8 * n * d, "the differences of all columns go to the other server"
+    assert found["shares", "server 0"].sent < 8 * n * d, "those of the sketches do"
     assert found["replicated", "server 0"].received < found["replicated", "server 1"].received
     assert all(line.cpu > 0 for line in found.values())
     flower = [line for line in lines if line.protocol in ("flower", "full")]
