@@ -114,11 +114,7 @@ def opened(found: Training, sketch: int | None) -> list[Shown]:
 
 
 def projections(
-    found: Training,
-    rounds: list[tuple[np.ndarray, np.ndarray]],
-    colluders: np.ndarray,
-    victims: np.ndarray,
-    ridge: float,
+    found: Training, rounds: Sequence[Shown], colluders: np.ndarray, victims: np.ndarray, ridge: float
 ) -> np.ndarray:
     """(rounds, victims, d): each update as far as it is known, by opened products with all that the coordinator knows.
 
@@ -143,9 +139,8 @@ def told(trainings: Sequence[Training], sketch: int | None) -> None:
     rounds, n = trainings[0].weights.shape
     shown = [opened(found, sketch) for found in trainings]
     for count in COLLUDERS:
-        read = {
-            (r, ridge): list[np.ndarray]() for r in spans(rounds) for ridge in RIDGES[: 1 if sketch is None else None]
-        }
+        ridges = (0.0,) if sketch is None else RIDGES
+        read = {(r, ridge): list[np.ndarray]() for r in spans(rounds) for ridge in ridges}
         guessed = {r: list[np.ndarray]() for r in spans(rounds)}
         for number, draw in np.ndindex(len(trainings), DRAWS if count else 1):
             found = trainings[number]
