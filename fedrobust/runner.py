@@ -25,6 +25,7 @@ from fedrobust.federation.rounds import Federation, Hook, Outcome
 from fedrobust.federation.verification import refuse_changed, seal_files
 from fedrobust.learning.vector import load_vector
 from fedrobust.naming import run_name, tags
+from fedrobust.private import private_files
 from fedrobust.report import finding, save_partition, write_report
 from fedrobust.secure.audit import open_key, versions
 from fedrobust.tracking import Tracker, flatten, save_model
@@ -43,6 +44,8 @@ CACHE = Path("mlruns/cache")
 """Where normalised patches are kept."""
 KEY = Path("mlruns/keys/coordinator.pem")
 """What the audit logs of runs are signed with; made by the first run."""
+MADE = ("partition.png", "report.html", "figures/*.png", "model/**/*")
+"""What a run leaves beside what its log vouches for."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Part:
     """Tags beside, or instead of, those that every run has."""
 
 
+@private_files()
 def run(
     experiment: Experiment,
     resume: str | None = None,
@@ -117,6 +121,8 @@ def run(
             say("writing the report")
             _report(experiment, hospitals, network, folder, key, opening.result())
             say("sending the rest to MLflow")
+        else:
+            seal_files(folder, key)
     return _result(experiment, network, folder)
 
 
@@ -127,9 +133,10 @@ def find_run(run: str) -> Path:
 
 def _reopened(folder: Path, key: Ed25519PrivateKey) -> Journal:
     """The journal of a run that stopped; it stays locked until it is closed."""
-    if (folder / "audit.jsonl").exists() and (folder / "checkpoint.npz").exists():
+    if (folder / "checkpoint.npz").exists():
         refuse_changed(folder, key)
     journal, _ = Journal.reopen(folder, key)
+    folder.chmod(0o700)
     return journal
 
 
@@ -210,7 +217,7 @@ def _open_tracker(experiment: Experiment, hospitals: Hospitals, resumed: Journal
 
 def _new_folder(run_id: str, experiment: Experiment) -> Path:
     folder = RUNS / run_id
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, mode=0o700)
     (folder / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
     return folder
 
@@ -281,15 +288,19 @@ def _report(
     key: Ed25519PrivateKey,
     tracker: Tracker,
 ) -> None:
-    """Write report and model of a run whose end is committed, seal them, and have them uploaded."""
+    """Write report and model of a run whose end is committed, seal them, and have them uploaded.
+
+    All of them are made anew, so that what is sealed came from here, whoever wrote into the folder before.
+    """
     load_vector(network, read_checkpoint(folder).arrays["weights"])
+    _picture_of_partition(folder, experiment, hospitals)
     write_report(folder, hospitals.images)
     if experiment.tracking.model or (folder / "model").exists():
-        shutil.rmtree(folder / "model", ignore_errors=True)  # half of it may be there; the same bytes are made again
+        shutil.rmtree(folder / "model", ignore_errors=True)  # half of it may be there
         save_model(network, _example(hospitals), folder / "model")
-    if (folder / "audit.jsonl").exists():
-        seal_files(folder, key)
-    tracker.upload(folder, register=experiment.tracking.register)
+    made = [path for pattern in MADE for path in folder.glob(pattern)]
+    seal_files(folder, key, [path.relative_to(folder).as_posix() for path in made])
+    tracker.upload(folder, again=True, register=experiment.tracking.register)
 
 
 def _result(experiment: Experiment, network: nn.Module, folder: Path) -> Result:
