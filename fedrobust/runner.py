@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedrobust.attacks import DataAttack, draw_attackers
+from fedrobust.data import NoNormalisation
 from fedrobust.data.hospitals import Hospitals, divide
 from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.experiment import Experiment
@@ -150,7 +151,9 @@ def _same(folder: Path, experiment: Experiment, hospitals: Hospitals) -> None:
         told = ", ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changes)
         raise ExperimentError(f"run {folder.name} cannot be resumed with another experiment: {told}")
     if read_journal(folder)[0]["digest"] != hospitals.digest:
-        raise ExperimentError(f"run {folder.name} cannot be resumed: the data of {experiment.data.source.name} changed")
+        cached = "" if isinstance(experiment.data.stain_normalisation, NoNormalisation) else f", or what {CACHE} holds"
+        name = experiment.data.source.name
+        raise ExperimentError(f"run {folder.name} cannot be resumed: the data of {name} changed{cached}")
 
 
 def _ended(folder: Path) -> bool:
