@@ -112,6 +112,16 @@ def test_a_stopped_run_goes_on_after_a_node_has_died(folder: Path) -> None:
     assert "succeeded" in shown
 
 
+def test_nothing_secret_is_open_to_others(folder: Path) -> None:
+    cluster = folder / "mlruns" / "cluster"
+    token = (cluster / "token").read_text()
+    shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert token not in shown and "mlflow.db" not in shown and str(cluster / "artifacts") in shown
+    state = json.loads((cluster / "state.json").read_text())
+    for path in (cluster, *cluster.rglob("*"), Path(state["temporary"])):
+        assert not path.stat().st_mode & 0o077, path
+
+
 def test_who_has_no_token_is_kept_out(folder: Path, tmp_path: Path) -> None:
     address = json.loads((folder / "mlruns" / "cluster" / "state.json").read_text())["address"]
     wrong = fedrobust(tmp_path, "jobs", "--address", address, RAY_AUTH_TOKEN="wrong")
