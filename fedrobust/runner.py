@@ -21,6 +21,7 @@ from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump, load
 from fedrobust.federation.journal import Checkpoint, Journal, Record, read_checkpoint, read_journal
+from fedrobust.federation.measures import misread
 from fedrobust.federation.pool import Pool, ray_session
 from fedrobust.federation.rounds import Federation, Hook, Outcome
 from fedrobust.federation.verification import refuse_changed, seal_files
@@ -150,6 +151,9 @@ def _same(folder: Path, experiment: Experiment, hospitals: Hospitals) -> None:
         changes = [key for key in changed if key.split(".")[0] not in ("workers", "tracking")]
         told = ", ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changes)
         raise ExperimentError(f"run {folder.name} cannot be resumed with another experiment: {told}")
+    options = folder / "experiment.yaml"
+    if options.read_text(encoding="utf-8") != dump(before):  # the same options, but who wrote the rest of it?
+        options.write_text(dump(before), encoding="utf-8")
     if read_journal(folder)[0]["digest"] != hospitals.digest:
         cached = "" if isinstance(experiment.data.stain_normalisation, NoNormalisation) else f", or what {CACHE} holds"
         name = experiment.data.source.name
@@ -275,7 +279,7 @@ def _trained(
         load_vector(network, outcome.weights)
         final = _final(read_journal(folder), outcome, network)
         rounds = experiment.federation.rounds
-        end = {"kind": "end", "round": rounds, "final": final, "misread": _misread(hospitals, outcome)}
+        end = {"kind": "end", "round": rounds, "final": final, "misread": misread(hospitals, outcome.probabilities)}
         journal.commit([outcome.evaluation, end], Checkpoint(rounds, {"weights": outcome.weights}))
         for record in (outcome.evaluation, end):
             for hook in hooks:
@@ -358,21 +362,6 @@ def _final(records: list[Record], outcome: Outcome, network: nn.Module) -> dict[
 
 def _state_dict(network: nn.Module) -> dict[str, Any]:
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-
-def _misread(hospitals: Hospitals, outcome: Outcome, most: int = 24) -> dict[str, list[Any]]:
-    """The test patches that the final model is most certain about, and wrong."""
-    test = hospitals.indices["test"]
-    truth, predicted = hospitals.labels[test], outcome.probabilities.argmax(1)
-    confidence = outcome.probabilities.max(1)
-    wrong = np.flatnonzero(predicted != truth)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
-    return {
-        "indices": test[worst].tolist(),
-        "truth": truth[worst].tolist(),
-        "predicted": predicted[worst].tolist(),
-        "confidence": confidence[worst].tolist(),
-    }
 
 
 def _rounds(records: list[Record]) -> list[dict[str, Any]]:
