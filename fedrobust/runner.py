@@ -88,7 +88,7 @@ def run(
     hospitals: Hospitals | None = None,
     part: Part | None = None,
 ) -> Result:
-    """Run an experiment and record it.
+    """Run an experiment and record it. Meanwhile the umask is 077: what this process writes is its owner's alone.
 
     resume: id of a run of the same experiment that stopped; it ends with the bits that it would have ended with. Of a
         run that has ended, the report is written again and MLflow gets what it lacks.
