@@ -3,6 +3,7 @@
 One head with the jobs server and two workers, each a `ray start` in a session of its own, and an MLflow server. Ports
 are free ones, the token is new, and nothing is shared with another Ray on the machine. What was started is written to
 `mlruns/cluster/state.json`; `down` and `kill` end these processes, known by number and time of start, and no others.
+All that is written is its owner's alone, and nothing secret stands on a command line, which everyone can read.
 
     python cluster/local.py up [--workers 2] [--cpus 2] [--mlflow-store URL]
     python cluster/local.py status
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -40,6 +42,8 @@ ATTEMPTS = 3
 """How often a worker is started."""
 GRACE = 15.0
 """Seconds that a node has to end by itself."""
+STORE = "MLFLOW_BACKEND_STORE_URI"
+"""Where `mlflow server` looks for its database: an environment is its owner's, a command line is everyone's."""
 
 Process = dict[str, Any]
 """`pid` and `began`: what a process is known by, as a number alone comes back."""
@@ -53,7 +57,11 @@ def main() -> None:
     up = verbs.add_parser("up", help="start it")
     up.add_argument("--workers", type=int, default=2, help="nodes beside the head")
     up.add_argument("--cpus", type=int, default=2, help="logical cores of each worker; the head has none")
-    up.add_argument("--mlflow-store", metavar="URL", help="database of MLflow, e.g. postgresql://user:pass@host/mlflow")
+    up.add_argument(
+        "--mlflow-store",
+        metavar="URL",
+        help=f"database of MLflow, e.g. postgresql://host/mlflow; one with a password is given in {STORE}",
+    )
     up.add_argument("--workplace", type=Path, default=REPOSITORY, help="folder below which jobs keep their mlruns/")
     verbs.add_parser("status", help="say which of its processes are alive")
     kill = verbs.add_parser("kill", help="end a node as a power cut would")
@@ -63,8 +71,12 @@ def main() -> None:
     verbs.add_parser("down", help="end all that `up` has started")
     given = parser.parse_args()
     folder = given.folder.resolve()
+    os.umask(0o077)  # also of all that is started
     if given.verb == "up":
-        start(folder, given.workers, given.cpus, given.mlflow_store, given.workplace.resolve())
+        store = given.mlflow_store
+        if store and password_of(store):
+            sys.exit(f"error: --mlflow-store: everyone can read a password on a command line; give the URL in {STORE}")
+        start(folder, given.workers, given.cpus, store or os.environ.get(STORE), given.workplace.resolve())
     elif given.verb == "status":
         status(folder)
     elif given.verb == "kill":
@@ -81,6 +93,7 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
         sys.exit(f"error: a cluster of {folder} is running; end it with: make cluster-down")
     stop(folder)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # it may be there already
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="utf-8")
@@ -93,6 +106,7 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
         "token": str(token),
         "mlflow": f"http://{HOST}:{tracking}",
         "workplace": str(workplace),
+        "store": store or f"sqlite:///{folder / 'mlflow.db'}",
         "commands": {},
         "nodes": {},
     }
@@ -109,7 +123,7 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
         spawn(folder, state, name)
 
     try:
-        launch("mlflow", mlflow_server(tracking, store, folder))
+        launch("mlflow", mlflow_server(tracking, folder))
         launch("head", [*ray, *head])
         await_answer(f"{state['address']}/api/version", "the head", state["nodes"]["head"], folder, token)
         commands = {
@@ -170,11 +184,16 @@ def node_environment(state: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def mlflow_server(port: int, store: str | None, folder: Path) -> list[str]:
-    """The command of an MLflow server; its artifacts lie in the folder, its runs there or in the database `store`."""
+def mlflow_server(port: int, folder: Path) -> list[str]:
+    """The command of an MLflow server whose artifacts lie in the folder; its environment names the database of runs."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    store = store or f"sqlite:///{folder / 'mlflow.db'}"
-    return [*command, "--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")]
+    return [*command, "--artifacts-destination", str(folder / "artifacts")]
+
+
+def password_of(url: str) -> str:
+    """The password in the URL of a database, wherever it stands; empty without one."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.password or urllib.parse.parse_qs(parts.query).get("password", [""])[0]
 
 
 def spawn(folder: Path, state: dict[str, Any], name: str) -> None:
@@ -182,6 +201,7 @@ def spawn(folder: Path, state: dict[str, Any], name: str) -> None:
     environment = node_environment(state)
     if name == "mlflow":
         del environment["MLFLOW_TRACKING_URI"]
+        environment[STORE] = state["store"]
     with (folder / "logs" / f"{name}.log").open("w", encoding="utf-8") as output:
         started = subprocess.Popen(
             state["commands"][name],

@@ -35,8 +35,9 @@ client=$((port + 1)) dashboard=$((port + 2))
 # A new token for each job, in a file that only its owner can read.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$PWD/mlruns/slurm-$SLURM_JOB_ID.token
 export OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
+umask 077 # srun hands it on: the sessions of all nodes, and what the run writes, are their owner's alone
 mkdir -p mlruns
-(umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
+od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH"
 
 started=()
 # shellcheck disable=SC2329 # the trap calls it
@@ -48,7 +49,7 @@ cleanup() {
 trap cleanup EXIT
 
 gpus=${SLURM_GPUS_ON_NODE:-0}
-ray_start=(ray start --block "--num-cpus=${SLURM_CPUS_PER_TASK:-1}" "--num-gpus=${gpus##*:}" "--temp-dir=/tmp/fedrobust-$SLURM_JOB_ID")
+ray_start=(ray start --block "--num-cpus=${SLURM_CPUS_PER_TASK:-1}" "--num-gpus=${gpus##*:}" "--temp-dir=/tmp/fedrobust-$SLURM_JOB_ID/r")
 ray_start+=(--min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0)
 
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" "${ray_start[@]}" --head --node-ip-address="$address" \

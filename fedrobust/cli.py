@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedrobust.errors import DataError, ExperimentError, FedRobustError
+from fedrobust.private import private_files
 
 if TYPE_CHECKING:
     from fedrobust.cluster import Cluster
@@ -38,7 +39,8 @@ def main() -> None:
     """Entry point: errors meant for a person are printed as they are, without a traceback."""
     signal.signal(signal.SIGTERM, _interrupt)  # what a batch system sends
     try:
-        app()
+        with private_files():  # whatever a command makes
+            app()
     except FedRobustError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -214,7 +216,7 @@ def audit(
         Path | None, typer.Option(metavar="PUB", help="The coordinator's public key, as it was handed to you.")
     ] = None,
 ) -> None:
-    """Check that a run's audit log is unbroken, and that journal, model and report are those that it tells of."""
+    """Check that a run's audit log is unbroken, and that everything in the run's folder is as it left it."""
     from fedrobust.federation.verification import verify_all
     from fedrobust.secure.audit import AuditError, read_public
     from fedrobust.terminal import console, show_verdict

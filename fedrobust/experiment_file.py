@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.tokens import AnchorToken
 
 from fedrobust.errors import ExperimentError
 
@@ -74,6 +75,18 @@ class Draft:
             raise ExperimentError("\n".join(_merged(found))) from None
         except RecursionError:
             raise ExperimentError(f"{self.path}: nested too deeply, or an alias that contains itself") from None
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The values in a YAML file that `dump` wrote, unchecked: no class that they name is looked for.
+
+    Raises `ExperimentError` as `load` does, and for anchors, with which a few lines can stand for gigabytes.
+    """
+    tree = _read(path)
+    if any(isinstance(token, AnchorToken) for token in YAML().scan(path.read_text(encoding="utf-8"))):
+        raise ExperimentError(f"{path}: has an anchor, which no recorded experiment has")
+    found: dict[str, Any] = _plain(tree)
+    return found
 
 
 def dump(experiment: Experiment) -> str:

@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedrobust.attacks import DataAttack, draw_attackers
+from fedrobust.data import NoNormalisation
 from fedrobust.data.hospitals import Hospitals, divide
 from fedrobust.errors import ExperimentError, FedRobustError, UntrainedError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump, load
 from fedrobust.federation.journal import Checkpoint, Journal, Record, read_checkpoint, read_journal
+from fedrobust.federation.measures import misread
 from fedrobust.federation.pool import Pool, ray_session
 from fedrobust.federation.rounds import Federation, Hook, Outcome
 from fedrobust.federation.verification import refuse_changed, seal_files
 from fedrobust.learning.vector import load_vector
 from fedrobust.naming import run_name, tags
+from fedrobust.private import private_files
 from fedrobust.report import finding, save_partition, write_report
 from fedrobust.secure.audit import open_key, versions
 from fedrobust.skips import Skips
@@ -44,6 +47,8 @@ CACHE = Path("mlruns/cache")
 """Where normalised patches are kept."""
 KEY = Path("mlruns/keys/coordinator.pem")
 """What the audit logs of runs are signed with; made by the first run."""
+MADE = ("partition.png", "report.html", "figures/*.png", "model/**/*")
+"""What a run leaves beside what its log vouches for."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Part:
     """Tags beside, or instead of, those that every run has."""
 
 
+@private_files()
 def run(
     experiment: Experiment,
     resume: str | None = None,
@@ -83,7 +89,7 @@ def run(
     hospitals: Hospitals | None = None,
     part: Part | None = None,
 ) -> Result:
-    """Run an experiment and record it.
+    """Run an experiment and record it. Meanwhile the umask is 077: what this process writes is its owner's alone.
 
     resume: id of a run of the same experiment that stopped; it ends with the bits that it would have ended with. Of a
         run that has ended, the report is written again and MLflow gets what it lacks.
@@ -119,6 +125,8 @@ def run(
             say("writing the report")
             _report(experiment, hospitals, network, folder, key, opening.result())
             say("sending the rest to MLflow")
+        else:
+            seal_files(folder, key)
         if (skips := Skips.of(read_journal(folder))).untrained:
             raise UntrainedError(f"run {folder.name}: {skips.no_result()}; its record is in {folder}")
     return _result(experiment, network, folder)
@@ -131,9 +139,10 @@ def find_run(run: str) -> Path:
 
 def _reopened(folder: Path, key: Ed25519PrivateKey) -> Journal:
     """The journal of a run that stopped; it stays locked until it is closed."""
-    if (folder / "audit.jsonl").exists() and (folder / "checkpoint.npz").exists():
+    if (folder / "checkpoint.npz").exists():
         refuse_changed(folder, key)
     journal, _ = Journal.reopen(folder, key)
+    folder.chmod(0o700)
     return journal
 
 
@@ -146,8 +155,13 @@ def _same(folder: Path, experiment: Experiment, hospitals: Hospitals) -> None:
         changes = [key for key in changed if key.split(".")[0] not in ("workers", "tracking")]
         told = ", ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changes)
         raise ExperimentError(f"run {folder.name} cannot be resumed with another experiment: {told}")
+    options = folder / "experiment.yaml"
+    if options.read_text(encoding="utf-8") != dump(before):  # the same options, but who wrote the rest of it?
+        options.write_text(dump(before), encoding="utf-8")
     if read_journal(folder)[0]["digest"] != hospitals.digest:
-        raise ExperimentError(f"run {folder.name} cannot be resumed: the data of {experiment.data.source.name} changed")
+        cached = "" if isinstance(experiment.data.stain_normalisation, NoNormalisation) else f", or what {CACHE} holds"
+        name = experiment.data.source.name
+        raise ExperimentError(f"run {folder.name} cannot be resumed: the data of {name} changed{cached}")
 
 
 def _ended(folder: Path) -> bool:
@@ -216,7 +230,7 @@ def _open_tracker(experiment: Experiment, hospitals: Hospitals, resumed: Journal
 
 def _new_folder(run_id: str, experiment: Experiment) -> Path:
     folder = RUNS / run_id
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, mode=0o700)
     (folder / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
     return folder
 
@@ -271,7 +285,7 @@ def _trained(
         load_vector(network, outcome.weights)
         final = _final(read_journal(folder), outcome, network)
         rounds = experiment.federation.rounds
-        end = {"kind": "end", "round": rounds, "final": final, "misread": _misread(hospitals, outcome)}
+        end = {"kind": "end", "round": rounds, "final": final, "misread": misread(hospitals, outcome.probabilities)}
         journal.commit([outcome.evaluation, end], Checkpoint(rounds, {"weights": outcome.weights}))
         for record in (outcome.evaluation, end):
             for hook in hooks:
@@ -287,16 +301,20 @@ def _report(
     key: Ed25519PrivateKey,
     tracker: Tracker,
 ) -> None:
-    """Write report and model of a run whose end is committed, seal them, and have them uploaded."""
+    """Write report and model of a run whose end is committed, seal them, and have them uploaded.
+
+    All of them are made anew, so that what is sealed came from here, whoever wrote into the folder before.
+    """
     load_vector(network, read_checkpoint(folder).arrays["weights"])
+    _picture_of_partition(folder, experiment, hospitals)
     write_report(folder, hospitals.images)
     if experiment.tracking.model or (folder / "model").exists():
-        shutil.rmtree(folder / "model", ignore_errors=True)  # half of it may be there; the same bytes are made again
+        shutil.rmtree(folder / "model", ignore_errors=True)  # half of it may be there
         save_model(network, _example(hospitals), folder / "model")
-    if (folder / "audit.jsonl").exists():
-        seal_files(folder, key)
+    made = [path for pattern in MADE for path in folder.glob(pattern)]
+    seal_files(folder, key, [path.relative_to(folder).as_posix() for path in made])
     untrained = Skips.of(read_journal(folder)).untrained
-    tracker.upload(folder, register=None if untrained else experiment.tracking.register)
+    tracker.upload(folder, again=True, register=None if untrained else experiment.tracking.register)
 
 
 def _result(experiment: Experiment, network: nn.Module, folder: Path) -> Result:
@@ -352,21 +370,6 @@ def _final(records: list[Record], outcome: Outcome, network: nn.Module) -> dict[
 
 def _state_dict(network: nn.Module) -> dict[str, Any]:
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-
-def _misread(hospitals: Hospitals, outcome: Outcome, most: int = 24) -> dict[str, list[Any]]:
-    """The test patches that the final model is most certain about, and wrong."""
-    test = hospitals.indices["test"]
-    truth, predicted = hospitals.labels[test], outcome.probabilities.argmax(1)
-    confidence = outcome.probabilities.max(1)
-    wrong = np.flatnonzero(predicted != truth)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
-    return {
-        "indices": test[worst].tolist(),
-        "truth": truth[worst].tolist(),
-        "predicted": predicted[worst].tolist(),
-        "confidence": confidence[worst].tolist(),
-    }
 
 
 def _rounds(records: list[Record]) -> list[dict[str, Any]]:

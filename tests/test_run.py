@@ -202,7 +202,10 @@ def test_the_audit_log_vouches_for_the_run(reference: fedrobust.Result) -> None:
     key = read_public(KEY.with_suffix(".pub"))
     found = verify_all(reference.folder, key, reference.run_id)
     assert (found.broken, found.rounds, found.missing) == ("", ROUNDS, ())
-    assert set(found.files) == {"experiment.yaml", "report.html", "model/data/model.pt2"}
+    there = {path.relative_to(reference.folder).as_posix() for path in reference.folder.rglob("*") if path.is_file()}
+    assert set(found.files) == there - {"audit.seal"} and "model/data/model.pt2" in there
+    assert found.uncovered == ("model/MLmodel: model_id, artifact_path",)
+    assert f"run_id: {reference.run_id}\n" in (reference.folder / "model" / "MLmodel").read_text()  # it was uploaded
     entries = check((reference.folder / "audit.jsonl").read_bytes(), key).entries
     experiment = fedrobust.load(reference.folder / "experiment.yaml")
     assert entries[0]["configuration"] == experiment.digest()

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from blake3 import blake3
 
 from fedrobust.data.partition import Partition
 from fedrobust.data.patches import Patches
@@ -32,7 +33,7 @@ class Hospitals:
     groups: np.ndarray | None
     clients: int
     digest: str
-    """SHA-256 of the source's patches, before any stain."""
+    """Of what training reads: the source's patches, and their images after stain and normalisation, cached or not."""
 
     def training(self, client: int) -> np.ndarray:
         """Positions of the patches that hospital `client` trains on."""
@@ -90,6 +91,16 @@ def divide(
         held = sha256(np.ascontiguousarray(hospital).tobytes()).hexdigest()
         digest = f"{digest}/{shift.model_dump_json()}/{seed}/{held}"
     images = normalisation.apply(images, digest, cache)
-    return Hospitals(
-        images, patches.labels, hospital, indices, patches.label_names, patches.groups, clients, patches.digest
-    )
+    read = _digest_read(patches, images)
+    return Hospitals(images, patches.labels, hospital, indices, patches.label_names, patches.groups, clients, read)
+
+
+def _digest_read(patches: Patches, images: np.ndarray) -> str:
+    """A digest of the patches and of the images that training gets instead of theirs.
+
+    It is taken of these themselves, not of what they should be: who writes to the cache changes it.
+    """
+    if images is patches.images:
+        return patches.digest
+    seen = blake3(np.ascontiguousarray(images).data.cast("B")).hexdigest()
+    return sha256(f"{patches.digest} {images.shape} {seen}".encode()).hexdigest()

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrobust.options import Options
+from fedrobust.private import private_folder
 from fedrobust.seeds import generator
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ class StainNormalisation(Options):
         """Normalised patches (n, H, W, 3) uint8, kept in the folder `cache` under `digest` and these options.
 
         `digest` must stand for the content of `images`, which are not written to. How many patches had to stay as
-        they are is logged. A damaged file in the cache is made again.
+        they are is logged. A damaged file in the cache is made again; one that was exchanged is not noticed here, so
+        that a digest of data must be taken of what comes back.
         """
         key = hashlib.sha256(f"{_VERSION} {digest} {self.model_dump_json()}".encode()).hexdigest()
         file = cache / f"stain-{self.name}-{key[:32]}.npz"
@@ -230,7 +232,7 @@ def _read(file: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] |
 
 def _write(file: Path, images: np.ndarray, failed: np.ndarray) -> None:
     """Write whole or not at all: two runs may share a cache."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(file.parent)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as part:

@@ -15,6 +15,7 @@ from fedrobust.duel.results import Turn, turns_written, write_results
 from fedrobust.errors import FederationError
 from fedrobust.federation.pool import Pool
 from fedrobust.parallel import Store, Teams, leased_pool, parent_run, written_in_any_case
+from fedrobust.private import private_files
 from fedrobust.tracking import Tracker, flatten
 from fedrobust.tuning import running as tuning
 from fedrobust.tuning.objectives import Curves
@@ -44,6 +45,7 @@ class Findings:
     turns: list[Turn]
 
 
+@private_files()
 def run_duel(
     match: Match,
     watch: Watch | None = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fedrobust.attacks import Attack, Backdoor
@@ -57,3 +59,18 @@ def _success(
             after = found[f"trigger/{index}"].argmax(1)
             rates[index] = attack_success(before, after, hospitals.labels[positions], attack.target)
     return rates
+
+
+def misread(hospitals: Hospitals, probabilities: np.ndarray, most: int = 24) -> dict[str, list[Any]]:
+    """The test patches that the final model is most certain about, and wrong: `probabilities` (n, classes) of them."""
+    test = hospitals.indices["test"]
+    truth, predicted = hospitals.labels[test], probabilities.argmax(1)
+    confidence = probabilities.max(1)
+    wrong = np.flatnonzero(predicted != truth)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    return {
+        "indices": test[worst].tolist(),
+        "truth": truth[worst].tolist(),
+        "predicted": predicted[worst].tolist(),
+        "confidence": confidence[worst].tolist(),
+    }

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedrobust.errors import ExperimentError
-from fedrobust.federation.journal import Checkpoint, read_checkpoint, read_journal
-from fedrobust.secure.audit import AuditError, Chain, check, misfit, open_seal, public_hex, read_public, seal
+from fedrobust.experiment_file import read_options
+from fedrobust.federation.contents import MLMODEL, contents, digest, runs_named, shown
+from fedrobust.federation.journal import Checkpoint, Record, exact_records, read_checkpoint
+from fedrobust.secure.audit import AuditError, Chain, canonical, check, misfit, public_hex, read_public
+from fedrobust.secure.seals import arrays_digest, check_state, open_seal, seal
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-SEALED = ("experiment.yaml", "report.html", "model/data/*")
-"""What is sealed when a run has ended; the description of the model beside its data changes when it is uploaded."""
+CORE = ("audit.jsonl", "audit.pub", "checkpoint.npz", "experiment.yaml", "journal.jsonl")
+"""What every run leaves, and `verify` compares with the log: it is sealed without more ado."""
+SEAL = "audit.seal"
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,10 @@ class Verdict:
     """The sealed files that were compared."""
     missing: tuple[str, ...] = ()
     """What was not there, and could not be compared."""
+    uncovered: tuple[str, ...] = ()
+    """What is there, and is not vouched for."""
+    seal: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The digests that the seal holds, by path."""
 
 
 def verify(folder: Path, key: str | None = None, run: str | None = None) -> Verdict:
@@ -53,14 +62,17 @@ def verify(folder: Path, key: str | None = None, run: str | None = None) -> Verd
 
     Raises `AuditError` if there is no log.
     """
-    path = folder / "audit.jsonl"
-    if not path.exists():
-        raise AuditError(f"{path}: no such file; this run has no audit log, or it was taken away")
     try:
-        saved = read_checkpoint(folder) if (folder / "checkpoint.npz").exists() else None
-    except ExperimentError as error:
-        return Verdict("", 0, "", "", 0, False, broken=str(error))
-    text = path.read_bytes()
+        here = set(contents(folder))
+    except AuditError as error:
+        return _unread(str(error))
+    if "audit.jsonl" not in here:
+        raise AuditError(f"{folder / 'audit.jsonl'}: no such file; this run has no audit log, or it was taken away")
+    try:
+        saved = read_checkpoint(folder) if "checkpoint.npz" in here else None
+        text = (folder / "audit.jsonl").read_bytes()
+    except (ExperimentError, OSError) as error:
+        return _unread(str(error))
     chain = check(text if saved is None else text[: saved.audit_offset], key)
     last = chain.entries[-1] if chain.entries else {}
     verdict = Verdict(
@@ -79,86 +91,169 @@ def verify(folder: Path, key: str | None = None, run: str | None = None) -> Verd
         return _broken(verdict, 1, f"the log belongs to the run {verdict.run}, not to {run}")
     if saved is not None and (saved.audit_offset != len(text[: saved.audit_offset]) or saved.audit_head != chain.head):
         return _broken(verdict, len(chain.entries) + 1, "it is missing: the checkpoint names a later last line")
-    return _fitting(folder, chain, saved, verdict)
-
-
-def _fitting(folder: Path, chain: Chain, saved: Checkpoint | None, verdict: Verdict) -> Verdict:
-    """A log that holds against what else is in the folder."""
+    if verdict.ended and saved is not None and len(text) > saved.audit_offset:
+        return _broken(verdict, len(chain.entries) + 1, "it stands behind the end of the run")
     try:
-        wrong = misfit(chain.entries, read_journal(folder, saved))
-    except ExperimentError as error:
+        return _fitting(folder, here, chain, saved, verdict)
+    except (AuditError, ExperimentError) as error:
         return replace(verdict, broken=str(error))
-    except (ValueError, AttributeError, RecursionError):
-        return replace(verdict, broken="journal.jsonl: damaged, a line is no JSON object")
+
+
+def _fitting(folder: Path, here: set[str], chain: Chain, saved: Checkpoint | None, verdict: Verdict) -> Verdict:
+    """A log that holds against what else is in the folder. Raises where a file is not what it must be."""
+    if "journal.jsonl" not in here:
+        raise ExperimentError(f"{folder / 'journal.jsonl'}: no such file")
+    text = _read(folder, "journal.jsonl")
+    committed = text if saved is None else text[: saved.offset]
+    records = exact_records(committed)
+    try:
+        wrong = misfit(chain.entries, records[: len(chain.entries)] if verdict.ended else records)
+    except RecursionError:
+        raise AuditError("journal.jsonl: damaged, nested too deeply") from None
     if wrong is not None:
         return _broken(verdict, *wrong)
-    public = folder / "audit.pub"
-    try:
-        if public.exists() and read_public(public) != chain.key:
-            return replace(verdict, broken="audit.pub: is not the key that the log is signed with")
-    except AuditError as error:
-        return replace(verdict, broken=str(error))
+    if verdict.ended and text.count(b"\n") + (not text.endswith(b"\n")) > len(chain.entries):
+        raise AuditError(f"journal.jsonl: line {len(chain.entries) + 1}: it stands behind the end of the run")
+    if "audit.pub" in here and read_public(folder / "audit.pub") != chain.key:
+        raise AuditError("audit.pub: is not the key that the log is signed with")
     if saved is not None:
-        weights = saved.arrays.get("weights")
-        vector = weights is not None and weights.dtype == np.float32 and weights.ndim == 1
-        if weights is None or not vector or sha256(weights.tobytes()).hexdigest() != chain.model:
-            return replace(verdict, broken="checkpoint.npz: its model is not the one that the last round left")
+        _check_checkpoint(saved, chain, committed)
+    if "experiment.yaml" in here:
+        _check_options(folder, records[0])
     return verdict
 
 
-def verify_all(folder: Path, key: str | None = None, run: str | None = None) -> Verdict:
-    """`verify`, and that the run has ended, and that model and report are those that it left then."""
+def _check_checkpoint(saved: Checkpoint, chain: Chain, journal: bytes) -> None:
+    """Raise `AuditError` for a checkpoint that is not the one of the last commit."""
+    weights = saved.arrays.get("weights")
+    vector = weights is not None and weights.dtype == np.float32 and weights.ndim == 1
+    if weights is None or not vector or sha256(weights.tobytes()).hexdigest() != chain.model:
+        raise AuditError("checkpoint.npz: its model is not the one that the last round left")
+    if not saved.signature:
+        raise AuditError("checkpoint.npz: is not signed: an older version wrote it, or it was exchanged")
+    try:
+        check_state(chain.key, saved.facts(), saved.signature)
+    except AuditError as error:
+        raise AuditError(f"checkpoint.npz: {error}") from None
+    if sha256(journal).hexdigest() != saved.journal:
+        raise AuditError("journal.jsonl: was changed after the last commit, in what the log does not tell (seconds)")
+    if arrays_digest(saved.arrays) != saved.state:
+        raise AuditError("checkpoint.npz: its arrays are not those of the last commit")
+
+
+def _check_options(folder: Path, start: Record) -> None:
+    """Raise `AuditError` for an experiment file with other options than the log's first line vouches for.
+
+    The start record holds all of them, and the line holds its digest. No class that the file names is imported.
+    """
+    found, began = read_options(folder / "experiment.yaml"), start.get("experiment")
+    if path := _difference(found, began):
+        raise AuditError(f"experiment.yaml: is not what the run began with: {path} differs")
+
+
+def _difference(found: Any, began: Any, path: str = "") -> str:
+    """The dotted path of the first value that is not the same; empty where all are."""
+    if isinstance(found, dict) and isinstance(began, dict):
+        for name in sorted({*found, *began}, key=str):
+            if name not in found or name not in began:
+                return f"{path}{name}"
+            if inside := _difference(found[name], began[name], f"{path}{name}."):
+                return inside
+        return ""
+    try:
+        return "" if canonical(found) == canonical(began) else path.rstrip(".") or "all of it"
+    except (TypeError, ValueError, RecursionError):  # a date, say, or NaN
+        return path.rstrip(".") or "all of it"
+
+
+def verify_all(
+    folder: Path,
+    key: str | None = None,
+    run: str | None = None,
+    besides: Callable[[str], bool] = lambda name: False,
+) -> Verdict:
+    """`verify`, and that the run has ended, and that everything in its folder is what it left then.
+
+    besides: tells by its path which file need not be, because the caller makes it anew.
+    """
     verdict = verify(folder, key, run)
     if verdict.broken:
         return verdict
     if not verdict.ended:
         reason = "there is no end: the run is still going on, or stopped, or its last lines were cut off everywhere"
         return _broken(verdict, verdict.lines + 1, reason)
-    here = set(_sealed(folder))
-    path = folder / "audit.seal"
-    if not path.exists():
-        made = sorted(here - {"experiment.yaml"})
-        return replace(verdict, broken=f"audit.seal: no such file, but {made[0]} needs it") if made else verdict
     try:
-        files = open_seal(path.read_bytes(), verdict.key, verdict.head)
+        return _sealed(folder, verdict, besides)
     except AuditError as error:
-        return replace(verdict, broken=f"audit.seal: {error}")
-    if added := sorted(here - set(files)):
-        return replace(verdict, broken=f"{added[0]}: was not there when the run ended")
-    for name in sorted(here):
-        if _digest(folder / name) != files[name]:
-            return replace(verdict, broken=f"{name}: was changed after the run ended")
-    gone = tuple(sorted(set(files) - here))
-    return replace(verdict, files=tuple(sorted(here)), missing=verdict.missing + gone)
+        return replace(verdict, broken=str(error))
 
 
-def seal_files(folder: Path, key: Ed25519PrivateKey) -> None:
-    """Sign the digests of the files that an ended run leaves. Raises `AuditError` if its log does not hold."""
+def _sealed(folder: Path, verdict: Verdict, besides: Callable[[str], bool]) -> Verdict:
+    """An ended run that holds against its seal. Raises `AuditError` for what the seal does not vouch for."""
+    here = set(contents(folder))
+    if SEAL not in here:
+        raise AuditError(
+            f"{SEAL}: no such file: it was taken away, or the run stopped before it was made; --resume makes it"
+        )
+    try:
+        files = open_seal(_read(folder, SEAL), verdict.key, verdict.head)
+    except AuditError as error:
+        raise AuditError(f"{SEAL}: {error}") from None
+    compared = [name for name in sorted(here - {SEAL}) if not besides(name)]
+    for name in compared:
+        if name not in files:
+            raise AuditError(f"{shown(name)}: was not there when the run ended")
+        if digest(folder, name) != files[name]:
+            raise AuditError(f"{shown(name)}: was changed after the run ended")
+    if MLMODEL in compared and runs_named(folder) - {verdict.run}:
+        raise AuditError(f"{MLMODEL}: names another run")
+    return replace(
+        verdict,
+        files=tuple(compared),
+        missing=tuple(sorted({*verdict.missing, *(set(files) - here)})),
+        uncovered=(f"{MLMODEL}: model_id, artifact_path",) if MLMODEL in compared else (),
+        seal=files,
+    )
+
+
+def seal_files(
+    folder: Path, key: Ed25519PrivateKey, made: Iterable[str] = (), kept: Mapping[str, str] | None = None
+) -> None:
+    """Sign the digests of what an ended run leaves: of what its log vouches for, and of `made` and `kept`.
+
+    made: paths of what the caller has written itself just now. kept: digests of the old seal for what it left alone.
+    Nothing else is signed, whatever lies in the folder. Raises `AuditError` if the log does not hold or has no end.
+    """
     verdict = verify(folder, public_hex(key), folder.name)
-    if verdict.broken:
-        raise AuditError(f"run {folder.name}: {verdict.broken}")
-    files = {name: _digest(folder / name) for name in _sealed(folder)}
-    (folder / "audit.seal").write_bytes(seal(key, verdict.run, verdict.head, files))
+    if verdict.broken or not verdict.ended:
+        raise AuditError(f"run {folder.name}: {verdict.broken or 'has not ended, and cannot be sealed'}")
+    here = set(contents(folder))
+    files = dict(kept or {}) | {name: digest(folder, name) for name in sorted({*CORE, *made} & here)}
+    partial = folder / f"{SEAL}.partial"
+    partial.write_bytes(seal(key, verdict.run, verdict.head, files))
+    partial.replace(folder / SEAL)
 
 
 def refuse_changed(folder: Path, key: Ed25519PrivateKey) -> None:
-    """Raise `ExperimentError` for a run whose log, journal or model was changed after its last commit."""
-    verdict = verify(folder, public_hex(key), folder.name)
-    if verdict.broken:
-        raise ExperimentError(f"run {folder.name} cannot be resumed: {verdict.broken}")
+    """Raise `ExperimentError` for a run whose log, journal, options or state were changed after its last commit."""
+    try:
+        verdict = verify(folder, public_hex(key), folder.name)
+        reason = verdict.broken
+    except AuditError as error:
+        reason = str(error)
+    if reason:
+        raise ExperimentError(f"run {folder.name} cannot be resumed: {reason}")
 
 
-def _sealed(folder: Path) -> list[str]:
-    found = (path for pattern in SEALED for path in folder.glob(pattern))
-    return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise AuditError(f"{name}: cannot be read: {error.strerror}") from None
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _unread(reason: str) -> Verdict:
+    return Verdict("", 0, "", "", 0, False, broken=reason)
 
 
 def _broken(verdict: Verdict, line: int, reason: str) -> Verdict:

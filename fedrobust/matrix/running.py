@@ -13,6 +13,7 @@ from fedrobust.matrix.files import headline_metrics, write_results
 from fedrobust.matrix.grid import Cell, Grid
 from fedrobust.matrix.results import Verdict, table_of, to_measure_again, verdicts
 from fedrobust.parallel import Store, Teams, parent_run, written_in_any_case
+from fedrobust.private import private_files
 from fedrobust.tracking import flatten
 
 MATRICES = Path("mlruns/matrix")
@@ -44,6 +45,7 @@ class Findings:
     verdicts: list[Verdict]
 
 
+@private_files()
 def run_matrix(
     grid: Grid,
     watch: Watch | None = None,

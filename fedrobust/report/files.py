@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedrobust import figures
+from fedrobust.federation.contents import contents
 from fedrobust.federation.journal import read_journal
 from fedrobust.federation.verification import seal_files, verify, verify_all
 from fedrobust.report.elements import png
@@ -17,6 +19,8 @@ from fedrobust.report.page import html
 from fedrobust.report.story import Run
 from fedrobust.secure.audit import AuditError, open_key, public_hex
 
+MONTAGE = "figures/misread.png"
+"""The one picture that needs the patches themselves."""
 CURVES = {
     "balanced accuracy": "test/balanced_accuracy",
     "accuracy": "test/accuracy",
@@ -46,11 +50,14 @@ def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
     run = Run.of(read_journal(folder))
     pictures = {name: png(figure) for name, figure in make_figures(run, images).items()}
     (folder / "figures").mkdir(exist_ok=True)
+    kept = {MONTAGE} if images is None else set()
+    for old in (folder / "figures").glob("*.png"):
+        if old.stem not in pictures and f"figures/{old.name}" not in kept:
+            old.unlink()  # of an earlier report: nobody vouches for it now
     for name, picture in pictures.items():
         (folder / "figures" / f"{name}.png").write_bytes(picture)
-    montage = folder / "figures" / "misread.png"
-    if images is None and montage.exists():
-        pictures["misread"] = montage.read_bytes()
+    if images is None and (folder / MONTAGE).exists():
+        pictures["misread"] = (folder / MONTAGE).read_bytes()
     if not (folder / "partition.png").exists():
         save_partition(folder, np.array(run.start["hospital_labels"]), run.start["label_names"], run.attackers)
     pictures["partition"] = (folder / "partition.png").read_bytes()
@@ -63,21 +70,31 @@ def write_again(folder: Path, key: Path) -> Path:
     """Write the report of a run again, from its folder alone; of one that has ended with an audit log, seal it again.
 
     `key`: the file of the key that signed the log. Raises `AuditError`, and writes nothing, where the key is not there,
-    or anything but the report is not what the log and the seal say.
+    or anything that is not written again is not what the log and the seal say.
     """
     if not (folder / "audit.jsonl").exists() or Run.of(read_journal(folder)).end is None:
         return write_report(folder)
-    verdict = verify_all(folder, run=folder.name)
-    if verdict.broken and not verdict.broken.startswith("report.html:"):
-        raise AuditError(f"run {folder.name}: {verdict.broken}")
     if not key.exists():
         raise AuditError(f"{key}: no such file; the run's seal, which holds its report, is made with this key")
     signer = open_key(key)
-    if public_hex(signer) != verdict.key:
-        raise AuditError(f"{key}: not the key that the audit log of run {folder.name} is signed with")
+    remade = _remade(folder)
+    verdict = verify_all(folder, public_hex(signer), folder.name, besides=remade)
+    if verdict.broken:
+        raise AuditError(f"run {folder.name}: {verdict.broken}")
     page = write_report(folder)
-    seal_files(folder, signer)
+    made = [name for name in contents(folder) if remade(name)]
+    seal_files(folder, signer, made, {name: value for name, value in verdict.seal.items() if not remade(name)})
     return page
+
+
+def _remade(folder: Path) -> Callable[[str], bool]:
+    """Which files of a run `write_report` makes anew without the patches, by their paths."""
+    pictures = {"report.html"} if (folder / "partition.png").exists() else {"report.html", "partition.png"}
+
+    def remade(name: str) -> bool:
+        return name in pictures or (bool(re.fullmatch(r"figures/[^/]*\.png", name)) and name != MONTAGE)
+
+    return remade
 
 
 def _audit(folder: Path) -> str:

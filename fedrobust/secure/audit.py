@@ -39,8 +39,8 @@ Entry = dict[str, Any]
 FORMAT = 1
 START = "0" * 64
 """What stands for the hash of the line before the first one."""
-LINE, SEAL = b"fedrobust audit line 1\0", b"fedrobust audit seal 1\0"
-"""What is signed begins with one of these, so that no signature can be taken for another kind of one."""
+LINE = b"fedrobust audit line 1\0"
+"""What is signed begins with this, so that no signature can be taken for another kind of one."""
 PACKAGES = ("fedrobust", "numpy", "scipy", "torch", "pytorch-lightning", "ray", "cryptography")
 """Whose versions the first line holds, beside Python's."""
 
@@ -248,18 +248,19 @@ def _parsed(line: bytes) -> dict[str, Any]:
     if not isinstance(found, dict) or set(found) != {"index", "previous", "entry", "hash", "signature"}:
         raise AuditError("this is no line of an audit log")
     if not isinstance(found["entry"], dict) or not all(
-        _is_hex(found[n], b) for n, b in (("hash", 32), ("signature", 64))
+        is_hex(found[n], b) for n, b in (("hash", 32), ("signature", 64))
     ):
         raise AuditError("this is no line of an audit log")
     return found
 
 
-def _is_hex(text: Any, size: int) -> bool:
+def is_hex(text: Any, size: int) -> bool:
+    """Whether this is a text of so many bytes in lower-case hexadecimal digits."""
     return isinstance(text, str) and re.fullmatch(rf"[0-9a-f]{{{2 * size}}}", text) is not None
 
 
 def _signer(first: Entry, key: str | None) -> str:
-    if first.get("format") != FORMAT or not _is_hex(first.get("key"), 32):
+    if first.get("format") != FORMAT or not is_hex(first.get("key"), 32):
         raise AuditError(f"this is no first line of an audit log of format {FORMAT}: lines are missing before it")
     if key is not None and first["key"] != key:
         raise AuditError(f"the log was signed with another key, {first['key']}, than the one given, {key}")
@@ -275,10 +276,11 @@ def _check_line(found: dict[str, Any], index: int, previous: str, key: str) -> N
     digest = hashlib.sha256(canonical(body)).digest()
     if digest.hex() != found["hash"]:
         raise AuditError("it was changed: its hash is another one")
-    _check_signature(key, found["signature"], LINE + digest, "it was written by somebody without the coordinator's key")
+    check_signature(key, found["signature"], LINE + digest, "it was written by somebody without the coordinator's key")
 
 
-def _check_signature(key: str, signature: str, data: bytes, reason: str) -> None:
+def check_signature(key: str, signature: str, data: bytes, reason: str) -> None:
+    """Raise `AuditError`, with the reason, where a signature is not the one of `data` by the key."""
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(bytes.fromhex(signature), data)
     except (InvalidSignature, ValueError):
@@ -301,25 +303,3 @@ def misfit(entries: Sequence[Entry], records: Sequence[Mapping[str, Any]]) -> tu
     if len(entries) > len(records):
         return len(records) + 1, "the journal has no such record: its end was cut off"
     return None
-
-
-def seal(key: Ed25519PrivateKey, run: str, head: str, files: Mapping[str, str]) -> bytes:
-    """A signed statement that these files (path → SHA-256) came out of the run whose log has this last hash."""
-    body = {"run": run, "head": head, "files": dict(files)}
-    signature = key.sign(SEAL + hashlib.sha256(canonical(body)).digest()).hex()
-    return canonical(body | {"signature": signature}) + b"\n"
-
-
-def open_seal(data: bytes, key: str, head: str) -> dict[str, str]:
-    """The files that a seal names, with their digests. Raises `AuditError` if it is not this log's seal."""
-    try:
-        found = json.loads(data)
-        body = {name: found[name] for name in ("run", "head", "files")}
-        signature, files = str(found["signature"]), {str(name): str(value) for name, value in found["files"].items()}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise AuditError("the seal is damaged") from None
-    digest = hashlib.sha256(canonical(body)).digest()
-    _check_signature(key, signature, SEAL + digest, "the seal was changed")
-    if body["head"] != head:
-        raise AuditError("the seal belongs to another log")
-    return files

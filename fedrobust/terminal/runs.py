@@ -118,8 +118,8 @@ def show_verdict(out: Console, verdict: Verdict, key: Path | None) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # keys and paths are to be read to their ends
     table.add_row("run", escape(verdict.run))
-    compared = ["the journal", *([] if "checkpoint.npz" in verdict.missing else ["the model"]), *verdict.files]
-    table.add_row("fits", escape(", ".join(compared)))
+    table.add_row("fits", escape(", ".join(verdict.files)))
+    table.add_row("not covered", escape(", ".join(verdict.uncovered)) or "–")
     table.add_row("not here to compare", escape(", ".join(verdict.missing)) or "–")
     untrained = "; no round changed the model" if 0 < verdict.rounds == verdict.skipped else ""
     table.add_row("rounds skipped", f"{verdict.skipped} of {verdict.rounds}{untrained}")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NOT_ARTIFACTS = ("checkpoint.npz", "checkpoint.partial", "model")
 """What stays in the run's folder; the model is logged as a model."""
+SMALL = ("audit.seal", "report.html")
+"""What is sent even if it is there in the same size: a seal that is made again fits the report that is made with it."""
 REGISTERED = ("attack", "defence")
 """Tags of a run that a registered model has, too, beside `run`, the run's name."""
 
@@ -48,12 +50,16 @@ def save_model(module: nn.Module, example: np.ndarray, folder: Path) -> None:
 def upload(client: Any, run_id: str, folder: Path, again: bool = False, register: str | None = None) -> None:
     """Upload the files of a run's folder that its artifacts lack or hold in another size, and its model.
 
+    Links are not followed: what they lead to is not the run's.
+
     `register`: the name under which the model is registered, too.
     """
     stored = {} if again else dict(stored_files(client, run_id))
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_file() and name.parts[0] not in NOT_ARTIFACTS and stored.get(str(name)) != path.stat().st_size:
+        if path.is_symlink() or not path.is_file() or name.parts[0] in NOT_ARTIFACTS:
+            continue
+        if str(name) in SMALL or stored.get(str(name)) != path.stat().st_size:
             client.log_artifact(run_id, str(path), str(name.parent) if name.parent.parts else None)
     if (folder / "model" / "MLmodel").exists():
         _upload_model(client, run_id, folder / "model")

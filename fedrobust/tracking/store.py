@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrobust.errors import TrackingError
+from fedrobust.private import private_file, private_folder
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment, so that the UI shows it as one about training and not about language models."""
@@ -63,8 +64,9 @@ def reaching(uri: str, run_id: str | None = None) -> Iterator[Any]:
     """An MLflow client for `uri`; whatever fails in the block becomes a `TrackingError` of one line."""
     try:
         mlflow = import_mlflow()
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        if (database := database_of(uri)) is not None:
+            private_folder(database.parent)
+            private_file(database)
         yield mlflow.MlflowClient(uri)
     except TrackingError:
         raise
@@ -80,14 +82,22 @@ def reaching(uri: str, run_id: str | None = None) -> Iterator[Any]:
         ) from error
 
 
+def database_of(uri: str) -> Path | None:
+    """The file of a sqlite database; None for a server, and for other databases."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(path) if uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
+
+
 def experiment_id(client: Any, name: str, uri: str) -> str:
     """The id of the MLflow experiment, made if need be; artifacts lie beside a sqlite database."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-        location = (database.absolute().parent / "artifacts").as_uri() if database else None
+        database, location = database_of(uri), None
+        if database is not None:
+            private_folder(artifacts := database.absolute().parent / "artifacts")
+            location = artifacts.as_uri()
         try:
             return str(client.create_experiment(name, artifact_location=location, tags=KIND | _view()))
         except MlflowException:  # another process was quicker

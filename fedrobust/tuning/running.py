@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from fedrobust.federation.pool import Pool
 from fedrobust.parallel import Store, Teams, parent_run, written_in_any_case
+from fedrobust.private import private_files
 from fedrobust.tracking import flatten
 from fedrobust.tuning.again import Fresh, measure_again, measured_again, write_best, write_fresh
 from fedrobust.tuning.files import write_study
@@ -54,6 +55,7 @@ class Findings:
     """The best again, on seeds that the search has not seen."""
 
 
+@private_files()
 def run_sweep(
     plan: Plan,
     watch: Watch | None = None,

@@ -222,6 +222,8 @@ def test_the_batch_script_starts_head_workers_and_driver_and_ends_them(tmp_path:
     assert "--num-cpus=16" in heads[0]
     assert any("--nodes=2 --ntasks=2 --nodelist=n2,n3" in line for line in lines)
     assert f"driver {address} 64 -m fedrobust.cli matrix a matrix.yaml" in lines
+    assert all("--temp-dir=/tmp/fedrobust-1234567/r" in line for line in (*heads, *workers))
+    assert (tmp_path / "mlruns").stat().st_mode & 0o777 == 0o700
     assert not list((tmp_path / "mlruns").iterdir()), "the token has outlived the job"
     usage = subprocess.run(["bash", FOLDER / "slurm.sh"], capture_output=True, text=True, check=False)
     assert (usage.returncode, usage.stderr[:6]) == (2, "usage:")
@@ -326,6 +328,76 @@ def test_a_node_dies_alone(tmp_path: Path, local: ModuleType, spawn: Callable[[s
     assert two.poll() is None
     with pytest.raises(SystemExit, match="there is no node worker-3; there are: worker-1, worker-2"):
         local.kill_node(tmp_path, "worker-3")
+
+
+SECRET = "s3cr3t"
+
+
+@pytest.mark.parametrize(
+    ("url", "password"),
+    [
+        (f"postgresql://user:{SECRET}@host/mlflow", SECRET),
+        (f"postgresql+psycopg2://host/mlflow?user=me&password={SECRET}", SECRET),
+        ("postgresql://user@host/mlflow", ""),
+        ("sqlite:////a/b.db", ""),
+    ],
+)
+def test_a_password_is_found_in_a_url(local: ModuleType, url: str, password: str) -> None:
+    assert local.password_of(url) == password
+
+
+def test_no_password_stands_on_a_command_line(
+    tmp_path: Path, local: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"postgresql://user:{SECRET}@host/mlflow"
+    command = ["local.py", "--folder", str(tmp_path / "cluster"), "up"]
+    monkeypatch.setattr(local.os, "umask", lambda mask: 0)
+    monkeypatch.setattr(sys, "argv", [*command, "--mlflow-store", url])
+    with pytest.raises(SystemExit, match="everyone can read a password on a command line; give the URL in MLFLOW_BACK"):
+        local.main()
+
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def popen(command: list[str], env: dict[str, str], **_: Any) -> subprocess.Popen[str]:
+        started.append((command, env))
+        raise OSError("enough")
+
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", url)
+    monkeypatch.setattr(local, "stop", lambda folder: None)
+    monkeypatch.setattr(local.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    monkeypatch.setattr(local.subprocess, "Popen", popen)
+    with pytest.raises(OSError, match="enough"):
+        local.main()
+    ((words, environment),) = started
+    assert words[1:4] == ["-m", "mlflow", "server"] and SECRET not in " ".join(words)
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == url
+    node = local.node_environment({"workplace": "", "mlflow": "", "token": ""})
+    assert "MLFLOW_BACKEND_STORE_URI" not in node
+
+
+def test_what_the_local_cluster_writes_is_its_owner_s(tmp_path: Path) -> None:
+    script = (
+        "import importlib.util, pathlib, sys\n"
+        "spec = importlib.util.spec_from_file_location('local', sys.argv[1])\n"
+        "local = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(local)\n"
+        "folder = pathlib.Path(sys.argv[2])\n"
+        "def spawn(folder, state, name):\n"
+        "    local.write(folder, state)\n"
+        "    raise SystemExit('enough')\n"
+        "local.spawn, local.stop = spawn, lambda folder: None\n"
+        "sys.argv = ['local.py', '--folder', str(folder), 'up']\n"
+        "local.main()\n"
+    )
+    folder = tmp_path / "cluster"
+    folder.mkdir(mode=0o755)  # by an earlier version
+    command = [sys.executable, "-c", script, str(FOLDER / "local.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, umask=0)
+    assert done.stderr == "enough\n"
+    found = {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
+    assert found == {"cluster": 0o700, "logs": 0o700, "token": 0o600, "state.json": 0o600}
+    shutil.rmtree(json.loads((folder / "state.json").read_text())["temporary"])
 
 
 def test_make_has_the_commands_of_the_local_cluster() -> None:

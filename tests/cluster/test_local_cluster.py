@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     finally:
         temporary = json.loads((folder / "mlruns" / "cluster" / "state.json").read_text())["temporary"]
         local(folder, "down")
-        left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        left = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
         assert temporary not in left
         assert not Path(temporary).exists()
 
@@ -110,6 +110,18 @@ def test_a_stopped_run_goes_on_after_a_node_has_died(folder: Path) -> None:
     shown = fedrobust(folder, "jobs").stdout
     assert "stopped" in shown
     assert "succeeded" in shown
+
+
+def test_nothing_secret_is_open_to_others(folder: Path) -> None:
+    cluster = folder / "mlruns" / "cluster"
+    token = (cluster / "token").read_text()
+    shown = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(cluster / "artifacts") in shown
+    secrets = (token, str(cluster / "mlflow.db"))
+    assert not [line for line in shown.splitlines() if any(secret in line for secret in secrets)]
+    state = json.loads((cluster / "state.json").read_text())
+    for path in (cluster, *cluster.rglob("*"), Path(state["temporary"])):
+        assert not path.stat().st_mode & 0o077, path
 
 
 def test_who_has_no_token_is_kept_out(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedrobust.data import Dirichlet, Histology, Reinhard, Split, StainShift
+from fedrobust.data import Dirichlet, Histology, NoNormalisation, Reinhard, Split, StainShift
 from fedrobust.data.hospitals import Hospitals, divide
 
 
@@ -36,3 +36,28 @@ def test_every_hospital_has_what_the_counts_say(tmp_path: Path) -> None:
         assert counts[client].tolist() == np.bincount(hospitals.labels[own], minlength=2).tolist()
         assert hospitals.groups is not None
         assert hospitals.patient_counts()[client] == len(set(hospitals.groups[own]))  # type: ignore[index]
+
+
+def test_the_digest_is_of_what_training_reads_after_the_cache(tmp_path: Path) -> None:
+    fresh, cached = made(tmp_path), made(tmp_path)
+    assert fresh.digest == cached.digest
+    (file,) = tmp_path.iterdir()
+    with np.load(file) as kept:
+        images, failed = kept["images"], kept["failed"]
+    np.savez(file, images=255 - images, failed=failed)
+    inverted = made(tmp_path)
+    assert (inverted.images == 255 - fresh.images).all()  # nobody noticed, but
+    assert inverted.digest != fresh.digest
+    assert (tmp_path / file).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_digest_of_patches_as_they_come_is_theirs(tmp_path: Path) -> None:
+    source = Histology(patients=12, patches_per_patient=20, size=24)
+    plain, stained, other = (
+        divide(
+            source, Split(), Dirichlet(minimum=1), StainShift(strength=strength), NoNormalisation(), 4, seed, tmp_path
+        )
+        for strength, seed in ((0.0, 1), (0.5, 1), (0.5, 2))
+    )
+    assert plain.digest == source.load(1).digest
+    assert len({plain.digest, stained.digest, other.digest}) == 3

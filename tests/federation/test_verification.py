@@ -7,62 +7,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
+from vouched import KEY, MADE, OTHER, ROUNDS, UPLOADED, commits, edit, ended, exchange, lines, restate, weights
 
 from fedrobust.cli import app
 from fedrobust.errors import ExperimentError, FedRobustError
-from fedrobust.federation.journal import Checkpoint, Journal, read_checkpoint
-from fedrobust.federation.verification import refuse_changed, seal_files, verify, verify_all
+from fedrobust.federation.journal import Journal, read_checkpoint
+from fedrobust.federation.verification import CORE, refuse_changed, seal_files, verify, verify_all
 from fedrobust.secure.audit import AuditError, public_hex, public_pem
-
-KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2))
-ROUNDS = 4
-
-
-def weights(round: int, run: str = "r1") -> np.ndarray:
-    return np.full(5, round + len(run), dtype=np.float32)
-
-
-def digest(array: np.ndarray) -> str:
-    return sha256(array.tobytes()).hexdigest()
-
-
-def commits(run: str, seconds: float = 1.0) -> list[tuple[list[dict[str, Any]], Checkpoint]]:
-    """What a run of four rounds commits, in order."""
-    start = {"kind": "start", "run": run, "clients": 2, "digest": "d", "model": digest(weights(0, run))}
-    found = [([start], Checkpoint(0, {"weights": weights(0, run)}))]
-    for round in range(1, ROUNDS + 1):
-        record = {"kind": "round", "round": round, "participants": [0, 1], "weights": {0: 0.5, 1: np.float64(0.5)}}
-        record |= {"anomaly": {0: np.nan, 1: 0.1}, "model": digest(weights(round, run)), "seconds": {"round": seconds}}
-        evaluated = [{"kind": "evaluation", "round": round - 1, "metrics": {"test/accuracy": 0.5}}] if round > 1 else []
-        found.append(([record, *evaluated], Checkpoint(round, {"weights": weights(round, run)}, pending=round)))
-    last = {"kind": "evaluation", "round": ROUNDS, "metrics": {"test/accuracy": 0.75}}
-    end = {"kind": "end", "round": ROUNDS, "final": {"test/accuracy": 0.75, "seconds": seconds}}
-    return [*found, ([last, end], Checkpoint(ROUNDS, {"weights": weights(ROUNDS, run)}))]
-
-
-def ended(folder: Path, key: Ed25519PrivateKey = KEY, steps: int = ROUNDS + 2, run: str = "r1") -> Path:
-    """A run's folder after some of its commits; after the last one, with report, model and seal."""
-    folder.mkdir(parents=True)
-    journal = Journal(folder, key)
-    for records, checkpoint in commits(run)[:steps]:
-        journal.commit(records, checkpoint)
-    journal.close()
-    (folder / "experiment.yaml").write_text("name: tiny\n")
-    if steps == ROUNDS + 2:
-        (folder / "report.html").write_text("<p>a report</p>")
-        (folder / "model" / "data").mkdir(parents=True)
-        (folder / "model" / "data" / "model.pt2").write_bytes(b"a model")
-        (folder / "model" / "MLmodel").write_text("what changes when it is uploaded")
-        seal_files(folder, key)
-    return folder
 
 
 @pytest.fixture
@@ -70,37 +26,13 @@ def folder(tmp_path: Path) -> Path:
     return ended(tmp_path / "r1")
 
 
-def lines(folder: Path) -> list[bytes]:
-    return (folder / "audit.jsonl").read_bytes().splitlines(keepends=True)
-
-
-def exchange(folder: Path, **arrays: np.ndarray) -> None:
-    """Put arrays into the checkpoint, which is not signed."""
-    with np.load(folder / "checkpoint.npz") as saved:
-        found = {name: saved[name] for name in saved.files}
-    np.savez(folder / "checkpoint.npz", **(found | arrays))
-
-
-def restate(folder: Path, **facts: Any) -> None:
-    """Change what the checkpoint says of lengths and head."""
-    with np.load(folder / "checkpoint.npz") as saved:
-        stated = json.loads(saved["facts"].tobytes())
-    exchange(folder, facts=np.frombuffer(json.dumps(stated | facts).encode(), dtype=np.uint8))
-
-
-def edit(path: Path, old: bytes, new: bytes) -> None:
-    data = path.read_bytes()
-    assert data.count(old) >= 1
-    path.write_bytes(data.replace(old, new))
-
-
 def test_a_run_that_nobody_touched_holds(folder: Path) -> None:
     found = verify_all(folder, public_hex(KEY), "r1")
     assert (found.broken, found.lines, found.rounds, found.ended) == ("", 1 + 2 * ROUNDS + 1, ROUNDS, True)
     assert found.head == json.loads(lines(folder)[-1])["hash"] == read_checkpoint(folder).audit_head
-    assert found.files == ("experiment.yaml", "model/data/model.pt2", "report.html")
-    assert found.missing == ()
-    (folder / "model" / "MLmodel").write_text("uploaded")
+    assert found.files == tuple(sorted([*CORE, *MADE]))
+    assert (found.missing, found.uncovered) == ((), ("model/MLmodel: model_id, artifact_path",))
+    (folder / "model" / "MLmodel").write_text(UPLOADED)
     assert not verify_all(folder).broken
 
 
@@ -111,7 +43,7 @@ def test_what_was_exported_is_checked_without_checkpoint_and_model(folder: Path,
         shutil.copy(folder / name, exported)
     found = verify_all(exported, public_hex(KEY))
     assert (found.broken, found.run) == ("", "r1")
-    assert found.missing == ("checkpoint.npz", "model/data/model.pt2")
+    assert found.missing == tuple(sorted(["checkpoint.npz", *(set(MADE) - {"report.html"})]))
 
 
 def cut_everywhere(folder: Path) -> None:
@@ -200,15 +132,15 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a line of the journal dropped": (journal_line_dropped, "audit.jsonl: line 3: the journal says otherwise (kind)"),
     "no JSON in the journal": (
         lambda folder: edit(folder / "journal.jsonl", b'{"kind":"end"', b'{"kind",'),
-        "journal.jsonl: damaged",
+        "damaged, this is no JSON object",
     ),
     "a number in the journal": (
         lambda folder: (folder / "journal.jsonl").write_bytes(b"7\n"),
-        "journal.jsonl: damaged",
+        "journal.jsonl: line 1: these are not the bytes that were written",
     ),
     "a NaN in the journal": (
         lambda folder: edit(folder / "journal.jsonl", b"0.75", b"NaN "),
-        "journal.jsonl: damaged",
+        "damaged, this is no JSON object",
     ),
     "no journal": (lambda folder: (folder / "journal.jsonl").unlink(), "journal.jsonl: no such file"),
     "another model": (
@@ -237,9 +169,9 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another experiment file": (
         lambda folder: edit(folder / "experiment.yaml", b"tiny", b"large"),
-        "experiment.yaml: was changed after the run ended",
+        "experiment.yaml: is not what the run began with: name differs",
     ),
-    "no seal": (lambda folder: (folder / "audit.seal").unlink(), "audit.seal: no such file, but model/data/model.pt2"),
+    "no seal": (lambda folder: (folder / "audit.seal").unlink(), "audit.seal: no such file"),
     "a changed seal": (
         lambda folder: edit(folder / "audit.seal", b"report.html", b"reports.htm"),
         "audit.seal: the seal was changed",
@@ -262,11 +194,6 @@ def test_without_a_key_from_elsewhere_a_log_signed_anew_passes(folder: Path) -> 
 def test_a_run_without_a_log_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(AuditError, match=r"audit\.jsonl: no such file"):
         verify(tmp_path)
-
-
-def test_how_long_a_round_took_is_not_audited(folder: Path) -> None:
-    edit(folder / "journal.jsonl", b'"seconds":{"round":1.0}', b'"seconds":{"round":2.0}')
-    assert not verify_all(folder).broken
 
 
 @pytest.mark.parametrize("stage", ["before the log", "before the rename", "after the rename"])
@@ -321,17 +248,6 @@ def test_a_journal_is_reopened_with_its_key_and_its_whole_log(tmp_path: Path) ->
     (stopped / "audit.jsonl").write_bytes(b"".join(lines(stopped)[:-1]))
     with pytest.raises(ExperimentError, match=r"audit\.jsonl: shorter than its checkpoint says"):
         Journal.reopen(stopped, KEY)
-
-
-def test_a_run_that_began_without_a_log_goes_on_without_one(tmp_path: Path) -> None:
-    steps = commits("r1")
-    journal = Journal(tmp_path)
-    journal.commit(*steps[0])
-    journal.close()
-    resumed, found = Journal.reopen(tmp_path, KEY)
-    assert (found.audit_offset, found.audit_head) == (0, "")
-    resumed.commit(*steps[1])
-    assert not (tmp_path / "audit.jsonl").exists()
 
 
 def test_the_command_says_what_holds_and_what_does_not(folder: Path, workplace: Path) -> None:

@@ -25,11 +25,9 @@ from fedrobust.secure.audit import (
     entry_of,
     misfit,
     open_key,
-    open_seal,
     public_hex,
     public_pem,
     read_public,
-    seal,
     versions,
 )
 
@@ -251,29 +249,6 @@ def test_log_and_journal_of_different_length_do_not_fit() -> None:
     entries = check(LOG).entries
     assert misfit(entries[:-1], records()) == (8, "the journal goes on, the log does not: its end was cut off")
     assert misfit(entries, records()[:-2]) == (7, "the journal has no such record: its end was cut off")
-
-
-def test_a_seal_says_which_files_belong_to_a_log() -> None:
-    files = {"report.html": "aa", "model/data/model.pt2": "bb"}
-    data = seal(KEY, "r1", "head", files)
-    assert open_seal(data, public_hex(KEY), "head") == files
-    for damaged, reason in (
-        (data.replace(b"aa", b"ab"), "the seal was changed: the signature is wrong"),
-        (seal(OTHER, "r1", "head", files), "the signature is wrong"),
-        (seal(KEY, "r1", "elsewhere", files), "belongs to another log"),
-        (b"{}", "the seal is damaged"),
-        (b"[1]", "the seal is damaged"),
-        (b'{"run":1,"head":1,"files":1,"signature":1}', "the seal is damaged"),
-    ):
-        with pytest.raises(AuditError, match=reason):
-            open_seal(damaged, public_hex(KEY), "head")
-
-
-def test_a_signed_line_is_no_seal() -> None:
-    line = json.loads(LINES[-1])
-    body = {"run": "r1", "head": "head", "files": {}}
-    with pytest.raises(AuditError, match="signature is wrong"):
-        open_seal(canonical(body | {"signature": line["signature"]}), public_hex(KEY), "head")
 
 
 def test_the_key_is_made_once_and_kept_from_others(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""What is signed beside the lines of an audit log: what an ended run leaves, and the state that one can go on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedrobust.secure.audit import AuditError, canonical, check_signature, is_hex
+from fedrobust.secure.messages import digest
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+FORMAT = 2
+"""Of seals: the second one covers all that is in the folder."""
+SEAL, STATE = b"fedrobust audit seal 2\0", b"fedrobust audit state 1\0"
+"""What is signed begins with one of these, as with `audit.LINE`."""
+
+
+def seal(key: Ed25519PrivateKey, run: str, head: str, files: Mapping[str, str]) -> bytes:
+    """A signed statement that these files (path → SHA-256) came out of the run whose log has this last hash."""
+    body = {"format": FORMAT, "run": run, "head": head, "files": dict(files)}
+    return canonical(body | {"signature": _signed(key, SEAL, body)}) + b"\n"
+
+
+def open_seal(data: bytes, key: str, head: str) -> dict[str, str]:
+    """The files that a seal names, with their digests. Raises `AuditError` if it is not this log's seal."""
+    try:
+        found = json.loads(data)
+        whole = canonical(found) + b"\n" == data
+    except (ValueError, RecursionError):
+        raise AuditError("the seal is damaged: this is not JSON") from None
+    if not isinstance(found, dict):
+        raise AuditError("the seal is damaged: this is no seal")
+    if found.get("format") != FORMAT:
+        told = f"of format {found['format']}" if "format" in found else "of an older format, which left files out"
+        raise AuditError(f"the seal is {str(told)[:60]}; this version checks format {FORMAT}")
+    if not whole:
+        raise AuditError("the seal is damaged: these are not the bytes that were written")
+    files = found.get("files")
+    named = isinstance(files, dict) and all(is_hex(value, 32) for value in files.values())
+    if set(found) != {"format", "run", "head", "files", "signature"} or not named:
+        raise AuditError("the seal is damaged: this is no seal")
+    body = {name: value for name, value in found.items() if name != "signature"}
+    _check(key, found["signature"], SEAL, body, "the seal was changed")
+    if body["head"] != head:
+        raise AuditError("the seal belongs to another log")
+    return dict(found["files"])
+
+
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """The BLAKE3 digest of arrays: of their names, types, shapes and contents."""
+    parts: list[bytes | memoryview] = []
+    for name, array in sorted(arrays.items()):
+        whole = np.ascontiguousarray(array)
+        parts += [canonical([name, array.dtype.str, array.shape, whole.nbytes]), whole.reshape(-1).view(np.uint8).data]
+    return digest(*parts).hex()
+
+
+def sign_state(key: Ed25519PrivateKey, facts: Mapping[str, Any]) -> str:
+    """The signature of what a checkpoint says about a run, its arrays and its files."""
+    return _signed(key, STATE, facts)
+
+
+def check_state(key: str, facts: Mapping[str, Any], signature: str) -> None:
+    """Raise `AuditError` where `sign_state` did not sign these facts with this key."""
+    _check(key, signature, STATE, facts, "it was not written by the coordinator")
+
+
+def _signed(key: Ed25519PrivateKey, kind: bytes, body: Mapping[str, Any]) -> str:
+    return key.sign(kind + hashlib.sha256(canonical(body)).digest()).hex()
+
+
+def _check(key: str, signature: Any, kind: bytes, body: Mapping[str, Any], reason: str) -> None:
+    signed = signature if is_hex(signature, 64) else ""
+    check_signature(key, signed, kind + hashlib.sha256(canonical(body)).digest(), reason)

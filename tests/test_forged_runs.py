@@ -1,0 +1,115 @@
+"""Whole runs that somebody with access to their folders, and without the coordinator's key, has worked on."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import YAML, ended_again, run, write_patches
+from vouched import append, restate
+
+import fedrobust
+from fedrobust.errors import ExperimentError
+from fedrobust.federation.pool import Pool
+from fedrobust.federation.verification import verify_all
+from fedrobust.runner import KEY, Part
+from fedrobust.secure.audit import read_public
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with data and an experiment file, shared by the runs of this module."""
+    folder = tmp_path_factory.mktemp("place")
+    write_patches(folder / "patches.npz")
+    (folder / "tiny.yaml").write_text(YAML)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+@pytest.fixture(scope="module")
+def reference(place: Path, pool: Pool) -> fedrobust.Result:
+    """A run that nobody touched, with its model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        return run("federation.rounds=2", "tracking.model=true", pool=pool)
+
+
+def test_only_their_owner_can_read_the_files_of_a_run(reference: fedrobust.Result, place: Path) -> None:
+    mine = place / "mlruns"
+    assert stat.S_IMODE(reference.folder.stat().st_mode) == stat.S_IMODE((mine / "artifacts").stat().st_mode) == 0o700
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in mine.rglob("*")}
+    assert {"mlflow.db", "checkpoint.npz", "journal.jsonl", "MLmodel"} <= {path.name for path in found}
+    assert not {path: mode for path, mode in found.items() if mode & 0o077}
+
+
+def test_a_run_that_is_part_of_many_is_sealed_too(reference: fedrobust.Result, pool: Pool) -> None:
+    cell = run("federation.rounds=2", pool=pool, part=Part(reference.run_id, {}))
+    found = verify_all(cell.folder, read_public(KEY.with_suffix(".pub")), cell.run_id)
+    core = ("audit.jsonl", "audit.pub", "checkpoint.npz", "experiment.yaml", "journal.jsonl")
+    assert (found.broken, found.files, found.missing) == ("", core, ())
+    run("federation.rounds=2", resume=cell.run_id, pool=pool)  # writes its report
+    assert not verify_all(cell.folder).broken and "report.html" in verify_all(cell.folder).files
+
+
+def stop_after(number: int) -> Callable[[dict[str, Any]], None]:
+    def stop(record: dict[str, Any]) -> None:
+        if record["kind"] == "round" and record["round"] == number:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_images_that_were_exchanged_in_the_cache_are_other_data(pool: Pool) -> None:
+    options, before = ["federation.rounds=2", "data.stain_normalisation=reinhard"], set(Path("mlruns/runs").iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        run(*options, hooks=[stop_after(1)], pool=pool)
+    (stopped,) = set(Path("mlruns/runs").iterdir()) - before
+    (cache,) = Path("mlruns/cache").iterdir()
+    honest = cache.read_bytes()
+    with np.load(cache) as kept:
+        images, failed = kept["images"], kept["failed"]
+    np.savez(cache, images=255 - images, failed=failed)
+    with pytest.raises(ExperimentError, match=r"the data of npz changed, or what mlruns.cache holds"):
+        run(*options, resume=stopped.name, pool=pool)
+    cache.write_bytes(honest)
+    ended_again(options, before, pool)
+
+
+def test_a_run_whose_log_was_taken_away_is_not_resumed(pool: Pool) -> None:
+    before = set(Path("mlruns/runs").iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        run("federation.rounds=2", hooks=[stop_after(1)], pool=pool)
+    (stopped,) = set(Path("mlruns/runs").iterdir()) - before
+    (stopped / "audit.jsonl").unlink()
+    restate(stopped, audit_offset=0, audit_head="")
+    with pytest.raises(ExperimentError, match="this run has no audit log, or it was taken away"):
+        run("federation.rounds=2", resume=stopped.name, pool=pool)
+    assert not (stopped / "audit.jsonl").exists()
+
+
+def test_nothing_that_was_put_into_a_run_s_folder_is_sealed_by_resuming_it(
+    reference: fedrobust.Result, pool: Pool
+) -> None:
+    before = set(Path("mlruns/runs").iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        run("federation.rounds=2", hooks=[stop_after(1)], pool=pool)
+    (stopped,) = set(Path("mlruns/runs").iterdir()) - before
+    for name in ("partition.png", "figures/old.png", "figures/evil.py", "model/code/evil.py", "sitecustomize.py"):
+        (stopped / name).parent.mkdir(parents=True, exist_ok=True)
+        (stopped / name).write_bytes(b"forged")
+    append(stopped / "experiment.yaml", b"# worse than you think\n")
+    ended_again(["federation.rounds=2"], before, pool)
+    assert b"worse" not in (stopped / "experiment.yaml").read_bytes()
+    assert (stopped / "partition.png").read_bytes() == (reference.folder / "partition.png").read_bytes()
+    for name in ("figures/evil.py", "sitecustomize.py"):
+        assert verify_all(stopped).broken == f"{name}: was not there when the run ended"
+        (stopped / name).unlink()
+    assert not verify_all(stopped).broken and not (stopped / "model" / "code").exists()
