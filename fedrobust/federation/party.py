@@ -163,7 +163,7 @@ class PartyHost:
         """The dealer's messages to both servers, for a matrix of rows in the run that it was set up for."""
         if not isinstance(self._party, Dealer):
             raise OpeningError("this party is no dealer")
-        if run != self._run or not is_number(columns) or columns != self._width:
+        if not isinstance(run, str) or run != self._run or not is_number(columns) or columns != self._width:
             raise OpeningError(f"the dealer gives triples of {self._width} columns, in the run {self._run[:8]}…")
         first, second = (message.pack() for message in self._party.triple(run, number, rows, columns))
         self.sent += len(first) + len(second)

@@ -19,7 +19,7 @@ def is_number(value: object, limit: int = 1 << 63) -> TypeGuard[int]:
 
 def are_numbers(found: object, limit: int = 1 << 63) -> bool:
     """Whether these are different whole numbers from 0 to limit − 1, one after the other."""
-    if not isinstance(found, Sequence):
+    if not isinstance(found, (list, tuple, range)):
         return False
     return all(is_number(each, limit) for each in found) and len(set(found)) == len(found)
 

@@ -71,7 +71,7 @@ class Dealer:
         """For A (rows, columns): its messages to server 0 and server 1. OpeningError if the round had one already, or
         there is no such matrix.
         """
-        if not (is_number(round) and is_number(rows, MOST_ROWS + 1) and is_number(columns)):
+        if not (isinstance(run, str) and is_number(round) and is_number(rows, MOST_ROWS + 1) and is_number(columns)):
             raise OpeningError(
                 f"a triple is for the number of a round, at most {MOST_ROWS:,} rows, and columns, found {round!r}, "
                 f"{rows!r} and {columns!r}"
