@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hmac import compare_digest
-from typing import Any, cast
+from inspect import signature
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedrobust.secure import SharedPrivacy
+from fedrobust.secure.arguments import is_number
 from fedrobust.secure.lines import Line
-from fedrobust.secure.messages import HEADER, MessageError
+from fedrobust.secure.messages import HEADER, MessageError, viewed
 from fedrobust.secure.randomness import entropy
 from fedrobust.secure.replicated import ReplicatedServer
 from fedrobust.secure.sending import Packet
@@ -38,6 +39,7 @@ class PartyHost:
 
     _party: ShareServer | ReplicatedServer | Dealer | None = None
     _run, _owner = "", b""
+    received = sent = 0
 
     def setup(
         self,
@@ -59,7 +61,7 @@ class PartyHost:
         known = self._party is not None and self._run == run
         if known:
             self._require(owner)
-        self._run, self._owner = run, owner
+        self._run, self._owner, self._width = run, owner, privacy.sketch or d
         self.received = self.sent = 0
         if number is None:
             self._party = Dealer()  # what it draws changes no result
@@ -110,11 +112,15 @@ class PartyHost:
     def ask(self, number: int, method: str, *arguments: Any) -> Any:
         """What a step of the protocol answers; OpeningError for anything else, and for another round than its own."""
         party = self._server()
-        if method not in STEPS or not hasattr(party, method):
-            raise OpeningError(f"'{method}' is no step that a server takes when it is asked")
-        if number != party.round:
-            raise OpeningError(f"round {number} is over, or has not begun")
-        found = getattr(party, method)(*arguments)
+        if not isinstance(method, str) or method not in STEPS or not hasattr(party, method):
+            raise OpeningError(f"{method!r} is no step that a server takes when it is asked")
+        if not is_number(number) or number != party.round:
+            raise OpeningError(f"round {number!r} is over, or has not begun")
+        step = getattr(party, method)
+        taken = len(signature(step).parameters)
+        if len(arguments) != taken:
+            raise OpeningError(f"{method} takes {taken} arguments, found {len(arguments)}")
+        found = step(*arguments)
         messages = found if isinstance(found, (list, tuple)) else [found]
         self.sent += sum(len(each) for each in messages if isinstance(each, bytes))
         return found
@@ -129,11 +135,12 @@ class PartyHost:
         party = self._server()
         party.begin(number, clients, round)
         refused = {}
-        for client, packet in (each for part in packets for each in part):
-            self.received += len(packet)
+        for client, packet in _pairs(packets):
             try:
-                _require_own(client, packet)
-                party.receive(cast(bytes, packet.data))
+                data = viewed(packet)
+                self.received += len(data)
+                _require_own(client, data)
+                party.receive(data)
             except MessageError as error:
                 refused[client] = str(error)
         senders = party.senders()
@@ -143,7 +150,8 @@ class PartyHost:
     def reshared(self, messages: Sequence[bytes]) -> None:
         """Fresh shares of histories, from server 0 to server 1."""
         party = self._server()
-        assert isinstance(party, ReplicatedServer)
+        if not isinstance(party, ReplicatedServer) or not isinstance(messages, (list, tuple)):
+            raise OpeningError("only servers of `replicated` take shares of histories, in a list")
         for data in messages:
             party.receive_reshared(data)
 
@@ -152,8 +160,11 @@ class PartyHost:
         return self._server().agree(others)
 
     def triple(self, run: str, number: int, rows: int, columns: int) -> tuple[bytes, bytes]:
-        """The dealer's messages to both servers."""
-        assert isinstance(self._party, Dealer)
+        """The dealer's messages to both servers, for a matrix of rows in the run that it was set up for."""
+        if not isinstance(self._party, Dealer):
+            raise OpeningError("this party is no dealer")
+        if not isinstance(run, str) or run != self._run or not is_number(columns) or columns != self._width:
+            raise OpeningError(f"the dealer gives triples of {self._width} columns, in the run {self._run[:8]}…")
         first, second = (message.pack() for message in self._party.triple(run, number, rows, columns))
         self.sent += len(first) + len(second)
         return first, second
@@ -195,11 +206,19 @@ class PartyHost:
         return self._server()
 
     def _require(self, owner: bytes) -> None:
-        if not compare_digest(owner, self._owner):
+        if not isinstance(owner, bytes) or not compare_digest(owner, self._owner):
             raise OpeningError("only who has set a party up may do this")
 
 
-def _require_own(client: int, packet: NDArray[np.uint8]) -> None:
+def _pairs(packets: Sequence[object]) -> Iterator[tuple[int, object]]:
+    """Who sent what, of all that came from where hospitals are; what says not even that is left out."""
+    for part in packets:
+        for each in part if isinstance(part, (list, tuple)) else ():
+            if isinstance(each, tuple) and len(each) == 2 and is_number(each[0]):
+                yield each
+
+
+def _require_own(client: int, data: memoryview) -> None:
     """MessageError for a message in the name of another client than the one that it came from."""
-    if len(packet) >= HEADER.size and (sender := HEADER.unpack_from(packet.data)[4]) != client:
+    if len(data) >= HEADER.size and (sender := HEADER.unpack_from(data)[4]) != client:
         raise MessageError(f"it is in the name of client {sender}")

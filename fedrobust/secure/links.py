@@ -50,8 +50,11 @@ class Links:
             raise MessageError("a server's public key is none, or of small order") from None
 
     def edge(self, sender: int, receiver: int) -> bytes:
-        """The seed (32 bytes) that two servers, of which it is one, have for one direction."""
+        """The seed (32 bytes) that two servers, of which it is one, have for one direction. MessageError if they have
+        not met."""
         other = receiver if sender == self._number else sender
+        if other not in self._common:
+            raise MessageError(f"server {self._number} has no key of server {other}")
         return derived(self._common[other], f"from {sender} to {receiver}")
 
     def sealed(self, receiver: int) -> bytes:

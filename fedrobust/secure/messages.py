@@ -151,12 +151,20 @@ def digest(*parts: bytes | memoryview) -> bytes:
     return hasher.digest()
 
 
-def unpack(data: bytes, key: bytes | None = None, copy: bool = True) -> Message:
-    """The message in these bytes. MessageError if anything is missing, left over, changed or unknown.
+def viewed(data: object) -> memoryview:
+    """The bytes of what has arrived, whatever it is. MessageError if it is nothing that has bytes in a row."""
+    try:
+        return memoryview(data).cast("B")  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):
+        raise MessageError(f"not a message: {type(data).__name__} instead of bytes") from None
+
+
+def unpack(data: bytes | memoryview, key: bytes | None = None, copy: bool = True) -> Message:
+    """The message in these bytes. MessageError if anything is missing, left over, changed or unknown, or they are none.
 
     Without `copy` its body is a part of `data`, and no `bytes` of its own.
     """
-    view = memoryview(data).cast("B")
+    view = viewed(data)
     if len(view) < OVERHEAD:
         raise MessageError(f"message is truncated: {len(view)} bytes, at least {OVERHEAD} are needed")
     magic, version, run, round_, sender, receiver, kind, length = HEADER.unpack_from(view)

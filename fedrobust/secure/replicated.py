@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fedrobust.secure.arguments import require_rows
 from fedrobust.secure.lines import Line, grown, whole
 from fedrobust.secure.messages import (
     Kind,
@@ -30,7 +31,7 @@ from fedrobust.secure.messages import (
     unpack,
 )
 from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, products
-from fedrobust.secure.server import Server, require_rows
+from fedrobust.secure.server import Server
 
 ENTRY = struct.Struct("<Qq")
 """Which history, and whose."""
@@ -70,9 +71,13 @@ class ReplicatedServer(Server):
         self._awaited: set[tuple[str, int]] = set()
 
     def begin(self, round: int, clients: Sequence[int], training: int | None = None) -> None:
-        if self._awaited:
-            raise MessageError(f"{len(self._awaited)} shares of histories have not come from server 0")
         super().begin(round, clients, training)
+        # What has not come of a history by now is lost: the coordinator finds that the rest cannot be, and has it
+        # start again.
+        for name, client in self._awaited:
+            for lines in self._past[name].values():
+                lines.pop(client, None)
+        self._awaited.clear()
 
     def gram_share(self) -> bytes:
         """Its part of twice the Gram matrix (rows, rows), once."""
@@ -118,6 +123,10 @@ class ReplicatedServer(Server):
         super().restore(memory, round, functionals)
         self._awaited.clear()
 
+    def forget(self, name: str, client: int) -> None:
+        super().forget(name, client)
+        self._awaited.discard((name, client))
+
     def _remember(self, name: str, client: int, coefficient: int) -> bytes | None:
         past, current = self._past[name], self._current
         if name == "last":
@@ -152,12 +161,6 @@ class ReplicatedServer(Server):
         """A fresh component 0 of a history, which servers 0 and 2 know without a message."""
         return derived(self.links.edge(0, 2), f"history {self.round}/{name}/{client}")
 
-    def _matching(self, server: int, digests: Mapping[int, tuple[bytes, ...]]) -> set[int]:
-        """Those who sent both servers the same of the component that both have."""
-        after = server == (self.number + 1) % 3
-        mine, theirs = (1, 0) if after else (0, 1)
-        return {
-            client
-            for client, found in digests.items()
-            if client in self._digests and len(found) == 2 and found[theirs] == self._digests[client][mine]
-        }
+    def _fit(self, digests: Sequence[tuple[bytes, ...]]) -> bool:
+        """Whether each two servers were sent the same of the component that both have."""
+        return all(digests[k][1] == digests[(k + 1) % 3][0] for k in range(3))

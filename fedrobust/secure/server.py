@@ -23,7 +23,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedrobust.secure.lines import COEFFICIENT_FRACTION, Line, filled, pieces
+from fedrobust.secure.arguments import are_numbers, are_words, is_number
+from fedrobust.secure.lines import Line, filled, pieces
 from fedrobust.secure.links import SEALED_BYTES, Links
 from fedrobust.secure.messages import (
     Kind,
@@ -35,6 +36,7 @@ from fedrobust.secure.messages import (
     server_id,
     server_name,
     unpack,
+    viewed,
 )
 from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, largest_square, square_sum
 from fedrobust.secure.ring import weighted as weighted_sum
@@ -132,21 +134,24 @@ class Server(ABC):
         if not self.links.ready:
             raise MessageError(f"server {self.number} has not met the other servers")
         training = round if training is None else training
+        if not (is_number(round) and is_number(training)):
+            raise OpeningError(f"a round is a number from 0 to 2^63 − 1, found {round!r}, of the training {training!r}")
         if round <= self.round or training < self.training:
             raise OpeningError(f"round {round} is over: the last one was {self.round}")
-        if len(set(clients)) != len(clients) or min(clients, default=0) < 0:
-            raise OpeningError(f"clients must be different numbers that are not negative, found {list(clients)}")
+        if not are_numbers(clients):
+            raise OpeningError(f"clients must be different numbers that are not negative, found {clients!r}")
         self.round, self.training, self._expected = round, training, frozenset(clients)
         self.clients: tuple[int, ...] = ()
         self._current: dict[int, dict[int, Line]] = {component: {} for component, _ in self.holds}
         self._digests: dict[int, tuple[bytes, ...]] = {}
         self._public: list[Words] = []
         self._sketched: dict[int, Words] = {}
-        self._done = set()
+        self._done = {"begin"}
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes | memoryview) -> None:
         """The share of a client. MessageError if it is damaged, replayed, from a stranger, or a second one."""
         self._before("agree")
+        data = viewed(data)
         seeds_only = all(seed for _, seed in self.holds)
         size = sum(SEED_BYTES if seed else 8 * self.d for _, seed in self.holds)
         kind = Kind.SEED if seeds_only else Kind.WORDS
@@ -165,18 +170,24 @@ class Server(ABC):
 
     def senders(self) -> bytes:
         """Whose shares are here, with their digests: for the other servers and the coordinator."""
+        self._after("begin")
         entries = [struct.pack("<q", client) + b"".join(self._digests[client]) for client in sorted(self._digests)]
         width = len(next(iter(self._digests.values()), ()))
         return self._message(Kind.SENDERS, bytes([width]) + b"".join(entries), "all")
 
     def agree(self, others: Sequence[bytes]) -> tuple[int, ...]:
         """The clients, ascending, whose shares reached every server and fit; the other shares are dropped."""
+        self._before("agree")
+        found = [expect(unpack(data), self.run, self.round, None, Kind.SENDERS, None, "all") for data in others]
+        self._require_others(found, "list of senders")
+        lists = {number_of(message.sender): senders_of(message) for message in found} | {self.number: self._digests}
+        here = {
+            client
+            for client in set.intersection(*map(set, lists.values()))
+            if all(len(each[client]) == len(self.holds) for each in lists.values())
+            and self._fit([lists[k][client] for k in range(self.parties)])
+        }
         self._once("agree")
-        lists = [expect(unpack(data), self.run, self.round, None, Kind.SENDERS) for data in others]
-        self._require_others(lists, "list of senders")
-        here = set(self._digests)
-        for message in lists:
-            here &= self._matching(number_of(message.sender), senders_of(message))
         self.clients = tuple(sorted(here))
         for lines in self._current.values():
             for client in set(lines) - here:
@@ -206,7 +217,7 @@ class Server(ABC):
         """
         self._after("gram")
         self._before("aggregate")
-        if not isinstance(vector, np.ndarray) or vector.dtype != np.int64 or vector.shape != (self.d,):
+        if not are_words(vector, self.d):
             raise OpeningError(f"a public vector must have d = {self.d} coordinates, as words")
         if square_sum(vector) > largest_square(self.d):
             raise OpeningError("a public vector must have a norm of 1 at most: a longer one reads several numbers")
@@ -228,6 +239,8 @@ class Server(ABC):
         that was opened of the same training round: the two would differ by single updates.
         """
         self._after("gram")
+        if not are_words(weights, len(self.clients)):
+            raise OpeningError(f"{len(self.clients)} weights are needed, as words")
         require_support(require_short(weights, len(self.clients)), self.min_support)
         chosen = {client: weight for client, weight in zip(self.clients, weights.tolist(), strict=True) if weight}
         if self._summed[0] == self.training and self._summed[1] != chosen:
@@ -238,8 +251,10 @@ class Server(ABC):
 
     def forget(self, name: str, client: int) -> None:
         """A client's history is zero again."""
-        if name not in self._past:
-            raise OpeningError(f"there is no history '{name}'")
+        if not isinstance(name, str) or name not in self._past:
+            raise OpeningError(f"there is no history {name!r}")
+        if not is_number(client):
+            raise OpeningError(f"a client is a number that is not negative, found {client!r}")
         for lines in self._past[name].values():
             lines.pop(client, None)
 
@@ -249,18 +264,21 @@ class Server(ABC):
 
     def restore(self, memory: Mapping[str, Mapping[int, Mapping[int, Line]]], round: int, functionals: int) -> None:
         """Go on after `round` with what `memory` was then. It forgets nothing that it has opened since: the count of
-        functionals only grows, and a training round that has begun can only be repeated.
+        functionals only grows, and a training round that has begun can only be repeated. What it had of a round is
+        dropped: the next thing is `begin`.
         """
         self._past = {name: {k: dict(lines) for k, lines in parts.items()} for name, parts in memory.items()}
         self.round, self.functionals = round, max(self.functionals, functionals)
+        self._done = set()
 
-    def _digests_of(self, data: bytes, parts: Sequence[bytes]) -> tuple[bytes, ...]:
+    def _digests_of(self, data: memoryview, parts: Sequence[bytes]) -> tuple[bytes, ...]:
         """What it says of a client's share: a digest for each component."""
         return tuple(digest(part) for part in parts)
 
     @abstractmethod
-    def _matching(self, server: int, digests: Mapping[int, tuple[bytes, ...]]) -> set[int]:
-        """The clients whose shares are at the other server, too, and fit what is here."""
+    def _fit(self, digests: Sequence[tuple[bytes, ...]]) -> bool:
+        """Whether what servers 0, 1, … have of a client belongs together. All judge by the same lists, so all find the
+        same: a client whose share fits at some servers only must not stop the round of the others."""
 
     def _require_others(self, messages: Sequence[Message], what: str) -> None:
         """MessageError unless there is one message of each other server."""
@@ -348,7 +366,7 @@ class Server(ABC):
         self._done.add(step)
 
     def _before(self, step: str) -> None:
-        if self.round < 0:
+        if "begin" not in self._done:
             raise OpeningError("no round has begun")
         if step in self._done:
             raise OpeningError(f"round {self.round}: {step} is done, and is done once")
@@ -356,15 +374,6 @@ class Server(ABC):
     def _after(self, step: str) -> None:
         if step not in self._done:
             raise OpeningError(f"round {self.round}: {step} must come first")
-
-
-def require_rows(rows: Sequence[int], coefficients: Words, n: int) -> None:
-    """OpeningError unless these are different rows of n, with a coefficient from 0 to 2^12 for each."""
-    fits = len(set(rows)) == len(rows) and all(isinstance(row, int) and 0 <= row < n for row in rows)
-    if not fits or coefficients.shape != (len(rows),) or coefficients.dtype != np.int64:
-        raise OpeningError(f"histories grow by different rows of {n}, with a coefficient for each")
-    if len(rows) and not (coefficients.min() >= 0 and coefficients.max() <= 1 << COEFFICIENT_FRACTION):
-        raise OpeningError("a coefficient must be from 0 to 1")
 
 
 def senders_of(message: Message) -> dict[int, tuple[bytes, ...]]:

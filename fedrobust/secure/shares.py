@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+from fedrobust.secure.arguments import is_number, require_rows
 from fedrobust.secure.lines import Line, grown, whole
 from fedrobust.secure.messages import (
     DEALER,
@@ -35,13 +36,16 @@ from fedrobust.secure.messages import (
     server_id,
     server_name,
     unpack,
+    viewed,
 )
 from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, products
-from fedrobust.secure.server import Server, require_rows
+from fedrobust.secure.server import Server
 from fedrobust.secure.weights import OpeningError
 
 SHAPE = struct.Struct("<QQ")
 """Rows and columns of a triple."""
+MOST_ROWS = 1 << 15
+"""Of a triple: the Gram matrix of so many has 8 GiB, and a dealer must not be stopped by being asked for more."""
 
 
 def share(encoded: Words, entropy: Entropy, run: str, round: int, sender: int) -> tuple[Message, Message]:
@@ -64,7 +68,14 @@ class Dealer:
         self._given: dict[str, int] = {}
 
     def triple(self, run: str, round: int, rows: int, columns: int) -> tuple[Message, Message]:
-        """For A (rows, columns): its messages to server 0 and server 1. OpeningError if the round had one already."""
+        """For A (rows, columns): its messages to server 0 and server 1. OpeningError if the round had one already, or
+        there is no such matrix.
+        """
+        if not (isinstance(run, str) and is_number(round) and is_number(rows, MOST_ROWS + 1) and is_number(columns)):
+            raise OpeningError(
+                f"a triple is for the number of a round, at most {MOST_ROWS:,} rows, and columns, found {round!r}, "
+                f"{rows!r} and {columns!r}"
+            )
         if round <= self._given.get(run, -1):
             raise OpeningError(f"round {round} has had its triple; a round that is repeated needs a new number")
         self._given[run] = round
@@ -107,7 +118,7 @@ class ShareServer(Server):
         self._taken: set[int] = set()
 
     def receive_triple(self, data: bytes) -> None:
-        """The dealer's message. MessageError if it is for other rows, or was used in another round."""
+        """The dealer's message. MessageError if it does not fit, is for other rows, or was used in another round."""
         self._after("agree")
         self._before("triple")
         words = self.rows**2 if self.number else SEED_BYTES // 8
@@ -133,8 +144,8 @@ class ShareServer(Server):
     def difference(self, chunk: int) -> bytes:
         """Its part of E = U − A in the columns of a chunk, for the other server; each chunk once."""
         self._after("triple")
-        if not 0 <= chunk < len(self.chunks):
-            raise OpeningError(f"chunk {chunk} is none of the {len(self.chunks)}")
+        if not is_number(chunk, len(self.chunks)):
+            raise OpeningError(f"chunk {chunk!r} is none of the {len(self.chunks)}")
         self._once(f"difference {chunk}")
         columns = self.chunks[chunk]
         mask = _expanded(self._seed, self.rows, columns)
@@ -157,7 +168,7 @@ class ShareServer(Server):
         self._after("triple")
         self._before("gram")
         other, name = 1 - self.number, server_name(self.number)
-        chunk = int.from_bytes(data[HEADER.size : HEADER.size + 8], "little")
+        chunk = int.from_bytes(viewed(data)[HEADER.size : HEADER.size + 8], "little")
         message = expect(
             unpack(data, self._key(other, chunk), copy=False),
             self.run,
@@ -205,11 +216,11 @@ class ShareServer(Server):
             return current
         return grown(name, whole(past, self.d), whole(current, self.d), coefficient, second=self.number == 1)
 
-    def _digests_of(self, data: bytes, parts: Sequence[bytes]) -> tuple[bytes, ...]:
+    def _digests_of(self, data: memoryview, parts: Sequence[bytes]) -> tuple[bytes, ...]:
         return (bytes(data[-32:]),)  # the message's own: nobody else has this component
 
-    def _matching(self, server: int, digests: Mapping[int, tuple[bytes, ...]]) -> set[int]:
-        return set(digests)
+    def _fit(self, digests: Sequence[tuple[bytes, ...]]) -> bool:
+        return True  # any two parts are those of some words
 
     def _key(self, sender: int, chunk: int) -> bytes:
         """The key of one message between the servers."""

@@ -120,7 +120,12 @@ def test_a_share_that_reached_one_server_only_is_dropped(name: str, missing: int
 
 
 def test_without_the_comparison_the_servers_would_add_up_different_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ShareServer, "_matching", lambda self, number, digests: set(range(N)))
+    def alone(self: ShareServer, others: Sequence[bytes]) -> tuple[int, ...]:
+        self._once("agree")
+        self.clients = tuple(sorted(self._digests))
+        return self.clients
+
+    monkeypatch.setattr(ShareServer, "agree", alone)
     played, rows = parties("shares"), honest()
     sent: dict[int, list[bytes | None]] = {c: list(played.sent(row, 1, c)) for c, row in enumerate(rows)}
     sent[4][0] = None
