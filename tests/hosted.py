@@ -202,6 +202,8 @@ class Hosted:
         taken, answer = self.call(host, step, given)
         if not taken:
             raise answer
+        if step == "setup" and isinstance(host._party, Dealer):
+            host._party._entropy = self.draw.randbytes  # a seed gives the same round each time
         return self.outgoing(name, answer) if name in OUT else answer
 
     def call(self, host, step, given):
@@ -312,6 +314,14 @@ class Hosted:
                 *((("difference", 0),) if "difference 0" in party._done or "triple" not in party._done else ()),
             )
         )
+        if "gram" in party._done and draw.random() < 0.5:  # what is refused now is not refused for being too early
+            asked = draw.choice(
+                (
+                    ("combine_share", bad_weights(draw, n)),
+                    ("anchor_share", bad_vector(draw, self.d)),
+                    ("remember", *bad_rows(draw, n)),
+                )
+            )
         late = draw.choice((odd, number + 1, number - 1))
         return draw.choice(
             (
