@@ -195,7 +195,7 @@ class Hosted:
                 self.misled |= step == "agree"
                 self.garbled |= step != "agree"
                 return answer
-            if step != "meet" and step != "learn" and self.draw.random() < 0.01:
+            if step != "meet" and step != "learn" and self.draw.random() < (0.04 if step == "reshared" else 0.01):
                 self.spoiled = True
                 raise MessageError("it was lost on its way")
             self.wires.setdefault(name, []).append(honest)
@@ -325,7 +325,7 @@ class Hosted:
         late = draw.choice((odd, number + 1, number - 1))
         return draw.choice(
             (
-                *(4 * [("ask", number, *asked)] + [("ask", late, "check_share"), ("ask", late, *asked)]),
+                *(12 * [("ask", number, *asked)] + [("ask", late, "check_share"), ("ask", late, *asked)]),
                 *(("agree",), ("agree", *[odd] * draw.choice((1, 2))), ("reshared", odd), ("reshared", [odd])),
                 *(("receive", number, number, [0]), ("receive", odd, number + 9, [0]), ("triple", "", 1, 5, self.d)),
                 *(("receive", number + 1, number + 1, bad_clients(draw)), ("receive", number + 1, 1 << 70, [0])),

@@ -372,7 +372,7 @@ def telling(self, data, learn=Server.learn):
 
 FAULTS = {
     "digests are not compared": (("fedrobust.secure.messages.compare_digest", lambda *_: True), "cannot be right"),
-    "sizes are not checked": ((shares, "expect", sizeless), "Error from ask"),
+    "sizes are not checked": ((shares, "expect", sizeless), "rror from ask|ask is taken"),
     "sizes of shares are not checked": ((server, "expect", sizeless), "ValueError|the rows of"),
     "parts are not compared": ((ReplicatedServer, "_fit", lambda *_: True), "the rows of"),
     "lists are not compared": ((Server, "agree", alone), "is skipped|cannot be right|the rows of"),
@@ -380,10 +380,10 @@ FAULTS = {
     "a refused share counts": ((ShareServer, "receive", early), "the rows of|Error"),
     "names are not checked": ((federation_party, "_require_own", lambda *_: None), "the rows of|are refused"),
     "weights may be long": ((server, "require_short", lambda weights, n: weights), "ask is taken"),
-    "words may be anything": ((server, "are_words", lambda *_: True), "Error from ask"),
+    "words may be anything": ((server, "are_words", lambda *_: True), "rror from ask|ask is taken"),
     "numbers may be anything": ((shares, "is_number", lambda *_: True), "Error from|is taken"),
-    "rows may be anything": ((shares, "require_rows", lambda *_: None), "Error from ask|ask is taken"),
-    "public vectors may be long": ((server, "largest_square", lambda d: 1 << 126), "ask is taken"),
+    "rows may be anything": ((shares, "require_rows", lambda *_: None), "rror from ask|ask is taken"),
+    "public vectors may be long": ((server, "largest_square", lambda d: 1 << 200), "ask is taken"),
     "lengths are not checked": ((coordinator, "largest_square", lambda d: 1 << 126), "longer than the clip"),
     "a lost history stops the rounds": ((ReplicatedServer, "begin", waiting), "is skipped"),
     "noise is too loud": ((server, "NOISE_BITS", 24), "the sum is wrong"),
