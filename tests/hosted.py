@@ -195,13 +195,15 @@ class Hosted:
                 self.misled |= step == "agree"
                 self.garbled |= step != "agree"
                 return answer
-            if step != "meet" and step != "learn" and self.draw.random() < 0.01:
+            if step != "meet" and step != "learn" and self.draw.random() < (0.04 if step == "reshared" else 0.01):
                 self.spoiled = True
                 raise MessageError("it was lost on its way")
             self.wires.setdefault(name, []).append(honest)
         taken, answer = self.call(host, step, given)
         if not taken:
             raise answer
+        if step == "setup" and isinstance(host._party, Dealer):
+            host._party._entropy = self.draw.randbytes  # a seed gives the same round each time
         return self.outgoing(name, answer) if name in OUT else answer
 
     def call(self, host, step, given):
@@ -312,10 +314,18 @@ class Hosted:
                 *((("difference", 0),) if "difference 0" in party._done or "triple" not in party._done else ()),
             )
         )
+        if "gram" in party._done and draw.random() < 0.5:  # what is refused now is not refused for being too early
+            asked = draw.choice(
+                (
+                    ("combine_share", bad_weights(draw, n)),
+                    ("anchor_share", bad_vector(draw, self.d)),
+                    ("remember", *bad_rows(draw, n)),
+                )
+            )
         late = draw.choice((odd, number + 1, number - 1))
         return draw.choice(
             (
-                *(4 * [("ask", number, *asked)] + [("ask", late, "check_share"), ("ask", late, *asked)]),
+                *(12 * [("ask", number, *asked)] + [("ask", late, "check_share"), ("ask", late, *asked)]),
                 *(("agree",), ("agree", *[odd] * draw.choice((1, 2))), ("reshared", odd), ("reshared", [odd])),
                 *(("receive", number, number, [0]), ("receive", odd, number + 9, [0]), ("triple", "", 1, 5, self.d)),
                 *(("receive", number + 1, number + 1, bad_clients(draw)), ("receive", number + 1, 1 << 70, [0])),

@@ -22,11 +22,15 @@ from tampered import FaultError, cut, flipped, relabelled, resized, rewritten
 
 from fedrobust.aggregation import Combination
 from fedrobust.errors import FederationError
-from fedrobust.secure import replicated, shares
+from fedrobust.federation import party as federation_party
+from fedrobust.secure import opened as coordinator
+from fedrobust.secure import replicated, server, shares
 from fedrobust.secure.lines import HISTORY_FRACTION
-from fedrobust.secure.messages import MessageError, unpack
+from fedrobust.secure.messages import MessageError, expect, unpack, viewed
+from fedrobust.secure.replicated import ReplicatedServer
 from fedrobust.secure.ring import FRACTION, derived, encode, expand, largest_square, square_sum
-from fedrobust.secure.server import NOISE_BITS
+from fedrobust.secure.server import NOISE_BITS, Server
+from fedrobust.secure.shares import ShareServer
 from fedrobust.secure.sketch import sketched, stretch
 from fedrobust.secure.weights import OpeningError, shortened
 
@@ -220,7 +224,10 @@ class Fuzzed:
         finite = np.flatnonzero(opened.finite_rows())
         weights = self.numbers.uniform(0.8, 1.0, size=len(finite))
         kept = opened.subset(finite)
-        found = self.guarded(lambda: kept.combine(Combination(weights))) if len(finite) >= 5 else None
+        if len(finite) < 5:
+            self.broken |= hosted.garbled
+            return self.skipped("too few are no vectors")
+        found = self.guarded(lambda: kept.combine(Combination(weights)))
         if isinstance(found, Exception):
             limit = largest_square(D) * (stretch(self.sketch) if self.sketch else 1)
             if not (hosted.spoiled or any(square_sum(self.rows[c]) > limit for c in self.accepted(opened))):
@@ -228,7 +235,7 @@ class Fuzzed:
             self.tally["too long"] += 1
         elif hosted.refusing:
             raise FaultError(f"the coordinator takes a damaged message: {hosted.refusing}")
-        elif found is not None and not hosted.garbled:
+        elif not hosted.garbled:
             self.check_sum(opened, finite, weights, found)
         if isinstance(done := self.guarded(lambda: kept.remembered(self.histories)), Exception):
             self.broken = True
@@ -242,7 +249,7 @@ class Fuzzed:
 
     def check_rows(self, opened):
         """Who is named, how long the others are, and the Gram matrix."""
-        if (not self.hosted.spoiled or not self.hosted.garbled) and self.honest & set(opened.reasons):
+        if self.honest & set(opened.reasons):
             raise FaultError("honest clients are named")
         self.tally["named"] += len(opened.reasons)
         seed = derived(self.hosted.servers[0].links.sketch, f"{self.hosted.servers[0].training}/sketch")
@@ -259,9 +266,9 @@ class Fuzzed:
         expected = [[inner(one, other) for other in seen] for one in seen]
         if opened._round.stack[: len(seen), : len(seen)].tolist() != expected:
             raise FaultError("the Gram matrix is wrong")
-        if any("not possible" in note for note in opened.notes) and not self.broken:
-            if all(square_sum(row) <= limit for row in stack):
-                raise FaultError("an honest history starts again")
+        again = any("not possible" in note for note in opened.notes)
+        if again and not self.broken and all(square_sum(row) <= limit for row in stack):
+            raise FaultError("an honest history starts again")
         self.seen = seen
 
     def check_anchor(self, opened):
@@ -325,3 +332,72 @@ def test_two_thousand_hostile_messages():
 @pytest.mark.timeout(3600)
 def test_a_hundred_thousand_hostile_messages():
     fuzz(100_000, seed=1_000_000)
+
+
+# It can fail
+
+
+def sizeless(message, run, round, sender, kind, size=None, receiver=None):
+    return expect(message, run, round, sender, kind, None, receiver)
+
+
+def alone(self, others):
+    self._once("agree")
+    self.clients = tuple(sorted(self._digests))
+    return self.clients
+
+
+def hasty(self, others, agree=Server.agree):
+    self.clients = ()
+    return agree(self, others)
+
+
+def early(self, data, receive=ShareServer.receive):
+    self._digests.setdefault(int.from_bytes(bytes(viewed(data)[29:37]), "little", signed=True), (bytes(32),))
+    receive(self, data)
+
+
+def waiting(self, round, clients, training=None):
+    if self._awaited:
+        raise MessageError("shares of histories have not come from server 0")
+    Server.begin(self, round, clients, training)
+
+
+def telling(self, data, learn=Server.learn):
+    try:
+        learn(self, data)
+    except MessageError:
+        raise MessageError(f"not sealed with {self.links.own.hex()}") from None
+
+
+FAULTS = {
+    "digests are not compared": (("fedrobust.secure.messages.compare_digest", lambda *_: True), "cannot be right"),
+    "sizes are not checked": ((shares, "expect", sizeless), "rror from ask|ask is taken"),
+    "sizes of shares are not checked": ((server, "expect", sizeless), "ValueError|the rows of"),
+    "parts are not compared": ((ReplicatedServer, "_fit", lambda *_: True), "the rows of"),
+    "lists are not compared": ((Server, "agree", alone), "is skipped|cannot be right|the rows of"),
+    "a refused list is the last one": ((Server, "agree", hasty), "changes the party"),
+    "a refused share counts": ((ShareServer, "receive", early), "the rows of|Error"),
+    "names are not checked": ((federation_party, "_require_own", lambda *_: None), "the rows of|are refused"),
+    "weights may be long": ((server, "require_short", lambda weights, n: weights), "ask is taken"),
+    "words may be anything": ((server, "are_words", lambda *_: True), "rror from ask|ask is taken"),
+    "numbers may be anything": ((shares, "is_number", lambda *_: True), "Error from|is taken"),
+    "rows may be anything": ((shares, "require_rows", lambda *_: None), "rror from ask|ask is taken"),
+    "public vectors may be long": ((server, "largest_square", lambda d: 1 << 200), "ask is taken"),
+    "lengths are not checked": ((coordinator, "largest_square", lambda d: 1 << 126), "longer than the clip"),
+    "a lost history stops the rounds": ((ReplicatedServer, "begin", waiting), "is skipped"),
+    "noise is too loud": ((server, "NOISE_BITS", 24), "the sum is wrong"),
+    "answers are not checked": (
+        ("fedrobust.secure.opening.expect", lambda message, *_: message),
+        "damaged message|ValueError at the coordinator",
+    ),
+    "a server tells its secret": ((Server, "learn", telling), "a secret of a party"),
+}
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_the_fuzzer_finds_a_planted_fault(fault, monkeypatch):
+    planted, found = FAULTS[fault]
+    monkeypatch.setattr(*planted)
+    with pytest.raises(FaultError, match=found):
+        fuzz(10_000)
