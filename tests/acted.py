@@ -112,6 +112,7 @@ class House:
     """A federation with the hospitals on `workers` actors, whose updates the test gives."""
 
     def __init__(self, options: dict[str, Any], d: int, patch: pytest.MonkeyPatch, workers: int = 2) -> None:
+        patch.setattr("fedrobust.federation.delivery.LEDGERS", None)
         self.experiment = Experiment.model_validate(options)
         self.answers, self.d = Answers(patch), d
         clients = self.experiment.federation.clients

@@ -77,8 +77,14 @@ def mean(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.asarray(whole @ rows * (factor * 2.0**-FRACTION))
 
 
+def named(opened: Opened) -> set[int]:
+    """The clients whose updates were found to be none."""
+    long = np.array(opened.clients)[~opened.finite_rows()]
+    return {*opened.dropped, *long.tolist()}
+
+
 def defended(opened: Opened, weights: np.ndarray) -> np.ndarray:
     """What a coordinator does: it leaves out impossible rows, and opens the sum of the others."""
-    finite = opened.finite_rows()
-    rows = opened.subset(np.flatnonzero(finite))
-    return rows.combine(Combination(weights[finite] / weights[finite].sum()))
+    rows = opened.subset(np.flatnonzero(opened.finite_rows()))
+    own = weights[list(rows.clients)]
+    return rows.combine(Combination(own / own.sum()))

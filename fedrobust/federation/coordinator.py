@@ -117,11 +117,12 @@ class Coordinator:
         """
         clients = np.array([client for block in ids for client in block], dtype=np.int64)
         order = np.argsort(clients, kind="stable")
-        clients, first = clients[order], arriving[0]
+        clients, first, malformed = clients[order], arriving[0], 0
         protocol: Protocol
         if isinstance(first, Sent | Masked):
             record |= {"rejected": first.refused, "commitments": first.commitments}  # which it fills, whatever happens
             protocol, clients = first.receive(clients.tolist(), self._prior, self._too_few)
+            malformed = len(protocol.dropped) if isinstance(protocol, Opened) else 0
         else:
             clear: Clear | RemoteShards
             if isinstance(first, Scattered):
@@ -132,12 +133,12 @@ class Coordinator:
             record["commitments"] = dict(zip(clients.tolist(), clear.digests(), strict=True))
         usable, arrived = protocol.finite_rows(), len(clients)
         if not usable.all():
-            found = protocol.reasons if isinstance(protocol, Opened) else {}
-            record["rejected"] |= {client: found.get(client, "not finite") for client in clients[~usable].tolist()}
+            reason = "not finite" if "rows" in protocol.reveals else "longer than an update that was cut to the clip"
+            record["rejected"] |= dict.fromkeys(clients[~usable].tolist(), reason)
             clients = clients[usable]
             if usable.any():
                 protocol = protocol.subset(np.flatnonzero(usable))
-        return protocol, clients, arrived - len(clients)
+        return protocol, clients, malformed + arrived - len(clients)
 
     def _guilty(self, record: Record) -> list[int]:
         """Who is rejected, if that sets anybody apart: where all are, the fault may be the experiment's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from fedrobust.secure import MaskingPrivacy, SharedPrivacy
 from fedrobust.secure.grouping import draw_groups
 
 Arrays = dict[str, np.ndarray]
+LEDGERS: Path | None = Path("mlruns/parties")
+"""Where servers of secret shares write down what they have opened, below the working folder; None: nowhere."""
 
 
 class Block(NamedTuple):
@@ -148,7 +151,10 @@ def delivery(
     if isinstance(privacy, SharedPrivacy):
         count = privacy.servers + privacy.dealer
         actors = partial(team.parties, count, patience)
-        return ToParties(PartyTeam(privacy, experiment.seed, run, d, histories, actors, patience, team.owner), alive)
+        limit = privacy.limit(experiment.aggregation, experiment.federation.rounds, histories)
+        place = None if LEDGERS is None else str(LEDGERS.resolve())
+        parties = PartyTeam(privacy, experiment.seed, run, d, histories, actors, patience, team.owner, limit, place)
+        return ToParties(parties, alive)
     if isinstance(privacy, MaskingPrivacy):
         return ByMasks(experiment, run, d, samples)
     if team.shards:

@@ -17,7 +17,7 @@ from fedrobust.secure.lines import HISTORY_FRACTION
 from fedrobust.secure.messages import MessageError, run_id
 from fedrobust.secure.opened import Opened, Parties
 from fedrobust.secure.ring import FRACTION, Words, column_chunks, decode, expand
-from fedrobust.secure.server import commitments
+from fedrobust.secure.senders import commitments
 from fedrobust.secure.weights import OpeningError
 
 Arrays = dict[str, np.ndarray]
@@ -55,6 +55,10 @@ class RemoteParties(Parties):
     def ask(self, method: str, *arguments: Any) -> list[bytes]:
         return self._answers(self._ask_all(method, *arguments), method)
 
+    def drop(self, clients: Sequence[int]) -> None:
+        self.ask("drop", list(clients))
+        self.clients = tuple(client for client in self.clients if client not in clients)
+
     def remember(self, rows: Sequence[int], coefficients: Words) -> None:
         asked = self._ask_all("remember", rows, coefficients)
         if self._sent.dealer is None:
@@ -76,7 +80,7 @@ class RemoteParties(Parties):
 
 @dataclass(frozen=True, eq=False)
 class Sent:
-    """A round's shares on their way: references to the packets for each server, which the coordinator never opens."""
+    """A round whose shares the driver has handed to the servers: the coordinator gets what comes of them alone."""
 
     privacy: SharedPrivacy
     servers: list[ActorHandle]
@@ -88,8 +92,12 @@ class Sent:
     """Of the round in messages: one that is repeated has another."""
     d: int
     histories: Sequence[str]
-    packets: list[list[Any]]
-    """For each server, a reference for each block of updates."""
+    lists: list[Any]
+    """For each server, a reference to its list of senders."""
+    reasons: list[Any]
+    """For each server, a reference to why it refused shares, by client."""
+    agreed: list[Any]
+    """For each server, a reference to whose shares it goes on with."""
     patience: float
     refused: dict[int, str] = field(default_factory=dict)
     """Client → why it has no row, when that is known."""
@@ -102,30 +110,26 @@ class Sent:
         weigh: Callable[[np.ndarray], Floats],
         too_few: Callable[[int], str | None],
     ) -> tuple[Opened, np.ndarray]:
-        """Have the servers take them in, and open the Gram matrix. Returns the protocol, and whose rows it has.
+        """Wait until the servers have them, and open the Gram matrix. Returns the protocol, and whose rows it has.
 
         clients: who was asked for an update, ascending. weigh: clients → priors. too_few: why the Gram matrix of so
         many is not opened; None if it is. MessageError, OpeningError.
         """
-        taken = [
-            server.receive.options(num_returns=2).remote(self.number, self.round, list(clients), *packets)
-            for server, packets in zip(self.servers, self.packets, strict=True)
-        ]
-        lists = [senders for senders, _ in taken]
-        agreed = [server.agree.remote(*lists[:k], *lists[k + 1 :]) for k, server in enumerate(self.servers)]
-        agreements = {self._answer(each) for each in agreed}
+        agreements = {self._answer(each) for each in self.agreed}
         if len(agreements) > 1:
             raise MessageError("the servers do not agree on whose shares are there")
         here = np.array(agreements.pop(), dtype=np.int64)
         missing = sorted(set(clients) - set(here.tolist()))
         self.refused.update(dict.fromkeys(missing, "its shares did not reach every server"))
-        for _, reasons in taken:
+        for reasons in self.reasons:
             self.refused.update({c: why for c, why in self._answer(reasons).items() if c in self.refused})
-        self.commitments.update(commitments([self._answer(each) for each in lists]))
+        self.commitments.update(commitments([self._answer(each) for each in self.lists]))
         if reason := too_few(len(here)):
             raise OpeningError(reason)
         parties = RemoteParties(self, here.tolist(), self.commitments)
-        return Opened(parties, self.d, self.privacy.clip, weigh(here), self.privacy.support), here
+        opened = Opened(parties, self.d, self.privacy.clip, weigh(here), self.privacy.support)
+        self.refused.update(dict.fromkeys(opened.dropped, "its update wraps around"))
+        return opened, np.array(opened.clients, dtype=np.int64)
 
     def traffic(self) -> dict[str, int]:
         """Bytes of messages in this round, of all hospitals, of servers and dealer; functionals, as servers count."""
@@ -154,10 +158,13 @@ class PartyTeam:
         actors: Callable[[], list[ActorHandle]],
         patience: float,
         owner: bytes,
+        limit: int | None = None,
+        place: str | None = None,
     ) -> None:
+        """`limit`: functionals that a server opens at most. `place`: a folder for what each must not forget."""
         self.privacy, self._seed, self._run, self._d = privacy, seed, run_id(run), d
         self._histories, self._find, self._patience = tuple(histories), actors, patience
-        self._owner = owner
+        self._owner, self._limit, self._place = owner, limit, place
         self._secrets: Arrays = {}
 
     def setup(self, round: int, arrays: Arrays) -> None:
@@ -171,7 +178,7 @@ class PartyTeam:
         awaited = "the servers to get ready"
         asked = [
             actor.setup.remote(
-                self.privacy,
+                self.privacy.model_copy(update={"max_functionals": self._limit}),
                 self._seed,
                 None if actor is self._dealer else number,
                 self._run,
@@ -180,6 +187,7 @@ class PartyTeam:
                 round * self.ATTEMPTS - 1,
                 below(arrays, str(number)),
                 self._owner,
+                self._place,
             )
             for number, actor in enumerate(actors)
         ]
@@ -210,7 +218,18 @@ class PartyTeam:
         for clients, updates, holder in blocks:
             share = holder.send.options(num_returns=count)
             parts.append(share.remote("share", self._run, number, round, list(clients), updates))
-        packets = [[part[server] for part in parts] for server in range(count)]
+        clients = sorted(client for own, _, _ in blocks for client in own)
+        taken = [
+            server.receive.options(num_returns=2).remote(
+                self._owner, number, round, clients, *[part[place] for part in parts]
+            )
+            for place, server in enumerate(self._servers)
+        ]
+        lists, reasons = [senders for senders, _ in taken], [why for _, why in taken]
+        agreed = [
+            server.agree.remote(self._owner, *lists[:place], *lists[place + 1 :])
+            for place, server in enumerate(self._servers)
+        ]
         return Sent(
             self.privacy,
             self._servers,
@@ -220,7 +239,9 @@ class PartyTeam:
             number,
             self._d,
             self._histories,
-            packets,
+            lists,
+            reasons,
+            agreed,
             self._patience,
         )
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from hmac import compare_digest
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +20,14 @@ from fedrobust.secure.messages import HEADER, MessageError, viewed
 from fedrobust.secure.randomness import entropy
 from fedrobust.secure.replicated import ReplicatedServer
 from fedrobust.secure.sending import Packet
-from fedrobust.secure.server import Server
+from fedrobust.secure.server import Ledger, Server
 from fedrobust.secure.shares import Dealer, ShareServer
 from fedrobust.secure.weights import OpeningError
 
 Arrays = dict[str, np.ndarray]
 STEPS = frozenset(
     {
-        *("receive_triple", "check_share", "difference", "add_difference", "gram_share"),
+        *("check_share", "drop", "receive_triple", "difference", "add_difference", "gram_share"),
         *("anchor_share", "combine_share", "remember", "forget"),
     }
 )
@@ -33,8 +37,9 @@ STEPS = frozenset(
 class PartyHost:
     """One server, or the dealer. Runs as a Ray actor; knows nothing of Ray.
 
-    Who sets it up for a run is its owner: with the same key (16 bytes) only it is set up again in this run, and shows
-    what it remembers. Whoever else has a handle, such as the coordinator, can ask it for the steps of the protocol.
+    Who sets it up first is its owner: only with the same key (16 bytes) is it set up again, given the hospitals'
+    messages, and shown what it remembers. The coordinator has the handle without the key, and can ask for the steps of
+    the protocol. That keeps its code in bounds, not its operator: whoever has a Ray handle can have any code run there.
     """
 
     _party: ShareServer | ReplicatedServer | Dealer | None = None
@@ -52,15 +57,17 @@ class PartyHost:
         last: int,
         arrays: Arrays,
         owner: bytes,
+        place: str | None = None,
     ) -> None:
         """Be server `number`, or the dealer, in the run with the `run_id` given, whose updates have d coordinates.
 
         `last` is the number of the last round, `arrays` what `memory` was then (empty at the start). A server that has
-        been one of this run all along knows what it has opened since, and goes on counting.
+        been one of this run all along knows what it has opened since, and goes on counting; one that is started again
+        finds it in its own file in the folder `place`, if that is still there.
         """
-        known = self._party is not None and self._run == run
-        if known:
+        if self._party is not None:
             self._require(owner)
+        known = self._party is not None and self._run == run
         self._run, self._owner, self._width = run, owner, privacy.sketch or d
         self.received = self.sent = 0
         if number is None:
@@ -81,6 +88,10 @@ class PartyHost:
                 colluders=privacy.colluders,
                 secret=None if secret is None else secret.tobytes(),
             )
+            if place is not None:
+                path = Path(place) / run / f"server{number}.json"
+                self._party.recall(read_ledger(path) or self._party.ledger())
+                self._party.keep = partial(write_ledger, path)
         party = self._server()
         memory: dict[str, dict[int, dict[int, Line]]] = {
             name: {component: {} for component, _ in party.holds} for name in histories
@@ -126,13 +137,14 @@ class PartyHost:
         return found
 
     def receive(
-        self, number: int, round: int, clients: Sequence[int], *packets: Sequence[Packet]
+        self, owner: bytes, number: int, round: int, clients: Sequence[int], *packets: Sequence[Packet]
     ) -> tuple[bytes, dict[int, str]]:
         """Take in the shares of a round: the list of senders for the other servers, and why others were refused.
 
+        For its owner: who could make up the senders could have a sum that rests on one update and on its own.
         number: of the round in messages. round: of the training; one that is repeated has the same.
         """
-        party = self._server()
+        party = self._introduced(owner)
         party.begin(number, clients, round)
         refused = {}
         for client, packet in _pairs(packets):
@@ -155,9 +167,9 @@ class PartyHost:
         for data in messages:
             party.receive_reshared(data)
 
-    def agree(self, *others: bytes) -> tuple[int, ...]:
+    def agree(self, owner: bytes, *others: bytes) -> tuple[int, ...]:
         """Whose shares have reached every server, by the other servers' lists of senders."""
-        return self._server().agree(others)
+        return self._introduced(owner).agree(others)
 
     def triple(self, run: str, number: int, rows: int, columns: int) -> tuple[bytes, bytes]:
         """The dealer's messages to both servers, for a matrix of rows in the run that it was set up for."""
@@ -208,6 +220,31 @@ class PartyHost:
     def _require(self, owner: bytes) -> None:
         if not isinstance(owner, bytes) or not compare_digest(owner, self._owner):
             raise OpeningError("only who has set a party up may do this")
+
+
+def read_ledger(path: Path) -> Ledger | None:
+    """What a server wrote down of what it has opened; None if there is nothing. OpeningError if it cannot be read."""
+    try:
+        found = json.loads(path.read_bytes())
+        return {"functionals": found["functionals"], "training": found["training"], "weights": dict(found["weights"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError):
+        raise OpeningError(f"{path}: a server cannot read what it has opened, so it opens nothing") from None
+
+
+def write_ledger(path: Path, ledger: Ledger) -> None:
+    """Write it down, for good, where only the owner of the process can read it. OpeningError if the disk refuses."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial_file = path.with_suffix(".partial")
+        with os.fdopen(os.open(partial_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(ledger, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial_file.replace(path)
+    except OSError as error:
+        raise OpeningError(f"{path}: a server cannot write down what it opens: {error.strerror}") from None
 
 
 def _pairs(packets: Sequence[object]) -> Iterator[tuple[int, object]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fedrobust.aggregation.protocol import FORGETTING
-from fedrobust.secure.ring import FRACTION, Words, expand, truncated
+from fedrobust.secure.ring import FRACTION, Words, column_chunks, expand, truncated, weighted
 
 Line = bytes | Words | None
 """A component of a row: a seed, words (d,), or nothing for a row of zeros."""
@@ -18,6 +18,10 @@ COEFFICIENT_FRACTION = 12
 KEPT = round(FORGETTING * (1 << COEFFICIENT_FRACTION))
 ADDED = (1 << COEFFICIENT_FRACTION) - KEPT
 """The coefficients of the history "average" in fixed point; together 1, so that its norm stays ≤ 1."""
+
+
+SUMMED = 8
+"""So many rows' worth of a chunk is one piece of a weighted sum, which needs one row at a time."""
 
 
 def grown(name: str, history: Words, update: Words, coefficient: int, second: bool) -> Words:
@@ -51,6 +55,14 @@ def filled(lines: Sequence[Line], columns: slice) -> Words:
         else:
             row[:] = 0 if line is None else line[columns]
     return chunk
+
+
+def combined(weights: Words, lines: Sequence[Line], d: int) -> Words:
+    """Σ weights_i lines_i (d,) mod 2^64."""
+    total = np.zeros(d, dtype=np.int64)
+    for columns in column_chunks(SUMMED, d):
+        total[columns] = weighted(weights, pieces(lines, columns), columns.stop - columns.start)
+    return total
 
 
 def whole(line: Line, d: int) -> Words:

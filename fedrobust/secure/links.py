@@ -6,12 +6,16 @@ Nobody vouches for the public keys here: who can exchange them on their way can 
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 
 from fedrobust.secure.messages import MessageError
-from fedrobust.secure.ring import SEED_BYTES, derived
+from fedrobust.secure.ring import SEED_BYTES, Words, derived, expand
 
 SEALED_BYTES = SEED_BYTES + 16
+INTRODUCTION_BYTES = 64
+"""A public key, and a number that is used in one meeting."""
 
 
 class Links:
@@ -25,29 +29,35 @@ class Links:
         self._number, self._parties = number, parties
         self._key = X25519PrivateKey.from_private_bytes(derived(own, "key"))
         self._common: dict[int, bytes] = {}
+        self._nonce = b""
+        self.session = b""
+        """What all servers have in common since they met, and never had before: messages may be numbered anew."""
         self.sketch = derived(own, "sketch") if number == 0 else b""
         """The secret that the sketches of all rounds come from."""
 
-    @property
-    def public(self) -> bytes:
-        """Its public key (32 bytes)."""
-        return self._key.public_key().public_bytes_raw()
+    def introduction(self) -> bytes:
+        """Its public key, and a fresh number."""
+        self._nonce = os.urandom(32)
+        return self._key.public_key().public_bytes_raw() + self._nonce
 
     @property
     def ready(self) -> bool:
         """Whether it has met all others, and knows the secret of the sketches."""
         return bool(self.sketch) and len(self._common) == self._parties - 1
 
-    def meet(self, public: Mapping[int, bytes]) -> None:
-        """Agree with each of the other servers. MessageError for a key that is none."""
+    def meet(self, introductions: Mapping[int, bytes]) -> None:
+        """Agree with each of the other servers, after its own `introduction`. MessageError for a key that is none."""
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
         try:
             self._common = {
-                other: self._key.exchange(X25519PublicKey.from_public_bytes(key)) for other, key in public.items()
+                other: self._key.exchange(X25519PublicKey.from_public_bytes(data[:32]))
+                for other, data in introductions.items()
             }
         except ValueError:
             raise MessageError("a server's public key is none, or of small order") from None
+        nonces = {other: data[32:] for other, data in introductions.items()} | {self._number: self._nonce}
+        self.session = hashlib.sha256(b"".join(nonces[number] for number in sorted(nonces))).digest()
 
     def edge(self, sender: int, receiver: int) -> bytes:
         """The seed (32 bytes) that two servers, of which it is one, have for one direction. MessageError if they have
@@ -56,6 +66,23 @@ class Links:
         if other not in self._common:
             raise MessageError(f"server {self._number} has no key of server {other}")
         return derived(self._common[other], f"from {sender} to {receiver}")
+
+    def session_edge(self, sender: int, receiver: int) -> bytes:
+        """The same, for this session alone."""
+        return derived(self.edge(sender, receiver), f"session {self.session.hex()}")
+
+    def zeros(self, count: int, label: str) -> Words:
+        """Its share of `count` zeros: uniform, and together with those of the other servers zero."""
+        after, before = ((self._number + step) % self._parties for step in (1, -1))
+        given, got = self.session_edge(self._number, after), self.session_edge(before, self._number)
+        return expand(derived(got, label), count) - expand(derived(given, label), count)
+
+    def drawn(self, count: int, label: str, bits: int) -> Words:
+        """Noise that nobody else knows: uniform from −2^bits to 2^bits − 1, for each label another one."""
+        found = expand(derived(self.noise, label), count)
+        found &= (2 << bits) - 1
+        found -= 1 << bits
+        return found
 
     def sealed(self, receiver: int) -> bytes:
         """The secret of the sketches for another server: by server 0."""

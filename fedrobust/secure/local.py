@@ -14,7 +14,8 @@ from fedrobust.secure.messages import MessageError
 from fedrobust.secure.opened import Opened, Parties
 from fedrobust.secure.replicated import ReplicatedServer
 from fedrobust.secure.ring import Entropy, Words, encode
-from fedrobust.secure.server import Server, commitments
+from fedrobust.secure.senders import commitments
+from fedrobust.secure.server import Server
 from fedrobust.secure.shares import Dealer, ShareServer
 
 Wire = Callable[[bytes], bytes]
@@ -117,6 +118,11 @@ class LocalParties(Parties):
 
     def ask(self, method: str, *arguments: Any) -> list[bytes]:
         return [self.wire(getattr(server, method)(*arguments)) for server in self.servers]
+
+    def drop(self, clients: Sequence[int]) -> None:
+        for server in self.servers:
+            server.drop(clients)
+        self.clients = tuple(client for client in self.clients if client not in clients)
 
     def remember(self, rows: Sequence[int], coefficients: Words) -> None:
         reshared = [server.remember(rows, coefficients) for server in self.servers]

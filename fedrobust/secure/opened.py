@@ -45,6 +45,10 @@ class Parties(ABC):
         """What this method of each server returns, in order of their numbers."""
 
     @abstractmethod
+    def drop(self, clients: Sequence[int]) -> None:
+        """Has clients left out, before the Gram matrix: they are no longer among `clients`."""
+
+    @abstractmethod
     def remember(self, rows: Sequence[int], coefficients: Words) -> None:
         """Has the histories grow by these rows."""
 
@@ -58,20 +62,23 @@ class _Round:
 
     def __init__(self, parties: Parties, d: int, clip: float, min_support: float) -> None:
         self.parties, self.d, self.clip, self.min_support = parties, d, clip, min_support
-        self.n, self.rows = len(parties.clients), len(parties.clients) * (1 + len(parties.histories))
+        self._sized()
         self.notes: list[str] = []
-        self.reasons: dict[int, str] = {}
-        """Row → why it is no hospital's update."""
+        self.dropped: tuple[int, ...] = ()
+        """Clients whose updates wrap around: no product with them is opened."""
+        self.long: set[int] = set()
+        """Rows that are longer than an update that was cut to the clip."""
         self.vectors: dict[str, tuple[Words, int, int]] = {}
         """Public vector → its words, the power of two that they are to be multiplied with, its place in `products`."""
         self.products: list[Integers] = []
         """Of each public vector with the stack, with those before it, with itself."""
         self.sum: Words | None = None
         combinations = self._joined(Kind.PROJECTIONS, parties.ask("check_share"), self.rows * PROJECTIONS)
+        self._drop(combinations.reshape(self.rows, PROJECTIONS))
         self.stack = halved(self._joined(Kind.GRAM, parties.gram(), self.rows**2).reshape(self.rows, self.rows))
         if (self.stack != self.stack.T).any():
             raise MessageError("the opened Gram matrix is not symmetric: the shares do not belong together")
-        self._check(combinations.reshape(self.rows, PROJECTIONS))
+        self._check()
 
     def anchor(self, name: str, vector: NDArray[Any]) -> None:
         """Opens the products with a public vector; they are kept under its name."""
@@ -103,32 +110,56 @@ class _Round:
             raise OpeningError(reason)
         return self.sum
 
-    def _check(self, combinations: Words) -> None:
-        """Find rows that no hospital's update has, and histories that cannot be, which start again."""
-        servers, columns = self.parties.count, self.parties.sketch or self.d
-        stretched = stretch(columns) if columns < self.d else 1.0
-        k, limit = self.parties.sketch or CHECKED, largest_square(self.d)
-        for row in range(self.n):
-            if too_long(combinations[row], limit, servers, k):
-                self.reasons[row] = "its update wraps around"
-            elif not 0 <= self.stack[row, row] <= stretched * limit:
-                self.reasons[row] = "longer than an update that was cut to the clip"
+    def _sized(self) -> None:
+        """How many updates there are, and how many lines with their histories."""
+        self.n = len(self.parties.clients)
+        self.rows = self.n * (1 + len(self.parties.histories))
+
+    def _drop(self, combinations: Words) -> None:
+        """Have clients left out whose rows are too long, and histories that are too long start again."""
+        parties, k = self.parties, self.parties.sketch or CHECKED
+        names = [None, *parties.histories]
+        limits = [largest_square(self.d), *(self._history_limit(name) for name in parties.histories)]
+        long = [
+            (name, client)
+            for place, (name, limit) in enumerate(zip(names, limits, strict=True))
+            for row, client in enumerate(parties.clients, start=place * self.n)
+            if too_long(combinations[row], limit, parties.count, k)
+        ]
+        for name, client in long:
+            if name is not None:
+                self._forget(name, client)
+        self.dropped = tuple(client for name, client in long if name is None)
+        if self.dropped:
+            parties.drop(self.dropped)
+            self._sized()
+            if not self.n:
+                raise OpeningError("every update wraps around")
+
+    def _check(self) -> None:
+        """Find rows and histories whose squares are those of no clipped update."""
+        columns = self.parties.sketch or self.d
+        stretched, limit = stretch(columns) if columns < self.d else 1.0, largest_square(self.d)
+        squares = np.diag(self.stack)
+        self.long = {row for row in range(self.n) if not 0 <= squares[row] <= stretched * limit}
         for place, name in enumerate(self.parties.histories, start=1):
-            limit = largest_history_square(name, self.parties.round + 1, self.d)
-            for position, client in enumerate(self.parties.clients):
-                line = place * self.n + position
-                long = too_long(combinations[line], limit, servers, k)
-                if long or not 0 <= self.stack[line, line] <= stretched * limit:
+            for line, client in enumerate(self.parties.clients, start=place * self.n):
+                if not 0 <= squares[line] <= stretched * self._history_limit(name):
+                    self._forget(name, client)
                     self.stack[line, :] = self.stack[:, line] = 0
-                    self.parties.forget(name, client)
-                    self.notes.append(f"history {name} of client {client} was not possible and starts again")
         exact = ((1 << FRACTION) - isqrt(self.d) - 1) ** 2
         longest = exact if columns >= self.d else exact * max(0.0, 1.0 - 2.0 * sqrt(2.0 / columns))
-        cut = sum(int(self.stack[row, row] >= longest) for row in range(self.n))
+        cut = sum(int(squares[row] >= longest) for row in range(self.n))
         if 2 * cut > self.n:
-            self.notes.append(
-                f"{cut} of {self.n} updates have the norm privacy.clip = {self.clip:g}: they were cut to it"
-            )
+            reached = f"have the norm privacy.clip = {self.clip:g}: they were cut to it"
+            self.notes.append(f"{cut} of {self.n} updates {reached}")
+
+    def _history_limit(self, name: str) -> int:
+        return largest_history_square(name, self.parties.round + 1, self.d)
+
+    def _forget(self, name: str, client: int) -> None:
+        self.parties.forget(name, client)
+        self.notes.append(f"history {name} of client {client} was not possible and starts again")
 
     def _joined(self, kind: Kind, messages: Sequence[bytes], count: int) -> Words:
         return joined(messages, self.parties.run, self.parties.round, kind, count)
@@ -137,9 +168,10 @@ class _Round:
 class Opened(Protocol):
     """n updates that lie at servers as shares: the coordinator learns their Gram matrix and one weighted sum.
 
-    Row i is the update of `parties.clients[i]`, clipped to the norm `clip`. `notes` say what was found, `reasons` which
-    clients' updates were no vectors of that norm. Histories stay at the servers: `remembered` returns nothing. It is
-    made once for a round, and opens the Gram matrix at once: that of sketches, where the servers make them.
+    Row i is the update of `clients[i]`, clipped to the norm `clip`; whose update wraps around is `dropped` before
+    anything else is opened. `prior`: of all `parties.clients`. Histories stay at the servers: `remembered` returns
+    nothing. It is made once for a round, and opens the Gram matrix at once: that of sketches, where the servers make
+    them.
     """
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram"})
@@ -154,10 +186,11 @@ class Opened(Protocol):
     ) -> None:
         if not parties.clients:
             raise OpeningError("no client's shares have reached every server")
+        given = dict(zip(parties.clients, np.ones(len(parties.clients)) if prior is None else prior, strict=True))
         self._round = _Round(parties, d, clip, min_support)
         self._keep = np.arange(self._round.n)
         self.n, self.d = self._round.n, d
-        self.prior = np.full(self.n, 1.0) if prior is None else np.asarray(prior, dtype=np.float64)
+        self.prior = np.array([given[client] for client in parties.clients], dtype=np.float64)
         self.prior = self.prior / self.prior.sum()
         self._anchors: dict[str, NDArray[Any]] = {}
 
@@ -167,9 +200,14 @@ class Opened(Protocol):
         return tuple(self._round.notes)
 
     @property
-    def reasons(self) -> dict[int, str]:
-        """Client → why its update is none."""
-        return {self._round.parties.clients[row]: reason for row, reason in self._round.reasons.items()}
+    def clients(self) -> tuple[int, ...]:
+        """Whose updates its rows are."""
+        return tuple(self._round.parties.clients[row] for row in self._keep)
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """The clients whose updates wrap around, which are no rows."""
+        return self._round.dropped
 
     def subset(self, keep: NDArray[Any]) -> Opened:
         """The same without the rows that are not in `keep`, a mask (n,) or indices; priors are rescaled."""
@@ -180,8 +218,8 @@ class Opened(Protocol):
         return other
 
     def finite_rows(self) -> NDArray[np.bool_]:
-        """(n,) whether the row is an update that was cut to the clip, as far as the checks can tell."""
-        return np.array([row not in self._round.reasons for row in self._keep], dtype=bool)
+        """(n,) whether the row is no longer than an update that was cut to the clip, as far as its square tells."""
+        return np.array([row not in self._round.long for row in self._keep], dtype=bool)
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
         """From exact integers: all that differs from the clear is the rounding of the shared updates to 30 bits."""

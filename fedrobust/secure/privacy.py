@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 SKETCH = 512
 """Columns of a sketch by default."""
+
+SPARE = 10
+"""Rounds more than an experiment has, for which functionals may be opened."""
 
 Refusal = tuple[str, str]
 """Dotted path in the experiment, and why what stands there cannot be."""
@@ -67,14 +70,15 @@ class SharedPrivacy(Privacy):
     dealer: ClassVar[bool] = False
     clip: float = Field(default=10.0, gt=0)
     """C: a hospital cuts its update to this norm. An update is rounded to multiples of 2^−28 C."""
-    sketch: int | None = Field(default=SKETCH, ge=32)
+    sketch: int | None = Field(default=SKETCH, ge=128)
     """k: the servers open the Gram matrix of random sketches of the updates, with k columns, that nobody else knows:
     faster, and what colluders read from it is blurred. null: the exact Gram matrix of the updates."""
     min_support: float = Field(default=3.0, ge=1)
     """Least Σw²/max w² of what is left of a sum without the `colluders`: on fewer updates it would show single ones."""
-    max_functionals: int | None = Field(default=None, ge=0)
+    max_functionals: Annotated[int, Field(ge=0)] | Literal["auto"] | None = "auto"
     """Linear functionals of every update that may be opened in the whole run: products with public vectors and with
-    what `colluders` send, of the update and of each history; null: any number."""
+    what `colluders` send, of the update and of each history. `auto`: what the rule needs, and for ten rounds more, as
+    rounds may be repeated; null: any number."""
     colluders: int = Field(default=0, ge=0)
     """Hospitals that are expected to tell the coordinator their own update: no sum rests on few updates beside theirs,
     and each counts as a functional in each round, with h histories as (1 + h)²."""
@@ -109,12 +113,23 @@ class SharedPrivacy(Privacy):
             return reason
         if participants < self.support:
             return "privacy.min_support", f"with the colluders it must be at most the {participants} updates of a round"
-        pipeline = aggregation.pipeline()
-        known = 1 + len({*pipeline.histories, *histories})
-        opened = rounds * (len(pipeline.anchors) * known + self.colluders * known**2)
-        if self.max_functionals is not None and opened > self.max_functionals:
+        opened, limit = rounds * self.opened(aggregation, histories), self.limit(aggregation, rounds, histories)
+        if limit is not None and opened > limit:
             return "privacy.max_functionals", f"{rounds} rounds open {opened} functionals of every update"
         return None
+
+    def opened(self, aggregation: Aggregation, histories: Sequence[str] = ()) -> int:
+        """Linear functionals of every update that a round opens: with h histories, 1 + h for each public vector of the
+        rule, (1 + h)² for each colluder. `histories`: those of the detector."""
+        pipeline = aggregation.pipeline()
+        known = 1 + len({*pipeline.histories, *histories})
+        return len(pipeline.anchors) * known + self.colluders * known**2
+
+    def limit(self, aggregation: Aggregation, rounds: int, histories: Sequence[str] = ()) -> int | None:
+        """How many each server opens at most."""
+        if self.max_functionals == "auto":
+            return (rounds + SPARE) * self.opened(aggregation, histories)
+        return self.max_functionals
 
 
 class SharesPrivacy(SharedPrivacy):

@@ -13,19 +13,17 @@ repeated must be the one that was opened before.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fedrobust.secure.arguments import are_numbers, are_words, is_number
-from fedrobust.secure.lines import Line, filled, pieces
-from fedrobust.secure.links import SEALED_BYTES, Links
+from fedrobust.secure.lines import Line, combined, filled, pieces
+from fedrobust.secure.links import INTRODUCTION_BYTES, SEALED_BYTES, Links
 from fedrobust.secure.messages import (
     Kind,
     Message,
@@ -38,17 +36,19 @@ from fedrobust.secure.messages import (
     unpack,
     viewed,
 )
-from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, largest_square, square_sum
-from fedrobust.secure.ring import weighted as weighted_sum
-from fedrobust.secure.sketch import MASK_BITS, projected, sketched
+from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, largest_square, square_sum
+from fedrobust.secure.senders import listed, senders_of
+from fedrobust.secure.sketch import MASK_BITS, PROJECTIONS, projected, sketched
 from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, require_short, require_support
 
-SUMMED = 8
-"""So many rows' worth of a chunk is one piece of a weighted sum, which needs one row at a time."""
 CHECKED = 512
 """Columns of the sketch by which lengths are checked where the Gram matrix is not one of a sketch."""
 NOISE_BITS = 16
 """Each server adds uniform noise from −2^16 to 2^16 to its part of each coordinate of the sum."""
+
+
+Ledger = dict[str, Any]
+"""What a server has opened: `functionals`, and of the last sum the `training` round and the `weights` by client."""
 
 
 class Server(ABC):
@@ -90,6 +90,8 @@ class Server(ABC):
         self.functionals = 0
         """Linear functionals of every update that were opened so far: see `_count`."""
         self._summed: tuple[int, dict[int, int]] = -1, {}
+        self.keep: Callable[[Ledger], None] = lambda ledger: None
+        """Is handed what it must not forget, before anything is opened: for `recall` when it is started again."""
         self._past: dict[str, dict[int, dict[int, Line]]] = {
             name: {component: {} for component, _ in self.holds} for name in histories
         }
@@ -102,11 +104,11 @@ class Server(ABC):
 
     def introduce(self) -> bytes:
         """Its public key, for the other servers."""
-        return Message(self.run, 0, server_id(self.number), "servers", Kind.KEY, self.links.public).pack()
+        return Message(self.run, 0, server_id(self.number), "servers", Kind.KEY, self.links.introduction()).pack()
 
     def meet(self, others: Sequence[bytes]) -> None:
         """Take the public keys of all other servers."""
-        found = [expect(unpack(data), self.run, 0, None, Kind.KEY, SEED_BYTES, "servers") for data in others]
+        found = [expect(unpack(data), self.run, 0, None, Kind.KEY, INTRODUCTION_BYTES, "servers") for data in others]
         self._require_others(found, "key")
         self.links.meet({number_of(message.sender): message.body for message in found})
 
@@ -146,6 +148,7 @@ class Server(ABC):
         self._digests: dict[int, tuple[bytes, ...]] = {}
         self._public: list[Words] = []
         self._sketched: dict[int, Words] = {}
+        self._beside = np.zeros((0, 0), dtype=np.int64)
         self._done = {"begin"}
 
     def receive(self, data: bytes | memoryview) -> None:
@@ -171,9 +174,7 @@ class Server(ABC):
     def senders(self) -> bytes:
         """Whose shares are here, with their digests: for the other servers and the coordinator."""
         self._after("begin")
-        entries = [struct.pack("<q", client) + b"".join(self._digests[client]) for client in sorted(self._digests)]
-        width = len(next(iter(self._digests.values()), ()))
-        return self._message(Kind.SENDERS, bytes([width]) + b"".join(entries), "all")
+        return self._message(Kind.SENDERS, listed(self._digests), "all")
 
     def agree(self, others: Sequence[bytes]) -> tuple[int, ...]:
         """The clients, ascending, whose shares reached every server and fit; the other shares are dropped."""
@@ -200,15 +201,35 @@ class Server(ABC):
         return len(self.clients) * (1 + len(self.histories))
 
     def check_share(self) -> bytes:
-        """Its part of the random combinations (rows, PROJECTIONS) of each line's sketch, with noise; once."""
+        """Its part of the random combinations (rows, PROJECTIONS) of each line's two sketches, with noise; once."""
         self._after("agree")
         self._once("check")
         own = self.holds[0][0]
         if self.sketch:
-            rows = self._sketch_of(own)
+            rows = np.hstack([self._sketch_of(own), self._beside])
         else:
-            rows = sketched(partial(filled, self._stacked(own)), self.rows, self.d, CHECKED, self._fresh("check"))
-        return self._opened(Kind.PROJECTIONS, projected(rows, self._fresh("projections")), "check", MASK_BITS)
+            lines, seed = partial(filled, self._stacked(own)), self._fresh("check")
+            rows = sketched(lines, self.rows, self.d, CHECKED, seed, twice=True)
+        # By client: in a round that is repeated with others, nobody's noise is somebody else's.
+        labels = [f"check/{place}/{client}" for place in range(1 + len(self.histories)) for client in self.clients]
+        noise = [self._noise(PROJECTIONS, label, MASK_BITS) for label in labels]
+        share = projected(rows, self._fresh("projections"))
+        return self._opened(Kind.PROJECTIONS, share + np.array(noise).reshape(share.shape), "check")
+
+    def drop(self, clients: Sequence[int]) -> None:
+        """Leave out clients whose updates the check has found too long; once, before the Gram matrix."""
+        self._after("check")
+        self._before("triple")
+        self._before("gram")
+        if not are_numbers(clients) or not set(clients) <= set(self.clients):
+            raise OpeningError(f"clients must be some of {list(self.clients)}, found {clients!r}")
+        self._once("drop")
+        gone = [place for place, client in enumerate(self.clients * (1 + len(self.histories))) if client in clients]
+        self._sketched = {component: np.delete(rows, gone, axis=0) for component, rows in self._sketched.items()}
+        self.clients = tuple(client for client in self.clients if client not in clients)
+        for lines in self._current.values():
+            for client in clients:
+                del lines[client]
 
     def anchor_share(self, vector: Words) -> bytes:
         """Its part of the products with a public vector (d,) of norm ≤ 1, or of the sketches of both.
@@ -247,7 +268,9 @@ class Server(ABC):
             raise OpeningError(f"another sum of training round {self.training} was opened before")
         self._once("aggregate")
         self._summed = self.training, chosen
-        return self._opened(Kind.AGGREGATE, self._weighted_sum(weights), "aggregate", NOISE_BITS)
+        self.keep(self.ledger())
+        share = self._weighted_sum(weights)
+        return self._opened(Kind.AGGREGATE, share + self._noise(self.d, "aggregate", NOISE_BITS), "aggregate")
 
     def forget(self, name: str, client: int) -> None:
         """A client's history is zero again."""
@@ -257,6 +280,21 @@ class Server(ABC):
             raise OpeningError(f"a client is a number that is not negative, found {client!r}")
         for lines in self._past[name].values():
             lines.pop(client, None)
+        if client in self.clients:
+            line = len(self.clients) * (1 + self.histories.index(name)) + self.clients.index(client)
+            for rows in self._sketched.values():
+                rows[line] = 0
+
+    def ledger(self) -> Ledger:
+        """What it has opened, to be kept where only it can write."""
+        training, weights = self._summed
+        return {"functionals": self.functionals, "training": training, "weights": dict(weights)}
+
+    def recall(self, ledger: Ledger) -> None:
+        """Know again what it had opened before it was started again."""
+        self.functionals = max(self.functionals, int(ledger["functionals"]))
+        self._summed = int(ledger["training"]), {int(client): int(w) for client, w in ledger["weights"].items()}
+        self.training = max(self.training, self._summed[0])
 
     def memory(self) -> Mapping[str, Mapping[int, Mapping[int, Line]]]:
         """Its components of the histories, for its own checkpoint: name → component → client → line."""
@@ -290,23 +328,12 @@ class Server(ABC):
         """A seed that only the servers know, for one training round; an attempt that is repeated has the same."""
         return derived(self.links.sketch, f"{self.training}/{label}")
 
-    def _zero(self, count: int, label: str) -> Words:
-        """Its share of `count` zeros: uniform, and together with those of the other servers zero."""
-        after, before = ((self.number + step) % self.parties for step in (1, -1))
-        given, got = self.links.edge(self.number, after), self.links.edge(before, self.number)
-        return expand(derived(got, label), count) - expand(derived(given, label), count)
-
     def _noise(self, count: int, label: str, bits: int) -> Words:
-        """Uniform from −2^bits to 2^bits − 1, and nobody else's; the same where a training round is repeated."""
-        drawn = expand(derived(self.links.noise, f"{self.training}/{label}"), count)
-        drawn &= (2 << bits) - 1
-        drawn -= 1 << bits
-        return drawn
+        """The same where a training round is repeated."""
+        return self.links.drawn(count, f"{self.training}/{label}", bits)
 
-    def _opened(self, kind: Kind, share: Words, label: str, noise: int | None = None) -> bytes:
-        blinded = share.reshape(-1) + self._zero(share.size, f"{self.round}/{label}")
-        if noise is not None:
-            blinded += self._noise(share.size, label, noise)
+    def _opened(self, kind: Kind, share: Words, label: str) -> bytes:
+        blinded = share.reshape(-1) + self.links.zeros(share.size, f"{self.round}/{label}")
         return self._message(kind, blinded.tobytes(), "coordinator")
 
     def _message(self, kind: Kind, body: bytes, receiver: str) -> bytes:
@@ -327,8 +354,12 @@ class Server(ABC):
     def _sketch_of(self, component: int) -> Words:
         """The sketch (rows, width) of its component of the stack, made when it is first asked for."""
         if component not in self._sketched:
+            own = component == self.holds[0][0]
             lines, seed = partial(filled, self._stacked(component)), self._fresh("sketch")
-            self._sketched[component] = sketched(lines, self.rows, self.d, self.width, seed)
+            found = sketched(lines, self.rows, self.d, self.width, seed, twice=own)
+            self._sketched[component] = found[:, : self.width]
+            if own:  # a second one beside it, for the check alone
+                self._beside = found[:, self.width :]
         return self._sketched[component]
 
     def _stacked(self, component: int) -> list[Line]:
@@ -339,11 +370,7 @@ class Server(ABC):
 
     def _weighted_sum(self, weights: Words) -> Words:
         own, used = self.holds[0][0], np.flatnonzero(weights)
-        total = np.zeros(self.d, dtype=np.int64)
-        lines = [self._current[own][self.clients[row]] for row in used]
-        for columns in column_chunks(SUMMED, self.d):
-            total[columns] = weighted_sum(weights[used], pieces(lines, columns), columns.stop - columns.start)
-        return total
+        return combined(weights[used], [self._current[own][self.clients[row]] for row in used], self.d)
 
     def _open_gram(self) -> None:
         """Once a round. A colluder's update and its histories are known vectors."""
@@ -360,6 +387,8 @@ class Server(ABC):
                 f"max_functionals = {limit}"
             )
         self.functionals += functionals
+        if functionals:
+            self.keep(self.ledger())
 
     def _once(self, step: str) -> None:
         self._before(step)
@@ -374,26 +403,3 @@ class Server(ABC):
     def _after(self, step: str) -> None:
         if step not in self._done:
             raise OpeningError(f"round {self.round}: {step} must come first")
-
-
-def senders_of(message: Message) -> dict[int, tuple[bytes, ...]]:
-    """Client → digests, from a message of `Server.senders`; MessageError if it cannot be read."""
-    count, entries = message.body[:1], message.body[1:]
-    width = 8 + 32 * int.from_bytes(count, "little")
-    if not count or len(entries) % width:
-        raise MessageError(f"list of senders of {message.sender} has {len(message.body)} bytes, no whole entries")
-    return {
-        struct.unpack_from("<q", entries, start)[0]: tuple(
-            entries[at : at + 32] for at in range(start + 8, start + width, 32)
-        )
-        for start in range(0, len(entries), width)
-    }
-
-
-def commitments(lists: Sequence[bytes]) -> dict[int, str]:
-    """Client → the SHA-256 of what every server says of its share: an audit log is bound to shares it does not see."""
-    found = [senders_of(unpack(data)) for data in lists]
-    return {
-        client: hashlib.sha256(b"".join(b"".join(each[client]) for each in found)).hexdigest()
-        for client in sorted(set.intersection(*map(set, found)))
-    }

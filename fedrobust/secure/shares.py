@@ -159,9 +159,13 @@ class ShareServer(Server):
             own = self._stack(0, columns)
             np.subtract(own, mask, out=part)
             self._held[chunk] = own, own
-        receiver = server_name(1 - self.number)
+        # U − A is hidden from who passes it on: with what the dealer knows it would be U.
+        pad, receiver = self._pad(self.number, chunk, mask.size), server_name(1 - self.number)
+        body[1:] += pad
         message = Message(self.run, self.round, server_id(self.number), receiver, Kind.DIFFERENCE, borrowed(body))
-        return message.pack(self._key(self.number, chunk))
+        data = message.pack(self._key(self.number, chunk))
+        body[1:] -= pad
+        return data
 
     def add_difference(self, data: bytes) -> None:
         """The other server's part of a chunk, after `difference` of the same chunk; each once."""
@@ -185,7 +189,8 @@ class ShareServer(Server):
             raise MessageError(f"difference of chunk {chunk} has {len(message.body)} bytes, expected {8 + own.nbytes}")
         del self._held[chunk]
         # Server 0: U_0 + E_1 = E + A_0, with itself. Server 1: E = E_1 + E_0, with A_1.
-        own += np.frombuffer(message.body, dtype="<i8", offset=8).reshape(own.shape)
+        other_part = np.frombuffer(message.body, dtype="<i8", offset=8) - self._pad(other, chunk, own.size)
+        own += other_part.reshape(own.shape)
         self._total += products(own, right)
         self._taken.add(chunk)
 
@@ -224,7 +229,11 @@ class ShareServer(Server):
 
     def _key(self, sender: int, chunk: int) -> bytes:
         """The key of one message between the servers."""
-        return derived(self.links.edge(sender, 1 - sender), f"{self.round}/difference {chunk}")
+        return derived(self.links.session_edge(sender, 1 - sender), f"{self.round}/difference {chunk}")
+
+    def _pad(self, sender: int, chunk: int, count: int) -> Words:
+        """What hides one message between the servers."""
+        return expand(derived(self._key(sender, chunk), "pad"), count)
 
 
 def _expanded(seed: bytes, rows: int, columns: slice) -> Words:

@@ -27,24 +27,32 @@ MASK_BITS = 27
 """Each server adds uniform noise from −2^27 to 2^27 to its part of each of these numbers."""
 
 
-def sketched(lines: Callable[[slice], Words], rows: int, d: int, k: int, seed: bytes) -> Words:
-    """U S (rows, k) mod 2^64. `lines` gives these columns of U (rows, w), which may be overwritten."""
-    turns = expand(derived(seed, "rotations"), -(-d // k)).view(np.uint64) % np.uint64(k)
-    bits = expand(derived(seed, "signs"), -(-d // 64)).view(np.uint8)
-    negative = np.unpackbits(bits, count=d)
-    total = np.zeros((rows, k), dtype=np.int64)
+def sketched(lines: Callable[[slice], Words], rows: int, d: int, k: int, seed: bytes, twice: bool = False) -> Words:
+    """U S (rows, k) mod 2^64. `lines` gives these columns of U (rows, w), which may be overwritten.
+
+    With `twice`, a second sketch (rows, 2k) stands beside it, with other rotations, and another sign for each block:
+    what comes together in one does not in the other, but with probability 1/k.
+    """
+    blocks = -(-d // k)
+    turns = expand(derived(seed, "rotations"), 2 * blocks).view(np.uint64).reshape(2, blocks) % np.uint64(k)
+    bits = expand(derived(seed, "signs"), -(-(d + blocks) // 64)).view(np.uint8)
+    negative = np.unpackbits(bits, count=d + blocks)
+    total = np.zeros((1 + twice, rows, k), dtype=np.int64)
     step = max(1, CHUNK_BYTES // (8 * max(rows, 1) * k)) * k
     for start in range(0, d, step):
         columns = slice(start, min(start + step, d))
         chunk = lines(columns)
         chunk *= 1 - 2 * negative[columns].astype(np.int64)
         for first in range(0, columns.stop - start, k):
-            block = chunk[:, first : first + k]
-            width, turn = block.shape[1], int(turns[(start + first) // k])
-            before = min(width, k - turn)
-            total[:, turn : turn + before] += block[:, :before]
-            total[:, : width - before] += block[:, before:]
-    return total
+            block, number = chunk[:, first : first + k], (start + first) // k
+            width = block.shape[1]
+            for copy, part in enumerate(total):
+                turn = int(turns[copy, number])
+                before, add = min(width, k - turn), np.subtract if copy and negative[d + number] else np.add
+                right, left = part[:, turn : turn + before], part[:, : width - before]
+                add(right, block[:, :before], out=right)
+                add(left, block[:, before:], out=left)
+    return np.hstack(list(total))
 
 
 def stretch(k: int) -> float:
@@ -66,12 +74,13 @@ def projected(rows: Words, seed: bytes) -> Words:
 def too_long(projections: Words, limit: int, servers: int, k: int) -> bool:
     """Whether a row with these projections (PROJECTIONS,) is longer than one whose squared norm is at most `limit`.
 
-    Let y be the row's sketch. An entry of the r above is sub-Gaussian with variance 1/2, so by Chernoff the m = 64
-    projections have ‖p‖² > 3 m/2 ‖y‖² with probability ≤ exp(−m/2 (3 − 1 − ln 3)) < 10^-12, and ‖y‖² is more than
-    `stretch` times the row's with a probability below 10^-8 for k ≥ 128. The servers' noise adds √m · servers · 2^27 at
-    most. A row whose square is 2^63 or more, which the Gram matrix mod 2^63 does not show, has m/2 2^63 in the mean:
-    it stays below the bound with probability < 10^-6 for updates and k ≥ 128, or if its words cancel in the sketch,
-    which two words do with probability 1/k at most. What passes so is left to the check of the sum.
+    They are of y, two sketches (2k,) of the row side by side, so that ‖y‖² is 2 ‖u‖² in the mean. An entry of the r
+    above is sub-Gaussian with variance 1/2, so by Chernoff the m = 64 projections have ‖p‖² > 3 m/2 ‖y‖² with
+    probability ≤ exp(−m/2 (3 − 1 − ln 3)) < 10^-12, and ‖y‖² is more than `stretch` times its mean with a probability
+    below 10^-8, if the row does not rest on two or three coordinates. The servers' noise adds √m · servers · 2^27 at
+    most. A row whose square is 2^63 or more, which the Gram matrix mod 2^63 does not show, has m/2 2^64 in the mean: it
+    stays below the bound with probability < 10^-6 for updates, or if its words cancel in both sketches, which two words
+    do with probability 1/k² at most. What passes so is left to the check of the sum.
     """
-    longest = math.sqrt(1.5 * PROJECTIONS * stretch(k) * limit) + math.sqrt(PROJECTIONS) * servers * 2.0**MASK_BITS
+    longest = math.sqrt(3.0 * PROJECTIONS * stretch(2 * k) * limit) + math.sqrt(PROJECTIONS) * servers * 2.0**MASK_BITS
     return float(np.linalg.norm(projections.astype(np.float64))) > longest

@@ -82,6 +82,7 @@ def test_all_that_depends_on_single_updates_is_one_sum(name: str, monkeypatch: p
     Of all vectors of length d that reach the coordinator, and of all sums of them, none changes by anything but the
     changes times the weights: their coefficients have the rank 1.
     """
+    monkeypatch.setattr("fedrobust.secure.links.os.urandom", bytes)
     base, draw = updates(), np.random.default_rng(5)
     lines = 1e-4 * draw.normal(size=(N, D))
 
@@ -140,6 +141,6 @@ def test_traffic_is_what_the_messages_weigh(name: str, monkeypatch: pytest.Monke
     assert record["server_bytes"] == expected
     again = house.round(updates(1))
     assert (again["upload_bytes"], again["server_bytes"]) == (record["upload_bytes"], expected)
-    sketched = House(options({"name": name, "sketch": 64}), D, monkeypatch).round(updates())
-    less = 2 * 8 * N * (D - 64) if name == "shares" else 0
+    sketched = House(options({"name": name, "sketch": 128}), D, monkeypatch).round(updates())
+    less = 2 * 8 * N * (D - 128) if name == "shares" else 0
     assert (sketched["upload_bytes"], sketched["server_bytes"]) == (record["upload_bytes"], expected - less)

@@ -121,7 +121,7 @@ def test_a_run_that_goes_on_from_its_checkpoint_ends_with_the_same_bits(
 
 def test_real_secrets_come_back_with_the_checkpoint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sketch and the noise of a round are the same after a crash, so nothing new of its updates is opened."""
-    privacy = {"name": name, "randomness": "system", "sketch": 64}
+    privacy = {"name": name, "randomness": "system", "sketch": 128}
 
     def house() -> House:
         return House(options(privacy, "multi_krum", 12), D, monkeypatch)

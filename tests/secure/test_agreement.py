@@ -145,7 +145,7 @@ def agree(aggregation: Aggregation, name: Name, real: Real) -> int:
         assert ours.weights is not None and theirs.weights is not None
         np.testing.assert_allclose(ours.weights, theirs.weights, rtol=0, atol=TOLERANCE)
         assert opened.notes == ()
-        assert not opened.reasons
+        assert not opened.dropped
     return ROUNDS
 
 

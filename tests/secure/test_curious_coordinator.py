@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fedrobust.aggregation import Combination
 from fedrobust.federation.party import STEPS, PartyHost
 from fedrobust.secure import ReplicatedPrivacy, SharesPrivacy, weights
 from fedrobust.secure import server as servers
-from fedrobust.secure.local import LocalParties
+from fedrobust.secure.local import LocalParties, introduce
 from fedrobust.secure.messages import Kind, run_id
 from fedrobust.secure.opening import encode_anchor, joined
 from fedrobust.secure.ring import FRACTION, Words, encode
@@ -229,7 +230,7 @@ def test_a_round_that_is_repeated_opens_the_same_sum_or_none(name: str, monkeypa
         played.ask("check_share")
         played.gram()
 
-    played = parties(name, sketch=64)
+    played = parties(name, sketch=128)
     attempt(played, 3, 1)
     first = opened_sum(played, chosen)
     attempt(played, 4, 1)
@@ -250,7 +251,7 @@ def test_a_round_that_is_repeated_opens_the_same_sum_or_none(name: str, monkeypa
 
 
 def test_a_repeated_round_has_the_same_sketch_and_another_round_another_one() -> None:
-    played = parties("shares", sketch=64)
+    played = parties("shares", sketch=128)
     found = []
     for number, training in ((1, 1), (2, 1), (3, 2)):
         for server in played.servers:
@@ -336,7 +337,7 @@ def test_a_public_vector_longer_than_one_would_read_several_numbers(name: str, m
 
 
 def hosts(name: str) -> Iterator[PartyHost]:
-    privacy = (SharesPrivacy if name == "shares" else ReplicatedPrivacy)(max_functionals=9)
+    privacy = (SharesPrivacy if name == "shares" else ReplicatedPrivacy)(max_functionals=9, sketch=None)
     for number in range(privacy.servers):
         host = PartyHost()
         host.setup(privacy, 1, number, run_id("a run"), D, (), -1, {}, b"o" * 16)
@@ -357,6 +358,10 @@ def test_a_server_answers_to_the_steps_of_the_protocol_and_to_nothing_else(name:
             "links": (),
             "begin": (5, [0]),
             "receive": (b"",),
+            "agree": ([],),
+            "keep": ({},),
+            "recall": ({},),
+            "ledger": (),
             "introduce": (),
             "meet": ([],),
             "secrets": (),
@@ -388,9 +393,68 @@ def test_only_its_owner_sets_a_server_up_again_and_sees_what_it_remembers(name: 
         server.functionals = 6
         host.setup(privacy, 1, number, run_id("a run"), D, (), -1, {"functionals": np.array(2)}, b"o" * 16)
         assert host._party is server and server.functionals == 6 and server.min_support == 3.0
-        host.setup(privacy, 1, number, run_id("another run"), D, (), -1, {}, b"x" * 16)  # another run: nothing is left
+        # Nor by way of another run, and back.
+        with pytest.raises(OpeningError, match="only who has set a party up"):
+            host.setup(privacy, 1, number, run_id("another run"), D, (), -1, {}, b"x" * 16)
+        with pytest.raises(OpeningError, match="only who has set a party up"):
+            host.receive(b"x" * 16, 5, 5, [0, 1, 2])
+        with pytest.raises(OpeningError, match="only who has set a party up"):
+            host.agree(b"x" * 16)
+        host.setup(privacy, 1, number, run_id("another run"), D, (), -1, {}, b"o" * 16)
         assert host._party is not server
 
 
 def test_encoded_updates_are_within_what_a_server_takes() -> None:
     assert int(np.abs(encode(np.full(D, 1e9), CLIP)).max()) <= 2**FRACTION
+
+
+# What a server remembers when it is started again
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_server_that_is_started_again_knows_what_it_has_opened(name: str, tmp_path: Path) -> None:
+    """A crash between the sum and the commit: the difference to another sum of the same updates would be one of them."""
+    privacy = (SharesPrivacy if name == "shares" else ReplicatedPrivacy)(max_functionals=9, sketch=None)
+
+    def started(place: Path | None) -> list[PartyHost]:
+        found = [PartyHost() for _ in range(privacy.servers)]
+        for number, host in enumerate(found):
+            secret = {"secret": np.full(32, number, dtype=np.uint8)}
+            where = None if place is None else str(place)
+            host.setup(privacy, 1, number, run_id("a run"), D, (), -1, secret, b"o" * 16, where)
+        return found
+
+    def opened_in(hosts: list[PartyHost], chosen: np.ndarray, training: int = 7) -> Words:
+        played = LocalParties(name, run_id("a run"), D)  # type: ignore[arg-type]
+        played.servers = [host._server() for host in hosts]  # type: ignore[assignment]
+        introduce(played.servers)
+        for server in played.servers:
+            server.begin(3, range(N), training)
+        for client, row in enumerate(honest()):
+            for server, data in zip(played.servers, played.sent(row, 3, client), strict=True):
+                server.receive(data)
+        lists = [server.senders() for server in played.servers]
+        for number, server in enumerate(played.servers):
+            server.agree(lists[:number] + lists[number + 1 :])
+        played.round, played.clients = 3, tuple(range(N))
+        played.ask("check_share")
+        played.gram()
+        played.ask("anchor_share", np.ones(D, dtype=np.int64))
+        return joined(played.ask("combine_share", chosen), played.run, 3, Kind.AGGREGATE, D)
+
+    first, second = np.full(N, 4000), np.full(N, 4000)
+    second[VICTIM] = 0
+    one = opened_in(started(tmp_path), first)
+    again = started(tmp_path)
+    assert {host._server().functionals for host in again} == {1}
+    with pytest.raises(OpeningError, match="another sum of training round 7"):
+        opened_in(again, second)
+    assert np.array_equal(opened_in(started(tmp_path), first), one)
+    files = sorted(tmp_path.rglob("*.json"))
+    assert len(files) == privacy.servers and all(file.stat().st_mode & 0o077 == 0 for file in files)
+    # Without its file it does not know: the two sums differ by the update, and by no noise.
+    forgetful = [opened_in(started(None), chosen) for chosen in (first, second)]
+    assert np.array_equal(forgetful[0] - forgetful[1], 4000 * honest()[VICTIM])
+    files[0].write_text("{")
+    with pytest.raises(OpeningError, match="cannot read what it has opened"):
+        started(tmp_path)

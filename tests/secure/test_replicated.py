@@ -101,7 +101,7 @@ def test_it_does_not_begin_before_it_has_met_the_others() -> None:
     for incomplete in ([], [other.introduce()], [other.introduce()] * 2, [server.introduce(), other.introduce()]):
         with pytest.raises(MessageError, match="one key of each of the 2 other servers"):
             server.meet(incomplete)
-    small = Message(RUN, 0, server_id(1), "servers", Kind.KEY, bytes(32)).pack()
+    small = Message(RUN, 0, server_id(1), "servers", Kind.KEY, bytes(64)).pack()
     with pytest.raises(MessageError, match="small order"):
         server.meet([small, third.introduce()])
     server.meet([other.introduce(), third.introduce()])
@@ -163,7 +163,7 @@ def test_a_history_that_was_not_shared_again_starts_again(sketch: int | None) ->
     with pytest.raises(MessageError, match="client 2 is not awaited"):
         receiver.receive_reshared(messages[0][2])
     opened = played.play(updates, 2, 99.0)
-    assert not opened.reasons and set(opened.notes) == {
+    assert not opened.dropped and set(opened.notes) == {
         f"history sum of client {client} was not possible and starts again" for client in (1, 2)
     }
     gram = opened.gram({}, ("sum",)).histories["sum"].matrix
