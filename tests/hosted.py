@@ -139,7 +139,8 @@ class Hosted:
     def __init__(self, name, run, d, seed, histories, sketch, attempts):
         self.draw, self.attempts, self.sent, self.taken = random.Random(seed), attempts, 0, 0
         kind = SharesPrivacy if name == "shares" else ReplicatedPrivacy
-        self.privacy = kind(clip=1.0, sketch=sketch, randomness="seed")
+        # Fewer columns than an experiment may ask for: more goes wrong there.
+        self.privacy = kind(clip=1.0, randomness="seed").model_copy(update={"sketch": sketch})
         self.hosts = [PartyHost() for _ in range(self.privacy.servers + self.privacy.dealer)]
         actors = [Actor(Wired(host, self)) for host in self.hosts]
         self.wires, self.honest = {}, set()
@@ -256,7 +257,7 @@ class Hosted:
             choice = self.draw.random()
             earlier = self.wires.get(name, [])
             if choice < 0.2 and earlier:
-                bad, allowed = self.draw.choice(earlier), False
+                bad, allowed = self.draw.choice(earlier), name == "meet"  # a key is one for the whole run
             elif choice < 0.3:
                 bad, allowed = junk(self.draw), False
             else:
@@ -286,7 +287,7 @@ class Hosted:
             (
                 *(("triple", *good), ("triple", *good), ("triple", *(old if run in host._party._given else good))),
                 *(("triple", *large), ("triple", *wide), ("triple", "f" * 32, *good[1:])),
-                *(("ask", 0, "gram_share"), ("receive", 5, 5, [0]), ("agree", b""), ("reshared", [b""])),
+                *(("ask", 0, "gram_share"), ("receive", OWNER, 5, 5, [0]), ("agree", OWNER, b""), ("reshared", [b""])),
                 *(("meet", OWNER, b""), ("introduce", OWNER), ("memory", junk(draw))),
             )
         )
@@ -299,7 +300,7 @@ class Hosted:
             (
                 *(("combine_share", bad_weights(draw, n)), ("combine_share", odd), ("anchor_share", odd)),
                 *(("anchor_share", bad_vector(draw, self.d)), ("remember", *bad_rows(draw, n)), ("remember", odd, odd)),
-                *(("forget", odd, 1), ("forget", history, odd), ("forget", "none", 1)),
+                *(("forget", odd, 1), ("forget", history, odd), ("forget", "none", 1), ("drop", odd), ("drop", [99])),
                 *(("difference", odd), ("difference", 1), ("difference", np.int64(7)), ("receive_triple", odd)),
                 *(("add_difference", odd), ("gram_share", odd), ("check_share", odd), ("difference",), ("forget", odd)),
                 *(("combine_share",), ("remember", odd), ("receive_triple", odd, odd), (draw.choice(NO_STEPS),)),
@@ -326,9 +327,11 @@ class Hosted:
         return draw.choice(
             (
                 *(12 * [("ask", number, *asked)] + [("ask", late, "check_share"), ("ask", late, *asked)]),
-                *(("agree",), ("agree", *[odd] * draw.choice((1, 2))), ("reshared", odd), ("reshared", [odd])),
-                *(("receive", number, number, [0]), ("receive", odd, number + 9, [0]), ("triple", "", 1, 5, self.d)),
-                *(("receive", number + 1, number + 1, bad_clients(draw)), ("receive", number + 1, 1 << 70, [0])),
+                *(("agree", OWNER), ("agree", OWNER, *[odd] * draw.choice((1, 2))), ("agree", odd, b"")),
+                *(("reshared", odd), ("reshared", [odd]), ("receive", odd, number + 1, number + 1, [0])),
+                *(("receive", OWNER, number, number, [0]), ("receive", OWNER, odd, number + 9, [0])),
+                *(("triple", "", 1, 5, self.d), ("receive", OWNER, number + 1, 1 << 70, [0])),
+                ("receive", OWNER, number + 1, number + 1, bad_clients(draw)),
                 *(("meet", odd, b""), ("introduce", odd), ("memory", odd), ("secrets", odd), ("learn", odd, b"")),
                 *(("meet", OWNER, odd), ("meet", OWNER), ("learn", OWNER, odd)),
             )
@@ -337,8 +340,6 @@ class Hosted:
 
 def places(step, name, given):
     """Which of the arguments are messages."""
-    if step == "agree":
-        return range(len(given))
-    if step == "meet":
+    if step in ("agree", "meet"):
         return range(1, len(given))
     return {"learn": (1,), "reshared": (0,), "receive_triple": (2,), "add_difference": (2,)}.get(name, ())

@@ -51,6 +51,10 @@ Ledger = dict[str, Any]
 """What a server has opened: `functionals`, and of the last sum the `training` round and the `weights` by client."""
 
 
+def _nowhere(ledger: Ledger) -> None:
+    """Keep nothing."""
+
+
 class Server(ABC):
     """One server; it keeps no update longer than its round, and of the histories only its own components.
 
@@ -90,7 +94,7 @@ class Server(ABC):
         self.functionals = 0
         """Linear functionals of every update that were opened so far: see `_count`."""
         self._summed: tuple[int, dict[int, int]] = -1, {}
-        self.keep: Callable[[Ledger], None] = lambda ledger: None
+        self.keep: Callable[[Ledger], None] = _nowhere
         """Is handed what it must not forget, before anything is opened: for `recall` when it is started again."""
         self._past: dict[str, dict[int, dict[int, Line]]] = {
             name: {component: {} for component, _ in self.holds} for name in histories

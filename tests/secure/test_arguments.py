@@ -117,7 +117,7 @@ def test_a_server_that_goes_on_after_a_round_has_nothing_of_a_later_one() -> Non
         with pytest.raises(OpeningError, match=r"no round has begun|must come first"):
             step()
     with pytest.raises(OpeningError, match="no round has begun"):
-        host(0).agree(b"")
+        host(0).agree(OWNER, b"")
 
 
 def test_servers_that_have_not_met_seal_nothing() -> None:
@@ -166,6 +166,6 @@ def test_packets_that_are_none_cost_nobody_else_anything() -> None:
     party._party = played.servers[0]  # it has met the others
     good = [(c, np.frombuffer(played.sent(np.zeros(D, int), 3, c)[0], np.uint8)) for c in range(3)]
     packets = [[good[0], None, (1,), ("2", good[2][1]), (1, None), (2, np.zeros(3)), good[1]], None, 5, [good[2]]]
-    senders, refused = party.receive(3, 3, [0, 1, 2], *packets)  # type: ignore[arg-type]
+    senders, refused = party.receive(OWNER, 3, 3, [0, 1, 2], *packets)  # type: ignore[arg-type]
     assert sorted(refused) == [1, 2] and "instead of bytes" in refused[1]
     assert len(unpack(senders).body) == 1 + 3 * (8 + 64)  # who sent a good one after it is there

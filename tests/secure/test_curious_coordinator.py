@@ -413,7 +413,7 @@ def test_encoded_updates_are_within_what_a_server_takes() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_server_that_is_started_again_knows_what_it_has_opened(name: str, tmp_path: Path) -> None:
-    """A crash between the sum and the commit: the difference to another sum of the same updates would be one of them."""
+    """A crash between the sum and the commit: what another sum differs by would be one update."""
     privacy = (SharesPrivacy if name == "shares" else ReplicatedPrivacy)(max_functionals=9, sketch=None)
 
     def started(place: Path | None) -> list[PartyHost]:
