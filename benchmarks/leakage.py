@@ -165,7 +165,7 @@ def residual(parts: Sequence[np.ndarray]) -> float:
 
 
 def chosen(found: Training, sketch: int | None, colluders: int = 15) -> None:
-    """Table: colluders send words that they have chosen, the last kind three coordinates at once; the unit is C."""
+    """Table: colluders send words that they have chosen, the last kinds several coordinates at once; the unit is C."""
     round, d, draw = len(found.updates) // 2, found.updates.shape[2], np.random.default_rng(0)
     honest, (first, *rest) = found.updates[round, :-colluders], draw.choice(d, (4, colluders), replace=False)
     what = "the updates" if sketch is None else f"sketches of {sketch} columns"
@@ -174,26 +174,34 @@ def chosen(found: Training, sketch: int | None, colluders: int = 15) -> None:
     print("|---|---|---|---|---|---|")
     units = {"a coordinate": np.eye(d)[first], "a random direction": draw.standard_normal((colluders, d))}
     kinds = {name: np.stack([encode(row * 1e6, 1.0) for row in rows]) for name, rows in units.items()}
-    several = kinds["1, 2^21, 2^42 at three coordinates"] = np.zeros((colluders, d), dtype=np.int64)
-    several[range(colluders), rest] = [[1], [1 << 21], [1 << 42]]
+    several = {"1, 2^23 at two coordinates": [1, 1 << 23], "1, 2^21, 2^42 at three": [1, 1 << 21, 1 << 42]}
+    for name, digits in several.items():
+        kinds[name] = np.zeros((colluders, d), dtype=np.int64)
+        for places, digit in zip(rest, digits, strict=False):
+            kinds[name][range(colluders), places] = digit
     for name, sent in kinds.items():
         words = np.stack([*(encode(row, CLIP) for row in honest), *sent])
         parties = LocalParties("shares", run_id("leakage"), d, np.random.default_rng(round).bytes, sketch=sketch)
         parties.receive(1, {client: parties.sent(row, 1, client) for client, row in enumerate(words)})
         seen = Opened(parties, d, CLIP)
-        products, named = seen._round.stack[:-colluders, -colluders:], f"{len(seen.reasons)} of {colluders}"
+        named = f"{len(seen.dropped)} of {colluders}"
+        if seen.dropped:
+            print(f"| {name} | none: no product with them is opened | | | | {named} |")
+            continue
+        products = seen._round.stack[:-colluders, -colluders:]
         if name in units:
             read, truth = products / 4.0**FRACTION, honest / CLIP @ (sent / 2.0**FRACTION).T
             error = np.abs(read - truth).astype(float)
             sizes = f"{np.median(np.abs(truth)):.0e} | {np.median(error):.0e} | {error.max():.0e}"
             print(f"| {name} | {colluders} | {sizes} | {named} |")
             continue
-        right = []
-        for own in rest:
-            digits = (products + (1 << 20)) % (1 << 21) - (1 << 20)
-            products = (products - digits) >> 21
-            right.append(digits == words[:-colluders, own])
-        print(f"| {name} | {3 * colluders} | | none, to all 28 bits, in {np.mean(right):.0%} of them | | {named} |")
+        right, base = [], several[name][1]
+        for own in rest[: len(several[name])]:
+            low = (products + base // 2) % base - base // 2
+            products = (products - low) // base
+            right.append(low == words[:-colluders, own])
+        share = f"none, to all 28 bits, in {np.mean(right):.0%} of them"
+        print(f"| {name} | {len(right) * colluders} | | {share} | | {named} |")
 
 
 def correlations(found: Training, r: int) -> np.ndarray:

@@ -53,7 +53,7 @@ SERVERS = {
 METHODS: dict[str, tuple[str, ...]] = {
     "server": (
         *("introduce", "meet", "secrets", "learn", "begin", "receive", "senders", "agree"),
-        *("receive_triple", "difference", "add_difference", "check_share", "gram_share", "combine_share"),
+        *("receive_triple", "difference", "add_difference", "check_share", "drop", "gram_share", "combine_share"),
     ),
     "masking": ("receive", "directory", "deliveries", "survivors", "open"),
 }
@@ -177,7 +177,7 @@ def shared_round(kind: Kind, rows: Rows, meter: Meter, hosted: Hosted | None = N
         if hosted is not None and hosted.number == number:
             hosted.stand_in(server, METHODS["server"])
         meter.watch(servers[number], server, METHODS["server"])
-    introduce(parties.servers)  # once more, for the one that is elsewhere
+    introduce(parties.servers, parties.dealer)  # once more, for the one that is elsewhere
     if kind.name == "shares":
         meter.watch("dealer", parties.dealer, ["triple"])
     whole, factor = shortened(np.linspace(1.0, 2.0, rows.n) / (1.5 * rows.n))
@@ -187,7 +187,7 @@ def shared_round(kind: Kind, rows: Rows, meter: Meter, hosted: Hosted | None = N
         opened = Opened(parties, rows.d, CLIP)
         opened.gram()
         aggregate = opened.combine(Combination(weights))
-    if opened.reasons:
+    if opened.dropped or not opened.finite_rows().all():
         raise RuntimeError("an honest round was not taken for one")
     check(aggregate, rows.expected(dict(enumerate(weights.tolist()))), 1e-3)  # the servers' noise
 

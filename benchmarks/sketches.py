@@ -86,7 +86,9 @@ class Here(Sent):
         parties.receive(self.round, {client: parties.sent(own, self.round, client) for client, own in words.items()})
         here = np.array(parties.clients)
         self.refused.update(dict.fromkeys(sorted(set(clients) - set(here.tolist())), "not finite"))
-        return Opened(parties, parties.d, self.privacy.clip, weigh(here), self.privacy.support), here
+        opened = Opened(parties, parties.d, self.privacy.clip, weigh(here), self.privacy.support)
+        self.refused.update(dict.fromkeys(opened.dropped, "its update wraps around"))
+        return opened, np.array(opened.clients)
 
     def traffic(self) -> dict[str, int]:
         return {}

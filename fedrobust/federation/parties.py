@@ -204,6 +204,8 @@ class PartyTeam:
         asked = [
             server.meet.remote(owner, *public[:number], *public[number + 1 :]) for number, server in enumerate(servers)
         ]
+        if self._dealer is not None:
+            asked.append(self._dealer.meet.remote(owner, *public))
         others = len(servers) - 1
         sealed = servers[0].secrets.options(num_returns=others).remote(owner)
         for server, data in zip(servers[1:], sealed if others > 1 else [sealed], strict=True):

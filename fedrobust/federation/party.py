@@ -108,8 +108,12 @@ class PartyHost:
         return self._introduced(owner).introduce()
 
     def meet(self, owner: bytes, *others: bytes) -> None:
-        """Take the public keys of the other servers."""
-        self._introduced(owner).meet(others)
+        """Take the public keys of the other servers, or, as the dealer, of all."""
+        if isinstance(self._party, Dealer):
+            self._require(owner)
+            self._party.meet(self._run, others)
+        else:
+            self._introduced(owner).meet(others)
 
     def secrets(self, owner: bytes) -> Any:
         """Of server 0: the secret of the sketches, sealed for each other server."""

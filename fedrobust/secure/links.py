@@ -14,8 +14,27 @@ from fedrobust.secure.messages import MessageError
 from fedrobust.secure.ring import SEED_BYTES, Words, derived, expand
 
 SEALED_BYTES = SEED_BYTES + 16
+ADDED_BYTES = 32 + 16
+"""What sealing for a server adds."""
 INTRODUCTION_BYTES = 64
 """A public key, and a number that is used in one meeting."""
+
+
+def sealed_for(introduction: bytes, plain: bytes) -> bytes:
+    """What only the server with this introduction can open: a fresh X25519 key (32 bytes), and the sealed text.
+
+    MessageError for a public key that is none.
+    """
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+    own = X25519PrivateKey.generate()
+    try:
+        common = own.exchange(X25519PublicKey.from_public_bytes(introduction[:32]))
+    except ValueError:
+        raise MessageError("a server's public key is none, or of small order") from None
+    fresh = own.public_key().public_bytes_raw()
+    return fresh + ChaCha20Poly1305(derived(common, f"for {fresh.hex()}")).encrypt(bytes(12), plain, None)
 
 
 class Links:
@@ -91,6 +110,18 @@ class Links:
         # One key for one text, so the nonce may be the same.
         key = derived(self.edge(0, receiver), "sealed sketch")
         return ChaCha20Poly1305(key).encrypt(bytes(12), self.sketch, None)
+
+    def unsealed(self, data: bytes) -> bytes:
+        """What was sealed for it by `sealed_for`. MessageError if it was not."""
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+        from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+        try:
+            common = self._key.exchange(X25519PublicKey.from_public_bytes(data[:32]))
+            return ChaCha20Poly1305(derived(common, f"for {data[:32].hex()}")).decrypt(bytes(12), data[32:], None)
+        except (ValueError, InvalidTag):
+            raise MessageError(f"it was not sealed for server {self._number}") from None
 
     def learn(self, sealed: bytes) -> None:
         """Take the secret of the sketches from server 0. MessageError if it is not from there."""

@@ -27,9 +27,11 @@ def unchanged(data: bytes) -> bytes:
     return data
 
 
-def introduce(servers: Sequence[Server], wire: Wire = unchanged) -> None:
-    """Have servers agree on their keys, and on the secret of the sketches."""
+def introduce(servers: Sequence[Server], dealer: Dealer | None = None, wire: Wire = unchanged) -> None:
+    """Have servers agree on their keys, and on the secret of the sketches; a dealer gets to know them."""
     public = [wire(server.introduce()) for server in servers]
+    if dealer is not None:
+        dealer.meet(servers[0].run, public)
     for number, server in enumerate(servers):
         server.meet(public[:number] + public[number + 1 :])
     for server, data in zip(servers[1:], servers[0].secrets(), strict=True):
@@ -60,11 +62,11 @@ class LocalParties(Parties):
         options |= {"entropy": entropy, "histories": histories, "sketch": sketch}
         if name == "shares":
             self.servers = [ShareServer(k, run, d, **options) for k in range(2)]
-            self.dealer = Dealer(entropy)
+            self.dealer: Dealer | None = Dealer(entropy)
         else:
-            self.servers = [ReplicatedServer(k, run, d, **options) for k in range(3)]
+            self.servers, self.dealer = [ReplicatedServer(k, run, d, **options) for k in range(3)], None
         self.count = len(self.servers)
-        introduce(self.servers, self.wire)
+        introduce(self.servers, self.dealer, self.wire)
 
     def sent(self, encoded: Words, round: int, client: int) -> list[bytes]:
         """A client's messages, one for each server."""
@@ -105,7 +107,7 @@ class LocalParties(Parties):
     def gram(self) -> list[bytes]:
         if isinstance(self.servers[0], ShareServer):
             first, second = self.servers
-            assert isinstance(first, ShareServer) and isinstance(second, ShareServer)
+            assert isinstance(first, ShareServer) and isinstance(second, ShareServer) and self.dealer is not None
             for server, triple in zip(
                 (first, second), self.dealer.triple(self.run, self.round, first.rows, first.width), strict=True
             ):

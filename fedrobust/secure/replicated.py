@@ -117,7 +117,8 @@ class ReplicatedServer(Server):
         if entry not in self._awaited:
             raise MessageError(f"the history of client {client} is not awaited, or has come already")
         self._awaited.discard(entry)
-        self._past[entry[0]][1][client] = np.frombuffer(message.body, dtype="<i8", offset=ENTRY.size)
+        words = np.frombuffer(message.body, dtype="<i8", offset=ENTRY.size)
+        self._past[entry[0]][1][client] = words - self._pad(*entry)
 
     def restore(self, memory: Mapping[str, Mapping[int, Mapping[int, Line]]], round: int, functionals: int) -> None:
         super().restore(memory, round, functionals)
@@ -144,7 +145,8 @@ class ReplicatedServer(Server):
         past[0][client] = seed = self._reshared(name, client)
         rest -= expand(seed, self.d)
         past[1][client] = rest
-        body = ENTRY.pack(self.histories.index(name), client) + rest.tobytes()
+        hidden = rest + self._pad(name, client)  # of three components, whoever passes it on may know two
+        body = ENTRY.pack(self.histories.index(name), client) + hidden.tobytes()
         return self._message(Kind.RESHARED, body, server_name(1))
 
     def _grown(self, name: str, client: int, parts: Sequence[int], coefficient: int, second: bool) -> Words:
@@ -160,6 +162,10 @@ class ReplicatedServer(Server):
     def _reshared(self, name: str, client: int) -> bytes:
         """A fresh component 0 of a history, which servers 0 and 2 know without a message."""
         return derived(self.links.edge(0, 2), f"history {self.round}/{name}/{client}")
+
+    def _pad(self, name: str, client: int) -> Words:
+        """What hides one message from server 0 to server 1."""
+        return expand(derived(self.links.session_edge(0, 1), f"{self.round}/reshared/{name}/{client}"), self.d)
 
     def _fit(self, digests: Sequence[tuple[bytes, ...]]) -> bool:
         """Whether each two servers were sent the same of the component that both have."""

@@ -24,6 +24,7 @@ import numpy as np
 
 from fedrobust.secure.arguments import is_number, require_rows
 from fedrobust.secure.lines import Line, grown, whole
+from fedrobust.secure.links import INTRODUCTION_BYTES, sealed_for
 from fedrobust.secure.messages import (
     DEALER,
     HEADER,
@@ -33,6 +34,7 @@ from fedrobust.secure.messages import (
     borrowed,
     expect,
     in_place,
+    number_of,
     server_id,
     server_name,
     unpack,
@@ -66,6 +68,14 @@ class Dealer:
     def __init__(self, entropy: Entropy = os.urandom) -> None:
         self._entropy = entropy
         self._given: dict[str, int] = {}
+        self._servers: dict[int, bytes] = {}
+
+    def meet(self, run: str, introductions: Sequence[bytes]) -> None:
+        """Take the public keys of both servers: a triple is sealed, as with it E would be the updates."""
+        found = [expect(unpack(data), run, 0, None, Kind.KEY, INTRODUCTION_BYTES, "servers") for data in introductions]
+        if sorted(message.sender for message in found) != sorted(server_id(number) for number in range(2)):
+            raise MessageError("expected one key of each of the 2 servers")
+        self._servers = {number_of(message.sender): message.body for message in found}
 
     def triple(self, run: str, round: int, rows: int, columns: int) -> tuple[Message, Message]:
         """For A (rows, columns): its messages to server 0 and server 1. OpeningError if the round had one already, or
@@ -76,6 +86,8 @@ class Dealer:
                 f"a triple is for the number of a round, at most {MOST_ROWS:,} rows, and columns, found {round!r}, "
                 f"{rows!r} and {columns!r}"
             )
+        if not self._servers:
+            raise OpeningError("the dealer has not met the servers")
         if round <= self._given.get(run, -1):
             raise OpeningError(f"round {round} has had its triple; a round that is repeated needs a new number")
         self._given[run] = round
@@ -91,7 +103,8 @@ class Dealer:
         shape = SHAPE.pack(rows, columns)
         bodies = (shape + first + blind, shape + second + correction.tobytes())
         to_0, to_1 = (
-            Message(run, round, DEALER, server_name(number), Kind.TRIPLE, body) for number, body in enumerate(bodies)
+            Message(run, round, DEALER, server_name(number), Kind.TRIPLE, sealed_for(self._servers[number], body))
+            for number, body in enumerate(bodies)
         )
         return to_0, to_1
 
@@ -123,14 +136,15 @@ class ShareServer(Server):
         self._before("triple")
         words = self.rows**2 if self.number else SEED_BYTES // 8
         size = SHAPE.size + SEED_BYTES + 8 * words
-        message = expect(unpack(data), self.run, self.round, DEALER, Kind.TRIPLE, size, server_name(self.number))
-        if SHAPE.unpack_from(message.body) != (self.rows, self.width):
+        message = expect(unpack(data), self.run, self.round, DEALER, Kind.TRIPLE, None, server_name(self.number))
+        body = self.links.unsealed(message.body)
+        if len(body) != size or SHAPE.unpack_from(body) != (self.rows, self.width):
             raise MessageError(f"triple is not for {self.rows} rows and {self.width} columns")
-        seed = message.body[SHAPE.size :][:SEED_BYTES]
+        seed = body[SHAPE.size :][:SEED_BYTES]
         if seed in self._used:
             raise MessageError("triple was used in an earlier round")
         self._used.add(seed)
-        self._seed, rest = seed, message.body[SHAPE.size + SEED_BYTES :]
+        self._seed, rest = seed, body[SHAPE.size + SEED_BYTES :]
         matrix = np.frombuffer(rest, dtype="<i8") if self.number else expand(rest, self.rows**2)
         self._correction = matrix.reshape(self.rows, self.rows)
         self._total = np.zeros((self.rows, self.rows), dtype=np.int64)

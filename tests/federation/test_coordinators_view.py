@@ -137,7 +137,7 @@ def test_traffic_is_what_the_messages_weigh(name: str, monkeypatch: pytest.Monke
     expected = servers * own
     if name == "shares":
         expected += 2 * (8 + 8 * N * D + OVERHEAD)  # one chunk of differences
-        expected += 2 * (16 + 32) + 32 + 8 * N * N + 2 * OVERHEAD  # the triple
+        expected += 2 * (16 + 32 + 48) + 32 + 8 * N * N + 2 * OVERHEAD  # the triple, sealed
     assert record["server_bytes"] == expected
     again = house.round(updates(1))
     assert (again["upload_bytes"], again["server_bytes"]) == (record["upload_bytes"], expected)

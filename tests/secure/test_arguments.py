@@ -153,7 +153,8 @@ def test_a_party_is_asked_for_what_cannot_be(what: str) -> None:
 
 
 def test_a_dealer_that_was_asked_for_nonsense_still_deals() -> None:
-    dealer = Dealer()
+    dealer, played = Dealer(), LocalParties("shares", RUN, D)
+    dealer.meet(RUN, [server.introduce() for server in played.servers])
     for rows in (-1, 1 << 20, None, 2.0, "4"):
         with pytest.raises(OpeningError, match="found 3"):
             dealer.triple(RUN, 3, rows, D)  # type: ignore[arg-type]

@@ -241,6 +241,7 @@ def test_a_round_that_is_repeated_opens_the_same_sum_or_none(name: str, monkeypa
         played.servers[0].begin(5, range(N), 0)
     if name == "shares":
         played.dealer = Dealer()
+        introduce(played.servers, played.dealer)
     for server in played.servers:  # nor is it forgotten when they are told to go back
         server.restore(server.memory(), 2, 0)
     attempt(played, 3, 1)
@@ -427,7 +428,7 @@ def test_a_server_that_is_started_again_knows_what_it_has_opened(name: str, tmp_
     def opened_in(hosts: list[PartyHost], chosen: np.ndarray, training: int = 7) -> Words:
         played = LocalParties(name, run_id("a run"), D)  # type: ignore[arg-type]
         played.servers = [host._server() for host in hosts]  # type: ignore[assignment]
-        introduce(played.servers)
+        introduce(played.servers, played.dealer)
         for server in played.servers:
             server.begin(3, range(N), training)
         for client, row in enumerate(honest()):

@@ -377,7 +377,7 @@ def telling(self, data, learn=Server.learn):
 
 FAULTS = {
     "digests are not compared": (("fedrobust.secure.messages.compare_digest", lambda *_: True), "cannot be right"),
-    "sizes are not checked": ((shares, "expect", sizeless), "rror from ask|ask is taken"),
+    "sizes are not checked": ((shares, "expect", sizeless), "rror from ask|ask is taken|cannot be right"),
     "sizes of shares are not checked": ((server, "expect", sizeless), "ValueError|the rows of|cannot be right"),
     "parts are not compared": ((ReplicatedServer, "_fit", lambda *_: True), "the rows of"),
     "lists are not compared": ((Server, "agree", alone), "is skipped|cannot be right|the rows of"),

@@ -11,7 +11,7 @@ from wrapped import CLIP, EQUAL, NAMES, RUN, D, N, honest, mean, parties, play
 
 from fedrobust.aggregation import Combination
 from fedrobust.secure import opened, server
-from fedrobust.secure.local import LocalParties
+from fedrobust.secure.local import LocalParties, introduce
 from fedrobust.secure.messages import HEADER, Kind, MessageError, run_id
 from fedrobust.secure.opened import Opened
 from fedrobust.secure.shares import Dealer, ShareServer
@@ -29,6 +29,7 @@ def differences(dealer: Dealer, rows: tuple[np.ndarray, np.ndarray]) -> list[np.
 
     played = parties("shares", wire=wire)
     played.dealer = dealer
+    introduce(played.servers, dealer)
     for now, words in enumerate(rows):
         play(played, words, now + 1)
     return [sum(parts) for parts in seen]
@@ -150,6 +151,7 @@ def test_a_round_is_repeated_after_a_server_has_died(name: str) -> None:
         each.restore(memory, 1, functionals)
     if name == "shares":
         again.dealer = Dealer(again.entropy)
+        introduce(again.servers, again.dealer)
     with pytest.raises(OpeningError, match="round 1 is over"):
         play(again, rows, 1)
     repeated, expected = play(again, rows, 2), play(undisturbed, rows, 2)

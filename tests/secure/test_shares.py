@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.stats import chisquare
 from fedrobust.secure import ring, shares
 from fedrobust.secure.local import LocalParties, introduce
 from fedrobust.secure.messages import DEALER, HEADER, OVERHEAD, Kind, MessageError, run_id, unpack
+from fedrobust.secure.ring import Entropy
 from fedrobust.secure.shares import Dealer, ShareServer, share
 from fedrobust.secure.weights import OpeningError, support
 
@@ -44,6 +46,13 @@ def pair(**options: object) -> tuple[ShareServer, ShareServer]:
     first, second = (ShareServer(k, RUN, D, **options) for k in range(2))
     introduce((first, second))
     return first, second
+
+
+def met(both: tuple[ShareServer, ShareServer], entropy: Entropy = os.urandom) -> Dealer:
+    """A dealer who knows their keys, which they have agreed by already."""
+    dealer = Dealer(entropy)
+    dealer.meet(RUN, [server.introduce() for server in both])
+    return dealer
 
 
 def servers(n: int = 4, **options: object) -> tuple[ShareServer, ShareServer]:
@@ -100,19 +109,26 @@ def test_what_the_servers_open_to_each_other_is_uniform() -> None:
 
 
 def test_the_triple_is_a_square() -> None:
-    to_0, to_1 = Dealer(np.random.default_rng(0).bytes).triple(RUN, 1, 3, 2_500)
-    seeds = [message.body[16:48] for message in (to_0, to_1)]
+    both = pair()
+    to_0, to_1 = met(both, np.random.default_rng(0).bytes).triple(RUN, 1, 3, 2_500)
+    for number, sealed in enumerate((to_0, to_1)):
+        with pytest.raises(MessageError, match=f"not sealed for server {1 - number}"):
+            both[1 - number].links.unsealed(sealed.body)
+    bodies = [server.links.unsealed(message.body) for server, message in zip(both, (to_0, to_1), strict=True)]
+    seeds = [body[16:48] for body in bodies]
     parts = [ring.expand(seed, 3 * 2_500).reshape(3, 2_500) for seed in seeds]
     whole, first = (part.astype(object) for part in (parts[0] + parts[1], parts[0]))
-    blind = ring.expand(to_0.body[48:], 9).reshape(3, 3)
-    correction = np.frombuffer(to_1.body[48:], dtype=np.int64).reshape(3, 3)
+    blind = ring.expand(bodies[0][48:], 9).reshape(3, 3)
+    correction = np.frombuffer(bodies[1][48:], dtype=np.int64).reshape(3, 3)
     expected = 2 * (whole @ whole.T - first @ first.T)
     assert all(value % 2**64 == 0 for value in ((blind + correction).astype(object) - expected).reshape(-1))
-    assert (len(to_0.body), len(to_1.body)) == (16 + 64, 16 + 32 + 72)
+    assert (len(bodies[0]), len(bodies[1])) == (16 + 64, 16 + 32 + 72)
 
 
 def test_a_dealer_gives_no_round_two_triples() -> None:
-    dealer = Dealer()
+    with pytest.raises(OpeningError, match="has not met the servers"):
+        Dealer().triple(RUN, 4, 2, 8)
+    dealer = met(pair())
     dealer.triple(RUN, 4, 2, 8)
     for round in (4, 3):
         with pytest.raises(OpeningError, match="has had its triple"):
@@ -122,10 +138,10 @@ def test_a_dealer_gives_no_round_two_triples() -> None:
 
 
 def test_a_triple_for_other_rows_is_refused() -> None:
-    first, _ = servers(4)
+    first, second = servers(4)
     for rows, columns in ((3, D), (4, D + 1)):
         with pytest.raises(MessageError, match="not for 4 rows and 50 columns"):
-            first.receive_triple(Dealer().triple(RUN, 1, rows, columns)[0].pack())
+            first.receive_triple(met((first, second)).triple(RUN, 1, rows, columns)[0].pack())
 
 
 def test_the_gram_matrix_is_exact_in_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +177,7 @@ def test_nothing_happens_out_of_turn(step: str) -> None:
 
 def test_chunks_are_exchanged_once() -> None:
     first, second = servers()
-    for server, message in zip((first, second), Dealer().triple(RUN, 1, 4, D), strict=True):
+    for server, message in zip((first, second), met((first, second)).triple(RUN, 1, 4, D), strict=True):
         server.receive_triple(message.pack())
         with pytest.raises(OpeningError, match="check must come first"):
             server.gram_share()
@@ -214,7 +230,7 @@ def test_the_dealer_cannot_read_what_the_servers_open() -> None:
 
     def wire(data: bytes) -> bytes:
         if data[HEADER.size - 9] == Kind.TRIPLE and data[37:44] == b"server0":
-            masks.append(ring.expand(unpack(data).body[48:], 25))
+            masks.append(ring.expand(parties.servers[0].links.unsealed(unpack(data).body)[48:], 25))
         if data[HEADER.size - 9] == Kind.GRAM and unpack(data).sender == -10:
             seen.append(np.frombuffer(unpack(data).body, dtype=np.int64))
         return data
@@ -241,4 +257,4 @@ def test_support_by_hand() -> None:
 
 
 def test_the_sender_of_a_triple_is_the_dealer() -> None:
-    assert unpack(Dealer().triple(RUN, 1, 2, 8)[0].pack()).sender == DEALER
+    assert unpack(met(pair()).triple(RUN, 1, 2, 8)[0].pack()).sender == DEALER
