@@ -28,7 +28,7 @@ from fedrobust.secure.messages import run_id
 from fedrobust.secure.opened import Opened
 from fedrobust.secure.privacy import SKETCH
 from fedrobust.secure.ring import FRACTION, encode
-from fedrobust.secure.sketch import sketched
+from fedrobust.secure.sketch import MASK_BITS, PROJECTIONS, projected, sketched
 
 FILE = Path(__file__).parent.parent / "experiments" / "secure.yaml"
 CLIP = fedrobust.load(FILE).privacy.clip
@@ -204,6 +204,51 @@ def chosen(found: Training, sketch: int | None, colluders: int = 15) -> None:
         print(f"| {name} | {len(right) * colluders} | | {share} | | {named} |")
 
 
+def combined(rows: np.ndarray, servers: int, draw: np.random.Generator) -> np.ndarray:
+    """(n, PROJECTIONS) in units of C: what the check of lengths opens of rows (n, d) of words."""
+    both = sketched(lambda part: rows[:, part].copy(), *rows.shape, SKETCH, draw.bytes(32), twice=True)
+    noise = draw.integers(-(1 << MASK_BITS), 1 << MASK_BITS, size=(servers, len(rows), PROJECTIONS)).sum(axis=0)
+    return np.asarray((projected(both, draw.bytes(32)) + noise) * 2.0**-FRACTION)
+
+
+def shapes(d: int = 4_000, rounds: int = 400) -> None:
+    """Table: how often a peaked and a flat update of one length are told apart by the 64 combinations of a round."""
+    print("\n| length, of C | two servers | three servers |\n|---|---|---|")
+    draw, bins = np.random.default_rng(3), np.linspace(-8, 8, 81)
+    for length in (1.0, 0.5, 0.2, 0.05):
+        cells = []
+        for servers in (2, 3):
+            flat, peak = encode(length * draw.standard_normal(d) / np.sqrt(d), 1.0), np.zeros(d, dtype=np.int64)
+            peak[7] = round(length * 2**FRACTION)
+            seen = [np.vstack([combined(row[None], servers, draw) for _ in range(2 * rounds)]) for row in (flat, peak)]
+            one, other = (np.histogram(each[:rounds], bins)[0] + 1.0 for each in seen)
+            score = np.log(other / one)
+            told = [score[np.clip(np.digitize(each[rounds:], bins) - 1, 0, 79)].sum(axis=1) > 0 for each in seen]
+            cells.append(f"{(np.mean(~told[0]) + np.mean(told[1])) / 2:.0%}")
+        print(f"| {length:g} | {' | '.join(cells)} |", flush=True)
+
+
+def with_a_server(d: int = 2_000, rounds: int = 60) -> None:
+    """Table: the cosine to which a server and the coordinator know an update that is the same in every round."""
+    print("\n| length, of C | 1 round | 10 | 60 |\n|---|---|---|---|")
+    draw, eye = np.random.default_rng(2), np.eye(d, dtype=np.int64)
+    update = draw.standard_normal(d)
+    update /= np.linalg.norm(update)
+    for length in (0.9, 0.3, 0.05):
+        words, normal, right, cells = encode(length * update, 1.0), np.zeros((d, d)), np.zeros(d), []
+        for round in range(1, rounds + 1):
+            places, numbers = draw.bytes(32), draw.bytes(32)
+            known = projected(sketched(lambda part: eye[:, part].copy(), d, d, SKETCH, places, twice=True), numbers)
+            seen = words @ known + draw.integers(-(1 << MASK_BITS), 1 << MASK_BITS, size=PROJECTIONS)
+            normal += known @ known.T
+            right += known @ (seen * 2.0**-FRACTION)
+            if round in (1, 10, 60):
+                ridge = (2.0 ** (MASK_BITS - FRACTION)) ** 2 / 3 / (length**2 / d)
+                guess = np.linalg.solve(normal + ridge * np.eye(d), right)
+                cells.append(f"{guess @ update / np.linalg.norm(guess):.2f}")
+        print(f"| {length:g} | {' | '.join(cells)} |", flush=True)
+
+
 def correlations(found: Training, r: int) -> np.ndarray:
     """|rank correlation| over the hospitals of what r rounds of G show with what they hold."""
     updates, patches = found.updates[:r], found.labels.sum(axis=1)
@@ -249,6 +294,8 @@ def main() -> None:
         told(trainings, sketch)
     for sketch in SKETCHES:
         chosen(trainings[0], sketch)
+    shapes(rounds=20 if options.quick else 400)
+    with_a_server(d=300 if options.quick else 2_000)
     grouped(trainings)
     print("\n| training | rounds | norm ~ |share − ½| | main direction ~ share | norm ~ patches | bias ~ share |")
     print("|---|---|---|---|---|---|")

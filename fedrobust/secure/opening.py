@@ -57,6 +57,8 @@ def misfit(aggregate: Words, weights: Words, gram: Integers, servers: int, sketc
     from its mean with a probability below 2 exp(−32) < 10^-13. That is `allowed`. A row of weight w whose square wraps
     around in the Gram matrix, which is read mod 2^63, makes q too small by w² 2^63 at least, and so is found where
     this is more than twice what is allowed. Below that it moves the sum by √allowed at most, less than an honest row.
+    That takes its products with the other rows for right: a row so long that they wrap around, too, is left out before
+    (`sketch.too_long`), so neither check replaces the other.
 
     Where `gram` is of sketches of k columns, q is ‖aS‖², and ‖a‖ ≤ √q / (1 − √(n/k) − 6/√k) for any a in the span of n
     rows: with normal S but for a probability of 2 exp(−18) (Davidson, Szarek, 2001), and so measured for this S. A sum
