@@ -59,6 +59,11 @@ def test_a_run_that_is_part_of_many_is_sealed_too(reference: fedrobust.Result, p
     assert not verify_all(cell.folder).broken and "report.html" in verify_all(cell.folder).files
 
 
+def runs() -> set[Path]:
+    """The folders of the runs that there are."""
+    return set(Path("mlruns/runs").glob("*"))
+
+
 def stop_after(number: int) -> Callable[[dict[str, Any]], None]:
     def stop(record: dict[str, Any]) -> None:
         if record["kind"] == "round" and record["round"] == number:
@@ -68,10 +73,10 @@ def stop_after(number: int) -> Callable[[dict[str, Any]], None]:
 
 
 def test_images_that_were_exchanged_in_the_cache_are_other_data(pool: Pool) -> None:
-    options, before = ["federation.rounds=2", "data.stain_normalisation=reinhard"], set(Path("mlruns/runs").iterdir())
+    options, before = ["federation.rounds=2", "data.stain_normalisation=reinhard"], runs()
     with pytest.raises(KeyboardInterrupt):
         run(*options, hooks=[stop_after(1)], pool=pool)
-    (stopped,) = set(Path("mlruns/runs").iterdir()) - before
+    (stopped,) = runs() - before
     (cache,) = Path("mlruns/cache").iterdir()
     honest = cache.read_bytes()
     with np.load(cache) as kept:
@@ -84,10 +89,10 @@ def test_images_that_were_exchanged_in_the_cache_are_other_data(pool: Pool) -> N
 
 
 def test_a_run_whose_log_was_taken_away_is_not_resumed(pool: Pool) -> None:
-    before = set(Path("mlruns/runs").iterdir())
+    before = runs()
     with pytest.raises(KeyboardInterrupt):
         run("federation.rounds=2", hooks=[stop_after(1)], pool=pool)
-    (stopped,) = set(Path("mlruns/runs").iterdir()) - before
+    (stopped,) = runs() - before
     (stopped / "audit.jsonl").unlink()
     restate(stopped, audit_offset=0, audit_head="")
     with pytest.raises(ExperimentError, match="this run has no audit log, or it was taken away"):
@@ -98,10 +103,10 @@ def test_a_run_whose_log_was_taken_away_is_not_resumed(pool: Pool) -> None:
 def test_nothing_that_was_put_into_a_run_s_folder_is_sealed_by_resuming_it(
     reference: fedrobust.Result, pool: Pool
 ) -> None:
-    before = set(Path("mlruns/runs").iterdir())
+    before = runs()
     with pytest.raises(KeyboardInterrupt):
         run("federation.rounds=2", hooks=[stop_after(1)], pool=pool)
-    (stopped,) = set(Path("mlruns/runs").iterdir()) - before
+    (stopped,) = runs() - before
     for name in ("partition.png", "figures/old.png", "figures/evil.py", "model/code/evil.py", "sitecustomize.py"):
         (stopped / name).parent.mkdir(parents=True, exist_ok=True)
         (stopped / name).write_bytes(b"forged")

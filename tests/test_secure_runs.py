@@ -50,6 +50,14 @@ def worn(place: Path, pool: Pool) -> dict[str, fedrobust.Result]:
         return {name: run(*WORN, privacy, pool=pool) for name, privacy in REPEATABLE.items()}
 
 
+def ended(actor: Any) -> None:
+    """Kill an actor, and wait until it is dead: until then it may still answer."""
+    ray.kill(actor)
+    with pytest.raises(ray.exceptions.RayActorError):
+        while True:
+            ray.get(actor.__ray_ready__.remote(), timeout=60)
+
+
 def timeless_rounds(result: fedrobust.Result) -> list[dict[str, Any]]:
     """What a run tells of its rounds, but what depends on the attempt: how long, and digests of messages."""
     left_out = ("commitments", "server_bytes")
@@ -160,7 +168,7 @@ def test_a_worker_that_dies_under_masks_costs_its_hospitals_the_round(
 
     def killing(self: ByMasks, round: int, attempt: int, blocks: Sequence[Any]) -> Any:
         if round == 2:
-            ray.kill(pool._all[0].workers[0])
+            ended(pool._all[0].workers[0])
         return begin(self, round, attempt, blocks)
 
     monkeypatch.setattr(ByMasks, "send", killing)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from hmac import compare_digest
@@ -15,12 +13,13 @@ import numpy as np
 
 from fedrobust.secure import SharedPrivacy
 from fedrobust.secure.arguments import is_number
+from fedrobust.secure.ledger import read_ledger, write_ledger
 from fedrobust.secure.lines import Line
 from fedrobust.secure.messages import HEADER, MessageError, viewed
 from fedrobust.secure.randomness import entropy
 from fedrobust.secure.replicated import ReplicatedServer
 from fedrobust.secure.sending import Packet
-from fedrobust.secure.server import Ledger, Server
+from fedrobust.secure.server import Server
 from fedrobust.secure.shares import Dealer, ShareServer
 from fedrobust.secure.weights import OpeningError
 
@@ -224,31 +223,6 @@ class PartyHost:
     def _require(self, owner: bytes) -> None:
         if not isinstance(owner, bytes) or not compare_digest(owner, self._owner):
             raise OpeningError("only who has set a party up may do this")
-
-
-def read_ledger(path: Path) -> Ledger | None:
-    """What a server wrote down of what it has opened; None if there is nothing. OpeningError if it cannot be read."""
-    try:
-        found = json.loads(path.read_bytes())
-        return {"functionals": found["functionals"], "training": found["training"], "weights": dict(found["weights"])}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, LookupError, TypeError):
-        raise OpeningError(f"{path}: a server cannot read what it has opened, so it opens nothing") from None
-
-
-def write_ledger(path: Path, ledger: Ledger) -> None:
-    """Write it down, for good, where only the owner of the process can read it. OpeningError if the disk refuses."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial_file = path.with_suffix(".partial")
-        with os.fdopen(os.open(partial_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(ledger, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial_file.replace(path)
-    except OSError as error:
-        raise OpeningError(f"{path}: a server cannot write down what it opens: {error.strerror}") from None
 
 
 def _pairs(packets: Sequence[object]) -> Iterator[tuple[int, object]]:

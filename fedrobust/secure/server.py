@@ -17,11 +17,12 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from fedrobust.secure.arguments import are_numbers, are_words, is_number
+from fedrobust.secure.ledger import Ledger, nowhere
 from fedrobust.secure.lines import Line, combined, filled, pieces
 from fedrobust.secure.links import INTRODUCTION_BYTES, SEALED_BYTES, Links
 from fedrobust.secure.messages import (
@@ -45,14 +46,6 @@ CHECKED = 512
 """Columns of the sketch by which lengths are checked where the Gram matrix is not one of a sketch."""
 NOISE_BITS = 16
 """Each server adds uniform noise from −2^16 to 2^16 to its part of each coordinate of the sum."""
-
-
-Ledger = dict[str, Any]
-"""What a server has opened: `functionals`, and of the last sum the `training` round and the `weights` by client."""
-
-
-def _nowhere(ledger: Ledger) -> None:
-    """Keep nothing."""
 
 
 class Server(ABC):
@@ -94,7 +87,7 @@ class Server(ABC):
         self.functionals = 0
         """Linear functionals of every update that were opened so far: see `_count`."""
         self._summed: tuple[int, dict[int, int]] = -1, {}
-        self.keep: Callable[[Ledger], None] = _nowhere
+        self.keep: Callable[[Ledger], None] = nowhere
         """Is handed what it must not forget, before anything is opened: for `recall` when it is started again."""
         self._past: dict[str, dict[int, dict[int, Line]]] = {
             name: {component: {} for component, _ in self.holds} for name in histories
