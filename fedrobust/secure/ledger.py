@@ -1,4 +1,4 @@
-"""What a server writes down of what it opens, in a file of its own: it must not forget that when it is started again."""
+"""What a server writes down of what it opens, in a file of its own, as it must not forget it when it starts again."""
 
 from __future__ import annotations
 

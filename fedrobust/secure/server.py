@@ -257,8 +257,6 @@ class Server(ABC):
         that was opened of the same training round: the two would differ by single updates.
         """
         self._after("gram")
-        if not are_words(weights, len(self.clients)):
-            raise OpeningError(f"{len(self.clients)} weights are needed, as words")
         require_support(require_short(weights, len(self.clients)), self.min_support)
         chosen = {client: weight for client, weight in zip(self.clients, weights.tolist(), strict=True) if weight}
         if self._summed[0] == self.training and self._summed[1] != chosen:

@@ -39,7 +39,7 @@ def shortened(weights: Floats) -> tuple[Words, float]:
 
 def require_short(weights: object, n: int) -> Words:
     """The weights, if they are n words from 0 to 4095. OpeningError otherwise."""
-    if not isinstance(weights, np.ndarray) or weights.dtype != np.int64 or weights.shape != (n,):
+    if type(weights) is not np.ndarray or weights.dtype != np.int64 or weights.shape != (n,):
         raise OpeningError(f"{n} weights are needed, as words")
     if len(weights) and not (weights.min() >= 0 and weights.max() <= LARGEST_WEIGHT):
         raise OpeningError(f"weights must be from 0 to {LARGEST_WEIGHT}: longer ones would show single updates")
