@@ -384,7 +384,7 @@ FAULTS = {
     "a refused list is the last one": ((Server, "agree", hasty), "changes the party"),
     "a refused share counts": ((ShareServer, "receive", early), "the rows of|Error"),
     "names are not checked": ((federation_party, "_require_own", lambda *_: None), "the rows of|are refused"),
-    "weights may be long": ((server, "require_short", lambda weights, n: weights), "ask is taken"),
+    "weights may be long": ((server, "require_short", lambda weights, n: weights), "rror from ask|ask is taken"),
     "words may be anything": ((server, "are_words", lambda *_: True), "rror from ask|ask is taken"),
     "numbers may be anything": ((shares, "is_number", lambda *_: True), "Error from|is taken"),
     "rows may be anything": ((shares, "require_rows", lambda *_: None), "rror from ask|ask is taken"),
