@@ -6,9 +6,9 @@ from each part nothing. What is opened of rows in the sum, and for the check of 
 in it besides.
 
 Once: `introduce`, `meet` the others, and of server 0 the `secrets` that the others `learn`. The order of a round is
-fixed: `begin`, `receive` from each client, `agree` on who is there, the check, the Gram matrix, products with public
-vectors, one weighted sum. Every method refuses to be called out of turn, and a sum of a training round that is
-repeated must be the one that was opened before.
+fixed: `begin`, `receive` from each client, `agree` on who is there, the check and who is dropped for it, the Gram
+matrix, products with public vectors, one weighted sum. Every method refuses to be called out of turn, and a sum of a
+training round that is repeated must be the one that was opened before.
 """
 
 from __future__ import annotations
