@@ -370,7 +370,7 @@ LARGE = ["learning.model.channels=[32,64]", "federation.rounds=4", "learning.loc
     [
         ["aggregation.stages=[clip,nnm]", "aggregation.rule=geometric_median"],
         ["aggregation.stages=[nnm]", "aggregation.rule=trimmed_mean"],
-        ["aggregation.rule=fltrust"],
+        pytest.param(["aggregation.rule=fltrust"], marks=LONG),
         pytest.param(["aggregation.rule=foolsgold"], marks=LONG),
         pytest.param(["aggregation.rule=lasa"], marks=LONG),
     ],

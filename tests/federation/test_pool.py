@@ -153,7 +153,10 @@ print(private.exists(), private.parent)
 """
 
 
-@pytest.mark.parametrize("root", ["", "a folder for temporary files whose path is too long for Ray's sockets"])
+TOO_LONG = "a folder for temporary files whose path is too long for Ray's sockets"
+
+
+@pytest.mark.parametrize("root", ["", pytest.param(TOO_LONG, marks=pytest.mark.long)])
 def test_only_its_owner_can_enter_the_session_of_ray(tmp_path: Path, root: str) -> None:
     temporary = tmp_path / root
     temporary.mkdir(exist_ok=True)
