@@ -15,7 +15,7 @@ from fedrobust.secure.ring import Words
 
 LARGEST_WEIGHT = (1 << 12) - 1
 MIN_SUPPORT = 3.0
-SPREADING = ("mean", "multi_krum", "mda", "geometric_median", "centered_clipping", "norm_bound")
+SPREADING = ("mean", "multi_krum", "mda", "centered_clipping", "norm_bound")
 """Rules whose weights lie on many updates."""
 
 
