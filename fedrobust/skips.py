@@ -46,7 +46,9 @@ class Skips:
             return ""
         shown = [f"in {n} round{'' if n == 1 else 's'}: {reason}" for reason, n in list(self.reasons.items())[:most]]
         rest = len(self.reasons) - most
-        return f"{self.count}: {'; '.join(shown)}" + (f"; {rest} more reason{'' if rest == 1 else 's'}" if rest > 0 else "")
+        return f"{self.count}: {'; '.join(shown)}" + (
+            f"; {rest} more reason{'' if rest == 1 else 's'}" if rest > 0 else ""
+        )
 
     def no_result(self) -> str:
         """Of a run that is `untrained`: what happened, and what is to be done."""
