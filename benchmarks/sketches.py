@@ -70,7 +70,7 @@ ATTACKS = {
         )
     },
 }
-COLUMNS: dict[str, int | None] = {"exact": None, "again": None, "2048": 2048, "512": 512, "128": 128, "32": 32}
+COLUMNS: dict[str, int | None] = {"exact": None, "again": None, "2048": 2048, "512": 512, "128": 128}
 
 
 class Here(Sent):
