@@ -368,7 +368,7 @@ LARGE = ["learning.model.channels=[32,64]", "federation.rounds=4", "learning.loc
 @pytest.mark.parametrize(
     "defence",
     [
-        ["aggregation.stages=[clip,nnm]", "aggregation.rule=geometric_median"],
+        pytest.param(["aggregation.stages=[clip,nnm]", "aggregation.rule=geometric_median"], marks=LONG),
         ["aggregation.stages=[nnm]", "aggregation.rule=trimmed_mean"],
         pytest.param(["aggregation.rule=fltrust"], marks=LONG),
         pytest.param(["aggregation.rule=foolsgold"], marks=LONG),

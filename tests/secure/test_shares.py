@@ -192,7 +192,7 @@ def test_chunks_are_exchanged_once() -> None:
         with pytest.raises(OpeningError, match="difference 0 is done"):
             call(0)
     with pytest.raises(MessageError, match="digest"):
-        first.add_difference(data[:-40] + b"\1" + data[-39:])
+        first.add_difference(data[:-40] + bytes([data[-40] ^ 1]) + data[-39:])
     with pytest.raises(MessageError, match="truncated"):
         first.add_difference(data[:100])
     first.add_difference(data)
