@@ -1,8 +1,8 @@
 """The weights of a sum that servers open: short whole numbers, on enough updates.
 
 In the bits of one sum long weights would show more than one combination of the updates: of u_1 + 2^40 u_2 both can be
-read. With whole weights of 12 bits no update follows from a sum: u_i + w_l z and u_l − w_i z for any vector z of integers
-give the same one, and one unit of z moves an update by 2^-16 of the clip at most.
+read. With whole weights of 12 bits no update follows from a sum: u_i + w_l z and u_l − w_i z, for any vector z of
+integers, give the same one, and one unit of z moves an update by 2^-16 of the clip at most.
 """
 
 from __future__ import annotations
