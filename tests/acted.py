@@ -6,6 +6,7 @@ What an actor answers to whom is on record, and an actor can die at any call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,8 +112,15 @@ class Hospitals:
 class House:
     """A federation with the hospitals on `workers` actors, whose updates the test gives."""
 
-    def __init__(self, options: dict[str, Any], d: int, patch: pytest.MonkeyPatch, workers: int = 2) -> None:
-        patch.setattr("fedrobust.federation.delivery.LEDGERS", None)
+    def __init__(
+        self,
+        options: dict[str, Any],
+        d: int,
+        patch: pytest.MonkeyPatch,
+        workers: int = 2,
+        ledgers: Path | None = None,
+    ) -> None:
+        patch.setattr("fedrobust.federation.delivery.LEDGERS", ledgers)
         self.experiment = Experiment.model_validate(options)
         self.answers, self.d = Answers(patch), d
         clients = self.experiment.federation.clients

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,30 @@ def test_real_secrets_come_back_with_the_checkpoint(name: str, monkeypatch: pyte
         ends.append(models(play(resumed, 2)))
     assert ends[0] == ends[1] == models(play(stopped, 2))
     assert models(play(house())) != ends[0]
+
+
+def test_a_run_that_is_resumed_opens_no_other_sum_of_a_round_that_it_had_begun(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver dies between the sum and the commit; then one hospital is late: the difference would be its update."""
+    privacy = {"name": name, "randomness": "system"}
+
+    def house() -> House:
+        return House(options(privacy), D, monkeypatch, ledgers=tmp_path)
+
+    before = house()
+    before.round(updates(0))
+    kept = dict(before.arrays)
+    before.round(updates(1))
+    for clients in (range(7), range(8)):
+        resumed = house()
+        resumed.arrays, resumed.records, resumed.parties = dict(kept), before.records[:1], []
+        resumed.start(1)
+        record = resumed.round(updates(1)[: len(clients)], clients=list(clients))
+        if len(clients) == 7:
+            assert record["skipped"] == "another sum of training round 2 was opened before"
+        else:
+            assert record["model"] == before.records[1]["model"]
 
 
 DEATHS = [
