@@ -277,12 +277,12 @@ def grouped(trainings: Sequence[Training], size: int = 4) -> None:
         print(f"| {r} | {summary(parts)} |")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--data", type=Path, help="the IDC patches, idc_breast_48.npz")
     either.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     source = "data.source={name: histology, size: 24}" if options.quick else f"data.source.path={options.data}"
     seeds, long, short = ([1], 2, 2) if options.quick else ([1, 2, 3], 40, 10)
 

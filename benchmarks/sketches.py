@@ -142,7 +142,7 @@ def runs(source: str, rounds: int, seeds: Sequence[int], attacks: Sequence[str])
         yield json.dumps([rounds, seed, attack, defence, columns]), [*own, *DEFENCES[defence]]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     either = parser.add_mutually_exclusive_group(required=True)
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS), metavar="ATTACK")
     parser.add_argument("--kept", type=Path, default=Path("mlruns/sketches.jsonl"), help="where finished runs are kept")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     source = "data.source={name: histology, size: 24}" if given.quick else f"data.source.path={given.data}"
     rounds, attacks = (6, ["none", "alie 1.5, 20%"]) if given.quick else (40, given.attacks)

@@ -132,6 +132,35 @@ def test_who_calls_another_party_is_not_charged_for_it(metered, monkeypatch):
 
 
 @pytest.mark.long
+def test_sketches_are_compared_by_attack_and_what_is_finished_is_kept(monkeypatch, tmp_path, capsys):
+    sketches = script(monkeypatch, "sketches")
+    monkeypatch.setattr(sketches, "DEFENCES", dict(list(sketches.DEFENCES.items())[2:3]))
+    monkeypatch.setattr(sketches, "COLUMNS", {"exact": None, "128": 128})
+    kept = tmp_path / "kept.jsonl"
+    for runs in (4, 0):
+        sketches.main(["--quick", "--kept", str(kept)])
+        printed = capsys.readouterr().out
+        assert len(kept.read_text().splitlines()) == 4 and printed.count("'run'") == runs
+    assert "| alie 1.5, 20% | 0." in printed and "| 128 | " in printed
+    assert all(0.3 < json.loads(line)["accuracy"] < 1 for line in kept.read_text().splitlines())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_leaks_are_measured_with_and_without_a_sketch(monkeypatch, capsys):
+    leakage = script(monkeypatch, "leakage")
+    monkeypatch.setattr(leakage, "COLLUDERS", (0, 5))
+    leakage.main(["--quick"])
+    printed = capsys.readouterr().out
+    for title in ("G of the updates:", "G of sketches of 512 columns:", "G of sketches of 128 columns:"):
+        assert title in printed
+    exact, *blurred = [line for line in printed.splitlines() if line.startswith("| a coordinate |")]
+    errors = [float(line.split("|")[4]) for line in (exact, *blurred)]
+    assert errors[0] < 1e-8 and min(errors[1:]) > 1e-5
+    assert printed.count("none: no product with them is opened | | | | 15 of 15") == 3
+
+
+@pytest.mark.long
 def test_a_sweep_is_measured_beside_the_same_trials_in_bare_processes(monkeypatch, ray_local, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     place = tmp_path / "figures.json"
