@@ -68,6 +68,23 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with data and the experiment file `tiny.yaml`, shared by the runs of a module."""
+    from tiny import YAML, write_patches
+
+    folder = tmp_path_factory.mktemp("place")
+    write_patches(folder / "patches.npz")
+    (folder / "tiny.yaml").write_text(YAML)
+    return folder
+
+
+@pytest.fixture
+def in_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs in this folder."""
+    monkeypatch.chdir(place)
+
+
 @pytest.fixture(scope="session")
 def idc_file() -> Path:
     """The real IDC patches. Skips where they are not beside the repository, except on CI, where they must be."""

@@ -6,29 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import YAML, ended_again, journal_without_seconds, run, write_patches
+from tiny import ended_again, journal_without_seconds, run
 
 import fedrobust
 from fedrobust.federation.pool import Pool
+
+pytestmark = pytest.mark.usefixtures("in_place")
 
 ACTS = "trust={acts: true, quarantine: {enter: 0.4}}"
 AWARE = "attacks=[{name: optimal_ipm, count: 2, evaluations: 8}]"
 FLIP = "attacks=[{name: sign_flip, count: 2, scale: 4}]"
 LARGE = ["learning.model.channels=[32,64]", "federation.rounds=4", "learning.local.steps=2"]
 """A model of 20,000 parameters: three shards have columns to hold."""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    write_patches(folder / "patches.npz")
-    (folder / "tiny.yaml").write_text(YAML)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
 
 
 def stopped_after(round: int, *overrides: str, pool: Pool) -> fedrobust.Result:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import YAML, ended_again, run, write_patches
+from tiny import ended_again, run
 from vouched import append, restate
 
 import fedrobust
@@ -19,19 +19,7 @@ from fedrobust.federation.verification import verify_all
 from fedrobust.runner import KEY, Part
 from fedrobust.secure.audit import read_public
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with data and an experiment file, shared by the runs of this module."""
-    folder = tmp_path_factory.mktemp("place")
-    write_patches(folder / "patches.npz")
-    (folder / "tiny.yaml").write_text(YAML)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
+pytestmark = pytest.mark.usefixtures("in_place")
 
 
 @pytest.fixture(scope="module")

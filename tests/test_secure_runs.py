@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from tiny import YAML, ended_again, run, write_patches
+from tiny import ended_again, run
 
 import fedrobust
 from fedrobust.federation.delivery import ByMasks
@@ -17,6 +17,8 @@ from fedrobust.federation.parties import PartyTeam
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.verification import verify_all
 from fedrobust.secure.audit import timeless
+
+pytestmark = pytest.mark.usefixtures("in_place")
 
 ROUNDS = 5
 FLIPS = "attacks=[{name: sign_flip, count: 2, scale: 3}]"
@@ -28,19 +30,6 @@ REPEATABLE = {
     "replicated": "privacy={name: replicated, sketch: null, randomness: seed}",
 }
 MEAN = ["federation.rounds=3", "attacks=[]", "aggregation={rule: mean}"]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("secret")
-    write_patches(folder / "patches.npz")
-    (folder / "tiny.yaml").write_text(YAML)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
 
 
 @pytest.fixture(scope="module")

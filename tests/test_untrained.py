@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from tiny import YAML, run, write_patches
+from tiny import run
 
 import fedrobust
 from fedrobust import cli
@@ -19,6 +19,8 @@ from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import explained
 from fedrobust.federation.verification import verify_all
 
+pytestmark = pytest.mark.usefixtures("in_place")
+
 DIVERGED = ["learning.local.optimizer.lr=1.0e+30", "attacks=[]", "federation.rounds=3"]
 TOO_FEW = [
     "federation={clients: 4, rounds: 2}",
@@ -27,19 +29,6 @@ TOO_FEW = [
     "privacy={name: shares, min_support: 4}",
 ]
 """The weights of a geometric median of four lie on fewer than four updates, which the servers do not open."""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("untrained")
-    write_patches(folder / "patches.npz")
-    (folder / "tiny.yaml").write_text(YAML)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
 
 
 def untrained(*options: str, pool: Pool) -> tuple[Path, str]:

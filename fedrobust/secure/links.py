@@ -14,8 +14,6 @@ from fedrobust.secure.messages import MessageError
 from fedrobust.secure.ring import SEED_BYTES, Words, derived, expand
 
 SEALED_BYTES = SEED_BYTES + 16
-ADDED_BYTES = 32 + 16
-"""What sealing for a server adds."""
 INTRODUCTION_BYTES = 64
 """A public key, and a number that is used in one meeting."""
 
