@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 FLOORS: list[set[str]] = [
-    {"options", "errors", "private", "seeds", "portions", "skips"},
+    {"options", "errors", "private", "seeds", "portions", "skips", "texts"},
     {"data", "learning", "aggregation"},
     {"secure"},
     {"attacks", "trust"},
