@@ -19,8 +19,9 @@ from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
-from fedrobust.federation.pool import Pool, ray_session, teams_that_fit
+from fedrobust.federation.pool import Pool, teams_that_fit
 from fedrobust.federation.rounds import Hook
+from fedrobust.federation.session import ray_session
 from fedrobust.runner import Part, Result, hospitals_of, run
 from fedrobust.tracking import Tracker, end_children
 

@@ -22,8 +22,9 @@ from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump, load
 from fedrobust.federation.journal import Checkpoint, Journal, Record, read_checkpoint, read_journal
 from fedrobust.federation.measures import misread
-from fedrobust.federation.pool import Pool, ray_session
+from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import Federation, Hook, Outcome
+from fedrobust.federation.session import ray_session
 from fedrobust.federation.verification import refuse_changed, seal_files
 from fedrobust.learning.vector import load_vector
 from fedrobust.naming import run_name, tags

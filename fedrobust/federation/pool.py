@@ -7,14 +7,10 @@ teams.
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
@@ -35,56 +31,11 @@ from fedrobust.federation.clients import ClientHost
 from fedrobust.federation.coordinator import Coordinator
 from fedrobust.federation.party import PartyHost
 from fedrobust.federation.shards import ShardHost
-from fedrobust.private import private_files
 
 PATIENCE = 120.0
 """Seconds that a team may be without a place in the cluster, at first and after its node has died."""
 RESTART = 60.0
 """Seconds within which the actors of a team that is started again must be there."""
-LONGEST_ROOT = 24
-"""Bytes in the path of a folder for temporary files in which Ray's session finds room; else `/tmp` is taken."""
-
-
-@contextmanager
-def ray_session() -> Iterator[None]:
-    """Ray, for as long as the block runs: the one that is already here, the cluster at RAY_ADDRESS, or a local one.
-
-    A bare `ray.init()` would join any cluster that happens to run on the machine.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS", "local")
-    asked_to_end = signal.getsignal(signal.SIGTERM)
-    with ExitStack() as stack:
-        options: dict[str, Any] = {}
-        if address == "local":
-            options = {"include_dashboard": False, "_temp_dir": stack.enter_context(_session_folder())}
-        stack.callback(ray.shutdown)
-        try:
-            with private_files():
-                ray.init(address=address, logging_level="ERROR", **options)
-        except Exception as error:  # Ray raises many kinds, all of which mean that there is no cluster
-            raise FederationError(f"Ray could not be started at '{address}': {' '.join(str(error).split())}") from error
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, asked_to_end)  # Ray has put its own there, which aborts
-        yield
-
-
-@contextmanager
-def _session_folder() -> Iterator[str]:
-    """A folder for Ray's session, which goes with it, inside one that only its owner may enter.
-
-    Ray lets everyone write to the folder that it is given and to its session in it, with sockets, logs and objects that
-    did not fit into memory. The path of a socket has 107 bytes at most, and Ray needs 80 of them.
-    """
-    root = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    place = root if "RAY_TMPDIR" in os.environ or len(os.fsencode(root)) <= LONGEST_ROOT else "/tmp"
-    private = tempfile.mkdtemp(prefix="ray-", dir=place)
-    try:
-        yield f"{private}/r"
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
 
 
 @dataclass

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import ray
@@ -129,44 +125,3 @@ def test_a_pool_whose_teams_find_no_place_says_so(ray_local: None, monkeypatch: 
         monkeypatch.setattr(Team, "mend", lambda team: False)
         with pytest.raises(FederationError, match="all teams have lost actors"), pool.lease():
             raise AssertionError("a broken team was leased")
-
-
-SESSION = """
-import os, stat
-from pathlib import Path
-
-import ray
-
-from fedrobust.federation.pool import ray_session
-
-os.umask(0)
-with ray_session():
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
-
-    @ray.remote
-    def umask():
-        return os.umask(0)
-
-    private = session.parents[1]
-    print(oct(stat.S_IMODE(private.stat().st_mode)), oct(ray.get(umask.remote())), session.parent.name)
-print(private.exists(), private.parent)
-"""
-
-
-TOO_LONG = "a folder for temporary files whose path is too long for Ray's sockets"
-
-
-@pytest.mark.parametrize("root", ["", pytest.param(TOO_LONG, marks=pytest.mark.long)])
-def test_only_its_owner_can_enter_the_session_of_ray(tmp_path: Path, root: str) -> None:
-    temporary = tmp_path / root
-    temporary.mkdir(exist_ok=True)
-    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_TMPDIR", "TMPDIR")}
-    done = subprocess.run(
-        [sys.executable, "-c", SESSION],
-        env=kept | ({"TMPDIR": str(temporary)} if root else {}),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.stdout.splitlines()[-2:] == ["0o700 0o77 r", "False /tmp"], done.stdout + done.stderr

@@ -1,0 +1,137 @@
+"""Ray, for as long as anything in this process needs it: the first user starts it, the last one ends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import ray
+
+from fedrobust.errors import FederationError
+from fedrobust.private import private_files
+
+LONGEST_ROOT = 24
+"""Bytes in the path of a folder for temporary files in which Ray's session finds room; else `/tmp` is taken."""
+
+
+class _Session:
+    """A Ray that has been started, or a cluster that has been joined, and how many blocks use it."""
+
+    def __init__(self) -> None:
+        """Raises `FederationError` where Ray cannot be started, or the cluster cannot be reached."""
+        self.users = 0
+        self._identity: tuple[str, str] | None = None
+        address = os.environ.get("RAY_ADDRESS", "local")
+        with ExitStack() as stack:
+            options: dict[str, Any] = {}
+            if address == "local":
+                options = {"include_dashboard": False, "_temp_dir": stack.enter_context(_session_folder())}
+            stack.callback(self._leave)
+            try:
+                with private_files(), _own_sigterm():
+                    ray.init(address=address, logging_level="ERROR", **options)
+            except Exception as error:  # Ray raises many kinds, all of which mean that there is no cluster
+                reason = " ".join(str(error).split())
+                raise FederationError(f"Ray could not be started at '{address}': {reason}") from error
+            self._identity = _identity()
+            self._ending = stack.pop_all()
+
+    def running(self) -> bool:
+        """Whether Ray is still this one: users may shut it down, and start their own."""
+        return ray.is_initialized() and _identity() == self._identity
+
+    def end(self) -> None:
+        """Leave Ray, unless it is another one by now, and remove what it has left."""
+        self._ending.close()
+
+    def _leave(self) -> None:
+        if self._identity is None or self.running():
+            ray.shutdown()
+
+
+_lock = threading.Lock()
+"""Held while Ray starts or ends, and while its users are counted."""
+_session: _Session | None = None
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray, for as long as the block runs: the one that is already here, the cluster at RAY_ADDRESS, or a local one.
+
+    Blocks may overlap in threads: the first one starts Ray, the others wait for it, and the last one ends it. A Ray
+    that was not started here is never ended here. Raises `FederationError` where there is none to be had.
+
+    A bare `ray.init()` would join any cluster that happens to run on the machine.
+    """
+    session = _entered()
+    try:
+        yield
+    finally:
+        if session is not None:
+            _left(session)
+
+
+def _entered() -> _Session | None:
+    global _session
+    with _lock:
+        if not ray.is_initialized():
+            _session = _Session()
+        elif _session is None or not _session.running():
+            return None
+        _session.users += 1
+        return _session
+
+
+def _left(session: _Session) -> None:
+    global _session
+    with _lock:
+        session.users -= 1
+        if session.users:
+            return
+        if _session is session:
+            _session = None
+        session.end()
+
+
+def _identity() -> tuple[str, str]:
+    """What tells the Ray that is running from one that is started after it."""
+    context = ray.get_runtime_context()
+    return context.get_node_id(), context.get_job_id()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """The handler of SIGTERM comes back after the block: Ray puts its own there, which ends the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # Ray's handler was called
+        if threading.current_thread() is threading.main_thread() and callable(before):
+            signal.signal(signal.SIGTERM, before)
+            signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _session_folder() -> Iterator[str]:
+    """A folder for Ray's session, which goes with it, inside one that only its owner may enter.
+
+    Ray lets everyone write to the folder that it is given and to its session in it, with sockets, logs and objects that
+    did not fit into memory. The path of a socket has 107 bytes at most, and Ray needs 80 of them.
+    """
+    root = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    place = root if "RAY_TMPDIR" in os.environ or len(os.fsencode(root)) <= LONGEST_ROOT else "/tmp"
+    private = tempfile.mkdtemp(prefix="ray-", dir=place)
+    try:
+        yield f"{private}/r"
+    finally:
+        shutil.rmtree(private, ignore_errors=True)

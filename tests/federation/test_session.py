@@ -1,0 +1,281 @@
+"""Who starts Ray, who ends it, and where a local one lies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fedrobust.errors import FederationError
+from fedrobust.federation import session
+from fedrobust.federation.session import ray_session
+
+
+class StandIn:
+    """As much of Ray as a session needs, without processes."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        """The number of the Ray that is running; 0 where there is none."""
+        self.asked: list[dict[str, Any]] = []
+        """The arguments of each start."""
+        self.ended: list[int] = []
+        """Which ones have been ended."""
+        self.starting: Callable[[], None] = lambda: None
+        """Called in the middle of a start."""
+
+    def is_initialized(self) -> bool:
+        return bool(self.running)
+
+    def init(self, **options: Any) -> None:
+        self.asked.append(options)
+        self.starting()
+        if self.running:
+            raise RuntimeError("Maybe you called ray.init twice by accident?")
+        self.running = len(self.asked)
+
+    def shutdown(self) -> None:
+        if self.running:
+            self.ended.append(self.running)
+        self.running = 0
+
+    def get_runtime_context(self) -> SimpleNamespace:
+        return SimpleNamespace(get_node_id=lambda: f"node {self.running}", get_job_id=lambda: "01000000")
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    made = StandIn()
+    monkeypatch.setattr(session, "ray", made)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return made
+
+
+class Beside:
+    """A session in a thread of its own, until it is told to end."""
+
+    def __init__(self) -> None:
+        self.entered, self._end = threading.Event(), threading.Event()
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._block, daemon=True)
+        self._thread.start()
+
+    def _block(self) -> None:
+        try:
+            with ray_session():
+                self.entered.set()
+                assert self._end.wait(60)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.entered.set()
+
+    def end(self) -> None:
+        self._end.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def beside() -> Iterator[Callable[[], Beside]]:
+    made: list[Beside] = []
+
+    def start() -> Beside:
+        made.append(Beside())
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.end()
+
+
+def test_the_last_one_ends_it(stand_in: StandIn, beside: Callable[[], Beside]) -> None:
+    first = beside()
+    assert first.entered.wait(60)
+    second = beside()
+    assert second.entered.wait(60)
+    first.end()
+    assert stand_in.running == 1  # under the second one, it goes on
+    third = beside()
+    assert third.entered.wait(60)
+    second.end()
+    assert stand_in.running == 1
+    third.end()
+    assert stand_in.ended == [1]
+    assert [each.error for each in (first, second, third)] == [None] * 3
+    with ray_session():
+        assert stand_in.running == 2
+
+
+def test_who_comes_while_another_one_starts_it_waits(stand_in: StandIn, beside: Callable[[], Beside]) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def starting() -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    stand_in.starting = starting
+    first = beside()
+    assert begun.wait(60)
+    second = beside()
+    assert not second.entered.wait(0.2)
+    go_on.set()
+    assert first.entered.wait(60)
+    assert second.entered.wait(60)
+    assert len(stand_in.asked) == 1
+    first.end()
+    second.end()
+    assert (first.error, second.error, stand_in.ended) == (None, None, [1])
+
+
+def test_a_start_that_fails_is_tried_again_by_who_waited(stand_in: StandIn, beside: Callable[[], Beside]) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def starting() -> None:
+        begun.set()
+        assert go_on.wait(60)
+        if len(stand_in.asked) == 1:
+            raise OSError("no room")
+
+    stand_in.starting = starting
+    first = beside()
+    assert begun.wait(60)
+    second = beside()
+    go_on.set()
+    assert first.entered.wait(60)
+    assert second.entered.wait(60)
+    assert isinstance(first.error, FederationError)
+    assert "no room" in str(first.error)
+    assert second.error is None
+    assert stand_in.running == 2
+    second.end()
+    assert stand_in.running == 0
+
+
+def test_a_ray_of_the_users_is_not_ended(stand_in: StandIn) -> None:
+    stand_in.init()
+    with ray_session(), ray_session():
+        pass
+    assert (stand_in.running, len(stand_in.asked)) == (1, 1)
+
+
+def test_one_that_the_user_has_started_since_is_not_ended(stand_in: StandIn, beside: Callable[[], Beside]) -> None:
+    with ray_session():
+        stand_in.shutdown()
+        stand_in.init()
+        within = beside()  # uses the user's
+        assert within.entered.wait(60)
+    within.end()
+    assert (stand_in.running, stand_in.ended) == (2, [1])
+
+
+def test_after_one_that_was_shut_down_another_is_started(stand_in: StandIn, beside: Callable[[], Beside]) -> None:
+    first = beside()
+    assert first.entered.wait(60)
+    stand_in.shutdown()
+    second = beside()
+    assert second.entered.wait(60)
+    first.end()
+    assert stand_in.running == 2
+    second.end()
+    assert stand_in.ended == [1, 2]
+
+
+def test_many_threads_at_once(stand_in: StandIn) -> None:
+    def block(number: int) -> int:
+        with ray_session():
+            return stand_in.running
+
+    with ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(block, range(200)))
+    assert all(found)
+    assert stand_in.ended == list(range(1, len(stand_in.asked) + 1))
+    assert stand_in.running == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_handler_of_sigterm_is_the_users_again(stand_in: StandIn, fails: bool) -> None:
+    def starting() -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does
+        if fails:
+            raise OSError("no room")
+
+    def own(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, own)
+    stand_in.starting = starting
+    try:
+        with pytest.raises(FederationError if fails else ZeroDivisionError), ray_session():
+            raise ZeroDivisionError
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_sigterm_while_ray_starts_is_told_to_the_users_handler(stand_in: StandIn) -> None:
+    def starting() -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+        signal.raise_signal(signal.SIGTERM)
+
+    def own(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, own)
+    stand_in.starting = starting
+    try:
+        with pytest.raises(KeyboardInterrupt), ray_session():
+            raise AssertionError("it has started")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stand_in.running == 0
+
+
+SESSION = """
+import os, stat
+from pathlib import Path
+
+import ray
+
+from fedrobust.federation.session import ray_session
+
+os.umask(0)
+with ray_session():
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+
+    @ray.remote
+    def umask():
+        return os.umask(0)
+
+    private = session.parents[1]
+    print(oct(stat.S_IMODE(private.stat().st_mode)), oct(ray.get(umask.remote())), session.parent.name)
+print(private.exists(), private.parent)
+"""
+
+
+TOO_LONG = "a folder for temporary files whose path is too long for Ray's sockets"
+
+
+@pytest.mark.parametrize("root", ["", pytest.param(TOO_LONG, marks=pytest.mark.long)])
+def test_only_its_owner_can_enter_the_session_of_ray(tmp_path: Path, root: str) -> None:
+    temporary = tmp_path / root
+    temporary.mkdir(exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_TMPDIR", "TMPDIR")}
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION],
+        env=kept | ({"TMPDIR": str(temporary)} if root else {}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout.splitlines()[-2:] == ["0o700 0o77 r", "False /tmp"], done.stdout + done.stderr
