@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,26 +21,23 @@ LONGEST_ROOT = 24
 
 
 class _Session:
-    """A Ray that has been started, or a cluster that has been joined, and how many blocks use it."""
+    """A Ray that has been started, or a cluster that has been joined, and how many blocks use it.
+
+    It has a thread of its own: the processes that Ray starts are killed with the thread that started them, and in the
+    main thread Ray would put a handler of SIGTERM in the place of the user's.
+    """
 
     def __init__(self) -> None:
         """Raises `FederationError` where Ray cannot be started, or the cluster cannot be reached."""
         self.users = 0
         self._identity: tuple[str, str] | None = None
-        address = os.environ.get("RAY_ADDRESS", "local")
-        with ExitStack() as stack:
-            options: dict[str, Any] = {}
-            if address == "local":
-                options = {"include_dashboard": False, "_temp_dir": stack.enter_context(_session_folder())}
-            stack.callback(self._leave)
-            try:
-                with private_files(), _own_sigterm():
-                    ray.init(address=address, logging_level="ERROR", **options)
-            except Exception as error:  # Ray raises many kinds, all of which mean that there is no cluster
-                reason = " ".join(str(error).split())
-                raise FederationError(f"Ray could not be started at '{address}': {reason}") from error
-            self._identity = _identity()
-            self._ending = stack.pop_all()
+        self._ending = ExitStack()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
+        try:
+            self._thread.submit(self._start).result()
+        except BaseException:
+            self.end()
+            raise
 
     def running(self) -> bool:
         """Whether Ray is still this one: users may shut it down, and start their own."""
@@ -48,7 +45,20 @@ class _Session:
 
     def end(self) -> None:
         """Leave Ray, unless it is another one by now, and remove what it has left."""
-        self._ending.close()
+        with self._thread:
+            self._thread.submit(self._ending.close).result()
+
+    def _start(self) -> None:
+        address, options = os.environ.get("RAY_ADDRESS", "local"), dict[str, Any]()
+        if address == "local":
+            options = {"include_dashboard": False, "_temp_dir": self._ending.enter_context(_session_folder())}
+        self._ending.callback(self._leave)
+        try:
+            with private_files():
+                ray.init(address=address, logging_level="ERROR", **options)
+        except Exception as error:  # Ray raises many kinds, all of which mean that there is no cluster
+            raise FederationError(f"Ray could not be started at '{address}': {' '.join(str(error).split())}") from error
+        self._identity = _identity()
 
     def _leave(self) -> None:
         if self._identity is None or self.running():
@@ -103,22 +113,6 @@ def _identity() -> tuple[str, str]:
     """What tells the Ray that is running from one that is started after it."""
     context = ray.get_runtime_context()
     return context.get_node_id(), context.get_job_id()
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """The handler of SIGTERM comes back after the block: Ray puts its own there, which ends the process at once."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    except SystemExit:  # Ray's handler was called
-        if threading.current_thread() is threading.main_thread() and callable(before):
-            signal.signal(signal.SIGTERM, before)
-            signal.raise_signal(signal.SIGTERM)
-        raise
-    finally:
-        if threading.current_thread() is threading.main_thread() and before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -202,42 +203,41 @@ def test_many_threads_at_once(stand_in: StandIn) -> None:
     assert stand_in.running == 0
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_handler_of_sigterm_is_the_users_again(stand_in: StandIn, fails: bool) -> None:
+def test_neither_the_thread_nor_the_handler_of_sigterm_is_a_users(
+    stand_in: StandIn, beside: Callable[[], Beside]
+) -> None:
+    """What a thread has started with Ray is killed when that thread ends."""
+    threads: list[threading.Thread] = []
+
     def starting() -> None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does
-        if fails:
-            raise OSError("no room")
+        threads.append(threading.current_thread())
+        if threads[-1] is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does
 
-    def own(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, own)
     stand_in.starting = starting
-    try:
-        with pytest.raises(FederationError if fails else ZeroDivisionError), ray_session():
-            raise ZeroDivisionError
-        assert signal.getsignal(signal.SIGTERM) is own
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    before = signal.getsignal(signal.SIGTERM)
+    first = beside()
+    assert first.entered.wait(60)
+    with ray_session():
+        first.end()
+        assert threads[0].is_alive()
+    assert not threads[0].is_alive()
+    with ray_session():
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_sigterm_while_ray_starts_is_told_to_the_users_handler(stand_in: StandIn) -> None:
+def test_ctrl_c_while_ray_starts_leaves_nothing(stand_in: StandIn) -> None:
     def starting() -> None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # the main thread, which waits, is interrupted
+        time.sleep(0.2)
 
-    def own(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, own)
     stand_in.starting = starting
-    try:
-        with pytest.raises(KeyboardInterrupt), ray_session():
-            raise AssertionError("it has started")
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert stand_in.running == 0
+    with pytest.raises(KeyboardInterrupt), ray_session():
+        raise AssertionError("it has started")
+    assert stand_in.ended == [1]
+    stand_in.starting = lambda: None
+    with ray_session():
+        assert stand_in.running == 2
 
 
 SESSION = """
