@@ -7,6 +7,7 @@ teams.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,15 @@ PATIENCE = 120.0
 """Seconds that a team may be without a place in the cluster, at first and after its node has died."""
 RESTART = 60.0
 """Seconds within which the actors of a team that is started again must be there."""
+MOMENT = 1.0
+"""Seconds of waiting for a place at a time: in between, a Ctrl-C is seen."""
+
+logger = logging.getLogger(__name__)
+
+_starting = threading.Lock()
+"""Held by a pool that takes its places: two that start at once would each wait for what the other one has."""
+_holders: dict[int, int] = {}
+"""The pools of this process that have their places: id → thread."""
 
 
 @dataclass
@@ -177,9 +187,11 @@ class Pool:
     def __enter__(self) -> Pool:
         split = share(self.workers, ray.cluster_resources(), self.clients, self.teams)
         try:
-            for _ in range(self.teams):
-                self._all.append(_team(split, self.workers))
-                self._free.put(self._all[-1])
+            with _starting:
+                for _ in range(self.teams):
+                    self._all.append(_team(split, self.workers))
+                    self._free.put(self._all[-1])
+                _holders[id(self)] = threading.get_ident()
         except BaseException:
             self.__exit__()
             raise
@@ -189,6 +201,7 @@ class Pool:
         for team in self._all:
             team.end()
             remove_placement_group(team.group)
+        _holders.pop(id(self), None)
 
     @contextmanager
     def lease(self) -> Iterator[Team]:
@@ -234,15 +247,39 @@ def _actors(
 
 def _team(split: Share, workers: Workers) -> Team:
     bundle = {"CPU": split.cpus} | ({"GPU": split.gpus} if split.gpus else {})
-    group = placement_group([bundle] * split.count, strategy="PACK")
-    if not group.wait(timeout_seconds=PATIENCE):
-        remove_placement_group(group)
-        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
-        raise FederationError(
-            f"no room for {split.count} actors with {bundle} each within {PATIENCE:g} s; free: {free}"
-        )
+    group = _placed([bundle] * split.count)
     clients, coordinator, adversary, holders = _actors(group, split, workers.shards if workers.shards > 1 else 0)
     return Team(clients, coordinator, adversary, holders, group, split, workers.parties)
+
+
+def _placed(bundles: list[dict[str, float]]) -> PlacementGroup:
+    """Room for actors with these resources. What another pool of this process holds is waited for.
+
+    Raises `FederationError` where there is no room for two minutes, and nobody in this process who will make some.
+    """
+    group, told = placement_group(bundles, strategy="PACK"), False
+    try:
+        until = time.monotonic() + PATIENCE
+        while not group.wait(timeout_seconds=MOMENT):
+            if any(thread != threading.get_ident() for thread in _holders.values()):
+                until = time.monotonic() + PATIENCE
+                if not told:
+                    logger.warning("waiting for %s, which other runs of this process hold", _amounts(bundles))
+                told = True
+            elif time.monotonic() > until:
+                free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+                raise FederationError(
+                    f"no room for {len(bundles)} actors with {bundles[0]} each within {PATIENCE:g} s; free: {free}"
+                )
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    return group
+
+
+def _amounts(bundles: list[dict[str, float]]) -> str:
+    names = {"CPU": "cores", "GPU": "GPUs"}
+    return " and ".join(f"{amount * len(bundles):g} {names[name]}" for name, amount in bundles[0].items())
 
 
 def _client(group: PlacementGroup, index: int, split: Share) -> ActorHandle:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -125,3 +129,112 @@ def test_a_pool_whose_teams_find_no_place_says_so(ray_local: None, monkeypatch: 
         monkeypatch.setattr(Team, "mend", lambda team: False)
         with pytest.raises(FederationError, match="all teams have lost actors"), pool.lease():
             raise AssertionError("a broken team was leased")
+
+
+class Cores:
+    """Placement groups on a machine with so many cores, without Ray."""
+
+    def __init__(self, cores: int) -> None:
+        self.free, self.waited = float(cores), threading.Event()
+
+    def group(self, bundles: list[dict[str, float]], strategy: str) -> Cores.Group:
+        return Cores.Group(self, sum(bundle["CPU"] for bundle in bundles))
+
+    class Group:
+        def __init__(self, machine: Cores, cores: float) -> None:
+            self.machine, self.cores, self.placed = machine, cores, False
+
+        def wait(self, timeout_seconds: float) -> bool:
+            if not self.placed and self.machine.free >= self.cores:
+                self.machine.free -= self.cores
+                self.placed = True
+            if not self.placed:
+                self.machine.waited.set()
+                time.sleep(0.01)
+            return self.placed
+
+    def removed(self, group: Cores.Group) -> None:
+        self.free += group.cores if group.placed else 0
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Cores:
+    """Two cores, on which actors cost nothing and nobody is patient."""
+    made = Cores(2)
+    monkeypatch.setattr(pool_module, "placement_group", made.group)
+    monkeypatch.setattr(pool_module, "remove_placement_group", made.removed)
+    monkeypatch.setattr(pool_module, "_team", _placed_only)
+    monkeypatch.setattr(pool_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": made.free})
+    return made
+
+
+def _placed_only(split: Share, workers: Workers) -> SimpleNamespace:
+    group = pool_module._placed([{"CPU": split.cpus}] * split.count)
+    return SimpleNamespace(end=lambda: None, group=group)
+
+
+@pytest.mark.parametrize("teams", [1, 2])
+def test_what_another_run_of_this_process_holds_is_waited_for(
+    machine: Cores, teams: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long that run takes: it was an error after two minutes."""
+    workers, entered = Workers(count=2 // teams), threading.Event()
+
+    def second() -> None:
+        with Pool(workers, clients=2, teams=teams):
+            entered.set()
+
+    with ThreadPoolExecutor(1) as beside:
+        with Pool(workers, clients=2, teams=teams):
+            asked = beside.submit(second)
+            assert machine.waited.wait(60)
+            time.sleep(4 * pool_module.PATIENCE)
+            assert not entered.is_set()
+            assert not asked.done()
+        asked.result(60)
+    assert machine.free == 2
+    assert [record.message.split(",")[0] for record in caplog.records] == [f"waiting for {2 // teams} cores"]
+
+
+def test_pools_that_start_at_once_do_not_each_keep_half(machine: Cores) -> None:
+    done = []
+
+    def sweep(number: int) -> None:
+        with Pool(Workers(count=1), clients=2, teams=2):
+            done.append(number)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(sweep, range(12)))
+    assert sorted(done) == list(range(12))
+    assert machine.free == 2
+
+
+def test_what_the_same_thread_holds_is_not_waited_for(machine: Cores) -> None:
+    with Pool(Workers(count=2), clients=2), pytest.raises(FederationError, match="no room for 2 actors"):
+        Pool(Workers(count=2), clients=2).__enter__()
+    assert machine.free == 2
+
+
+def test_what_other_programs_hold_has_an_end(machine: Cores) -> None:
+    machine.free = 1.0
+    with pytest.raises(FederationError, match=r"no room for 2 actors with .* each within .*; free: {'CPU': 1.0}"):
+        Pool(Workers(count=2), clients=2).__enter__()
+    assert machine.free == 1.0
+
+
+def test_ctrl_c_ends_the_wait_for_room(machine: Cores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PATIENCE", 1e6)
+    machine.free = 0.0
+
+    def interrupt() -> None:
+        assert machine.waited.wait(60)
+        signal.raise_signal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as beside, pytest.raises(KeyboardInterrupt):
+        beside.submit(interrupt)
+        Pool(Workers(count=2), clients=2).__enter__()
+    machine.free = 2.0
+    with Pool(Workers(count=2), clients=2):
+        assert machine.free == 0
