@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -285,17 +286,22 @@ def submit(
     env: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set in the job's environment, e.g. FEDROBUST_DATA.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and send nothing.")] = False,
 ) -> None:
     """Run a command on a Ray cluster, with the files of the working folder."""
-    from fedrobust.cluster import find_cluster
+    from fedrobust.cluster import find_cluster, prepare
     from fedrobust.cluster import submit as submit_job
 
+    if dry_run:
+        print(*prepare(command).selection.listing(), sep="\n")
+        return
     for each in env or ():
         if "=" not in each:
             raise ExperimentError(f"--env {each}: must be NAME=VALUE")
     variables = dict(each.split("=", 1) for each in env or ())
     cluster = find_cluster(address)
-    job = submit_job(command, cluster, workplace=workplace, variables=variables)
+    tell = partial(print, file=sys.stderr, flush=True)
+    job = submit_job(command, cluster, workplace=workplace, variables=variables, tell=tell)
     print(f"job {job} at {cluster.address}", flush=True)
     tracking = variables.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI", "")
     if tracking.startswith("http"):

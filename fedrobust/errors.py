@@ -29,3 +29,9 @@ class FederationError(FedRobustError):
 
 class UntrainedError(FederationError):
     """A run that has ended, every round of it skipped: its model is the initial one, and stays it if resumed."""
+
+
+class ClusterError(FedRobustError):
+    """A cluster that cannot be reached or keeps us out, a job that is not there, a command that cannot be sent."""
+
+    exit_code = 2

@@ -12,7 +12,8 @@ TOKEN = "of-this-test"
 class Server:
     """The part of a jobs server that is used here, with a token, in a thread; remembers what it was sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: str = TOKEN) -> None:
+        self.token = token
         self.jobs: dict[str, dict[str, Any]] = {}
         self.packages: dict[str, bytes] = {}
         self.submitted: list[dict[str, Any]] = []
@@ -21,6 +22,8 @@ class Server:
         """How often a follower's connection is still to be cut in the middle of the log."""
         self.goes_on = False
         """Whether jobs go on after the last line of the log."""
+        self.sends_on = ""
+        """Where a follower is sent instead."""
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -56,7 +59,7 @@ class Server:
             sent = request.headers.get("Authorization")
             if sent is None:
                 return web.Response(status=401, text="Unauthorized: Missing authentication token")
-            if sent != f"Bearer {TOKEN}":
+            if sent != f"Bearer {self.token}":
                 return web.Response(status=403, text="Forbidden: Invalid authentication token")
             return await handler(request)
 
@@ -86,6 +89,8 @@ class Server:
             return web.json_response({"stopped": True})
 
         async def tail(request: web.Request) -> web.WebSocketResponse:
+            if self.sends_on:
+                raise web.HTTPFound(self.sends_on)
             socket = web.WebSocketResponse()
             await socket.prepare(request)
             for line in self.log.splitlines(keepends=True):

@@ -12,8 +12,21 @@ that the cluster itself runs on. Two folders matter there:
 The address of a cluster is that of its jobs server (`http://HOST:8265`). Every request carries the cluster's token.
 """
 
-from fedrobust.cluster.address import Cluster, ClusterError, find_cluster
+from fedrobust.cluster.address import Cluster, find_cluster
 from fedrobust.cluster.ray_jobs import Job, find_job, jobs, logs, stop, submit
-from fedrobust.cluster.shipping import DRIVERS
+from fedrobust.cluster.shipping import DRIVERS, prepare
+from fedrobust.errors import ClusterError
 
-__all__ = ["DRIVERS", "Cluster", "ClusterError", "Job", "find_cluster", "find_job", "jobs", "logs", "stop", "submit"]
+__all__ = [
+    "DRIVERS",
+    "Cluster",
+    "ClusterError",
+    "Job",
+    "find_cluster",
+    "find_job",
+    "jobs",
+    "logs",
+    "prepare",
+    "stop",
+    "submit",
+]

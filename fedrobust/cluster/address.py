@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import ipaddress
 import os
-from dataclasses import dataclass
+import platform
+import re
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from fedrobust.errors import FedRobustError
+from fedrobust.cluster.local_state import TOKEN, home, kept, owned_text, read_state, runs, small_text
+from fedrobust.errors import ClusterError
+from fedrobust.texts import visible
 
-LOCAL = Path("mlruns/cluster/state.json")
-"""Where `make cluster` says which cluster it has started, below the working folder."""
-
-
-class ClusterError(FedRobustError):
-    """A cluster that cannot be reached or keeps us out, a job that is not there, a command that cannot be sent."""
-
-    exit_code = 2
+LOCAL = Path("mlruns/cluster")
+"""Where `make cluster` keeps a local cluster's logs, below the working folder; its address and token are elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -25,55 +24,107 @@ class Cluster:
     """A cluster's jobs server, and what it lets us in with."""
 
     address: str
-    token: str = ""
+    token: str = field(default="", repr=False)
     """Empty: none was found."""
     origin: str = ""
     """Where the token comes from."""
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it is on this machine."""
+        return is_loopback(self.address)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request carries."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    @property
+    def told(self) -> str:
+        """The address, and which token goes there, for a person."""
+        if not self.token:
+            return f"{self.address}, without a token"
+        open_line = self.address.startswith("http://") and not self.loopback
+        return f"{self.address}, with the token from {self.origin}" + (", unencrypted" if open_line else "")
 
 
 def find_cluster(address: str | None = None) -> Cluster:
     """The cluster at `address`; else at RAY_API_SERVER_ADDRESS, at RAY_ADDRESS, or the one that `make cluster` started.
 
-    Raises `ClusterError` where none is named, or a file with a token cannot be read.
+    The token of the one that `make cluster` started goes there and nowhere else, and no other token goes there.
+
+    Raises `ClusterError` where none is named, or what is kept of it or of a token cannot be read.
     """
-    local = _local()
+    local = read_state(LOCAL)
+    here = local is not None and local.host == platform.node()
     named = [address, os.environ.get("RAY_API_SERVER_ADDRESS"), os.environ.get("RAY_ADDRESS")]
-    named = [each for each in named if each and each != "local"] or [local.get("address")]
+    named = [each for each in named if each and each != "local"] or [local.address if local and here else None]
     if named[0] is None:
         raise ClusterError(
             "no cluster is named: give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS; "
             "a local one is started by: make cluster"
         )
-    found = named[0].rstrip("/")
-    if not found.startswith(("http://", "https://")):
-        raise ClusterError(f"{found} is not the address of a jobs server, which looks like http://HOST:8265")
-    if found == local.get("address"):
-        return Cluster(found, _token_file(Path(local["token"])), local["token"])
-    return Cluster(found, *_token())
+    found = _checked(named[0])
+    if local is None or not here or found != local.address:
+        return Cluster(found, *_token())
+    if "head" not in local.nodes or not runs(local.nodes["head"]):  # somebody else may answer at its port now
+        raise ClusterError(f"the cluster of this folder, {found}, has ended; start it again with: make cluster")
+    path = kept(LOCAL) / TOKEN
+    return Cluster(found, _read(path, owned_text), "make cluster")
 
 
-def _local() -> dict[str, Any]:
+def redirected(cluster: Cluster, place: str | None) -> str:
+    """What is said of a redirect, which is never followed: whoever answers there would get the token, or the files."""
+    there = visible(urllib.parse.urljoin(cluster.address, place or ""))
+    return f"{cluster.address} sends us on to {there}, where we do not go: give the address of the jobs server itself"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a URL names this machine."""
+    host = urllib.parse.urlsplit(address).hostname or ""
     try:
-        return dict(json.loads(LOCAL.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _checked(address: str) -> str:
+    """The address without a `/` behind it. Raises `ClusterError` where it is not that of a jobs server."""
+    found = address.rstrip("/")
+    try:
+        parts = urllib.parse.urlsplit(found)
+        proper = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        proper &= re.search(r"[\s\\]", found) is None and visible(found) == found and found.isascii()
+    except ValueError:
+        proper = False
+    if not proper:
+        raise ClusterError(f"{visible(found)} is not the address of a jobs server, which looks like http://HOST:8265")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ClusterError("an address of a jobs server is http://HOST:8265, without a name, password or question")
+    return found
 
 
 def _token() -> tuple[str, str]:
     """The token and where it comes from, in Ray's order: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token, "RAY_AUTH_TOKEN"
+        return _proper(token, "RAY_AUTH_TOKEN"), "RAY_AUTH_TOKEN"
     if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return _token_file(Path(given)), f"{given} (RAY_AUTH_TOKEN_PATH)"
-    usual = Path.home() / ".ray" / "auth_token"
-    return (_token_file(usual), str(usual)) if usual.exists() else ("", "")
+        return _read(Path(given).expanduser()), f"{visible(given)} (RAY_AUTH_TOKEN_PATH)"
+    usual = home() / ".ray" / "auth_token"
+    return (_read(usual), str(usual)) if os.path.lexists(usual) else ("", "")
 
 
-def _token_file(path: Path) -> str:
+def _read(path: Path, read: Callable[[Path], str] = small_text) -> str:
     try:
-        token = path.expanduser().read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ClusterError(f"the token in {path} cannot be read: {error.strerror}") from None
+        return _proper(read(path).strip(), visible(path))
+    except FileNotFoundError:
+        raise ClusterError(f"the token in {visible(path)} cannot be read: there is no such file") from None
+
+
+def _proper(token: str, origin: str) -> str:
+    """The token, if an HTTP header takes it; an error of HTTP's would show it."""
     if not token:
-        raise ClusterError(f"{path} holds no token")
+        raise ClusterError(f"{origin} holds no token")
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise ClusterError(f"{origin} holds no token: there are blanks or characters in it that no header takes")
     return token

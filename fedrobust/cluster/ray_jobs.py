@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
+import http.client
 import re
 import secrets
 import shlex
@@ -12,25 +11,17 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedrobust.cluster.address import Cluster, ClusterError
-from fedrobust.cluster.shipping import (
-    GRACE,
-    MOST,
-    checked,
-    entrypoint,
-    environment,
-    names_file,
-    pack,
-    refuse_big,
-    to_ship,
-)
+from fedrobust.cluster.address import Cluster, redirected
+from fedrobust.cluster.shipping import GRACE, entrypoint, environment, names_file, pack, prepare
+from fedrobust.errors import ClusterError
+from fedrobust.texts import visible
 
 ANSWER = 30.0
 """Seconds within which a cluster has to answer."""
@@ -73,23 +64,26 @@ def submit(
     folder: Path | None = None,
     workplace: str | None = None,
     variables: Mapping[str, str] | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> str:
     """Ship `folder`, by default the current one, and have `fedrobust COMMAND` run on the cluster. Returns the job's id.
 
     workplace: the folder on the head node that the job works in.
     variables: added to the environment of the job and its actors, beside those of `PASSED_ON`.
+    tell: is handed lines that say what is sent, what stays, where it goes and with which token, before that happens.
 
     Raises `ClusterError`; then nothing has been submitted.
     """
-    folder = (folder or Path.cwd()).resolve()
-    command = checked(command, folder)
-    files = to_ship(folder)
-    refuse_big(folder, files, MOST)
+    shipment = prepare(command, folder)
+    command = shipment.command
+    for line in (*shipment.selection.summary(), f"goes to {cluster.told}"):
+        if tell is not None:
+            tell(line)
     stem = Path(next(word for word in command if names_file(word))).stem
     job = f"{command[0]}-{re.sub(r'[^A-Za-z0-9_-]', '-', stem)}-{secrets.token_hex(3)}"
     with tempfile.TemporaryDirectory() as temporary, _reaching(cluster) as client:
         package = Path(temporary) / "working_dir.zip"
-        pack(folder, files, package)
+        pack(shipment.selection.files, package)
         client.submit_job(
             entrypoint=entrypoint(command, workplace),
             submission_id=job,
@@ -144,12 +138,12 @@ def _jobs(client: Any) -> list[Job]:
     found = [
         Job(
             each.submission_id,
-            (each.metadata or {}).get("command") or str(each.entrypoint).splitlines()[0],
+            visible((each.metadata or {}).get("command") or _first_line(each.entrypoint)),
             each.status.value,
             _moment(each.start_time),
             _moment(each.end_time),
             each.driver_exit_code,
-            each.message or "",
+            visible(each.message or ""),
         )
         for each in told
     ]
@@ -211,40 +205,37 @@ def _reaching(cluster: Cluster) -> Iterator[Any]:
 
     try:
         yield _client(cluster)
-    except (OSError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, RayError) as error:  # what is no Ray answers so
         raise ClusterError(f"the cluster at {cluster.address}: {_first_line(error)}") from error
 
 
 def _client(cluster: Cluster) -> Any:
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    from ray.job_submission import JobSubmissionClient
+    from fedrobust.cluster.client import Client
 
-    for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
-        logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)
-    before = os.environ.get("RAY_API_SERVER_ADDRESS")
-    os.environ["RAY_API_SERVER_ADDRESS"] = cluster.address  # what is set there wins over the argument
-    try:
-        headers = {"Authorization": f"Bearer {cluster.token}"} if cluster.token else {}
-        return JobSubmissionClient(cluster.address, headers=headers)
-    finally:
-        os.environ.pop("RAY_API_SERVER_ADDRESS")
-        if before is not None:
-            os.environ["RAY_API_SERVER_ADDRESS"] = before
+    return Client(cluster)
 
 
 def _knock(cluster: Cluster) -> None:
-    """Ask for the list of jobs, with a limit of time that Ray's client does not have."""
-    request = urllib.request.Request(f"{cluster.address}/api/jobs/")
-    if cluster.token:
-        request.add_header("Authorization", f"Bearer {cluster.token}")
+    """Ask for the list of jobs, before Ray is imported, which takes seconds."""
+    request = urllib.request.Request(f"{cluster.address}/api/jobs/", headers=cluster.headers)
+    direct = [urllib.request.ProxyHandler({})] if cluster.loopback else []
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER):
+        with urllib.request.build_opener(_NoRedirect, *direct).open(request, timeout=ANSWER):
             return
     except urllib.error.HTTPError as error:
+        if 300 <= error.code < 400:
+            raise ClusterError(redirected(cluster, error.headers.get("Location"))) from None
         raise ClusterError(_refused(cluster, error.code)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise ClusterError(f"no cluster answers at {cluster.address}: {_first_line(reason)}") from None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer, and not followed: urllib would send the token along, to any host."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
 
 
 def _refused(cluster: Cluster, code: int) -> str:
@@ -258,4 +249,4 @@ def _refused(cluster: Cluster, code: int) -> str:
 
 def _first_line(error: object) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return visible(lines[0]) if lines else type(error).__name__

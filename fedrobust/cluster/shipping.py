@@ -1,31 +1,32 @@
-"""What is sent: the files of the working folder, and the script that drives a command on the cluster."""
+"""What is sent: a command and the files that it needs, and the script that drives it on the cluster."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
-import subprocess
 import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-from fedrobust.cluster.address import ClusterError
+from fedrobust.cluster.folder import Selection, select
+from fedrobust.errors import ClusterError
 from fedrobust.naming import commit
+from fedrobust.texts import visible
 
 DRIVERS = ("run", "matrix", "sweep", "duel")
 """The commands that may be submitted: those that read a file and run federations."""
-MOST = 100_000_000
-"""Bytes that a working folder may have, without what is never shipped."""
-NEVER = {".git", ".venv", "venv", "__pycache__", "node_modules", "lightning_logs", ".ipynb_checkpoints"} | {
-    f".{tool}" for tool in ("mypy_cache", "pytest_cache", "ruff_cache", "hypothesis", "tox")
-}
-"""Folders that are not shipped, wherever they lie."""
-NEVER_AT_THE_TOP = {"data", "mlruns", "build", "dist"}
-"""Folders that are not shipped if they lie in the working folder itself."""
 PASSED_ON = ("FEDROBUST_DATA", "MLFLOW_TRACKING_URI")
 """Variables that a job gets from the environment of who submits it, if they are set there."""
 GRACE = 120
 """Seconds that a job has to end in order when it is stopped: a round, and what is written after it."""
+
+_COMMENT = re.compile(r"(^|\s)#.*")
+_CLASS = re.compile(r"(?<![\w./:])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):[A-Za-z_]\w*(?![\w:])")
+"""A class of a user's own, `module:Class`."""
+_FILE = re.compile(r"(?<![\w./-])[\w./-]+\.ya?ml\b")
+"""An experiment file that another one names, seen from there."""
 
 _DRIVE = r"""
 shipped=$PWD
@@ -39,8 +40,21 @@ exec "${{python:-python}}" -P -m fedrobust.cli {command}
 # -P: what lies in the workplace must not hide the code that was shipped or installed.
 
 
-def checked(command: Sequence[str], folder: Path) -> list[str]:
-    """The command with its files relative to `folder`. Raises `ClusterError` where it could not run on a cluster."""
+@dataclass(frozen=True)
+class Shipment:
+    """A command, its files named from the working folder, and what is shipped of that."""
+
+    command: list[str]
+    selection: Selection
+
+
+def prepare(command: Sequence[str], folder: Path | None = None) -> Shipment:
+    """What is sent so that `fedrobust COMMAND` can run elsewhere on the files of `folder`, by default the current one.
+
+    Raises `ClusterError` where the command cannot be submitted, names no file that is shipped, or where one of these
+    names a class or another experiment file that is there and is not; and as `select` does.
+    """
+    folder = (folder or Path.cwd()).resolve()
     allowed = ", ".join(DRIVERS)
     if not command:
         raise ClusterError(f"nothing to submit: give a command after --, one of {allowed}")
@@ -50,7 +64,12 @@ def checked(command: Sequence[str], folder: Path) -> list[str]:
     if not named:
         raise ClusterError(f"'{shlex.join(command)}' names no file: {command[0]} reads a .yaml file")
     relative = {word: _inside(word, folder) for word in named}
-    return [command[0], *(relative.get(word, word) for word in command[1:])]
+    selection = select(folder)
+    texts = [word for word in command[1:] if word not in named]
+    for name in relative.values():
+        _refuse_missing(folder, name, selection)
+        _check_names(folder, name, selection, texts, seen=set())
+    return Shipment([command[0], *(relative.get(word, word) for word in command[1:])], selection)
 
 
 def names_file(word: str) -> bool:
@@ -58,54 +77,45 @@ def names_file(word: str) -> bool:
 
 
 def _inside(name: str, folder: Path) -> str:
-    path = Path(os.path.normpath(folder / name))  # a link stays what it is called
+    path = folder / name
+    path = path.parent.resolve() / path.name  # a file that is a link stays what it is called
     if not path.is_relative_to(folder):
         raise ClusterError(
-            f"{name} lies outside of {folder}, which is what is shipped: copy it there, or go where it is"
+            f"{visible(name)} lies outside of {folder}, which is what is shipped: copy it there, or go where it is"
         )
     if not path.is_file():
-        raise ClusterError(f"{name}: there is no such file in {folder}")
-    shipped = path.relative_to(folder)
-    if path not in to_ship(folder):
-        raise ClusterError(f"{name} is not shipped: {shipped.parts[0]} is left out, or git ignores it")
-    return shipped.as_posix()
+        raise ClusterError(f"{visible(name)}: there is no such file in {folder}")
+    return path.relative_to(folder).as_posix()
 
 
-def to_ship(folder: Path) -> list[Path]:
-    """The files of a folder that are shipped, sorted: without `NEVER`, and without what git ignores."""
-    listing = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        listed = subprocess.run(listing, capture_output=True, check=True).stdout.decode().split("\0")
-        found = [folder / name for name in listed if name]
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
-        found = []
-        for root, folders, names in os.walk(folder):
-            folders[:] = [name for name in folders if _is_shipped((Path(root) / name).relative_to(folder))]
-            found += [Path(root) / name for name in names]
-    return sorted({path for path in found if _is_shipped(path.relative_to(folder)) and path.is_file()})
+def _check_names(folder: Path, name: str, selection: Selection, texts: Sequence[str], seen: set[str]) -> None:
+    """Whether the classes and experiment files that a file names, and the command's words, are shipped, too."""
+    seen.add(name)
+    beside = PurePosixPath(name).parent
+    own = _COMMENT.sub("", selection.files[name].decode(errors="replace"))
+    modules = {module for text in (own, *texts) for module in _CLASS.findall(text)}
+    for path in sorted(start.joinpath(*module.split(".")) for module in modules for start in {beside, PurePosixPath()}):
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            _refuse_missing(folder, candidate.as_posix(), selection, f", whose class {visible(name)} names,")
+    for other in (os.path.normpath(beside / found) for found in _FILE.findall(own)):
+        _refuse_missing(folder, other, selection, f", which {visible(name)} names,")
+        if other in selection.files and other not in seen:
+            _check_names(folder, other, selection, (), seen)
 
 
-def _is_shipped(path: Path) -> bool:
-    return path.parts[0] not in NEVER_AT_THE_TOP and not NEVER & set(path.parts) and path.suffix != ".egg-info"
+def _refuse_missing(folder: Path, name: str, selection: Selection, named: str = "") -> None:
+    if name in selection.files or not (folder / name).is_file():
+        return
+    outside = name.startswith(("../", "/"))
+    why = f"it lies outside of {folder}" if outside else f"it belongs to {selection.why_not(name)}"
+    raise ClusterError(f"{visible(name)}{named} is not shipped: {why}")
 
 
-def refuse_big(folder: Path, files: Sequence[Path], most: int) -> None:
-    """Raise `ClusterError` with the biggest files if all of them have more than `most` bytes."""
-    sizes = {path: path.stat().st_size for path in files}
-    if (total := sum(sizes.values())) > most:
-        biggest = sorted(sizes, key=lambda path: -sizes[path])[:5]
-        shown = ", ".join(f"{path.relative_to(folder)} ({sizes[path] / 1e6:.1f} MB)" for path in biggest)
-        raise ClusterError(
-            f"{folder} has {total / 1e6:.0f} MB to ship, more than {most / 1e6:g} MB; the biggest files: {shown}; "
-            "move them to data/ or mlruns/, which stay here, or have git ignore them"
-        )
-
-
-def pack(folder: Path, files: Sequence[Path], package: Path) -> None:
+def pack(files: Mapping[str, bytes], package: Path) -> None:
     """Write a zip whose bytes depend on the files' names and contents alone: a cluster keeps the same one only once."""
     with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in files:
-            archive.writestr(_entry(path.relative_to(folder).as_posix()), path.read_bytes())
+        for name in sorted(files):
+            archive.writestr(_entry(name), files[name])
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

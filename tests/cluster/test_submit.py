@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import signal
@@ -18,7 +17,8 @@ from jobs_server import TOKEN, Server
 
 from fedrobust.cli import app, main
 from fedrobust.cluster import Cluster, ClusterError, find_cluster, find_job, jobs, logs, stop, submit
-from fedrobust.cluster.shipping import DRIVERS, checked, entrypoint, environment, pack, refuse_big, to_ship
+from fedrobust.cluster.folder import select
+from fedrobust.cluster.shipping import DRIVERS, entrypoint, environment, pack, prepare
 from fedrobust.errors import DataError
 from fedrobust.naming import commit
 
@@ -34,11 +34,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def unnamed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def unnamed(nobody: Path) -> None:
     """No cluster and no token of whoever runs the tests."""
-    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -49,47 +46,17 @@ def folder(workplace: Path) -> Path:
         (workplace / name).write_text(EXPERIMENT if name.endswith("yaml") else name, encoding="utf-8")
     (workplace / "experiments" / "__pycache__").mkdir()
     (workplace / "experiments" / "__pycache__" / "mine.pyc").touch()
-    (workplace / "experiments" / "data").mkdir()
-    (workplace / "experiments" / "data" / "table.csv").touch()
     return workplace
 
 
-SHIPPED = ["experiments/data/table.csv", "experiments/mine.py", "experiments/small.yaml"]
-
-
-def shipped(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in to_ship(folder)]
-
-
-def test_what_is_shipped(folder: Path) -> None:
-    assert shipped(folder) == SHIPPED
-
-
-def test_what_git_ignores_stays(folder: Path) -> None:
-    (folder / ".gitignore").write_text("*.csv\n")
-    (folder / "gone.txt").touch()
-    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t"]
-    subprocess.run([*git, "init", "--quiet"], check=True)
-    subprocess.run([*git, "add", "gone.txt"], check=True)
-    (folder / "gone.txt").unlink()
-    assert shipped(folder) == [".gitignore", *SHIPPED[1:]]
-
-
-def test_a_big_folder_is_refused_with_its_biggest_files(folder: Path) -> None:
-    (folder / "weights.bin").write_bytes(bytes(3_000_000))
-    (folder / "more.bin").write_bytes(bytes(2_000_000))
-    files = to_ship(folder)
-    refuse_big(folder, files, most=6_000_000)
-    told = r"5 MB to ship, more than 4 MB; the biggest files: weights.bin \(3.0 MB\), more.bin \(2.0 MB\), "
-    with pytest.raises(ClusterError, match=told):
-        refuse_big(folder, files, most=4_000_000)
+SHIPPED = ["experiments/mine.py", "experiments/small.yaml"]
 
 
 def test_the_same_files_make_the_same_package(folder: Path) -> None:
     one, two = folder / "mlruns" / "one.zip", folder / "mlruns" / "two.zip"
-    pack(folder, to_ship(folder), one)
+    pack(select(folder).files, one)
     os.utime(folder / "experiments" / "mine.py", (0, 0))
-    pack(folder, to_ship(folder), two)
+    pack(select(folder).files, two)
     assert one.read_bytes() == two.read_bytes()
     assert zipfile.ZipFile(one).namelist() == SHIPPED
 
@@ -102,19 +69,19 @@ def test_the_same_files_make_the_same_package(folder: Path) -> None:
         (["run", "seed=3"], "names no file"),
         (["run", "experiments/other.yaml"], "there is no such file"),
         (["run", "../elsewhere.yaml"], "lies outside of"),
-        (["run", "mlruns/best.yaml"], "is not shipped: mlruns is left out"),
+        (["run", "mlruns/best.yaml"], "is not shipped: it belongs to results or caches"),
     ],
 )
 def test_commands_that_could_not_run_there(folder: Path, command: list[str], told: str) -> None:
     (folder / "mlruns" / "best.yaml").touch()
     with pytest.raises(ClusterError, match=told):
-        checked(command, folder)
+        prepare(command, folder)
 
 
 def test_a_command_names_its_files_from_the_folder(folder: Path) -> None:
     absolute = str(folder / "experiments" / "small.yaml")
     command = ["matrix", "--teams", "2", absolute, "only.defences=[mean]", "--quick"]
-    assert checked(command, folder) == [*command[:3], "experiments/small.yaml", *command[4:]]
+    assert prepare(command, folder).command == [*command[:3], "experiments/small.yaml", *command[4:]]
 
 
 def test_what_can_be_submitted_is_a_command() -> None:
@@ -202,55 +169,6 @@ def test_submit_ships_and_asks(server: Server, folder: Path, monkeypatch: pytest
     assert len(server.packages) == 1
 
 
-def test_nothing_is_submitted_where_the_folder_is_too_big(
-    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fedrobust.cluster.ray_jobs.MOST", 10)
-    with pytest.raises(ClusterError, match=r"small\.yaml"):
-        submit(["run", "experiments/small.yaml"], find_cluster())
-    assert not server.submitted
-
-
-def test_where_the_cluster_is(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> None:
-    with pytest.raises(ClusterError, match="no cluster is named"):
-        find_cluster()
-    monkeypatch.setenv("RAY_ADDRESS", "http://ray:8265")
-    assert find_cluster() == Cluster("http://ray:8265")
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://api:8265")
-    assert find_cluster().address == "http://api:8265"
-    assert find_cluster("https://given/").address == "https://given"
-    with pytest.raises(ClusterError, match="looks like http://HOST:8265"):
-        find_cluster("head:6379")
-
-
-def test_the_local_cluster_is_found_with_its_own_token(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> None:
-    (workplace / "token").write_text("own")
-    state = workplace / "mlruns" / "cluster" / "state.json"
-    state.parent.mkdir(parents=True)
-    state.write_text(json.dumps({"address": "http://here", "token": str(workplace / "token")}))
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "of another cluster")
-    assert (find_cluster().address, find_cluster().token) == ("http://here", "own")
-    assert find_cluster("http://there").token == "of another cluster"
-
-
-def test_tokens_are_looked_for_in_the_order_of_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert find_cluster("http://x").token == ""
-    usual = tmp_path / "home" / ".ray" / "auth_token"
-    usual.parent.mkdir(parents=True)
-    usual.write_text("usual\n")
-    assert find_cluster("http://x").token == "usual"
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    with pytest.raises(ClusterError, match="token cannot be read: No such file"):
-        find_cluster("http://x")
-    (tmp_path / "token").touch()
-    with pytest.raises(ClusterError, match="holds no token"):
-        find_cluster("http://x")
-    (tmp_path / "token").write_text("filed")
-    assert find_cluster("http://x").token == "filed"
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "direct")
-    assert find_cluster("http://x").token == "direct"
-
-
 def test_a_refused_token_is_one_line(server: Server) -> None:
     with pytest.raises(ClusterError, match=r"wants a token, and none was found in RAY_AUTH_TOKEN"):
         jobs(Cluster(server.address))
@@ -308,7 +226,9 @@ def test_the_commands(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert called(monkeypatch, "submit", "--env", "A=b=c", "--", "run", "experiments/small.yaml", "--resume", "x") == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err.startswith("sends 2 files, ")
+    assert err.endswith(f"goes to {server.address}, with the token from RAY_AUTH_TOKEN\n")
     (job,) = server.jobs
     assert f"job {job} at {server.address}\n" in out
     assert "http://mlflow:5000/#/experiments" in out
