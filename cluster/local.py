@@ -1,9 +1,10 @@
 """A cluster of three nodes on this machine: `make cluster`, `make cluster-down`.
 
 One head with the jobs server and two workers, each a `ray start` in a session of its own, and an MLflow server. Ports
-are free ones, the token is new, and nothing is shared with another Ray on the machine. What was started is written to
-`mlruns/cluster/state.json`; `down` and `kill` end these processes, known by number and time of start, and no others.
-All that is written is its owner's alone, and nothing secret stands on a command line, which everyone can read.
+are free ones, the token is new, and nothing is shared with another Ray on the machine. What was started, and the token,
+are kept below `~/.fedrobust/clusters`, and not in the folder, which may be somebody else's; `down` and `kill` end these
+processes, known by number and time of start, and no others. All that is written is its owner's alone, and nothing
+secret stands on a command line, which everyone can read.
 
     python cluster/local.py up [--workers 2] [--cpus 2] [--mlflow-store URL]
     python cluster/local.py status
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import secrets
 import shlex
 import shutil
@@ -31,7 +33,9 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+from fedrobust.cluster.local_state import STATE, TOKEN, Process, State, kept, read_state, runs
+from fedrobust.errors import ClusterError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "mlruns" / "cluster"
@@ -44,15 +48,25 @@ GRACE = 15.0
 """Seconds that a node has to end by itself."""
 STORE = "MLFLOW_BACKEND_STORE_URI"
 """Where `mlflow server` looks for its database: an environment is its owner's, a command line is everyone's."""
-
-Process = dict[str, Any]
-"""`pid` and `began`: what a process is known by, as a number alone comes back."""
+LONGEST_ROOT = 24
+"""Bytes in the path of a folder for temporary files in which the sockets of the nodes find room; else `/tmp`."""
+ASK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks servers of this machine: no proxy may see the token."""
 
 
 def main() -> None:
+    """Do what the command line says; what cannot be done is one line, and exit code 2."""
+    try:
+        run()
+    except (ClusterError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description="A Ray cluster of several nodes on this machine.")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where its state and logs lie")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where its logs lie")
     verbs = parser.add_subparsers(dest="verb", required=True)
     up = verbs.add_parser("up", help="start it")
     up.add_argument("--workers", type=int, default=2, help="nodes beside the head")
@@ -89,27 +103,29 @@ def main() -> None:
 
 def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: Path) -> None:
     """Start head, workers and MLflow, and say how they are used. Ends what it has started where that fails."""
-    if any(alive(process) for process in read(folder).get("nodes", {}).values()):
+    before = read_state(folder)
+    if before and any(alive(process) for process in here(before).nodes.values()):
         sys.exit(f"error: a cluster of {folder} is running; end it with: make cluster-down")
     stop(folder)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # it may be there already
-    token = folder / "token"
+    token = kept(folder) / TOKEN
+    token.parent.mkdir(parents=True, exist_ok=True)
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="utf-8")
-    temporary = Path(tempfile.mkdtemp(prefix="fedrobust-"))  # short: Ray's sockets lie in there
+    root = tempfile.gettempdir()
+    temporary = Path(
+        tempfile.mkdtemp(prefix="fedrobust-", dir=root if len(os.fsencode(root)) <= LONGEST_ROOT else "/tmp")
+    )
     gcs, jobs, tracking = free_ports(3)
-    state: dict[str, Any] = {
-        "temporary": str(temporary),
-        "address": f"http://{HOST}:{jobs}",
-        "gcs": f"{HOST}:{gcs}",
-        "token": str(token),
-        "mlflow": f"http://{HOST}:{tracking}",
-        "workplace": str(workplace),
-        "store": store or f"sqlite:///{folder / 'mlflow.db'}",
-        "commands": {},
-        "nodes": {},
-    }
+    state = State(
+        temporary=str(temporary),
+        address=f"http://{HOST}:{jobs}",
+        gcs=f"{HOST}:{gcs}",
+        mlflow=f"http://{HOST}:{tracking}",
+        workplace=str(workplace),
+        store=store or f"sqlite:///{folder / 'mlflow.db'}",
+    )
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
     ray += ["--node-ip-address", HOST, "--object-store-memory", "200000000"]
     ray += ["--dashboard-agent-listen-port", "0", "--min-worker-port", "0", "--max-worker-port", "0"]
@@ -119,15 +135,15 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
     def launch(name: str, command: Sequence[str]) -> None:
         # Nodes that shared a folder would unpack the files of a job over each other's.
         own = [] if name == "mlflow" else ["--temp-dir", str(temporary / name.replace("worker-", "w"))]
-        state["commands"][name] = [*command, *own]
+        state.commands[name] = [*command, *own]
         spawn(folder, state, name)
 
     try:
         launch("mlflow", mlflow_server(tracking, folder))
         launch("head", [*ray, *head])
-        await_answer(f"{state['address']}/api/version", "the head", state["nodes"]["head"], folder, token)
+        await_answer(f"{state.address}/api/version", "the head", state.nodes["head"], folder, token)
         commands = {
-            f"worker-{number}": [*ray, "--address", state["gcs"], "--num-cpus", str(cpus), *own_resource(number)]
+            f"worker-{number}": [*ray, "--address", state.gcs, "--num-cpus", str(cpus), *own_resource(number)]
             for number in range(1, workers + 1)
         }
         for name, command in commands.items():
@@ -136,31 +152,31 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
 
         def joined() -> bool:
             for name, command in commands.items():
-                if alive(state["nodes"][name]):
+                if alive(state.nodes[name]):
                     continue
                 if tries[name] == ATTEMPTS:
                     sys.exit(f"error: {name} has ended {ATTEMPTS} times; see {folder / 'logs'}")
                 tries[name] += 1
                 launch(name, command)  # on a busy machine a node may give its start up
-            return nodes_of(state["address"], token) == workers + 1
+            return nodes_of(state.address, token) == workers + 1
 
         if not within(PATIENCE, joined):
             sys.exit(f"error: not all nodes have joined the cluster; see {folder / 'logs'}")
-        await_answer(f"{state['mlflow']}/health", "MLflow", state["nodes"]["mlflow"], folder)
+        await_answer(f"{state.mlflow}/health", "MLflow", state.nodes["mlflow"], folder)
     except BaseException:
         stop(folder)
         raise
     exports = {
-        "RAY_API_SERVER_ADDRESS": state["address"],
+        "RAY_API_SERVER_ADDRESS": state.address,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        "MLFLOW_TRACKING_URI": state["mlflow"],
+        "MLFLOW_TRACKING_URI": state.mlflow,
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
     (folder / "env").write_text("\n".join(lines) + "\n", encoding="utf-8")
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     print(
-        f"a head and {workers} workers of {cpus} cores: {state['address']}\nMLflow: {state['mlflow']}\n"
+        f"a head and {workers} workers of {cpus} cores: {state.address}\nMLflow: {state.mlflow}\n"
         f"\n{chr(10).join(lines)}\n\nuse it:\n"
         f"  source {shown}/env\n"
         "  fedrobust submit -- run experiments/quickstart.yaml\n"
@@ -169,18 +185,18 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
     )
 
 
-def node_environment(state: dict[str, Any]) -> dict[str, str]:
+def node_environment(folder: Path, state: State) -> dict[str, str]:
     """What every node is started with; jobs inherit it, also that `python` is the one that runs this file."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
-    return kept | {
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+    return own | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "FEDROBUST_HOME": state["workplace"],
+        "FEDROBUST_HOME": state.workplace,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_TRACKING_URI": state["mlflow"],
+        "MLFLOW_TRACKING_URI": state.mlflow,
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": state["token"],
+        "RAY_AUTH_TOKEN_PATH": str(kept(folder) / TOKEN),
     }
 
 
@@ -196,15 +212,15 @@ def password_of(url: str) -> str:
     return parts.password or urllib.parse.parse_qs(parts.query).get("password", [""])[0]
 
 
-def spawn(folder: Path, state: dict[str, Any], name: str) -> None:
+def spawn(folder: Path, state: State, name: str) -> None:
     """Start a node in a session of its own, and keep its number."""
-    environment = node_environment(state)
+    environment = node_environment(folder, state)
     if name == "mlflow":
         del environment["MLFLOW_TRACKING_URI"]
-        environment[STORE] = state["store"]
+        environment[STORE] = state.store
     with (folder / "logs" / f"{name}.log").open("w", encoding="utf-8") as output:
         started = subprocess.Popen(
-            state["commands"][name],
+            state.commands[name],
             env=environment,
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -212,7 +228,10 @@ def spawn(folder: Path, state: dict[str, Any], name: str) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    state["nodes"][name] = {"pid": started.pid, "began": table()[started.pid][2]}
+    known = table()
+    if started.pid not in known:
+        sys.exit(f"error: {name} has ended at once; see {folder / 'logs'}")
+    state.nodes[name] = Process(pid=started.pid, began=known[started.pid][2])
     write(folder, state)
 
 
@@ -224,7 +243,7 @@ def await_answer(url: str, what: str, process: Process, folder: Path, token: Pat
         if not alive(process):
             sys.exit(f"error: {what} has ended; see {folder / 'logs'}")
         try:
-            with urllib.request.urlopen(request, timeout=5):
+            with ASK.open(request, timeout=5):
                 return True
         except OSError:
             return False
@@ -242,7 +261,7 @@ def nodes_of(address: str, token: Path) -> int:
     """How many nodes of the cluster are alive."""
     request = urllib.request.Request(f"{address}/api/v0/nodes", headers=bearer(token))
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with ASK.open(request, timeout=10) as answer:
             return sum(node["state"] == "ALIVE" for node in json.load(answer)["data"]["result"]["result"])
     except OSError:
         return 0
@@ -255,7 +274,8 @@ def bearer(token: Path | None) -> dict[str, str]:
 
 def kill_node(folder: Path, name: str) -> None:
     """End every process of a node at once, without a chance to say goodbye."""
-    nodes = read(folder).get("nodes", {})
+    state = read_state(folder)
+    nodes = here(state).nodes if state else {}
     if name not in nodes:
         sys.exit(f"error: there is no node {name}; there are: {', '.join(nodes) or 'none'}")
     if not alive(nodes[name]):
@@ -266,32 +286,43 @@ def kill_node(folder: Path, name: str) -> None:
 
 def revive_node(folder: Path, name: str) -> None:
     """Start a node that has ended again, as a cluster's manager would, and wait until it has joined."""
-    state = read(folder)
-    if name not in state.get("nodes", {}) or alive(state["nodes"][name]):
+    state = read_state(folder)
+    if state is None or name not in here(state).nodes.keys() & state.commands.keys() or alive(state.nodes[name]):
         sys.exit(f"error: {name} is no node that has ended; see: python cluster/local.py status")
-    before = nodes_of(state["address"], Path(state["token"]))
+    token = kept(folder) / TOKEN
+    before = nodes_of(state.address, token)
     spawn(folder, state, name)
-    if not within(PATIENCE, lambda: nodes_of(state["address"], Path(state["token"])) > before):
+    if not within(PATIENCE, lambda: nodes_of(state.address, token) > before):
         sys.exit(f"error: {name} has not joined the cluster; see {folder / 'logs'}")
     print(f"{name} has joined the cluster")
 
 
+def here(state: State) -> State:
+    """The same, if its processes are this machine's. Raises `ClusterError`: numbers mean others elsewhere."""
+    if state.host != platform.node():
+        raise ClusterError(
+            f"the cluster was started on {state.host}: end it there, or, if that is gone, delete what is kept of it "
+            "below ~/.fedrobust/clusters"
+        )
+    return state
+
+
 def stop(folder: Path) -> None:
     """End all that `start` has started; of what has ended before, nothing is touched."""
-    state = read(folder)
-    nodes = [process for process in state.get("nodes", {}).values() if alive(process)]
+    state = read_state(folder)
+    nodes = [process for process in here(state).nodes.values() if alive(process)] if state else []
     end(nodes, signal.SIGTERM)
-    if temporary := state.get("temporary"):
-        shutil.rmtree(temporary, ignore_errors=True)
-    for name in ("state.json", "env", "token"):
-        (folder / name).unlink(missing_ok=True)
+    if state:
+        shutil.rmtree(state.temporary, ignore_errors=True)
+    shutil.rmtree(kept(folder), ignore_errors=True)
+    (folder / "env").unlink(missing_ok=True)
     if state:
         print(f"{len(nodes)} processes and what they had started have ended")
 
 
 def end(leaders: Sequence[Process], how: signal.Signals) -> None:
     """Signal the leaders, and kill what is left of their families after some time."""
-    family = {leader["pid"]: leader["began"] for leader in leaders}
+    family = {leader.pid: leader.began for leader in leaders}
     if how != signal.SIGKILL:
         send(family, how)
 
@@ -328,15 +359,15 @@ def grow(family: dict[int, str]) -> None:
 
 
 def table() -> dict[int, tuple[int, int, str]]:
-    """Every process: parent, session, time of its start; without zombies."""
-    shown = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,sess=,stat=,lstart="], capture_output=True, text=True, check=True, env={"LC_ALL": "C"}
-    )
-    lines = [line.split(maxsplit=4) for line in shown.stdout.splitlines()]
+    """Every process of ours: parent, session, time of its start; without zombies."""
+    command = ["ps", "-eo", "uid=,pid=,ppid=,sess=,stat=,lstart="]
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    lines = [line.split(maxsplit=5) for line in shown.stdout.splitlines()]
     return {
         int(pid): (int(parent), int(session), began)
-        for pid, parent, session, state, began in lines
-        if not state.startswith("Z")
+        for uid, pid, parent, session, state, began in lines
+        if uid == str(os.geteuid()) and not state.startswith("Z")
     }
 
 
@@ -348,16 +379,16 @@ def still(processes: dict[int, str]) -> list[int]:
 
 def alive(process: Process) -> bool:
     """Whether this very process still runs."""
-    return bool(still({process["pid"]: process["began"]}))
+    return runs(process)
 
 
 def status(folder: Path) -> None:
     """Print which processes are alive."""
-    state = read(folder)
+    state = read_state(folder)
     if not state:
         sys.exit("no cluster has been started; start one with: make cluster")
-    for name, process in state["nodes"].items():
-        print(f"{name:10} {'alive' if alive(process) else 'dead':6} process {process['pid']}")
+    for name, process in here(state).nodes.items():
+        print(f"{name:10} {'alive' if alive(process) else 'dead':6} process {process.pid}")
 
 
 def free_ports(count: int) -> list[int]:
@@ -382,19 +413,11 @@ def within(seconds: float, done: Callable[[], bool]) -> bool:
     return True
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """What was started; empty where nothing was."""
-    try:
-        return dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-
-
-def write(folder: Path, state: dict[str, Any]) -> None:
+def write(folder: Path, state: State) -> None:
     """Keep what was started, after each start: whatever interrupts this one, `down` finds it."""
-    new = folder / "state.json.new"
-    new.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    new.replace(folder / "state.json")
+    new = kept(folder) / f"{STATE}.new"
+    new.write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    new.replace(kept(folder) / STATE)
 
 
 if __name__ == "__main__":

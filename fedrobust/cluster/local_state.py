@@ -44,7 +44,7 @@ class State(BaseModel):
     """The machine whose processes these are; homes are shared."""
     address: Annotated[str, Field(pattern=r"^http://127\.0\.0\.1:[1-9][0-9]{0,4}$")]
     """Of the jobs server."""
-    temporary: str
+    temporary: Annotated[str, Field(pattern=r"^/(.+/)?fedrobust-[a-z0-9_]+$")]
     """The folder of the nodes' sessions, which goes with them."""
     gcs: str
     mlflow: str

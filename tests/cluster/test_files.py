@@ -19,6 +19,12 @@ from typing import Any
 
 import pytest
 import yaml
+from cluster_state import DAMAGES, damage, started
+
+from fedrobust.cluster.local_state import kept
+from fedrobust.errors import ClusterError
+
+pytestmark = pytest.mark.usefixtures("nobody")
 
 FOLDER = Path(__file__).parent.parent.parent / "cluster"
 RAY = "2.60.0"
@@ -275,10 +281,13 @@ time.sleep(100)
 """
 
 
-def state(folder: Path, local: ModuleType, **processes: subprocess.Popen[str]) -> None:
+def keep(folder: Path, local: ModuleType, **processes: subprocess.Popen[str]) -> Path:
+    """What is kept of a cluster that was started in the folder. Returns where it is kept."""
     table = local.table()
     nodes = {name: {"pid": each.pid, "began": table[each.pid][2]} for name, each in processes.items()}
-    (folder / "state.json").write_text(json.dumps({"nodes": nodes, "temporary": str(folder / "ray")}))
+    (folder / "mlruns" / "cluster").mkdir(parents=True)
+    (folder / "fedrobust-ray").mkdir()
+    return started(folder, "http://127.0.0.1:1", nodes=nodes, temporary=str(folder / "fedrobust-ray"))
 
 
 def gone(local: ModuleType, pid: int) -> bool:
@@ -297,37 +306,103 @@ def test_down_ends_what_was_started_and_what_that_started(
     node, stranger = spawn(FAMILY), spawn(SLEEP)
     assert node.stdout is not None
     child = int(node.stdout.readline())
-    (tmp_path / "ray").mkdir()
-    state(tmp_path, local, head=node)
-    local.stop(tmp_path)
+    place = keep(tmp_path, local, head=node)
+    folder = tmp_path / "mlruns" / "cluster"
+    (folder / "env").touch()
+    local.stop(folder)
     assert node.wait(20) == -signal.SIGKILL
     assert gone(local, child)
     assert stranger.poll() is None
-    assert not list(tmp_path.iterdir())
-    local.stop(tmp_path)  # once more does no harm
+    assert not place.exists()
+    assert not list(folder.iterdir()) and not (tmp_path / "fedrobust-ray").exists()
+    local.stop(folder)  # once more does no harm
 
 
-def test_a_number_that_has_come_back_is_left_alone(
-    tmp_path: Path, local: ModuleType, spawn: Callable[[str], subprocess.Popen[str]]
+@pytest.mark.parametrize("whose", ["a number that has come back", "somebody else's", "another machine's"])
+def test_processes_that_are_not_the_cluster_s_are_left_alone(
+    tmp_path: Path,
+    local: ModuleType,
+    spawn: Callable[[str], subprocess.Popen[str]],
+    whose: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stranger = spawn(SLEEP)
-    began = "Mon Jan  1 00:00:00 2001"
-    (tmp_path / "state.json").write_text(json.dumps({"nodes": {"head": {"pid": stranger.pid, "began": began}}}))
-    with pytest.raises(SystemExit, match="head has ended before"):
-        local.kill_node(tmp_path, "head")
-    local.stop(tmp_path)
+    place = keep(tmp_path, local, head=stranger)
+    kept = json.loads((place / "state.json").read_text())
+    folder = tmp_path / "mlruns" / "cluster"
+    if whose == "a number that has come back":
+        kept["nodes"]["head"]["began"] = "Mon Jan  1 00:00:00 2001"
+    elif whose == "another machine's":
+        kept["host"] = "elsewhere"
+    (place / "state.json").write_text(json.dumps(kept))
+    if whose == "somebody else's":
+        user = os.geteuid() + 1
+        monkeypatch.setattr("os.geteuid", lambda: user)
+        monkeypatch.setattr("fedrobust.cluster.local_state.owned_text", lambda path: path.read_text())
+        assert stranger.pid not in local.table()
+    if whose == "another machine's":
+        for what in (lambda: local.kill_node(folder, "head"), lambda: local.stop(folder), lambda: local.status(folder)):
+            with pytest.raises(ClusterError, match="was started on elsewhere: end it there"):
+                what()
+    else:
+        with pytest.raises(SystemExit, match="head has ended before"):
+            local.kill_node(folder, "head")
+        local.stop(folder)
     time.sleep(0.2)
     assert stranger.poll() is None
 
 
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("verb", ["up", "down", "status", "kill"])
+def test_a_damaged_state_is_one_line_and_ends_nothing(
+    tmp_path: Path,
+    local: ModuleType,
+    verb: str,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = started(tmp_path, "http://127.0.0.1:1")
+    damage(place, how)
+    monkeypatch.setattr(local, "end", lambda *_: pytest.fail("it has ended something"))
+    monkeypatch.setattr(local.shutil, "rmtree", lambda *_, **__: pytest.fail("it has deleted something"))
+    monkeypatch.setattr(local.subprocess, "Popen", lambda *_, **__: pytest.fail("it has started something"))
+    monkeypatch.setattr(local.os, "umask", lambda mask: 0)
+    command = ["local.py", "--folder", str(tmp_path / "mlruns" / "cluster"), verb]
+    monkeypatch.setattr(sys, "argv", [*command, "head"] if verb == "kill" else command)
+    with pytest.raises(SystemExit) as ended:
+        local.main()
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and len(err.splitlines()) == 1 and str(place) in err
+    assert place.exists()
+
+
+def test_a_state_in_a_folder_of_somebody_else_is_not_read(
+    tmp_path: Path, local: ModuleType, spawn: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    node = spawn(SLEEP)
+    folder, precious = tmp_path / "mlruns" / "cluster", tmp_path / "fedrobust-precious"
+    folder.mkdir(parents=True)
+    precious.mkdir()
+    nodes = {"head": {"pid": node.pid, "began": local.table()[node.pid][2]}}
+    (folder / "state.json").write_text(json.dumps({"nodes": nodes, "temporary": str(precious)}))
+    local.stop(folder)
+    with pytest.raises(SystemExit, match="there is no node head"):
+        local.kill_node(folder, "head")
+    assert node.poll() is None
+    assert precious.exists()
+
+
 def test_a_node_dies_alone(tmp_path: Path, local: ModuleType, spawn: Callable[[str], subprocess.Popen[str]]) -> None:
     one, two = spawn(SLEEP), spawn(SLEEP)
-    state(tmp_path, local, **{"worker-1": one, "worker-2": two})
-    local.kill_node(tmp_path, "worker-1")
+    keep(tmp_path, local, **{"worker-1": one, "worker-2": two})
+    folder = tmp_path / "mlruns" / "cluster"
+    local.kill_node(folder, "worker-1")
     assert one.wait(20) == -signal.SIGKILL
     assert two.poll() is None
     with pytest.raises(SystemExit, match="there is no node worker-3; there are: worker-1, worker-2"):
-        local.kill_node(tmp_path, "worker-3")
+        local.kill_node(folder, "worker-3")
 
 
 SECRET = "s3cr3t"
@@ -365,18 +440,22 @@ def test_no_password_stands_on_a_command_line(
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", url)
     monkeypatch.setattr(local, "stop", lambda folder: None)
-    monkeypatch.setattr(local.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    monkeypatch.setattr(local.tempfile, "mkdtemp", lambda prefix, dir: str(tmp_path / "fedrobust-x"))
     monkeypatch.setattr(local.subprocess, "Popen", popen)
-    with pytest.raises(OSError, match="enough"):
+    with pytest.raises(SystemExit) as ended:
         local.main()
+    assert ended.value.code == 2
     ((words, environment),) = started
     assert words[1:4] == ["-m", "mlflow", "server"] and SECRET not in " ".join(words)
     assert environment["MLFLOW_BACKEND_STORE_URI"] == url
-    node = local.node_environment({"workplace": "", "mlflow": "", "token": ""})
+    state = local.State(
+        temporary="/tmp/fedrobust-x", address="http://127.0.0.1:1", gcs="", mlflow="", workplace="", store=""
+    )
+    node = local.node_environment(tmp_path / "cluster", state)
     assert "MLFLOW_BACKEND_STORE_URI" not in node
 
 
-def test_what_the_local_cluster_writes_is_its_owner_s(tmp_path: Path) -> None:
+def test_what_the_local_cluster_writes_is_its_owner_s(tmp_path: Path, nobody: Path) -> None:
     script = (
         "import importlib.util, pathlib, sys\n"
         "spec = importlib.util.spec_from_file_location('local', sys.argv[1])\n"
@@ -396,8 +475,13 @@ def test_what_the_local_cluster_writes_is_its_owner_s(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, umask=0)
     assert done.stderr == "enough\n"
     found = {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
-    assert found == {"cluster": 0o700, "logs": 0o700, "token": 0o600, "state.json": 0o600}
-    shutil.rmtree(json.loads((folder / "state.json").read_text())["temporary"])
+    assert found == {"cluster": 0o700, "logs": 0o700}
+    place = kept(folder)
+    assert place.is_relative_to(nobody)
+    ours = {path.name: path.stat().st_mode & 0o777 for path in nobody.rglob("*")}
+    modes = {".fedrobust": 0o700, "clusters": 0o700, place.name: 0o700, "token": 0o600, "state.json": 0o600}
+    assert ours == modes
+    shutil.rmtree(json.loads((place / "state.json").read_text())["temporary"])
 
 
 def test_make_has_the_commands_of_the_local_cluster() -> None:

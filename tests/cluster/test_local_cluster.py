@@ -10,8 +10,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from fedrobust.cluster.local_state import kept
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -48,6 +51,10 @@ def local(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+def state(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((kept(folder / "mlruns" / "cluster") / "state.json").read_text()))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working folder with a cluster that `fedrobust submit` finds; jobs keep what they write below `home/`."""
@@ -59,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         local(folder, "up", "--workplace", str(folder / "home"))
         yield folder
     finally:
-        temporary = json.loads((folder / "mlruns" / "cluster" / "state.json").read_text())["temporary"]
+        temporary = state(folder)["temporary"]
         local(folder, "down")
         left = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
         assert temporary not in left
@@ -79,7 +86,7 @@ def test_a_run_on_the_cluster(folder: Path) -> None:
     (run,) = (folder / "home" / "mlruns" / "runs").iterdir()
     assert (run / "report.html").exists()
     assert not (folder / "mlruns" / "runs").exists()
-    uri = json.loads((folder / "mlruns" / "cluster" / "state.json").read_text())["mlflow"]
+    uri = state(folder)["mlflow"]
     with urllib.request.urlopen(f"{uri}/api/2.0/mlflow/runs/get?run_id={run.name}", timeout=30) as answer:
         assert json.load(answer)["run"]["info"]["status"] == "FINISHED"
     missing = fedrobust(
@@ -114,18 +121,17 @@ def test_a_stopped_run_goes_on_after_a_node_has_died(folder: Path) -> None:
 
 def test_nothing_secret_is_open_to_others(folder: Path) -> None:
     cluster = folder / "mlruns" / "cluster"
-    token = (cluster / "token").read_text()
+    token = (kept(cluster) / "token").read_text()
     shown = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(cluster / "artifacts") in shown
     secrets = (token, str(cluster / "mlflow.db"))
     assert not [line for line in shown.splitlines() if any(secret in line for secret in secrets)]
-    state = json.loads((cluster / "state.json").read_text())
-    for path in (cluster, *cluster.rglob("*"), Path(state["temporary"])):
+    for path in (cluster, *cluster.rglob("*"), *kept(cluster).rglob("*"), Path(state(folder)["temporary"])):
         assert not path.stat().st_mode & 0o077, path
 
 
 def test_who_has_no_token_is_kept_out(folder: Path, tmp_path: Path) -> None:
-    address = json.loads((folder / "mlruns" / "cluster" / "state.json").read_text())["address"]
+    address = state(folder)["address"]
     wrong = fedrobust(tmp_path, "jobs", "--address", address, RAY_AUTH_TOKEN="wrong")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == f"error: the cluster at {address} does not accept the token from RAY_AUTH_TOKEN\n"
