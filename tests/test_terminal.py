@@ -20,6 +20,7 @@ from fedrobust.runner import Result
 from fedrobust.terminal import (
     Progress,
     families,
+    lists,
     show_comparison,
     show_machine,
     show_options,
@@ -51,11 +52,31 @@ def test_doctor_says_what_is_here(out: Console, workplace: Path, monkeypatch: py
     monkeypatch.setenv("FEDROBUST_DATA", str(workplace / "nowhere"))
     show_machine(out)
     shown = out.export_text()
-    for word in ("cores", "GPUs", "Python", "ray", "MLflow store", "made by the first run", "data: npz", "not found"):
+    for word in (
+        "cores",
+        "memory",
+        "GPUs",
+        "Python",
+        "ray",
+        "MLflow store",
+        "made by the first run",
+        "data: npz",
+        "not found",
+    ):
         assert word in shown
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5001")
     show_machine(out)
     assert "http://127.0.0.1:5001" in out.export_text()
+
+
+def test_doctor_says_what_limits_this_process(out: Console, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "core_limits", lambda: {"machine": 64.0, "affinity": 8.0, "cgroup": 1.5})
+    monkeypatch.setattr(lists, "usable_cores", lambda: 1)
+    monkeypatch.setattr(lists, "memory_limits", lambda: {"machine": 2**37, "cgroup": 2**32})
+    show_machine(out)
+    shown = out.export_text()
+    assert "1 of 64 (cgroup: 1.5)" in shown
+    assert "4 GiB of 128 (cgroup: 4)" in shown
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,15 @@ from typing import Any
 import ray
 
 from fedrobust.errors import FederationError
+from fedrobust.federation.machine import memory_limits, usable_cores
 from fedrobust.private import private_files
 
 LONGEST_ROOT = 24
 """Bytes in the path of a folder for temporary files in which Ray's session finds room; else `/tmp` is taken."""
+STORE = 0.3
+"""The share of its memory that Ray keeps for objects."""
+STORES = 80 * 2**20, 10**10
+"""Bytes for objects: what Ray wants at least, and the most that it takes where `/dev/shm` is smaller."""
 
 
 class _Session:
@@ -51,7 +56,7 @@ class _Session:
     def _start(self) -> None:
         address, options = os.environ.get("RAY_ADDRESS", "local"), dict[str, Any]()
         if address == "local":
-            options = {"include_dashboard": False, "_temp_dir": self._ending.enter_context(_session_folder())}
+            options = _share() | {"_temp_dir": self._ending.enter_context(_session_folder())}
         self._ending.callback(self._leave)
         try:
             with private_files():
@@ -107,6 +112,16 @@ def _left(session: _Session) -> None:
         if _session is session:
             _session = None
         session.end()
+
+
+def _share() -> dict[str, Any]:
+    """What a local Ray may use: it would take the cores and the memory of the whole machine, whatever the job's are."""
+    options: dict[str, Any] = {"include_dashboard": False, "num_cpus": usable_cores()}
+    memory = memory_limits()
+    if "cgroup" in memory:
+        least, most = STORES
+        options["object_store_memory"] = max(least, min(most, int(STORE * memory["cgroup"])))
+    return options
 
 
 def _identity() -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedrobust.federation.machine import core_limits, memory_limits, usable_cores
 from fedrobust.options import Options, members, summary
 from fedrobust.terminal.elements import columns
 
@@ -73,8 +74,9 @@ def show_machine(out: Console) -> None:
     import torch
 
     table = Table(show_header=False)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    table.add_row("cores", str(usable))
+    table.add_row("cores", f"{usable_cores()}{_limit(core_limits())}")
+    memory = {name: round(amount / 2**30, 1) for name, amount in memory_limits().items()}
+    table.add_row("memory", f"{min(memory.values()):g} GiB{_limit(memory)}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     table.add_row("GPUs", ", ".join(gpus) or "none")
     packages = ("torch", "ray", "pytorch-lightning", "mlflow", "optuna", "timm")
@@ -90,6 +92,12 @@ def show_machine(out: Console) -> None:
             found = f"not looked for: {error}"
         table.add_row(f"data: {name}", escape(found or "not found; give it a path, or set FEDROBUST_DATA"))
     out.print(table)
+
+
+def _limit(limits: Mapping[str, float]) -> str:
+    """Which limit is the least, where it is not that of the machine."""
+    least = min(limits, key=lambda name: limits[name])
+    return "" if least == "machine" else f" of {limits['machine']:g} ({least}: {limits[least]:g})"
 
 
 def _source() -> type[Options]:

@@ -240,6 +240,25 @@ def test_ctrl_c_while_ray_starts_leaves_nothing(stand_in: StandIn) -> None:
         assert stand_in.running == 2
 
 
+@pytest.mark.parametrize(
+    ("memory", "store"),
+    [
+        ({"machine": 100 * 2**30}, None),
+        ({"machine": 100 * 2**30, "cgroup": 10 * 2**30}, 3 * 2**30),
+        ({"machine": 100 * 2**30, "cgroup": 2**20}, 80 * 2**20),
+        ({"machine": 100 * 2**30, "cgroup": 90 * 2**30}, 10**10),
+    ],
+)
+def test_a_local_ray_has_the_share_of_this_process(
+    stand_in: StandIn, memory: dict[str, int], store: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "usable_cores", lambda: 3)
+    monkeypatch.setattr(session, "memory_limits", lambda: memory)
+    with ray_session():
+        assert stand_in.asked[0]["num_cpus"] == 3
+        assert stand_in.asked[0].get("object_store_memory") == store
+
+
 SESSION = """
 import os, stat
 from pathlib import Path
@@ -249,6 +268,7 @@ import ray
 from fedrobust.federation.session import ray_session
 
 os.umask(0)
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # as: taskset -c 0
 with ray_session():
     session = Path(ray._private.worker._global_node.get_session_dir_path())
 
@@ -257,7 +277,8 @@ with ray_session():
         return os.umask(0)
 
     private = session.parents[1]
-    print(oct(stat.S_IMODE(private.stat().st_mode)), oct(ray.get(umask.remote())), session.parent.name)
+    print(oct(stat.S_IMODE(private.stat().st_mode)), oct(ray.get(umask.remote())), end=" ")
+    print(session.parent.name, ray.cluster_resources()["CPU"])
 print(private.exists(), private.parent)
 """
 
@@ -278,4 +299,4 @@ def test_only_its_owner_can_enter_the_session_of_ray(tmp_path: Path, root: str) 
         check=False,
         timeout=120,
     )
-    assert done.stdout.splitlines()[-2:] == ["0o700 0o77 r", "False /tmp"], done.stdout + done.stderr
+    assert done.stdout.splitlines()[-2:] == ["0o700 0o77 r 1.0", "False /tmp"], done.stdout + done.stderr

@@ -1,0 +1,81 @@
+"""How much of the machine this process may use: batch systems and containers give a share of it, not all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+ROOT = Path("/")
+
+
+def core_limits(environment: Mapping[str, str] = os.environ, root: Path = ROOT) -> dict[str, float]:
+    """What limits the cores of this process: the limit's name → cores, in fractions where a control group says so.
+
+    environment: where Slurm says what a job has got.
+    root: the folder below which `proc` and `sys` are looked for.
+    """
+    limits: dict[str, float] = {"machine": os.cpu_count() or 1}
+    if hasattr(os, "sched_getaffinity"):
+        limits["affinity"] = len(os.sched_getaffinity(0))
+    quotas = [quota for folder in _groups("cpu", root) if (quota := _cores(folder)) is not None]
+    if quotas:
+        limits["cgroup"] = min(quotas)
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        if (given := environment.get(name, "")).isdecimal() and int(given):
+            return limits | {name: int(given)}
+    return limits
+
+
+def usable_cores(environment: Mapping[str, str] = os.environ, root: Path = ROOT) -> int:
+    """How many cores this process may keep busy: the whole ones of the least of its limits, at least one."""
+    return max(1, int(min(core_limits(environment, root).values())))
+
+
+def memory_limits(root: Path = ROOT) -> dict[str, int]:
+    """What limits the memory of this process and those that it starts: the limit's name → bytes."""
+    limits = {"machine": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
+    names = ("memory.max", "memory.limit_in_bytes")
+    given = [_number(folder / name) for folder in _groups("memory", root) for name in names]
+    if known := [limit for limit in given if limit is not None and 0 < limit < limits["machine"]]:
+        limits["cgroup"] = min(known)
+    return limits
+
+
+def _groups(controller: str, root: Path) -> Iterator[Path]:
+    """The folders of the control groups that this process is in, each below the next outer one.
+
+    In a container the path may be the host's, and nothing lies there; what the container may use is then at the top.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    top = root / "sys/fs/cgroup"
+    for line in ["0::/", *lines]:
+        _, controllers, path = line.split(":", 2) if line.count(":") > 1 else ("", "", "/")
+        if controllers and controller not in controllers.split(","):
+            continue
+        for mount in {top / controllers, top / controller} if controllers else {top}:
+            yield mount
+            parts = PurePosixPath(path).parts[1:]
+            if ".." not in parts:
+                yield from (mount.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def _cores(folder: Path) -> float | None:
+    """Processor time per time that a control group has, in either version; None: as much as there is."""
+    try:
+        quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        quota, period = (str(_number(folder / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+    if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):
+        return int(quota) / int(period)
+    return None
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
