@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from fedrobust.data.patches import Patches
-from fedrobust.data.sources import FileSource, choose, resized
+from fedrobust.data.foreign import HDF, Archive, checked_dataset, read_table, reading, require_memory
+from fedrobust.data.listing import visible
+from fedrobust.data.patches import Patches, numbering
+from fedrobust.data.pixels import resized
+from fedrobust.data.sources import FileSource, choose
 from fedrobust.errors import DataError
 
 OFFICIAL = {"train": "train", "val": "validation", "valid": "validation", "test": "test"}
@@ -28,12 +29,13 @@ class Npz(FileSource):
         "the .npz file, or a folder that holds only one: images uint8 (N, S, S, 3), labels (N,) 0..C-1, and if known "
         "groups (N,), centres (N,), label_names (C,), split (N,) of train, validation, test"
     )
+    _optional: ClassVar[tuple[str, ...]] = ("groups", "centres", "split")
 
     def locate(self) -> Path:
         place = self.first(Path.exists)
-        if place.is_file():
+        if not place.is_dir():
             return place
-        archives = sorted(place.glob("*.npz"))
+        archives = [Path(entry.path) for entry in visible(place) if entry.name.lower().endswith(".npz")]
         if len(archives) != 1:
             names = ", ".join(archive.name for archive in archives[:4])
             what = f"{len(archives)} .npz files ({names}): name one" if archives else "no .npz file"
@@ -41,27 +43,23 @@ class Npz(FileSource):
         return archives[0]
 
     def check(self) -> None:
-        file = self.locate()
-        with _reading(file), np.load(file, allow_pickle=False) as archive:
-            self._keys(file, archive)
+        self._opened(self.locate())
 
-    def _keys(self, file: Path, archive: Any) -> None:
-        files = getattr(archive, "files", [])
-        for key in ("images", "labels"):
-            if key not in files:
-                raise DataError(f"npz: {file} has no '{key}' (keys: {', '.join(files) or 'none'})")
+    def _opened(self, file: Path) -> Archive:
+        archive = Archive("npz", file, ("images", "labels", *self._optional, "label_names"))
+        archive.require("images", "labels")
+        counts = {key: shape[0] if shape else 0 for key, shape in archive.shapes.items()}
+        for key in ("labels", *self._optional):
+            if counts.get(key, counts["images"]) != counts["images"]:
+                raise DataError(f"npz: {file}: {counts['images']} images, but {counts[key]} {key}")
+        return archive
 
     def load(self, seed: int) -> Patches:
         file = self.locate()
-        with _reading(file), np.load(file, allow_pickle=False) as archive:
-            self._keys(file, archive)
-            optional = ("groups", "centres", "split", "label_names")
-            arrays = {key: archive[key] for key in ("images", "labels", *optional) if key in archive.files}
+        arrays = self._opened(file).read("images", "labels", *self._optional, "label_names")
         labels = arrays["labels"]
-        names = arrays.pop("label_names", None)
-        if names is None:
-            top = int(labels.max()) if labels.size and np.issubdtype(labels.dtype, np.integer) else 0
-            names = np.arange(top + 1)
+        with self.told(file):
+            names = arrays.pop("label_names") if "label_names" in arrays else numbering(labels)
         if self.limit is not None:
             self.patches(file, **arrays, label_names=names)  # says what is wrong before anything is picked
             chosen = choose(self.limit, seed, labels, *([arrays["split"]] if "split" in arrays else []))
@@ -111,29 +109,32 @@ class Medmnist(FileSource):
         import medmnist
 
         information = medmnist.INFO[self.dataset]
-        dataset = getattr(medmnist, information["python_class"])
         if self.download and self.found() is None:
             folder = self.place() or Path.home() / ".medmnist"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                dataset = getattr(medmnist, information["python_class"])
                 dataset(split="test", download=True, root=str(folder), size=self.size)
             except (OSError, RuntimeError) as error:
                 first = " ".join(str(error).split()).partition("!")[0]
                 raise self.missing(f"downloading {self.file_name} to {folder} failed ({first})") from None
-        file = self.locate()
+        file, parts = self.locate(), ("train", "val", "test")
+        keys = [f"{part}_{what}" for part in parts for what in ("images", "labels")]
+        archive = Archive("medmnist", file, keys)
+        archive.require(*keys)
+        for part in parts:
+            shape, of_labels = (archive.shapes[f"{part}_{what}"] for what in ("images", "labels"))
+            if len(shape) not in (3, 4) or of_labels != (shape[0], 1):
+                raise DataError(f"medmnist: {file}: {part} has images {shape}, labels {of_labels}")
         images, labels, split = [], [], []
-        with _reading(file):
-            for part in ("train", "val", "test"):
-                read = dataset(split=part, root=str(file.parent), size=self.size)
-                label = np.asarray(read.labels)
-                if label.ndim != 2 or label.shape[1] != 1 or len(label) != len(read.imgs):
-                    raise DataError(f"medmnist: {file}: {part} has images {read.imgs.shape}, labels {label.shape}")
-                share = None if self.limit is None else max(1, round(self.limit * _share(information, part)))
-                chosen = choose(share, seed, label[:, 0])
-                picked = read.imgs[chosen]
-                images.append(picked if picked.ndim == 4 else np.repeat(picked[..., None], 3, axis=3))
-                labels.append(label[chosen, 0])
-                split += [OFFICIAL[part]] * len(chosen)
+        for part in parts:
+            image, label = archive.read(f"{part}_images", f"{part}_labels").values()
+            share = None if self.limit is None else max(1, round(self.limit * _share(information, part)))
+            chosen = choose(share, seed, label[:, 0])
+            picked = image[chosen]
+            images.append(picked if picked.ndim == 4 else np.repeat(picked[..., None], 3, axis=3))
+            labels.append(label[chosen, 0])
+            split += [OFFICIAL[part]] * len(chosen)
         return self.patches(
             file,
             images=np.concatenate(images),
@@ -163,28 +164,35 @@ class Pcam(FileSource):
         folder = self.first(lambda place: _pcam(place, "train", "x.h5").is_file(), "pcam", "pcamv1")
         for part in ("train", "valid", "test"):
             for end in ("x.h5", "y.h5"):
-                if not _pcam(folder, part, end).is_file():
-                    raise self.missing(f"{_pcam(folder, part, end)} does not exist")
+                file = _pcam(folder, part, end)
+                if not file.is_file():
+                    packed = file.with_name(f"{file.name}.gz").exists()
+                    state = (
+                        "is a folder" if file.is_dir() else "is packed (.gz): unpack it" if packed else "does not exist"
+                    )
+                    raise self.missing(f"{file} {state}")
         return folder
 
     def load(self, seed: int) -> Patches:
         folder = self.locate()
         parts = ("train", "valid", "test")
         tables = [_pcam(folder, part, "meta.csv") for part in parts]
-        labels = [self._labels(_pcam(folder, part, "y.h5")) for part in parts]
-        sizes = [len(label) for label in labels]
+        sizes = [self._size(_pcam(folder, part, "x.h5")) for part in parts]
+        files = [_pcam(folder, part, "y.h5") for part in parts]
+        labels = [self._labels(file, size) for file, size in zip(files, sizes, strict=True)]
         split = np.repeat([OFFICIAL[part] for part in parts], sizes)
         every = np.concatenate(labels)
         groups = None
         if all(table.is_file() for table in tables):
-            groups = np.concatenate([_slides(table, size) for table, size in zip(tables, sizes, strict=True)])
+            groups = np.concatenate([self._slides(table, size) for table, size in zip(tables, sizes, strict=True)])
         chosen = choose(self.limit, seed, every, split)
         starts = np.cumsum([0, *sizes])
         images = [
-            self._images(_pcam(folder, part, "x.h5"), size, chosen[(chosen >= start) & (chosen < start + size)] - start)
+            self._images(_pcam(folder, part, "x.h5"), chosen[(chosen >= start) & (chosen < start + size)] - start)
             for part, size, start in zip(parts, sizes, starts[:-1], strict=True)
         ]
-        return Patches(
+        return self.patches(
+            folder,
             images=np.concatenate(images),
             labels=every[chosen],
             label_names=("no tumour", "tumour"),
@@ -192,61 +200,52 @@ class Pcam(FileSource):
             split=split[chosen],
         )
 
-    def _labels(self, file: Path) -> np.ndarray:
-        labels = np.asarray(_h5(file, "y")).reshape(-1)
-        if not np.issubdtype(labels.dtype, np.integer) or not np.isin(labels, (0, 1)).all():
-            raise DataError(f"pcam: {file}: labels must be the integers 0 and 1")
+    def _size(self, file: Path) -> int:
+        """How many images a file holds."""
+        with self._rows(file, "x") as rows:
+            if len(rows.shape) != 4 or rows.shape[3] != 3 or rows.dtype != np.uint8:
+                raise DataError(f"pcam: {file}: 'x' must be uint8 (N, 96, 96, 3), not {rows.dtype} {rows.shape}")
+            return int(rows.shape[0])
+
+    def _labels(self, file: Path, size: int) -> np.ndarray:
+        with self._rows(file, "y") as rows:
+            if rows.size != size:
+                raise DataError(f"pcam: {file}: {size} images, but {rows.size} labels")
+            if not np.issubdtype(rows.dtype, np.integer):
+                raise DataError(f"pcam: {file}: labels must be the integers 0 and 1, not {rows.dtype}")
+            labels = np.asarray(rows).reshape(-1)
+        if not np.isin(labels, (0, 1)).all():
+            raise DataError(f"pcam: {file}: labels must be 0 and 1, found {labels.min()}..{labels.max()}")
         return labels.astype(np.int64)
 
-    def _images(self, file: Path, size: int, chosen: np.ndarray) -> np.ndarray:
-        """The chosen rows, read block by block so that memory holds no more than them."""
-        import h5py
+    def _slides(self, table: Path, size: int) -> np.ndarray:
+        slides = read_table("pcam", table, ["wsi"])["wsi"]
+        if len(slides) != size:
+            raise DataError(f"pcam: {table}: {len(slides)} rows, but {size} labels")
+        return slides
 
-        with _reading(file), h5py.File(file, "r") as archive:
-            rows = archive.get("x")
-            shape: tuple[int, ...] = getattr(rows, "shape", ())
-            if rows is None or len(shape) != 4 or shape[3] != 3 or rows.dtype != np.uint8:
-                raise DataError(f"pcam: {file}: 'x' must be uint8 (N, 96, 96, 3)")
-            if shape[0] != size:
-                raise DataError(f"pcam: {file}: {shape[0]} images, but {size} labels")
-            side = self.size or shape[1]
+    def _images(self, file: Path, chosen: np.ndarray) -> np.ndarray:
+        """The chosen rows, read block by block so that memory holds no more than them."""
+        with self._rows(file, "x") as rows:
+            side = self.size or rows.shape[1]
+            what = f"pcam: {file}: {len(chosen)} patches of {side} x {side} pixels"
+            require_memory(what, 3 * len(chosen) * side**2, "set `limit` or a smaller size")
             images = np.empty((len(chosen), side, side, 3), dtype=np.uint8)
             block = 512
             for start in np.unique(chosen // block) * block:
                 low, high = np.searchsorted(chosen, (start, start + block))
                 first, last = chosen[low], chosen[high - 1]
                 picked = rows[first : last + 1][chosen[low:high] - first]
-                images[low:high] = picked if side == shape[1] else resized(picked, side)
+                images[low:high] = picked if side == rows.shape[1] else resized(picked, side)
         return images
+
+    @contextmanager
+    def _rows(self, file: Path, key: str) -> Iterator[Any]:
+        import h5py
+
+        with reading(file, HDF), h5py.File(file, "r") as archive:
+            yield checked_dataset("pcam", file, archive, key)
 
 
 def _pcam(folder: Path, part: str, end: str) -> Path:
     return folder / f"camelyonpatch_level_2_split_{part}_{end}"
-
-
-def _h5(file: Path, key: str) -> np.ndarray:
-    import h5py
-
-    with _reading(file), h5py.File(file, "r") as archive:
-        if key not in archive:
-            raise DataError(f"pcam: {file} has no '{key}' (keys: {', '.join(archive) or 'none'})")
-        return np.asarray(archive[key])
-
-
-def _slides(table: Path, size: int) -> np.ndarray:
-    import pandas as pd
-
-    with _reading(table):
-        slides = pd.read_csv(table, usecols=["wsi"], dtype=str)["wsi"]
-    if len(slides) != size:
-        raise DataError(f"pcam: {table}: {len(slides)} rows, but {size} labels")
-    return np.asarray(slides.to_numpy(dtype=np.str_))
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Turns what the readers raise about a damaged file into one line."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}") from None

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import field_validator
 
+from fedrobust.data.foreign import read_table
+from fedrobust.data.listing import IMAGES, Account, Identity, below, fits, folders, refuse_second_names, walk
 from fedrobust.data.patches import Patches
-from fedrobust.data.sources import FileSource, choose, decode, text
+from fedrobust.data.pixels import decode, rgb
+from fedrobust.data.sources import FileSource, choose, text
 from fedrobust.errors import DataError
 from fedrobust.options import refusal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
 class Idc(FileSource):
@@ -33,33 +33,39 @@ class Idc(FileSource):
         "the folder IDC_regular_ps50_idx5, which holds PATIENT/0 and PATIENT/1 with PATIENT_idx5_xX_yY_classC.png"
     )
     _side: ClassVar[int] = 50
-    _file: ClassVar[re.Pattern[str]] = re.compile(r"(?P<patient>.+)_idx5_x\d+_y\d+_class(?P<label>[01])\.png")
+    _file: ClassVar[re.Pattern[str]] = re.compile(r"(?P<patient>.+)_idx5_x\d+_y\d+_class(?P<label>[01])\.(?i:png)")
 
     def locate(self) -> Path:
-        def fits(folder: Path) -> bool:
-            return any((patient / label).is_dir() for patient in _folders(folder) for label in "01")
+        def holds(folder: Path) -> bool:
+            return any((patient / label).is_dir() for patient in folders(folder) for label in "01")
 
         # Kaggle's archive holds the patients twice: at its top, and again in this folder.
-        return self.first(fits, "IDC_regular_ps50_idx5")
+        return self.first(holds, "IDC_regular_ps50_idx5")
 
     def load(self, seed: int) -> Patches:
-        root = self.locate()
+        root, account = self.locate(), Account()
         files, labels, groups = [], [], []
-        for patient in _folders(root):
-            for label in "01":
-                for file in sorted((patient / label).glob("*.png")):
-                    match = self._file.fullmatch(file.name)
-                    if match is None or match["patient"] != patient.name or match["label"] != label:
-                        raise DataError(
-                            f"idc: {file}: its name must be {patient.name}_idx5_xX_yY_class{label}.png in this folder"
-                        )
-                    files.append(file)
-                    labels.append(int(label))
-                    groups.append(match["patient"])
+        for file in sorted(file for file, _ in walk(root, {".png"}, account)):
+            place = below(root, file)
+            if len(place) != 3 or place[1] not in ("0", "1"):
+                account.add("not in PATIENT/0 or PATIENT/1", file.name)
+                continue
+            patient, label, name = place
+            match = self._file.fullmatch(name)
+            if match is None or match["patient"] != patient or match["label"] != label:
+                raise DataError(f"idc: {file}: its name must be {patient}_idx5_xX_yY_class{label}.png in this folder")
+            files.append(file)
+            labels.append(int(label))
+            groups.append(patient)
+        refuse_second_names(self.name, root, account, depth=2)
         if not files:
+            account.tell(self.name, root)
             raise self.missing(f"{root} holds no .png files")
         chosen = choose(self.limit, seed, np.array(labels))
         images, kept = decode([files[index] for index in chosen], self.size, self._whole)
+        for index in np.setdiff1d(np.arange(len(chosen)), kept):
+            account.add("cut by the slide's edge", files[chosen[index]].name)
+        account.tell(self.name, root)
         kept = chosen[kept]
         return self.patches(
             root,
@@ -81,7 +87,7 @@ class Idc(FileSource):
         from PIL import Image as Images
 
         padded = Images.new("RGB", (side, side), "white")
-        padded.paste(image.convert("RGB"), (0, 0))
+        padded.paste(rgb(image), (0, 0))
         return padded
 
 
@@ -127,15 +133,16 @@ class Folder(FileSource):
 
     def _classes(self, root: Path) -> list[str]:
         """The folders that hold at least one image."""
-        return [folder.name for folder in _folders(root) if any(True for _ in self._images(folder))]
-
-    def _images(self, folder: Path) -> Iterator[Path]:
-        return (file for file in folder.glob(self.files) if file.suffix.lower() in IMAGES and file.is_file())
+        return [
+            folder.name
+            for folder in folders(root)
+            if any(fits(below(folder, file), self.files) for file, _ in walk(folder, IMAGES))
+        ]
 
     def check(self) -> None:
         classes = self._classes(self.locate())
         if self.test is not None:
-            test = Path(self.test).expanduser()
+            test = self.named(self.test)
             if not test.is_dir():
                 raise DataError(f"folder: test: {test} is not a folder")
             if not set(self._classes(test)) <= set(classes):
@@ -147,17 +154,21 @@ class Folder(FileSource):
     def load(self, seed: int) -> Patches:
         self.check()
         root = self.locate()
-        classes = self._classes(root)
-        parts = {"train": root} | ({"test": Path(self.test).expanduser()} if self.test else {})
+        parts = {"train": self._images(root)} | ({"test": self._images(self.named(self.test))} if self.test else {})
+        if twice := sorted(set(parts["train"]) & set(parts.get("test", ()))):
+            there, here = (parts[part][twice[0]] for part in ("train", "test"))
+            raise DataError(f"folder: test: {here} is {there}, which is there to train on ({len(twice)} files are)")
+        classes = sorted({below(root, file)[0] for file in parts["train"].values()})
         files, labels, split, groups = [], [], [], []
-        for part, folder in parts.items():
-            for label, name in enumerate(classes):
-                for file in sorted(self._images(folder / name)):
-                    files.append(file)
-                    labels.append(label)
-                    split.append(part)
-                    if self.patients is not None:
-                        groups.append(self._patient(file.relative_to(folder).as_posix()))
+        for part, found in parts.items():
+            folder = root if part == "train" else self.named(str(self.test))
+            for file in sorted(found.values()):
+                place = below(folder, file)
+                files.append(file)
+                labels.append(classes.index(place[0]))
+                split.append(part)
+                if self.patients is not None:
+                    groups.append(self._patient("/".join(place)))
         chosen = choose(self.limit, seed, np.array(labels), text(split))
         images, kept = decode([files[index] for index in chosen], self.size)
         kept = chosen[kept]
@@ -169,6 +180,21 @@ class Folder(FileSource):
             split=text(split)[kept] if self.test else None,
             label_names=tuple(classes),
         )
+
+    def _images(self, root: Path) -> dict[Identity, Path]:
+        """The images in the folders of the classes; what else is there is told."""
+        found, account = {}, Account()
+        for file, identity in walk(root, IMAGES, account):
+            _, *place = below(root, file)
+            if not place:
+                account.add("in no class's folder", file.name)
+            elif not fits(tuple(place), self.files):
+                account.add("not asked for by `files`", file.name)
+            else:
+                found[identity] = file
+        refuse_second_names(self.name, root, account, depth=1)
+        account.tell(self.name, root)
+        return found
 
     def _patient(self, path: str) -> str:
         match = re.search(self.patients or "", path)
@@ -199,31 +225,21 @@ class Camelyon17(FileSource):
         )
 
     def check(self) -> None:
-        table = self.locate() / "metadata.csv"
-        with table.open(encoding="utf-8", errors="replace") as lines:
-            found = [name.strip() for name in lines.readline().split(",")]
-        absent = [name for name in self._columns if name not in found]
-        if absent:
-            raise DataError(f"camelyon17: {table} has no column {', '.join(absent)} (columns: {', '.join(found)})")
+        read_table(self.name, self.locate() / "metadata.csv", self._columns)
 
     def load(self, seed: int) -> Patches:
-        import pandas as pd
-
-        self.check()
         root = self.locate()
-        try:
-            table = pd.read_csv(root / "metadata.csv", usecols=list(self._columns), dtype=str, keep_default_na=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"camelyon17: {root / 'metadata.csv'} cannot be read: {error}") from None
-        rows = {name: table[name].to_numpy(dtype=np.str_) for name in self._columns}
-        if len(table) == 0 or not np.isin(rows["tumor"], ("0", "1")).all():
+        rows = read_table(self.name, root / "metadata.csv", self._columns)
+        if not np.isin(rows["tumor"], ("0", "1")).all():
             raise DataError(f"camelyon17: {root / 'metadata.csv'}: column tumor must hold 0 and 1")
         labels, centres = rows["tumor"].astype(np.int64), rows["center"]
         chosen = choose(self.limit, seed, labels, centres)
-        files = [
+        named = [
             root / f"patches/patient_{patient}_node_{node}/patch_patient_{patient}_node_{node}_x_{x}_y_{y}.png"
             for patient, node, x, y in zip(*(rows[name][chosen] for name in self._columns[:4]), strict=True)
         ]
+        files, once = self._files(root, named)
+        chosen = chosen[once]
         images, _ = decode(files, self.size)
         split = np.select([centres == "1", centres == "2"], ["validation", "test"], "train")
         return self.patches(
@@ -236,9 +252,21 @@ class Camelyon17(FileSource):
             label_names=("no tumour", "tumour"),
         )
 
-
-def _folders(root: Path) -> list[Path]:
-    """The folders in `root`, by name, without hidden ones."""
-    if not root.is_dir():
-        return []
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    def _files(self, root: Path, named: list[Path]) -> tuple[list[Path], list[int]]:
+        """The files that the table names, each once, and the places of their names; second names are told."""
+        found: dict[Identity, tuple[Path, int]] = {}
+        account, absent = Account(), []
+        for place, path in enumerate(named):
+            for file in (path, path.with_suffix(".PNG")):
+                if file.is_file():
+                    status = file.stat()
+                    first, _ = found.setdefault((status.st_dev, status.st_ino), (file, place))
+                    if first is not file:
+                        account.add("named twice", file.name)
+                    break
+            else:
+                absent.append(path)
+        if absent:
+            raise DataError(f"camelyon17: {absent[0]} does not exist ({len(absent)} of {len(named)} patches do not)")
+        account.tell(self.name, root)
+        return [file for file, _ in found.values()], [place for _, place in found.values()]

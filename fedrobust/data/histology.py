@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrobust.data.cells import Architecture
+from fedrobust.data.foreign import require_memory
 from fedrobust.data.patches import Patches
 from fedrobust.data.sources import Source
 from fedrobust.data.stain import HAEMATOXYLIN_EOSIN, varied_stains
@@ -62,6 +63,7 @@ class Histology(Source):
 
     def load(self, seed: int) -> Patches:
         """All patches, patient by patient. A patient's depend on (seed, patient) and the other options alone."""
+        self.check()
         images, labels = zip(*(self._patient(seed, patient) for patient in range(self.patients)), strict=True)
         patient = np.repeat(np.arange(self.patients), self.patches_per_patient)
         return Patches(
@@ -71,6 +73,11 @@ class Histology(Source):
             groups=np.array([f"patient-{number:03d}" for number in patient]),
             centres=np.array([f"centre-{number % self.centres}" for number in patient]),
         )
+
+    def check(self) -> None:
+        count = self.patients * self.patches_per_patient
+        what = f"histology: {count} patches of {self.size} x {self.size} pixels"
+        require_memory(what, 3 * count * self.size**2, "lower patients, patches_per_patient or size")
 
     def found(self) -> str | None:
         return "generated, nothing to download"

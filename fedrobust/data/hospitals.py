@@ -12,7 +12,7 @@ from blake3 import blake3
 from fedrobust.data.partition import Partition
 from fedrobust.data.patches import Patches
 from fedrobust.data.sources import Source
-from fedrobust.data.split import Split, refuse_leaks
+from fedrobust.data.split import Split, refuse_leaks, refuse_one_label
 from fedrobust.data.stain import StainNormalisation, StainShift
 from fedrobust.seeds import generator
 
@@ -54,6 +54,10 @@ class Hospitals:
         np.add.at(counts, (self.hospital[train], self.labels[train]), 1)
         return counts
 
+    def tested(self) -> int:
+        """How many labels occur in the test: one of them, guessed, makes a balanced accuracy of 1 over this number."""
+        return len(np.unique(self.labels[self.indices["test"]]))
+
     def patient_counts(self) -> list[int] | None:
         """How many patients with training patches each hospital has; None where patients are unknown."""
         if self.groups is None:
@@ -73,12 +77,13 @@ def divide(
 ) -> Hospitals:
     """Load the patches of `source` and hand them out to `clients` hospitals.
 
-    Raises `DataError` where files are missing or damaged, a patient would cross the split, or a hospital would be
-    left without patches.
+    Raises `DataError` where files are missing or damaged, a patient would cross the split, one label only is left to
+    train on or to be tested, or a hospital would be left without patches.
     """
     patches: Patches = source.load(seed)
     indices = split.indices(patches, seed)
     refuse_leaks(patches, indices)
+    refuse_one_label(patches, indices)
     hospital = partition.assign(patches, indices, clients, seed)
     images = patches.images
     if shift.strength > 0:

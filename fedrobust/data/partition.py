@@ -120,6 +120,11 @@ def _following(trained: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(totals > 0, trained / np.maximum(totals, 1), sizes))
 
 
+def _dirichlet(alpha: float, clients: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """(draws, clients): rows that add up to 1. An `alpha` above 1e100 is taken as that: sums would overflow."""
+    return rng.dirichlet(np.full(clients, min(alpha, 1e100)), size=draws)
+
+
 def _raise_to(minimum: int, counts: np.ndarray, wishes: np.ndarray) -> None:
     """Moves patches, in place, until every bin of counts (k, c) has `minimum`, if there are enough in all.
 
@@ -152,7 +157,7 @@ class Dirichlet(Partition):
     """Concentration: small is skewed (0.1: most hospitals see one label), large is nearly iid."""
 
     def shares(self, counts: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
-        return rng.dirichlet(np.full(clients, self.alpha), size=len(counts)).T
+        return _dirichlet(self.alpha, clients, len(counts), rng).T
 
 
 class Shards(Partition):
@@ -166,6 +171,11 @@ class Shards(Partition):
 
     def shares(self, counts: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
         shards = clients * self.per_client
+        if shards > max(int(counts.sum()), clients):
+            raise DataError(
+                f"partition: shards: {clients} hospitals with {self.per_client} shards each, but {int(counts.sum())} "
+                "training patches: lower per_client"
+            )
         # Shard s covers the places [s, s + 1) * total / shards of the patches in order of label.
         cuts = np.arange(shards + 1) * counts.sum() / shards
         ends = np.cumsum(counts)
@@ -183,7 +193,7 @@ class Quantity(Partition):
     """Concentration: small means few large hospitals and many small ones."""
 
     def shares(self, counts: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
-        return np.repeat(rng.dirichlet(np.full(clients, self.alpha))[:, None], len(counts), axis=1)
+        return np.repeat(_dirichlet(self.alpha, clients, 1, rng).T, len(counts), axis=1)
 
 
 class ByGroup(Partition):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from fedrobust.data.foreign import mistaken_for, one_line
 from fedrobust.data.patches import Patches
+from fedrobust.data.pixels import resized
 from fedrobust.errors import DataError
 from fedrobust.options import Options
 from fedrobust.seeds import generator
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 VARIABLE = "FEDROBUST_DATA"
 
@@ -74,7 +74,7 @@ class FileSource(Source):
     def place(self) -> Path | None:
         """Where the user said that the data is, unchecked."""
         text = self.path or os.environ.get(VARIABLE)
-        return Path(text).expanduser() if text else None
+        return self.named(text) if text else None
 
     def first(self, fits: Callable[[Path], bool], *below: str) -> Path:
         """The first of `place()/below...`, `place()` that `fits`, or a DataError that says where to get the data."""
@@ -85,7 +85,19 @@ class FileSource(Source):
             if fits(candidate):
                 return candidate
         given = "`path`" if self.path else VARIABLE
-        raise self.missing(f"{place} ({given}) {'does not hold the data' if place.exists() else 'does not exist'}")
+        state = "does not hold the data" if place.exists() else "does not exist"
+        if place.is_file():
+            state = f"is {mistaken_for(place) or 'a file'}, where a folder is due"
+        raise self.missing(f"{place} ({given}) {state}")
+
+    def named(self, text: str) -> Path:
+        """The path that a user wrote. Raises DataError where the system cannot even look there."""
+        try:
+            place = Path(text).expanduser()
+            place.exists()
+        except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, or the home of nobody
+            raise DataError(f"{self.name}: {text[:100]}: {one_line(error)}") from None
+        return place
 
     def missing(self, what: str) -> DataError:
         """The error for data that is not there: what and where, where to get it, and what `path` has to name."""
@@ -95,13 +107,19 @@ class FileSource(Source):
 
     def patches(self, where: Path, **arrays: Any) -> Patches:
         """`Patches(**arrays)`, resized; what is wrong with them is said of the file or folder `where`."""
-        try:
+        with self.told(where):
             found = Patches(**arrays)
-        except DataError as error:
-            raise DataError(f"{self.name}: {where}: {error}") from None
         if self.size in (None, found.size):
             return found
         return Patches(**{**arrays, "images": resized(found.images, self.size)})
+
+    @contextmanager
+    def told(self, where: Path) -> Iterator[None]:
+        """What is wrong with the data in the block is said of the file or folder `where`."""
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"{self.name}: {where}: {error}") from None
 
 
 def choose(limit: int | None, seed: int, *strata: np.ndarray) -> np.ndarray:
@@ -123,65 +141,6 @@ def choose(limit: int | None, seed: int, *strata: np.ndarray) -> np.ndarray:
     # The k-th of a stratum of m comes at k/m: any beginning of this order has all strata in proportion.
     chosen = order[np.argsort(rank / np.repeat(sizes, sizes), kind="stable")[:limit]]
     return np.sort(chosen)
-
-
-def square(image: Image, size: int | None) -> np.ndarray:
-    """(size, size, 3) uint8 RGB: the central square of an image, resized when `size` is given."""
-    from PIL.Image import Resampling
-
-    if size is not None:
-        image.draft("RGB", (size, size))  # a JPEG may be decoded at a half, quarter or eighth, if still >= size
-    rgb = image.convert("RGB")
-    side = min(rgb.size)
-    if rgb.width != rgb.height:
-        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-        rgb = rgb.crop((left, top, left + side, top + side))
-    if size is not None and side != size:
-        rgb = rgb.resize((size, size), Resampling.BILINEAR)
-    return np.asarray(rgb)
-
-
-def resized(images: np.ndarray, size: int) -> np.ndarray:
-    """(N, S, S, 3) uint8 to (N, size, size, 3), antialiased."""
-    from PIL import Image
-
-    return np.stack([square(Image.fromarray(image), size) for image in images])
-
-
-def decode(
-    files: Sequence[Path], size: int | None, accept: Callable[[Image], Image | None] = lambda image: image
-) -> tuple[np.ndarray, np.ndarray]:
-    """The images (n, S, S, 3) uint8 of the files, each read once, and the positions (n,) of those kept.
-
-    `accept` sees each opened image before it is decoded, and may change it or return None to leave it out.
-    Raises DataError for a file that is no image, and for sizes that differ while `size` is None.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    images: np.ndarray | None = None
-    kept: list[int] = []
-    for position, file in enumerate(files):
-        try:
-            with Image.open(file) as opened:
-                accepted = accept(opened)
-                pixels = None if accepted is None else square(accepted, size)
-        except FileNotFoundError:
-            raise DataError(f"{file} does not exist") from None
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{file} is not a readable image: {error}") from None
-        if pixels is None:
-            continue
-        if images is None:
-            images = np.empty((len(files), *pixels.shape), dtype=np.uint8)
-        if pixels.shape != images.shape[1:]:
-            raise DataError(
-                f"{file} gives a square of {len(pixels)} pixels, the files before it {images.shape[1]}: set `size`"
-            )
-        images[len(kept)] = pixels
-        kept.append(position)
-    if images is None:
-        raise DataError(f"none of the {len(files)} image files is usable")
-    return images[: len(kept)], np.array(kept, dtype=np.int64)
 
 
 def text(values: Iterable[Any]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import combinations
 from typing import Literal
 
@@ -12,6 +13,8 @@ from fedrobust.data.patches import PARTS, Patches
 from fedrobust.errors import DataError
 from fedrobust.options import Options, refusal
 from fedrobust.seeds import generator
+
+logger = logging.getLogger(__name__)
 
 
 class Split(Options):
@@ -90,6 +93,39 @@ def refuse_leaks(patches: Patches, indices: dict[str, np.ndarray]) -> None:
                 f"patient {patient} is in {one} ({counts[0]} patches) and in {other} ({counts[1]}); "
                 f"{len(crossing)} patients cross: use split.by: patient"
             )
+
+
+def refuse_one_label(patches: Patches, indices: dict[str, np.ndarray]) -> None:
+    """Raises DataError where only one label is left to train on, or to be tested; logs which labels a part lacks."""
+    counts = {
+        part: np.bincount(patches.labels[index], minlength=patches.classes)
+        for part, index in indices.items()
+        if len(index)
+    }
+    lacking = {part: np.flatnonzero(count == 0) for part, count in counts.items()}
+    if not any(len(labels) for labels in lacking.values()):
+        return
+    listed = "; ".join(f"{part}: {_listed(count, patches.label_names)}" for part, count in counts.items())
+    everywhere = np.flatnonzero(np.bincount(patches.labels))
+    if len(everywhere) == 1:
+        name = patches.label_names[everywhere[0]]
+        raise DataError(f"labels: all {len(patches)} patches are '{name}': there is nothing to tell apart")
+    for part in ("train", "test"):
+        if np.count_nonzero(counts[part]) == 1:
+            name = patches.label_names[counts[part].argmax()]
+            told = f"all {counts[part].sum()} patches for {part} are '{name}'"
+            raise DataError(f"split: {told} ({listed}): use other shares, another split or more data")
+    told = "; ".join(
+        f"{part} has no patch of {', '.join(repr(patches.label_names[label]) for label in labels)}"
+        for part, labels in lacking.items()
+        if len(labels)
+    )
+    logger.warning("%s (%s): balanced accuracy, AUROC and chance are those of the labels that occur", told, listed)
+
+
+def _listed(counts: np.ndarray, names: tuple[str, ...], most: int = 20) -> str:
+    listed = [f"{count} {name}" for count, name in zip(counts[:most], names, strict=False)]
+    return ", ".join([*listed, "…"] if len(counts) > most else listed)
 
 
 def _strata(patches: Patches, indices: np.ndarray) -> np.ndarray:

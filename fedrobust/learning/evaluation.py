@@ -51,7 +51,8 @@ def predict(
 def decided(probabilities: Probabilities) -> Probabilities:
     """Probabilities in which a row that is not finite is uniform: a ruined model knows nothing.
 
-    Its predicted label is then the first one, so its balanced accuracy is chance, as is its AUROC.
+    Its predicted label is then the first one, so its balanced accuracy is chance where that label occurs, as is its
+    AUROC.
     """
     finite = np.isfinite(probabilities).all(axis=1, keepdims=True)
     return np.where(finite, probabilities, np.float32(1 / probabilities.shape[1]))

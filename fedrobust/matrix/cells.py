@@ -24,7 +24,7 @@ class Outcome:
     label: str
     run_id: str = ""
     figures: dict[str, float] = field(default_factory=dict)
-    """See `fedrobust.matrix.measures`; and `classes`."""
+    """See `fedrobust.matrix.measures`; and `classes`, the labels that occur in the test."""
     seconds: float = math.nan
     failed: str = ""
     """The error that ended it."""
@@ -68,7 +68,7 @@ def _run(cell: Cell, teams: Teams, tracker: Tracker) -> tuple[Cell, Outcome]:
     hospitals = teams.hospitals(cell.experiment)
     figures = performance(result.rounds) | baselines(result.rounds, cell.triggers)
     figures |= detection(result.rounds, result.attackers, hospitals.label_counts())
-    figures["classes"] = len(hospitals.label_names)
+    figures["classes"] = hospitals.tested()
     seconds = time.perf_counter() - start
     tracker.figures({f"cell/{name}": value for name, value in figures.items()}, result.run_id)
     return cell, Outcome(cell.digest, cell.label, result.run_id, figures, round(seconds, 3))

@@ -86,8 +86,12 @@ def detection(rounds: Sequence[Record], malicious: Iterable[int], label_counts: 
 
 
 def rarest(label_counts: np.ndarray, among: Sequence[int]) -> int:
-    """The hospital with the fewest patches of its rarest label; of several, the one with the fewest patches."""
-    return min(among, key=lambda client: (int(label_counts[client].min()), int(label_counts[client].sum()), client))
+    """The hospital with the fewest patches of its rarest label; of several, the one with the fewest patches.
+
+    A label that no hospital has is nobody's rarest.
+    """
+    held = label_counts[:, label_counts.any(axis=0)]
+    return min(among, key=lambda client: (int(held[client].min()), int(held[client].sum()), client))
 
 
 def _suspicions(rounds: Sequence[Record]) -> dict[str, float]:

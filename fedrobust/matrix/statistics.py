@@ -39,7 +39,10 @@ class Estimate(NamedTuple):
 
 
 def robustness(balanced_accuracy: float, oracle: float, classes: int) -> float:
-    """(balanced accuracy − chance) / (oracle − chance), chance = 1 / classes; NaN where the oracle learnt nothing."""
+    """(balanced accuracy − chance) / (oracle − chance), chance = 1 / classes; NaN where the oracle learnt nothing.
+
+    `classes` are the labels that occur in the test: balanced accuracy is a mean over these.
+    """
     chance = 1.0 / classes
     return (balanced_accuracy - chance) / (oracle - chance) if oracle - chance >= LEARNT else math.nan
 

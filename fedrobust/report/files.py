@@ -121,7 +121,8 @@ def make_figures(run: Run, images: np.ndarray | None = None) -> dict[str, Figure
             if points:
                 curves[title] = ([round for round, _ in points], [float(value) for _, value in points])
         attacking = {record["round"]: len(record["attacking"]) for record in run.rounds}
-        found["curves"] = figures.curves_figure(curves, attacking, chance=1 / len(names))
+        tested = sum(any(row) for row in evaluations[-1]["confusion"])  # balanced accuracy is over these labels
+        found["curves"] = figures.curves_figure(curves, attacking, chance=1 / max(tested, 1))
     marks = figures.Marks(attacking=run.marks("attacking"), renewed=run.renewed(), acts=run.acts)
     quarantined, rejected = run.marks("quarantined"), run.marks("rejected")
     marked = {

@@ -1,0 +1,238 @@
+"""Files that others made: what they claim is checked before anything is read, and what is wrong is said in a line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedrobust.data.patches import nothing
+from fedrobust.errors import DataError
+
+ZIP, HDF = b"PK\x03\x04", b"\x89HDF"
+"""What files of these kinds begin with."""
+
+_PICKLE = "a Python pickle, which is never loaded: save arrays with numpy.savez"
+_UNPACK = "packed with {}: unpack it first"
+_OTHERS = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the file itself: fetch it with `git lfs pull`"),
+    (b"\x93NUMPY", "a single array (.npy), not an archive: save it with numpy.savez(file, images=..., labels=...)"),
+    (b"\x80\x03", _PICKLE),
+    (b"\x80\x04\x95", _PICKLE),
+    (b"\x80\x05\x95", _PICKLE),
+    (b"\x1f\x8b", _UNPACK.format("gzip")),
+    (b"BZh", _UNPACK.format("bzip2")),
+    (b"\xfd7zXZ", _UNPACK.format("xz")),
+    (b"\x28\xb5\x2f\xfd", _UNPACK.format("zstd")),
+    (b"7z\xbc\xaf", _UNPACK.format("7z")),
+    (b"Rar!", _UNPACK.format("rar")),
+    (ZIP, _UNPACK.format("zip")),
+    (HDF, "an HDF5 file"),
+    (b"%PDF", "a PDF document"),
+)
+"""What people mistake for their data: how such a file begins, and what it is."""
+
+_SMALL, _DENSEST = 2**28, 200
+"""Bytes that anybody may claim; beyond, what was packed to less than a 200th is no data of this world, but a bomb."""
+
+
+@contextmanager
+def reading(file: Path, kind: bytes = b"", problem: str = "cannot be read") -> Iterator[None]:
+    """Turns whatever a decoder makes of a damaged file into one line, and names what was put in its place.
+
+    `kind` is how a file of the right kind begins.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{file} does not exist") from None
+    except Exception as error:  # decoders raise errors of any kind at bytes that nobody has foreseen
+        mistaken = mistaken_for(file, kind)
+        reason = f"it is {mistaken}" if mistaken else one_line(error)
+        raise DataError(f"{file} {problem}: {reason}") from None
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line, without control characters; its class where it says nothing."""
+    said = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    return " ".join(said.split())[:300] or type(error).__name__
+
+
+def mistaken_for(file: Path, kind: bytes = b"") -> str:
+    """What a file is that should begin with `kind` and could not be read; empty where that is not known."""
+    if file.is_dir():
+        return "a folder, where a file is due"
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(200)
+    except OSError:
+        return ""
+    if not head:
+        return "empty"
+    if kind and head.startswith(kind):
+        return ""
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "a web page, as a download that failed leaves it: get the file again"
+    return next((words for start, words in _OTHERS if head.startswith(start)), "")
+
+
+# Memory
+
+
+def require_memory(what: str, size: int, remedy: str = "") -> None:
+    """Raises DataError, before anything is allocated, where `what` needs more bytes than there are."""
+    free = _free_memory()
+    if size > free:
+        told = f"{what} need {_gigabytes(size)} of memory, and {_gigabytes(free)} are free here"
+        raise DataError(f"{told}: {remedy}" if remedy else told)
+
+
+def plausible(what: str, claimed: int, held: int) -> None:
+    """Raises DataError where `claimed` bytes cannot have been packed into the `held` bytes that a file has for them."""
+    if claimed > max(_SMALL, _DENSEST * held):
+        raise DataError(f"{what} claims {_gigabytes(claimed)}, but the file holds {held} bytes of it")
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
+
+
+def _free_memory() -> int:
+    """Bytes that this process could still use: what is available, within the limit of its container if there is one."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        free = min([free, *(int(line) for line in _lines(limit) if line.isdigit())])
+    return free
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        return Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+# NumPy archives
+
+
+class Archive:
+    """An .npz file: all that its headers claim is checked when it is opened, before an array is allocated.
+
+    Members that hold Python objects are refused, as is whatever claims more than its file, or this machine, can hold.
+    """
+
+    def __init__(self, source: str, file: Path, keys: Iterable[str] | None = None) -> None:
+        """`source` is named in errors; `keys` are those that may be read, by default all."""
+        self._source, self._file = source, file
+        with reading(file, ZIP), zipfile.ZipFile(file) as members:
+            self._members = {info.filename.removesuffix(".npy"): info for info in members.infolist()}
+            self.keys = list(self._members)
+            """The names of all arrays in the file."""
+            wanted = [key for key in self.keys if keys is None or key in keys]
+            self.shapes = {key: self._header(members, key) for key in wanted}
+            """The shape of each array that may be read."""
+
+    def require(self, *keys: str) -> None:
+        """Raises DataError where one of these keys is missing."""
+        for key in keys:
+            if key not in self.keys:
+                found = ", ".join(self.keys) or "none"
+                raise DataError(f"{self._source}: {self._file} has no '{key}' (keys: {found})")
+
+    def read(self, *keys: str) -> dict[str, np.ndarray]:
+        """The arrays of those of the keys that the file has."""
+        found = [key for key in keys if key in self.shapes]
+        claimed = sum(self._members[key].file_size for key in found)
+        require_memory(f"{self._source}: {self._file}: its arrays", claimed)
+        arrays = {}
+        with reading(self._file, ZIP), zipfile.ZipFile(self._file) as members:
+            for key in found:
+                with members.open(self._members[key]) as stream:
+                    arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
+        return arrays
+
+    def _header(self, members: zipfile.ZipFile, key: str) -> tuple[int, ...]:
+        info, what = self._members[key], f"{self._source}: {self._file}: '{key}'"
+        if info.flag_bits & 1:
+            raise DataError(f"{what} is encrypted")
+        with members.open(info) as stream:
+            # Longer headers, of other versions, are those of tables with named columns.
+            if np.lib.format.read_magic(stream) != (1, 0):
+                raise DataError(f"{what} must be a plain array, without named columns")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            start = stream.tell()
+        if dtype.hasobject:
+            remedy = "labels as integers, names and ids with .astype(str)" if key != "images" else "images as uint8"
+            raise DataError(
+                f"{what} holds Python objects (dtype {dtype}) and cannot be read without pickle: save {remedy}"
+            )
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size > info.file_size - start:
+            raise DataError(f"{what} claims {dtype} {shape}, {size} bytes, but holds {info.file_size - start}")
+        plausible(what, info.file_size, min(info.compress_size, self._file.stat().st_size))
+        if info.compress_type == zipfile.ZIP_STORED and info.file_size > self._file.stat().st_size:
+            raise DataError(f"{what} claims {info.file_size} bytes, but the file has {self._file.stat().st_size}")
+        return shape
+
+
+# Tables
+
+
+def read_table(source: str, file: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns of a CSV file, each (N,) str, without blanks around.
+
+    UTF-8 or, with a byte order mark, UTF-16. Raises DataError for columns and cells that are missing.
+    """
+    with reading(file):
+        data = file.read_bytes()
+        text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+        rows = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+        header = [name.strip() for name in next(rows, [])]
+        if absent := [name for name in columns if name not in header]:
+            columns_there = f"it has no column {', '.join(absent)} (columns: {', '.join(header)})"
+            mistaken = mistaken_for(file)
+            raise DataError(f"{source}: {file} cannot be read: {f'it is {mistaken}' if mistaken else columns_there}")
+        places = [header.index(name) for name in columns]
+        kept = []
+        for row in rows:
+            if row and len(row) != len(header):
+                raise DataError(f"{source}: {file}, line {rows.line_num}: {len(row)} cells, but {len(header)} columns")
+            if row:
+                kept.append([row[place].strip() for place in places])
+    cells = {name: np.array([row[place] for row in kept], dtype=np.str_) for place, name in enumerate(columns)}
+    for name, values in cells.items():
+        if (empty := np.flatnonzero(nothing(values))).size:
+            where = f"in {len(empty)} of {len(values)} rows (first: row {empty[0] + 1} below the header)"
+            raise DataError(f"{source}: {file}: column {name} is empty {where}")
+    return cells
+
+
+# HDF5
+
+
+def checked_dataset(source: str, file: Path, archive: Any, key: str) -> Any:
+    """The dataset under `key` of an open h5py file. Raises DataError where it is missing or claims what cannot be."""
+    import h5py
+
+    rows = archive.get(key)
+    if rows is None:
+        raise DataError(f"{source}: {file} has no '{key}' (keys: {', '.join(archive) or 'none'})")
+    if not isinstance(rows, h5py.Dataset):
+        raise DataError(f"{source}: {file}: '{key}' must be an array")
+    if rows.external or rows.is_virtual:
+        raise DataError(f"{source}: {file}: '{key}' lies in other files")
+    plausible(f"{source}: {file}: '{key}'", rows.size * rows.dtype.itemsize, rows.id.get_storage_size())
+    return rows

@@ -1,0 +1,165 @@
+"""Which files a folder holds: one way to list them for every source, and an account of what is left out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from heapq import heappop, heappush
+from pathlib import Path
+
+from fedrobust.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+"""Endings of image files, in lower case."""
+
+_CLUTTER = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information",
+}  # fmt: skip
+"""What systems put into folders, in lower case; and whatever begins with a dot."""
+
+Identity = tuple[int, int]
+"""Device and number of a file: the same for all its names."""
+
+
+@dataclass
+class Account:
+    """What was left out of a folder, by reason."""
+
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Reason → names, those of folders with a slash; what is in a folder that was left out is not counted."""
+    again: list[tuple[Path, Path]] = field(default_factory=list)
+    """(name, second name) of files and folders that links give two names."""
+
+    def add(self, reason: str, name: str) -> None:
+        """Count a name."""
+        self.left_out.setdefault(reason, []).append(name)
+
+    def tell(self, source: str, root: Path) -> None:
+        """Log in one line what was left out, with the counts, if anything was."""
+        if self.left_out:
+            reasons = [f"{len(names)} {reason} ({_some(names)})" for reason, names in self.left_out.items()]
+            logger.warning("%s: %s: left out: %s", source, root, ", ".join(reasons))
+
+
+def visible(root: Path, account: Account | None = None) -> list[os.DirEntry[str]]:
+    """The entries of a folder, by name, without hidden ones. Raises DataError where it cannot be listed."""
+    try:
+        with os.scandir(root) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{root} cannot be listed: {error.strerror}") from None
+    kept = []
+    for entry in entries:
+        if not (entry.name.startswith(".") or entry.name.lower() in _CLUTTER):
+            kept.append(entry)
+        elif account is not None:
+            account.add("hidden", entry.name)
+    return kept
+
+
+def folders(root: Path) -> list[Path]:
+    """The folders in `root`, by name, without hidden ones; linked ones are among them."""
+    entries = visible(root) if root.is_dir() else []
+    return [Path(entry.path) for entry in entries if (status := _status(entry)) and stat.S_ISDIR(status.st_mode)]
+
+
+def walk(root: Path, endings: Collection[str], account: Account | None = None) -> Iterator[tuple[Path, Identity]]:
+    """Every file below `root` whose name ends in one of `endings`, in any case, once, in no particular order.
+
+    Hidden files and folders are left out. Links are followed after everything else, so that a file keeps the name
+    that it has without them; a folder is entered once, so that links may lead anywhere.
+    """
+    account = Account() if account is None else account
+    top = root.resolve()
+    # Who follows a link to a folder above would read the neighbours, too.
+    seen: dict[Identity, Path] = {_identity(above.stat()): root for above in [*top.parents, top]}
+    queue: list[Path] = [root]
+    links: list[tuple[str, os.DirEntry[str]]] = []
+
+    def first(path: Path, identity: Identity) -> bool:
+        before = seen.setdefault(identity, path)
+        if before is not path:
+            account.again.append((before, path))
+        return before is path
+
+    while queue or links:
+        following = not queue
+        entries = [heappop(links)[1]] if following else visible(queue.pop(), account)
+        for entry in entries:
+            here, status = Path(entry.path), _status(entry)
+            if status is None:
+                account.add("links that lead nowhere", entry.name)
+            elif not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+                account.add("neither files nor folders", entry.name)
+            elif stat.S_ISREG(status.st_mode) and here.suffix.lower() not in endings:
+                account.add("of other kinds", entry.name)
+            elif entry.is_symlink() and not following:
+                heappush(links, (entry.path, entry))
+            elif first(here, _identity(status)):
+                if stat.S_ISDIR(status.st_mode):
+                    queue.append(here)
+                else:
+                    yield here, _identity(status)
+
+
+def below(root: Path, file: Path) -> tuple[str, ...]:
+    """The parts of the path of a file that `walk` found, as `file.relative_to(root).parts`, but at once."""
+    return file.parts[len(root.parts) :]
+
+
+def fits(parts: tuple[str, ...], pattern: str) -> bool:
+    """Whether the parts of a file's path match a glob pattern, `**` included; endings in any case."""
+    return _match([*parts[:-1], _plain(parts[-1])], _parts(pattern))
+
+
+def refuse_second_names(source: str, root: Path, account: Account, depth: int) -> None:
+    """Raises DataError where a link puts a file or folder of `root` into two places at once.
+
+    The first `depth` parts of a path say whose it is, e.g. its class.
+    """
+    for kept, again in account.again:
+        if root in kept.parents and kept not in again.parents:
+            first, second = (path.relative_to(root) for path in (kept, again))
+            if first.parts[:depth] != second.parts[:depth]:
+                raise DataError(f"{source}: {root}: {second} is another name of {first}: it can be in one place only")
+        account.add("second names", again.name)
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """That of a file, or of what a link leads to; None where it leads nowhere, or round in a circle."""
+    try:
+        return entry.stat()
+    except OSError:
+        return None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(repr(name)[1:-1] for name in names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _plain(name: str) -> str:
+    stem, dot, ending = name.rpartition(".")
+    return stem + dot + ending.lower()
+
+
+def _parts(pattern: str) -> list[str]:
+    *folders, name = pattern.split("/")
+    return [*(part for part in folders if part not in ("", ".")), _plain(name)]
+
+
+def _match(parts: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_match(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _match(parts[1:], pattern[1:])

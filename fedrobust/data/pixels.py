@@ -1,0 +1,182 @@
+"""From image files to patches: every kind of pixel is read rightly, or refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedrobust.data.foreign import reading, require_memory
+from fedrobust.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
+"""What an image file may hold, whatever its name ends in."""
+LARGEST = 2**26
+"""Pixels of the largest image that counts as a patch: 8192 x 8192."""
+
+_TOO_LARGE = f"where a patch has {LARGEST:,} at most: leave overview images out"
+_REFUSED = {
+    "F": "floating-point numbers, whose range is not known",
+    "I": "32-bit or signed integers, whose range is not known",
+    "LAB": "CIELAB colours",
+}
+_SAMPLES, _PHOTOMETRIC, _BITS, _PLANES = 339, 262, 258, 284
+"""Tags of TIFF."""
+
+
+def rgb(image: Image) -> Image:
+    """The image in mode RGB, 8 bits a channel, upright (EXIF), as seen on a white ground; `image` is used up.
+
+    - What is transparent shows white: alpha channels, premultiplied ones too, palettes with alpha, and the one
+      transparent colour of PNG and GIF.
+    - 16-bit grey is scaled by its range, 65535 to 255 (12-bit: 4095); of 16 bits a channel the upper 8 are kept.
+    - CMYK, YCbCr and HSV are converted without colour profiles.
+
+    Raises ValueError, with the reason, for pixels that have no such reading: floating-point numbers, 32-bit or signed
+    integers, CIELAB, several images in a file, an image that is transparent everywhere, and one of more than `LARGEST`
+    pixels.
+    """
+    from PIL import Image as Images
+    from PIL import ImageOps
+
+    if image.width * image.height > LARGEST:
+        raise ValueError(f"{image.width} x {image.height} pixels, {_TOO_LARGE}")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a photograph, with a preview behind it
+        raise ValueError(f"it holds {frames} images, a patch is one")
+    raw = _raw(image)
+    inverted, top = _tiff(image, raw)
+    image.load()
+    with suppress(Exception):  # a damaged note on how to hold the picture
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode in _REFUSED:
+        raise ValueError(f"its pixels are {_REFUSED[image.mode]} (mode {image.mode})")
+    clear = _clear(image, raw)
+    if image.mode.startswith("I;16"):
+        scaled = np.rint(np.asarray(image).astype(np.float64) * (255 / top)).astype(np.uint8)
+        image = Images.fromarray(255 - scaled if inverted else scaled)
+    elif clear is None and image.has_transparency_data:
+        whole = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        *colours, alpha = whole.getextrema()
+        if alpha == (0, 0) and any(low != high for low, high in colours):  # type: ignore[misc]
+            raise ValueError("it is transparent everywhere, with an image beneath")
+        white = Images.new("RGBA", whole.size, "white")
+        return Images.alpha_composite(white, whole).convert("RGB")
+    image.info.pop("transparency", None)
+    seen = image.convert("RGB")
+    if clear is not None:
+        seen.paste((255, 255, 255), mask=Images.fromarray(clear))
+    return seen
+
+
+def _raw(image: Image) -> str:
+    """How the pixels of an image that is not decoded yet lie in its file, in Pillow's words."""
+    tiles: Any = getattr(image, "tile", None)
+    args = tiles[0][3] if tiles else ""
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _tiff(image: Image, raw: str) -> tuple[bool, int]:
+    """Whether 16-bit grey is white where it is 0, and the top of its range; refuses what Pillow reads wrongly."""
+    if image.format != "TIFF":
+        return False, 65535
+    tags: Any = getattr(image, "tag_v2", {})
+    if 2 in tags.get(_SAMPLES, ()):
+        raise ValueError("its pixels are signed integers, whose range is not known")
+    bits = max(tags.get(_BITS, (1,)))
+    tiles: Any = getattr(image, "tile", None)
+    if bits > 8 and tags.get(_PLANES) == 2 and tiles and tiles[0][0] == "raw":
+        raise ValueError(f"its channels of {bits} bits lie in planes of their own, without compression")
+    return tags.get(_PHOTOMETRIC) == 0, 4095 if raw == "I;12" else 65535
+
+
+def _clear(image: Image, raw: str) -> np.ndarray | None:
+    """(H, W) bool: where a grey or RGB image has the one colour that stands for transparent; None without one."""
+    key = image.info.get("transparency")
+    if key is None or image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa"):
+        return None
+    if raw.startswith("RGB;16"):
+        raise ValueError("it has 16 bits a channel, and a transparent colour")
+    pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
+    # A PNG gives the colour in its own bits, and pixels come scaled.
+    scale = {"L;2": 85, "L;4": 17}.get(raw, 1)
+    colour = np.atleast_1d(np.array(key, dtype=np.int64)) * scale
+    if pixels.dtype == np.uint8:
+        colour &= 255
+    return np.asarray((pixels.reshape(*pixels.shape[:2], -1) == colour).all(axis=2))
+
+
+def square(image: Image, size: int | None) -> np.ndarray:
+    """(size, size, 3) uint8 RGB: the central square of an image, resized when `size` is given; see `rgb`."""
+    from PIL.Image import Resampling
+
+    if size is not None:
+        image.draft("RGB", (size, size))  # a JPEG may be decoded at a half, quarter or eighth, if still >= size
+    seen = rgb(image)
+    side = min(seen.size)
+    if seen.width != seen.height:
+        left, top = (seen.width - side) // 2, (seen.height - side) // 2
+        seen = seen.crop((left, top, left + side, top + side))
+    if size is not None and side != size:
+        seen = seen.resize((size, size), Resampling.BILINEAR)
+    return np.asarray(seen)
+
+
+def resized(images: np.ndarray, size: int) -> np.ndarray:
+    """(N, S, S, 3) uint8 to (N, size, size, 3), antialiased. Raises DataError where memory cannot hold them."""
+    from PIL import Image
+
+    require_memory(f"{len(images)} patches of {size} x {size} pixels", 3 * len(images) * size**2, "set a smaller size")
+    return np.stack([square(Image.fromarray(image), size) for image in images])
+
+
+def decode(
+    files: Sequence[Path], size: int | None, accept: Callable[[Image], Image | None] = lambda image: image
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images (n, S, S, 3) uint8 of the files, each read once, and the positions (n,) of those kept.
+
+    `accept` sees each opened image before it is decoded, and may change it or return None to leave it out.
+    Raises DataError for a file that is no image or not to be read (see `rgb`), for sizes that differ while `size` is
+    None, and where memory cannot hold them all.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of it is an error here
+    images: np.ndarray | None = None
+    kept: list[int] = []
+    for position, file in enumerate(files):
+        pixels = _read(file, size, accept)
+        if pixels is None:
+            continue
+        if images is None:
+            side = len(pixels)
+            what = f"{len(files)} patches of {side} x {side} pixels, as {file} has,"
+            require_memory(what, len(files) * pixels.nbytes, "set `size` or `limit`")
+            images = np.empty((len(files), *pixels.shape), dtype=np.uint8)
+        if pixels.shape != images.shape[1:]:
+            raise DataError(
+                f"{file} gives a square of {len(pixels)} pixels, the files before it {images.shape[1]}: set `size`"
+            )
+        images[len(kept)] = pixels
+        kept.append(position)
+    if images is None:
+        raise DataError(f"none of the {len(files)} image files is usable")
+    return images[: len(kept)], np.array(kept, dtype=np.int64)
+
+
+def _read(file: Path, size: int | None, accept: Callable[[Image], Image | None]) -> np.ndarray | None:
+    from PIL import Image
+
+    with reading(file, problem="is not a readable image"):
+        try:
+            opened = Image.open(file, "r", FORMATS)
+        except Image.DecompressionBombError:  # Pillow does not even tell the size
+            raise ValueError(f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels or more, {_TOO_LARGE}") from None
+        with opened:
+            accepted = accept(opened)
+            return None if accepted is None else square(accepted, size)
