@@ -223,7 +223,7 @@ def test_cells_run_side_by_side_and_read_their_data_once(monkeypatch: pytest.Mon
 
     def reading(experiment: Any) -> Any:
         reads.append(experiment.seed)
-        return SimpleNamespace(label_counts=lambda: np.ones((5, 2), dtype=np.int64), label_names=("a", "b"))
+        return SimpleNamespace(label_counts=lambda: np.ones((5, 2), dtype=np.int64), tested=lambda: 2)
 
     def running(experiment: Any, **options: Any) -> Any:
         together.wait(timeout=20)
