@@ -15,6 +15,7 @@ import ray
 
 from fedrobust.errors import FederationError
 from fedrobust.federation.machine import memory_limits, usable_cores
+from fedrobust.federation.token import ensure_token
 from fedrobust.private import private_files
 
 LONGEST_ROOT = 24
@@ -57,6 +58,7 @@ class _Session:
         address, options = os.environ.get("RAY_ADDRESS", "local"), dict[str, Any]()
         if address == "local":
             options = _share() | {"_temp_dir": self._ending.enter_context(_session_folder())}
+            ensure_token()
         self._ending.callback(self._leave)
         try:
             with private_files():
