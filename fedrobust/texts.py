@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
+from collections.abc import Iterable
 from hashlib import sha256
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206f\ud800-\udfff]")
@@ -42,19 +43,36 @@ def width(text: str) -> int:
     return len(text) - unseen + sum(unicodedata.east_asian_width(each) in "WF" for each in text)
 
 
+def head(text: str, most: int) -> str:
+    """The beginning of a text, as much as `most` columns take; of marks on marks, four characters a column."""
+    text = text[: 4 * most]
+    while (over := width(text) - most) > 0:
+        text = text[: -max(1, over // 2)]
+    return text
+
+
 def fit(text: str, most: int) -> str:
-    """A name in a picture: visible, of at most `most` columns; one that is empty says so."""
+    """A name in a picture: visible, of at most `most` columns; one that is empty says so.
+
+    One that is written from right to left is isolated, so that it does not turn around what stands beside it.
+    """
     text = visible(text) if width(text.strip()) else "(empty)"
-    if width(text) <= most:
-        return text
-    while width(text) > most - 1:
-        text = text[: -max(1, (width(text) - most) // 2)]
-    return f"{text}…"
+    text = text if text == head(text, most) else f"{head(text, most - 1)}…"
+    leftward = any(unicodedata.bidirectional(each) in ("R", "AL", "AN") for each in text)
+    return f"\u2068{text}\u2069" if leftward else text
 
 
 def markdown(text: object) -> str:
     """`text` in a line of Markdown: what would be a sign there is escaped, and a line's end is a blank."""
     return _MARKDOWN.sub(r"\\\g<0>", visible(" ".join(str(text).splitlines())))
+
+
+def code(text: object) -> str:
+    """`text` as code in a line of Markdown, whatever backticks are in it."""
+    line = visible(" ".join(str(text).splitlines()))
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    blank = " " if "`" in line else ""
+    return f"{fence}{blank}{line}{blank}{fence}"
 
 
 def cell(value: object) -> object:
@@ -77,8 +95,23 @@ def file_name(name: str, longest: int = 120) -> str:
     kept = safe == name != "" and len(safe.encode()) <= longest
     if kept and not _RESERVED.fullmatch(safe) and not _DIGEST.fullmatch(safe[-9:]):
         return safe
-    digest = sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{safe.encode()[: longest - 9].decode(errors='ignore').rstrip('. ') or 'unnamed'}-{digest}"
+    begun = safe.encode()[: longest - 9].decode(errors="ignore").rstrip(". ")
+    return f"{begun or 'unnamed'}-{_digest(name)}"
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """Names for files beside each other: also of names that differ in upper and lower case alone, each has its own."""
+    found: dict[str, str] = {}
+    for name in names:
+        made = file_name(name)
+        if made.casefold() in {each.casefold() for each in found.values()}:
+            made = file_name(f"{made}-{_digest(name)}")  # a digest behind a digest: no name is left as it is with one
+        found[name] = made
+    return found
+
+
+def _digest(name: str) -> str:
+    return sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 def _is_letter(character: str) -> bool:

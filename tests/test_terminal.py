@@ -4,29 +4,55 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nasty import NAMES
 from reported import compared
 from rich.console import Console
 
 from fedrobust import cli
+from fedrobust.cluster import Job
+from fedrobust.duel.results import Turn
+from fedrobust.duel.running import Findings as DuelFindings
 from fedrobust.experiment import Experiment
 from fedrobust.federation.verification import Verdict
+from fedrobust.matrix.cells import Outcome
+from fedrobust.matrix.results import Verdict as MatrixVerdict
+from fedrobust.matrix.running import Findings as MatrixFindings
+from fedrobust.matrix.statistics import Estimate
 from fedrobust.report import Run, compare
 from fedrobust.runner import Result
 from fedrobust.terminal import (
+    DuelProgress,
+    MatrixProgress,
     Progress,
+    SweepProgress,
     families,
     lists,
     show_comparison,
+    show_duel,
+    show_findings,
+    show_jobs,
     show_machine,
     show_options,
     show_result,
+    show_sweep,
     show_verdict,
 )
+from fedrobust.texts import visible
+from fedrobust.tuning import Objective
+from fedrobust.tuning.again import Fresh
+from fedrobust.tuning.running import Findings as SweepFindings
+from fedrobust.tuning.study import Completed, Failed, Trial
 
 
 @pytest.fixture
@@ -180,3 +206,97 @@ def test_a_comparison_is_one_table_or_two_whose_lines_have_the_same_numbers(widt
     assert shown.count("┏") == (1 if width == 250 else 2)
     assert "0.500 ± 0.000" in shown and "5.0 MB" in shown and "median" in shown
     assert "mlruns/compare/a[b]/compare.html" in shown.replace("\n", "")
+
+
+def screen() -> Console:
+    return Console(file=io.StringIO(), width=4000, force_terminal=False, highlight=False)
+
+
+def result(out: Console, name: str) -> None:
+    rounds: list[dict[str, Any]] = [{"kind": "round", "round": 1, "skipped": name}]
+    show_result(out, Result(name, name, Path("x") / visible(name), rounds, {}, {}, {3: name}, []))
+
+
+def verdict(out: Console, name: str) -> None:
+    show_verdict(
+        out, Verdict(name, 10, name, name, 4, True, files=(name,), missing=(name,), uncovered=(name,)), Path("k")
+    )
+
+
+def comparison(out: Console, name: str) -> None:
+    journals = [compared(rule, seed, 0.5) for rule in (f"a{name}", f"b{name}") for seed in (1, 2)]
+    journals.append(compared("krum")[:2])
+    journals[-1][0]["run"] = name[:8]
+    show_comparison(out, compare([Run.of(journal) for journal in journals]), Path("x") / visible(name))
+
+
+def findings(out: Console, name: str) -> None:
+    estimates = [Estimate(0.5, 0.4, 0.6)] * 4
+    judged = MatrixVerdict(name, name, name, *estimates, name, *estimates[:2], 1.0, 0)
+    table = pd.DataFrame({"state": ["done", "failed"]})
+    show_findings(out, MatrixFindings(Path("x") / visible(name), table, [judged]))
+    cell = SimpleNamespace(label=name)
+    with MatrixProgress(out) as progress:
+        for outcome in (Outcome("d", name), Outcome("d", name, failed=name)):
+            progress.cell(cast(Any, cell), outcome)
+            assert progress._bar.tasks[0].description == visible(name)
+
+
+def sweep(out: Console, name: str) -> None:
+    done, failed = (Trial(1, {name: name}, end, {}) for end in (Completed((0.5,)), Failed(name)))
+    plan: Any = SimpleNamespace(sweep=SimpleNamespace(name=name, objectives=[Objective(metric=name)]))
+    again = Fresh(done, (0.5,), {7: None}, {7: name})
+    show_sweep(out, SweepFindings(Path("x") / visible(name), plan, [done, failed], [done], [again]))
+    with SweepProgress(out) as progress:
+        progress.trial(failed, [done])
+
+
+def duel(out: Console, name: str) -> None:
+    turns = [
+        Turn(name, "attacker", 1, {name: 0.5}, {}, {}),
+        Turn(name, "defender", 1, {}, {}, {}, failed=f"why {name}"),
+    ]
+    match: Any = SimpleNamespace(duel=SimpleNamespace(objective=Objective(metric=name), defences=[name]))
+    show_duel(out, DuelFindings(Path("x") / visible(name), match, turns))
+    with DuelProgress(out) as progress:
+        for turn in turns:
+            progress.turn(turn)
+
+
+def jobs(out: Console, name: str) -> None:
+    show_jobs(out, [Job(name, name, name, None, None, None, name)])
+
+
+def skipped(out: Console, name: str) -> None:
+    with Progress(out, Experiment()) as progress:
+        progress.on_record({"kind": "round", "round": 1, "skipped": name})
+
+
+SHOWN = (result, verdict, comparison, findings, sweep, duel, jobs, skipped)
+
+
+def told_as_written(show: Callable[[Console, str], None], name: str) -> None:
+    out = screen()
+    show(out, name)
+    assert isinstance(out.file, io.StringIO)
+    text = out.file.getvalue()
+    text.encode()
+    assert visible(text, keep="\n") == text
+    words = "".join(visible(name).split())
+    shown = re.sub(r"[\s│┃]", "", text)
+    assert words in shown or "".join(visible(name, keep="\n").split()) in shown
+
+
+@pytest.mark.parametrize("show", SHOWN)
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_shown_as_they_are_written_and_control_nothing(
+    show: Callable[[Console, str], None], name: str
+) -> None:
+    told_as_written(show, name)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.text(st.characters(), max_size=20))
+def test_any_name_is_shown_as_it_is_written(name: str) -> None:
+    for show in SHOWN:
+        told_as_written(show, name)

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fedrobust.figures.comparison import DASHES, GROUP_COLOURS
-from fedrobust.figures.style import INK, apart, bare, fit
+from fedrobust.figures.drawing import drawing, png
+from fedrobust.figures.style import INK, apart, bare
 from fedrobust.parallel import drawn
-from fedrobust.report.elements import png
+from fedrobust.texts import cell, code, fit, markdown
 from fedrobust.tuning.objectives import Direction, Objective
 
 FIXED = "fixed"
@@ -70,14 +71,16 @@ def write_results(folder: Path, name: str, objective: Objective, turns: Sequence
     """
     with (folder / "turns.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["defence", "turn", "attack", objective.metric, "by_seed", "worst", "chosen", "failed"])
+        heads = ("defence", "turn", "attack", objective.metric, "by_seed", "worst", "chosen", "failed")
+        table.writerow(map(cell, heads))
         for turn in turns:
-            chosen = json.dumps(dict(turn.chosen), default=str)
+            chosen = _json(turn.chosen)
             for attack, value in turn.by_attack.items():
                 seeds = json.dumps(dict(turn.by_seed[attack]))
-                table.writerow([turn.defence, turn.label, attack, value, seeds, attack == turn.worst, chosen, ""])
+                line = (turn.defence, turn.label, attack, value, seeds, attack == turn.worst, chosen, "")
+                table.writerow(map(cell, line))
             if turn.failed:
-                table.writerow([turn.defence, turn.label, "", "", "", False, chosen, turn.failed])
+                table.writerow(map(cell, (turn.defence, turn.label, "", "", "", False, chosen, turn.failed)))
     (folder / "duel.md").write_text(page(name, objective, turns, complete), encoding="utf-8")
     picture, judged = folder / "duel.png", [turn for turn in turns if not turn.failed]
     picture.unlink(missing_ok=True)
@@ -97,31 +100,36 @@ def turns_written(folder: Path) -> int:
 def page(name: str, objective: Objective, turns: Sequence[Turn], complete: bool = True) -> str:
     """The duel as Markdown: a line for each defence, a column for each turn, what was found, and what failed."""
     labels = list(dict.fromkeys(turn.label for turn in turns))
-    lines = [f"# {name}", "", f"`{objective.metric}` under the worst known attack, on fresh seeds.", ""]
+    lines = [f"# {markdown(name)}", "", f"{code(objective.metric)} under the worst known attack, on fresh seeds.", ""]
     if not complete:
         lines += [f"**Incomplete**: the duel was stopped before its end. {AGAIN}, it goes on.", ""]
     if turns:
         lines += [f"| defence | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
     for defence in dict.fromkeys(turn.defence for turn in turns):
         own = {turn.label: _shown(turn) for turn in turns if turn.defence == defence}
-        lines.append(f"| {defence} | {' | '.join(own.get(label, '–') for label in labels)} |")
+        lines.append(f"| {markdown(defence)} | {' | '.join(own.get(label, '–') for label in labels)} |")
     if not turns:
         lines.append("No turn is judged yet.")
     if failed := [turn for turn in turns if turn.failed]:
         lines += ["", "## What failed", "", "A defence whose turn failed takes no further one."]
         lines += [f"{AGAIN}, the runs that failed are made again; trials that failed are not.", ""]
-        lines += [f"- {turn.defence}, {turn.label}: {turn.failed}" for turn in failed]
+        lines += [f"- {markdown(turn.defence)}, {turn.label}: {markdown(turn.failed)}" for turn in failed]
     lines += ["", "## What was found", ""]
     for turn in turns:
         if turn.chosen:
-            lines.append(f"- {turn.defence}, {turn.label}: `{json.dumps(dict(turn.chosen), default=str)}`")
+            lines.append(f"- {markdown(turn.defence)}, {turn.label}: {code(_json(turn.chosen))}")
     return "\n".join([*lines, ""])
 
 
+def _json(chosen: Mapping[str, Any]) -> str:
+    return json.dumps(dict(chosen), default=str, ensure_ascii=False)
+
+
 def _shown(turn: Turn) -> str:
-    return "failed" if turn.failed else f"{turn.value:.3f} ({turn.worst})"
+    return "failed" if turn.failed else f"{turn.value:.3f} ({markdown(turn.worst)})"
 
 
+@drawing()
 def curve_figure(objective: Objective, turns: Sequence[Turn], before: str = "") -> Figure:
     """The objective under the worst known attack after each turn, a line for each defence; `before` the title.
 
@@ -150,6 +158,6 @@ def curve_figure(objective: Objective, turns: Sequence[Turn], before: str = "") 
     bare(axes)
     axes.set_xticks(np.arange(len(labels)), labels)
     axes.set_xlim(-0.3, len(labels) - 1 + 0.05)
-    title = f"{before}{objective.metric} under the worst known attack, on fresh seeds; small: each seed"
+    title = f"{before}{fit(objective.metric, 60)} under the worst known attack, on fresh seeds; small: each seed"
     axes.set_title(title, fontsize=10, color=INK, loc="left")
     return figure

@@ -16,6 +16,7 @@ from fedrobust.errors import FederationError
 from fedrobust.federation.pool import Pool
 from fedrobust.parallel import Store, Teams, leased_pool, parent_run, written_in_any_case
 from fedrobust.private import private_files
+from fedrobust.texts import file_name
 from fedrobust.tracking import Tracker, flatten
 from fedrobust.tuning import running as tuning
 from fedrobust.tuning.objectives import Curves
@@ -69,7 +70,7 @@ def run_duel(
     Raises `ExperimentError`, `TrackingError`, and what a Ctrl-C raises; what is finished stays.
     """
     duel, watch = match.duel, watch or _Silent()
-    folder, turns = out or DUELS / duel.name, list[Turn]()
+    folder, turns = out or DUELS / file_name(duel.name), list[Turn]()
     with ExitStack() as stack:
         match.sample.data.source.check()
         store = stack.enter_context(closing(Store(folder / "runs.jsonl", Run)))
@@ -97,7 +98,7 @@ def run_duel(
                 if side != "fixed":
                     plan = match.search(standings[name], side, number)
                     watch.say(f"{name}: {side} {number} searches")
-                    place = folder / plan.sweep.name.removeprefix(f"{duel.name} ")
+                    place = folder / file_name(plan.sweep.name.removeprefix(f"{duel.name} "))
                     chosen = _search(plan, watch, storage, place, pool, tracker)
                     standings[name] = standings[name].after(side, number, chosen)
                 watch.say(f"{name}: measuring on fresh seeds")

@@ -1,6 +1,7 @@
 """Pictures of a run, as matplotlib figures. Pure functions of plain arrays: no files, no global state."""
 
 from fedrobust.figures.comparison import Panel, bands_figure, panels_figure, strips_figure
+from fedrobust.figures.drawing import png
 from fedrobust.figures.heat_maps import HEAT_MAPS, Marks, client_figure, parts_figure
 from fedrobust.figures.model import confusion_figure, curves_figure, misread_figure
 from fedrobust.figures.partition import partition_figure
@@ -17,5 +18,6 @@ __all__ = [
     "panels_figure",
     "partition_figure",
     "parts_figure",
+    "png",
     "strips_figure",
 ]

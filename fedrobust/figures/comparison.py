@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from fedrobust.figures.drawing import drawing
 from fedrobust.figures.heat_maps import HEAT_MAPS, Marks, attackers_first, cells, legend, marked, separate
 from fedrobust.figures.style import (
     ATTACK,
@@ -24,10 +25,10 @@ from fedrobust.figures.style import (
     bare,
     client_ticks,
     colour_bar,
-    fit,
     label_ends,
     round_ticks,
 )
+from fedrobust.texts import fit, width
 
 GROUP_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#1d2733", "#8c6d31")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
@@ -49,13 +50,14 @@ class Panel:
     marks: Marks = field(default_factory=Marks)
 
 
+@drawing()
 def bands_figure(panels: Mapping[str, Mapping[str, Band]]) -> Figure:
     """Figures in [0, 1] by round: a panel for each, in it a line for each group with a band of one standard deviation.
 
     `panels` are title → group → band. A group has the same line in every panel; its last mean stands at the line's end.
     """
     names = list(dict.fromkeys(name for bands in panels.values() for name in bands))
-    widest = max((len(name) for name in names), default=1)
+    widest = max((width(name) for name in names), default=1)
     columns = max(1, min(len(names), 110 // (min(widest, 60) + 8)))
     height = 2.75 * len(panels) + 0.4 + 0.24 * math.ceil(len(names) / columns)
     figure = Figure(figsize=(9.2, height), layout="constrained")
@@ -76,6 +78,7 @@ def bands_figure(panels: Mapping[str, Mapping[str, Band]]) -> Figure:
     return figure
 
 
+@drawing()
 def panels_figure(panels: Sequence[Panel], kind: str) -> Figure:
     """Heat maps of `kind`, a key of `HEAT_MAPS`, side by side on one scale, in each the true attackers at the top."""
     across = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
@@ -114,6 +117,7 @@ def panels_figure(panels: Sequence[Panel], kind: str) -> Figure:
     return figure
 
 
+@drawing()
 def strips_figure(strips: Mapping[str, np.ndarray]) -> Figure:
     """Reputation as two strips for each group, attackers above the others: group → (2, rounds) float, NaN: none."""
     columns = max(values.shape[1] for values in strips.values())

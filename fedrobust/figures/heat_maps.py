@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import Normal, Stroke
 
+from fedrobust.figures.drawing import drawing
 from fedrobust.figures.style import (
     ABSENT,
     ANOMALY,
@@ -28,6 +29,7 @@ from fedrobust.figures.style import (
     colour_bar,
     round_ticks,
 )
+from fedrobust.texts import fit
 
 HEAT_MAPS: Mapping[str, tuple[str, Any]] = {
     "reputation": ("reputation", "cividis"),
@@ -57,6 +59,7 @@ class Marks:
     """Whether who is quarantined is left out, or quarantine is recorded only."""
 
 
+@drawing()
 def client_figure(
     values: np.ndarray,
     rounds: Sequence[int],
@@ -90,6 +93,7 @@ def client_figure(
     return figure
 
 
+@drawing()
 def parts_figure(
     parts: Mapping[str, np.ndarray],
     rounds: Sequence[int],
@@ -119,7 +123,7 @@ def parts_figure(
         handles |= cells(axes, parts[name][order], scale, ANOMALY)
         handles |= marked(axes, marks or Marks(), order, 7.4 * 72 / across / columns, row)
         separate(axes, attackers, clients, row)
-        axes.set_title(name.replace("_", " "), fontsize=10, color=INK, pad=4)
+        axes.set_title(fit(name.replace("_", " "), 40), fontsize=10, color=INK, pad=4)
         client_ticks(axes, order, attackers, row, named=False)
         round_ticks(axes, rounds, most=10 if across == 1 else 5)
         if place % across:

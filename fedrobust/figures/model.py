@@ -9,9 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedrobust.figures.style import ATTACK, FAINT, INK, MUTED, WEIGHT, bare, fit, label_ends
+from fedrobust.figures.drawing import drawing
+from fedrobust.figures.style import ATTACK, FAINT, INK, MUTED, WEIGHT, bare, label_ends
+from fedrobust.texts import fit, width
 
 
+@drawing()
 def curves_figure(
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], attacking: Mapping[int, int], chance: float
 ) -> Figure:
@@ -66,6 +69,7 @@ def curves_figure(
     return figure
 
 
+@drawing()
 def confusion_figure(matrix: np.ndarray, label_names: Sequence[str]) -> Figure:
     """Confusion matrix (truth, predicted), coloured by the share of each true label; counts while they are legible."""
     classes = len(matrix)
@@ -81,7 +85,7 @@ def confusion_figure(matrix: np.ndarray, label_names: Sequence[str]) -> Figure:
             colour = "white" if share[row, column] > 0.45 else INK
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size, linespacing=1.4)
     names = [fit(name, 22) for name in label_names]
-    turn = 0 if classes <= 3 and max(map(len, names), default=0) <= 14 else 40
+    turn = 0 if classes <= 3 and max(map(width, names), default=0) <= 14 else 40
     axes.set_xticks(range(classes), names, rotation=turn, ha="right" if turn else "center", rotation_mode="anchor")
     axes.set_yticks(range(classes), names)
     axes.set_xlabel("predicted")
@@ -93,6 +97,7 @@ def confusion_figure(matrix: np.ndarray, label_names: Sequence[str]) -> Figure:
     return figure
 
 
+@drawing()
 def misread_figure(
     images: np.ndarray,
     truth: Sequence[int],
@@ -112,7 +117,7 @@ def misread_figure(
     for axes, index in zip(panels, order, strict=False):
         axes.imshow(images[index], interpolation="nearest" if images.shape[1] < 64 else "antialiased")
         name, wrong = (fit(label_names[label], 15) for label in (truth[index], predicted[index]))
-        axes.set_title(f"{name}", fontsize=7.5, color=INK, pad=3)
+        axes.set_title(name, fontsize=7.5, color=INK, pad=3)
         axes.text(
             0.5,
             -0.05,

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from fedrobust.figures.style import FAINT, INK, LABEL_COLOURS, MUTED, WEIGHT, bare, client_ticks, colour_bar, fit
+from fedrobust.figures.drawing import drawing
+from fedrobust.figures.style import FAINT, INK, LABEL_COLOURS, MUTED, WEIGHT, bare, client_ticks, colour_bar
+from fedrobust.texts import fit, width
 
 
+@drawing()
 def partition_figure(
     counts: np.ndarray,
     label_names: Sequence[str],
@@ -33,17 +36,20 @@ def partition_figure(
     if labels <= len(LABEL_COLOURS):
         left = np.zeros(hospitals)
         for label, colour in zip(range(labels), LABEL_COLOURS, strict=False):
-            name = fit(label_names[label], 24)
             edge: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.6} if room > 6 else {}
-            axes.barh(range(hospitals), counts[:, label], 0.8, left=left, color=colour, label=name, **edge)
+            axes.barh(range(hospitals), counts[:, label], 0.8, left=left, color=colour, **edge)
             left += counts[:, label]
         axes.set_ylim(hospitals - 0.4, -0.6)
         axes.set_xlabel("training patches")
         axes.set_xlim(0, max(1, totals.max(initial=0)) * (1.24 if room > 8 else 1.02))
         axes.grid(axis="x", color=FAINT, linewidth=0.7)
         axes.set_axisbelow(True)
-        ncols = labels if sum(len(name) + 6 for name in label_names) < 100 else 4
-        figure.legend(loc="outside upper left", ncols=ncols, frameon=False, fontsize=9, labelcolor=INK)
+        names = [fit(name, 24) for name in label_names]
+        style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
+        style["ncols"] = labels if sum(width(name) + 6 for name in names) < 100 else 4
+        # Named one by one: matplotlib by itself leaves out names that are empty or begin with "_".
+        bars: list[Any] = axes.containers
+        figure.legend(bars, names, loc="outside upper left", **style)
         if room > 8:
             for hospital, total in enumerate(totals):
                 text = f"{total:,}" + (f"  ·  {patients[hospital]:,} patients" if patients is not None else "")

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
+from fedrobust.texts import fit
+
 INK, MUTED, FAINT, ABSENT = "#1d2733", "#66727f", "#d9dee3", "#d3d8dd"
 ATTACK = "#d55e00"
 LABEL_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7f7f7f")
@@ -48,7 +50,7 @@ def client_ticks(
 
 
 def client_name(client: int, attackers: Mapping[int, str]) -> str:
-    return f"{attackers[client]} · {client}" if client in attackers else f"{client}"
+    return f"{fit(attackers[client], 32)} · {client}" if client in attackers else f"{client}"
 
 
 def round_ticks(axes: Axes, rounds: Sequence[int], most: int = 10) -> None:
@@ -110,7 +112,3 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float) -
             fontsize=9.5,
             annotation_clip=False,
         )
-
-
-def fit(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

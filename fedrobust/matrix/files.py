@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedrobust.figures import png
 from fedrobust.matrix.grid import ORACLE, Grid
 from fedrobust.matrix.pictures import heat_map
 from fedrobust.matrix.results import Verdict, attacks_by_seed, detections, harmless, screened, verdicts
 from fedrobust.matrix.statistics import Estimate, mean_interval
 from fedrobust.parallel import drawn
+from fedrobust.texts import cell, file_names, markdown
 
 AGAIN = "When the matrix is started again with the same command"
 
@@ -22,19 +24,19 @@ def write_results(folder: Path, grid: Grid, table: Any, complete: bool = True) -
     Any of the cells may be missing. complete: False says in `table.md` and the pictures that the matrix was stopped.
     """
     found = verdicts(table, grid.matrix.control, grid.backdoors)
-    table.to_csv(folder / "cells.csv", index=False)
+    _write_csv(table, folder / "cells.csv")
     table.to_parquet(folder / "cells.parquet", index=False)
-    _frame([verdict.flat() for verdict in found]).to_csv(folder / "summary.csv", index=False)
-    detections(table).to_csv(folder / "detection.csv", index=False)
+    _write_csv(_frame([verdict.flat() for verdict in found]), folder / "summary.csv")
+    _write_csv(detections(table), folder / "detection.csv")
     (folder / "table.md").write_text(page(grid, table, found, complete), encoding="utf-8")
     name = grid.matrix.name if complete else f"{grid.matrix.name}, incomplete"
+    files = file_names(grid.settings)
     for setting in grid.settings:
         pale = harmless(table, setting, grid.matrix.control)
         headlines = {verdict.defence: verdict.robustness.value for verdict in found if verdict.setting == setting}
-        values, place = screened(table, setting), folder / f"heatmap_{setting}.png"
+        values, place = screened(table, setting), folder / f"heatmap_{files[setting]}.png"
         with drawn(place):
-            picture = heat_map(values, pale, headlines, f"{name}: {setting}")
-            picture.savefig(place, dpi=130, metadata={"Software": None})
+            place.write_bytes(png(heat_map(values, pale, headlines, f"{name}: {setting}"), dots=130))
     return found
 
 
@@ -68,7 +70,7 @@ def page(grid: Grid, table: Any, found: Sequence[Verdict], complete: bool = True
     if len(broken):
         lines += ["## Failed cells", "", f"{AGAIN}, they are run again.", ""]
         lines += [
-            f"- {line.setting}, {line.attack}, {line.defence}, seed {line.seed}: {line.failed}"
+            f"- {line.setting}, {line.attack}, {line.defence}, seed {line.seed}: {markdown(line.failed)}"
             for line in broken.itertuples()
         ]
         lines.append("")
@@ -194,6 +196,10 @@ def _estimate(estimate: Estimate) -> str:
 
 def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
+
+
+def _write_csv(table: Any, file: Path) -> None:
+    table.map(cell).to_csv(file, index=False)
 
 
 def _frame(lines: Sequence[Mapping[str, Any]]) -> Any:

@@ -9,9 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from fedrobust.figures.drawing import drawing
 from fedrobust.figures.style import ABSENT, ATTACK, INK, MUTED
+from fedrobust.texts import fit
 
 
+@drawing()
 def heat_map(values: Any, harmless: Collection[str], headlines: Mapping[str, float], title: str) -> Figure:
     """Robustness, defence × attack, each row's worst cell framed; in a column of its own the minimum on fresh seeds.
 
@@ -22,7 +25,8 @@ def heat_map(values: Any, harmless: Collection[str], headlines: Mapping[str, flo
     attacks, rows = list(values.columns), values.loc[order].to_numpy(dtype=float)
     last = np.array([[headlines[defence]] for defence in order])
     gap = np.full((len(order), 1), np.nan)
-    figure = Figure(figsize=(3.6 + 0.46 * (len(attacks) + 2), 2.6 + 0.36 * len(order)), layout="constrained")
+    across = max(5.4, 3.6 + 0.46 * (len(attacks) + 2))
+    figure = Figure(figsize=(across, 2.6 + 0.36 * len(order)), layout="constrained")
     axes = figure.subplots()
     shown = np.hstack([rows, gap, last])
     axes.set_facecolor(ABSENT)
@@ -47,19 +51,20 @@ def heat_map(values: Any, harmless: Collection[str], headlines: Mapping[str, flo
             frame = Rectangle((worst - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor=ATTACK, linewidth=2)
             axes.add_patch(frame)
     names = [*attacks, "minimum, fresh seeds"]
-    axes.set_xticks([*range(len(attacks)), len(attacks) + 1], names, rotation=60, ha="right")
-    for label in axes.get_xticklabels():
-        label.set_color(MUTED if label.get_text() in harmless else INK)
-        label.set_fontstyle("italic" if label.get_text() in harmless else "normal")
+    shown_names = [fit(name, 40) for name in names]
+    axes.set_xticks([*range(len(attacks)), len(attacks) + 1], shown_names, rotation=60, ha="right")
+    for name, label in zip(names, axes.get_xticklabels(), strict=True):
+        label.set_color(MUTED if name in harmless else INK)
+        label.set_fontstyle("italic" if name in harmless else "normal")
         label.set_rotation_mode("anchor")
-    axes.set_yticks(range(len(order)), order)
+    axes.set_yticks(range(len(order)), [fit(defence, 40) for defence in order])
     axes.tick_params(length=0, labelsize=8)
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    figure.suptitle(fit(title, int(11 * across)), x=0.02, ha="left", color=INK, fontsize=11)
     note = "robustness: 1 is a federation without the attackers, 0 is chance\n"
     note += "framed: worst attack, screening; grey name: harmless without a defence"
-    axes.set_xlabel(note, color=MUTED, fontsize=8, loc="left")
+    figure.supxlabel(note, x=0.02, ha="left", color=MUTED, fontsize=8)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)

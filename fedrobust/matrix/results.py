@@ -12,6 +12,7 @@ import pandas as pd
 from fedrobust.matrix import statistics
 from fedrobust.matrix.grid import NOBODY, ORACLE, Cell
 from fedrobust.matrix.statistics import BySeed, Estimate
+from fedrobust.texts import visible
 
 if TYPE_CHECKING:
     from fedrobust.matrix.cells import Outcome
@@ -55,7 +56,8 @@ def table_of(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> Any:
         line |= dict.fromkeys(FIGURES, math.nan) | {"classes": math.nan}
         if outcome is not None:
             line |= {name: float(value) for name, value in outcome.figures.items() if name in line}
-            line |= {"seconds": outcome.seconds, "run_id": outcome.run_id, "failed": outcome.failed}
+            line |= {"seconds": outcome.seconds, "run_id": outcome.run_id}
+            line["failed"] = visible(outcome.failed, keep="\n")
         lines.append({"seconds": math.nan, "run_id": "", "failed": ""} | line)
     table = pd.DataFrame(lines)
     oracles = {

@@ -14,6 +14,7 @@ from fedrobust.matrix.grid import Cell, Grid
 from fedrobust.matrix.results import Verdict, table_of, to_measure_again, verdicts
 from fedrobust.parallel import Store, Teams, parent_run, written_in_any_case
 from fedrobust.private import private_files
+from fedrobust.texts import file_name
 from fedrobust.tracking import flatten
 
 MATRICES = Path("mlruns/matrix")
@@ -65,7 +66,7 @@ def run_matrix(
     Raises `ExperimentError`, `TrackingError`, and what a Ctrl-C raises; what is finished stays.
     """
     watch = watch or _Silent()
-    folder = out or MATRICES / grid.matrix.name
+    folder = out or MATRICES / file_name(grid.matrix.name)
     with ExitStack() as stack:
         store = stack.enter_context(closing(Store(folder / "cells.jsonl", Outcome)))
         grid.check_data()

@@ -222,7 +222,7 @@ def _short(options: Mapping[str, Any], prefix: str) -> dict[str, str]:
                 flat[path] = str(value["name"])
             flat |= _short({key: option for key, option in value.items() if key != "name"}, f"{path}.")
         else:
-            flat[path] = value if isinstance(value, str) else json.dumps(value, default=str)
+            flat[path] = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return flat
 
 

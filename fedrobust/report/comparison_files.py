@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ from fedrobust import figures
 from fedrobust.federation.journal import read_journal
 from fedrobust.report.compare import Comparison, compare
 from fedrobust.report.comparison_page import PICTURED, comparison_html
-from fedrobust.report.elements import png
 from fedrobust.report.finding import find_runs
 from fedrobust.report.story import Run
+from fedrobust.texts import file_name
 
 CURVES = {
     "test/balanced_accuracy": "balanced accuracy",
@@ -33,7 +32,7 @@ def write_comparison(names: Sequence[str], runs: Path, out: Path) -> tuple[Compa
     `ExperimentError` where a name means no run, or there is nothing to compare.
     """
     comparison = compare([Run.of(read_journal(folder)) for folder in find_runs(names, runs)])
-    pictures = {name: png(figure) for name, figure in make_comparison_figures(comparison).items()}
+    pictures = {name: figures.png(figure) for name, figure in make_comparison_figures(comparison).items()}
     folder = out / folder_name(names)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
@@ -60,17 +59,18 @@ def make_comparison_figures(comparison: Comparison) -> dict[str, Figure]:
 
 
 def folder_name(names: Sequence[str]) -> str:
-    """A folder's name of at most 60 characters; names that are cut, or changed, are told apart by a digest."""
-    plain = "-".join(name[:8] if len(name) == 32 else name for name in names)
-    safe = re.sub(r"[^\w.-]+", "_", plain).strip("._") or "runs"
-    if safe == plain and len(safe) <= 60:
-        return safe
-    return f"{safe[:50]}-{sha256(' '.join(names).encode()).hexdigest()[:8]}"
+    """A folder's name: what is compared, with commas between. Other names make another folder."""
+    joined = ",".join(file_name(_short(name)) for name in names)
+    return joined if len(joined.encode()) <= 120 else file_name(joined)
 
 
 def _title(names: Sequence[str]) -> str:
-    short = [name[:8] if len(name) == 32 else name for name in names]
+    short = [_short(name) for name in names]
     return ", ".join(short[:6]) + (f" and {len(short) - 6} more" if len(short) > 6 else "")
+
+
+def _short(name: str) -> str:
+    return name[:8] if re.fullmatch("[0-9a-f]{32}", name) else name
 
 
 def _panel(label: str, run: Run) -> figures.Panel:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from fedrobust.report.compare import FIGURES, Comparison, Group, Spread, final_figures, shown
-from fedrobust.report.elements import document, picture, plural
+from fedrobust.report.elements import document, escaped, picture, plural
 from fedrobust.report.story import attack, defence
 
 PICTURED = 9
@@ -32,9 +31,9 @@ def comparison_html(name: str, comparison: Comparison, pictures: Mapping[str, by
     """The comparison as one page without scripts or references to anything outside it."""
     runs = sum(len(group.runs) for group in comparison.groups)
     facts = [plural(runs, "run"), plural(len(comparison.groups), "group"), _seeds(comparison.groups)]
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in comparison.notes)
-    body = f"""<h1>{escape(name)}</h1>
-<p class="facts">{" · ".join(escape(fact) for fact in facts if fact)}</p>
+    notes = "".join(f'<p class="note">{escaped(note)}</p>' for note in comparison.notes)
+    body = f"""<h1>{escaped(name)}</h1>
+<p class="facts">{" · ".join(escaped(fact) for fact in facts if fact)}</p>
 <section>
 <h2>After the last round</h2>
 {table_of_groups(comparison)}
@@ -97,17 +96,17 @@ def _differing(comparison: Comparison) -> str:
 
 
 def _pairs(options: Mapping[str, str]) -> str:
-    rows = "".join(f"<tr><td>{escape(path)}</td><td>{escape(value)}</td></tr>" for path, value in options.items())
+    rows = "".join(f"<tr><td>{escaped(path)}</td><td>{escaped(value)}</td></tr>" for path, value in options.items())
     return f'<div class="wide"><table class="settings"><tbody>{rows}</tbody></table></div>'
 
 
 def _details(summary: str, inside: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{inside}</details>"
+    return f"<details><summary>{escaped(summary)}</summary>{inside}</details>"
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(text).replace('.', '.<wbr>')}</th>" for text in heads)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in line) + "</tr>" for line in lines)
+    head = "".join(f"<th>{escaped(text).replace('.', '.<wbr>')}</th>" for text in heads)
+    rows = "".join("<tr>" + "".join(f"<td>{escaped(text)}</td>" for text in line) + "</tr>" for line in lines)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import io
 from html import escape
 
-from matplotlib.figure import Figure
-
-DOTS_PER_INCH = 140
-"""Of the pictures."""
+from fedrobust.figures.drawing import DOTS_PER_INCH
+from fedrobust.texts import visible
 
 
 def document(title: str, body: str) -> str:
@@ -17,7 +14,7 @@ def document(title: str, body: str) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
+<title>{escaped(title)}</title>
 <style>{STYLE}</style>
 </head>
 <body><main>
@@ -26,18 +23,16 @@ def document(title: str, body: str) -> str:
 """
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return out.getvalue()
+def escaped(text: object) -> str:
+    """A text for a page, inside or in an attribute: nothing in it is a tag, and its control characters are seen."""
+    return escape(visible(text, keep="\n"))
 
 
 def picture(name: str, text: str, file: bytes) -> str:
     """A PNG file inside the page, with its caption."""
     data, width = base64.b64encode(file).decode(), int.from_bytes(file[16:20], "big") * 102 // DOTS_PER_INCH
-    image = f'<img src="data:image/png;base64,{data}" width="{width}" alt="{escape(text)}">'
-    return f'<figure id="{name}">{image}<figcaption>{escape(text)}</figcaption></figure>'
+    image = f'<img src="data:image/png;base64,{data}" width="{width}" alt="{escaped(text)}">'
+    return f'<figure id="{name}">{image}<figcaption>{escaped(text)}</figcaption></figure>'
 
 
 def plural(count: int, word: str) -> str:

@@ -14,7 +14,6 @@ from fedrobust import figures
 from fedrobust.federation.contents import contents
 from fedrobust.federation.journal import read_journal
 from fedrobust.federation.verification import seal_files, verify, verify_all
-from fedrobust.report.elements import png
 from fedrobust.report.page import html
 from fedrobust.report.story import Run
 from fedrobust.secure.audit import AuditError, open_key, public_hex
@@ -38,7 +37,7 @@ def save_partition(
 ) -> None:
     """Write `partition.png`, the picture of who holds what: `counts` (hospitals, labels), `patients` (hospitals,)."""
     named = attackers if isinstance(attackers, Mapping) else dict.fromkeys(attackers, "attacker")
-    (folder / "partition.png").write_bytes(png(figures.partition_figure(counts, label_names, named, patients)))
+    (folder / "partition.png").write_bytes(figures.png(figures.partition_figure(counts, label_names, named, patients)))
 
 
 def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
@@ -48,7 +47,7 @@ def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
     montage is the one that is there, if any. A run that stopped early gives a report of what there is.
     """
     run = Run.of(read_journal(folder))
-    pictures = {name: png(figure) for name, figure in make_figures(run, images).items()}
+    pictures = {name: figures.png(figure) for name, figure in make_figures(run, images).items()}
     (folder / "figures").mkdir(exist_ok=True)
     kept = {MONTAGE} if images is None else set()
     for old in (folder / "figures").glob("*.png"):

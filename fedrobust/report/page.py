@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from html import escape
 
 import numpy as np
 
-from fedrobust.report.elements import document, picture, plural
+from fedrobust.report.elements import document, escaped, picture, plural
 from fedrobust.report.story import Hospital, Run, attack, defence, protocol
 from fedrobust.tracking import flatten
 
@@ -55,7 +54,7 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
     `audit` says whether the run's audit log verifies.
     """
     experiment = run.start["experiment"]
-    title = escape(experiment["name"])
+    title = escaped(experiment["name"])
     partition = experiment["data"]["partition"]
     facts = [
         f"{attack(experiment)} against {defence(experiment)}",
@@ -66,11 +65,11 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
         protocol(experiment),
     ]
     settings = flatten({key: value for key, value in experiment.items() if key != "name"})
-    rows = "".join(f"<tr><td>{escape(path)}</td><td>{escape(value)}</td></tr>" for path, value in settings.items())
+    rows = "".join(f"<tr><td>{escaped(path)}</td><td>{escaped(value)}</td></tr>" for path, value in settings.items())
     body = f"""<h1>{title}</h1>
-<p class="facts">{" · ".join(escape(fact) for fact in facts)}</p>
+<p class="facts">{" · ".join(escaped(fact) for fact in facts)}</p>
 {_skipped(run)}{_cards(run.final)}
-<p class="verdict">{escape(verdict(run))}</p>
+<p class="verdict">{escaped(verdict(run))}</p>
 {_sections(run, pictures)}
 <section>
 <h2>Hospital by hospital</h2>
@@ -81,8 +80,8 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
 <h2>Settings</h2>
 <details><summary>All {len(settings)} settings of the experiment</summary>
 <div class="wide"><table class="settings"><tbody>{rows}</tbody></table></div></details>
-<p class="note">run {escape(str(run.start["run"]))} · {run.start["parameters"]:,} parameters ·
-data {escape(str(run.start["digest"])[:16])} · {_seconds(run)}{f" · {escape(audit)}" if audit else ""}</p>
+<p class="note">run {escaped(run.start["run"])} · {run.start["parameters"]:,} parameters ·
+data {escaped(str(run.start["digest"])[:16])} · {_seconds(run)}{f" · {escaped(audit)}" if audit else ""}</p>
 </section>"""
     return document(experiment["name"], body)
 
@@ -118,7 +117,7 @@ def _skipped(run: Run) -> str:
     told = f"Rounds skipped: {run.skips.told()}."
     if run.skips.untrained:
         told = f"No round changed the model: it is the initial one, and has no figures here. {told}"
-    return f'<p class="verdict missed">{escape(told)}</p>\n'
+    return f'<p class="verdict missed">{escaped(told)}</p>\n'
 
 
 def _sections(run: Run, pictures: Mapping[str, bytes]) -> str:
@@ -154,8 +153,8 @@ def _table(run: Run) -> str:
         verdict = story.verdict if judged and story.verdict != "honest" else ""
         cells = {
             "hospital": str(story.client),
-            "truth": escape(_truth(story)),
-            "in the end": f'<span class="{story.verdict.split()[0]}">{verdict}</span>',
+            "truth": _truth(story),
+            "in the end": verdict,
             "rounds suspected": _since(story.suspected, story.first),
             inside: _since(story.quarantined, story.quarantined_from),
             "identities": _identities(story),
@@ -167,8 +166,10 @@ def _table(run: Run) -> str:
         }
         left_out = {inside: not quarantine, "identities": not renamed}
         cells = {head: cell for head, cell in cells.items() if not left_out.get(head)}
-        kind = ' class="attacker"' if story.attack else ""
-        rows.append(f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells.values()) + "</tr>")
+        kind = ' class="attacker"' if story.attack is not None else ""
+        shown_cells = {head: escaped(cell) for head, cell in cells.items()}
+        shown_cells["in the end"] = f'<span class="{story.verdict.split()[0]}">{verdict}</span>'
+        rows.append(f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in shown_cells.values()) + "</tr>")
     rest = len(stories) - len(shown)
     never = "suspected or quarantined" if quarantine else "suspected"
     note = f'<p class="note">{rest} other hospitals were honest and never {never}.</p>' if rest else ""
@@ -177,7 +178,7 @@ def _table(run: Run) -> str:
 
 
 def _matters(story: Hospital) -> bool:
-    return bool(story.attack or story.suspected or story.quarantined or story.rejected)
+    return bool(story.attack is not None or story.suspected or story.quarantined or story.rejected)
 
 
 def _truth(story: Hospital) -> str:
@@ -214,24 +215,25 @@ def _steps(run: Run) -> str:
     columns = [(stage, kind) for stage in last["stages"] for kind in ("scores", "weights") if stage[kind]]
     names = [f"anomaly: {part.replace('_', ' ')}" for part in seen]
     names += [f"{stage['name']}: {kind[:-1]}" for stage, kind in columns]
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    head = "".join(f"<th>{escaped(name)}</th>" for name in names)
     rows = []
     for client in shown:
-        cells = [str(client), escape(run.attackers.get(client, "honest"))]
+        cells = [str(client), run.attackers.get(client, "honest")]
         cells += [_figure_of(parts.get(str(client), {}).get(part)) for part in seen]
         cells += [_figure_of(stage[kind].get(str(client), stage[kind].get(client))) for stage, kind in columns]
         kind = ' class="attacker"' if client in run.attackers else ""
-        rows.append(f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        rows.append(f"<tr{kind}>" + "".join(f"<td>{escaped(cell)}</td>" for cell in cells) + "</tr>")
     notes = Counter(note for record in run.rounds for note in record.get("notes", ()))
     told = "".join(
-        f'<p class="note">{escape(note)} ({plural(count, "round")})</p>' for note, count in notes.most_common()
+        f'<p class="note">{escaped(note)} ({plural(count, "round")})</p>' for note, count in notes.most_common()
     )
     rest = len(clients) - len(shown)
     note = f'<p class="note">{rest} other hospitals were honest.</p>' if rest else ""
     judged = "The anomaly score is told by its parts. " if seen else ""
+    when = f"Round {escaped(last['round'])}, f = {escaped(last['f'])}."
     return f"""<section>
 <h2>What the defence made of each update, step by step</h2>
-<p class="note">Round {last["round"]}, f = {last["f"]}. {judged}A score is what a step judged the update by: the
+<p class="note">{when} {judged}A score is what a step judged the update by: the
 higher, the worse. A weight is the update's share in the mean of what the step passed on, and in the aggregate after the
 last.</p>
 <div class="wide"><table><thead><tr><th>hospital</th><th>truth</th>{head}</tr></thead>

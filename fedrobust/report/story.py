@@ -50,7 +50,7 @@ class Hospital:
     def verdict(self) -> str:
         """`caught`, `missed`, `wrongly suspected` (where quarantine acts: `wrongly quarantined`) or `honest`."""
         found = self.quarantined_now if self.acts else self.suspected_now
-        if self.attack:
+        if self.attack is not None:
             return "caught" if found else "missed"
         return f"wrongly {'quarantined' if self.acts else 'suspected'}" if found else "honest"
 

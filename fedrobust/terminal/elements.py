@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from rich import progress as bars
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from fedrobust.texts import visible
 
 
 def console() -> Console:
@@ -57,10 +60,16 @@ def columns(columns: Mapping[str, Sequence[str]]) -> Table:
     """A table whose heads are broken where their words end."""
     table = Table()
     for head in columns:
-        table.add_column(escape(head.replace(".", ".\n") if "." in head else head.replace(" ", "\n")), overflow="fold")
+        broken = Text("\n").join(map(plain, re.split(r"(?<=\.)" if "." in head else " ", head)))
+        table.add_column(broken, overflow="fold")
     for line in zip(*columns.values(), strict=True):
-        table.add_row(*map(escape, line))
+        table.add_row(*map(plain, line))
     return table
+
+
+def plain(text: object, keep: str = "") -> Text:
+    """A text as it is written, whoever wrote it: no markup, no emoji codes, control characters seen but for `keep`."""
+    return Text(visible(text, keep))
 
 
 def number(value: float) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from fedrobust.terminal.elements import Bar, columns, number
+from fedrobust.terminal.elements import Bar, columns, number, plain
+from fedrobust.texts import visible
 
 if TYPE_CHECKING:
     from fedrobust.matrix.cells import Outcome
@@ -42,13 +42,13 @@ class MatrixProgress(Bar):
         """A cell has been finished."""
         self._finished += 1
         left = f"{self._left()} left"
-        self._bar.update(self._task, completed=self._finished, description=cell.label, behind=left)
+        self._bar.update(self._task, completed=self._finished, description=visible(cell.label), behind=left)
         if outcome.failed:
-            self._out.print(escape(f"{cell.label} failed: {outcome.failed}"), soft_wrap=True)
+            self._out.print(plain(f"{cell.label} failed: {outcome.failed}", keep="\n"), soft_wrap=True)
         elif not self._out.is_terminal:
             accuracy = number(outcome.figures.get("balanced_accuracy", math.nan))
             shown = f"{self._finished}/{self._cells} {cell.label}: balanced accuracy {accuracy}, at most {left}"
-            self._out.print(escape(shown), soft_wrap=True)
+            self._out.print(plain(shown), soft_wrap=True)
 
     def _left(self) -> str:
         """By the pace of this sitting."""
@@ -62,7 +62,8 @@ class MatrixProgress(Bar):
 def show_findings(out: Console, findings: Findings) -> None:
     """The headline of every defence, and where the rest is."""
     for setting in dict.fromkeys(verdict.setting for verdict in findings.verdicts):
-        table = Table(title=f"{setting}: least robustness over the attacks, fresh seeds", title_justify="left")
+        title = plain(f"{setting}: least robustness over the attacks, fresh seeds")
+        table = Table(title=title, title_justify="left")
         for column in ("defence", "robustness", "between", "worst attack", "backdoor gain", "cost"):
             table.add_column(column)
         for verdict in findings.verdicts:
@@ -70,11 +71,12 @@ def show_findings(out: Console, findings: Findings) -> None:
                 least = verdict.robustness
                 between = f"{least.low:.3f} – {least.high:.3f}" if math.isfinite(least.low) else "too few seeds"
                 figures = [number(estimate.value) for estimate in (least, verdict.gain, verdict.cost)]
-                table.add_row(verdict.defence, figures[0], between, verdict.worst_attack, *figures[1:])
+                line = (verdict.defence, figures[0], between, verdict.worst_attack, *figures[1:])
+                table.add_row(*map(plain, line))
         out.print(table)
     if failed := int((findings.table["state"] == "failed").sum()):
         out.print(f"{failed} cells failed; they are listed in table.md, and run again when the matrix is started again")
-    out.print(f"tables and pictures: {escape(str(findings.folder))}")
+    out.print(plain(f"tables and pictures: {findings.folder}"), soft_wrap=True)
 
 
 def show_comparison(out: Console, comparison: Comparison, page: Path) -> None:
@@ -95,8 +97,8 @@ def show_comparison(out: Console, comparison: Comparison, page: Path) -> None:
         out.print(columns(numbers | options), columns(numbers | measured), sep="\n")
     out.print("mean ± standard deviation over n seeds")
     for note in comparison.notes:
-        out.print(escape(note), soft_wrap=True)
-    out.print(f"curves and reputations: {escape(str(page))}", soft_wrap=True)
+        out.print(plain(note), soft_wrap=True)
+    out.print(plain(f"curves and reputations: {page}"), soft_wrap=True)
 
 
 _IN_THE_PAGE = ("defense/precision", "defense/recall")

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fedrobust.skips import Skips
-from fedrobust.terminal.elements import Bar
+from fedrobust.terminal.elements import Bar, plain
 
 if TYPE_CHECKING:
     from fedrobust.experiment import Experiment
@@ -50,7 +49,7 @@ class Progress(Bar):
                 self._line(f"round {record['round']}/{self._rounds}: {figures}")
 
     def _line(self, text: str) -> None:
-        self._out.print(escape(text), soft_wrap=True)
+        self._out.print(plain(text), soft_wrap=True)
 
 
 def _figures(metrics: dict[str, float]) -> str:
@@ -73,30 +72,32 @@ def show_result(out: Console, result: Result, experiment: Experiment | None = No
     """The final table, and where to look next; of the experiment whether its secrets are any."""
     from fedrobust.naming import NOT_SECRET, secret, shared
 
-    table = Table(title=escape(result.name), title_justify="left", show_header=False)
+    table = Table(title=plain(result.name), title_justify="left", show_header=False)
     for key, label in _SHOWN.items():
         if key in result.final:
             table.add_row(label, f"{result.final[key]:.3f}")
     if "attack/success_rate" not in result.final:
         table.add_row("attack success", "– (no attack here has a target)")
     skips = Skips.of(result.rounds)
-    table.add_row("rounds skipped", escape(skips.told()) or f"none of {skips.rounds}")
+    table.add_row("rounds skipped", plain(skips.told() or f"none of {skips.rounds}"))
     table.add_section()
-    table.add_row("malicious hospitals", ", ".join(f"{c} ({a})" for c, a in sorted(result.attackers.items())) or "none")
+    attackers = ", ".join(f"{client} ({name})" for client, name in sorted(result.attackers.items()))
+    table.add_row("malicious hospitals", plain(attackers or "none"))
     table.add_row("suspected", _suspected(result))
     if experiment is not None and shared(experiment):
         warning = f"{NOT_SECRET}: all secrets come from the experiment's seed (privacy.randomness)"
-        table.add_row("secrecy", f"{experiment.privacy.name}, {'real secrets' if secret(experiment) else warning}")
+        real = "real secrets" if secret(experiment) else warning
+        table.add_row("secrecy", plain(f"{experiment.privacy.name}, {real}"))
     out.print(table)
-    out.print(f"run {result.run_id}, recorded in {escape(str(result.folder))}")
-    out.print(f"report: {escape(str(result.folder / 'report.html'))}")
+    out.print(plain(f"run {result.run_id}, recorded in {result.folder}"))
+    out.print(plain(f"report: {result.folder / 'report.html'}"))
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     where = (
-        f"the server at {escape(uri)}"
+        plain(f"the server at {uri}")
         if uri
         else "[bold]make ui[/bold], then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
     )
-    out.print(f"compare runs in the MLflow UI: {where}")
+    out.print("compare runs in the MLflow UI:", where)
 
 
 def _suspected(result: Result) -> str:
@@ -117,13 +118,13 @@ def show_verdict(out: Console, verdict: Verdict, key: Path | None) -> None:
     table.show_header = False
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # keys and paths are to be read to their ends
-    table.add_row("run", escape(verdict.run))
-    table.add_row("fits", escape(", ".join(verdict.files)))
-    table.add_row("not covered", escape(", ".join(verdict.uncovered)) or "–")
-    table.add_row("not here to compare", escape(", ".join(verdict.missing)) or "–")
+    table.add_row("run", plain(verdict.run))
+    table.add_row("fits", plain(", ".join(verdict.files)))
+    table.add_row("not covered", plain(", ".join(verdict.uncovered) or "–"))
+    table.add_row("not here to compare", plain(", ".join(verdict.missing) or "–"))
     untrained = "; no round changed the model" if 0 < verdict.rounds == verdict.skipped else ""
     table.add_row("rounds skipped", f"{verdict.skipped} of {verdict.rounds}{untrained}")
-    table.add_row("last line", verdict.head)
-    table.add_row("signed by", verdict.key)
-    table.add_row("which is", f"the key in {escape(str(key))}" if key else "what the log says itself: give --key PUB")
+    table.add_row("last line", plain(verdict.head))
+    table.add_row("signed by", plain(verdict.key))
+    table.add_row("which is", plain(f"the key in {key}" if key else "what the log says itself: give --key PUB"))
     out.print(table)

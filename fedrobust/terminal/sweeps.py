@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from fedrobust.terminal.elements import Bar, number
+from fedrobust.terminal.elements import Bar, number, plain
 
 if TYPE_CHECKING:
     from fedrobust.duel.results import Turn
@@ -41,7 +41,7 @@ class SweepProgress(Bar):
         self._bar.update(self._task, completed=trial.number + 1, behind=front if best else "")
         reason = getattr(trial.outcome, "reason", "")
         if reason:
-            self._out.print(escape(f"trial {trial.number} failed: {reason}"), soft_wrap=True)
+            self._out.print(plain(f"trial {trial.number} failed: {reason}", keep="\n"), soft_wrap=True)
         elif not self._out.is_terminal:
             ended = _values(trial) or "ended early"
             self._out.print(f"trial {trial.number} of {self._trials}: {ended}; {front}", soft_wrap=True)
@@ -53,47 +53,50 @@ class DuelProgress(SweepProgress):
     def turn(self, turn: Turn) -> None:
         """A turn has been judged, or has failed."""
         shown = f"failed: {turn.failed}" if turn.failed else f"{turn.value:.3f}, under {turn.worst}"
-        self._out.print(escape(f"{turn.defence}, {turn.label}: {shown}"), soft_wrap=True)
+        self._out.print(plain(f"{turn.defence}, {turn.label}: {shown}", keep="\n"), soft_wrap=True)
 
 
 def show_duel(out: Console, findings: Duel) -> None:
     """What each defence was worth after each turn, and where the rest is."""
     labels = list(dict.fromkeys(turn.label for turn in findings.turns))
     objective = findings.match.duel.objective
-    table = Table(title=f"{escape(objective.metric)} under the worst known attack, fresh seeds", title_justify="left")
+    title = plain(f"{objective.metric} under the worst known attack, fresh seeds")
+    table = Table(title=title, title_justify="left")
     for column in ("defence", *labels):
-        table.add_column(column.replace(" ", "\n"), overflow="fold")
+        table.add_column(_lines(column.split(" ")), overflow="fold")
     for defence in findings.match.duel.defences:
         own = [turn for turn in findings.turns if turn.defence == defence]
-        worth = {turn.label: "failed" if turn.failed else f"{turn.value:.3f}\n{turn.worst}" for turn in own}
-        table.add_row(escape(defence), *(escape(worth.get(label, "–")) for label in labels))
+        worth = {turn.label: ["failed"] if turn.failed else [f"{turn.value:.3f}", turn.worst] for turn in own}
+        table.add_row(plain(defence), *(_lines(worth.get(label, ["–"])) for label in labels))
     out.print(table)
     if failed := sum(bool(turn.failed) for turn in findings.turns):
         out.print(f"{failed} turns failed; they are listed in duel.md, and taken again when the duel is started again")
-    out.print(f"every attack and seed, what was found, the curve: {escape(str(findings.folder))}", soft_wrap=True)
+    out.print(plain(f"every attack and seed, what was found, the curve: {findings.folder}"), soft_wrap=True)
 
 
 def show_sweep(out: Console, findings: Findings) -> None:
     """The best trials, what they are worth on fresh seeds, and where the rest is."""
     metrics = [objective.metric for objective in findings.plan.sweep.objectives]
     again = {each.trial.number: each.values for each in findings.fresh}
-    table = Table(title=escape(findings.plan.sweep.name), title_justify="left")
+    table = Table(title=plain(findings.plan.sweep.name), title_justify="left")
     for column in ("trial", *metrics, *(f"{metric}, fresh seeds" for metric in metrics if again), "options"):
-        table.add_column(column, overflow="fold")
+        table.add_column(plain(column), overflow="fold")
     for trial in [each.trial for each in findings.fresh] or findings.best:
         fresh = again.get(trial.number) or [math.nan] * len(metrics)
         figures = [*_numbers(trial), *([number(value) for value in fresh] if again else [])]
-        options = "\n".join(f"{path}: {_told(value)}" for path, value in trial.values.items())
-        table.add_row(str(trial.number), *figures, escape(options))
+        options = _lines(f"{path}: {_told(value)}" for path, value in trial.values.items())
+        table.add_row(str(trial.number), *figures, options)
     out.print(table if findings.best else "no trial was completed")
     counts = Counter(type(trial.outcome).__name__.lower() for trial in findings.trials)
     out.print(", ".join(f"{count} trials {name}" for name, count in sorted(counts.items())) or "no trials")
     for each in findings.fresh:
         for seed, reason in each.failed.items():
-            out.print(escape(f"trial {each.trial.number}, fresh seed {seed} failed: {reason}"), soft_wrap=True)
+            out.print(
+                plain(f"trial {each.trial.number}, fresh seed {seed} failed: {reason}", keep="\n"), soft_wrap=True
+            )
     if any(each.failed for each in findings.fresh):
         out.print("runs on fresh seeds that failed are made again with --resume")
-    out.print(f"tables, pictures, best.yaml: {escape(str(findings.folder))}", soft_wrap=True)
+    out.print(plain(f"tables, pictures, best.yaml: {findings.folder}"), soft_wrap=True)
 
 
 def _numbers(trial: Trial) -> list[str]:
@@ -104,6 +107,10 @@ def _values(trial: Trial) -> str:
     return ", ".join(_numbers(trial))
 
 
+def _lines(lines: Iterable[str]) -> Text:
+    return Text("\n").join(map(plain, lines))
+
+
 def _told(value: Any) -> str:
     """A value of an experiment file, short."""
-    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, default=str)
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, default=str, ensure_ascii=False)

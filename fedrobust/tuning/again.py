@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedrobust.experiment_file import dump
+from fedrobust.texts import cell
 from fedrobust.tuning.objectives import Results, reduced
 from fedrobust.tuning.study import Trial
 from fedrobust.tuning.sweep import OWN, Plan
@@ -62,9 +63,10 @@ def write_fresh(folder: Path, plan: Plan, fresh: Iterable[Fresh]) -> None:
     ]:
         with place.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["number", "seed", *(objective.metric for objective in plan.sweep.objectives), "reason"])
+            heads = ("number", "seed", *(objective.metric for objective in plan.sweep.objectives), "reason")
+            table.writerow(map(cell, heads))
             for number, seed, values, reason in lines:
-                table.writerow([number, seed, *(values or [""] * len(plan.sweep.objectives)), reason])
+                table.writerow(map(cell, (number, seed, *(values or [""] * len(plan.sweep.objectives)), reason)))
 
 
 def write_best(folder: Path, plan: Plan, best: Sequence[Trial], runs: Runs) -> list[Path]:

@@ -6,8 +6,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedrobust.figures import png
 from fedrobust.parallel import drawn
-from fedrobust.report.elements import png
+from fedrobust.texts import cell
 from fedrobust.tuning.again import Fresh
 from fedrobust.tuning.page import sweep_html
 from fedrobust.tuning.pictures import make_figures
@@ -43,8 +44,8 @@ def write_trials(file: Path, view: View) -> None:
     names = list(view.space.searched)
     with file.open("w", encoding="utf-8", newline="") as out:
         table = csv.writer(out)
-        table.writerow(["number", "state", *view.objectives, *names, "reason"])
+        table.writerow(map(cell, ("number", "state", *view.objectives, *names, "reason")))
         for row in view.rows:
             values = map(repr, row.values or ()) if row.values else [""] * len(view.objectives)
             chosen = [told(row.chosen[name]) if name in row.chosen else "" for name in names]
-            table.writerow([row.number, row.state, *values, *chosen, row.reason])
+            table.writerow(map(cell, (row.number, row.state, *values, *chosen, row.reason)))

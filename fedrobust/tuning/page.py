@@ -11,8 +11,9 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from fedrobust.figures.comparison import GROUP_COLOURS
-from fedrobust.figures.style import FAINT, INK, MUTED, fit
-from fedrobust.report.elements import document, plural
+from fedrobust.figures.style import FAINT, INK, MUTED
+from fedrobust.report.elements import document, escaped, plural
+from fedrobust.texts import fit, visible
 from fedrobust.tuning.pictures import ACROSS, DONE, ORDER_COLOURS, slant, wrapped
 from fedrobust.tuning.space import Choice, Searched
 from fedrobust.tuning.views import Row, View, better, evaluator, importances, in_memory, present, told
@@ -46,8 +47,8 @@ def sweep_html(view: View, fresh: Sequence[Fresh] = ()) -> str:
     heading = "Best trial" if len(view.objectives) == 1 else "Pareto front: the trials that no other beats"
     none = '<p class="note">No trial is completed yet.</p>'
     body = f"""<style>{_STYLE}</style>
-<h1>{escape(view.name)}</h1>
-<p class="facts">{" · ".join(map(escape, facts))}</p>
+<h1>{escaped(view.name)}</h1>
+<p class="facts">{" · ".join(map(escaped, facts))}</p>
 <section>
 <h2>{heading}</h2>
 {_table(view, best) if best else none}
@@ -102,15 +103,15 @@ def _figures(view: View) -> str:
         inside = figure.to_html(
             full_html=False,
             include_plotlyjs=False,
-            config={"displaylogo": False, "responsive": True},
+            config={"displaylogo": False, "responsive": True, "typesetMath": False},
             div_id=f"{name}-{len(chapters)}-{len(chapters.get(chapter, []))}",
         )
-        caption = f"<figcaption>{escape(CAPTIONS[name])}</figcaption>"
+        caption = f"<figcaption>{escaped(CAPTIONS[name])}</figcaption>"
         chapters.setdefault(chapter, []).append(f'<figure><div class="wide">{inside}</div>{caption}</figure>')
     if not chapters:
         return ""
     sections = [
-        f"<section>\n<h2>{escape(chapter or 'How the search went')}</h2>\n" + "\n".join(parts) + "\n</section>"
+        f"<section>\n<h2>{escaped(chapter or 'How the search went')}</h2>\n" + "\n".join(parts) + "\n</section>"
         for chapter, parts in chapters.items()
     ]
     return f"<script>{get_plotlyjs()}</script>\n" + "\n".join(sections)
@@ -206,11 +207,11 @@ def _styled(figure: go.Figure, height: int) -> go.Figure:
 
 
 def _text(name: str) -> str:
-    return escape(name, quote=False)
+    return escape(visible(name), quote=False)
 
 
-def _lines(escaped: str, width: int) -> str:
-    return _text(wrapped(unescape(escaped), width)).replace("\n", "<br>")
+def _lines(name: str, across: int) -> str:
+    return escape(wrapped(unescape(name), across), quote=False).replace("\n", "<br>")
 
 
 def _table(view: View, rows: Iterable[Row], *, states: bool = False) -> str:
@@ -265,11 +266,11 @@ def _cell(value: Any, *, chosen: bool = False) -> str:
         return "<td>–</td>"
     if isinstance(value, float):
         return f'<td data-value="{value!r}">{value:.5g}</td>'
-    return f"<td>{escape(told(value))}</td>"
+    return f"<td>{escaped(told(value))}</td>"
 
 
 def _breakable(text: str) -> str:
-    return escape(text).replace(".", ".<wbr>").replace("/", "/<wbr>")
+    return escaped(text).replace(".", ".<wbr>").replace("/", "/<wbr>")
 
 
 _STYLE = """

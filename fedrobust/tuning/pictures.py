@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -18,7 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from fedrobust.figures.comparison import GROUP_COLOURS
-from fedrobust.figures.style import ABSENT, FAINT, INK, MUTED, bare, colour_bar, fit
+from fedrobust.figures.drawing import drawing
+from fedrobust.figures.style import ABSENT, FAINT, INK, MUTED, bare, colour_bar
+from fedrobust.texts import fit, head, visible, width
 from fedrobust.tuning.space import Choice, Number, Searched
 from fedrobust.tuning.views import Row, View, better, importances, present, told
 
@@ -47,6 +49,7 @@ def make_figures(view: View) -> dict[str, Callable[[], Figure]]:
     return found
 
 
+@drawing()
 def history_figure(view: View) -> Figure:
     """The trials in order, a panel for each objective, with the best value so far as a line.
 
@@ -79,10 +82,11 @@ def history_figure(view: View) -> Figure:
         axes.set_xlim(-0.5 - 0.01 * last, last + 0.5 + 0.01 * last)
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
     axes_of[-1].set_xlabel("trial")
-    _legend(figure, handles)
+    _legend(figure, handles.items())
     return figure
 
 
+@drawing()
 def importance_figure(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     """How much each searched option matters, as bars; `shares` are objective → option → share, see `importances`."""
     names = sorted(
@@ -94,12 +98,12 @@ def importance_figure(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     figure = Figure(figsize=(9.2, height), layout="constrained")
     axes = figure.subplots()
     most = max(max(each.values()) for each in shares.values())
-    handles = {}
+    bars = []
     for place, (label, each) in enumerate(shares.items()):
         colour = GROUP_COLOURS[place % len(GROUP_COLOURS)]
         at = np.arange(len(names)) + (place - (len(shares) - 1) / 2) * thick
         values = [each.get(name, 0.0) for name in names]
-        handles[fit(label, 90)] = axes.barh(at, values, height=thick * 0.9, color=colour, linewidth=0)
+        bars.append((fit(label, 90), axes.barh(at, values, height=thick * 0.9, color=colour, linewidth=0)))
         for y, value in zip(at, values, strict=True):
             axes.text(value + 0.008 * most, y, _share(value), va="center", fontsize=8.5, color=INK)
     axes.set_yticks(range(len(names)), [wrapped(name, 44) for name in names])
@@ -112,10 +116,11 @@ def importance_figure(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     title = "share in what it takes to be among the best quarter"
     axes.set_xlabel(title if len(shares) > 1 else f"{title}, by {fit(next(iter(shares)), 50)}")
     if len(shares) > 1:
-        _legend(figure, handles)
+        _legend(figure, bars)
     return figure
 
 
+@drawing()
 def slice_figure(view: View) -> Figure:
     """Each objective over each searched option: a point for each completed trial that has it, the later the darker."""
     names, rows = present(view), view.completed
@@ -145,10 +150,11 @@ def slice_figure(view: View) -> Figure:
     )
     colour_bar(bar, "trial")
     bar.ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _legend(figure, {"Pareto front" if len(view.objectives) > 1 else "best": _ring()})
+    _legend(figure, [("Pareto front" if len(view.objectives) > 1 else "best", _ring())])
     return figure
 
 
+@drawing()
 def pareto_figure(view: View) -> Figure:
     """Every two objectives against each other, with the trials that no other beats in all of them."""
     pairs = list(combinations(range(len(view.objectives)), 2))
@@ -178,10 +184,11 @@ def pareto_figure(view: View) -> Figure:
             axis.set_major_locator(MaxNLocator(4 if len(pairs) > 1 else 6))
             _limits(axes.set_xlim if axis is axes.xaxis else axes.set_ylim, ends, 0.09)
             axis.set_label_text(f"{wrapped(view.objectives[index], 34)}\n{better(view.directions[index])}")
-    _legend(figure, {"Pareto front": _dot(BEST), "beaten by another": _dot(ABSENT)})
+    _legend(figure, [("Pareto front", _dot(BEST)), ("beaten by another", _dot(ABSENT))])
     return figure
 
 
+@drawing()
 def intermediate_figure(view: View) -> Figure:
     """What the pruner was told of each trial, step by step; a cross where it ended one."""
     figure = Figure(figsize=(9.2, 3.6), layout="constrained")
@@ -206,24 +213,24 @@ def intermediate_figure(view: View) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
     axes.set_xlabel(view.step)
     axes.set_title(_headed(view, 0), fontsize=10, color=INK, pad=6, loc="left")
-    _legend(figure, {kind: handles[kind] for kind in ("best", "completed", "pruned", "failed") if kind in handles})
+    _legend(figure, [(kind, handles[kind]) for kind in ("best", "completed", "pruned", "failed") if kind in handles])
     return figure
 
 
-def wrapped(path: str, width: int, most: int = 3, end: str = "\n") -> str:
-    """A dotted path in lines of at most `width` characters, at most `most` of them, broken after dots if possible."""
+def wrapped(path: str, across: int, most: int = 3) -> str:
+    """A dotted path in lines of at most `across` columns, at most `most` of them, broken after dots if possible."""
     lines = [""]
-    for part in re.findall(r"[^./ ]*[./ ]?", path):
-        while len(part) > width:
-            lines.append(part[:width])
-            part = part[width:]
-        if len(lines[-1]) + len(part) > width:
+    for part in re.findall(r"[^./ ]*[./ ]?", visible(path)):
+        while (begun := head(part, across)) != part:
+            lines.append(begun)
+            part = part[len(begun) :]
+        if width(lines[-1]) + width(part) > across:
             lines.append("")
         lines[-1] += part
     lines = [line.strip() for line in lines if line.strip()]
     if len(lines) > most:
-        lines = [*lines[: most - 1], fit("".join(lines[most - 1 :]), width)]
-    return end.join(lines)
+        lines = [*lines[: most - 1], fit("".join(lines[most - 1 :]), across)]
+    return "\n".join(lines)
 
 
 _MARKS: dict[str, dict[str, Any]] = {
@@ -234,7 +241,7 @@ _MARKS: dict[str, dict[str, Any]] = {
 
 def slant(names: Sequence[str]) -> int:
     """The angle at which the names of choices do not touch, below a panel."""
-    return 90 if len(names) > 9 else 35 if max(map(len, names)) * len(names) > 30 else 0
+    return 90 if len(names) > 9 else 35 if max(map(width, names)) * len(names) > 30 else 0
 
 
 def _room(searched: Searched) -> float:
@@ -242,7 +249,7 @@ def _room(searched: Searched) -> float:
     if not isinstance(searched, Choice):
         return 0.15
     names = [fit(told(label), 22) for label in searched.ends]
-    return 0.2 + 0.072 * max(map(len, names)) * math.sin(math.radians(slant(names)))
+    return 0.2 + 0.072 * max(map(width, names)) * math.sin(math.radians(slant(names)))
 
 
 def _slice(axes: Axes, view: View, name: str, index: int, scale: Normalize) -> None:
@@ -364,8 +371,8 @@ def _dot(colour: str) -> Line2D:
     return Line2D([], [], marker="o", markersize=5.5, color=colour, linestyle="", markeredgewidth=0)
 
 
-def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-    if handles:
+def _legend(figure: Figure, entries: Collection[tuple[str, Any]]) -> None:
+    if names := [name for name, _ in entries]:
         style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
-        columns = max(1, int(figure.get_figwidth() * 11 / (max(map(len, handles)) + 6)))
-        figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=columns, **style)
+        columns = max(1, int(figure.get_figwidth() * 11 / (max(map(width, names)) + 6)))
+        figure.legend([handle for _, handle in entries], names, loc="outside lower left", ncols=columns, **style)

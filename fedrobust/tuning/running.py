@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from fedrobust.federation.pool import Pool
 from fedrobust.parallel import Store, Teams, parent_run, written_in_any_case
 from fedrobust.private import private_files
+from fedrobust.texts import file_name
 from fedrobust.tracking import flatten
 from fedrobust.tuning.again import Fresh, measure_again, measured_again, write_best, write_fresh
 from fedrobust.tuning.files import write_study
@@ -84,7 +85,7 @@ def run_sweep(
     Raises `ExperimentError`, `TrackingError`, and what a Ctrl-C raises; what is finished stays.
     """
     watch = watch or _Silent()
-    folder = out or SWEEPS / plan.sweep.name
+    folder = out or SWEEPS / file_name(plan.sweep.name)
     began = time.monotonic()
     with ExitStack() as stack:
         plan.check_data()

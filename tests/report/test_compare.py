@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nasty import NAMES
 from reported import compared, quarantining, write
 
 from fedrobust.errors import ExperimentError
@@ -194,8 +195,9 @@ def test_the_page_holds_table_pictures_and_settings_and_needs_nothing_else(tmp_p
     ("names", "folder"),
     [
         (["quickstart"], "quickstart"),
-        (["0123abcd" * 4, "4567"], "0123abcd-4567"),
-        (["0a" * 16, "1b" * 16], "0a0a0a0a-1b1b1b1b"),
+        (["0123abcd" * 4, "4567"], "0123abcd,4567"),
+        (["0a" * 16, "1b" * 16], "0a0a0a0a,1b1b1b1b"),
+        (["nnm + median", "良性"], "nnm + median,良性"),
     ],
 )
 def test_folders_are_named_after_what_is_compared(names: list[str], folder: str) -> None:
@@ -203,5 +205,9 @@ def test_folders_are_named_after_what_is_compared(names: list[str], folder: str)
 
 
 def test_names_that_are_no_folders_are_told_apart() -> None:
-    made = {folder_name([name]) for name in ("a/b", "a b", "../a_b", "x" * 70, "x" * 71)}
-    assert len(made) == 5 and all(re.fullmatch(r"\w[\w.-]{0,59}", name) for name in made)
+    compared = [[*NAMES], *([name] for name in NAMES), ["a/b"], ["a", "b"], ["a,b"], ["a-b"], ["x" * 121], ["x" * 122]]
+    compared += [["breast_cancer_of_the_left_side_" + end] for end in "12"]  # as long as a run's id, and none
+    made = {folder_name(names) for names in compared}
+    assert len(made) == len(compared)
+    for folder in made:
+        assert not set(folder) & set('/\\:*?"<>|$&\n') and folder.strip(". ") == folder and len(folder.encode()) <= 120

@@ -1,0 +1,154 @@
+"""How every picture is drawn: one look whatever the user's settings are, no text a formula, fonts that have it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import matplotlib.style
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontPath, findSystemFonts, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+
+logger = logging.getLogger(__name__)
+
+DOTS_PER_INCH = 140
+"""Of the pictures."""
+USUAL = "DejaVu Sans"
+"""The font that comes with matplotlib; others are asked for what it does not have."""
+PACKAGES = {
+    "fonts-noto-cjk": ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH"),
+    "fonts-symbola": ("So", "Sk"),
+}
+"""Packages of fonts by what their characters are called, or what kind they are of, in Unicode."""
+OTHERS = "fonts-noto-core"
+"""The package that has most of the others."""
+
+_LOOK = ["default", {"text.parse_math": False, "text.usetex": False, "font.family": [USUAL]}]
+_settings = threading.RLock()
+_unusable: set[str] = set()
+_told: set[str] = set()
+"""The packages that were named: they are named once in a process."""
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Within it matplotlib has its own settings, whatever the user's are, and takes no text for a formula.
+
+    Every function that makes a figure is decorated with it. The settings are the whole process's, so one thread at a
+    time is in it.
+    """
+    told = logging.getLogger("matplotlib.font_manager")
+    with _settings, matplotlib.style.context(_LOOK):
+        level = told.level
+        told.setLevel(logging.ERROR)  # it tells of fonts without a bold face
+        try:
+            yield
+        finally:
+            told.setLevel(level)
+
+
+@drawing()
+def png(figure: Figure, dots: int = DOTS_PER_INCH) -> bytes:
+    """A figure as a PNG file, `dots` per inch. Characters that no font here has are boxes, and told once."""
+    texts = figure.findobj(Text)
+    families, missing = fonts("".join(text.get_text() for text in texts))
+    for text in texts:
+        own = _drawn(text.get_text())
+        face, usual = (fontManager.findfont(font) for font in (text.get_fontproperties(), USUAL))
+        if not _having(face, own) >= _having(usual, own):  # slanted and bold faces have fewer scripts
+            text.set(fontstyle="normal", fontweight="normal")
+        if len(families) > 1:
+            text.set_fontfamily(families)
+    tell(missing)
+    out = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(out, format="png", dpi=dots, metadata={"Software": None})
+    return out.getvalue()
+
+
+def fonts(text: str) -> tuple[list[str], str]:
+    """The families that have the characters of `text`, the usual one first, and the characters that none here has.
+
+    Fonts that were installed after matplotlib made its list of them are found, too.
+    """
+    families, missing = [USUAL], _drawn(text)
+    missing -= _having(fontManager.findfont(USUAL), missing)
+    for search in (_families, _new_families):
+        if missing:
+            found, missing = search(missing)
+            families += found
+    return families, "".join(dict.fromkeys(each for each in text if each in missing))
+
+
+def tell(missing: str) -> None:
+    """Log what no font here has, and the packages that would have it; a package once in a process."""
+    packages = sorted({_package(each) for each in missing} - _told)
+    if packages:
+        _told.update(packages)
+        shown = missing[:12] + ("…" if len(missing) > 12 else "")
+        logger.warning(
+            "no font here has %s: pictures show boxes instead, tables and pages show it; fonts that have it: "
+            "the package %s",
+            shown,
+            " and ".join(packages),
+        )
+
+
+def _families(wanted: frozenset[str]) -> tuple[list[str], frozenset[str]]:
+    """As few families as possible that have most of the characters, and those that none has."""
+    entries = {entry.name: FontPath(entry.fname, entry.index) for entry in fontManager.ttflist}
+    known = {name: path for name, path in entries.items() if not name.startswith("Last Resort")}
+    families, missing = list[str](), wanted
+    while missing:
+        covered = {name: _having(path, missing) for name, path in known.items()}
+        best = max(
+            covered, key=lambda name: (len(covered[name]), "Sans" in name, "Mono" not in name, name[-3:] == " SC")
+        )
+        if not covered[best]:
+            break
+        families.append(best)
+        missing -= covered[best]
+    return families, missing
+
+
+def _new_families(wanted: frozenset[str]) -> tuple[list[str], frozenset[str]]:
+    """The same, of fonts that matplotlib does not know yet."""
+    for path in {*findSystemFonts()} - {entry.fname for entry in fontManager.ttflist} - _unusable:
+        try:
+            fontManager.addfont(path)
+        except Exception:  # of colours only, or broken
+            _unusable.add(path)
+    return _families(wanted)
+
+
+@cache
+def _having(path: FontPath, wanted: frozenset[str]) -> frozenset[str]:
+    """Which characters a font has."""
+    try:
+        font = FT2Font(path.path, face_index=path.face_index)
+        return frozenset(each for each in wanted if font.get_char_index(ord(each)))
+    except (OSError, RuntimeError):  # it is no longer there, or broken
+        return frozenset()
+
+
+def _package(character: str) -> str:
+    words = {unicodedata.name(character, "").split(" ")[0], unicodedata.category(character)}
+    return next((package for package, has in PACKAGES.items() if words & {*has}), OTHERS)
+
+
+def _drawn(text: str) -> frozenset[str]:
+    """The characters that a font may lack: none of ASCII, blanks, and marks that only say how others are drawn."""
+    return frozenset(
+        each
+        for each in text
+        if not (each.isascii() or each.isspace() or unicodedata.category(each) == "Cf" or "\ufe00" <= each <= "\ufe0f")
+    )
