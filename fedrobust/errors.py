@@ -23,6 +23,10 @@ class TrackingError(FedRobustError):
     """The tracking server cannot be reached, or refused what was sent."""
 
 
+class UnknownRunError(TrackingError):
+    """The tracking store does not know a run, or has deleted it for good."""
+
+
 class FederationError(FedRobustError):
     """A federation that cannot go on: too few clients left, an actor that stays silent."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,24 @@ def private_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
-def private_file(path: Path) -> None:
-    """Make an empty file that only its owner may read, for a program that goes on with it; one that is there stays."""
-    if not path.exists():
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Make a file that is whole as soon as it is there, and its owner's alone: the block writes it to the path given.
+
+    Whoever comes second keeps the first one's file. Raises what the block raises; nothing is left of it then.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        try:
+            path.hardlink_to(partial)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links, such as a memory stick's
+            if not path.exists():
+                partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)

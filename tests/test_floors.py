@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 FLOORS: list[set[str]] = [
     {"options", "errors", "private", "seeds", "portions", "skips", "texts"},
-    {"data", "learning", "aggregation"},
+    {"locks"},
+    {"data", "learning", "aggregation", "databases"},
     {"secure"},
     {"attacks", "trust"},
     {"experiment"},

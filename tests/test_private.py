@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from fedrobust import cli
-from fedrobust.private import private_file, private_files, private_folder
-from fedrobust.tracking.store import database_of, experiment_id, reaching
+from fedrobust.databases import sqlite_file
+from fedrobust.private import private_files, private_folder, whole
+from fedrobust.tracking.store import experiment_id, reaching
 
 
 @pytest.fixture(autouse=True)
@@ -65,13 +66,15 @@ def test_the_umask_comes_back_with_the_last_block_however_threads_interleave() -
 
 def test_what_is_there_stays_as_its_owner_has_it(tmp_path: Path) -> None:
     private_folder(tmp_path / "a" / "b")
-    private_file(tmp_path / "a" / "b" / "c")
+    with whole(tmp_path / "a" / "b" / "c") as partial:
+        partial.write_text("first")
     assert [mode(tmp_path / name) for name in ("a", "a/b", "a/b/c")] == [0o700, 0o700, 0o600]
     for name, shared in (("a/b", 0o755), ("a/b/c", 0o644)):
         (tmp_path / name).chmod(shared)
     (tmp_path / "a/b/c").write_text("kept")
     private_folder(tmp_path / "a" / "b")
-    private_file(tmp_path / "a" / "b" / "c")
+    with whole(tmp_path / "a" / "b" / "c") as partial:
+        partial.write_text("second")
     assert (mode(tmp_path / "a/b"), mode(tmp_path / "a/b/c")) == (0o755, 0o644)
     assert (tmp_path / "a/b/c").read_text() == "kept"
 
@@ -82,7 +85,7 @@ def test_the_database_and_the_artifacts_of_mlflow_are_private(tmp_path: Path) ->
         experiment_id(client, "mine", uri)
     made = tmp_path / "new"
     assert [mode(path) for path in (made, made / "mlflow.db", made / "artifacts")] == [0o700, 0o600, 0o700]
-    assert {path.name for path in made.iterdir()} == {"mlflow.db", "artifacts"}
+    assert {path.name for path in made.iterdir()} == {"mlflow.db", "artifacts", ".mlflow.db.lock"}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_the_database_and_the_artifacts_of_mlflow_are_private(tmp_path: Path) ->
     ],
 )
 def test_which_store_is_a_file(uri: str, path: Path | None) -> None:
-    assert database_of(uri) == path
+    assert sqlite_file(uri) == path
 
 
 def test_what_a_command_writes_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 import zipfile
 from abc import abstractmethod
 from pathlib import Path
@@ -14,8 +12,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from fedrobust.locks import alone
 from fedrobust.options import Options
-from fedrobust.private import private_folder
+from fedrobust.private import private_folder, whole
 from fedrobust.seeds import generator
 
 logger = logging.getLogger(__name__)
@@ -126,11 +125,7 @@ class StainNormalisation(Options):
         """
         key = hashlib.sha256(f"{_VERSION} {digest} {self.model_dump_json()}".encode()).hexdigest()
         file = cache / f"stain-{self.name}-{key[:32]}.npz"
-        kept = _read(file, images.shape)
-        if kept is None:
-            kept = self.normalise(images)
-            _write(file, *kept)
-        normalised, failed = kept
+        normalised, failed = _read(file, images.shape) or self._made(file, images)
         if failed.any():
             logger.warning(
                 "%s: %d of %d patches have too little tissue and stay as they are",
@@ -139,6 +134,23 @@ class StainNormalisation(Options):
                 len(failed),
             )
         return normalised
+
+    def _made(self, file: Path, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What `normalise` gives, kept in a file; one of the processes that ask for it at once makes it.
+
+        A cache that cannot be written costs time, and nothing else.
+        """
+        made = None
+        try:
+            private_folder(file.parent)
+            with alone(file):
+                if (kept := _read(file, images.shape)) is not None:
+                    return kept
+                made = self.normalise(images)
+                _write(file, *made)
+        except OSError as error:  # a wait that was too long, too
+            logger.warning("%s: what is made of the patches is not kept: %s", self.name, error.strerror or error)
+        return self.normalise(images) if made is None else made
 
 
 class NoNormalisation(StainNormalisation):
@@ -231,12 +243,7 @@ def _read(file: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] |
 
 
 def _write(file: Path, images: np.ndarray, failed: np.ndarray) -> None:
-    """Write whole or not at all: two runs may share a cache."""
-    private_folder(file.parent)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as part:
-            np.savez(part, images=images, failed=failed)
-        Path(name).replace(file)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    """Write whole or not at all: several runs share a cache."""
+    file.unlink(missing_ok=True)  # a damaged one
+    with whole(file) as partial, partial.open("wb") as out:
+        np.savez(out, images=images, failed=failed)

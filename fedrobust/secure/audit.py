@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -33,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedrobust.errors import FedRobustError
+from fedrobust.private import whole
 
 Entry = dict[str, Any]
 
@@ -78,7 +77,8 @@ def open_key(path: Path) -> Ed25519PrivateKey:
             raise AuditError(f"{path}: must be an Ed25519 key; remove it to have one made")
         public = path.with_suffix(".pub")
         if not public.exists():
-            public.write_bytes(public_pem(key))
+            with whole(public) as partial:
+                partial.write_bytes(public_pem(key))
     except OSError as error:
         raise AuditError(f"{path}: the audit key can be neither read nor made: {error.strerror}") from None
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -87,20 +87,11 @@ def open_key(path: Path) -> Ed25519PrivateKey:
 
 
 def _make_key(path: Path) -> None:
-    """Make a key file that is whole as soon as it is there; whoever comes second keeps the first one's."""
+    """Make a key file; whoever comes second keeps the first one's."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(file, "wb") as out:
-            out.write(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-            out.flush()
-            os.fsync(out.fileno())
-        os.link(partial, path)
-    except FileExistsError:
-        pass
-    finally:
-        partial.unlink()
+    with whole(path) as partial:
+        made = Ed25519PrivateKey.generate()
+        partial.write_bytes(made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 def public_hex(key: Ed25519PrivateKey | Ed25519PublicKey) -> str:

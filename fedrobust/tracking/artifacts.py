@@ -80,6 +80,7 @@ def _upload_model(client: Any, run_id: str, folder: Path) -> None:
     """Log the MLflow model in `folder` as the run's model, once."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
+    from ruamel.yaml import YAML
 
     run = client.get_run(run_id)
     if run.outputs is not None and run.outputs.model_outputs:
@@ -87,7 +88,7 @@ def _upload_model(client: Any, run_id: str, folder: Path) -> None:
     logged = client.create_logged_model(
         run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params, model_type="classifier"
     )
-    described = Model.load(str(folder))
+    described = Model.from_dict(YAML(typ="safe").load(folder / "MLmodel"))  # `load` takes % in a path for a code
     described.model_id, described.run_id, described.artifact_path = logged.model_id, run_id, logged.artifact_location
     described.save(str(folder / "MLmodel"))
     client.log_model_artifacts(logged.model_id, str(folder))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedrobust.databases import safe_url, sqlite_file, sqlite_url
 from fedrobust.errors import TrackingError
-from fedrobust.private import private_file, private_folder
+from fedrobust.private import private_folder
+from fedrobust.tracking.faults import fault, restoring
+from fedrobust.tracking.places import BESIDE, mend_places
+from fedrobust.tracking.tables import DATABASES, artifacts_beside, prepare
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment, so that the UI shows it as one about training and not about language models."""
@@ -35,15 +38,20 @@ COLUMNS = (
 def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or the sqlite database `mlruns/mlflow.db` below the working folder.
 
-    Raises `TrackingError` for a plain folder: MLflow has given that kind of store up.
+    Raises `TrackingError` for a plain folder, to which MLflow no longer writes, and for what is no address.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlruns/mlflow.db').absolute()}"
-    if "://" not in uri or uri.startswith("file:"):
-        raise TrackingError(
-            f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow no longer writes to; "
-            "unset it, or give a server (http://host:5000) or a database (sqlite:///mlruns/mlflow.db)"
-        )
-    return uri
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        if not uri:
+            return sqlite_url(Path("mlruns/mlflow.db").absolute())
+        if "://" in uri and not uri.startswith("file:"):
+            return safe_url(uri)
+    except ValueError as error:
+        raise TrackingError(f"MLFLOW_TRACKING_URI: {error}" if uri else str(error)) from None
+    raise TrackingError(
+        f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow no longer writes to; "
+        "unset it, or give a server (http://host:5000) or a database (sqlite:///mlruns/mlflow.db)"
+    )
 
 
 def import_mlflow() -> Any:
@@ -54,38 +62,27 @@ def import_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a link for every cell of a matrix
     import mlflow
 
-    for name in ("alembic", "mlflow.store.db", "mlflow.store.db.utils"):
+    for name in ("alembic", "mlflow.store.db"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # pages of traceback for what is told here
     return mlflow
 
 
 @contextmanager
 def reaching(uri: str, run_id: str | None = None) -> Iterator[Any]:
-    """An MLflow client for `uri`; whatever fails in the block becomes a `TrackingError` of one line."""
+    """An MLflow client for `uri`; whatever fails in the block becomes a `TrackingError` of one line.
+
+    A database is made, and what it says about artifacts is mended, before the block begins.
+    """
     try:
         mlflow = import_mlflow()
-        if (database := database_of(uri)) is not None:
-            private_folder(database.parent)
-            private_file(database)
+        if uri.startswith(DATABASES):
+            prepare(uri)
+        if (file := sqlite_file(uri)) is not None:
+            mend_places(file)
         yield mlflow.MlflowClient(uri)
-    except TrackingError:
-        raise
     except Exception as error:
-        if run_id and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-            raise TrackingError(
-                f"run {run_id} is not in {without_password(uri)}; "
-                "set MLFLOW_TRACKING_URI to the store that the run was started with"
-            ) from error
-        raise TrackingError(
-            f"MLflow at {without_password(uri)} cannot be used: {first_line(error)}; "
-            "start the server, or unset MLFLOW_TRACKING_URI to track in mlruns/mlflow.db"
-        ) from error
-
-
-def database_of(uri: str) -> Path | None:
-    """The file of a sqlite database; None for a server, and for other databases."""
-    path = uri.removeprefix("sqlite:///").partition("?")[0]
-    return Path(path) if uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
+        raise fault(error, uri, run_id) from error
 
 
 def experiment_id(client: Any, name: str, uri: str) -> str:
@@ -94,12 +91,13 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        database, location = database_of(uri), None
-        if database is not None:
-            private_folder(artifacts := database.absolute().parent / "artifacts")
+        file, location = sqlite_file(uri), None
+        if file is not None:
+            private_folder(artifacts := artifacts_beside(file))
             location = artifacts.as_uri()
+        tags = KIND | _view() | ({} if file is None else BESIDE)
         try:
-            return str(client.create_experiment(name, artifact_location=location, tags=KIND | _view()))
+            return str(client.create_experiment(name, artifact_location=location, tags=tags))
         except MlflowException:  # another process was quicker
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -107,7 +105,7 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
     if found.lifecycle_stage != "active":
         raise TrackingError(
             f"the MLflow experiment '{name}' has been deleted; "
-            f"choose another tracking.experiment, or: mlflow experiments restore -x {found.experiment_id}"
+            f"choose another tracking.experiment, or: {restoring('experiments', found.experiment_id)}"
         )
     return str(found.experiment_id)
 
@@ -128,14 +126,3 @@ def _view() -> dict[str, str]:
     now = int(time.time() * 1000)
     view = {"name": VIEW, "createdAt": now, "updatedAt": now, "state": json.dumps(shown)}
     return {"mlflow.sharedViewState.fedrobust": json.dumps(view)}
-
-
-def first_line(error: Exception) -> str:
-    """What an error says in one line, without passwords."""
-    lines = str(error).strip().splitlines()
-    return without_password(lines[0]) if lines else type(error).__name__
-
-
-def without_password(text: str) -> str:
-    """`text` without the user name and password of an address."""
-    return re.sub(r"://[^/@\s]*@", "://", text)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,8 +15,9 @@ from typing import Any
 from fedrobust.skips import Skips
 from fedrobust.tracking.artifacts import upload
 from fedrobust.tracking.entries import Record, shortened
+from fedrobust.tracking.faults import fault, refuse_deleted
 from fedrobust.tracking.feed import Feed, send_figures
-from fedrobust.tracking.store import experiment_id, first_line, reaching, tracking_uri
+from fedrobust.tracking.store import experiment_id, reaching, tracking_uri
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class Tracker:
     """
 
     def __init__(self, client: Any, run: Any, journal: Sequence[Record] = ()) -> None:
+        self._uri = tracking_uri()
         self.run_id: str = run.info.run_id
         """MLflow's id of the run, and the name of the run's folder."""
         self.behind = False
@@ -78,10 +81,9 @@ class Tracker:
     def resume(cls, run_id: str, journal: Sequence[Record]) -> Tracker:
         """Go on with a run whose committed records are `journal`; those that MLflow lacks are sent first.
 
-        Raises `TrackingError` as `open` does, and if the store does not know the run.
+        Raises `TrackingError` as `open` does, and if the store does not know the run or has it as deleted.
         """
-        with reaching(tracking_uri(), run_id) as client:
-            run = client.get_run(run_id)
+        with _known(run_id) as (client, run):
             client.update_run(run_id, status="RUNNING")
             return cls(client, run, journal)
 
@@ -118,11 +120,8 @@ class Tracker:
             error = self._attempt(job)
             if error is not None:
                 self.behind = True
-                logger.warning(
-                    "MLflow does not answer (%s): the run goes on; when it is back: fedrobust sync %s",
-                    first_line(error),
-                    self.run_id,
-                )
+                told = fault(error, self._uri, self.run_id)
+                logger.warning("the run goes on without MLflow: %s; after that: fedrobust sync %s", told, self.run_id)
                 return
 
     def _attempt(self, job: Callable[[], object]) -> Exception | None:
@@ -141,12 +140,10 @@ def sync(folder: Path, journal: Sequence[Record]) -> int:
     """Send MLflow what it lacks of the run in `folder`, whose name is the run's id; returns how many journal records.
 
     `journal` are the run's committed records. A run that has ended becomes FINISHED, or FAILED and its model is not
-    registered where all rounds were skipped. Raises `TrackingError` if the server cannot be reached or does not know
-    the run.
+    registered where all rounds were skipped. Raises `TrackingError` as `Tracker.resume` does.
     """
     run_id = folder.name
-    with reaching(tracking_uri(), run_id) as client:
-        run = client.get_run(run_id)
+    with _known(run_id) as (client, run):
         feed = Feed(client, run)
         missing = max(0, len(journal) - feed.sent)
         for record in journal:
@@ -166,12 +163,22 @@ def end_children(run_id: str) -> int:
 
     Raises `TrackingError` as `Tracker.resume` does.
     """
-    with reaching(tracking_uri(), run_id) as client:
-        experiment = client.get_run(run_id).info.experiment_id
+    with _known(run_id) as (client, run):
+        experiment = run.info.experiment_id
         below = f"tags.`{PARENT}` = '{run_id}' and attributes.status = 'RUNNING'"
         ended = 0
         while found := client.search_runs([experiment], below, max_results=1000):
-            for run in found:
-                client.set_terminated(run.info.run_id, "KILLED")
+            for child in found:
+                client.set_terminated(child.info.run_id, "KILLED")
             ended += len(found)
         return ended
+
+
+@contextmanager
+def _known(run_id: str) -> Iterator[tuple[Any, Any]]:
+    """A client, and the run with this id, which has not been deleted; see `reaching`."""
+    uri = tracking_uri()
+    with reaching(uri, run_id) as client:
+        run = client.get_run(run_id)
+        refuse_deleted(client, run, uri)
+        yield client, run

@@ -8,18 +8,21 @@ A trial that was running when its driver died is handed out again, under its num
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from fedrobust.databases import cause, safe_url, shown, sqlite_file, sqlite_url, turn, without_password
 from fedrobust.errors import ExperimentError
+from fedrobust.private import whole
 from fedrobust.tuning.objectives import Direction
 from fedrobust.tuning.pruners import Pruner
 from fedrobust.tuning.samplers import Sampler
@@ -221,22 +224,24 @@ def open_study(url: str, name: str, digest: str, *, resume: bool, **options: Any
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = list(options["directions"])
-    storage = _storage(url)
-    names = [study.study_name for study in storage.get_all_studies()]
-    if name not in names:
-        study = optuna.create_study(storage=storage, study_name=name, directions=directions)
-        study.set_user_attr(_DIGEST, digest)
-    elif not resume:
-        raise ExperimentError(f"there is a sweep '{name}' in {url} already: resume it, or give this one another name")
-    else:
-        found = storage.get_study_user_attrs(storage.get_study_id_from_name(name)).get(_DIGEST)
-        if found is None:  # its driver died before a trial was asked for
-            optuna.load_study(study_name=name, storage=storage).set_user_attr(_DIGEST, digest)
-        elif found != digest:
+    with _opened(url) as storage:
+        names = [study.study_name for study in storage.get_all_studies()]
+        if name not in names:
+            study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+            study.set_user_attr(_DIGEST, digest)
+        elif not resume:
             raise ExperimentError(
-                f"the sweep '{name}' in {url} is another one: its file or its experiment has changed since; "
-                "change it back, or give this one another name"
+                f"there is a sweep '{name}' in {shown(url)} already: resume it, or give this one another name"
             )
+        else:
+            found = storage.get_study_user_attrs(storage.get_study_id_from_name(name)).get(_DIGEST)
+            if found is None:  # its driver died before a trial was asked for
+                optuna.load_study(study_name=name, storage=storage).set_user_attr(_DIGEST, digest)
+            elif found != digest:
+                raise ExperimentError(
+                    f"the sweep '{name}' in {shown(url)} is another one: its file or its experiment has changed since; "
+                    "change it back, or give this one another name"
+                )
     return SweepStudy(storage, name, **options)
 
 
@@ -295,12 +300,30 @@ def _without_reports(trial: FrozenTrial) -> FrozenTrial:
     )
 
 
-def _storage(url: str) -> BaseStorage:
+@contextmanager
+def _opened(url: str) -> Iterator[BaseStorage]:
+    """The storage at `url`, made if need be; no other process makes or opens it during the block.
+
+    A new SQLite database is made beside its place and put there whole, as a process that makes it may die.
+    """
     try:
-        parts = make_url(url)
-        if parts.get_backend_name() == "sqlite" and parts.database:
-            Path(parts.database).parent.mkdir(parents=True, exist_ok=True)
-        return optuna.storages.get_storage(url)
-    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ExperimentError(f"no Optuna storage at '{url}', e.g. sqlite:///mlruns/optuna.db: {reason}") from None
+        with turn(url):
+            file = sqlite_file(url)
+            if file is not None and not file.exists():
+                with whole(file) as partial:
+                    optuna.storages.RDBStorage(sqlite_url(partial)).engine.dispose()
+            yield optuna.storages.get_storage(safe_url(url))
+    except (SQLAlchemyError, OptunaError, ImportError, OSError, ValueError, RuntimeError) as error:
+        raise ExperimentError(_unusable(url, error)) from None
+
+
+def _unusable(url: str, error: Exception) -> str:
+    """Why a storage cannot be used, in a line."""
+    try:
+        file = sqlite_file(url)
+    except ValueError:
+        file = None
+    if file is not None and (reason := cause(error, file)) is not None:
+        return f"Optuna storage: {reason}"
+    reason = " ".join(str(error).split())[:300].replace("$STORAGE_URL", shlex.quote(url))
+    return without_password(f"no Optuna storage at '{url}', e.g. sqlite:///mlruns/optuna.db: {reason}")

@@ -21,3 +21,14 @@ def database(store: Path) -> Iterator[Path]:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
         patch.setattr("fedrobust.tracking.tracker.PAUSES", (0.0, 0.0))
         yield store
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables and nothing in them: making one takes seconds."""
+    from fedrobust.databases import sqlite_url
+    from fedrobust.tracking.tables import prepare
+
+    file = tmp_path_factory.mktemp("bare") / "mlflow.db"
+    prepare(sqlite_url(file))
+    return file

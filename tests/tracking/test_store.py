@@ -41,11 +41,11 @@ def test_without_a_setting_everything_lies_below_mlruns(monkeypatch: pytest.Monk
     assert tracking.tracking_uri() == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
 
 
-def test_an_unknown_run_names_the_store(tmp_path: Path) -> None:
+def test_an_unknown_run_names_the_store(tmp_path: Path, database: Path) -> None:
     folder = tmp_path / ("0" * 32)
     write(folder, journal())
     for start in (lambda: sync(folder), lambda: Tracker.resume(folder.name, [])):
-        with pytest.raises(TrackingError, match=f"run {folder.name} is not in sqlite"):
+        with pytest.raises(TrackingError, match=f"run {folder.name} is not in {database}; set MLFLOW_TRACKING_URI"):
             start()
 
 

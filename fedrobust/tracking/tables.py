@@ -1,0 +1,131 @@
+"""The tables of MLflow's database: made, or brought to this MLflow's schema, by one process at a time."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+from fedrobust.databases import connected, shown, sqlite_file, sqlite_url, turn
+from fedrobust.errors import TrackingError
+from fedrobust.private import whole
+
+logger = logging.getLogger(__name__)
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+"""What the addresses begin with that MLflow reaches without a server of its own."""
+BESIDE = ("-journal", "-wal", "-shm")
+"""What SQLite keeps beside a database while it writes. Left without it, that would be taken for the next one's."""
+
+State = Literal["ready", "bare", "older"]
+
+
+def prepare(url: str) -> None:
+    """Have the tables of MLflow in the database at `url`. Several processes may ask at once: one makes them.
+
+    A new SQLite database is made beside its place and put there whole, so that no process ever meets half of one,
+    whenever the process that makes it dies. Before one of an older MLflow is changed, a copy of it is kept.
+
+    Raises `TrackingError` for a database that is half made, of a newer MLflow, or another program's; and whatever a
+    driver raises.
+    """
+    file = sqlite_file(url)
+    if (file is None or file.exists()) and _state(url) == "ready":
+        return
+    with turn(url):
+        if file is not None and not file.exists():
+            for left in BESIDE:
+                file.with_name(file.name + left).unlink(missing_ok=True)
+            with whole(file) as partial:
+                _make(sqlite_url(partial), file)
+            _forget(url)
+        elif (state := _state(url)) != "ready":
+            if file is not None and state == "older":
+                _keep(file)
+            _make(url, file)
+
+
+def _state(url: str) -> State:
+    """What the database is: `ready`, `bare` of MLflow's tables, or of an `older` MLflow.
+
+    Raises `TrackingError` where it is none of these.
+    """
+    import sqlalchemy
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+    from mlflow import __version__
+    from mlflow.store.db.utils import _get_alembic_config
+
+    with connected(url) as connection:
+        tables = set(sqlalchemy.inspect(connection).get_table_names())
+
+        def first(statement: str) -> Any:
+            return connection.scalar(sqlalchemy.text(statement))
+
+        version = first("select version_num from alembic_version") if "alembic_version" in tables else None
+        begun = "experiments" in tables and first("select count(*) from experiments") > 0
+    script = ScriptDirectory.from_config(_get_alembic_config(""))
+    if version == script.get_current_head():
+        return "ready" if begun else "bare"
+    if not tables - {"alembic_version"}:
+        return "bare"
+    try:
+        known = version is None or script.get_revision(version) is not None
+    except CommandError:
+        known = False
+    if "experiments" in tables and not known:
+        raise TrackingError(
+            f"{shown(url)} was made by a newer MLflow (schema {version}) than the one here, {__version__}: "
+            "pip install --upgrade mlflow, or start from another folder"
+        )
+    if begun and version is not None:
+        return "older"
+    if (file := sqlite_file(url)) is None:  # of servers: what was cut off there goes on where it stopped
+        return "bare"
+    what = "is half made, by a process that died" if known else f"has tables of another program ({min(tables)}, …)"
+    raise TrackingError(
+        f"{file} {what}; move it away: mv {shlex.quote(str(file))} {shlex.quote(f'{file}.old')}; "
+        "the next run makes a new one"
+    )
+
+
+def _make(url: str, file: Path | None) -> None:
+    """Make MLflow's tables and its first experiment, or bring an older schema to this one. Artifacts of that
+    experiment will lie beside `file`, where the database is going to be."""
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    artifacts = DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH if file is None else artifacts_beside(file).as_uri()
+    engine = create_sqlalchemy_engine(url)
+    _initialize_tables(engine)
+    engine.dispose()
+    SqlAlchemyStore(url, artifacts)._dispose_engine()
+
+
+def artifacts_beside(file: Path) -> Path:
+    """The folder of the artifacts of a database's experiments."""
+    return file.absolute().parent / "artifacts"
+
+
+def _forget(url: str) -> None:
+    """Close what MLflow still holds open of a database that was there before in this process, and was removed."""
+    from mlflow.store.model_registry import sqlalchemy_store as registry
+    from mlflow.store.tracking import sqlalchemy_store as tracking
+
+    for store in (registry.SqlAlchemyStore, tracking.SqlAlchemyStore):
+        if url in store._engine_map:
+            store._engine_map[url].dispose()
+
+
+def _keep(file: Path) -> None:
+    """Copy a database before its schema is changed."""
+    number = 1
+    while (copy := file.with_name(f"{file.name}.before-{number}")).exists():
+        number += 1
+    with whole(copy) as partial, closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(partial)) as target:
+        source.backup(target)
+    logger.warning("%s is of an older MLflow and becomes one of this version; as it was, it is kept in %s", file, copy)
