@@ -24,7 +24,7 @@ from fedrobust.federation.journal import Checkpoint, Journal, Record, read_check
 from fedrobust.federation.measures import misread
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import Federation, Hook, Outcome
-from fedrobust.federation.session import ray_session
+from fedrobust.federation.session import check_ray, ray_session
 from fedrobust.federation.verification import refuse_changed, seal_files
 from fedrobust.learning.vector import load_vector
 from fedrobust.naming import run_name, tags
@@ -106,6 +106,8 @@ def run(
     log cannot be used.
     """
     earlier = None if resume is None else find_run(resume)
+    if earlier is None:
+        check_ray()
     say("reading the data")
     if hospitals is None:
         hospitals = hospitals_of(experiment)

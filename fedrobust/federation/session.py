@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 
-from fedrobust.errors import FederationError
+from fedrobust.errors import ExperimentError, FederationError
+from fedrobust.federation.joining import check_answer, check_joining, cluster_address, first_sentence
 from fedrobust.federation.machine import memory_limits, usable_cores
 from fedrobust.federation.token import ensure_token
 from fedrobust.private import private_files
 
-LONGEST_ROOT = 24
-"""Bytes in the path of a folder for temporary files in which Ray's session finds room; else `/tmp` is taken."""
+LONGEST_ROOT = (103 if sys.platform == "darwin" else 107) - 79
+"""Bytes in the path of a folder in which Ray's session finds room: those of a socket, less what Ray puts behind it."""
+ROOM = 100 * 2**20
+"""Bytes that are free there at least: logs alone need some."""
 STORE = 0.3
 """The share of its memory that Ray keeps for objects."""
 STORES = 80 * 2**20, 10**10
@@ -55,16 +60,20 @@ class _Session:
             self._thread.submit(self._ending.close).result()
 
     def _start(self) -> None:
-        address, options = os.environ.get("RAY_ADDRESS", "local"), dict[str, Any]()
+        address, options = cluster_address(), dict[str, Any]()
         if address == "local":
             options = _share() | {"_temp_dir": self._ending.enter_context(_session_folder())}
             ensure_token()
+        else:
+            check_answer(address)
+            check_joining(address)
         self._ending.callback(self._leave)
         try:
             with private_files():
                 ray.init(address=address, logging_level="ERROR", **options)
         except Exception as error:  # Ray raises many kinds, all of which mean that there is no cluster
-            raise FederationError(f"Ray could not be started at '{address}': {' '.join(str(error).split())}") from error
+            reason = first_sentence(" ".join(str(error).split()))
+            raise FederationError(f"Ray could not be started at '{address}': {reason}") from error
         self._identity = _identity()
 
     def _leave(self) -> None:
@@ -92,6 +101,19 @@ def ray_session() -> Iterator[None]:
     finally:
         if session is not None:
             _left(session)
+
+
+def check_ray() -> None:
+    """What can be said about Ray before anything is done: its address, who answers there, where a session goes.
+
+    Raises `ExperimentError` and `FederationError`.
+    """
+    if ray.is_initialized():
+        return
+    if (address := cluster_address()) == "local":
+        _place()
+    else:
+        check_answer(address)
 
 
 def _entered() -> _Session | None:
@@ -139,10 +161,40 @@ def _session_folder() -> Iterator[str]:
     Ray lets everyone write to the folder that it is given and to its session in it, with sockets, logs and objects that
     did not fit into memory. The path of a socket has 107 bytes at most, and Ray needs 80 of them.
     """
-    root = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    place = root if "RAY_TMPDIR" in os.environ or len(os.fsencode(root)) <= LONGEST_ROOT else "/tmp"
-    private = tempfile.mkdtemp(prefix="ray-", dir=place)
+    place = _place()
+    try:
+        private = tempfile.mkdtemp(prefix="ray-", dir=place)
+    except OSError as error:
+        raise FederationError(f"{place}, where Ray's session goes, cannot be written to: {error.strerror}") from None
     try:
         yield f"{private}/r"
     finally:
         shutil.rmtree(private, ignore_errors=True)
+
+
+def _place() -> Path:
+    """The folder in which that of Ray's session is made: RAY_TMPDIR, or that for temporary files, or `/tmp`.
+
+    Raises `ExperimentError` where none of them will do.
+    """
+    given = os.environ.get("RAY_TMPDIR", "").strip()
+    try:
+        place = Path(given or tempfile.gettempdir()).absolute()
+    except OSError as error:  # none of those that Python knows can be written to, or the working folder is gone
+        raise ExperimentError(f"{error.strerror}; set RAY_TMPDIR to a folder with a short path") from None
+    length = len(os.fsencode(place))
+    if length > LONGEST_ROOT and not given:
+        place, length = Path("/tmp"), 4
+    told = f"RAY_TMPDIR={given}" if given else f"{place}, where Ray's session goes,"
+    advice = "" if given else "; set RAY_TMPDIR to another folder with a short path"
+    if not place.is_dir():
+        raise ExperimentError(f"{told} is no folder{advice}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ExperimentError(f"{told} cannot be written to{advice}")
+    if length > LONGEST_ROOT:
+        allowed = f"{length} bytes, at most {LONGEST_ROOT}; a link with a short path will do"
+        raise ExperimentError(f"{told} has too long a path for the sockets of Ray: {allowed}")
+    if (free := shutil.disk_usage(place).free) < ROOM:
+        left = f"{free / 2**20:.0f} MiB are free, at least {ROOM / 2**20:.0f} are needed"
+        raise ExperimentError(f"{told} is full: {left}{advice}")
+    return place

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedrobust.errors import FedRobustError
 from fedrobust.federation.machine import core_limits, memory_limits, usable_cores
 from fedrobust.options import Options, members, summary
 from fedrobust.terminal.elements import columns
@@ -82,7 +83,7 @@ def show_machine(out: Console) -> None:
     packages = ("torch", "ray", "pytorch-lightning", "mlflow", "optuna", "timm")
     table.add_row("Python", platform.python_version())
     table.add_row("packages", ", ".join(f"{name} {version(name)}" for name in packages))
-    table.add_row("Ray cluster", os.environ.get("RAY_ADDRESS", "none: a local one is started for each run"))
+    table.add_row("Ray cluster", escape(_ray()))
     table.add_row("MLflow store", _store())
     table.add_section()
     for name, source in members(_source()).items():
@@ -104,6 +105,18 @@ def _source() -> type[Options]:
     from fedrobust.data import Source
 
     return Source
+
+
+def _ray() -> str:
+    from fedrobust.federation.joining import cluster_address
+    from fedrobust.federation.session import check_ray
+
+    try:
+        address = cluster_address()
+        check_ray()
+    except FedRobustError as error:
+        return str(error)
+    return "none: a local one is started for each run" if address == "local" else address
 
 
 def _store() -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +17,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tiny import YAML, run, write_patches
 
-from fedrobust.errors import FederationError
+from fedrobust.errors import ExperimentError, FederationError
 from fedrobust.federation import session
-from fedrobust.federation.session import ray_session
+from fedrobust.federation.session import check_ray, ray_session
 
 
 class StandIn:
@@ -257,6 +260,96 @@ def test_a_local_ray_has_the_share_of_this_process(
     with ray_session():
         assert stand_in.asked[0]["num_cpus"] == 3
         assert stand_in.asked[0].get("object_store_memory") == store
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Iterator[Path]:
+    """A link to the test's folder, with a path in which Ray's session finds room."""
+    made = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+    (made / "x").symlink_to(tmp_path)
+    yield made / "x"
+    shutil.rmtree(made)
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("nowhere", "is no folder"),
+        ("file", "is no folder"),
+        ("closed", "cannot be written to"),
+        ("long" * 8, "has too long a path for the sockets of Ray: .* a link with a short path will do"),
+        ("full", "is full: 3 MiB are free, at least 100 are needed"),
+    ],
+)
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_where_no_session_can_lie(
+    variable: str, folder: str, told: str, short: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = short / folder
+    if folder == "file":
+        place.touch()
+    elif folder != "nowhere":
+        place.mkdir()
+    usage, access = shutil.disk_usage, os.access
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(free=3 << 20) if folder == "full" else usage(path)
+    )
+    monkeypatch.setattr(os, "access", lambda path, mode: folder != "closed" and access(path, mode))  # root may all
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, str(place))
+    monkeypatch.setattr(tempfile, "tempdir", None if variable == "RAY_TMPDIR" else str(place))
+    if variable == "TMPDIR" and folder.startswith("long"):
+        with ray_session():
+            assert stand_in.asked[0]["_temp_dir"].startswith("/tmp/ray-")
+        return
+    for check in (check_ray, lambda: ray_session().__enter__()):
+        with pytest.raises(
+            ExperimentError, match=f"^{'RAY_TMPDIR=' if variable == 'RAY_TMPDIR' else ''}{place}.* {told}"
+        ) as raised:
+            check()
+        assert "RAY_TMPDIR" in str(raised.value)  # what to set
+    assert not stand_in.asked
+
+
+@pytest.mark.parametrize("folder", ["a b", "größer", "it's", "😀"])
+def test_folders_that_will_do(folder: str, short: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    (short / folder).mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(short / folder))
+    with ray_session():
+        assert stand_in.asked[0]["_temp_dir"].startswith(f"{short / folder}/ray-")
+        (made,) = (short / folder).iterdir()
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("given", ["", " "])
+def test_an_empty_variable_is_none(given: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", given)
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    with ray_session():
+        assert stand_in.asked[0]["address"] == "local"
+
+
+def test_no_folder_for_temporary_files_at_all(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with pytest.raises(ExperimentError, match=r"No usable temporary directory found .*; set RAY_TMPDIR"):
+        check_ray()
+
+
+def test_a_run_that_finds_no_ray_leaves_nothing(
+    stand_in: StandIn, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_patches(workplace / "patches.npz")
+    (workplace / "tiny.yaml").write_text(YAML)
+    before = set(workplace.iterdir())
+    for address, kind in (("nonsense", ExperimentError), ("nobody.invalid:6379", FederationError)):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(kind, match=f"^RAY_ADDRESS='?{address}"):
+            run()
+        assert set(workplace.iterdir()) == before
 
 
 SESSION = """
