@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -129,11 +130,104 @@ def test_everything_on_kubernetes_is_what_kubernetes_knows() -> None:
     native = [each for name in ("kuberay.yaml", "mlflow.yaml") for each in documents(name)]
     native = [each for each in native if not each["apiVersion"].startswith("ray.io/")]
     native += [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec} for spec in pods()]
-    assert len(native) == 2 + 6 + 4
+    assert len(native) == 3 + 8 + 4
     for document in native:
         kubernetes.validate(document, "1.34", strict=True)
     with pytest.raises(kubernetes.ValidationError):
         kubernetes.validate(native[-1] | {"spec": pods()[0] | {"volume": []}}, "1.34", strict=True)
+
+
+LABELS = {"ray.io/cluster": "fedrobust"}
+"""What KubeRay puts on the pods of the cluster."""
+
+
+def labelled() -> list[tuple[dict[str, str], dict[str, Any]]]:
+    """Every pod of the manifests, with its labels."""
+    job = of_kind("RayJob")["spec"]["submitterPodTemplate"]
+    native = [each["spec"]["template"] for each in documents("mlflow.yaml") if "template" in each["spec"]]
+    return [
+        *((LABELS, pod) for pod in pods()[:-1]),
+        *((template["metadata"]["labels"], template["spec"]) for template in (job, *native)),
+    ]
+
+
+def test_every_pod_that_listens_is_guarded_by_a_policy() -> None:
+    policies = [
+        each["spec"]
+        for name in ("kuberay.yaml", "mlflow.yaml")
+        for each in documents(name)
+        if each["kind"] == "NetworkPolicy"
+    ]
+    every = labelled()
+    assert len(every) == 6
+    for labels, pod in every:
+        if not any("ports" in container for container in pod["containers"]) and labels != LABELS:
+            continue
+        (policy,) = (each for each in policies if each["podSelector"]["matchLabels"].items() <= labels.items())
+        assert "Ingress" in policy["policyTypes"] and policy["ingress"]
+        for rule in policy["ingress"]:
+            assert rule["from"], "a rule without it lets everybody in"
+            for peer in rule["from"]:
+                assert peer.keys() <= {"podSelector", "namespaceSelector"}
+                assert all(selector["matchLabels"] for selector in peer.values())
+                known = [found for found, _ in every] + [{"app.kubernetes.io/name": "kuberay-operator"}]
+                assert any(peer["podSelector"]["matchLabels"].items() <= found.items() for found in known)
+            for port in rule.get("ports", []):
+                named = [each["name"] for container in pod["containers"] for each in container.get("ports", [])]
+                assert port["port"] in named or labels == LABELS
+    database = next(
+        policy for policy in policies if policy["podSelector"]["matchLabels"] == {"app": "fedrobust-postgres"}
+    )
+    assert database["ingress"][0]["from"] == [{"podSelector": {"matchLabels": {"app": "mlflow"}}}]
+    services = [each for each in documents("mlflow.yaml") if each["kind"] == "Service"]
+    assert all(each["spec"].get("type", "ClusterIP") == "ClusterIP" for each in services)
+    assert of_kind("RayCluster")["spec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
+
+
+def test_pods_can_do_little_beside_their_work() -> None:
+    head = pods()[0]
+    for _, pod in labelled():
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod is head or pod["automountServiceAccountToken"] is False
+        assert not pod.get("hostNetwork") and not any("hostPath" in volume for volume in pod.get("volumes", []))
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            words = " ".join([*container.get("command", []), *container.get("args", [])])
+            assert "PASSWORD" not in words and "://" not in words, "everyone reads a command line"
+
+
+def test_no_secret_stands_on_a_command_line() -> None:
+    texts = [
+        path.read_text(encoding="utf-8") for path in [*FOLDER.glob("*.yaml"), FOLDER.parent / "docs" / "cluster.md"]
+    ]
+    for text in texts:
+        assert "--from-literal" not in text
+        assert text.count("create secret") == text.count("=/dev/stdin")
+        for line in text.splitlines():
+            assert "get-auth-token --generate" not in line or "umask 077" in text
+
+
+@pytest.mark.parametrize("name", ["ray-on-premise.yaml", "ray-aws.yaml"])
+def test_machines_get_what_they_install_and_show_their_jobs_server_to_nobody(name: str) -> None:
+    config = yaml.safe_load((FOLDER / name).read_text(encoding="utf-8"))
+    mounted = {target: source for target, source in config["file_mounts"].items() if source != "~/.ray/auth_token"}
+    assert len(config["file_mounts"]) - len(mounted) == 1
+    copied = [line for line in (FOLDER / "Dockerfile").read_text().splitlines() if line.startswith("COPY")]
+    image = {word for line in copied for word in line.split()[1:-1]}
+    assert set(mounted.values()) == image, "the clone may hold keys and data"
+    for target, source in mounted.items():
+        assert (FOLDER.parent / source).exists()
+        assert target == f"~/fedrobust-source/{source}"
+    (head,) = (command for command in config["head_start_ray_commands"] if " start " in command)
+    assert "--dashboard-host=127.0.0.1" in head
+    starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    assert all("umask 077" in command for command in starts if " start " in command)
+    for command in config["setup_commands"]:
+        assert "curl" not in command or re.search(r"--proto '=https' .*/\d+\.\d+\.\d+/", command)
 
 
 def test_claims_secrets_and_services_that_are_named_are_there() -> None:
@@ -190,49 +284,125 @@ STUBS = {
     "scontrol": "printf 'n1\\nn2\\nn3\\n'",
     "hostname": "echo 10.0.0.1",
     # srun runs what it is given, here; it is remembered in the order of arrival.
-    "srun": 'echo "srun $*" >>"$LOG"; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
-    "ray": 'echo "ray $*" >>"$LOG"; exec sleep 60',
+    "srun": 'echo "srun $*" | head -n 1 >>"$LOG"; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+    # The session's folder is remembered, and who may enter it; it is left as Ray leaves it.
+    "ray": 'for last; do :; done; place=${last#--temp-dir=}; place=${place%/r}; mkdir "$place/r"\n'
+    'echo "ray $* $(stat -c %a "$place")" >>"$LOG"; exec sleep 60',
     # "python -" waits until all nodes have joined; here they have when each has been told to start.
-    "python": 'if [ "$1" = - ]; then for _ in $(seq 200); do\n'
+    "python": '[ "$1" = -c ] && exec "$REAL" "$@"\n'
+    'if [ "$1" = - ]; then for _ in $(seq 200); do\n'
     '[ "$(grep -c "^ray start" "$LOG")" = 2 ] && exit 0; sleep 0.1; done; exit 1; fi\n'
     'echo "driver $RAY_ADDRESS $(wc -c <"$RAY_AUTH_TOKEN_PATH") $*" >>"$LOG"; exit 7',
 }
 
 
-def test_the_batch_script_starts_head_workers_and_driver_and_ends_them(tmp_path: Path) -> None:
-    stubs = tmp_path / "bin"
-    stubs.mkdir()
+def batch(place: Path, job: str, **variables: str) -> subprocess.Popen[str]:
+    """A job of the batch script on stand-ins for Slurm and Ray; what they are asked is in the file `log`."""
+    stubs = place / "bin"
+    stubs.mkdir(parents=True)
     for name, body in STUBS.items():
         (stubs / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
         (stubs / name).chmod(0o755)
-    log = tmp_path / "log"
-    variables = {
+    given = {
         "PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}",
-        "LOG": str(log),
-        "SLURM_JOB_ID": "1234567",
+        "LOG": str(place / "log"),
+        "REAL": sys.executable,
+        "SLURM_JOB_ID": job,
         "SLURM_JOB_NODELIST": "n[1-3]",
-        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_SUBMIT_DIR": str(place),
         "SLURM_CPUS_PER_TASK": "16",
         "FEDROBUST_PYTHON": "bin/python",
         "FEDROBUST_HEAD_START": "0",
     }
-    command = ["bash", FOLDER / "slurm.sh", "matrix", "a matrix.yaml"]
-    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=50)
-    assert done.returncode == 7, done.stderr
-    lines = log.read_text(encoding="utf-8").splitlines()
-    address = "10.0.0.1:34567"
-    heads = [line for line in lines if line.startswith("ray start") and "--head" in line]
-    workers = [line for line in lines if line.startswith("ray start") and f"--address={address}" in line]
-    assert (len(heads), len(workers)) == (1, 1)
-    assert "--port=34567" in heads[0]
-    assert "--num-cpus=16" in heads[0]
+    command = ["bash", str(FOLDER / "slurm.sh"), "matrix", "a matrix.yaml"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, env=os.environ | given | variables, stdout=pipe, stderr=pipe, text=True, umask=0o022
+    )
+
+
+def sessions(lines: list[str]) -> list[tuple[Path, str]]:
+    """The folders of the nodes' sessions, and who may enter them."""
+    found = [re.search(r"--temp-dir=(\S+)/r (\d+)$", line) for line in lines if line.startswith("ray start")]
+    return [(Path(each[1]), each[2]) for each in found if each]
+
+
+def test_the_batch_script_starts_head_workers_and_driver_and_ends_them(tmp_path: Path) -> None:
+    with batch(tmp_path, "1234567") as job:
+        _, err = job.communicate(timeout=50)
+    assert job.returncode == 7, err
+    lines = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    (head,) = (line for line in lines if line.startswith("ray start") and "--head" in line)
+    port = re.findall(r" --port=(\d+)", head)[0]
+    address = f"10.0.0.1:{port}"
+    (_,) = (line for line in lines if line.startswith("ray start") and f"--address={address} " in line)
+    assert "--num-cpus=16" in head
+    assert len(set(re.findall(r"port=([1-9]\d+)", head))) == 3
     assert any("--nodes=2 --ntasks=2 --nodelist=n2,n3" in line for line in lines)
     assert f"driver {address} 64 -m fedrobust.cli matrix a matrix.yaml" in lines
-    assert all("--temp-dir=/tmp/fedrobust-1234567/r" in line for line in (*heads, *workers))
     assert (tmp_path / "mlruns").stat().st_mode & 0o777 == 0o700
     assert not list((tmp_path / "mlruns").iterdir()), "the token has outlived the job"
     usage = subprocess.run(["bash", FOLDER / "slurm.sh"], capture_output=True, text=True, check=False)
     assert (usage.returncode, usage.stderr[:6]) == (2, "usage:")
+
+
+def test_jobs_on_one_node_share_neither_ports_nor_folders(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    short = Path(tempfile.mkdtemp(dir="/tmp", prefix="t-"))
+    long = tmp_path_factory.mktemp("x" * 60)
+    jobs = [
+        batch(tmp_path / "one", "20000", TMPDIR=str(short)),
+        batch(tmp_path / "two", "20001", TMPDIR=str(short)),
+        batch(tmp_path / "far", "40000", TMPDIR=str(long)),
+    ]
+    try:
+        for job in jobs:
+            _, err = job.communicate(timeout=50)
+            assert job.returncode == 7, err
+    finally:
+        left = list(short.iterdir())
+        shutil.rmtree(short)
+    logs = [(tmp_path / name / "log").read_text().splitlines() for name in ("one", "two", "far")]
+    heads = [next(line for line in lines if line.startswith("ray start") and "--head" in line) for lines in logs]
+    ports = [port for head in heads for port in re.findall(r"port=([1-9]\d+)", head)]
+    assert len(ports) == len(set(ports)) == 9
+    places = [each for lines in logs for each in sessions(lines)]
+    assert len({place for place, _ in places}) == 6
+    assert {mode for _, mode in places} == {"700"}
+    assert [place.parent for place, _ in places] == [short] * 4 + [Path("/tmp")] * 2
+    assert all(len(str(place)) < 39 for place, _ in places), "no room for the sockets' names"
+    assert not left and not any(place.exists() for place, _ in places)
+
+
+def test_the_batch_script_ends_its_nodes_where_it_is_stopped(tmp_path: Path) -> None:
+    """The driver of this job never ends by itself: a SIGTERM, as of the end of its time, reaches it, and all ends."""
+    job = batch(tmp_path, "7")
+    python = tmp_path / "bin" / "python"
+    waits = python.read_text().replace("exit 7", "while :; do sleep 0.1; done")
+    python.write_text(waits.replace('echo "driver', 'trap "exit 9" TERM; echo "driver'))
+    until = time.monotonic() + 30
+    while "driver" not in ((tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""):
+        assert time.monotonic() < until and job.poll() is None
+        time.sleep(0.1)
+    job.terminate()
+    _, err = job.communicate(timeout=30)
+    assert job.returncode == 9, err
+    places = sessions((tmp_path / "log").read_text().splitlines())
+    assert len(places) == 2 and not any(place.exists() for place, _ in places)
+    assert not list((tmp_path / "mlruns").iterdir())
+
+
+def test_nobody_can_have_made_the_token_s_file_before(tmp_path: Path) -> None:
+    """In a folder that others may write to, a link in the file's place would hand the token to them."""
+    (tmp_path / "mlruns").mkdir()
+    stolen = tmp_path / "stolen"
+    for name in ("slurm-7.token", "slurm-7"):
+        (tmp_path / "mlruns" / name).symlink_to(stolen)
+    with batch(tmp_path, "7") as job:
+        assert job.communicate(timeout=50) and job.returncode == 7
+    assert not stolen.exists()
+    assert not re.search(r"[0-9a-f]{64}", (tmp_path / "log").read_text())
 
 
 def test_the_image_has_what_it_copies() -> None:
@@ -242,6 +412,8 @@ def test_the_image_has_what_it_copies() -> None:
     for name in copied:
         assert (FOLDER.parent / name).exists()
         assert f"!{name}" in let_in
+    assert let_in[0] == "*"
+    assert {"**/.*", "**/mlruns", "**/*.pem", "**/*.key"} <= set(let_in[let_in.index("!fedrobust") :])
 
 
 @pytest.fixture
