@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedrobust.experiment import Experiment
 from fedrobust.secure import SharedPrivacy
+from fedrobust.texts import visible
 
 NOT_SECRET = "not secret"
 """The tag `secrecy` of runs whose secrets come from the experiment's seed."""
@@ -17,10 +18,12 @@ NOT_SECRET = "not secret"
 def run_name(experiment: Experiment) -> str:
     """What sets the run apart from its neighbours in a list: defence, attacks, partition, seed, experiment."""
     if experiment.tracking.run_name:
-        return experiment.tracking.run_name
+        return visible(experiment.tracking.run_name)
     parts = tags(experiment)
     # The defence first: lists cut long names off at the end.
-    return f"{parts['defence']} | {parts['attack']} | {parts['partition']} | seed {experiment.seed} | {experiment.name}"
+    return " | ".join(
+        [*(parts[key] for key in ("defence", "attack", "partition")), f"seed {experiment.seed}", parts["experiment"]]
+    )
 
 
 def tags(experiment: Experiment) -> dict[str, str]:
@@ -32,7 +35,7 @@ def tags(experiment: Experiment) -> dict[str, str]:
     stages = [*experiment.aggregation.stages, experiment.aggregation.rule]
     partition = experiment.data.partition
     alpha = getattr(partition, "alpha", None)
-    return {
+    found = {
         "experiment": experiment.name,
         "attack": " + ".join(sizes) or "none",
         "defence": " + ".join(stage.name for stage in stages),
@@ -45,6 +48,7 @@ def tags(experiment: Experiment) -> dict[str, str]:
         "deterministic": str(repeatable(experiment)).lower(),
         "git_commit": commit(),
     }
+    return {name: visible(value) for name, value in found.items()}
 
 
 def shared(experiment: Experiment) -> bool:

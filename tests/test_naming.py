@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from nasty import NAMES
 from tiny import YAML
 
 import fedrobust
 from fedrobust.experiment import Experiment
 from fedrobust.naming import run_name, tags
+from fedrobust.texts import visible
 
 
 @pytest.fixture
@@ -26,6 +28,15 @@ def test_a_name_tells_defence_attacks_partition_and_seed(experiment: Experiment)
 
 def test_an_experiment_may_name_its_run(experiment: Experiment, tmp_path: Path) -> None:
     assert run_name(fedrobust.load(tmp_path / "tiny.yaml", ["tracking.run_name=mine"])) == "mine"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name and "\ud800" not in name])
+def test_names_of_runs_and_tags_are_as_written_and_have_no_controls(name: str) -> None:
+    for given in ({"name": name}, {"tracking": {"run_name": name}}):
+        experiment = Experiment.model_validate({"federation": {"clients": 8}} | given)
+        made = [run_name(experiment), *tags(experiment).values()]
+        assert any(visible(name) in each for each in made)
+        assert all(visible(each) == each for each in made)
 
 
 def test_tags_say_whether_secrets_are_any(tmp_path: Path) -> None:

@@ -269,6 +269,8 @@ def jobs(out: Console, name: str) -> None:
 
 def skipped(out: Console, name: str) -> None:
     with Progress(out, Experiment()) as progress:
+        progress.say(name)
+        assert progress._bar.tasks[0].description == visible(name)
         progress.on_record({"kind": "round", "round": 1, "skipped": name})
 
 

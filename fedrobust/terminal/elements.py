@@ -51,9 +51,9 @@ class Bar:
 
     def say(self, what: str) -> None:
         """What is being done now."""
-        self._bar.update(self._task, description=what)
+        self._bar.update(self._task, description=visible(what))
         if not self._out.is_terminal:
-            self._out.print(what)
+            self._out.print(plain(what))
 
 
 def columns(columns: Mapping[str, Sequence[str]]) -> Table:

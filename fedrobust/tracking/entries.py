@@ -4,32 +4,51 @@ from __future__ import annotations
 
 import json
 import math
+import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from typing import Any
+
+from fedrobust.texts import visible
 
 Record = Mapping[str, Any]
 
 LONGEST = 500
 """Characters of a parameter's value that every MLflow server accepts."""
 
+LONGEST_NAME = 250
+"""Bytes of a parameter's or metric's name that every MLflow server accepts."""
+
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
 """Characters that MLflow does not take in a name."""
 _CLIENT_METRICS = {"reputation": "reputation", "anomaly": "anomaly", "weights": "weight"}
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted paths and texts of at most `LONGEST` characters; a list of plain values stays one."""
+def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Nested settings as dotted paths and texts of at most `LONGEST` characters; a list of plain values stays one.
+
+    Of paths that MLflow cannot tell apart the later ones get a number.
+    """
     flat: dict[str, str] = {}
+    for path, value in _leaves(settings, ""):
+        number, name = 2, allowed(path)
+        while name in flat:
+            number, name = number + 1, allowed(f"{path} {number}")
+        text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+        flat[name] = shortened(visible(text, keep="\n\t"))
+    return flat
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
         path = f"{prefix}{key}"
         if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
             value = dict(enumerate(value))
         if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{path}.")
+            yield from _leaves(value, f"{path}.")
         else:
-            flat[allowed(path)] = shortened(value if isinstance(value, str) else json.dumps(value, default=str))
-    return flat
+            yield path, value
 
 
 def metrics(record: Record, width: int = 2) -> dict[str, float]:
@@ -65,8 +84,17 @@ def metrics(record: Record, width: int = 2) -> dict[str, float]:
 
 
 def allowed(name: str) -> str:
-    """The name of a parameter or metric, with `_` for what MLflow does not take in it, as in `nnm + median`."""
-    return _FORBIDDEN.sub("_", name)
+    """The name of a parameter or metric, with `_` for what MLflow does not take in it, as in `nnm + median`.
+
+    A name that is too long is cut, and has a digest in place of the rest.
+    """
+    plain = _FORBIDDEN.sub("_", name)
+    if posixpath.normpath(plain) != plain or plain.startswith((".", "/")):
+        plain = plain.replace("/", "_").lstrip(".") or "_"  # it would be another file's path
+    if len(plain.encode()) <= LONGEST_NAME:
+        return plain
+    digest = sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{plain.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
 
 
 def shortened(text: str) -> str:

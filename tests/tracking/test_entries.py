@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+from nasty import NAMES
 from tracked import journal
 
 from fedrobust.tracking import flatten, metrics
-from fedrobust.tracking.entries import LONGEST
+from fedrobust.tracking.entries import LONGEST, allowed
 
 
 def test_metrics_have_the_documented_names() -> None:
@@ -80,3 +81,23 @@ def test_flatten_gives_dotted_paths_and_short_texts() -> None:
         "s": "x",
     }
     assert len(flatten({"long": "é" * 9000})["long"]) == LONGEST
+
+
+def test_settings_that_mlflow_cannot_tell_apart_keep_their_values() -> None:
+    made = flatten({"a+b": {"x": 1}, "a_b": {"x": 2}, "a|b": {"x": [3, "良"]}})
+    assert made == {"a_b.x": "1", "a_b.x 2": "2", "a_b.x 3": '[3, "良"]'}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "a//b", "a/", "./a", "a/../b", "良" * 200, "x" * 251])
+def test_every_name_and_value_is_one_that_mlflow_takes(name: str) -> None:
+    from mlflow.utils.validation import _validate_metric, _validate_param
+
+    for key, value in flatten({name: name, "list": [name], "below": {name: {"": name}}}).items():
+        _validate_param(key, value)
+        value.encode()
+    _validate_metric(allowed(name), 0.5, 1, 1)
+
+
+def test_names_that_are_too_long_are_told_apart() -> None:
+    assert allowed("x" * 250) == "x" * 250
+    assert allowed("x" * 251) != allowed("x" * 252) and len(allowed("x" * 252)) == 250
