@@ -21,9 +21,8 @@ def run_name(experiment: Experiment) -> str:
         return visible(experiment.tracking.run_name)
     parts = tags(experiment)
     # The defence first: lists cut long names off at the end.
-    return " | ".join(
-        [*(parts[key] for key in ("defence", "attack", "partition")), f"seed {experiment.seed}", parts["experiment"]]
-    )
+    told = (parts["defence"], parts["attack"], parts["partition"], f"seed {experiment.seed}", parts["experiment"])
+    return " | ".join(told)
 
 
 def tags(experiment: Experiment) -> dict[str, str]:

@@ -83,6 +83,15 @@ def cell(value: object) -> object:
     return f"'{text}" if text.lstrip().startswith(_FORMULA) and not _is_number(text) else text
 
 
+def is_name(text: str) -> bool:
+    """Whether `text` can name a part of a matrix, sweep or duel: letters of any script, digits, blanks, `+`, `-`, `_`.
+
+    It begins with a letter, a digit or `_`.
+    """
+    begins = text[:1].isalnum() or text[:1] == "_"
+    return begins and all(each in " +-_" or unicodedata.category(each)[0] in "LMN" for each in text)
+
+
 def file_name(name: str, longest: int = 120) -> str:
     """A name for a file or folder that every system takes, of at most `longest` bytes in UTF-8, 40 or more.
 
@@ -95,23 +104,23 @@ def file_name(name: str, longest: int = 120) -> str:
     kept = safe == name != "" and len(safe.encode()) <= longest
     if kept and not _RESERVED.fullmatch(safe) and not _DIGEST.fullmatch(safe[-9:]):
         return safe
-    begun = safe.encode()[: longest - 9].decode(errors="ignore").rstrip(". ")
-    return f"{begun or 'unnamed'}-{_digest(name)}"
+    return _with_digest(safe, name, longest)
 
 
-def file_names(names: Iterable[str]) -> dict[str, str]:
+def file_names(names: Iterable[str], longest: int = 120) -> dict[str, str]:
     """Names for files beside each other: also of names that differ in upper and lower case alone, each has its own."""
     found: dict[str, str] = {}
     for name in names:
-        made = file_name(name)
+        made = file_name(name, longest)
         if made.casefold() in {each.casefold() for each in found.values()}:
-            made = file_name(f"{made}-{_digest(name)}")  # a digest behind a digest: no name is left as it is with one
+            made = _with_digest(made, name, longest)  # no name that has a digest is left as it is
         found[name] = made
     return found
 
 
-def _digest(name: str) -> str:
-    return sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+def _with_digest(safe: str, name: str, longest: int) -> str:
+    begun = safe.encode()[: longest - 9].decode(errors="ignore").rstrip(". ")
+    return f"{begun or 'unnamed'}-{sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def _is_letter(character: str) -> bool:

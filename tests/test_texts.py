@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nasty import NAMES
 
-from fedrobust.texts import VisibleFormatter, cell, file_name, fit, markdown, visible, width
+from fedrobust.texts import VisibleFormatter, cell, code, file_name, file_names, fit, is_name, markdown, visible, width
 
 ANY = st.text(st.characters(), max_size=30) | st.sampled_from(NAMES)
 ISOLATES = "\u2068\u2069"
@@ -125,3 +125,29 @@ def test_cells_come_back_from_a_csv_file(text: str) -> None:
 def test_markdown_has_the_text_as_it_is() -> None:
     assert markdown("sign_flip 0.5") == "sign_flip 0.5"
     assert markdown("a|b\n<i> *c* _d_ `e` [f](g) $h$") == r"a\|b \<i\> \*c\* \_d\_ \`e\` \[f\](g) \$h\$"
+
+
+@pytest.mark.parametrize("text", ["a", "a`b", "``", "`", "a\nb`", ""])
+def test_code_has_the_text_as_it_is(text: str) -> None:
+    made = code(text)
+    fence = re.match("`+", made)
+    assert fence is not None and made.endswith(fence[0]) and "\n" not in made
+    inside = made[len(fence[0]) : -len(fence[0])]
+    assert fence[0] not in inside and inside.strip(" ") == text.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["a", "nnm + median", "_x", "5-2", "良性", "हिन्दी", "عربي", "İ"])
+def test_names_of_parts_have_letters_of_any_script(name: str) -> None:
+    assert is_name(name)
+
+
+@pytest.mark.parametrize("name", ["", " a", "+a", "-a", "a/b", "a.b", "a\n", "\u0301a", "a$", "a\u202e", "a|b", "👍"])
+def test_names_of_parts_have_no_other_signs(name: str) -> None:
+    assert not is_name(name)
+
+
+def test_files_beside_each_other_differ_in_more_than_case() -> None:
+    names = ["here", "Here", "HERE", "a/b", "a_b", "straße", "STRASSE"]
+    made = file_names(names)
+    assert list(made) == names and made["here"] == "here" and made["a_b"] == "a_b"
+    assert len({each.casefold() for each in made.values()}) == len(names)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from fedrobust.options import Many, OneOf, Options, refusal
+from fedrobust.texts import is_name
 from fedrobust.tuning.objectives import Objective
 from fedrobust.tuning.samplers import Sampler, Tpe
 from fedrobust.tuning.sweep import OWN
-
-_NAME = re.compile(r"\w[\w +-]*")
 
 SEARCHED = "searched"
 """What the names of the attacks that a duel has found begin with."""
@@ -85,11 +83,11 @@ class Duel(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not _NAME.fullmatch(self.name):
+        if not is_name(self.name):
             raise refusal("use letters, digits, blanks, + - _", "name")
         for field in ("attacks", "defences"):
             for name in getattr(self, field):
-                if not _NAME.fullmatch(name) or name == OWN or name.startswith(SEARCHED):
+                if not is_name(name) or name == OWN or name.startswith(SEARCHED):
                     raise refusal(f"'{name}' cannot be a name here: use letters, digits, blanks, + - _", field)
         for name, attack in self.attacks.items():
             for each in attack if isinstance(attack, list) else [attack]:

@@ -6,7 +6,6 @@ setting and seed differ in nothing but attack and defence.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft
 from fedrobust.options import Many, Options, nearest, refusal
+from fedrobust.texts import is_name
 
 NOBODY = "nobody"
 """The column in which no hospital is malicious."""
@@ -26,7 +26,6 @@ ORACLE = "oracle"
 """The control that leaves the true attackers out: the ceiling that robustness is measured by."""
 SIZES = ("fraction", "count", "clients")
 
-_NAME = re.compile(r"\w[\w +-]*")
 
 Names = Many[str]
 Seeds = Many[Annotated[int, Field(ge=0)]]
@@ -86,9 +85,9 @@ class Matrix(Options):
             if not named:
                 raise refusal("give at least one", field)
             for name in named:
-                if not _NAME.fullmatch(name) or name in (NOBODY, ORACLE):
+                if not is_name(name) or name in (NOBODY, ORACLE):
                     raise refusal(f"'{name}' cannot be a name here: use letters, digits, blanks, + - _", field)
-        if not _NAME.fullmatch(self.name):
+        if not is_name(self.name):
             raise refusal("use letters, digits, blanks, + - _", "name")
         if self.control not in self.defences:
             raise refusal(f"must be one of the defences: {', '.join(self.defences)}", "control")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -73,7 +75,7 @@ def plotly_figures(view: View) -> Iterator[tuple[str, str, go.Figure]]:
     many = len(view.objectives) > 1
     if many and view.completed:
         for each in _fronts(view):
-            yield "What was traded for what", "pareto", _styled(each, 460)
+            yield "What was traded for what", "pareto", _styled(_spelled_out(each), 460)
     for index, label in enumerate(view.objectives):
         if not view.completed:
             break
@@ -134,6 +136,14 @@ def _fronts(view: View) -> Iterator[go.Figure]:
             )
 
 
+def _spelled_out(figure: go.Figure) -> go.Figure:
+    """With letters of other scripts in what Optuna tells of each trial, instead of JSON's codes for them."""
+    for trace in figure.data:
+        if trace.text is not None:
+            trace.text = [_CODES.sub(lambda found: str(json.loads(f'"{found[0]}"')), text) for text in trace.text]
+    return figure
+
+
 def _picked(places: Sequence[int], trial: FrozenTrial) -> list[float]:
     return [trial.values[place] for place in places]
 
@@ -147,7 +157,8 @@ def _history(figure: go.Figure) -> go.Figure:
 
 
 def _bars(figure: go.Figure) -> go.Figure:
-    figure.update_traces(marker_color=GROUP_COLOURS[0], showlegend=False)
+    # The name is data there: in Optuna's template it could be one itself.
+    figure.update_traces(marker_color=GROUP_COLOURS[0], showlegend=False, hovertemplate="%{y}: %{x:.2f}<extra></extra>")
     names = list(figure.data[0].y)
     figure.update_yaxes(title_text="", tickvals=names, ticktext=[_lines(name, 44) for name in names], automargin=True)
     figure.update_xaxes(title_text="share")
@@ -273,6 +284,7 @@ def _breakable(text: str) -> str:
     return escaped(text).replace(".", ".<wbr>").replace("/", "/<wbr>")
 
 
+_CODES = re.compile(r"(?<!\\)(\\u[0-9a-f]{4})+")
 _STYLE = """
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid #0072b2; }
 th[aria-sort=ascending] button::after { content: " ↑"; } th[aria-sort=descending] button::after { content: " ↓"; }

@@ -16,6 +16,7 @@ from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft
 from fedrobust.options import Many, OneOf, Options, refusal
+from fedrobust.texts import is_name
 from fedrobust.tuning.objectives import Objective
 from fedrobust.tuning.pruners import NoPruner, Pruner
 from fedrobust.tuning.samplers import Sampler, Tpe
@@ -31,7 +32,6 @@ UNSEARCHED = {
 }
 """Options that are not searched, and why."""
 
-_NAME = re.compile(r"\w[\w +-]*")
 _FOUND = re.compile(r"found [^;]*; |; found .*$")
 """What of an error differs with the value that was tried."""
 
@@ -76,7 +76,7 @@ class Sweep(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not _NAME.fullmatch(self.name):
+        if not is_name(self.name):
             raise refusal("use letters, digits, blanks, + - _", "name")
         for field in ("seeds", "fresh"):
             if len(set(getattr(self, field))) < len(getattr(self, field)):
@@ -84,7 +84,7 @@ class Sweep(Options):
         if both := sorted(set(self.fresh) & set(self.seeds)):
             raise refusal(f"{both[0]} is one of the seeds; what was searched on a seed cannot be judged on it", "fresh")
         for name, attack in (self.attacks or {}).items():
-            if not _NAME.fullmatch(name) or name == OWN:
+            if not is_name(name) or name == OWN:
                 raise refusal(f"'{name}' cannot be a name here: use letters, digits, blanks, + - _", "attacks")
             for each in attack if isinstance(attack, list) else [attack]:
                 if not isinstance(each, str | Mapping):

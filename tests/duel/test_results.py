@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
+from nasty import NAMES
 
-from fedrobust.duel.results import Turn, curve_figure, page, write_results
+import fedrobust.duel.results as results
+from fedrobust.duel.results import Turn, curve_figure, page, turns_written, write_results
+from fedrobust.texts import visible
 from fedrobust.tuning.objectives import Direction, Objective
 
 ORDER = (("fixed", 0), ("attacker", 1), ("defender", 1), ("attacker", 2), ("defender", 2))
@@ -58,6 +62,29 @@ def test_the_table_has_a_line_for_each_defence_and_a_column_for_each_turn() -> N
 def test_the_worst_is_the_largest_where_the_defence_wants_it_small() -> None:
     for turn in fought({"mean": [3.0, 4.0, 5.0]}, "minimize"):
         assert turn.value == max(turn.by_attack.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_and_reasons_are_texts_in_table_and_page(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "png", lambda _: b"")
+    chosen = {"aggregation.rule": name}
+    turns = [
+        Turn(name, "fixed", 0, {name: 0.5}, {name: {1: -0.5}}, chosen),
+        Turn(name, "attacker", 1, {}, {}, chosen, failed=f"{name} | x"),
+    ]
+    write_results(tmp_path, name, Objective(metric="loss"), turns)
+    with (tmp_path / "turns.csv").open(encoding="utf-8", newline="") as file:
+        head, first, second = csv.reader(file)
+    assert len(first) == len(second) == len(head) and not first[0].startswith(("=", "+", "-", "@"))
+    assert first[head.index("loss")] == "0.5" and json.loads(first[head.index("by_seed")]) == {"1": -0.5}
+    lines = (tmp_path / "duel.md").read_text(encoding="utf-8").splitlines()
+    assert visible("\n".join(lines), keep="\n") == "\n".join(lines)
+    (row,) = [line for line in lines if line.startswith("|") and "0.500" in line]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 4  # three cells, whatever is in them
+    assert len([line for line in lines if line.startswith("- ")]) == 3
+    assert turns_written(tmp_path) == 2
 
 
 def test_the_files(tmp_path: Path) -> None:

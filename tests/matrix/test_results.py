@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from nasty import NAMES
 
 import fedrobust.matrix.files as files
 from fedrobust.matrix import Grid, load_matrix
@@ -16,6 +18,7 @@ from fedrobust.matrix.files import headline_metrics, write_results
 from fedrobust.matrix.grid import Cell
 from fedrobust.matrix.results import harmless, screened, table_of, to_measure_again, verdicts
 from fedrobust.parallel import Store
+from fedrobust.texts import visible
 
 MATRIX = """
 name: small
@@ -160,6 +163,36 @@ def test_the_files(grid: Grid, table: Any) -> None:
     for told in ("weak (harmless)", "**0.000**", "*0.100*", "0.300; 0.307", "30 of 30 cells"):
         assert told in page, told
     assert (folder / "heatmap_here.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_names_of_any_script_and_any_reason_are_texts_in_files_of_their_own(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "png", lambda *_, **__: b"")
+    Path("base.yaml").write_text("federation: {clients: 10}")
+    settings = ["हिन्दी", "良", "good", "Good", "x" * 300]
+    text = MATRIX.replace("small", "良 + " + "x" * 300).replace("median:", "_médiane_:")
+    text = text.replace("{here: {fraction: 0.2}}", str({name: {"fraction": 0.2} for name in settings}))
+    Path("matrix.yaml").write_text(text, encoding="utf-8")
+    grid = load_matrix(Path("matrix.yaml"))
+    cells = [*grid.controls(), *grid.screening()]
+    reasons = dict(zip(dict.fromkeys(cell.digest for cell in cells), cycle(NAMES), strict=False))
+    outcomes = {cell.digest: Outcome(cell.digest, cell.label, failed=reasons[cell.digest]) for cell in cells}
+    folder = Path("out")
+    folder.mkdir()
+    write_results(folder, grid, table_of(cells, outcomes))
+    maps = [path.name for path in folder.glob("heatmap_*.png")]
+    assert len({name.casefold() for name in maps}) == len(settings)
+    assert {"heatmap_हिन्दी.png", "heatmap_良.png", "heatmap_good.png"} < set(maps)
+    read = pd.read_csv(folder / "cells.csv", keep_default_na=False)
+    for reason, name in zip(read["failed"], [reasons[cell.digest] for cell in cells], strict=True):
+        assert reason.removeprefix("'").split() == visible(name, keep="\n").split()
+        assert not reason.lstrip().startswith(("=", "+", "-", "@"))
+    page = (folder / "table.md").read_text(encoding="utf-8")
+    assert visible(page, keep="\n") == page and "<script>" not in page.replace("\\<", "")
+    assert len([line for line in page.splitlines() if line.startswith("- ")]) == sum(
+        bool(reasons[cell.digest]) for cell in cells
+    )
 
 
 @pytest.mark.parametrize("there", ["nothing", "controls", "screening", "one seed", "the first", "the last", "failures"])

@@ -17,8 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from nasty import NAMES
 from studies import Page, by_rate, view_of
 
+from fedrobust.texts import visible
 from fedrobust.tuning import Objective, load_sweep
 from fedrobust.tuning.files import write_study, write_trials
 from fedrobust.tuning.objectives import Direction
@@ -308,6 +310,24 @@ def test_null_is_a_choice_and_an_empty_cell_is_none(tmp_path: Path) -> None:
     assert set(found) == {"", "null", "one, two"}
 
 
+def test_no_cell_is_a_formula_and_numbers_stay_numbers(tmp_path: Path) -> None:
+    names = [name for name in NAMES if name and not set(name) & {"."}]
+    space = {"=a": {"choice": names}, "-b": {"float": [-1.0, -0.5]}, "c": {"choice": ["-0.5", "+x"]}}
+    view = view_of(lambda number, _: [-number] if number else None, space, names=["@metric"], trials=2 * len(names))
+    write_trials(tmp_path / "trials.csv", view)
+    with (tmp_path / "trials.csv").open(encoding="utf-8", newline="") as lines:
+        head, *rows = csv.reader(lines)
+    assert head == ["number", "state", "'@metric", "'=a", "'-b", "c", "reason"]
+    assert [float(row[2]) for row in rows if row[2]] == [row.values[0] for row in view.completed]
+    assert [float(row[4]) for row in rows] == [row.chosen["-b"] for row in view.rows]
+    assert {row[5] for row in rows} == {"-0.5", "'+x"}
+    told = "".join(text for row in rows for text in row)
+    assert visible(told, keep="\n") == told
+    for row, own in zip(rows, view.rows, strict=True):
+        assert row[3].removeprefix("'") == visible(own.chosen["=a"], keep="\n")
+        assert not row[3].lstrip().startswith(("=", "+", "-", "@"))
+
+
 def test_objectives_of_one_metric_are_told_apart() -> None:
     worst = Objective(metric="accuracy")
     assert labels([worst]) == ("accuracy",)
@@ -322,3 +342,5 @@ def test_long_paths_are_broken_after_dots() -> None:
     assert wrapped("aggregation.clipping.rule.tau", 22) == "aggregation.clipping.\nrule.tau"
     assert wrapped("x" * 25, 10) == f"{'x' * 10}\n{'x' * 10}\n{'x' * 5}"
     assert wrapped("ab." * 20, 6) == "ab.ab.\nab.ab.\nab.ab…"
+    assert wrapped("良性.恶性", 6) == "良性.\n恶性" and wrapped("良" * 5, 6) == "良良良\n良良"
+    assert wrapped("a\x1b", 10) == r"a\x1b"
