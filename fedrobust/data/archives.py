@@ -36,6 +36,7 @@ class Npz(FileSource):
         if not place.is_dir():
             return place
         archives = [Path(entry.path) for entry in visible(place) if entry.name.lower().endswith(".npz")]
+        archives = [archive for archive in archives if archive.is_file()]
         if len(archives) != 1:
             names = ", ".join(archive.name for archive in archives[:4])
             what = f"{len(archives)} .npz files ({names}): name one" if archives else "no .npz file"
@@ -203,7 +204,7 @@ class Pcam(FileSource):
     def _size(self, file: Path) -> int:
         """How many images a file holds."""
         with self._rows(file, "x") as rows:
-            if len(rows.shape) != 4 or rows.shape[3] != 3 or rows.dtype != np.uint8:
+            if rows.ndim != 4 or rows.shape[1] != rows.shape[2] or rows.shape[3] != 3 or rows.dtype != np.uint8:
                 raise DataError(f"pcam: {file}: 'x' must be uint8 (N, 96, 96, 3), not {rows.dtype} {rows.shape}")
             return int(rows.shape[0])
 

@@ -212,6 +212,8 @@ def read_table(source: str, file: Path, columns: Sequence[str]) -> dict[str, np.
                 raise DataError(f"{source}: {file}, line {rows.line_num}: {len(row)} cells, but {len(header)} columns")
             if row:
                 kept.append([row[place].strip() for place in places])
+    if not kept:
+        raise DataError(f"{source}: {file} has no rows")
     cells = {name: np.array([row[place] for row in kept], dtype=np.str_) for place, name in enumerate(columns)}
     for name, values in cells.items():
         if (empty := np.flatnonzero(nothing(values))).size:

@@ -45,7 +45,7 @@ class Patches:
             raise DataError("there are no patches")
         object.__setattr__(self, "label_names", _names(self.label_names))
         self._keep("images", images)
-        self._keep("labels", _labels(self.labels, self.label_names))
+        self._keep("labels", _labels(self.labels, self.label_names).astype(np.int64))
         for key in ("groups", "centres", "split"):
             if getattr(self, key) is not None:
                 self._keep(key, _texts(key, getattr(self, key)))
@@ -120,7 +120,7 @@ def _missing(key: str, values: Any, missing: np.ndarray) -> None:
 
 
 def _labels(values: Any, names: tuple[str, ...] | None = None) -> np.ndarray:
-    """The labels (N,) as int64, checked against the names."""
+    """The labels (N,), integers, checked against the names."""
     labels = np.asarray(values)
     if labels.ndim == 1 and labels.dtype.kind in "fOUS":
         _missing("labels", values, nothing(labels.astype(np.str_)))
@@ -130,7 +130,7 @@ def _labels(values: Any, names: tuple[str, ...] | None = None) -> np.ndarray:
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if names is not None and (low < 0 or high >= len(names)):
         raise DataError(f"labels must be 0..{len(names) - 1} ({len(names)} label names), found {low}..{high}")
-    return labels.astype(np.int64)
+    return labels
 
 
 def _names(values: Any) -> tuple[str, ...]:

@@ -133,7 +133,7 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
     """(N, S, S, 3) uint8 to (N, size, size, 3), antialiased. Raises DataError where memory cannot hold them."""
     from PIL import Image
 
-    require_memory(f"{len(images)} patches of {size} x {size} pixels", 3 * len(images) * size**2, "set a smaller size")
+    _fit(len(images), size)
     return np.stack([square(Image.fromarray(image), size) for image in images])
 
 
@@ -147,6 +147,8 @@ def decode(
     None, and where memory cannot hold them all.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of it is an error here
+    if size is not None:
+        _fit(len(files), size)
     images: np.ndarray | None = None
     kept: list[int] = []
     for position, file in enumerate(files):
@@ -154,9 +156,7 @@ def decode(
         if pixels is None:
             continue
         if images is None:
-            side = len(pixels)
-            what = f"{len(files)} patches of {side} x {side} pixels, as {file} has,"
-            require_memory(what, len(files) * pixels.nbytes, "set `size` or `limit`")
+            _fit(len(files), len(pixels), f", as {file} has,")
             images = np.empty((len(files), *pixels.shape), dtype=np.uint8)
         if pixels.shape != images.shape[1:]:
             raise DataError(
@@ -167,6 +167,12 @@ def decode(
     if images is None:
         raise DataError(f"none of the {len(files)} image files is usable")
     return images[: len(kept)], np.array(kept, dtype=np.int64)
+
+
+def _fit(count: int, side: int, told: str = "") -> None:
+    """Raises DataError where memory cannot hold so many patches."""
+    remedy = "set `limit` or a smaller `size`"
+    require_memory(f"{count} patches of {side} x {side} pixels{told}", 3 * count * side**2, remedy)
 
 
 def _read(file: Path, size: int | None, accept: Callable[[Image], Image | None]) -> np.ndarray | None:

@@ -1,0 +1,448 @@
+"""Files that others made: what they claim is checked before it is believed, and what is wrong is said in a line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import struct
+import tracemalloc
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fedrobust.data import Camelyon17, Folder, Histology, Idc, Medmnist, Npz, Pcam, Source, foreign
+from fedrobust.errors import DataError
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 7127\n"
+PAGE = b"\n<!DOCTYPE html>\n<html><head><title>404</title></head></html>\n"
+
+
+def refused(source: Source, *words: str) -> str:
+    """The line with which the source is refused."""
+    with pytest.raises(DataError) as caught:
+        source.check()
+        source.load(0)
+    text = str(caught.value)
+    assert "\n" not in text and text.isprintable()
+    for word in words:
+        assert word in text
+    return text
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """What is allocated in the block stays below 64 MiB."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def npy(array: np.ndarray) -> bytes:
+    packed = io.BytesIO()
+    np.lib.format.write_array(packed, array, allow_pickle=True)
+    return packed.getvalue()
+
+
+def header(shape: tuple[int, ...], dtype: str = "|u1", version: bytes = b"\1\0") -> bytes:
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY" + version + struct.pack("<H" if version == b"\1\0" else "<I", len(text)) + text
+
+
+IMAGES, LABELS = np.zeros((6, 8, 8, 3), np.uint8), np.arange(6) % 2
+
+
+def archive(path: Path, packing: int = zipfile.ZIP_STORED, **members: bytes) -> Path:
+    """An .npz file whose members are these bytes, good ones by default."""
+    whole = {"images": npy(IMAGES), "labels": npy(LABELS)} | members
+    with zipfile.ZipFile(path, "w", packing) as file:
+        for key, data in whole.items():
+            file.writestr(f"{key}.npy", data)
+    return path
+
+
+def lying(path: Path, size: int) -> Path:
+    """The archive with `size` as what its first member is said to hold, in the directory and beside the member."""
+    data = bytearray(path.read_bytes())
+    directory = data.index(b"PK\1\2")
+    struct.pack_into("<II", data, directory + 20, size, size)
+    struct.pack_into("<II", data, 18, size, size)
+    path.write_bytes(data)
+    return path
+
+
+# Claims
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"images": header((10**9, 256, 256, 3))}, "claims uint8 (1000000000, 256, 256, 3)"),
+        ({"images": header((2**62, 2**62, 2**62, 3))}, "claims uint8"),
+        ({"images": header((-6, 8, 8, 3)) + bytes(2000)}, "claims uint8"),
+        ({"labels": header((6,), "<i8")}, "'labels' claims int64 (6,), 48 bytes, but holds 0"),
+        ({"groups": header((6,), "<U250000000")}, "'groups' claims"),
+        ({"groups": header((10**15,), "<U0")}, "6 images, but 1000000000000000 groups"),
+        ({"labels": header((10**15, 0), "<i8")}, "6 images, but 1000000000000000 labels"),
+        ({"images": header((6, 8, 8, 3), version=b"\2\0") + bytes(1152)}, "plain array"),
+        (
+            {"labels": npy(np.array([2**40, 1, 0, 1, 0, 1]))},
+            "labels must be 0..C-1 without a gap, found 0..1099511627776",
+        ),
+        ({"labels": npy(np.array([2**63, 1, 0, 1, 0, 1], np.uint64))}, "found 0..9223372036854775808"),
+        ({"labels": npy(np.array(3))}, "6 images, but 0 labels"),
+        ({"images": b"not an array"}, "cannot be read"),
+        ({"images": npy(IMAGES[..., 0])}, "uint8 (N, S, S, 3)"),
+    ],
+)
+def test_claims_of_npz_headers(tmp_path, members, words):
+    source = Npz(path=str(archive(tmp_path / "a.npz", **members)))
+    with little_memory():
+        refused(source, words, str(tmp_path / "a.npz"))
+
+
+def test_an_archive_of_180_terabytes(tmp_path):
+    """One that says so in its header, and one that says so in its directory, too."""
+    frank = archive(tmp_path / "a.npz", images=header((2 * 10**10, 56, 56, 3)))
+    lied = lying(archive(tmp_path / "b.npz", images=header((10**6, 36, 36, 3))), 2**32 - 2)
+    with little_memory():
+        refused(Npz(path=str(frank)), "claims uint8 (20000000000, 56, 56, 3)")
+        refused(Npz(path=str(lied)), "'images' claims 4.0 GiB, but the file holds")
+
+
+def test_bombs(tmp_path):
+    """320 MiB in one. What is dense, but small, is read: white patches are."""
+    shape = (5 * 2**18, 8, 8, 4)
+    file = tmp_path / "a.npz"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        with packed.open("images.npy", "w", force_zip64=True) as stream:
+            stream.write(header(shape))
+            for _ in range(20):
+                stream.write(bytes(2**24))
+        packed.writestr("labels.npy", npy(LABELS))
+    with little_memory():
+        refused(Npz(path=str(file)), "'images' claims 0.3 GiB, but the file holds")
+    white = np.full((600, 32, 32, 3), 255, np.uint8)
+    np.savez_compressed(file, images=white, labels=np.arange(600) % 2)
+    assert len(Npz(path=str(file)).load(0)) == 600
+
+
+def test_what_memory_cannot_hold_is_refused_and_what_it_can_is_not(tmp_path, monkeypatch):
+    file = archive(tmp_path / "a.npz")
+    monkeypatch.setattr(foreign, "_free_memory", lambda: 1000)
+    refused(Npz(path=str(file)), "of memory")
+    monkeypatch.setattr(foreign, "_free_memory", lambda: 2000)
+    assert len(Npz(path=str(file)).load(0)) == 6
+    refused(Npz(path=str(file), size=16), "6 patches of 16 x 16 pixels", "a smaller `size`")
+
+
+def test_memory_that_is_free():
+    assert 2**20 < foreign._free_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Histology(patients=10**12),
+        Histology(patients=10**6, patches_per_patient=10**6, size=512),
+        Histology(patients=1, patches_per_patient=10**15),
+    ],
+)
+def test_generated_patches_that_memory_cannot_hold(source):
+    with little_memory():
+        refused(source, "histology", "of memory")
+
+
+def test_a_size_that_memory_cannot_hold(tmp_path):
+    file = archive(tmp_path / "a.npz")
+    refused(Npz(path=str(file), size=10**9), "6 patches of 1000000000 x 1000000000 pixels")
+    for number in range(4):
+        (tmp_path / "set" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "set" / str(number % 2) / f"{number}.png")
+    refused(Folder(path=str(tmp_path / "set"), size=10**9), "4 patches of 1000000000 x 1000000000 pixels")
+
+
+@pytest.mark.parametrize("key", ["images", "labels", "groups", "centres", "label_names", "split"])
+def test_python_objects_are_named_and_never_loaded(tmp_path, key):
+    class Loaded:
+        def __reduce__(self):
+            return pytest.fail, ("loaded",)
+
+    count = 2 if key == "label_names" else 6
+    file = archive(tmp_path / "a.npz", **{key: npy(np.array([Loaded()] * count, dtype=object))})
+    words = "images as uint8" if key == "images" else ".astype(str)"
+    refused(Npz(path=str(file)), f"'{key}' holds Python objects (dtype object)", words)
+
+
+def test_an_encrypted_member(tmp_path):
+    file = archive(tmp_path / "a.npz")
+    data = bytearray(file.read_bytes())
+    for place in (6, data.index(b"PK\1\2") + 8):
+        data[place] |= 1
+    file.write_bytes(data)
+    refused(Npz(path=str(file)), "encrypted")
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), packing=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
+def test_damaged_archives_are_read_or_refused_in_a_line(tmp_path, data, packing):
+    whole = bytearray(archive(tmp_path / "whole.npz", packing, groups=npy(np.array(list("aabbcc")))).read_bytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "a.npz").write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    try:
+        Npz(path=str(tmp_path / "a.npz")).load(0)
+    except DataError as error:
+        assert str(tmp_path / "a.npz") in str(error) and "\n" not in str(error)
+
+
+shapes = st.lists(st.integers(-2, 2**70) | st.integers(0, 9), max_size=5).map(tuple)
+kinds = st.sampled_from(
+    ["|u1", "<i8", "<f8", "<U3", "|S4", "|b1", "<M8[s]", "|V9", "|O", "<U0", "<c16", "bogus", ">u2"]
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    key=st.sampled_from(["images", "labels", "groups", "centres", "split", "label_names"]),
+    shape=shapes,
+    kind=kinds,
+    content=st.binary(max_size=200),
+)
+def test_headers_of_any_kind_are_refused_in_a_line(tmp_path, key, shape, kind, content):
+    file = archive(tmp_path / "a.npz", **{key: header(shape, kind) + content})
+    try:
+        Npz(path=str(file)).load(0)
+    except DataError as error:
+        assert str(file) in str(error) and "\n" not in str(error)
+
+
+# What was put in the place of the data
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (POINTER, "git-lfs pointer"),
+        (PAGE, "web page"),
+        (b"\xef\xbb\xbf<html>", "web page"),
+        (b"", "empty"),
+        (npy(IMAGES), "single array (.npy)"),
+        (gzip.compress(b"PK\3\4"), "packed with gzip"),
+        (pickle.dumps({"images": IMAGES}, 5), "Python pickle"),
+        (pickle.dumps({"images": IMAGES}, 4), "Python pickle"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
+        (b"BZh9" + bytes(99), "packed with bzip2"),
+        (b"PK\3\4" + bytes(99), "cannot be read"),
+        (bytes(99), "cannot be read"),
+    ],
+)
+def test_what_is_no_npz(tmp_path, content, words):
+    for name in ("x.npz", "x.npy", "x.npz.gz"):
+        (tmp_path / name).write_bytes(content)
+        refused(Npz(path=str(tmp_path / name)), words, str(tmp_path / name))
+    (tmp_path / "pathmnist.npz").write_bytes(content)
+    refused(Medmnist(path=str(tmp_path)), words, "pathmnist.npz")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(POINTER, "git-lfs pointer"), (PAGE, "web page"), (b"", "empty"), (b"PK\3\4", "with zip")]
+)
+def test_what_is_no_image(tmp_path, content, words):
+    for number in range(4):
+        (tmp_path / str(number % 2)).mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / str(number % 2) / f"{number}.png")
+    (tmp_path / "1" / "3.png").write_bytes(content)
+    refused(Folder(path=str(tmp_path)), words, "3.png is not a readable image")
+
+
+def test_a_file_where_a_folder_is_due_and_the_reverse(tmp_path):
+    file = tmp_path / "set.zip"
+    archive(file)
+    for source in (Folder, Idc, Camelyon17, Pcam):
+        refused(source(path=str(file)), "packed with zip", "where a folder is due", str(file))
+    (tmp_path / "plain").write_text("x")
+    refused(Folder(path=str(tmp_path / "plain")), "is a file, where a folder is due")
+    (tmp_path / "a" / "x.npz").mkdir(parents=True)
+    refused(Npz(path=str(tmp_path / "a")), "no .npz file")
+    (tmp_path / "pathmnist.npz").mkdir()
+    refused(Medmnist(path=str(tmp_path)), "there is no pathmnist.npz")
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "~nobody-of-this-name/x", "/dev/null/x"])
+@pytest.mark.parametrize("source", [Npz, Folder, Idc, Medmnist, Pcam, Camelyon17])
+def test_paths_that_lead_nowhere(source, path, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    refused(source(path=path), source.model_fields["name"].default)
+
+
+# HDF5
+
+
+def pcam(folder: Path, counts=(8, 4, 4)) -> Path:
+    for part, count in zip(("train", "valid", "test"), counts, strict=True):
+        stem = f"{folder}/camelyonpatch_level_2_split_{part}_"
+        with h5py.File(f"{stem}x.h5", "w") as file:
+            file["x"] = np.zeros((count, 12, 12, 3), np.uint8)
+        with h5py.File(f"{stem}y.h5", "w") as file:
+            file["y"] = (np.arange(count) % 2).astype(np.uint8).reshape(-1, 1, 1, 1)
+    return folder
+
+
+def replaced(folder: Path, end: str, write: Callable[[h5py.File], None]) -> Path:
+    file = folder / f"camelyonpatch_level_2_split_valid_{end}"
+    with h5py.File(file, "w") as opened:
+        write(opened)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("end", "write", "words"),
+    [
+        ("x.h5", lambda file: file.create_dataset("x", (10**10, 96, 96, 3), np.uint8, chunks=True), "claims"),
+        ("y.h5", lambda file: file.create_dataset("y", (10**12, 1), np.uint8, chunks=True), "claims"),
+        ("y.h5", lambda file: file.create_dataset("y", (5, 1), np.uint8), "4 images, but 5 labels"),
+        (
+            "y.h5",
+            lambda file: file.create_dataset("y", (4,), h5py.string_dtype()),
+            "labels must be the integers 0 and 1",
+        ),
+        (
+            "y.h5",
+            lambda file: file.create_dataset("y", data=[0.0, 1, 1, np.nan]),
+            "labels must be the integers 0 and 1",
+        ),
+        ("y.h5", lambda file: file.create_dataset("y", data=[0, 1, 255, 0]), "found 0..255"),
+        ("x.h5", lambda file: file.create_group("x"), "'x' must be an array"),
+        ("x.h5", lambda file: file.create_dataset("x", data=np.zeros((4, 12, 12))), "must be uint8"),
+        ("x.h5", lambda file: file.create_dataset("x", data=1), "must be uint8"),
+        ("x.h5", lambda file: file.create_dataset("x", data=np.zeros((4, 12, 9, 3), np.uint8)), "must be uint8"),
+        (
+            "x.h5",
+            lambda file: file.create_dataset("x", (4, 12, 12, 3), np.uint8, external=[("/etc/passwd", 0, 1728)]),
+            "lies in other files",
+        ),
+    ],
+)
+def test_claims_of_hdf5_files(tmp_path, end, write, words):
+    file = replaced(pcam(tmp_path), end, write)
+    with little_memory():
+        refused(Pcam(path=str(tmp_path)), words, str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(POINTER, "git-lfs pointer"), (PAGE, "web page"), (b"", "empty"), (gzip.compress(b"x"), "packed with gzip")],
+)
+@pytest.mark.parametrize("end", ["x.h5", "y.h5"])
+def test_what_is_no_hdf5(tmp_path, content, words, end):
+    file = pcam(tmp_path) / f"camelyonpatch_level_2_split_test_{end}"
+    file.write_bytes(content)
+    refused(Pcam(path=str(tmp_path)), words, str(file))
+
+
+def test_hdf5_files_cut_short_packed_or_folders(tmp_path):
+    file = pcam(tmp_path) / "camelyonpatch_level_2_split_test_x.h5"
+    whole = file.read_bytes()
+    for length in (9, 100, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        refused(Pcam(path=str(tmp_path)), str(file), "cannot be read")
+    file.unlink()
+    file.mkdir()
+    refused(Pcam(path=str(tmp_path)), f"{file} is a folder")
+    file.rmdir()
+    Path(f"{file}.gz").write_bytes(gzip.compress(whole))
+    refused(Pcam(path=str(tmp_path)), f"{file} is packed (.gz): unpack it")
+
+
+# Tables
+
+
+@pytest.fixture
+def camelyon(tmp_path):
+    """The lines of the table, and the folder."""
+    lines = [",patient,node,x_coord,y_coord,tumor,center"]
+    for number in range(6):
+        folder = tmp_path / "patches" / f"patient_{number}_node_0"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (12, 12), (number,) * 3).save(folder / f"patch_patient_{number}_node_0_x_1_y_2.png")
+        lines.append(f"{number},{number},0,1,2,{number % 2},{number % 5}")
+    return lines, tmp_path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "utf-16-be-bom"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("comma", [",", ", "])
+def test_tables_with_a_byte_order_mark(camelyon, encoding, end, comma):
+    lines, root = camelyon
+    text = end.join(lines).replace(",", comma) + end
+    marked = {"utf-16-le-bom": ("utf-16-le", b"\xff\xfe"), "utf-16-be-bom": ("utf-16-be", b"\xfe\xff")}
+    name, mark = marked.get(encoding, (encoding, b""))
+    # Without its first column, the mark stands before a name that counts.
+    for cut in (text, end.join(line.partition(",")[2] for line in text.split(end))):
+        (root / "metadata.csv").write_bytes(mark + cut.encode(name))
+        Camelyon17(path=str(root)).check()
+        assert Camelyon17(path=str(root)).load(0).groups.tolist() == list("012345")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: POINTER.decode(), "git-lfs pointer"),
+        (lambda text: PAGE.decode(), "web page"),
+        (lambda text: "", "empty"),
+        (lambda text: text.replace(",", ";"), "no column patient"),
+        (lambda text: text.replace("2,2,0,1,2", "2,,0,1,2"), "column patient is empty in 1 of 6 rows (first: row 3"),
+        (lambda text: text.replace("2,2,0,1,2", "2,NaN,0,1,2"), "column patient is empty in 1 of 6 rows"),
+        (lambda text: text.replace(",1,2,0,2", ",1,2,0,"), "column center is empty in 1 of 6 rows"),
+        (lambda text: text.replace("2,2,0,1,2,0,2", "2,2,0,1"), "line 4: 4 cells, but 7 columns"),
+        (lambda text: text.replace("2,2,0,1,2,0,2", "2,2,0,1,2,0,2,9"), "line 4: 8 cells, but 7 columns"),
+        (lambda text: text.splitlines()[0] + "\n", "has no rows"),
+    ],
+)
+def test_tables_that_are_damaged(camelyon, change, words):
+    lines, root = camelyon
+    (root / "metadata.csv").write_text(change("\n".join(lines) + "\n"))
+    refused(Camelyon17(path=str(root)), words)
+
+
+def test_a_table_in_another_encoding_or_a_folder(camelyon):
+    lines, root = camelyon
+    (root / "metadata.csv").write_bytes(("\n".join(lines) + "\n7,Müller,0,1,2,0,1\n").encode("latin-1"))
+    refused(Camelyon17(path=str(root)), "metadata.csv cannot be read", "utf-8")
+    (root / "metadata.csv").unlink()
+    (root / "metadata.csv").mkdir()
+    refused(Camelyon17(path=str(root)), str(root))
+
+
+def test_slides_of_pcam(tmp_path):
+    pcam(tmp_path)
+    for part, count in zip(("train", "valid", "test"), (8, 4, 4), strict=True):
+        rows = "".join(f"{number},{part}-{number}\n" for number in range(count))
+        (tmp_path / f"camelyonpatch_level_2_split_{part}_meta.csv").write_bytes(f"\ufeffn,wsi\n{rows}".encode())
+    assert Pcam(path=str(tmp_path)).load(0).groups[8] == "valid-0"
+    table = tmp_path / "camelyonpatch_level_2_split_test_meta.csv"
+    table.write_text("n,wsi\n" + "0,\n1,s\n2,NA\n3,t\n")
+    refused(Pcam(path=str(tmp_path)), f"{table}: column wsi is empty in 2 of 4 rows")
+
+
+def test_crc_errors_are_found(tmp_path):
+    file = archive(tmp_path / "a.npz")
+    data = bytearray(file.read_bytes())
+    data[data.index(npy(IMAGES)) + 500] ^= 1
+    file.write_bytes(data)
+    assert zlib.crc32(bytes(data))
+    refused(Npz(path=str(file)), "cannot be read", "CRC")
