@@ -16,7 +16,13 @@ class ExperimentError(FedRobustError):
 
 
 class DataError(ExperimentError):
-    """Data that is missing, has another layout than the source expects, or would leak patients."""
+    """Data that is missing, has another layout than the source expects, or would leak patients.
+
+    Always one line: what it quotes of other people's files may hold anything.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(each if each.isprintable() else ascii(each)[1:-1] for each in message))
 
 
 class TrackingError(FedRobustError):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from fedrobust.data.foreign import HDF, Archive, checked_dataset, read_table, reading, require_memory
-from fedrobust.data.listing import visible
+from fedrobust.data.listing import entries_of
 from fedrobust.data.patches import Patches, numbering
 from fedrobust.data.pixels import resized
 from fedrobust.data.sources import FileSource, choose
@@ -35,7 +35,7 @@ class Npz(FileSource):
         place = self.first(Path.exists)
         if not place.is_dir():
             return place
-        archives = [Path(entry.path) for entry in visible(place) if entry.name.lower().endswith(".npz")]
+        archives = [Path(entry.path) for entry in entries_of(place) if entry.name.lower().endswith(".npz")]
         archives = [archive for archive in archives if archive.is_file()]
         if len(archives) != 1:
             names = ", ".join(archive.name for archive in archives[:4])

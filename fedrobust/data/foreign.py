@@ -63,9 +63,8 @@ def reading(file: Path, kind: bytes = b"", problem: str = "cannot be read") -> I
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line, without control characters; its class where it says nothing."""
-    said = "".join(letter if letter.isprintable() else " " for letter in str(error))
-    return " ".join(said.split())[:300] or type(error).__name__
+    """What an error says, in one line; its class where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def mistaken_for(file: Path, kind: bytes = b"") -> str:

@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 
 from fedrobust.errors import DataError
+from fedrobust.texts import visible
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Account:
             logger.warning("%s: %s: left out: %s", source, root, ", ".join(reasons))
 
 
-def visible(root: Path, account: Account | None = None) -> list[os.DirEntry[str]]:
+def entries_of(root: Path, account: Account | None = None) -> list[os.DirEntry[str]]:
     """The entries of a folder, by name, without hidden ones. Raises DataError where it cannot be listed."""
     try:
         with os.scandir(root) as found:
@@ -65,7 +66,7 @@ def visible(root: Path, account: Account | None = None) -> list[os.DirEntry[str]
 
 def folders(root: Path) -> list[Path]:
     """The folders in `root`, by name, without hidden ones; linked ones are among them."""
-    entries = visible(root) if root.is_dir() else []
+    entries = entries_of(root) if root.is_dir() else []
     return [Path(entry.path) for entry in entries if (status := _status(entry)) and stat.S_ISDIR(status.st_mode)]
 
 
@@ -90,7 +91,7 @@ def walk(root: Path, endings: Collection[str], account: Account | None = None) -
 
     while queue or links:
         following = not queue
-        entries = [heappop(links)[1]] if following else visible(queue.pop(), account)
+        entries = [heappop(links)[1]] if following else entries_of(queue.pop(), account)
         for entry in entries:
             here, status = Path(entry.path), _status(entry)
             if status is None:
@@ -144,7 +145,7 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(repr(name)[1:-1] for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return ", ".join(map(visible, names[:3])) + (", …" if len(names) > 3 else "")
 
 
 def _plain(name: str) -> str:

@@ -106,6 +106,7 @@ def lying(path: Path, size: int) -> Path:
         ({"labels": npy(np.array(3))}, "6 images, but 0 labels"),
         ({"images": b"not an array"}, "cannot be read"),
         ({"images": npy(IMAGES[..., 0])}, "uint8 (N, S, S, 3)"),
+        ({"split": npy(np.array(["a\nb\x1b[2J"] * 6))}, r"found 'a\nb\x1b[2J'"),
     ],
 )
 def test_claims_of_npz_headers(tmp_path, members, words):
@@ -411,6 +412,8 @@ def test_tables_with_a_byte_order_mark(camelyon, encoding, end, comma):
         (lambda text: text.replace("2,2,0,1,2,0,2", "2,2,0,1"), "line 4: 4 cells, but 7 columns"),
         (lambda text: text.replace("2,2,0,1,2,0,2", "2,2,0,1,2,0,2,9"), "line 4: 8 cells, but 7 columns"),
         (lambda text: text.splitlines()[0] + "\n", "has no rows"),
+        (lambda text: text + "6,\x1b[2J,0,1,2,0,1\n", r"patient_\x1b[2J_node_0"),
+        (lambda text: text.replace("tumor", "a\x1b[2Jb"), r"a\x1b[2Jb"),
     ],
 )
 def test_tables_that_are_damaged(camelyon, change, words):
