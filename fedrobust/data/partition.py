@@ -49,6 +49,7 @@ class Partition(Options):
             remedy = "use another partition" if isinstance(self, ByGroup) else "use unit: patch"
             raise DataError(f"partition: {self.name} keeps patients whole, but patients are unknown here: {remedy}")
         rng = generator(seed, "partition")
+        minimum = min(self.minimum, len(patches) + 1)  # as much as is needed to refuse it
         labels = np.eye(patches.classes)[patches.labels]
         columns = np.ones((len(patches), 1)) if self.label_blind else labels
         train = indices["train"]
@@ -57,9 +58,9 @@ class Partition(Options):
         for ids, here in regions:
             index = train[here[train]]
             shares = self.shares(columns[index].sum(axis=0), len(ids), rng)
-            hospital[index] = ids[self._deal(patches, columns, index, shares, self.minimum, rng)]
+            hospital[index] = ids[self._deal(patches, columns, index, shares, minimum, rng)]
         trained = sums_by(hospital[train], labels[train], clients)
-        self._enough(trained.sum(axis=1), patches, train)
+        self._enough(trained.sum(axis=1), minimum, patches, train)
         # Held-out patches from a region where nobody trains go to everybody.
         elsewhere = ~np.any([here for _, here in regions], axis=0)
         for ids, here in [*regions, (np.arange(clients), elsewhere)]:
@@ -101,9 +102,9 @@ class Partition(Options):
             bins[members] = np.repeat(np.arange(len(count)), count)
         return bins
 
-    def _enough(self, sizes: np.ndarray, patches: Patches, train: np.ndarray) -> None:
+    def _enough(self, sizes: np.ndarray, minimum: int, patches: Patches, train: np.ndarray) -> None:
         least = int(sizes.argmin())
-        if sizes[least] < self.minimum:
+        if sizes[least] < minimum:
             have = f"{len(train)} training patches"
             if self.unit == "patient" and patches.groups is not None:
                 have += f" of {len(np.unique(patches.groups[train]))} patients"

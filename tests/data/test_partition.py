@@ -242,3 +242,53 @@ def test_shards_refuse_what_makes_no_sense(values):
 def test_alpha_must_be_positive():
     with pytest.raises(ValidationError):
         Dirichlet(alpha=0.0)
+
+
+@pytest.mark.parametrize("alpha", [5e-324, 1e-308, 1e-100, 1e100, 1e300, 1e308, 1.7976931348623157e308])
+@pytest.mark.parametrize("kind", [Dirichlet, Quantity])
+@pytest.mark.parametrize("unit", ["patch", "patient"])
+def test_extreme_concentrations_are_the_limits(kind, alpha, unit):
+    patches = made(1, patients=200)
+    indices = Split().indices(patches, 0)
+    partition = kind(alpha=alpha, minimum=5, unit=unit)
+    table = counts(patches, indices["train"], partition.assign(patches, indices, 7, 4), 7)
+    assert table.sum() == len(indices["train"]) and table.sum(axis=1).min() >= 5
+    if alpha > 1:
+        assert np.abs(table / table.mean(axis=0) - 1).max() < 0.35
+    elif unit == "patch":
+        assert (table.sum(axis=0) - table.max(axis=0) <= 5 * 7).all()
+
+
+@pytest.mark.parametrize(
+    "partition",
+    [
+        Shards(per_client=10**9),
+        Shards(per_client=10**30),
+        Iid(minimum=10**30),
+        Dirichlet(minimum=10**400),
+        ByGroup(minimum=10**400),
+    ],
+    ids=lambda partition: partition.name,
+)
+def test_numbers_beyond_all_patches_are_refused(partition):
+    patches = made(1)
+    with pytest.raises(DataError, match="training patches"):
+        partition.assign(patches, Split().indices(patches, 0), 5, 0)
+
+
+extreme = st.sampled_from([5e-324, 1e-308, 1e-17, 1e-9]) | st.floats(0, 1, exclude_min=True, exclude_max=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(validation=extreme | st.just(0.0) | st.just(-0.0), test=extreme, by=st.sampled_from(["patient", "patch"]))
+def test_extreme_shares_are_split_or_refused(validation, test, by):
+    patches = made(2, patients=12)
+    if by == "patch":
+        patches = Patches(images=patches.images, labels=patches.labels, label_names=patches.label_names)
+    try:
+        split = Split(by=by, validation=validation, test=test)
+        found = split.indices(patches, 0)
+    except (ValidationError, DataError):
+        return
+    assert len(found["train"]) > 0 and len(found["test"]) > 0
+    assert sum(map(len, found.values())) == len(patches)

@@ -233,3 +233,12 @@ def test_real_tissue_is_normalised(method: StainNormalisation, idc_file: Path) -
 
     before = between(hues([hospital[done] for hospital in hospitals]))
     assert between(hues([result[done] for result, _ in normalised])) < 0.25 * before
+
+
+@pytest.mark.parametrize("strength", [5e-324, 1e-308, 1e-17, 1.0])
+def test_extreme_strengths_stay_within_what_a_patch_can_show(strength):
+    images = np.random.default_rng(0).integers(0, 256, (3, 9, 9, 3), dtype=np.uint8)
+    shifted = StainShift(strength=strength).apply(images, 0, 0)
+    assert shifted.dtype == np.uint8
+    if strength < 1:
+        assert np.abs(shifted.astype(int) - images).max() <= 10  # what is brighter than the slide is cut

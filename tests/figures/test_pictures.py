@@ -69,6 +69,21 @@ def test_curves_hold_the_evaluations_and_leave_out_what_is_missing() -> None:
     assert lines[0].get_xdata().tolist() == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    ("confusion", "chance"), [([[8, 2], [1, 9]], 1 / 2), ([[8, 0, 2], [0, 0, 0], [0, 1, 9]], 1 / 2)]
+)
+def test_chance_is_that_of_the_labels_that_occur(confusion: list[list[int]], chance: float) -> None:
+    """Balanced accuracy is a mean over these."""
+    records = journal()
+    records[0]["label_names"] = ["a", "b", "c"][: len(confusion)]
+    for record in records:
+        if record["kind"] == "evaluation":
+            record["confusion"] = confusion
+    upper: Any = make_figures(Run.of(records))["curves"].axes[0]
+    (line,) = [line for line in upper.get_lines() if line.get_linestyle() != "-" and len(set(line.get_ydata())) == 1]
+    assert line.get_ydata()[0] == pytest.approx(chance)
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_labels_keep_apart_and_in_order(values: list[float]) -> None:
     places = apart(values, 0.07)

@@ -114,3 +114,5 @@ def test_without_quarantine_or_attack_there_is_nothing_to_tell() -> None:
 def test_the_rarest_data() -> None:
     assert rarest(COUNTS, [0, 1, 2, 3, 4]) == 1
     assert rarest(COUNTS, [0, 2, 3, 4]) == 2, "as rare as hospital 4's, and fewer patches"
+    nobody = np.zeros((5, 1), dtype=np.int64)
+    assert rarest(np.hstack([nobody, COUNTS]), [0, 1, 2, 3, 4]) == 1, "a label that nobody has is nobody's rarest"

@@ -223,7 +223,7 @@ def test_cells_run_side_by_side_and_read_their_data_once(monkeypatch: pytest.Mon
 
     def reading(experiment: Any) -> Any:
         reads.append(experiment.seed)
-        return SimpleNamespace(label_counts=lambda: np.ones((5, 2), dtype=np.int64), tested=lambda: 2)
+        return SimpleNamespace(label_counts=lambda: np.ones((5, 2), dtype=np.int64), tested=lambda: 7)
 
     def running(experiment: Any, **options: Any) -> Any:
         together.wait(timeout=20)
@@ -240,6 +240,7 @@ def test_cells_run_side_by_side_and_read_their_data_once(monkeypatch: pytest.Mon
     assert len(seen.cells) == 6
     assert sorted(reads) == [1, 2]
     assert {outcome.figures["balanced_accuracy"] for _, outcome in seen.cells} == {0.75}
+    assert {outcome.figures["classes"] for _, outcome in seen.cells} == {7}, "the labels that occur in the test"
 
 
 def test_what_is_no_failure_of_a_federation_ends_the_matrix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

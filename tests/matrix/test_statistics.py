@@ -28,6 +28,7 @@ def test_robustness_is_one_at_the_oracle_and_zero_at_chance() -> None:
     assert robustness(0.74, 0.8, 2) == pytest.approx(0.8)
     assert robustness(0.25, 0.625, 4) == 0.0
     assert robustness(0.4, 0.8, 2) < 0
+    assert robustness(0.5, 1.0, 2) == 0.0, "two of three labels occur in the test: one of them, guessed, gives a half"
     assert math.isnan(robustness(0.6, 0.51, 2)), "nothing can be said where the oracle learnt nothing"
 
 

@@ -1,0 +1,242 @@
+"""Values that are missing are no values, and what cannot be learnt or measured is said before the training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fedrobust.data import (
+    Dirichlet,
+    Folder,
+    Histology,
+    Medmnist,
+    NoNormalisation,
+    Npz,
+    Patches,
+    Source,
+    Split,
+    StainShift,
+)
+from fedrobust.data.hospitals import Hospitals, divide
+from fedrobust.data.patches import nothing
+from fedrobust.data.split import refuse_one_label
+from fedrobust.errors import DataError
+
+N = 12
+GOOD = {"images": np.zeros((N, 8, 8, 3), np.uint8), "labels": np.arange(N) % 2}
+
+
+def npz(path: Path, **changes: np.ndarray) -> Npz:
+    np.savez(path / "a.npz", **GOOD | changes)
+    return Npz(path=str(path / "a.npz"))
+
+
+def refused(source: Source) -> str:
+    with pytest.raises(DataError) as caught:
+        source.load(0)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["groups", "centres"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([1.0, np.nan, 3, np.nan] * 3),
+        np.array(["p1", "", "p2", "  "] * 3),
+        np.array(["p1", "nan", "p2", "NaN"] * 3),
+        np.array(["p1", None, "p2", None] * 3).astype(str),
+        np.array(["p1", pd.NA, "p2", pd.NaT] * 3).astype(str),
+        np.array([b"p1", b"", b"p2", b"nan"] * 3),
+        np.array(["2020-01-01", "NaT", "2020-01-02", "NaT"] * 3, dtype="datetime64[D]"),
+        np.array([1.0, np.inf, 3, -np.inf] * 3),
+        np.ma.array(["p1", "x", "p2", "y"] * 3, mask=[0, 1, 0, 1] * 3).astype(str).filled("--"),
+    ],
+    ids=str,
+)
+def test_missing_patients_and_centres(tmp_path, key, values):
+    text = refused(npz(tmp_path, **{key: values}))
+    assert f"{key}: 6 of 12 are missing (first: number 1," in text and "a.npz" in text
+
+
+@pytest.mark.parametrize("key", ["groups", "centres", "labels"])
+def test_what_a_mask_hides_is_missing(key):
+    hidden = np.ma.array(np.arange(N) % 2 if key == "labels" else np.arange(N), mask=[0, 0, 1, 0] * 3)
+    with pytest.raises(DataError, match=f"{key}: 3 of 12 are missing"):
+        Patches(**GOOD | {"label_names": ("a", "b"), key: hidden})
+
+
+@pytest.mark.parametrize("key", ["groups", "centres"])
+@pytest.mark.parametrize("gone", [None, float("nan"), pd.NA, pd.NaT, np.float64("nan"), ""])
+def test_sources_of_users_meet_the_same_check(key, gone):
+    values = pd.Series(["p1", gone, "p2", "p3"] * 3, dtype=object).to_numpy()
+    with pytest.raises(DataError, match=f"{key}: 3 of 12 are missing"):
+        Patches(**GOOD, label_names=("a", "b"), **{key: values})
+
+
+def test_what_looks_like_nothing_and_is_something():
+    kept = np.array(["0", "none of them", "nana", "N", "-", "1.0", "inf", "anna"])
+    assert not nothing(kept).any()
+    assert nothing(np.array(["", " ", "NaN", "nan", "None", "<NA>", "NaT", "null", "NA", "n/a", "--"])).all()
+    patches = Patches(**GOOD, label_names=("none", "NA"), groups=np.arange(N))
+    assert patches.label_names == ("none", "NA"), "a label may be called so"
+
+
+def test_blanks_around_an_id_make_no_other_patient():
+    groups = np.array(["p1", "p1 ", " p1", "p1\t"] * 3)
+    assert set(Patches(**GOOD, label_names=("a", "b"), groups=groups).groups) == {"p1"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        (np.array([("a", 1)] * N, dtype="U1,i4"), "groups must be texts or numbers"),
+        (np.array([b"\xff"] * N), "groups must be texts in UTF-8"),
+        (np.zeros((N, 2)), "groups must be one-dimensional"),
+    ],
+)
+def test_ids_that_are_no_texts(groups, words):
+    with pytest.raises(DataError, match=words):
+        Patches(**GOOD, label_names=("a", "b"), groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.array([0, 255] * 6), "found 0..255, 2 different ones"),
+        (np.array([1, 2] * 6), "found 1..2, 2 different ones"),
+        (np.array([0, 1, 3] * 4), "found 0..3, 3 different ones"),
+        (np.array([-1, 0, 1] * 4), "found -1..1"),
+        (np.array([2**40, 0] * 6), "found 0..1099511627776"),
+        (np.zeros(N, int), "all 12 are 0"),
+        (np.full(N, 7), "all 12 are 7"),
+        (np.array([0, 1, np.nan] * 4), "labels: 4 of 12 are missing (first: number 2, 'nan')"),
+        (np.array([0.0, 1.0] * 6), "labels must be integers (N,), not float64"),
+        (np.array([True, False] * 6), "labels must be integers"),
+        (np.array(["a", "b"] * 6), "labels must be integers"),
+        (np.array(["1", ""] * 6), "labels: 6 of 12 are missing"),
+        (np.eye(2)[np.arange(N) % 2].astype(int), "labels must be integers (N,)"),
+    ],
+)
+def test_labels_of_npz_files(tmp_path, labels, words):
+    text = refused(npz(tmp_path, labels=labels))
+    assert words in text and "a.npz" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a", ""], "label_names: 1 of 2 are missing"),
+        ([0.0, np.nan], "label_names: 1 of 2 are missing"),
+        (["a", "a"], "label_names: 2 labels are called 'a'"),
+        ([["a", "b"]], "one-dimensional"),
+        (["a"], "labels must be 0..0 (1 label names), found 0..1"),
+    ],
+)
+def test_names_of_labels(tmp_path, names, words):
+    assert words in refused(npz(tmp_path, label_names=np.array(names)))
+
+
+# What is left after the split
+
+
+class Made(Source):
+    """Patches of given labels: how many of each, for each part."""
+
+    name: Literal["made"] = "made"
+    train: tuple[int, ...] = (20, 20)
+    validation: tuple[int, ...] = (4, 4)
+    test: tuple[int, ...] = (8, 8)
+    names: ClassVar[tuple[str, ...]] = ("benign", "malignant", "stroma")
+
+    def load(self, seed: int) -> Patches:
+        counts = {"train": self.train, "validation": self.validation, "test": self.test}
+        labels = np.concatenate([np.repeat(np.arange(len(count)), count) for count in counts.values()])
+        split = np.repeat(list(counts), [sum(count) for count in counts.values()])
+        images = np.random.default_rng(seed).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
+        return Patches(images=images, labels=labels, label_names=self.names[: len(self.train)], split=split)
+
+
+def divided(source: Source, split: Split, cache: Path) -> Hospitals:
+    return divide(source, split, Dirichlet(alpha=10, minimum=1), StainShift(), NoNormalisation(), 2, 0, cache)
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"test": (16, 0)}, "all 16 patches for test are 'benign' (train: 20 benign, 20 malignant;"),
+        ({"test": (0, 1)}, "all 1 patches for test are 'malignant'"),
+        ({"train": (0, 40)}, "all 40 patches for train are 'malignant' (train: 0 benign, 40 malignant;"),
+        ({"train": (40, 0), "validation": (8, 0), "test": (16, 0)}, "all 64 patches are 'benign'"),
+    ],
+)
+def test_one_label_is_too_little(tmp_path, counts, words):
+    with pytest.raises(DataError) as caught:
+        divided(Made(**counts), Split(by="official"), tmp_path)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("counts", "words", "tested"),
+    [
+        ({"validation": (8, 0)}, "validation has no patch of 'malignant'", 2),
+        (
+            {"train": (20, 20, 0), "validation": (4, 4, 0), "test": (8, 8, 0)},
+            "train has no patch of 'stroma'; validation has no patch of 'stroma'; test has no patch of 'stroma' "
+            "(train: 20 benign, 20 malignant, 0 stroma;",
+            2,
+        ),
+        ({"train": (20, 20, 9), "validation": (), "test": (8, 0, 8)}, "test has no patch of 'malignant'", 2),
+    ],
+)
+def test_a_label_that_a_part_lacks_is_told(tmp_path, caplog, counts, words, tested):
+    hospitals = divided(Made(**counts), Split(by="official", validation=0.0), tmp_path)
+    (message,) = caplog.messages
+    assert words in message and "chance are those of the labels that occur" in message
+    assert caplog.records[0].levelno == logging.WARNING and hospitals.tested() == tested
+
+
+def test_where_every_part_has_every_label_nothing_is_told(tmp_path, caplog):
+    hospitals = divided(Made(), Split(by="official"), tmp_path)
+    assert caplog.messages == [] and hospitals.tested() == 2
+
+
+def test_all_sources_are_checked(tmp_path):
+    """One label, from wherever the patches come."""
+    for number in range(12):
+        file = tmp_path / "set" / ("a", "b")[number == 11] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(file)
+    one = np.zeros((4, 1), np.uint8)
+    parts = {f"{part}_labels": one for part in ("train", "val", "test")}
+    parts |= {f"{part}_images": np.zeros((4, 28, 28, 3), np.uint8) for part in ("train", "val", "test")}
+    np.savez(tmp_path / "pathmnist.npz", **parts)
+    named = npz(tmp_path, labels=np.zeros(N, int), label_names=np.array(["a", "b"]))
+    for source, by in (
+        (named, "patch"),
+        (Folder(path=str(tmp_path / "set")), "patch"),
+        (Medmnist(path=str(tmp_path)), "official"),
+    ):
+        with pytest.raises(DataError, match=r"all \d+ patches"):
+            divided(source, Split(by=by), tmp_path)
+
+
+def test_many_labels_are_listed_in_part():
+    labels = np.concatenate([np.arange(100), [0]])
+    images = np.zeros((101, 1, 1, 3), np.uint8)
+    patches = Patches(images=images, labels=labels, label_names=tuple(map(str, range(100))))
+    with pytest.raises(DataError) as caught:
+        refuse_one_label(patches, {"train": np.arange(100), "test": np.array([100])})
+    assert "1 19, …" in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_generated_patches_are_checked(tmp_path):
+    source = Histology(patients=3, patches_per_patient=1, size=16)
+    with pytest.raises(DataError, match=r"all \d+ patches"):
+        divided(source, Split(), tmp_path)
