@@ -41,7 +41,7 @@ def test_every_hospital_has_what_the_counts_say(tmp_path: Path) -> None:
 def test_the_digest_is_of_what_training_reads_after_the_cache(tmp_path: Path) -> None:
     fresh, cached = made(tmp_path), made(tmp_path)
     assert fresh.digest == cached.digest
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("stain-*.npz")
     with np.load(file) as kept:
         images, failed = kept["images"], kept["failed"]
     np.savez(file, images=255 - images, failed=failed)
