@@ -66,6 +66,7 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
     ]
     settings = flatten({key: value for key, value in experiment.items() if key != "name"})
     rows = "".join(f"<tr><td>{escaped(path)}</td><td>{escaped(value)}</td></tr>" for path, value in settings.items())
+    labels = ", ".join(f"“{escaped(name)}”" for name in run.start["label_names"])
     body = f"""<h1>{title}</h1>
 <p class="facts">{" · ".join(escaped(fact) for fact in facts)}</p>
 {_skipped(run)}{_cards(run.final)}
@@ -80,6 +81,7 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
 <h2>Settings</h2>
 <details><summary>All {len(settings)} settings of the experiment</summary>
 <div class="wide"><table class="settings"><tbody>{rows}</tbody></table></div></details>
+<p class="note">Labels, in the order of the pictures: {labels}.</p>
 <p class="note">run {escaped(run.start["run"])} · {run.start["parameters"]:,} parameters ·
 data {escaped(str(run.start["digest"])[:16])} · {_seconds(run)}{f" · {escaped(audit)}" if audit else ""}</p>
 </section>"""
