@@ -18,7 +18,7 @@ LONGEST = 500
 """Characters of a parameter's value that every MLflow server accepts."""
 
 LONGEST_NAME = 250
-"""Bytes of a parameter's or metric's name that every MLflow server accepts."""
+"""Bytes of the name of a parameter, metric or run that every MLflow server accepts."""
 
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
 """Characters that MLflow does not take in a name."""
@@ -97,9 +97,9 @@ def allowed(name: str) -> str:
     return f"{plain.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
 
 
-def shortened(text: str) -> str:
-    """`text` cut to `LONGEST` characters."""
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """`text` cut to `longest` characters."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def finite(value: Any) -> bool:

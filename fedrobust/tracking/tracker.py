@@ -14,7 +14,7 @@ from typing import Any
 
 from fedrobust.skips import Skips
 from fedrobust.tracking.artifacts import upload
-from fedrobust.tracking.entries import Record, shortened
+from fedrobust.tracking.entries import LONGEST_NAME, Record, shortened
 from fedrobust.tracking.faults import fault, refuse_deleted
 from fedrobust.tracking.feed import Feed, send_figures
 from fedrobust.tracking.store import experiment_id, reaching, tracking_uri
@@ -69,9 +69,10 @@ class Tracker:
             from mlflow.entities import Param
 
             own = {key: shortened(value) for key, value in tags.items()}
+            own_name = None if run_name is None else shortened(run_name, LONGEST_NAME)
             if parent is not None:
                 own[PARENT] = parent
-            run = client.create_run(experiment_id(client, experiment, uri), run_name=run_name, tags=own)
+            run = client.create_run(experiment_id(client, experiment, uri), run_name=own_name, tags=own)
             entries = [Param(key, shortened(value)) for key, value in params.items()]
             for start in range(0, len(entries), 100):
                 client.log_batch(run.info.run_id, params=entries[start : start + 100])

@@ -39,7 +39,7 @@ def write_study(folder: Path, plan: Plan, study: SweepStudy, fresh: Sequence[Fre
 def write_trials(file: Path, view: View) -> None:
     """The finished trials as CSV: `number`, `state`, the objectives, what was searched by dotted path, `reason`.
 
-    Numbers are exact. A cell is empty where a trial has no such value; `null` is a choice.
+    Numbers are exact. A cell is empty where a trial has no such value; `null` is a choice. See `texts.cell`.
     """
     names = list(view.space.searched)
     with file.open("w", encoding="utf-8", newline="") as out:

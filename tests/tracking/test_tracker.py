@@ -174,6 +174,15 @@ def test_names_that_mlflow_does_not_take_are_written_otherwise(database: Path) -
     assert params == {"defences.nnm _ median": "3", "defences.a/b c-d.e:f_g": "1"}
 
 
+def test_a_long_name_of_a_run_is_cut_to_what_every_database_takes(database: Path) -> None:
+    tracker = Tracker.open("names", {}, {}, "良 " + "x" * 300)
+    assert tracker.close()
+    from mlflow import MlflowClient
+
+    name = MlflowClient(tracking.tracking_uri()).get_run(tracker.run_id).info.run_name
+    assert name.startswith("良 x") and name.endswith("…") and len(name) == 250
+
+
 def test_mlflow_itself_is_left_as_it_was() -> None:
     import mlflow
 
