@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from fedrobust.data.hospitals import Hospitals
-from fedrobust.errors import ExperimentError, FedRobustError
+from fedrobust.errors import ExperimentError, FedRobustError, UnknownRunError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
 from fedrobust.federation.pool import Pool, teams_that_fit
@@ -289,8 +290,11 @@ def parent_run(
     place = folder / PARENT
     if place.exists():
         run_id = place.read_text(encoding="utf-8").strip()
-        end_children(run_id)
-        tracker = Tracker.resume(run_id, journal)
+        try:
+            end_children(run_id)
+            tracker = Tracker.resume(run_id, journal)
+        except UnknownRunError as error:
+            raise UnknownRunError(f"{error}; to go on with a new one: rm {shlex.quote(str(place))}") from error
     else:
         tracker = Tracker.open(experiment, params, tags, name, parent)
         place.write_text(f"{tracker.run_id}\n", encoding="utf-8")

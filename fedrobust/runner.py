@@ -313,7 +313,7 @@ def _report(
     write_report(folder, hospitals.images)
     if experiment.tracking.model or (folder / "model").exists():
         shutil.rmtree(folder / "model", ignore_errors=True)  # half of it may be there
-        save_model(network, _example(hospitals), folder / "model")
+        save_model(network, hospitals.images.shape[1], folder / "model")
     made = [path for pattern in MADE for path in folder.glob(pattern)]
     seal_files(folder, key, [path.relative_to(folder).as_posix() for path in made])
     untrained = Skips.of(read_journal(folder)).untrained
@@ -390,9 +390,3 @@ def _network(experiment: Experiment, hospitals: Hospitals) -> nn.Module:
     """The model on the CPU; refused here, before anything starts, where it does not fit the data."""
     with _placed("learning.model"):
         return experiment.learning.model.build(len(hospitals.label_names), hospitals.images.shape[1], experiment.seed)
-
-
-def _example(hospitals: Hospitals) -> np.ndarray:
-    from fedrobust.data.batches import to_tensor
-
-    return np.ascontiguousarray(to_tensor(hospitals.images[hospitals.indices["test"][:2]]).numpy())

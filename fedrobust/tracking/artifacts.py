@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from fedrobust.tracking.store import import_mlflow
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
+    from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 NOT_ARTIFACTS = ("checkpoint.npz", "checkpoint.partial", "model")
 """What stays in the run's folder; the model is logged as a model."""
@@ -20,31 +23,49 @@ REGISTERED = ("attack", "defence")
 """Tags of a run that a registered model has, too, beside `run`, the run's name."""
 
 
-def save_model(module: nn.Module, example: np.ndarray, folder: Path) -> None:
+def save_model(module: nn.Module, size: int, folder: Path) -> None:
     """Write `module` as an MLflow model: a traced graph with its signature, that loads without this package.
 
-    `example` (n, 3, H, W) float32 needs n ≥ 2, so that the number of patches stays free. Needs no server: `upload`
-    and `sync` log it when one is there. `mlflow.pytorch.load_model` reads it back.
+    It takes any number of patches, (n, 3, size, size) float32. The example that it is traced with, and that lies
+    beside it, is two grey patches: a single one would fix n at one, and patients' own do not belong there. A network
+    that cannot be traced so is told, and nothing is written: a run does not end with that. Needs no server: `upload`
+    and `sync` log the model when one is there. `mlflow.pytorch.load_model` reads it back.
     """
+    import torch
+
+    try:
+        _trace(module.eval(), torch.zeros(2, 3, size, size), folder)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a network makes of being traced
+        shutil.rmtree(folder, ignore_errors=True)
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        logger.warning("no model is kept, only its weights in %s: %s", folder.parent / "checkpoint.npz", why)
+
+
+def _trace(module: nn.Module, example: Tensor, folder: Path) -> None:
+    """Write `module` as an MLflow model, and read it back with other numbers of patches than the example's."""
     import_mlflow()
     import mlflow.pytorch
     import torch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    module = module.eval()
     with torch.no_grad():
-        output = module(torch.from_numpy(example)).numpy()
+        arrays = example.numpy(), module(example).numpy()
     mlflow.pytorch.save_model(
         module,
         str(folder),
-        signature=ModelSignature(
-            *(Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]))]) for array in (example, output))
-        ),
-        input_example=example,
+        signature=ModelSignature(*(Schema([TensorSpec(each.dtype, (-1, *each.shape[1:]))]) for each in arrays)),
+        input_example=arrays[0],
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"mlflow=={mlflow.__version__}", "numpy"],
         serialization_format="pt2",
     )
+    (file,) = folder.rglob("*.pt2")
+    graph = torch.export.load(file).module()
+    for count in (1, 3):
+        with torch.no_grad():
+            graph(example[:1].repeat(count, 1, 1, 1))
 
 
 def upload(client: Any, run_id: str, folder: Path, again: bool = False, register: str | None = None) -> None:

@@ -105,7 +105,7 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
     if found.lifecycle_stage != "active":
         raise TrackingError(
             f"the MLflow experiment '{name}' has been deleted; "
-            f"choose another tracking.experiment, or: {restoring('experiments', found.experiment_id)}"
+            f"choose another tracking.experiment, or restore it: {restoring('experiments', found.experiment_id)}"
         )
     return str(found.experiment_id)
 

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import runpy
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from torch import nn
 
     folder = tmp_path_factory.mktemp("saved") / "model"
-    tracking.save_model(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), np.zeros((2, 3, 4, 4), np.float32), folder)
+    tracking.save_model(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), 4, folder)
     return folder
 
 
@@ -181,3 +190,61 @@ def test_a_folder_by_another_name_and_artifacts_elsewhere_stay_as_they_are(
         places = {each.name: each.artifact_location for each in client.search_experiments()}
     assert places["elsewhere"] == (start / "b" / "artifacts").as_uri()
     assert places["fedrobust"] == (start / "moved" / "mlruns" / "artifacts").as_uri()
+
+
+def order(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make ui` does before it starts MLflow."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["fedrobust.tracking", url])
+        runpy.run_module("fedrobust.tracking", run_name="__main__")
+
+
+def test_a_database_is_put_in_order_before_mlflow_shows_it(
+    start: Path, bare: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = work_in(start / "a", bare)
+    run_id = record(folder, model)
+    folder.rename(start / "b #")
+    os.chdir(start / "b #")
+    order("sqlite:///mlruns/mlflow.db", monkeypatch)
+    check(start / "b #", run_id)
+    (start / "b #" / "mlruns" / "mlflow.db").write_bytes(b"no database")
+    with pytest.raises(SystemExit, match=r"^error: mlruns/mlflow\.db is no SQLite database"):
+        order("sqlite:///mlruns/mlflow.db", monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["what?1 #2;3&4", "50%41 münchen"])
+def test_the_ui_shows_what_lies_in_an_odd_folder(name: str, start: Path, bare: Path, model: Path) -> None:
+    folder = work_in(start / name, bare)
+    run_id = record(folder, model)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        "sqlite:///mlruns/mlflow.db",
+        "--workers",
+        "1",
+    ]
+    settings = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with subprocess.Popen([*command, "--port", str(port)], cwd=folder, env=settings, start_new_session=True) as server:
+        try:
+            for _ in range(240):
+                with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+                    if answer.status == 200:
+                        break
+                time.sleep(0.5)
+            found = f"http://127.0.0.1:{port}/get-artifact?path=journal.jsonl&run_uuid={run_id}"
+            with urllib.request.urlopen(found) as answer:
+                assert answer.read() == (folder / "mlruns" / "runs" / run_id / "journal.jsonl").read_bytes()
+            history = f"api/2.0/mlflow/metrics/get-history?run_id={run_id}&metric_key=test/accuracy"
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{history}") as answer:
+                assert [each["value"] for each in json.load(answer)["metrics"]] == [0.5]
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+    assert [path.name for path in start.iterdir()] == [name]

@@ -24,7 +24,7 @@ def test_every_run_is_a_version_once_and_latest_is_the_last(tmp_path: Path) -> N
         tracker = Tracker.open("registered", {}, {"attack": "ipm", "defence": f"rule {number}"}, f"run {number}")
         folder = tmp_path / tracker.run_id
         write(folder, journal())
-        tracking.save_model(module, images[:2], folder / "model")
+        tracking.save_model(module, 4, folder / "model")
         tracker.upload(folder, register="tumour model")
         tracker.upload(folder, register="tumour model")
         assert tracker.close()
@@ -46,7 +46,7 @@ def test_sync_registers_what_the_run_could_not(tmp_path: Path) -> None:
     records[0]["experiment"] = {"tracking": {"register": "late"}}
     write(tmp_path / tracker.run_id, records)
     module = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
-    tracking.save_model(module, np.ones((2, 3, 4, 4), dtype=np.float32), tmp_path / tracker.run_id / "model")
+    tracking.save_model(module, 4, tmp_path / tracker.run_id / "model")
     for _ in range(2):
         sync(tmp_path / tracker.run_id)
     (version,) = mlflow.MlflowClient(tracking.tracking_uri()).search_model_versions("name = 'late'")
