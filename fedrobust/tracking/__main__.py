@@ -1,5 +1,5 @@
-"""`python -m fedrobust.tracking sqlite:///mlruns/mlflow.db` has a database in order before MLflow's own programs use it:
-made if need be, and right about where its artifacts lie."""
+"""`python -m fedrobust.tracking sqlite:///mlruns/mlflow.db`: has a database in order before MLflow's own programs use
+it. It is made if need be, and right about where its artifacts lie."""
 
 from __future__ import annotations
 
