@@ -7,6 +7,8 @@ class FedRobustError(Exception):
     """Something the user can mend; the command line prints its text, never a traceback."""
 
     exit_code = 1
+    everywhere = False
+    """Whether it would end every other run, too: a sweep or a matrix then stops, and can be gone on with."""
 
 
 class ExperimentError(FedRobustError):
@@ -28,6 +30,14 @@ class DataError(ExperimentError):
 class TrackingError(FedRobustError):
     """The tracking server cannot be reached, or refused what was sent."""
 
+    everywhere = True
+
+
+class StorageError(FedRobustError):
+    """The database of a study cannot be reached, or is locked by another program."""
+
+    everywhere = True
+
 
 class UnknownRunError(TrackingError):
     """The tracking store does not know a run, or has deleted it for good."""
@@ -45,3 +55,9 @@ class ClusterError(FedRobustError):
     """A cluster that cannot be reached or keeps us out, a job that is not there, a command that cannot be sent."""
 
     exit_code = 2
+
+
+class NoPlaceError(FederationError):
+    """The cluster has no place for any run."""
+
+    everywhere = True

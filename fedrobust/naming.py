@@ -1,9 +1,11 @@
-"""What a run is called, and the tags that a person filters runs by."""
+"""What a run is called, what it is a part of, and the tags that a person filters runs by."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +15,18 @@ from fedrobust.texts import visible
 
 NOT_SECRET = "not secret"
 """The tag `secrecy` of runs whose secrets come from the experiment's seed."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run that is one of many: its journal is all it leaves, and `fedrobust sync` can send MLflow the curves."""
+
+    parent: str
+    """Id of the MLflow run that it is nested below."""
+    tags: Mapping[str, str]
+    """Tags beside, or instead of, those that every run has."""
+    opened: list[str] = field(default_factory=list)
+    """Filled with the ids of the MLflow runs that are begun for it: one, or more where it is begun again."""
 
 
 def run_name(experiment: Experiment) -> str:

@@ -8,22 +8,26 @@ import logging
 import os
 import shlex
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from fedrobust.data.hospitals import Hospitals
-from fedrobust.errors import ExperimentError, FedRobustError, UnknownRunError
+from fedrobust.errors import DataError, ExperimentError, FederationError, FedRobustError, UnknownRunError
 from fedrobust.experiment import Experiment
+from fedrobust.failures import ends_all, reason
 from fedrobust.federation.actors import ActorDied
 from fedrobust.federation.pool import Pool, teams_that_fit
 from fedrobust.federation.rounds import Hook
 from fedrobust.federation.session import ray_session
-from fedrobust.runner import Part, Result, hospitals_of, run
+from fedrobust.naming import Part
+from fedrobust.runner import KEY, Result, hospitals_of, run
+from fedrobust.secure.audit import open_key
 from fedrobust.tracking import Tracker, end_children
 
 logger = logging.getLogger(__name__)
@@ -189,6 +193,23 @@ class Teams:
                 self._say(f"begun again: {error}")
         return run(experiment, hooks=[self._go_on, *hooks], pool=self._pool, hospitals=hospitals, part=part)
 
+    def check(self, experiments: Sequence[Experiment]) -> None:
+        """See to what every run needs, before the first: data that can be read, and the key of the audit log.
+
+        experiments: all kinds of data that the runs can have are among theirs. Where there are several kinds, it is
+        enough that the source of one can be read: what else is wrong with its data may be right for other runs.
+
+        Raises `DataError` where no run could have its data, and `AuditError` where the key cannot be used.
+        """
+        self._say("reading the data")
+        kinds: dict[str, Experiment] = {}
+        for each in experiments:
+            kinds.setdefault(data_key(each), each)
+        _any([each.data.source.check for each in kinds.values()])
+        sources = [partial(each.data.source.load, each.seed) for each in kinds.values() if len(kinds) > 1]
+        _any([*(partial(self.hospitals, each) for each in experiments[:1]), *sources])  # kept for the first run
+        open_key(KEY)
+
     def hospitals(self, experiment: Experiment) -> Hospitals:
         """The data of an experiment; those of the last few are kept."""
         return self._shelf.get(experiment)
@@ -206,6 +227,25 @@ class Teams:
             raise Stopped
 
 
+def data_key(experiment: Experiment) -> str:
+    """What decides who holds which patches: experiments with the same key have the same data."""
+    resolved = experiment.resolved()
+    return json.dumps([resolved["data"], resolved["federation"]["clients"], experiment.seed], sort_keys=True)
+
+
+def _any(attempts: Iterable[Callable[[], object]]) -> None:
+    """Make the attempts until one works. Raises what the first of them raised, as a `FedRobustError`, if none does."""
+    wrong: list[Exception] = []
+    for attempt in attempts:
+        try:
+            attempt()
+            return
+        except Exception as error:  # whatever a user's own class raises
+            wrong.append(error if isinstance(error, FedRobustError) else DataError(f"data: {reason(error)}"))
+    if wrong:
+        raise wrong[0]
+
+
 class _Shelf:
     """The data of the last few (data, hospitals, seed), each read and divided once."""
 
@@ -215,8 +255,7 @@ class _Shelf:
 
     def get(self, experiment: Experiment) -> Hospitals:
         """The hospitals of an experiment; a thread that asks for what another one is reading waits for it."""
-        resolved = experiment.resolved()
-        key = json.dumps([resolved["data"], resolved["federation"]["clients"], experiment.seed], sort_keys=True)
+        key = data_key(experiment)
         with self._lock:
             held, first = self._held.get(key), key not in self._held
             held = self._held.setdefault(key, Future())
@@ -228,7 +267,30 @@ class _Shelf:
                 held.set_result(hospitals_of(experiment))
             except BaseException as error:
                 held.set_exception(error)
+                if not isinstance(error, ExperimentError):  # which would come again; a lack of memory may not
+                    with self._lock:
+                        self._held.pop(key, None)
         return held.result()
+
+
+def failure(error: BaseException, part: Part, name: str, tracker: Tracker) -> str:
+    """Why a run that is a part has failed, told to MLflow, too; `name` is what it is called there.
+
+    Raises the error again where it is not the run's own: see `ends_all`.
+    """
+    if ends_all(error):
+        raise error
+    told = reason(error)
+    tracker.failed(told, part.opened, name, part.tags)
+    return told
+
+
+def refuse_fruitless(reasons: Sequence[str], made: int, what: str, table: Path) -> None:
+    """Raise `FederationError` where all that was made has failed; `reasons` are those of what has."""
+    if reasons and len(reasons) == made:
+        most, times = Counter(reasons).most_common(1)[0]
+        often = "" if times == made else f"{times} of them, "
+        raise FederationError(f"all {made} {what} failed: {often}{most}; see {table}")
 
 
 @contextmanager

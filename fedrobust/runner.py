@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from fedrobust.federation.rounds import Federation, Hook, Outcome
 from fedrobust.federation.session import check_ray, ray_session
 from fedrobust.federation.verification import refuse_changed, seal_files
 from fedrobust.learning.vector import load_vector
-from fedrobust.naming import run_name, tags
+from fedrobust.naming import Part, run_name, tags
 from fedrobust.private import private_files
 from fedrobust.report import finding, save_partition, write_report
 from fedrobust.secure.audit import open_key, versions
@@ -68,16 +68,6 @@ class Result:
     """The truth of the simulation: malicious hospital → name of its attack."""
     suspected: list[int]
     """Hospitals whose reputation was below the threshold at the end."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A run that is one of many: its journal is all it leaves, and `fedrobust sync` can send MLflow the curves."""
-
-    parent: str
-    """Id of the MLflow run that it is nested below."""
-    tags: Mapping[str, str]
-    """Tags beside, or instead of, those that every run has."""
 
 
 @private_files()
@@ -228,7 +218,10 @@ def _open_tracker(experiment: Experiment, hospitals: Hospitals, resumed: Journal
         return Tracker.resume(resumed.folder.name, read_journal(resumed.folder))
     all_tags = tags(experiment) | {"data_digest": hospitals.digest} | dict(part.tags if part else {})
     name, params = experiment.tracking.experiment, flatten(experiment.resolved())
-    return Tracker.open(name, params, all_tags, run_name(experiment), part.parent if part else None)
+    tracker = Tracker.open(name, params, all_tags, run_name(experiment), part.parent if part else None)
+    if part is not None:
+        part.opened.append(tracker.run_id)
+    return tracker
 
 
 def _new_folder(run_id: str, experiment: Experiment) -> Path:

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,12 +64,18 @@ class Played:
         self.finished: Counter[str] = Counter()
         self.rounds: dict[str, int] = {}
         self.told: list[dict[str, Any]] = []
+        self.figured: dict[str, float] = {}
+        """What the sweep's own MLflow run was told of no round."""
+        self.failures: dict[str, str] = {}
+        """Name of a run that is said to have failed → why."""
         self.tags: dict[str, dict[str, str]] = {}
         self.lock = threading.Lock()
         self.wait: Callable[[Experiment], float] = lambda experiment: 0.0
         self.fails: Callable[[Experiment], bool] = lambda experiment: False
         self.fails_in: Callable[[Experiment], int] = lambda experiment: 0
         """The round in which it fails; 0: in none."""
+        self.dies: Callable[[Experiment], BaseException | None] = lambda experiment: None
+        """What a run dies of at its beginning, whatever it may be; None: it does not."""
         self.accuracy: Callable[[Experiment, int], float] = accuracy
 
     def run(self, experiment: Experiment, hooks: Sequence[Callable[[Any], None]], part: Any, **_: Any) -> Any:
@@ -77,6 +83,8 @@ class Played:
         with self.lock:
             self.begun[name] += 1
             self.tags[name] = {**part.tags, "parent": part.parent}
+        if (death := self.dies(experiment)) is not None:
+            raise death
         if self.fails(experiment):
             raise FederationError("round 1: no update arrived")
         rounds = []
@@ -99,7 +107,13 @@ class Played:
         self.told.append(record)
 
     def figures(self, figures: dict[str, float], run_id: str | None = None) -> None:
-        pass
+        with self.lock:
+            self.figured |= figures if run_id is None else {}
+
+    def failed(self, reason: str, begun: Sequence[str], name: str, tags: Mapping[str, str]) -> None:
+        with self.lock:
+            self.failures[name] = reason
+            self.tags.setdefault(name, dict(tags))
 
     def upload(self, folder: Path, again: bool = False) -> None:
         pass

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fedrobust"
 FLOORS: list[set[str]] = [
     {"options", "errors", "private", "seeds", "portions", "skips", "texts"},
     {"locks"},
-    {"data", "learning", "aggregation", "databases"},
+    {"data", "learning", "aggregation", "databases", "failures"},
     {"secure"},
     {"attacks", "trust"},
     {"experiment"},

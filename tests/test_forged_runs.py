@@ -16,7 +16,8 @@ import fedrobust
 from fedrobust.errors import ExperimentError
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.verification import verify_all
-from fedrobust.runner import KEY, Part
+from fedrobust.naming import Part
+from fedrobust.runner import KEY
 from fedrobust.secure.audit import read_public
 
 pytestmark = pytest.mark.usefixtures("in_place")

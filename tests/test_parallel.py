@@ -19,7 +19,9 @@ import pytest
 
 import fedrobust.parallel as parallel
 from fedrobust.errors import DataError, ExperimentError, FederationError, FedRobustError, TrackingError
-from fedrobust.parallel import Stopped, Store, Teams, drawn, written_in_any_case
+from fedrobust.experiment_file import load
+from fedrobust.naming import Part
+from fedrobust.parallel import Stopped, Store, Teams, drawn, failure, written_in_any_case
 
 EXPERIMENT: Any = None
 
@@ -265,7 +267,42 @@ def test_a_run_that_is_a_part_is_not_said_to_go_on_alone(workplace: Path, monkey
     (folder / "checkpoint.npz").touch()
     opened = SimpleNamespace(run_id="one", close=lambda status: True)
     monkeypatch.setattr(runner, "_open_tracker", lambda *_: opened)
-    for part, said in ((None, "round 3: lost; go on with: --resume one"), (runner.Part("all", {}), "round 3: lost")):
+    for part, said in ((None, "round 3: lost; go on with: --resume one"), (Part("all", {}), "round 3: lost")):
         with pytest.raises(FederationError) as caught, runner._tracked(EXPERIMENT, EXPERIMENT, None, part):
             raise FederationError("round 3: lost")
         assert str(caught.value) == said
+
+
+def test_a_part_is_told_which_runs_were_begun_for_it(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> None:
+    """And what it dies of is told of all of them; what ends all is raised again."""
+    import fedrobust.runner as runner
+
+    Path("e.yaml").write_text("data: {source: {name: histology, patients: 20}}\n")
+    experiment, ids = load("e.yaml"), iter(("one", "two"))
+    monkeypatch.setattr(runner.Tracker, "open", lambda *_: SimpleNamespace(run_id=next(ids)))
+    part, told = Part("all", {"trial": "3"}), list[Any]()
+    tracker: Any = SimpleNamespace(failed=lambda *given: told.append(given))
+    for _ in range(2):
+        runner._open_tracker(experiment, SimpleNamespace(digest="d"), None, part)  # type: ignore[arg-type]
+    assert failure(DataError("too few"), part, "trial 3", tracker) == "too few"
+    assert told == [("too few", ["one", "two"], "trial 3", {"trial": "3"})]
+    with pytest.raises(TrackingError):
+        failure(TrackingError("gone"), part, "trial 3", tracker)
+    assert len(told) == 1
+
+
+def test_a_lack_of_memory_is_not_kept_on_the_shelf(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> None:
+    """What is wrong with the data is: it would come again."""
+    Path("e.yaml").write_text("data: {source: {name: histology, patients: 20}}\n")
+    experiment, reads, deaths = load("e.yaml"), [0], [MemoryError(), DataError("too few"), DataError("again")]
+
+    def reading(_: Any) -> Any:
+        reads[0] += 1
+        raise deaths[reads[0] - 1]
+
+    monkeypatch.setattr(parallel, "hospitals_of", reading)
+    with on(1) as teams:
+        for death in (MemoryError, DataError, DataError):
+            with pytest.raises(death):
+                teams.hospitals(experiment)
+    assert reads == [2]

@@ -14,6 +14,7 @@ from fedrobust.duel.file import SEARCHED, Duel
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft, Keys
+from fedrobust.tuning.objectives import unknown
 from fedrobust.tuning.sweep import Plan, Sweep
 
 Role = Literal["fixed", "attacker", "defender"]
@@ -46,6 +47,8 @@ class Match:
         """`draft` is the file of the duel. Raises `ExperimentError` with a line for everything that is wrong."""
         self.duel = duel
         self._draft = draft
+        if reason := unknown(duel.objective.metric):
+            raise ExperimentError(f"{draft.place('objective', 'metric')}: objective.metric: {reason}")
         try:
             self._file = Draft.read(draft.path.parent / duel.experiment)
         except ExperimentError as error:
@@ -54,10 +57,11 @@ class Match:
         self._check()
 
     @cached_property
-    def sample(self) -> Experiment:
-        """One of the experiments: its data, workers and tracking are those of all."""
-        first = self.begin(next(iter(self.duel.defences)))
-        return self.experiment(first, next(iter(first.attacks)), self.duel.fresh[0])
+    def samples(self) -> list[Experiment]:
+        """A run of each defence, on a seed that is searched on, and on a fresh one."""
+        begun = [self.begin(name) for name in self.duel.defences]
+        seeds = (self.duel.seeds[0], self.duel.fresh[0])
+        return [self.experiment(each, next(iter(each.attacks)), seed) for each in begun for seed in seeds]
 
     @property
     def turns(self) -> list[tuple[Role, int, str]]:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fedrobust.duel.match import Match, Role, Standing
 from fedrobust.duel.results import Turn, turns_written, write_results
-from fedrobust.errors import FederationError
+from fedrobust.errors import DataError, ExperimentError, FederationError
+from fedrobust.failures import ends_all, reason
 from fedrobust.federation.pool import Pool
-from fedrobust.parallel import Store, Teams, leased_pool, parent_run, written_in_any_case
+from fedrobust.parallel import Store, Teams, leased_pool, parent_run, refuse_fruitless, written_in_any_case
 from fedrobust.private import private_files
 from fedrobust.texts import file_name
 from fedrobust.tracking import Tracker, flatten
 from fedrobust.tuning import running as tuning
-from fedrobust.tuning.objectives import Curves
+from fedrobust.tuning.objectives import Curves, Objective
 from fedrobust.tuning.study import Trial
 from fedrobust.tuning.sweep import Plan
 from fedrobust.tuning.trials import Place, Run, Runs
@@ -28,6 +30,8 @@ DUELS = Path("mlruns/duels")
 """Where each duel keeps its folder, below the working folder."""
 GO_ON = "started again with the same command, the duel goes on"
 """What is told behind an error that ends one."""
+
+Made = TypeVar("Made")
 
 
 class Watch(tuning.Watch, Protocol):
@@ -67,19 +71,21 @@ def run_duel(
     out: the folder, instead of one named after the duel.
     pool: leases teams that are there already; `teams` then says nothing.
 
-    Raises `ExperimentError`, `TrackingError`, and what a Ctrl-C raises; what is finished stays.
+    What would end all turns ends the duel: `DataError` where there are no data, `AuditError`, `TrackingError`,
+    `StorageError`, `NoPlaceError`, a full disk, and a Ctrl-C; what is finished stays. Raises `FederationError` where
+    every turn has failed, when all is written, and `ExperimentError` where a search is another one than was begun.
     """
     duel, watch = match.duel, watch or _Silent()
     folder, turns = out or DUELS / file_name(duel.name), list[Turn]()
     with ExitStack() as stack:
-        match.sample.data.source.check()
+        Teams(watch.say).check(match.samples)
         store = stack.enter_context(closing(Store(folder / "runs.jsonl", Run)))
         settings = duel.model_dump(mode="json", serialize_as_any=True)
         (folder / "duel.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         watch.say("opening MLflow")
-        experiment, tags = match.sample.tracking.experiment, {"duel": duel.name}
+        experiment, tags = match.samples[0].tracking.experiment, {"duel": duel.name}
         tracker = stack.enter_context(parent_run(folder, experiment, flatten(settings), tags, f"duel {duel.name}", []))
-        pool = pool or stack.enter_context(leased_pool(match.sample, watch.say, teams))
+        pool = pool or stack.enter_context(leased_pool(match.samples[0], watch.say, teams))
         runs = Runs(store, stack.enter_context(Teams(watch.say, pool=pool)), tracker)
 
         def write(complete: bool) -> None:
@@ -87,61 +93,71 @@ def run_duel(
                 write_results(folder, duel.name, duel.objective, turns, complete)
             tracker.upload(folder, again=True)
 
-        stack.enter_context(written_in_any_case(write, GO_ON))
         standings = {name: match.begin(name) for name in duel.defences}
         lost: set[str] = set()
-        for side, number, name in match.turns:
-            if name in lost:
-                continue
-            chosen: Mapping[str, Any] = {}
-            try:
-                if side != "fixed":
-                    plan = match.search(standings[name], side, number)
-                    watch.say(f"{name}: {side} {number} searches")
-                    place = folder / file_name(plan.sweep.name.removeprefix(f"{duel.name} "))
-                    chosen = _search(plan, watch, storage, place, pool, tracker)
-                    standings[name] = standings[name].after(side, number, chosen)
-                watch.say(f"{name}: measuring on fresh seeds")
-                turn = _judged(match, standings[name], side, number, chosen, runs)
-            except FederationError as error:
-                turn = Turn(name, side, number, {}, {}, chosen, duel.objective.direction, str(error))
-            turns.append(turn)
-            if turn.failed:
-                lost.add(name)
-            elif not lost:  # MLflow takes what it is told of a duel in one order: the rest is told when nothing fails
-                step = 2 * number - (side == "attacker")
-                tracker.log({"kind": "turn", "round": step, "metrics": {f"worst/{name}": turn.value}})
-            watch.turn(turn)
+        with written_in_any_case(write, GO_ON):
+            for side, number, name in match.turns:
+                if name in lost:
+                    continue
+                chosen: Mapping[str, Any] = {}
+                try:
+                    if side != "fixed":
+                        plan = _composed(partial(match.search, standings[name], side, number))
+                        watch.say(f"{name}: {side} {number} searches")
+                        place = folder / file_name(plan.sweep.name.removeprefix(f"{duel.name} "))
+                        chosen = _search(plan, watch, storage, place, pool, tracker)
+                        standings[name] = standings[name].after(side, number, chosen)
+                    watch.say(f"{name}: measuring on fresh seeds")
+                    turn = _judged(match, standings[name], side, number, chosen, runs)
+                except (FederationError, DataError) as error:
+                    if ends_all(error):
+                        raise
+                    turn = Turn(name, side, number, {}, {}, chosen, duel.objective.direction, reason(error))
+                turns.append(turn)
+                if turn.failed:
+                    lost.add(name)
+                elif not lost:  # MLflow takes what it is told of a duel in one order: the rest when nothing fails
+                    step = 2 * number - (side == "attacker")
+                    tracker.log({"kind": "turn", "round": step, "metrics": {f"worst/{name}": turn.value}})
+                watch.turn(turn)
+        refuse_fruitless([turn.failed for turn in turns if turn.failed], len(turns), "turns", folder / "duel.md")
     return Findings(folder, match, turns)
 
 
+def _composed(make: Callable[[], Made]) -> Made:
+    """What is made of the options. Raises `FederationError` where what the sides have found does not go together."""
+    try:
+        return make()
+    except Exception as error:  # a validator of a user's own class may raise anything
+        raise FederationError(reason(error)) from error
+
+
 def _search(plan: Plan, watch: Watch, storage: str, out: Path, pool: Pool, tracker: Tracker) -> Mapping[str, Any]:
-    """What the best trial of a turn's sweep has chosen."""
+    """What the best trial of a turn's sweep has chosen. Raises `FederationError` where all trials failed."""
     found = tuning.run_sweep(
         plan, _Trials(watch), resume=True, storage=storage, out=out, pool=pool, parent=tracker.run_id
     )
-    if not found.best:
-        told = "no trial was completed: give this side more trials, or the duel another name"
-        raise FederationError(f"{told}; see {out / 'trials.csv'}")
     return found.best[0].values
 
 
 def _judged(match: Match, standing: Standing, side: Role, number: int, chosen: Mapping[str, Any], runs: Runs) -> Turn:
     """Measure a defence against all known attacks, on the fresh seeds."""
     objective, name = match.duel.objective, standing.defence
-    places = [
-        _Judging(number, attack, seed, match.experiment(standing, attack, seed), "fresh", name, standing.turn)
-        for attack in standing.attacks
-        for seed in match.duel.fresh
-    ]
+    composed = _composed(
+        lambda: [
+            (attack, seed, match.experiment(standing, attack, seed))
+            for attack in standing.attacks
+            for seed in match.duel.fresh
+        ]
+    )
+    places = [_Judging(number, *each, "fresh", name, standing.turn) for each in composed]
     curves: dict[str, dict[int, Curves]] = {attack: {} for attack in standing.attacks}
     wrong = list[str]()
     for place, run in zip(places, runs.all(places), strict=True):
         where = f"{place.attack}, seed {place.seed}"
-        if run.failed:
-            wrong.append(f"{where}: {run.failed}")
-        elif not math.isfinite(objective.reduced({(place.attack, place.seed): run.curves})):
-            wrong.append(f"{where}: {objective.metric} is not a finite number")
+        why = run.failed or _worthless(objective, place, run)
+        if why:
+            wrong.append(f"{where}: {why}")
         else:
             curves[place.attack][place.seed] = run.curves
     whole = {attack: found for attack, found in curves.items() if len(found) == len(match.duel.fresh)}
@@ -154,6 +170,15 @@ def _judged(match: Match, standing: Standing, side: Role, number: int, chosen: M
         for attack, found in whole.items()
     }
     return Turn(name, side, number, by_attack, by_seed, chosen, objective.direction, "; ".join(wrong))
+
+
+def _worthless(objective: Objective, place: Place, run: Run) -> str:
+    """Why a run that has not failed has no figure; empty if it has one."""
+    try:
+        value = objective.reduced({(place.attack, place.seed): run.curves})
+    except ExperimentError as error:
+        return reason(error)
+    return "" if math.isfinite(value) else f"{objective.metric} is not a finite number"
 
 
 @dataclass(frozen=True)

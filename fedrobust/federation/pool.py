@@ -24,7 +24,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from fedrobust.errors import FederationError
+from fedrobust.errors import FederationError, NoPlaceError
 from fedrobust.experiment import Workers
 from fedrobust.federation.actors import ActorDied, answer
 from fedrobust.federation.adversary import Adversary
@@ -208,7 +208,7 @@ class Pool:
         """A team for one run; waits while all are at work.
 
         A team that has lost actors, with their node say, is started again, as soon as Ray has found another place for
-        it; until then the others are leased. Raises `FederationError` where no team has had a place for two minutes.
+        it; until then the others are leased. Raises `NoPlaceError` where no team has had a place for two minutes.
         """
         team = self._whole()
         try:
@@ -230,7 +230,7 @@ class Pool:
             if self._working:
                 until = time.monotonic() + PATIENCE
             elif time.monotonic() > until:
-                raise FederationError(
+                raise NoPlaceError(
                     f"all teams have lost actors, and there is no place for new ones since {PATIENCE:g} s"
                 )
             time.sleep(1)

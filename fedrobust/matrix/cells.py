@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from fedrobust.errors import FederationError
+from fedrobust.experiment import Experiment
 from fedrobust.matrix.grid import Cell
 from fedrobust.matrix.measures import baselines, detection, performance
-from fedrobust.parallel import Store, Teams
-from fedrobust.runner import Part
+from fedrobust.naming import Part
+from fedrobust.parallel import Store, Teams, failure
 from fedrobust.tracking import Tracker
 
 
@@ -44,8 +44,8 @@ def missing(store: Store[Outcome], cells: Sequence[Cell]) -> list[Cell]:
 def run_cells(cells: Sequence[Cell], store: Store[Outcome], teams: Teams, tracker: Tracker, watch: Watch) -> None:
     """Run those of the cells that are missing, below the MLflow run of `tracker`.
 
-    A cell whose federation fails is kept as failed. Whatever else is raised, a Ctrl-C too, ends the cells under way
-    within a round, and is raised again.
+    A cell that cannot be run, whatever it dies of, is kept as failed. What would end all others, too, a Ctrl-C say,
+    ends the cells under way within a round, and is raised again; see `fedrobust.failures.ends_all`.
     """
 
     def keep(done: tuple[Cell, Outcome]) -> None:
@@ -53,22 +53,33 @@ def run_cells(cells: Sequence[Cell], store: Store[Outcome], teams: Teams, tracke
         store.add(outcome)
         watch(cell, outcome)
 
-    if to_run := missing(store, cells):
-        teams.each(to_run[0].experiment, [partial(_run, cell, teams, tracker) for cell in to_run], keep)
+    tasks = list[Callable[[], tuple[Cell, Outcome]]]()
+    for cell in (to_run := missing(store, cells)):
+        if cell.experiment is None:
+            tracker.failed(cell.refused, [], cell.label, _tags(cell))
+            keep((cell, Outcome(cell.digest, cell.label, failed=cell.refused)))
+        else:
+            tasks.append(partial(_run, cell, cell.experiment, teams, tracker))
+    if tasks:
+        teams.each(next(cell.experiment for cell in to_run if cell.experiment is not None), tasks, keep)
 
 
-def _run(cell: Cell, teams: Teams, tracker: Tracker) -> tuple[Cell, Outcome]:
-    start = time.perf_counter()
+def _tags(cell: Cell) -> dict[str, str]:
+    """What a person filters runs by in MLflow."""
     names = {"attack": cell.attack, "defence": cell.defence, "setting": cell.setting}
-    part = Part(tracker.run_id, {**names, "phase": cell.phase, "seed": str(cell.seed)})
+    return {**names, "phase": cell.phase, "seed": str(cell.seed)}
+
+
+def _run(cell: Cell, experiment: Experiment, teams: Teams, tracker: Tracker) -> tuple[Cell, Outcome]:
+    start, part = time.perf_counter(), Part(tracker.run_id, _tags(cell))
     try:
-        result = teams.run(cell.experiment, part)
-    except FederationError as error:
-        return cell, Outcome(cell.digest, cell.label, failed=str(error))
-    hospitals = teams.hospitals(cell.experiment)
-    figures = performance(result.rounds) | baselines(result.rounds, cell.triggers)
-    figures |= detection(result.rounds, result.attackers, hospitals.label_counts())
-    figures["classes"] = hospitals.tested()
+        result = teams.run(experiment, part)
+        hospitals = teams.hospitals(experiment)
+        figures = performance(result.rounds) | baselines(result.rounds, cell.triggers)
+        figures |= detection(result.rounds, result.attackers, hospitals.label_counts())
+        figures["classes"] = hospitals.tested()
+    except (Exception, SystemExit) as error:
+        return cell, Outcome(cell.digest, cell.label, failed=failure(error, part, cell.label, tracker))
     seconds = time.perf_counter() - start
     tracker.figures({f"cell/{name}": value for name, value in figures.items()}, result.run_id)
     return cell, Outcome(cell.digest, cell.label, result.run_id, figures, round(seconds, 3))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -17,6 +18,7 @@ from fedrobust.attacks import Backdoor
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft
+from fedrobust.failures import reason
 from fedrobust.options import Many, Options, nearest, refusal
 from fedrobust.texts import is_name
 
@@ -135,12 +137,15 @@ class Cell:
     seed: int
     phase: str
     """`control`, `screening` or `fresh`."""
-    experiment: Experiment
+    experiment: Experiment | None
+    """None where its setting, attack and defence do not go together."""
     digest: str
     """The experiment's: a cell that was finished under it need not be run again."""
 
     triggers: tuple[str, ...] = ()
     """Of the oracle: the backdoors whose triggers are tried on it, one for each of its attacks behind the first."""
+    refused: str = ""
+    """Why there is no experiment."""
 
     @property
     def label(self) -> str:
@@ -242,10 +247,12 @@ class Grid:
         own = {"seed": seed, "tracking.run_name": run_name, "tracking.model": False}
         try:
             composed = self._composed(setting, attack, defence).changed(own, "the matrix").checked(Experiment)
-        except ExperimentError as error:
-            raise ExperimentError("\n".join(self._told(str(error), setting, attack, defence))) from None
+            digest = composed.digest()
+        except Exception as error:  # a validator of a user's own class may raise anything
+            digest = sha256(run_name.encode()).hexdigest()
+            return Cell(setting, attack, defence, seed, phase, None, digest, refused=reason(error))
         triggers = tuple(name for name, _ in self._triggers) if attack == ORACLE else ()
-        return Cell(setting, attack, defence, seed, phase, composed, composed.digest(), triggers)
+        return Cell(setting, attack, defence, seed, phase, composed, digest, triggers)
 
     def _composed(self, setting: str, attack: str, defence: str) -> Draft:
         if (setting, defence) not in self._defended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from fedrobust.matrix.cells import Outcome, missing, run_cells
 from fedrobust.matrix.files import headline_metrics, write_results
 from fedrobust.matrix.grid import Cell, Grid
 from fedrobust.matrix.results import Verdict, table_of, to_measure_again, verdicts
-from fedrobust.parallel import Store, Teams, parent_run, written_in_any_case
+from fedrobust.parallel import Store, Teams, parent_run, refuse_fruitless, written_in_any_case
 from fedrobust.private import private_files
 from fedrobust.texts import file_name
 from fedrobust.tracking import flatten
@@ -63,21 +64,24 @@ def run_matrix(
     out: the folder, instead of one named after the matrix.
     pool: leases teams that are there already; `teams` then says nothing.
 
-    Raises `ExperimentError`, `TrackingError`, and what a Ctrl-C raises; what is finished stays.
+    A cell that cannot be run, whatever it dies of, has failed. What would end all others, too, ends the matrix:
+    `DataError` where there are no data, `AuditError`, `TrackingError`, `NoPlaceError`, a full disk, and a Ctrl-C; what
+    is finished stays. Raises `FederationError` where every cell has failed, when all is written.
     """
     watch = watch or _Silent()
     folder = out or MATRICES / file_name(grid.matrix.name)
     with ExitStack() as stack:
-        store = stack.enter_context(closing(Store(folder / "cells.jsonl", Outcome)))
         grid.check_data()
+        cells = [*grid.controls(), *grid.screening()]
+        leased = stack.enter_context(Teams(watch.say, teams, pool))
+        leased.check([cell.experiment for cell in cells if cell.experiment is not None])
+        store = stack.enter_context(closing(Store(folder / "cells.jsonl", Outcome)))
         (folder / "matrix.json").write_text(grid.matrix.model_dump_json(indent=2) + "\n", encoding="utf-8")
         watch.say("opening MLflow")
         params = flatten(grid.matrix.model_dump(mode="json", exclude={"quick"}))
         name, tags = grid.matrix.name, {"matrix": grid.matrix.name}
         opened = parent_run(folder, grid.tracking, params, tags, f"matrix {name}", [])
         tracker = stack.enter_context(opened)
-        leased = stack.enter_context(Teams(watch.say, teams, pool))
-        cells = [*grid.controls(), *grid.screening()]
 
         def write(complete: bool) -> None:
             watch.say("writing the tables")
@@ -85,6 +89,8 @@ def run_matrix(
             found = write_results(folder, grid, table, complete)
             if complete:
                 tracker.figures(headline_metrics(found))
+            counts = Counter(table["state"])
+            tracker.figures({f"cells/{state}": counts[state] for state in ("done", "failed", "missing")})
             tracker.upload(folder, again=True)
 
         watch.plan(grid.most, len(cells) - len(missing(store, cells)))
@@ -97,6 +103,7 @@ def run_matrix(
             watch.plan(len(cells), len(cells) - len(missing(store, fresh)))
             run_cells(fresh, store, leased, tracker, watch.cell)
         table = table_of(cells, store.outcomes)
+        refuse_fruitless(list(table["failed"][table["state"] == "failed"]), len(table), "cells", folder / "table.md")
     return Findings(folder, table, verdicts(table, grid.matrix.control, grid.backdoors))
 
 

@@ -16,6 +16,8 @@ Record = Mapping[str, Any]
 
 LONGEST = 500
 """Characters of a parameter's value that every MLflow server accepts."""
+FAILED = "failed"
+"""Tag: why a run that is a part of another one has no result."""
 
 LONGEST_NAME = 250
 """Bytes of the name of a parameter, metric or run that every MLflow server accepts."""

@@ -7,10 +7,10 @@ is sent together with them. Therefore a run that is resumed, or replayed after t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedrobust.tracking.entries import Record, allowed, finite, metrics
+from fedrobust.tracking.entries import FAILED, Record, allowed, finite, metrics, shortened
 
 SYNCED = "fedrobust.synced"
 """Tag: how many journal lines MLflow has."""
@@ -50,3 +50,15 @@ def send_figures(client: Any, run_id: str, figures: Mapping[str, float], now: in
     rows = [Metric(allowed(name), float(value), now, 0) for name, value in figures.items() if finite(value)]
     for start in range(0, len(rows), BATCH):
         client.log_batch(run_id, metrics=rows[start : start + BATCH])
+
+
+def mark_failed(
+    client: Any, experiment_id: str, reason: str, begun: Sequence[str], name: str, tags: Mapping[str, str]
+) -> None:
+    """Say of the runs `begun` that they failed, and why; where there are none, of a new one."""
+    if not begun:
+        own = {key: shortened(value) for key, value in tags.items()}
+        begun = [client.create_run(experiment_id, run_name=name, tags=own).info.run_id]
+    for run_id in begun:
+        client.set_tag(run_id, FAILED, shortened(reason))
+        client.set_terminated(run_id, "FAILED")

@@ -16,7 +16,7 @@ from fedrobust.skips import Skips
 from fedrobust.tracking.artifacts import upload
 from fedrobust.tracking.entries import LONGEST_NAME, Record, shortened
 from fedrobust.tracking.faults import fault, refuse_deleted
-from fedrobust.tracking.feed import Feed, send_figures
+from fedrobust.tracking.feed import Feed, mark_failed, send_figures
 from fedrobust.tracking.store import experiment_id, reaching, tracking_uri
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Tracker:
         """MLflow's id of the run, and the name of the run's folder."""
         self.behind = False
         """The server went away: `sync` has to send the rest."""
-        self._client = client
+        self._client, self._experiment_id = client, run.info.experiment_id
         self._feed = Feed(client, run)
         self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._closing = threading.Event()
@@ -95,6 +95,12 @@ class Tracker:
     def figures(self, figures: Mapping[str, float], run_id: str | None = None) -> None:
         """Have figures that belong to no round sent, for this run or for one below it; returns at once."""
         self._put(partial(send_figures, self._client, run_id or self.run_id, dict(figures), int(1000 * time.time())))
+
+    def failed(self, reason: str, begun: Sequence[str], name: str, tags: Mapping[str, str]) -> None:
+        """Have the runs `begun` for a part of this one marked as failed, with the reason as the tag `failed`; where
+        there are none, one of that name and these tags, so that the part is there; returns at once."""
+        below = {**tags, PARENT: self.run_id}
+        self._put(partial(mark_failed, self._client, self._experiment_id, reason, tuple(begun), name, below))
 
     def upload(self, folder: Path, again: bool = False, register: str | None = None) -> None:
         """Have the files of the run's folder that MLflow lacks uploaded, a `model/` as a model; returns at once.

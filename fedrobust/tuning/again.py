@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedrobust.errors import ExperimentError
 from fedrobust.experiment_file import dump
+from fedrobust.failures import reason
 from fedrobust.texts import cell
-from fedrobust.tuning.objectives import Results, reduced
+from fedrobust.tuning.objectives import NOT_FINITE, Results, reduced
 from fedrobust.tuning.study import Trial
 from fedrobust.tuning.sweep import OWN, Plan
 from fedrobust.tuning.trials import Place, Run, Runs
@@ -106,11 +108,17 @@ def _fresh(plan: Plan, trial: Trial, runs: Sequence[Run]) -> Fresh:
         return reduced(plan.sweep.objectives, {key: run.curves for key, run in chosen.items()})
 
     failed: dict[int, str] = {}
-    for (attack, seed), run in made.items():
-        if run.failed:
-            reason = run.failed if attack == OWN else f"{attack}: {run.failed}"
-            failed[seed] = f"{failed[seed]}; {reason}" if seed in failed else reason
-    return Fresh(trial, value(plan.sweep.fresh), {seed: value([seed]) for seed in plan.sweep.fresh}, failed)
+    by_seed: dict[int, Values] = {}
+    for seed in plan.sweep.fresh:
+        wrong = {attack: run.failed for (attack, own), run in made.items() if own == seed and run.failed}
+        told = "; ".join(why if attack == OWN else f"{attack}: {why}" for attack, why in wrong.items())
+        try:
+            by_seed[seed] = value([seed])
+        except ExperimentError as error:
+            by_seed[seed], told = None, reason(error)
+        if by_seed[seed] is None:
+            failed[seed] = told or NOT_FINITE
+    return Fresh(trial, None if failed else value(plan.sweep.fresh), by_seed, failed)
 
 
 def _worst_attack(plan: Plan, found: Results) -> str:

@@ -14,10 +14,9 @@ from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft
 from fedrobust.federation.pool import Pool
 from fedrobust.runner import Result
-from fedrobust.tuning.objectives import Direction
+from fedrobust.tuning.objectives import SCORE, Direction
 from fedrobust.tuning.running import STORAGE, Findings, Watch, run_sweep
 from fedrobust.tuning.sweep import Plan, Sweep
-from fedrobust.tuning.trials import SCORE
 
 HERE = Path("fedrobust.sweep")
 """What errors call the arguments, in the place of a file."""

@@ -19,6 +19,32 @@ Curves = Mapping[int, Mapping[str, float]]
 Results = Mapping[tuple[str, int], Curves]
 """Those of each run of a trial, by attack and seed."""
 
+NOT_FINITE = "an objective is not a finite number"
+"""Why a trial has failed whose runs have not."""
+SCORE = "score"
+"""The metric that a caller's own function makes of a run."""
+METRICS = (
+    *(
+        f"{part}/{name}"
+        for part in ("test", "validation")
+        for name in (
+            "balanced_accuracy",
+            "accuracy",
+            "auroc",
+            "macro_f1",
+            "ece",
+            "loss",
+            "worst_hospital_accuracy",
+        )
+    ),
+    "attack/success_rate",
+    "attack/raw_rate",
+    "defense/precision",
+    "defense/recall",
+    "defense/auroc",
+)
+"""All that a run can have; those of `attack/` with a backdoor, of `validation/` where the split has such patches."""
+
 _REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": fmean,
     "min": min,
@@ -64,6 +90,13 @@ class Objective(Options):
         if reduction == "worst":
             reduction = "min" if self.direction == "maximize" else "max"
         return _REDUCTIONS[reduction](values)
+
+
+def unknown(metric: str) -> str:
+    """Why no run can have this metric; empty if some may."""
+    if metric in METRICS or metric == SCORE:
+        return ""
+    return f"no metric '{metric}'" + (nearest(metric, METRICS) or f"; there are: {', '.join(METRICS)}")
 
 
 def reduced(objectives: Iterable[Objective], results: Results) -> tuple[float, ...] | None:

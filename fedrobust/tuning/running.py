@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedrobust.errors import ExperimentError
 from fedrobust.federation.pool import Pool
-from fedrobust.parallel import Store, Teams, parent_run, written_in_any_case
+from fedrobust.parallel import Store, Teams, parent_run, refuse_fruitless, written_in_any_case
 from fedrobust.private import private_files
 from fedrobust.texts import file_name
 from fedrobust.tracking import flatten
 from fedrobust.tuning.again import Fresh, measure_again, measured_again, write_best, write_fresh
 from fedrobust.tuning.files import write_study
-from fedrobust.tuning.study import Completed, Trial, study_of
+from fedrobust.tuning.objectives import SCORE
+from fedrobust.tuning.study import Completed, Failed, Pruned, SweepStudy, Trial, study_of
 from fedrobust.tuning.sweep import Plan
 from fedrobust.tuning.trials import Run, Runs, Score
 
@@ -82,13 +85,19 @@ def run_sweep(
     score: makes the metric `score` of a finished run.
     parent: id of the MLflow run that the sweep's own is nested below.
 
-    Raises `ExperimentError`, `TrackingError`, and what a Ctrl-C raises; what is finished stays.
+    A trial that cannot be run, whatever its runs die of, has failed, and is finished. What would end all others, too,
+    ends the sweep: `DataError` where there are no data, `AuditError`, `TrackingError`, `StorageError`, `NoPlaceError`,
+    a full disk, and a Ctrl-C; what is finished stays. Raises `FederationError` where every trial has failed, when all
+    is written, and `ExperimentError` where the sweep is not the one that is there.
     """
     watch = watch or _Silent()
     folder = out or SWEEPS / file_name(plan.sweep.name)
+    if score is None and SCORE in [objective.metric for objective in plan.sweep.objectives]:
+        raise ExperimentError(f"no function is given that makes the metric '{SCORE}'; see fedrobust.sweep")
     began = time.monotonic()
     with ExitStack() as stack:
-        plan.check_data()
+        leased = stack.enter_context(Teams(watch.say, teams, pool))
+        leased.check(plan.samples)
         store = stack.enter_context(closing(Store(folder / "runs.jsonl", Run)))
         study = study_of(plan, storage, resume=resume)
         settings = plan.sweep.model_dump(mode="json", serialize_as_any=True)
@@ -99,7 +108,6 @@ def run_sweep(
         name = plan.sweep.name
         opened = parent_run(folder, plan.tracking, flatten(settings), {"sweep": name}, f"sweep {name}", journal, parent)
         tracker = stack.enter_context(opened)
-        leased = stack.enter_context(Teams(watch.say, teams, pool))
         runs = Runs(store, leased, tracker, score)
         watch.plan(plan.trials, len(journal))
         fresh: list[Fresh] = []
@@ -110,7 +118,7 @@ def run_sweep(
             write_fresh(folder, plan, found)
             write_best(folder, plan, study.best(), runs)
             write_study(folder, plan, study, found)
-            tracker.figures({f"fresh/{name}": value for name, value in _first(plan, fresh).items()})
+            tracker.figures({f"fresh/{name}": value for name, value in _first(plan, fresh).items()} | _counts(study))
             tracker.upload(folder, again=True)
 
         with written_in_any_case(write, "" if parent else GO_ON):
@@ -124,7 +132,10 @@ def run_sweep(
             if plan.sweep.fresh:
                 watch.say("measuring the best again on fresh seeds")
             fresh += measure_again(plan, study.best(plan.sweep.again), runs)
-        return Findings(folder, plan, study.trials(), study.best(), fresh)
+        trials = study.trials()
+        reasons = [trial.outcome.reason for trial in trials if isinstance(trial.outcome, Failed)]
+        refuse_fruitless(reasons, len(trials), "trials", folder / "trials.csv")
+        return Findings(folder, plan, trials, study.best(), fresh)
 
 
 class _Told:
@@ -145,6 +156,12 @@ class _Told:
                 self._best = value if self._best is None else choose(self._best, value)
                 figures[f"best/{self._objectives[0].metric}"] = self._best
         return {"kind": "trial", "round": trial.number, "metrics": figures}
+
+
+def _counts(study: SweepStudy) -> dict[str, float]:
+    """How many trials have ended in which way, under the names that MLflow shows."""
+    found = Counter(type(trial.outcome) for trial in study.trials())
+    return {f"trials/{kind.__name__.lower()}": found[kind] for kind in (Completed, Pruned, Failed)}
 
 
 def _late(plan: Plan, began: float) -> bool:

@@ -7,6 +7,7 @@ A trial that was running when its driver died is handed out again, under its num
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,12 +23,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fedrobust.databases import cause, safe_url, shown, sqlite_file, sqlite_url, turn, without_password
 from fedrobust.errors import ExperimentError
+from fedrobust.failures import reason
 from fedrobust.private import whole
 from fedrobust.tuning.objectives import Direction
 from fedrobust.tuning.pruners import Pruner
-from fedrobust.tuning.samplers import Sampler
+from fedrobust.tuning.samplers import Random, Sampler
 from fedrobust.tuning.space import Space, Values
 from fedrobust.tuning.sweep import Plan
+
+logger = logging.getLogger(__name__)
 
 _DIGEST = "fedrobust:digest"
 _FAILURE = "fedrobust:failure"
@@ -120,11 +124,10 @@ class SweepStudy:
         begun = len(stored) % self._batch if len(stored) % self._batch else self._batch * bool(running)
         wanted = min(self._batch - begun, self._trials - len(stored))
         if wanted > 0:
-            copy, _ = self._copy(stored[:first])
+            copy, storage = self._copy(stored[:first])
             # The whole batch again: what a sampler works out for its first trial, it uses for the next ones.
             for number in range(first, len(stored) + wanted):
-                copy.sampler = self._sampler.build(self._seed, number, self._space)
-                self._space.suggest(copy.ask())
+                self._choose(copy, storage, number)
                 if number >= len(stored):
                     running.append(copy.get_trials()[number])
                     self.study.add_trial(running[-1])
@@ -187,6 +190,24 @@ class SweepStudy:
         copy = optuna.create_study(storage=storage, study_name=self.study.study_name, directions=self._directions)
         copy.add_trials(trials)
         return copy, storage
+
+    def _choose(self, copy: optuna.Study, storage: BaseStorage, number: int) -> None:
+        """Have the parameters of the next trial of a copy chosen: by the sampler, or at random where that fails.
+
+        It would fail again, with the same trials before it, so that a search would end there for good.
+        """
+        try:
+            copy.sampler = self._sampler.build(self._seed, number, self._space)
+            self._space.suggest(copy.ask())
+        except Exception as error:  # whatever a library makes of the values that were found
+            told = "trial %d is drawn at random, since the sampler %s fails: %s"
+            logger.warning(told, number, self._sampler.name, reason(error))
+            copy.sampler = Random().build(self._seed, number, self._space)
+            if len(copy.get_trials(deepcopy=False)) == number:
+                copy.ask()
+            known = storage.get_study_id_from_name(copy.study_name)
+            trial = storage.get_trial_id_from_study_id_trial_number(known, number)
+            self._space.suggest(optuna.trial.Trial(copy, trial))
 
     def _finish(self, number: int, outcome: Outcome) -> None:
         trial = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)

@@ -17,7 +17,7 @@ from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft
 from fedrobust.options import Many, OneOf, Options, refusal
 from fedrobust.texts import is_name
-from fedrobust.tuning.objectives import Objective
+from fedrobust.tuning.objectives import Objective, unknown
 from fedrobust.tuning.pruners import NoPruner, Pruner
 from fedrobust.tuning.samplers import Sampler, Tpe
 from fedrobust.tuning.space import Space, TemplateError, Values, parsed
@@ -113,6 +113,10 @@ class Plan:
         self.space = self._space(draft)
         if reason := sweep.sampler.refusal(self.space, len(sweep.objectives)):
             raise ExperimentError(f"{draft.place('sampler')}: sampler: {sweep.sampler.name} {reason}")
+        for index, objective in enumerate(sweep.objectives):
+            if reason := unknown(objective.metric):
+                place = draft.place("objectives", index, "metric")
+                raise ExperimentError(f"{place}: objectives.{index}.metric: {reason}")
         try:
             self._base = base or Draft.read(draft.path.parent / sweep.experiment)
         except ExperimentError as error:
@@ -146,22 +150,23 @@ class Plan:
     @property
     def tracking(self) -> str:
         """The MLflow experiment that all of it belongs to."""
-        return self._sample.tracking.experiment
+        return self.samples[0].tracking.experiment
 
     @cached_property
     def rounds(self) -> int:
         """Rounds of a trial; where they are searched, the most there are."""
-        found = [self.experiment(self.space.chosen(chosen), self._first) for _, chosen in self.space.variants()]
-        return max(each.federation.rounds for each in found)
+        return max(each.federation.rounds for each in self.samples)
 
     @property
     def prunes(self) -> bool:
         """Whether trials may be ended early."""
         return not isinstance(self.sweep.pruner, NoPruner)
 
-    def check_data(self) -> None:
-        """Raise `DataError` where the files of the data are not there."""
-        self._sample.data.source.check()
+    @cached_property
+    def samples(self) -> list[Experiment]:
+        """An experiment with the middle of all ranges, then one for each choice and each end of a range."""
+        points = [self.space.middle, *(chosen for _, chosen in self.space.variants())]
+        return [self.experiment(self.space.chosen(point), self._first, self.sweep.seeds[0]) for point in points]
 
     def experiment(
         self, values: Mapping[str, Any], attack: str = OWN, seed: int | None = None, trial: int | None = None
@@ -197,10 +202,6 @@ class Plan:
     @property
     def _first(self) -> str:
         return next(iter(self.attacks))
-
-    @cached_property
-    def _sample(self) -> Experiment:
-        return self.experiment(self.space.chosen(self.space.middle), self._first)
 
     def _space(self, draft: Draft) -> Space:
         """The templates, checked."""

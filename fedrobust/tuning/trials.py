@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from fedrobust.errors import FederationError
+from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
-from fedrobust.parallel import Stopped, Store, Teams
-from fedrobust.runner import Part, Result
+from fedrobust.failures import ends_all, reason
+from fedrobust.naming import Part
+from fedrobust.parallel import Stopped, Store, Teams, failure
+from fedrobust.runner import Result
 from fedrobust.tracking import Tracker
-from fedrobust.tuning.objectives import Curves, Objective, Results, reduced
+from fedrobust.tuning.objectives import NOT_FINITE, SCORE, Curves, Objective, Results, reduced
 from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned, SweepStudy, Trial
 from fedrobust.tuning.sweep import OWN, Plan
 
@@ -29,8 +31,6 @@ Heard = Callable[[int, Mapping[str, float] | None], None]
 """Told of every round that a run has made, without metrics, and then of every round that is evaluated, once."""
 Score = Callable[[Result], float]
 """What a run is worth, as a caller's own function says."""
-SCORE = "score"
-"""The metric that this makes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Run:
     """What a run gave: its metrics, or why there are none."""
 
     digest: str
+    """That of its experiment; none of a run that failed, which is not kept."""
     label: str
     run_id: str = ""
     rounds: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -75,31 +76,37 @@ class Runs:
         self._store, self._teams, self._tracker, self._score = store, teams, tracker, score
 
     def make(self, place: Place, heard: Heard) -> Run:
-        """One run, or what the store has of it; `heard` is told how far it is, and may raise."""
-        digest, start = place.experiment.digest(), time.perf_counter()
+        """One run, or what the store has of it; `heard` is told how far it is, and may raise.
+
+        What a run dies of is its result, whatever it is; see `fedrobust.errors.ends_all`.
+        """
+        start, listener, part = time.perf_counter(), _Listener(heard), Part(self._tracker.run_id, place.tags)
         label = place.experiment.tracking.run_name or ""
-        if (known := self._store.finished(digest)) is not None:
-            for number, metrics in known.curves.items():
-                heard(number, metrics)
-            return known
-        listener = _Listener(heard)
-        part = Part(self._tracker.run_id, place.tags)
         try:
+            digest = place.experiment.digest()
+            if (known := self._store.finished(digest)) is not None:
+                for number, metrics in known.curves.items():
+                    heard(number, metrics)
+                return known
             result = self._teams.run(place.experiment, part, [listener])
-        except FederationError as error:
-            return Run(digest, label, failed=str(error))
-        rounds = {str(number): metrics for number, metrics in sorted(listener.evaluated.items())}
-        last = rounds[str(max(listener.evaluated))]
-        if self._score is not None:
-            last[SCORE] = float(self._score(result))
+            rounds = {str(number): metrics for number, metrics in sorted(listener.evaluated.items())}
+            last = rounds[str(max(listener.evaluated))]
+            if self._score is not None:
+                last[SCORE] = float(self._score(result))
+        except (Exception, SystemExit) as error:
+            return Run("", label, failed=failure(error, part, label, self._tracker))
         self._tracker.figures(last, result.run_id)
         return Run(digest, label, result.run_id, rounds, round(time.perf_counter() - start, 3))
 
     def batch(self, asked: Sequence[Asked], plan: Plan, study: SweepStudy) -> dict[int, Outcome]:
         """Run the trials of a batch to their ends; what is finished is kept, whatever ends the batch."""
         under_way = [_UnderWay(trial, plan, study) for trial in asked]
-        tasks = [partial(trial.run, place, self) for trial in under_way for place in trial.places]
-        self._teams.each(under_way[0].places[0].experiment, tasks, self.keep)
+        for trial in under_way:
+            if trial.refused:
+                name, tags = f"trial {trial.number} | {plan.sweep.name}", {"trial": str(trial.number), "phase": "trial"}
+                self._tracker.failed(trial.refused, [], name, tags)
+        if tasks := [partial(trial.run, place, self) for trial in under_way for place in trial.places]:
+            self._teams.each(plan.samples[0], tasks, self.keep)
         return {trial.number: trial.outcome() for trial in under_way}
 
     def all(self, places: Sequence[Place]) -> list[Run]:
@@ -164,10 +171,17 @@ class _UnderWay:
 
     def __init__(self, asked: Asked, plan: Plan, study: SweepStudy) -> None:
         self.number = asked.number
-        self.places = [
-            Place(asked.number, attack, seed, plan.experiment(asked.values, attack, seed, asked.number))
-            for attack, seed in plan.runs
-        ]
+        self.places: list[Place] = []
+        self.refused = ""
+        """Why it has no runs: the values that were chosen do not go together."""
+        try:
+            for attack, seed in plan.runs:
+                composed = plan.experiment(asked.values, attack, seed, asked.number)
+                self.places.append(Place(asked.number, attack, seed, composed))
+        except Exception as error:  # a validator of a user's own class may raise anything
+            if ends_all(error):
+                raise
+            self.places, self.refused = [], reason(error)
         self._objectives: Sequence[Objective] = plan.sweep.objectives
         self._per = plan.sweep.pruner.per if plan.prunes else None
         self._study = study
@@ -201,12 +215,17 @@ class _UnderWay:
 
     def outcome(self) -> Outcome:
         """How it ended, when all its runs have."""
+        if self.refused:
+            return Failed(self.refused)
         if self._pruned:
             return Pruned()
         if self._failure is not None:
             return Failed(self._failure[1])
-        values = reduced(self._objectives, self._curves)
-        return Failed("an objective is not a finite number") if values is None else Completed(values)
+        try:
+            values = reduced(self._objectives, self._curves)
+        except ExperimentError as error:
+            return Failed(reason(error))
+        return Failed(NOT_FINITE) if values is None else Completed(values)
 
     def _heard(self, key: Key, round: int, metrics: Mapping[str, float] | None) -> None:
         with self._lock:

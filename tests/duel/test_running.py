@@ -16,10 +16,10 @@ from rich.console import Console
 import fedrobust.duel.running as running
 import fedrobust.parallel as parallel
 from fedrobust import cli
-from fedrobust.duel import load_duel
+from fedrobust.duel import Match, load_duel
 from fedrobust.duel.results import Turn
 from fedrobust.duel.running import Findings, run_duel
-from fedrobust.errors import DataError, TrackingError
+from fedrobust.errors import DataError, ExperimentError, FederationError, TrackingError
 from fedrobust.experiment import Experiment
 from fedrobust.terminal import show_duel
 
@@ -187,15 +187,14 @@ def test_what_there_is_when_a_duel_is_stopped_is_written(played: Played, told: l
 def test_a_duel_that_is_stopped_before_a_turn_is_judged_says_so(
     played: Played, told: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And an error that is none of the experiments says how to go on; one of the experiments does not."""
-    for error, said in ((TrackingError("gone"), r"^gone; started again .* the duel goes on$"), (DataError("d"), "^d$")):
+    """And the error says how to go on."""
 
-        def running(*_: Any, error: Exception = error, **__: Any) -> Any:
-            raise error
+    def running(*_: Any, **__: Any) -> Any:
+        raise TrackingError("gone")
 
-        monkeypatch.setattr(parallel, "run", running)
-        with pytest.raises(type(error), match=said):
-            duel()
+    monkeypatch.setattr(parallel, "run", running)
+    with pytest.raises(TrackingError, match=r"^gone; started again .* the duel goes on$"):
+        duel()
     page = Path("mlruns/duels/played/duel.md").read_text()
     assert "**Incomplete**" in page
     assert "No turn is judged yet." in page
@@ -220,7 +219,7 @@ def test_a_turn_without_a_result_says_where_to_look(played: Played, told: list[A
     played.fails = lambda experiment: ipm(experiment) is not None
     found = duel("defences={clipping: {options: {aggregation.rule: {name: centered_clipping, tau: 0.1}}}}")
     assert [bool(turn.failed) for turn in found.turns] == [False, True]
-    told_where = r"no trial was completed: give .* more trials.*; see mlruns/.*/clipping attacker 1/trials\.csv"
+    told_where = r"all 4 trials failed: round 1: no update arrived; see mlruns/.*/clipping attacker 1/trials\.csv"
     assert re.fullmatch(told_where, found.turns[1].failed)
     assert Path("mlruns/duels/played/clipping attacker 1/trials.csv").exists()
     assert "failed" in (found.folder / "duel.md").read_text()
@@ -261,10 +260,52 @@ def test_a_run_that_judges_and_fails_costs_its_defence_and_no_other_and_is_made_
 
 
 def test_a_figure_that_is_not_finite_fails_the_turn(played: Played, told: list[Any]) -> None:
-    found = duel("name=nan", "objective.metric=test/auroc")
-    assert [turn.side for turn in found.turns] == ["fixed", "fixed"]
-    assert found.turns[0].failed.startswith("nobody, seed 7: test/auroc is not a finite number; nobody, seed 8: ")
-    assert not (found.folder / "duel.png").exists()
+    """And where no turn has a value, that is an error when all is written."""
+    watch, folder = Watching(), Path("mlruns/duels/nan")
+    with pytest.raises(FederationError, match=r"^all 2 turns failed: nobody, seed 7: test/auroc .*; see .*duel\.md$"):
+        duel("name=nan", "objective.metric=test/auroc", watch=watch)
+    assert [turn.side for turn in watch.turns] == ["fixed", "fixed"]
+    assert watch.turns[0].failed.startswith("nobody, seed 7: test/auroc is not a finite number; nobody, seed 8: ")
+    assert "**Incomplete**" not in (folder / "duel.md").read_text()
+    assert not (folder / "duel.png").exists()
+
+
+def test_what_a_turn_dies_of_costs_its_defence_and_no_other(
+    played: Played, told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that die of anything, values that do not go together, and options of a user's own class that raise."""
+    calm = duel(out=Path("calm"), storage="sqlite:///calm.db")
+
+    def refusing(self: Any, standing: Any, *options: Any, of: Any = Match.search) -> Any:
+        if standing.turn == "attacker 1":
+            raise ExperimentError("attacks.0.epsilon: too large")
+        return of(self, standing, *options)
+
+    def raising(self: Any, standing: Any, *options: Any, of: Any = Match.experiment) -> Any:
+        if (standing.defence, standing.turn) == ("clipping", "attacker 1"):
+            raise LookupError("no such organ")
+        return of(self, standing, *options)
+
+    def dying(experiment: Experiment) -> BaseException | None:
+        mine = experiment.resolved()["aggregation"]["rule"]["name"] == "centered_clipping"
+        return DataError("too few patches") if mine and experiment.seed == 8 else None
+
+    for place, patched in enumerate((("search", refusing), ("experiment", raising), None)):
+        with monkeypatch.context() as patch:
+            if patched:
+                patch.setattr(Match, *patched)
+            played.dies = dying if patched is None else lambda experiment: None
+            turns = duel(out=Path(str(place)), storage=f"sqlite:///{place}.db")
+        assert of(turns, "mean + nothing") == of(calm, "mean + nothing")
+        last = of(turns, "clipping")[-1]
+        expected = ["attacks.0.epsilon: too large", "LookupError: no such organ (", "seed 8: too few patches; flip, "]
+        assert expected[place] in last.failed
+        assert last.failed in [row["failed"] for row in lines(turns.folder / "turns.csv")]
+
+
+def test_a_metric_that_no_run_has_is_refused(played: Played) -> None:
+    with pytest.raises(ExperimentError, match=r": objective\.metric: no metric 'test/acuracy'; did you m"):
+        duel("objective.metric=test/acuracy")
 
 
 def test_a_defence_that_makes_a_figure_small(played: Played, told: list[Any]) -> None:

@@ -145,6 +145,28 @@ def test_a_run_below_another_and_figures_of_no_round(tmp_path: Path, database: P
     assert Path(client.download_artifacts(parent.run_id, "table.md")).read_text() == "0.80"
 
 
+def test_parts_that_failed_say_why(database: Path) -> None:
+    """A run that was begun for a part, and a part for which none was."""
+    import mlflow
+
+    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    parent = Tracker.open("failures", {}, {})
+    begun = Tracker.open("failures", {}, {"trial": "1"}, "trial 1", parent.run_id)
+    begun.close("FINISHED")
+    parent.failed("round 1: no update arrived", [begun.run_id], "trial 1", {"trial": "1"})
+    parent.failed("data: " + "x" * 6000, [], "trial 2", {"trial": "2"})
+    assert parent.close()
+    (experiment,) = [each for each in client.search_experiments() if each.name == "failures"]
+    found = {run.data.tags.get("trial"): run for run in client.search_runs([experiment.experiment_id])}
+    assert set(found) == {None, "1", "2"}
+    assert found["1"].info.run_id == begun.run_id
+    for trial, why in (("1", "round 1: no update arrived"), ("2", "data: xxx")):
+        assert found[trial].info.status == "FAILED"
+        assert found[trial].data.tags["failed"].startswith(why)
+        assert found[trial].data.tags["mlflow.parentRunId"] == parent.run_id
+        assert found[trial].info.run_name == f"trial {trial}"
+
+
 def test_runs_below_one_whose_process_died_are_ended(database: Path) -> None:
     parent, other = (Tracker.open("ended", {}, {}, name) for name in ("sweep", "other sweep"))
     done, dead, foreign = (Tracker.open("ended", {}, {}, "trial", each.run_id) for each in (parent, parent, other))

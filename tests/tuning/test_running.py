@@ -17,7 +17,7 @@ import fedrobust.tuning.files as files
 import fedrobust.tuning.pictures as pictures
 import fedrobust.tuning.running as running
 from fedrobust import cli
-from fedrobust.errors import ExperimentError, TrackingError
+from fedrobust.errors import ExperimentError, FederationError, TrackingError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
 from fedrobust.terminal import show_sweep
@@ -157,12 +157,19 @@ def test_a_run_that_fails_fails_its_trial_and_no_other(played: Played) -> None:
     assert played.told[4]["metrics"] == {}
 
 
-def test_a_metric_that_no_run_has_ends_the_sweep_and_says_which_there_are(played: Played) -> None:
+def test_a_metric_that_no_run_has_is_refused_before_anything_starts(played: Played) -> None:
     with pytest.raises(ExperimentError, match=r"no metric 'test/balanced_acuracy'.*did you mean 'test/balanced_accur"):
         sweep("objectives.0.metric=test/balanced_acuracy")
+    with pytest.raises(ExperimentError, match=r"metric 'good'; there are: test/balanced_accuracy, .*defense/auroc$"):
+        sweep("objectives.0.metric=good")
+    with pytest.raises(ExperimentError, match="no function is given that makes the metric 'score'"):
+        sweep("objectives.0.metric=score")
+    assert not Path("mlruns").exists()
+    sweep()
     with pytest.raises(ExperimentError, match="another one: its file or its experiment has changed"):
-        sweep(resume=True)
-    assert isinstance(sweep("name=other", "objectives.0.metric=test/auroc").trials[0].outcome, Failed)
+        sweep("objectives.0.metric=test/accuracy", resume=True)
+    with pytest.raises(FederationError, match=r"all 12 trials failed: an objective is not a finite number; see .*csv$"):
+        sweep("name=other", "objectives.0.metric=test/auroc")
 
 
 def test_the_best_are_measured_again_on_seeds_that_the_search_has_not_seen(

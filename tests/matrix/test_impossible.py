@@ -1,0 +1,229 @@
+"""What a cell dies of is its result, and the matrix goes on; only what concerns all cells ends it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from played import two_teams
+
+import fedrobust.matrix.running as matrix_running
+import fedrobust.parallel as parallel
+from fedrobust import cli
+from fedrobust.data.histology import Histology
+from fedrobust.errors import DataError, ExperimentError, FederationError, NoPlaceError, TrackingError
+from fedrobust.experiment import Experiment
+from fedrobust.federation.actors import ActorDied
+from fedrobust.matrix import load_matrix
+from fedrobust.matrix.running import Findings, run_matrix
+from fedrobust.secure.audit import AuditError
+
+BASE = """
+name: base
+data: {source: {name: histology, patients: 20}}
+federation: {clients: 6, rounds: 1}
+"""
+MATRIX = """
+name: played
+experiment: base.yaml
+settings:
+  here: {fraction: 0.2}
+  there: {fraction: 0.2, data.partition: {name: dirichlet, alpha: 7.0}}
+attacks: {flip: sign_flip, away: absent}
+defences:
+  mean: {aggregation: {rule: mean}}
+  sure: {aggregation: {rule: median, f: 2}}
+screening: [1]
+fresh: [2]
+worst: 1
+backdoors: 0
+"""
+CELLS = 2 * (2 * 3 + 2 * 2 + 2)
+
+OWN: dict[str, Callable[[], BaseException]] = {
+    "data that do not fit": lambda: DataError("data: too few patches"),
+    "an attack that does not fit": lambda: ExperimentError("attacks.0: no label 9"),
+    "a federation that ends": lambda: FederationError("round 1: no update arrived"),
+    "an actor that always dies": lambda: ActorDied("the actor died"),
+    "a log that does not hold": lambda: AuditError("line 3: not signed"),
+    "no memory": MemoryError,
+    "no end of calls": RecursionError,
+    "a user's own class": lambda: KeyError("layer"),
+    "a user's own way out": lambda: SystemExit(3),
+}
+EVERYONES: dict[str, Callable[[], BaseException]] = {
+    "no tracking server": lambda: TrackingError("no answer"),
+    "no place": lambda: NoPlaceError("all teams have lost actors"),
+    "a full disk": lambda: OSError(errno.ENOSPC, "No space left on device"),
+    "a Ctrl-C": KeyboardInterrupt,
+}
+
+
+class Stage:
+    """Stands in for Ray, data and MLflow: what a run gives depends on its rule alone, and some die."""
+
+    run_id = "parent"
+
+    def __init__(self) -> None:
+        self.dies: Callable[[Experiment], BaseException | None] = lambda experiment: None
+        self.failures: dict[str, str] = {}
+        self.figured: dict[str, float] = {}
+        self.made: list[str] = []
+
+    def run(self, experiment: Experiment, **_: Any) -> Any:
+        if (death := self.dies(experiment)) is not None:
+            raise death
+        self.made.append(experiment.tracking.run_name or "")
+        accuracy = 0.9 if experiment.aggregation.rule.name == "median" else 0.7
+        rounds = [{"round": 1, "attacking": [], "detection": {}, "metrics": {"test/balanced_accuracy": accuracy}}]
+        return SimpleNamespace(rounds=rounds, attackers={}, run_id="run")
+
+    def figures(self, figures: dict[str, float], run_id: str | None = None) -> None:
+        self.figured |= figures if run_id is None else {}
+
+    def failed(self, reason: str, begun: list[str], name: str, tags: dict[str, str]) -> None:
+        self.failures[name] = reason
+
+    def upload(self, folder: Path, again: bool = False) -> None:
+        pass
+
+
+@pytest.fixture
+def stage(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    made = Stage()
+    Path("base.yaml").write_text(BASE)
+    Path("matrix.yaml").write_text(MATRIX)
+
+    @contextmanager
+    def parent(*_: Any) -> Iterator[Stage]:
+        yield made
+
+    data = SimpleNamespace(label_counts=lambda: np.ones((6, 2), dtype=np.int64), tested=lambda: 2)
+    monkeypatch.setattr(parallel, "run", made.run)
+    monkeypatch.setattr(parallel, "hospitals_of", lambda experiment: data)
+    monkeypatch.setattr(matrix_running, "parent_run", parent)
+    monkeypatch.setattr("fedrobust.matrix.files.heat_map", lambda *_: Figure((1, 1)))
+    return made
+
+
+def matrix(*overrides: str) -> Findings:
+    return run_matrix(load_matrix("matrix.yaml", overrides), pool=SimpleNamespace(teams=2))  # type: ignore[arg-type]
+
+
+def attacked(experiment: Experiment) -> str:
+    return experiment.attacks[0].name if experiment.attacks else "nobody"
+
+
+def test_what_a_cell_dies_of_is_its_result(stage: Stage) -> None:
+    """Those of one attack in one setting die, each of something else; all others are what they would have been."""
+    many = "screening=[1,3,4,5,6]"
+    whole = matrix("name=whole", many).table
+    deaths = iter(list(OWN.values()) * 3)
+    stage.failures.clear()
+
+    def dying(experiment: Experiment) -> BaseException | None:
+        there = experiment.resolved()["data"]["partition"]["alpha"] == 7.0
+        return next(deaths)() if there and attacked(experiment) == "sign_flip" else None
+
+    stage.dies = dying
+    found = matrix(many)
+    died = (found.table["attack"] == "flip") & (found.table["setting"] == "there")
+    assert set(found.table["state"][died]) == {"failed"}
+    assert found.table["failed"][died].str.len().gt(0).all()
+    alike = whole.merge(found.table[~died], on=["setting", "attack", "defence", "seed", "phase"])
+    assert len(alike) > 40
+    assert died.sum() > len(OWN)
+    assert (alike["balanced_accuracy_x"] == alike["balanced_accuracy_y"]).all()
+    assert set(found.table["state"][~died]) == {"done"}
+    assert sorted(stage.failures.values()) == sorted(found.table["failed"][died])
+    assert stage.figured["cells/failed"] == died.sum()
+    page = (found.folder / "table.md").read_text()
+    assert f"{died.sum()} failed" in page
+    assert pd.read_csv(found.folder / "cells.csv")["state"].value_counts()["failed"] == died.sum()
+    stage.dies, stage.made = lambda experiment: None, []
+    mended = matrix(many)
+    assert set(mended.table["state"]) == {"done"}
+    assert all("flip | there" in name for name in stage.made if "seed 2" not in name), (
+        "finished cells are not run again"
+    )
+
+
+@pytest.mark.parametrize("death", EVERYONES)
+def test_what_concerns_all_ends_the_matrix_which_goes_on_afterwards(stage: Stage, death: str) -> None:
+    stage.dies = lambda experiment: EVERYONES[death]() if len(stage.made) > 3 else None
+    with pytest.raises(BaseException) as caught:
+        matrix()
+    assert type(caught.value) is type(EVERYONES[death]())
+    assert stage.failures == {}
+    states = pd.read_csv("mlruns/matrix/played/cells.csv")["state"].value_counts()
+    assert states["done"] >= 4 and "failed" not in states
+    stage.dies = lambda experiment: None
+    assert set(matrix().table["state"]) == {"done"}
+    assert len(set(stage.made)) == len(stage.made)
+
+
+def test_a_cell_whose_parts_do_not_go_together_has_failed(stage: Stage) -> None:
+    """An attack that leaves two hospitals out is right with the mean, f = 2 with nobody's attack; not both."""
+    found = matrix("settings.there.fraction=0.4", "worst=2")
+    refused = found.table[found.table["state"] == "failed"]
+    assert set(zip(refused["setting"], refused["attack"], refused["defence"], strict=True)) == {
+        ("there", "away", "sure")
+    }
+    assert set(refused["phase"]) == {"screening", "fresh"}
+    assert refused["failed"].str.contains("aggregation.f").all()
+    assert set(stage.failures) == {f"sure | away | there | seed {seed}" for seed in (1, 2)}
+    assert "away, sure, seed 1: " in (found.folder / "table.md").read_text()
+
+
+def test_where_every_cell_dies_the_end_says_of_what(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.dies = lambda experiment: DataError("data: too few patches")
+    monkeypatch.setattr(parallel, "leased_pool", two_teams)
+    monkeypatch.setattr("sys.argv", ["fedrobust", "matrix", "matrix.yaml"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error == f"error: all {CELLS} cells failed: data: too few patches; see mlruns/matrix/played/table.md"
+    assert len(pd.read_csv("mlruns/matrix/played/cells.csv")) == CELLS
+
+
+def test_data_that_no_cell_can_have_end_it_before_the_first(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unread(experiment: Experiment) -> Any:
+        raise DataError("data: damaged")
+
+    def damaged(*_: Any) -> Any:
+        raise DataError("damaged")
+
+    monkeypatch.setattr(parallel, "hospitals_of", unread)
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"^data: damaged$"):
+        patch.setattr(Histology, "load", damaged)
+        matrix()
+    assert not Path("mlruns").exists()
+    monkeypatch.setattr(Histology, "load", lambda *_: None)
+    with pytest.raises(FederationError, match=f"all {CELLS} cells failed"):
+        stage.dies = unread  # type: ignore[assignment]
+        matrix()
+
+
+def test_figures_that_cannot_be_made_of_a_run_fail_its_cell(stage: Stage) -> None:
+    run = stage.run
+
+    def without(experiment: Experiment, **options: Any) -> Any:
+        made = run(experiment, **options)
+        return made if attacked(experiment) != "sign_flip" else SimpleNamespace(rounds=[{}], run_id="run")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "run", without)
+        table = matrix().table
+    assert set(table["state"][table["attack"] == "flip"]) == {"failed"}
+    assert set(table["state"][table["attack"] != "flip"]) == {"done"}
