@@ -59,6 +59,8 @@ class Npz(FileSource):
         file = self.locate()
         arrays = self._opened(file).read("images", "labels", *self._optional, "label_names")
         labels = arrays["labels"]
+        if arrays["images"].size and arrays["images"][:256].max() == 1:  # the first ones say it
+            raise DataError(f"npz: {file}: the brightest pixel is 1 of 255: scale images of 0..1 by 255 before .astype")
         with self.told(file):
             names = arrays.pop("label_names") if "label_names" in arrays else numbering(labels)
         if self.limit is not None:

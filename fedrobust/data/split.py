@@ -120,7 +120,9 @@ def refuse_one_label(patches: Patches, indices: dict[str, np.ndarray]) -> None:
         for part, labels in lacking.items()
         if len(labels)
     )
-    logger.warning("%s (%s): balanced accuracy, AUROC and chance are those of the labels that occur", told, listed)
+    logger.warning(
+        "split: %s (%s): balanced accuracy, AUROC and chance are those of the labels that occur", told, listed
+    )
 
 
 def _listed(counts: np.ndarray, names: tuple[str, ...], most: int = 20) -> str:

@@ -129,6 +129,13 @@ def test_labels_of_npz_files(tmp_path, labels, words):
     assert words in text and "a.npz" in text
 
 
+def test_pixels_that_were_cut_to_0_and_1(tmp_path):
+    fractions = np.random.default_rng(0).random((N, 8, 8, 3))
+    assert "the brightest pixel is 1 of 255" in refused(npz(tmp_path, images=np.rint(fractions).astype(np.uint8)))
+    assert "uint8 (N, S, S, 3), not float64" in refused(npz(tmp_path, images=fractions))
+    assert "uint8 (N, S, S, 3), not uint16" in refused(npz(tmp_path, images=(fractions * 65535).astype(np.uint16)))
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
