@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from fedrobust.errors import FederationError
+
+GONE = (RayActorError, OutOfMemoryError)
+"""What Ray raises of an actor that is no more, the second where it has ended it because memory was short."""
+SPARE = (
+    "fewer actors at a time (workers.count), smaller batches (learning.local.batch_size), "
+    "a smaller model or other programs ended leave more"
+)
 
 
 def answer(reference: Any, awaited: str, patience: float, passed_on: tuple[type[Exception], ...] = ()) -> Any:
@@ -19,29 +28,65 @@ def answer(reference: Any, awaited: str, patience: float, passed_on: tuple[type[
     The death of the actor, or of one that it asked, is an `ActorDied`, which the caller may be able to mend. Exceptions
     of the kinds in `passed_on` are raised as they are.
     """
+    if not ray.is_initialized():  # else Ray would start another one, which knows nothing of it
+        raise FederationError(f"Ray was shut down while waiting for {awaited}")
     try:
         return ray.get(reference, timeout=patience)
     except GetTimeoutError:
         raise FederationError(f"no answer for {patience:g} s while waiting for {awaited}") from None
-    except RayActorError as error:
-        raise ActorDied(f"the actor died while waiting for {awaited}: {_first_line(error)}") from error
-    except RayTaskError as error:
-        cause = error.cause if error.cause is not None else error
-        if isinstance(cause, (RayActorError, ActorDied)):  # an argument came from an actor that died
-            raise ActorDied(f"an actor died while waiting for {awaited}: {_first_line(cause)}") from error
+    except RayError as error:
+        cause = _cause(error)
+        if isinstance(cause, GONE) and cause is error:
+            raise ActorDied(f"the actor died while waiting for {awaited}: {reason(error)}") from error
+        if isinstance(cause, (*GONE, ActorDied)):  # an argument came from an actor that died
+            raise ActorDied(f"an actor died while waiting for {awaited}: {reason(cause)}") from error
         if isinstance(cause, passed_on):
             raise cause from error
-        raise FederationError(f"{awaited} failed: {type(cause).__name__}: {_first_line(cause)}") from error
-    except RayError as error:  # out of memory, an object that is lost, a node that is gone
-        raise FederationError(f"{awaited} failed: {type(error).__name__}: {_first_line(error)}") from error
+        raise FederationError(f"{awaited} failed: {reason(cause)}") from error
 
 
 class ActorDied(FederationError):  # noqa: N818
     """An actor died before it answered."""
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+@contextmanager
+def in_words() -> Iterator[None]:
+    """What Ray raises in the block, beside the waits for an answer, is raised as a `FederationError`."""
+    try:
+        yield
+    except RayError as error:
+        raise FederationError(f"the federation cannot go on: {reason(_cause(error))}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Why Ray, or what ran in an actor, raised this: one line, and what to do about it where memory is the reason.
+
+    Ray tells of an actor's end in pages.
+    """
+    if isinstance(error, ActorDied):
+        return str(error)
+    text, kind = str(error), type(error).__name__
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("\t")] or [
+        "no reason was given"
+    ]
+    if isinstance(error, GONE):
+        if isinstance(error, OutOfMemoryError) or "low on memory" in text:
+            found = re.search(r"\(IP: ([^,)]+).*? was ([\d.]+ ?GB)(?: used)? / ([\d.]+ ?GB)", text)
+            where = " on {} ({} of {} in use)".format(*found.groups()) if found else ""
+            return f"Ray has ended it, because memory was short{where}; {SPARE}"
+        if "SYSTEM_ERROR" in text:
+            return f"its process was killed, or crashed; if memory was short (see dmesg), {SPARE}"
+        if getattr(error, "actor_init_failed", False):
+            return f"it could not be started: {lines[-1]}"
+        return next((line for line in lines[1:] if line != lines[0]), lines[0]).strip()
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":  # the latter is torch's, of a GPU
+        return f"{kind}: {lines[0]}; {SPARE}"
+    return f"{kind}: {lines[0]}"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What was raised in an actor, if this is Ray's wrapping of it."""
+    return error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
 
 
 def setup(actors: Sequence[ActorHandle], arguments: Sequence[Any], awaited: str, patience: float) -> list[Any]:

@@ -137,15 +137,16 @@ class Hosts:
         return actor, actor.evaluate.remote(weights, worker, len(self._team.workers))
 
     def _evaluated(self, worker: int, actor: ActorHandle, reference: Any, weights: Any) -> dict[str, np.ndarray]:
+        last: ActorDied | None = None
         for attempt in range(ATTEMPTS):
             try:
                 if attempt:
                     self._revive(worker, actor)
                     actor, reference = self._evaluate(worker, weights)
                 return dict(answer(reference, f"worker {worker} to evaluate", self._patience))
-            except ActorDied:
-                continue
-        raise ActorDied(f"worker {worker} died {ATTEMPTS} times while it evaluated")
+            except ActorDied as error:
+                last = error
+        raise ActorDied(f"{ATTEMPTS} times in a row {last}")
 
     def _late(self, tasks: list[_Task]) -> list[_Task]:
         """The tasks that the round goes on without: none, unless there is a deadline and a quorum is back by then."""
@@ -195,16 +196,16 @@ class Hosts:
         return _Task(worker, actor, arguments, blocks[:parts], blocks[parts:], training)
 
     def _finished(self, task: _Task) -> tuple[_Task, Training]:
-        awaited = f"round {task.arguments[0]}: worker {task.worker} to train"
+        awaited, last = f"round {task.arguments[0]}: worker {task.worker} to train", None
         for attempt in range(ATTEMPTS):
             try:
                 if attempt:
                     self._revive(task.worker, task.actor)
                     task = self._start(task.worker, task.arguments)
                 return task, answer(task.training, awaited, self._patience)
-            except ActorDied:
-                continue
-        raise ActorDied(f"{awaited}: it died {ATTEMPTS} times")
+            except ActorDied as error:
+                last = error
+        raise ActorDied(f"{ATTEMPTS} times in a row {last}")
 
     def _crafts(self, client: int, round: int) -> bool:
         index = self._attackers.get(client)

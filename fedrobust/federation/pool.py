@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
@@ -20,13 +20,13 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedrobust.errors import FederationError, NoPlaceError
 from fedrobust.experiment import Workers
-from fedrobust.federation.actors import ActorDied, answer
+from fedrobust.federation.actors import GONE, ActorDied, answer, in_words, reason
 from fedrobust.federation.adversary import Adversary
 from fedrobust.federation.clients import ClientHost
 from fedrobust.federation.coordinator import Coordinator
@@ -63,6 +63,8 @@ class Team:
     """Custom resources of the nodes that hold the parties; none: beside the first client actor."""
     owner: bytes = field(default_factory=partial(token_bytes, 16), repr=False)
     """Who may set parties up, and see what they remember: see `PartyHost`."""
+    lost: str = ""
+    """Why it was last found not to be whole."""
     _parties: list[ActorHandle] = field(default_factory=list)
 
     @property
@@ -100,29 +102,29 @@ class Team:
         """Whether all of its actors answer; at first they have to start, and later to end what nobody waits for."""
         try:
             ray.get([actor.__ray_ready__.remote() for actor in self.actors], timeout=patience)
-        except (RayActorError, GetTimeoutError):
+        except (*GONE, GetTimeoutError) as error:
+            self.lost = reason(error)
             return False
         return True
 
     def mend(self) -> bool:
         """Start all of its actors again, in the place that Ray has found for them; False where there is none yet."""
         self.end()
-        if not self.group.wait(timeout_seconds=0):
+        try:
+            if not self.group.wait(timeout_seconds=0):
+                return False
+        except Exception:  # a bare one, where the group is gone with the cluster's memory of it
             return False
         new = _actors(self.group, self.share, len(self.shards))
         self.workers, self.coordinator, self.adversary, self.shards = new
         self._parties.clear()
-        ready = [actor.__ray_ready__.remote() for actor in self.actors]
-        try:
-            ray.get(ready, timeout=RESTART)
-        except (RayActorError, GetTimeoutError):  # the place is on a node whose death is not known yet
-            return False
-        return True
+        return self.whole(RESTART)  # not, if the place is on a node whose death is not known yet
 
     def end(self) -> None:
-        """End its actors; the place stays reserved."""
-        for actor in self.actors:
-            ray.kill(actor)
+        """End its actors; the place stays reserved. Those of a Ray that is no more have ended."""
+        for actor in self.actors if ray.is_initialized() else ():
+            with suppress(ValueError):  # it is of a Ray before this one
+                ray.kill(actor)
 
     def replace(self, index: int) -> ActorHandle:
         """A new client actor in the place of a dead one; it has not been set up."""
@@ -200,7 +202,8 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         for team in self._all:
             team.end()
-            remove_placement_group(team.group)
+            if ray.is_initialized():
+                remove_placement_group(team.group)
         _holders.pop(id(self), None)
 
     @contextmanager
@@ -210,9 +213,11 @@ class Pool:
         A team that has lost actors, with their node say, is started again, as soon as Ray has found another place for
         it; until then the others are leased. Raises `NoPlaceError` where no team has had a place for two minutes.
         """
-        team = self._whole()
+        with in_words():
+            team = self._whole()
         try:
-            yield team
+            with in_words():
+                yield team
         finally:
             with self._lock:
                 self._working -= 1
@@ -231,7 +236,7 @@ class Pool:
                 until = time.monotonic() + PATIENCE
             elif time.monotonic() > until:
                 raise NoPlaceError(
-                    f"all teams have lost actors, and there is no place for new ones since {PATIENCE:g} s"
+                    f"all teams have lost actors, and no new ones could be started for {PATIENCE:g} s: {team.lost}"
                 )
             time.sleep(1)
 

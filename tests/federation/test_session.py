@@ -194,6 +194,17 @@ def test_after_one_that_was_shut_down_another_is_started(stand_in: StandIn, besi
     assert stand_in.ended == [1, 2]
 
 
+def test_an_error_under_a_ray_that_was_shut_down_says_so(stand_in: StandIn) -> None:
+    with pytest.raises(FederationError, match="Ray was shut down, or has ended, while"), ray_session():
+        stand_in.shutdown()
+        raise ValueError("ActorHandle objects are not valid across Ray sessions")
+    with pytest.raises(FederationError, match="a quorum"), ray_session():
+        stand_in.shutdown()
+        raise FederationError("a quorum is missing")
+    with pytest.raises(ValueError, match="of another kind"), ray_session():
+        raise ValueError("of another kind")
+
+
 def test_many_threads_at_once(stand_in: StandIn) -> None:
     def block(number: int) -> int:
         with ray_session():
