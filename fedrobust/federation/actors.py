@@ -12,7 +12,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from fedrobust.errors import FederationError
+from fedrobust.errors import FederationError, NoPlaceError
+from fedrobust.texts import visible
 
 GONE = (RayActorError, OutOfMemoryError)
 """What Ray raises of an actor that is no more, the second where it has ended it because memory was short."""
@@ -29,7 +30,7 @@ def answer(reference: Any, awaited: str, patience: float, passed_on: tuple[type[
     of the kinds in `passed_on` are raised as they are.
     """
     if not ray.is_initialized():  # else Ray would start another one, which knows nothing of it
-        raise FederationError(f"Ray was shut down while waiting for {awaited}")
+        raise NoPlaceError(f"Ray was shut down while waiting for {awaited}")
     try:
         return ray.get(reference, timeout=patience)
     except GetTimeoutError:

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from fedrobust.errors import ExperimentError, FederationError, FedRobustError
+from fedrobust.errors import ExperimentError, FederationError, FedRobustError, NoPlaceError
 from fedrobust.federation.joining import check_answer, check_joining, cluster_address, first_sentence
 from fedrobust.federation.machine import memory_limits, usable_cores
 from fedrobust.federation.token import ensure_token
@@ -101,7 +101,7 @@ def ray_session() -> Iterator[None]:
     except Exception as error:
         if session is None or session.running() or isinstance(error, FedRobustError):
             raise
-        raise FederationError("Ray was shut down, or has ended, while it was in use") from error
+        raise NoPlaceError("Ray was shut down, or has ended, while it was in use") from error
     finally:
         if session is not None:
             _left(session)

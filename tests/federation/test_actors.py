@@ -17,7 +17,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from fedrobust.errors import FederationError
+from fedrobust.errors import FederationError, NoPlaceError
 from fedrobust.federation import actors
 from fedrobust.federation.actors import ActorDied, answer, in_words, reason
 from fedrobust.federation.pool import Team
@@ -100,6 +100,7 @@ def test_an_actor_is_gone(error: RayError, told: str, within: bool, raising: Sim
         (wrapped(MemoryError("Unable to allocate 728. TiB")), "MemoryError: Unable to allocate 728. TiB; fewer"),
         (wrapped(type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory\nX")), "CUDA out of memory; fewer"),
         (wrapped(ValueError("a bad batch\nof two lines")), "to train failed: ValueError: a bad batch$"),
+        (wrapped(ValueError("\x1b[2Jgone")), "to train failed: ValueError: [^\x1b]*gone$"),
         (wrapped(ValueError()), "to train failed: ValueError: no reason was given$"),
         (ObjectLostError("ab", None, ""), "to train failed: ObjectLostError: Failed to retrieve object ab"),
         (OutOfDiskError("x"), "to train failed: OutOfDiskError: "),
@@ -115,7 +116,7 @@ def test_a_task_failed(error: RayError, told: str, raising: SimpleNamespace) -> 
 
 def test_a_ray_that_was_shut_down_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors, "ray", SimpleNamespace(is_initialized=lambda: False))
-    with pytest.raises(FederationError, match="Ray was shut down while waiting for worker 0"):
+    with pytest.raises(NoPlaceError, match="Ray was shut down while waiting for worker 0"):
         answer(None, "worker 0", 1.0)
 
 

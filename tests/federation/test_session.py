@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from tiny import YAML, run, write_patches
 
-from fedrobust.errors import ExperimentError, FederationError
+from fedrobust.errors import ExperimentError, FederationError, NoPlaceError
 from fedrobust.federation import session
 from fedrobust.federation.session import check_ray, ray_session
 
@@ -195,7 +195,7 @@ def test_after_one_that_was_shut_down_another_is_started(stand_in: StandIn, besi
 
 
 def test_an_error_under_a_ray_that_was_shut_down_says_so(stand_in: StandIn) -> None:
-    with pytest.raises(FederationError, match="Ray was shut down, or has ended, while"), ray_session():
+    with pytest.raises(NoPlaceError, match="Ray was shut down, or has ended, while"), ray_session():
         stand_in.shutdown()
         raise ValueError("ActorHandle objects are not valid across Ray sessions")
     with pytest.raises(FederationError, match="a quorum"), ray_session():
