@@ -67,9 +67,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, ActorDied):
         return str(error)
     text, kind = str(error), type(error).__name__
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("\t")] or [
-        "no reason was given"
-    ]
+    lines = [visible(line) for line in text.splitlines() if line.strip() and line[0] != "\t"]
+    lines = lines or ["no reason was given"]
     if isinstance(error, GONE):
         if isinstance(error, OutOfMemoryError) or "low on memory" in text:
             found = re.search(r"\(IP: ([^,)]+).*? was ([\d.]+ ?GB)(?: used)? / ([\d.]+ ?GB)", text)
