@@ -10,19 +10,20 @@ from __future__ import annotations
 import logging
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import optuna
-from optuna.exceptions import OptunaError
+from optuna.exceptions import OptunaError, StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from fedrobust.databases import cause, safe_url, shown, sqlite_file, sqlite_url, turn, without_password
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, StorageError
 from fedrobust.failures import reason
 from fedrobust.private import whole
 from fedrobust.tuning.objectives import Direction
@@ -32,6 +33,9 @@ from fedrobust.tuning.space import Space, Values
 from fedrobust.tuning.sweep import Plan
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 30
+"""Seconds of waiting where another program has locked the database's file; Optuna makes some calls five times."""
 
 _DIGEST = "fedrobust:digest"
 _FAILURE = "fedrobust:failure"
@@ -255,7 +259,13 @@ def open_study(url: str, name: str, digest: str, *, resume: bool, **options: Any
                 f"there is a sweep '{name}' in {shown(url)} already: resume it, or give this one another name"
             )
         else:
-            found = storage.get_study_user_attrs(storage.get_study_id_from_name(name)).get(_DIGEST)
+            known = storage.get_study_id_from_name(name)
+            found = storage.get_study_user_attrs(known).get(_DIGEST)
+            ways = [each.name.lower() for each in storage.get_study_directions(known)]
+            if found is None and (ways != directions or storage.get_n_trials(known)):
+                raise ExperimentError(
+                    f"the study '{name}' in {shown(url)} is another program's: give this sweep another name"
+                )
             if found is None:  # its driver died before a trial was asked for
                 optuna.load_study(study_name=name, storage=storage).set_user_attr(_DIGEST, digest)
             elif found != digest:
@@ -333,13 +343,45 @@ def _opened(url: str) -> Iterator[BaseStorage]:
             if file is not None and not file.exists():
                 with whole(file) as partial:
                     optuna.storages.RDBStorage(sqlite_url(partial)).engine.dispose()
-            yield optuna.storages.get_storage(safe_url(url))
-    except (SQLAlchemyError, OptunaError, ImportError, OSError, ValueError, RuntimeError) as error:
+            # With a file, seconds of waiting for a lock; with a server, a look whether a connection is still there.
+            options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE}} if file else {"pool_pre_ping": True}
+            storage = optuna.storages.get_storage(optuna.storages.RDBStorage(safe_url(url), options))
+            yield cast(BaseStorage, _Reached(storage, url))
+    except (StorageError, SQLAlchemyError, OptunaError, ImportError, OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, StorageError):
+            raise ExperimentError(str(error)) from None
         raise ExperimentError(_unusable(url, error)) from None
 
 
-def _unusable(url: str, error: Exception) -> str:
+class _Reached:
+    """An Optuna storage that is in use: what is wrong with its database becomes a `StorageError`, wherever it shows.
+
+    Nobody waits for it a second time: the study is then at its end, and is opened again when it goes on.
+    """
+
+    def __init__(self, storage: BaseStorage, url: str) -> None:
+        self._storage, self._url = storage, url
+        self._lost = ""
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._storage, name)
+        return partial(self._call, found) if callable(found) else found
+
+    def _call(self, method: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        if self._lost:
+            raise StorageError(self._lost)
+        try:
+            return method(*given, **named)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            self._lost = _unusable(self._url, error)
+            raise StorageError(self._lost) from error
+
+
+def _unusable(url: str, error: BaseException) -> str:
     """Why a storage cannot be used, in a line."""
+    error = error.__cause__ or error  # what the database's driver says, without the statement
+    if isinstance(error, ImportError):
+        return without_password(f"no Optuna storage at '{url}': {error}; install this driver of the database")
     try:
         file = sqlite_file(url)
     except ValueError:
