@@ -35,6 +35,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedrobust.cluster.local_state import STATE, TOKEN, Process, State, kept, read_state, runs
+from fedrobust.databases import sqlite_url
 from fedrobust.errors import ClusterError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -124,7 +125,7 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
         gcs=f"{HOST}:{gcs}",
         mlflow=f"http://{HOST}:{tracking}",
         workplace=str(workplace),
-        store=store or f"sqlite:///{folder / 'mlflow.db'}",
+        store=store or sqlite_url(folder / "mlflow.db"),
     )
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
     ray += ["--node-ip-address", HOST, "--object-store-memory", "200000000"]
@@ -203,7 +204,7 @@ def node_environment(folder: Path, state: State) -> dict[str, str]:
 def mlflow_server(port: int, folder: Path) -> list[str]:
     """The command of an MLflow server whose artifacts lie in the folder; its environment names the database of runs."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    return [*command, "--artifacts-destination", str(folder / "artifacts")]
+    return [*command, "--artifacts-destination", (folder / "artifacts").absolute().as_uri()]
 
 
 def password_of(url: str) -> str:

@@ -15,6 +15,7 @@ from fedrobust.data.patches import Patches, numbering
 from fedrobust.data.pixels import resized
 from fedrobust.data.sources import FileSource, choose
 from fedrobust.errors import DataError
+from fedrobust.locks import alone
 
 OFFICIAL = {"train": "train", "val": "validation", "valid": "validation", "test": "test"}
 
@@ -117,7 +118,9 @@ class Medmnist(FileSource):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 dataset = getattr(medmnist, information["python_class"])
-                dataset(split="test", download=True, root=str(folder), size=self.size)
+                with alone(folder / self.file_name):  # several runs may be started at once
+                    if self.found() is None:
+                        dataset(split="test", download=True, root=str(folder), size=self.size)
             except (OSError, RuntimeError) as error:
                 first = " ".join(str(error).split()).partition("!")[0]
                 raise self.missing(f"downloading {self.file_name} to {folder} failed ({first})") from None

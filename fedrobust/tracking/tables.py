@@ -6,12 +6,16 @@ import logging
 import shlex
 import sqlite3
 from contextlib import closing
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedrobust.databases import connected, shown, sqlite_file, sqlite_url, turn
 from fedrobust.errors import TrackingError
 from fedrobust.private import whole
+
+if TYPE_CHECKING:
+    from alembic.script import ScriptDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +58,8 @@ def _state(url: str) -> State:
     Raises `TrackingError` where it is none of these.
     """
     import sqlalchemy
-    from alembic.script import ScriptDirectory
     from alembic.util import CommandError
     from mlflow import __version__
-    from mlflow.store.db.utils import _get_alembic_config
 
     with connected(url) as connection:
         tables = set(sqlalchemy.inspect(connection).get_table_names())
@@ -67,7 +69,7 @@ def _state(url: str) -> State:
 
         version = first("select version_num from alembic_version") if "alembic_version" in tables else None
         begun = "experiments" in tables and first("select count(*) from experiments") > 0
-    script = ScriptDirectory.from_config(_get_alembic_config(""))
+    script = _schemas()
     if version == script.get_current_head():
         return "ready" if begun else "bare"
     if not tables - {"alembic_version"}:
@@ -90,6 +92,15 @@ def _state(url: str) -> State:
         f"{file} {what}; move it away: mv {shlex.quote(str(file))} {shlex.quote(f'{file}.old')}; "
         "the next run makes a new one"
     )
+
+
+@cache
+def _schemas() -> ScriptDirectory:
+    """All schemas of MLflow's tables up to this version's."""
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+
+    return ScriptDirectory.from_config(_get_alembic_config(""))
 
 
 def _make(url: str, file: Path | None) -> None:

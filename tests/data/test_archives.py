@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 from typing import get_args
 
 import h5py
@@ -180,6 +182,21 @@ def test_medmnist_is_offline_unless_asked_and_says_when_a_download_fails(tmp_pat
     medmnist_file(tmp_path / "new")
     source.load(0)
     assert len(asked) == 1
+
+
+def test_medmnist_is_downloaded_once_by_runs_that_start_together(tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(url, root, filename, md5):
+        asked.append(root)
+        sleep(0.1)
+        medmnist_file(Path(root))
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", fetch)
+    source = Medmnist(path=str(tmp_path), download=True)
+    with ThreadPoolExecutor(3) as threads:
+        found = [each.digest for each in threads.map(lambda _: source.load(0), range(3))]
+    assert len(asked) == 1 and len(set(found)) == 1
 
 
 @pytest.mark.parametrize(
