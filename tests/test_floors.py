@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 FLOORS: list[set[str]] = [
-    {"options", "errors", "private", "seeds", "portions", "skips", "texts"},
+    {"options", "errors", "private", "seeds", "portions", "skips", "texts", "machine"},
     {"locks"},
     {"data", "learning", "aggregation", "databases", "failures"},
     {"secure"},

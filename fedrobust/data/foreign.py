@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from fedrobust.data.patches import nothing
 from fedrobust.errors import DataError
+from fedrobust.machine import memory_limits
 
 ZIP, HDF = b"PK\x03\x04", b"\x89HDF"
 """What files of these kinds begin with."""
@@ -107,21 +107,13 @@ def _gigabytes(size: int) -> str:
 
 
 def _free_memory() -> int:
-    """Bytes that this process could still use: what is available, within the limit of its container if there is one."""
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        free = min([free, *(int(line) for line in _lines(limit) if line.isdigit())])
+    """Bytes that this process could still use: what the machine has available, and no more than it may use at all."""
+    free = min(memory_limits().values())
+    with suppress(OSError):  # where there is no /proc
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(free, int(line.split()[1]) * 1024)
     return free
-
-
-def _lines(file: str) -> list[str]:
-    try:
-        return Path(file).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
 
 
 # NumPy archives

@@ -17,8 +17,8 @@ import ray
 
 from fedrobust.errors import ExperimentError, FederationError, FedRobustError, NoPlaceError
 from fedrobust.federation.joining import check_answer, check_joining, cluster_address, first_sentence
-from fedrobust.federation.machine import memory_limits, usable_cores
 from fedrobust.federation.token import ensure_token
+from fedrobust.machine import memory_limits, usable_cores
 from fedrobust.private import private_files
 
 LONGEST_ROOT = (103 if sys.platform == "darwin" else 107) - 79

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedrobust.errors import FedRobustError
-from fedrobust.federation.machine import core_limits, memory_limits, usable_cores
+from fedrobust.machine import core_limits, memory_limits, usable_cores
 from fedrobust.options import Options, members, summary
 from fedrobust.terminal.elements import columns
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedrobust.federation.machine import core_limits, memory_limits, usable_cores
+from fedrobust.machine import core_limits, memory_limits, usable_cores
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -110,7 +110,7 @@ def test_the_share_of_a_slurm_job(tmp_path: Path, environment: dict[str, str], l
 
 
 def test_the_cores_that_the_process_is_bound_to() -> None:
-    asked = "from fedrobust.federation.machine import usable_cores; print(usable_cores({}))"
+    asked = "from fedrobust.machine import usable_cores; print(usable_cores({}))"
     first = min(os.sched_getaffinity(0))
     done = subprocess.run(
         [sys.executable, "-c", asked],
