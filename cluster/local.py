@@ -108,6 +108,9 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
     if before and any(alive(process) for process in here(before).nodes.values()):
         sys.exit(f"error: a cluster of {folder} is running; end it with: make cluster-down")
     stop(folder)
+    for name in ("logs", "env", "mlflow.db", "artifacts"):
+        if (folder / name).is_symlink():
+            raise ClusterError(f"{folder / name} is a link: what is written there would go elsewhere; remove it")
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # it may be there already
     token = kept(folder) / TOKEN
@@ -219,7 +222,9 @@ def spawn(folder: Path, state: State, name: str) -> None:
     if name == "mlflow":
         del environment["MLFLOW_TRACKING_URI"]
         environment[STORE] = state.store
-    with (folder / "logs" / f"{name}.log").open("w", encoding="utf-8") as output:
+    log = folder / "logs" / f"{name}.log"
+    log.unlink(missing_ok=True)  # it may be a link
+    with log.open("x", encoding="utf-8") as output:
         started = subprocess.Popen(
             state.commands[name],
             env=environment,

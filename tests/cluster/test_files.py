@@ -577,6 +577,33 @@ def test_a_node_dies_alone(tmp_path: Path, local: ModuleType, spawn: Callable[[s
         local.kill_node(folder, "worker-3")
 
 
+@pytest.mark.parametrize("name", ["logs", "env", "mlflow.db", "artifacts"])
+def test_no_link_of_a_folder_leads_what_is_written_elsewhere(
+    tmp_path: Path, local: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, precious = tmp_path / "mlruns" / "cluster", tmp_path / "precious"
+    (folder / "logs").mkdir(parents=True)
+    (folder / "logs" / "mlflow.log").symlink_to(precious)
+    precious.write_text("of mine")
+
+    def popen(*_: Any, stdout: Any, **__: Any) -> None:
+        stdout.write("of the node")
+        stdout.flush()
+        raise OSError("enough")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="enough"):
+        patched.setattr(local.subprocess, "Popen", popen)
+        patched.setattr(local, "stop", lambda folder: None)
+        local.start(folder, 0, 1, None, tmp_path)
+    assert precious.read_text() == "of mine"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / name).symlink_to(precious)
+    with pytest.raises(ClusterError, match=f"{name} is a link"):
+        local.start(folder, 0, 1, None, tmp_path)
+    assert precious.read_text() == "of mine"
+
+
 SECRET = "s3cr3t"
 
 

@@ -97,10 +97,10 @@ def test_a_run_on_the_cluster(folder: Path) -> None:
 
 
 def test_a_stopped_run_goes_on_after_a_node_has_died(folder: Path) -> None:
-    words = ["run", "experiments/small.yaml", "federation.rounds=20", "workers.count=2"]
+    words = ["run", "experiments/small.yaml", "federation.rounds=60", "workers.count=2"]
     job = fedrobust(folder, "submit", "--no-follow", "--", *words).stdout.split()[1]
     for _ in range(240):
-        if "round 2/20" in fedrobust(folder, "logs", job).stdout:
+        if "round 2/60" in fedrobust(folder, "logs", job).stdout:
             break
         time.sleep(0.5)
     stopped = fedrobust(folder, "stop", job)
