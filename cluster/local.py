@@ -37,6 +37,7 @@ from pathlib import Path
 from fedrobust.cluster.local_state import STATE, TOKEN, Process, State, kept, read_state, runs
 from fedrobust.databases import sqlite_url
 from fedrobust.errors import ClusterError
+from fedrobust.private import private_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "mlruns" / "cluster"
@@ -108,13 +109,13 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
     if before and any(alive(process) for process in here(before).nodes.values()):
         sys.exit(f"error: a cluster of {folder} is running; end it with: make cluster-down")
     stop(folder)
-    for name in ("logs", "env", "mlflow.db", "artifacts"):
+    for name in ("logs", "mlflow.db", "artifacts"):
         if (folder / name).is_symlink():
             raise ClusterError(f"{folder / name} is a link: what is written there would go elsewhere; remove it")
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)  # it may be there already
     token = kept(folder) / TOKEN
-    token.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(token.parent)
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="utf-8")
     root = tempfile.gettempdir()
@@ -130,6 +131,7 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
         workplace=str(workplace),
         store=store or sqlite_url(folder / "mlflow.db"),
     )
+    write(folder, state)
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
     ray += ["--node-ip-address", HOST, "--object-store-memory", "200000000"]
     ray += ["--dashboard-agent-listen-port", "0", "--min-worker-port", "0", "--max-worker-port", "0"]
@@ -422,6 +424,7 @@ def within(seconds: float, done: Callable[[], bool]) -> bool:
 def write(folder: Path, state: State) -> None:
     """Keep what was started, after each start: whatever interrupts this one, `down` finds it."""
     new = kept(folder) / f"{STATE}.new"
+    new.touch(mode=0o600)
     new.write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
     new.replace(kept(folder) / STATE)
 

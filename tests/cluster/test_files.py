@@ -577,23 +577,26 @@ def test_a_node_dies_alone(tmp_path: Path, local: ModuleType, spawn: Callable[[s
         local.kill_node(folder, "worker-3")
 
 
-@pytest.mark.parametrize("name", ["logs", "env", "mlflow.db", "artifacts"])
+@pytest.mark.parametrize("name", ["logs", "mlflow.db", "artifacts"])
 def test_no_link_of_a_folder_leads_what_is_written_elsewhere(
     tmp_path: Path, local: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, precious = tmp_path / "mlruns" / "cluster", tmp_path / "precious"
     (folder / "logs").mkdir(parents=True)
     (folder / "logs" / "mlflow.log").symlink_to(precious)
+    (folder / "env").symlink_to(precious)
     precious.write_text("of mine")
+    popen = subprocess.Popen
 
-    def popen(*_: Any, stdout: Any, **__: Any) -> None:
-        stdout.write("of the node")
-        stdout.flush()
+    def started(*words: Any, **given: Any) -> subprocess.Popen[str]:
+        if not given.get("start_new_session"):  # ps
+            return popen(*words, **given)
+        given["stdout"].write("of the node")
+        given["stdout"].flush()
         raise OSError("enough")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="enough"):
-        patched.setattr(local.subprocess, "Popen", popen)
-        patched.setattr(local, "stop", lambda folder: None)
+    monkeypatch.setattr(local.subprocess, "Popen", started)
+    with pytest.raises(OSError, match="enough"):
         local.start(folder, 0, 1, None, tmp_path)
     assert precious.read_text() == "of mine"
     shutil.rmtree(folder)
