@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import packages_distributions
 from pathlib import Path, PurePosixPath
 
 from fedrobust.cluster.folder import Selection, select
@@ -22,6 +24,8 @@ PASSED_ON = ("FEDROBUST_DATA", "MLFLOW_TRACKING_URI")
 GRACE = 120
 """Seconds that a job has to end in order when it is stopped: a round, and what is written after it."""
 
+_MAY_HIDE = {"fedrobust", "test", "tests", "docs", "examples", "benchmarks", "setup", "conftest"}
+"""Modules at the top of a working folder that hide nothing which matters; a clone's own code is meant to be run."""
 _COMMENT = re.compile(r"(^|\s)#.*")
 _CLASS = re.compile(r"(?<![\w./:])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):[A-Za-z_]\w*(?![\w:])")
 """A class of a user's own, `module:Class`."""
@@ -46,13 +50,16 @@ class Shipment:
 
     command: list[str]
     selection: Selection
+    classes: list[str]
+    """Folders in which classes that the command names lie, from the working folder."""
 
 
 def prepare(command: Sequence[str], folder: Path | None = None) -> Shipment:
     """What is sent so that `fedrobust COMMAND` can run elsewhere on the files of `folder`, by default the current one.
 
     Raises `ClusterError` where the command cannot be submitted, names no file that is shipped, or where one of these
-    names a class or another experiment file that is there and is not; and as `select` does.
+    names a class or another experiment file that is there and is not; where a module would be imported in the place of
+    an installed one; and as `select` does.
     """
     folder = (folder or Path.cwd()).resolve()
     allowed = ", ".join(DRIVERS)
@@ -65,11 +72,31 @@ def prepare(command: Sequence[str], folder: Path | None = None) -> Shipment:
         raise ClusterError(f"'{shlex.join(command)}' names no file: {command[0]} reads a .yaml file")
     relative = {word: _inside(word, folder) for word in named}
     selection = select(folder)
-    texts = [word for word in command[1:] if word not in named]
+    texts, found = [word for word in command[1:] if word not in named], set[PurePosixPath]()
     for name in relative.values():
         _refuse_missing(folder, name, selection)
-        _check_names(folder, name, selection, texts, seen=set())
-    return Shipment([command[0], *(relative.get(word, word) for word in command[1:])], selection)
+        beside = PurePosixPath(name).parent
+        modules = _named(folder, name, selection, texts, seen=set())
+        if any(str(_file(beside, module, selection)) in selection.files for module in modules):
+            found.add(beside)
+    refuse_hiding(selection.files, {PurePosixPath(), *found})
+    words = [command[0], *(relative.get(word, word) for word in command[1:])]
+    return Shipment(words, selection, sorted(str(place) for place in found))
+
+
+def refuse_hiding(names: Iterable[str], places: Container[PurePosixPath]) -> None:
+    """Raise `ClusterError` where a module in one of `places`, which Python is told to look at first, hides another one.
+
+    Who wrote an `mlflow.py` would have it run by everything that imports MLflow, whether a class of it is named or not.
+    """
+    known = (sys.stdlib_module_names | packages_distributions().keys()) - _MAY_HIDE
+    for name in names:
+        path = PurePosixPath(name)
+        module = path.parent if path.name == "__init__.py" else path.with_suffix("")
+        if path.suffix == ".py" and module.parent in places and module.name in known:
+            raise ClusterError(
+                f"{visible(name)} would be imported in the place of the installed module {module.name}: rename it"
+            )
 
 
 def names_file(word: str) -> bool:
@@ -88,19 +115,30 @@ def _inside(name: str, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _check_names(folder: Path, name: str, selection: Selection, texts: Sequence[str], seen: set[str]) -> None:
-    """Whether the classes and experiment files that a file names, and the command's words, are shipped, too."""
+def _named(folder: Path, name: str, selection: Selection, texts: Sequence[str], seen: set[str]) -> set[str]:
+    """The modules whose classes a file names, or the experiment files that it names, or the command's words.
+
+    Raises `ClusterError` where one of these files is there and not shipped.
+    """
     seen.add(name)
     beside = PurePosixPath(name).parent
     own = _COMMENT.sub("", selection.files[name].decode(errors="replace"))
     modules = {module for text in (own, *texts) for module in _CLASS.findall(text)}
-    for path in sorted(start.joinpath(*module.split(".")) for module in modules for start in {beside, PurePosixPath()}):
-        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-            _refuse_missing(folder, candidate.as_posix(), selection, f", whose class {visible(name)} names,")
+    for module in sorted(modules):
+        for start in (beside, PurePosixPath()):
+            path = start.joinpath(*module.split("."))
+            for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+                _refuse_missing(folder, candidate.as_posix(), selection, f", whose class {visible(name)} names,")
     for other in (os.path.normpath(beside / found) for found in _FILE.findall(own)):
         _refuse_missing(folder, other, selection, f", which {visible(name)} names,")
         if other in selection.files and other not in seen:
-            _check_names(folder, other, selection, (), seen)
+            modules |= _named(folder, other, selection, (), seen)
+    return modules
+
+
+def _file(start: PurePosixPath, module: str, selection: Selection) -> PurePosixPath:
+    path = start.joinpath(*module.split("."))
+    return path / "__init__.py" if str(path / "__init__.py") in selection.files else path.with_suffix(".py")
 
 
 def _refuse_missing(folder: Path, name: str, selection: Selection, named: str = "") -> None:
@@ -131,18 +169,20 @@ def entrypoint(command: Sequence[str], workplace: str | None = None) -> str:
     return _DRIVE.format(workplace=place, command=" ".join(words)).strip()
 
 
-def environment(command: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
+def environment(classes: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
     """What the job and its actors find in their environment, beside what their nodes were started with.
+
+    classes: the folders of a `Shipment` from which classes are imported.
 
     The authentication mode is the nodes' own affair: a job inherits it, and the token.
     """
-    beside = {Path(word).parent.as_posix() for word in command if names_file(word)} - {"."}
+    beside = [place for place in classes if place != "."]
     own = {
         "FEDROBUST_JOB": "1",
         "OMP_NUM_THREADS": "1",
         "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE),
         # A user's classes may lie beside the file; actors start in the copy of the working folder.
-        **({"PYTHONPATH": os.pathsep.join(sorted(beside))} if beside else {}),
+        **({"PYTHONPATH": os.pathsep.join(beside)} if beside else {}),
         # Of a clone the code is shipped, and its repository is not.
         **({"FEDROBUST_COMMIT": commit()} if Path("fedrobust/naming.py").exists() else {}),
     }

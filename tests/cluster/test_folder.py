@@ -457,12 +457,12 @@ def test_names_that_are_no_text_stay(workplace: Path) -> None:
         ("mine.py", r"own/mine\.py, whose class own/small\.yaml names, is not shipped: it belongs to what git ignores"),
         ("base.yaml", r"base\.yaml, which own/small\.yaml names, is not shipped: it belongs to what git ignores"),
         ("deep", r"own/deep/er\.py, whose class base\.yaml names, is not"),
-        ("token.py", r"own/token\.py, whose class own/small\.yaml names, is not"),
+        ("tokens.py", r"own/tokens\.py, whose class own/small\.yaml names, is not"),
     ],
 )
 @pytest.mark.parametrize("repository", [True, False])
 def test_what_the_command_needs_must_be_shipped(workplace: Path, ignored: str, told: str, repository: bool) -> None:
-    write(workplace, "own/mine.py", "own/deep/er.py", "own/token.py", "er.py")
+    write(workplace, "own/mine.py", "own/deep/er.py", "own/tokens.py", "er.py")
     write(
         workplace,
         "own/small.yaml",
@@ -473,11 +473,34 @@ def test_what_the_command_needs_must_be_shipped(workplace: Path, ignored: str, t
     write(workplace, ".gitignore", content="other.yaml\n")
     if repository:
         git(workplace, "init", "--quiet")
-    command = ["matrix", "own/small.yaml", "aggregation.rule=token:Rule"]
+    command = ["matrix", "own/small.yaml", "aggregation.rule=tokens:Rule"]
     assert len(prepare(command).selection.files) == 6
     write(workplace, ".gitignore", content=ignored)
     with pytest.raises(ClusterError, match=told):
         prepare(command)
+
+
+@pytest.mark.parametrize("name", ["mlflow.py", "random.py", "numpy/__init__.py", "own/ray.py", "own/yaml/__init__.py"])
+def test_no_module_hides_an_installed_one(workplace: Path, name: str) -> None:
+    """It would run wherever that one is imported, though no class of it is named."""
+    write(workplace, "own/small.yaml", content="rule: {name: 'mine:Mine'}\n")
+    write(workplace, "own/mine.py", "utils.py", "own/numpy/inner.py", "deeper/own/mlflow.py", "fedrobust/__init__.py")
+    shipment = prepare(["run", "own/small.yaml"])
+    assert shipment.classes == ["own"]
+    write(workplace, name)
+    with pytest.raises(
+        ClusterError, match=rf"{name} would be imported in the place of the installed module \w+: rename it"
+    ):
+        prepare(["run", "own/small.yaml"])
+
+
+@pytest.mark.parametrize("word", ["seed=3", "aggregation.rule=numpy:Rule", "aggregation.rule=nowhere:Rule"])
+def test_where_no_class_is_named_nothing_is_imported_from_beside_the_file(workplace: Path, word: str) -> None:
+    write(workplace, "own/small.yaml", content=f"{EXPERIMENT}# mine:Mine\n")
+    write(workplace, "own/mine.py", "own/mlflow.py")
+    assert prepare(["run", "own/small.yaml", word]).classes == []
+    with pytest.raises(ClusterError, match=r"own/mlflow\.py would be imported"):
+        prepare(["run", "own/small.yaml", "aggregation.rule=mine:Rule"])
 
 
 @pytest.mark.parametrize("name", ["tokens.yaml", ".hidden.yaml", "data/small.yaml", "link.yaml"])
