@@ -16,13 +16,13 @@ from fedrobust.tuning.sweep import OWN
 SEARCHED = "searched"
 """What the names of the attacks that a duel has found begin with."""
 
-Seeds = Many[Annotated[int, Field(ge=0)]]
+Seeds = Many[Annotated[int, Field(ge=0, le=2**63 - 1)]]
 
 
 class Side(Options):
     """How one side of a duel searches when it is its turn."""
 
-    trials: int = Field(default=24, ge=1)
+    trials: int = Field(default=24, ge=1, le=1_000_000)
     """Trials of a turn."""
     sampler: Annotated[Sampler, OneOf(Sampler)] = Tpe()
     """How the next trials are chosen."""
@@ -70,7 +70,7 @@ class Duel(Options):
     """The defences; each has a duel of its own."""
     defender: Side = Side(trials=12)
     """The side that defends."""
-    turns: int = Field(default=2, ge=1)
+    turns: int = Field(default=2, ge=1, le=1000)
     """Turns of each side; the attacker begins."""
     objective: Goal = Goal()
     """What is fought for."""
@@ -78,7 +78,7 @@ class Duel(Options):
     """Both sides search on these."""
     fresh: Seeds = Field(default=(11, 12, 13), min_length=1)
     """What is told of a turn is measured on these; none of them is one of `seeds`."""
-    parallel: int = Field(default=2, ge=1)
+    parallel: int = Field(default=2, ge=1, le=1000)
     """Trials of a batch; see a sweep file."""
 
     @model_validator(mode="after")

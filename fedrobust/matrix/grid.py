@@ -30,7 +30,7 @@ SIZES = ("fraction", "count", "clients")
 
 
 Names = Many[str]
-Seeds = Many[Annotated[int, Field(ge=0)]]
+Seeds = Many[Annotated[int, Field(ge=0, le=2**63 - 1)]]
 
 
 class Only(Options):

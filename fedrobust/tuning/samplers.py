@@ -52,7 +52,7 @@ class Tpe(Sampler):
     name: Literal["tpe"] = "tpe"
     startup: int = Field(default=10, ge=1)
     """Trials drawn at random before the first estimate."""
-    candidates: int = Field(default=24, ge=1)
+    candidates: int = Field(default=24, ge=1, le=100_000)
     """Draws among which the best is chosen."""
 
     def build(self, seed: int, number: int, space: Space) -> optuna.samplers.BaseSampler:
@@ -73,7 +73,7 @@ class CmaEs(Sampler):
     """
 
     name: Literal["cma_es"] = "cma_es"
-    population: int | None = Field(default=None, ge=5)
+    population: int | None = Field(default=None, ge=5, le=10_000)
     """Trials of a generation; by default 4 + ⌊3 ln d⌋ for d searched numbers."""
 
     def refusal(self, space: Space, objectives: int) -> str | None:
@@ -117,7 +117,7 @@ class NsgaII(Sampler):
     """
 
     name: Literal["nsga_ii"] = "nsga_ii"
-    population: int = Field(default=16, ge=2)
+    population: int = Field(default=16, ge=2, le=10_000)
     """Trials of a generation."""
     crossover: float = Field(default=0.9, ge=0, le=1)
     """Probability that a trial has two parents."""

@@ -14,6 +14,7 @@ value is its dotted path, with the names of the choices that lead to it, e.g. `a
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -21,6 +22,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from fedrobust.options import nearest
+from fedrobust.texts import visible
 
 if TYPE_CHECKING:
     import optuna
@@ -29,6 +31,11 @@ Template = Any
 """Plain values, mappings and lists, with a `Number` or a `Choice` for each searched value."""
 Values = dict[str, Any]
 """Names of searched values → what was chosen, or dotted paths of options → values."""
+
+LARGEST = 2**53
+"""Largest whole number, and number of steps, of a range: what samplers can tell from the next one."""
+MOST_CHOICES = 1000
+"""Values of a choice: each is tried when a file is read."""
 
 _KINDS = ("float", "log", "int", "choice")
 
@@ -80,8 +87,11 @@ class Number:
         if self.size is not None and not self.log:
             return self.nth(int(share * self.size))
         low, high = float(self.low), float(self.high) + self.whole  # each integer has the same share of the scale
-        value = low * (high / low) ** share if self.log else low + share * (high - low)
-        return min(max(int(value), int(self.low)), int(self.high)) if self.whole else min(value, float(self.high))
+        if self.log and math.isinf(high / low):
+            value = math.exp((1 - share) * math.log(low) + share * math.log(high))
+        else:
+            value = low * (high / low) ** share if self.log else low + share * (high - low)
+        return min(max(int(value), int(self.low)), int(self.high)) if self.whole else min(max(value, low), high)
 
     @property
     def ends(self) -> list[Any]:
@@ -255,20 +265,26 @@ def _number(value: Mapping[str, Any], kind: str, name: str, keys: tuple[str | in
     whole, at = kind == "int", (*keys, kind)
     expected = "whole numbers" if whole else "numbers"
     if not isinstance(ends, list | tuple) or len(ends) != 2 or not all(_is_number(end, whole) for end in ends):
-        raise TemplateError(at, f"expected the two ends of a range, {expected}, e.g. [2, 16]; found {ends}")
+        raise TemplateError(at, f"expected the two ends of a range, {expected}, e.g. [2, 16]; found {brief(ends)}")
     low, high = (int(end) if whole else float(end) for end in ends)
     if not low < high:
-        raise TemplateError(at, f"the first end must be below the second; found {ends}")
+        raise TemplateError(at, f"the first end must be below the second; found {brief(ends)}")
+    if math.isinf(high - low):
+        raise TemplateError(at, f"the ends are too far apart; found {brief(ends)}")
+    if whole and max(-low, high) > LARGEST:
+        raise TemplateError(at, f"expected whole numbers up to {LARGEST}; found {brief(ends)}")
     if not isinstance(log, bool):
-        raise TemplateError((*keys, "log"), f"expected true or false; found {log}")
+        raise TemplateError((*keys, "log"), f"expected true or false; found {brief(log)}")
     if log and step is not None:
         raise TemplateError((*keys, "step"), "a logarithmic range has no step; leave it out")
     if log and low <= 0:
-        raise TemplateError(at, f"a logarithmic range must begin above 0; found {ends}")
+        raise TemplateError(at, f"a logarithmic range must begin above 0; found {brief(ends)}")
     if step is None:
         return Number(name, low, high, 1 if whole and not log else None, log)
     if not _is_number(step, whole) or step <= 0:
-        raise TemplateError((*keys, "step"), f"expected a positive {expected.removesuffix('s')}; found {step}")
+        raise TemplateError((*keys, "step"), f"expected a positive {expected.removesuffix('s')}; found {brief(step)}")
+    if (_exact(high) - _exact(low)) / _exact(step) > LARGEST:
+        raise TemplateError((*keys, "step"), f"there are too many steps from {low} to {high}; found {step}")
     if (_exact(high) - _exact(low)) % _exact(step):
         raise TemplateError((*keys, "step"), f"from {low} to {high} must be a whole number of steps; found {step}")
     return Number(name, low, high, int(step) if whole else float(step))
@@ -277,24 +293,37 @@ def _number(value: Mapping[str, Any], kind: str, name: str, keys: tuple[str | in
 def _choice(value: Mapping[str, Any], name: str, keys: tuple[str | int, ...]) -> Choice:
     given, at = value["choice"], (*keys, "choice")
     if not isinstance(given, Mapping | list | tuple) or len(given) < 2:
-        raise TemplateError(at, f"expected two values or more, or a mapping of names to objects; found {given}")
+        raise TemplateError(at, f"expected two values or more, or a mapping of names to objects; found {brief(given)}")
+    if len(given) > MOST_CHOICES:
+        raise TemplateError(at, f"expected {MOST_CHOICES} values at most, or a range; found {len(given)}")
     if isinstance(given, Mapping):
         for label in given:
-            if not isinstance(label, str) or not label or "." in label:
-                raise TemplateError(at, f"expected names without dots; found {label}")
+            if not isinstance(label, str) or not label or "." in label or visible(label) != label:
+                raise TemplateError(at, f"expected names without dots and control characters; found {brief(label)}")
         return Choice(name, tuple((k, _parsed(each, f"{name}.{k}", (*at, k))) for k, each in given.items()))
     for index, each in enumerate(given):
         if isinstance(each, Mapping | list | tuple):
             raise TemplateError((*at, index), "an object needs a name here: choice: {name: object, …}")
+        if not (each is None or isinstance(each, bool | int | float | str)) or each != each:
+            raise TemplateError((*at, index), f"expected a number, a text, true, false or null; found {brief(each)}")
         if each in given[:index]:
-            raise TemplateError((*at, index), f"must name each value once; found {each} again")
+            raise TemplateError((*at, index), f"must name each value once; found {brief(each)} again")
     return Choice(name, tuple((each, each) for each in given))
 
 
 def _is_number(value: Any, whole: bool) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         return False
-    return math.isfinite(value)
+    return abs(value) <= sys.float_info.max  # math.isfinite cannot have a whole number beyond that
+
+
+def brief(value: Any) -> str:
+    """A value that was found, as far as it fits in a line."""
+    try:
+        text = visible(value)
+    except ValueError:  # a number with thousands of digits
+        return "a number that is too large"
+    return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def _exact(value: float) -> Decimal:

@@ -20,7 +20,7 @@ from fedrobust.texts import is_name
 from fedrobust.tuning.objectives import Objective, unknown
 from fedrobust.tuning.pruners import NoPruner, Pruner
 from fedrobust.tuning.samplers import Sampler, Tpe
-from fedrobust.tuning.space import Space, TemplateError, Values, parsed
+from fedrobust.tuning.space import Space, TemplateError, Values, brief, parsed
 
 OWN = "own"
 """The column of a sweep without `attacks`: each trial meets those of its experiment."""
@@ -48,9 +48,9 @@ class Sweep(Options):
     space: dict[str, Any] = Field(min_length=1)
     """What is searched: for the dotted path of an option `{float: [low, high]}`, `{log: [low, high]}`,
     `{int: [low, high]}`, `{choice: [a, b]}`, `{choice: {name: object}}`, or an object that has some of these in it."""
-    seeds: Many[Annotated[int, Field(ge=0)]] = Field(default=(1,), min_length=1)
+    seeds: Many[Annotated[int, Field(ge=0, le=2**63 - 1)]] = Field(default=(1,), min_length=1)
     """Every trial is run with each of them."""
-    fresh: Many[Annotated[int, Field(ge=0)]] = ()
+    fresh: Many[Annotated[int, Field(ge=0, le=2**63 - 1)]] = ()
     """Seeds on which the best trials are measured again, none of `seeds`: what was searched for on a seed cannot be
     judged on it."""
     again: int = Field(default=3, ge=1)
@@ -65,12 +65,12 @@ class Sweep(Options):
     """Which trials are ended early."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of the sampler."""
-    trials: int = Field(default=32, ge=1)
+    trials: int = Field(default=32, ge=1, le=1_000_000)
     """Number of trials."""
     hours: float | None = Field(default=None, gt=0)
     """Time after which no further batch is begun, counted anew where a sweep is resumed. It makes the number of trials
     depend on the machine."""
-    parallel: int = Field(default=2, ge=1)
+    parallel: int = Field(default=2, ge=1, le=1000)
     """Trials of a batch: they are chosen together, run side by side, and their results counted in order. Another number
     makes another sweep."""
 
@@ -122,6 +122,8 @@ class Plan:
         except ExperimentError as error:
             raise ExperimentError(f"{draft.place('experiment')}: experiment: {error}") from None
         self._base = self._base.changed(sweep.changes, f"{draft.place('changes')}: changes")
+        self.samples: list[Experiment] = []
+        """Experiments with the middle of all ranges, and with each choice and each end of a range."""
         self._check()
 
     @property
@@ -161,12 +163,6 @@ class Plan:
     def prunes(self) -> bool:
         """Whether trials may be ended early."""
         return not isinstance(self.sweep.pruner, NoPruner)
-
-    @cached_property
-    def samples(self) -> list[Experiment]:
-        """An experiment with the middle of all ranges, then one for each choice and each end of a range."""
-        points = [self.space.middle, *(chosen for _, chosen in self.space.variants())]
-        return [self.experiment(self.space.chosen(point), self._first, self.sweep.seeds[0]) for point in points]
 
     def experiment(
         self, values: Mapping[str, Any], attack: str = OWN, seed: int | None = None, trial: int | None = None
@@ -212,6 +208,8 @@ class Plan:
                 wrong.append(f"{self._places[path]}: {head} {UNSEARCHED[head]}; it is not searched")
             elif head == "attacks" and self.sweep.attacks is not None:
                 wrong.append(f"{self._places[path]}: the sweep's attacks replace them; leave one of the two out")
+            elif "" in path.split("."):
+                wrong.append(f"{self._places[path]}: expected the dotted path of an option, e.g. federation.rounds")
             elif outer := [other for other in self.sweep.space if path.startswith(f"{other}.")]:
                 wrong.append(f"{self._places[path]}: {outer[0]} is searched as a whole; put it in there")
             try:
@@ -239,13 +237,16 @@ class Plan:
         """Try every choice, both ends of every range, every attack and seed once; what is wrong is told once."""
         middle, first = self.space.chosen(self.space.middle), self.sweep.seeds[0]
         tried = [(middle, attack, first, "") for attack in self.attacks]
-        tried += [(middle, self._first, seed, f" (seed {seed})") for seed in self.sweep.seeds]
+        seeds = (*self.sweep.seeds, *self.sweep.fresh)
+        tried += [(middle, self._first, seed, f" (seed {seed})") for seed in seeds]
         for name, chosen in self.space.variants():
-            tried.append((self.space.chosen(chosen), self._first, first, f" ({name}: {chosen[name]})"))
+            tried.append((self.space.chosen(chosen), self._first, first, f" ({name}: {brief(chosen[name])})"))
         wrong: dict[str, str] = {}
         for values, attack, seed, why in tried:
             try:
-                self.experiment(values, attack, seed)
+                made = self.experiment(values, attack, seed)
+                if (attack, seed) == (self._first, first):
+                    self.samples.append(made)
             except ExperimentError as error:
                 for line in str(error).splitlines():
                     wrong.setdefault(_FOUND.sub("", line), f"{line}{why}")

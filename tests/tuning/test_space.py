@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
@@ -79,6 +80,9 @@ def test_a_share_of_a_range_is_in_it(share: float) -> None:
         ({"int": [1, 9]}, IntDistribution(1, 9)),
         ({"int": [1, 9], "log": True}, IntDistribution(1, 9, log=True)),
         ({"float": [0.5, 1.0], "step": 0.1}, FloatDistribution(0.5, 1.0, step=0.1)),
+        ({"log": [1e-308, 1e308]}, FloatDistribution(1e-308, 1e308, log=True)),
+        ({"float": [-8e307, 8e307]}, FloatDistribution(-8e307, 8e307)),
+        ({"int": [1, 2**53], "log": True}, IntDistribution(1, 2**53, log=True)),
     ]:
         value = parsed("x", template).at(share)
         assert distribution._contains(distribution.to_internal_repr(value))
@@ -150,12 +154,66 @@ def test_variants_try_every_choice_and_both_ends() -> None:
         ({"choice": {"a.b": 1, "c": 2}}, ("choice",), "without dots"),
         ({"choice": {"a": {"tau": {"int": [2, 1]}}, "c": 2}}, ("choice", "a", "tau", "int"), "below the second"),
         ({"rule": [{"int": [2]}]}, ("rule", 0, "int"), "two ends"),
+        ({"float": [-1e308, 1e308]}, ("float",), "too far apart"),
+        ({"float": [1, 10**400]}, ("float",), "two ends"),
+        ({"int": [2, 10**5000]}, ("int",), "found a number that is too large"),
+        ({"int": [2, 2**53 + 1]}, ("int",), "whole numbers up to 9007199254740992"),
+        ({"int": [-(2**60), 2]}, ("int",), "whole numbers up to 9007199254740992"),
+        ({"float": [0.0, float("nan")]}, ("float",), "two ends"),
+        ({"float": [0, 1], "step": 1e-300}, ("step",), "too many steps"),
+        ({"float": [0, 1e308], "step": 1e-300}, ("step",), "too many steps"),
+        ({"float": [0, 1], "step": float("nan")}, ("step",), "positive"),
+        ({"choice": []}, ("choice",), "two values or more"),
+        ({"choice": [float("nan"), 1.0]}, ("choice", 0), "found nan"),
+        ({"choice": [date(2020, 1, 1), 1.0]}, ("choice", 0), "a number, a text, true, false or null"),
+        ({"choice": list(range(1001))}, ("choice",), "1000 values at most"),
+        ({"choice": {"a\x1b[2J": 1, "c": 2}}, ("choice",), r"control characters; found a\\x1b\[2J"),
+        ({"choice": ["x" * 10**6, "x" * 10**6]}, ("choice", 1), "^must name each value once; found x{99}… again$"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_its_place(template: Any, keys: tuple[Any, ...], tells: str) -> None:
     with pytest.raises(TemplateError, match=tells) as caught:
         parsed("path.to", template)
     assert caught.value.keys == ("path.to", *keys)
+
+
+def test_the_middle_of_the_widest_range_is_its_middle() -> None:
+    assert parsed("x", {"log": [1e-308, 1e308]}).at(0.5) == pytest.approx(1.0)
+
+
+SCALAR = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**400), 10**400),
+    st.sampled_from([0, 1, 2, 2**53, 10**30]),
+    st.floats(),
+    st.text(max_size=3),
+    st.dates(),
+)
+TEMPLATE = st.recursive(
+    SCALAR,
+    lambda inside: st.one_of(
+        st.lists(inside, max_size=3),
+        st.dictionaries(st.sampled_from(["float", "int", "log", "step", "choice", "a", "b.c", ""]), inside, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(TEMPLATE)
+def test_whatever_is_given_makes_a_space_or_is_refused_in_a_line(template: Any) -> None:
+    try:
+        found = Space({"x": parsed("x", template)})
+    except TemplateError as error:
+        assert len(str(error).splitlines()) == 1
+        return
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    if found.searched and found.distributions:
+        found.suggest(study.ask())
+    found.at(dict.fromkeys(found.searched, 0.999))
+    assert found.chosen(found.middle).keys() == {"x"}
+    assert len(list(found.variants())) >= len(found.searched)
 
 
 def test_three_tenths_are_three_steps() -> None:

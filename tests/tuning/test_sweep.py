@@ -190,6 +190,33 @@ def test_several_objectives_need_who_can_have_them(sampler: str, pruner: str, te
             load_sweep("sweep.yaml", overrides)
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("trials=0", "trials: expected greater than or equal to 1"),
+        ("trials=1000000000000", "trials: expected less than or equal to 1000000"),
+        ("parallel=1000000000", "parallel: expected less than or equal to 1000"),
+        ("seeds=[1, 9223372036854775808]", r"seeds\.1: expected less than or equal to 9223372036854775807"),
+        ("fresh=[9223372036854775808]", r"fresh\.0: expected less than or equal to 9223372036854775807"),
+        ("hours=.inf", "hours: expected a finite number"),
+        ("sampler={name: tpe, candidates: 1000000000000}", "sampler.candidates: expected less than or equal to 100000"),
+        ("sampler={name: nsga_ii, population: 1000000000}", "sampler.population: expected less than or equal to 10000"),
+    ],
+)
+def test_numbers_that_no_sweep_can_have(override: str, told: str) -> None:
+    with pytest.raises(ExperimentError, match=told) as caught:
+        load_sweep("sweep.yaml", [override])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", ["", ".", "federation..rounds", "federation."])
+def test_what_is_no_path_is_told_with_its_place(path: str) -> None:
+    text = Path("sweep.yaml").read_text()
+    Path("sweep.yaml").write_text(text.replace("trust.acts: {choice", f"'{path}': {{choice"))
+    with pytest.raises(ExperimentError, match=r"^sweep\.yaml:\d+: space\..*: expected the dotted path of an option"):
+        load_sweep("sweep.yaml")
+
+
 def test_a_grid_has_no_more_trials_than_points() -> None:
     changed("{log: [0.001, 0.3]}", "{float: [0.1, 0.3], step: 0.1}")
     changed("tau: {log: [0.1, 10.0]}", "tau: {choice: [1.0, 10.0]}")
