@@ -330,6 +330,8 @@ def stop(folder: Path) -> None:
 
 def end(leaders: Sequence[Process], how: signal.Signals) -> None:
     """Signal the leaders, and kill what is left of their families after some time."""
+    if not leaders:
+        return
     family = {leader.pid: leader.began for leader in leaders}
     if how != signal.SIGKILL:
         send(family, how)

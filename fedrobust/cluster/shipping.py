@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path, PurePosixPath
 
@@ -89,14 +90,18 @@ def refuse_hiding(names: Iterable[str], places: Container[PurePosixPath]) -> Non
 
     Who wrote an `mlflow.py` would have it run by everything that imports MLflow, whether a class of it is named or not.
     """
-    known = (sys.stdlib_module_names | packages_distributions().keys()) - _MAY_HIDE
     for name in names:
         path = PurePosixPath(name)
         module = path.parent if path.name == "__init__.py" else path.with_suffix("")
-        if path.suffix == ".py" and module.parent in places and module.name in known:
+        if path.suffix == ".py" and module.parent in places and module.name in _installed():
             raise ClusterError(
                 f"{visible(name)} would be imported in the place of the installed module {module.name}: rename it"
             )
+
+
+@cache
+def _installed() -> frozenset[str]:
+    return frozenset((sys.stdlib_module_names | packages_distributions().keys()) - _MAY_HIDE)
 
 
 def names_file(word: str) -> bool:
