@@ -34,8 +34,10 @@ class Npz(FileSource):
 
     def locate(self) -> Path:
         place = self.first(Path.exists)
-        if not place.is_dir():
+        if place.is_file():
             return place
+        if not place.is_dir():
+            raise self.missing(f"{place} is neither a file nor a folder")
         archives = [Path(entry.path) for entry in entries_of(place) if entry.name.lower().endswith(".npz")]
         archives = [archive for archive in archives if archive.is_file()]
         if len(archives) != 1:

@@ -188,6 +188,7 @@ def read_table(source: str, file: Path, columns: Sequence[str]) -> dict[str, np.
     UTF-8 or, with a byte order mark, UTF-16. Raises DataError for columns and cells that are missing.
     """
     with reading(file):
+        require_memory(f"{source}: {file}: its rows", 4 * file.stat().st_size)  # as text, and cell by cell
         data = file.read_bytes()
         text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
         rows = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)

@@ -155,7 +155,8 @@ def _plain(name: str) -> str:
 
 def _parts(pattern: str) -> list[str]:
     *folders, name = pattern.split("/")
-    return [*(part for part in folders if part not in ("", ".")), _plain(name)]
+    parts = [*(part for part in folders if part not in ("", ".")), _plain(name)]
+    return [part for part, before in zip(parts, ["", *parts], strict=False) if (part, before) != ("**", "**")]
 
 
 def _match(parts: list[str], pattern: list[str]) -> bool:

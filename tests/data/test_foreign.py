@@ -279,6 +279,9 @@ def test_a_file_where_a_folder_is_due_and_the_reverse(tmp_path):
     refused(Folder(path=str(tmp_path / "plain")), "is a file, where a folder is due")
     (tmp_path / "a" / "x.npz").mkdir(parents=True)
     refused(Npz(path=str(tmp_path / "a")), "no .npz file")
+    os.mkfifo(tmp_path / "pipe.npz")
+    refused(Npz(path=str(tmp_path / "pipe.npz")), "neither a file nor a folder")
+    refused(Npz(path="/dev/zero"), "neither a file nor a folder")
     (tmp_path / "pathmnist.npz").mkdir()
     refused(Medmnist(path=str(tmp_path)), "there is no pathmnist.npz")
 

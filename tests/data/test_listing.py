@@ -110,6 +110,8 @@ def test_endings_count_in_any_case(classes):
         ("/etc/*", "passwd", False),
         ("../*", "a.png", False),
         ("", "a.png", False),
+        ("**/" * 40 + "b.png", "x/" * 40 + "a.png", False),
+        ("./x//*", "x/a.png", True),
     ],
 )
 def test_patterns(pattern, path, expected):
