@@ -21,7 +21,7 @@ import fedrobust
 from fedrobust.aggregation.protocol import FORGETTING
 from fedrobust.federation.clients import ClientHost, Layout
 from fedrobust.federation.coordinator import Coordinator
-from fedrobust.runner import hospitals_of
+from fedrobust.preparation import hospitals_of
 from fedrobust.secure.grouping import draw_groups
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import run_id

@@ -33,7 +33,7 @@ from fedrobust.federation.clients import ClientHost, Layout
 from fedrobust.federation.coordinator import Coordinator
 from fedrobust.federation.measures import evaluation_record
 from fedrobust.federation.parties import Sent
-from fedrobust.runner import hospitals_of
+from fedrobust.preparation import hospitals_of
 from fedrobust.secure import SharesPrivacy
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import run_id

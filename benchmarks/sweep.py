@@ -41,7 +41,8 @@ from fedrobust.experiment_file import dump
 from fedrobust.federation.journal import read_journal
 from fedrobust.federation.pool import Pool
 from fedrobust.parallel import leased_pool
-from fedrobust.runner import RUNS, hospitals_of
+from fedrobust.preparation import hospitals_of
+from fedrobust.runner import RUNS
 from fedrobust.tracking import Tracker
 from fedrobust.tuning.running import run_sweep
 from fedrobust.tuning.sweep import Plan, load_sweep

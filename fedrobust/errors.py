@@ -61,3 +61,12 @@ class NoPlaceError(FederationError):
     """The cluster has no place for any run."""
 
     everywhere = True
+
+
+class Interrupted(KeyboardInterrupt):
+    """A Ctrl-C in a run that can be resumed."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__(run)
+        self.run = run
+        """The run's id."""

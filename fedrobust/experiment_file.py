@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence
+from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.tokens import AnchorToken
 
 from fedrobust.errors import ExperimentError
+from fedrobust.texts import visible
+from fedrobust.users_code import looking_beside
+from fedrobust.yaml_tree import has_anchors, kind, read_tree, read_value, unshared
 
 if TYPE_CHECKING:
     from fedrobust.experiment import Experiment
 
 Keys = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
-
-_UNREADABLE = (YAMLError, ValueError, KeyError, TypeError, RecursionError)
-"""What ruamel raises, one way or another, on what it cannot read."""
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -40,6 +38,16 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     return Draft.read(path, overrides).checked(Experiment)
 
 
+def load_recorded(path: Path) -> Experiment:
+    """The experiment in a file that `dump` wrote into a run's folder: no code that lies there is loaded.
+
+    Raises `ExperimentError` as `load` does.
+    """
+    from fedrobust.experiment import Experiment
+
+    return replace(Draft.read(path), beside=()).checked(Experiment)
+
+
 @dataclass(frozen=True)
 class Draft:
     """A file of options as it was read and changed, before it is checked; it knows where each value comes from."""
@@ -48,19 +56,25 @@ class Draft:
     tree: CommentedMap
     origin: Mapping[Keys, str]
     """Where the values come from that are not the file's own, in the order in which they were set."""
+    beside: tuple[Path, ...] = ()
+    """Folders in which a user's classes may lie that it names."""
 
     @classmethod
-    def read(cls, path: str | Path, overrides: Iterable[str] = ()) -> Draft:
-        """The file with `overrides`, texts such as `"seed=3"`. Raises `ExperimentError` where it cannot be read."""
-        tree, texts = _read(Path(path)), list(overrides)
-        return cls(Path(path), tree, {_override(tree, text): f"override '{text}'" for text in texts})
+    def read(cls, path: str | Path, overrides: Iterable[str] = (), beside: Sequence[Path] = ()) -> Draft:
+        """The file with `overrides`, texts such as `"seed=3"`. Raises `ExperimentError` where it cannot be read.
+
+        A user's classes may lie beside the file, and in the folders `beside`: those of files that name it.
+        """
+        tree, texts = read_tree(Path(path)), list(overrides)
+        origin = {_override(tree, text): visible(f"override '{_short(text)}'") for text in texts}
+        return cls(Path(path), tree, origin, (Path(path).parent, *beside))
 
     def changed(self, changes: Mapping[str, Any], origin: str) -> Draft:
         """A copy with the values of `changes`, by dotted path; errors in them will name `origin`."""
         tree = deepcopy(self.tree)
         keys = [_set(tree, dotted, value, origin) for dotted, value in changes.items()]
         before = {place: text for place, text in self.origin.items() if place not in keys}
-        return Draft(self.path, tree, {**before, **dict.fromkeys(keys, origin)})
+        return Draft(self.path, tree, {**before, **dict.fromkeys(keys, origin)}, self.beside)
 
     def place(self, *keys: str | int) -> str:
         """Where a value comes from: file and line, or the override."""
@@ -69,12 +83,11 @@ class Draft:
     def checked(self, model: type[Model]) -> Model:
         """The options. Raises `ExperimentError` as `load` does."""
         try:
-            return model.model_validate(_plain(self.tree))
+            with looking_beside(self.beside):
+                return model.model_validate(_plain(self.tree))
         except ValidationError as error:
             found = [_explain(dict(item), self.tree, self.path, self.origin) for item in error.errors()]
             raise ExperimentError("\n".join(_merged(found))) from None
-        except RecursionError:
-            raise ExperimentError(f"{self.path}: nested too deeply, or an alias that contains itself") from None
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -82,9 +95,9 @@ def read_options(path: Path) -> dict[str, Any]:
 
     Raises `ExperimentError` as `load` does, and for anchors, with which a few lines can stand for gigabytes.
     """
-    tree = _read(path)
-    if any(isinstance(token, AnchorToken) for token in YAML().scan(path.read_text(encoding="utf-8"))):
-        raise ExperimentError(f"{path}: has an anchor, which no recorded experiment has")
+    tree = read_tree(path)
+    if has_anchors(path):
+        raise ExperimentError(f"{visible(path)}: has an anchor, which no recorded experiment has")
     found: dict[str, Any] = _plain(tree)
     return found
 
@@ -98,41 +111,18 @@ def dump(experiment: Experiment) -> str:
     return out.getvalue()
 
 
-def _read(path: Path) -> CommentedMap:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ExperimentError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path}: cannot be read as text: {error}") from None
-    try:
-        tree = YAML().load(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ExperimentError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
-    except _UNREADABLE as error:
-        raise ExperimentError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
-    if tree is None:
-        return CommentedMap()
-    if not isinstance(tree, CommentedMap):
-        raise ExperimentError(f"{path}: expected a mapping of options at the top, found a {_kind(tree)}")
-    return tree
-
-
 def _override(tree: CommentedMap, text: str) -> Keys:
     """Set the value of one `path=value` in `tree`; return the path."""
     dotted, equals, value = text.partition("=")
+    origin = visible(f"override '{_short(text)}'")
     if not equals or not dotted.strip() or "" in dotted.strip().split("."):
-        raise ExperimentError(f"override '{text}': expected path=value, e.g. seed=3 or aggregation.rule=krum")
-    try:
-        parsed = YAML(typ="safe").load(value)
-    except _UNREADABLE:
-        raise ExperimentError(f"override '{_short(text)}': the value is not valid YAML") from None
-    return _set(tree, dotted.strip(), parsed, f"override '{text}'")
+        raise ExperimentError(f"{origin}: expected path=value, e.g. seed=3 or aggregation.rule=krum")
+    return _set(tree, dotted.strip(), read_value(value, origin), origin)
 
 
 def _set(tree: CommentedMap, dotted: str, value: Any, origin: str) -> Keys:
-    """Set the value at a dotted path of `tree`; return the path."""
+    """Set a copy of the value at a dotted path of `tree`; return the path."""
+    value = unshared(value, origin)
     keys = _keys(tree, dotted)
     node: Any = tree
     for position, key in enumerate(keys[:-1]):
@@ -145,7 +135,7 @@ def _set(tree: CommentedMap, dotted: str, value: Any, origin: str) -> Keys:
             node[key] = child
         if not isinstance(child, (MutableMapping, MutableSequence)):
             where = ".".join(str(part) for part in keys[: position + 1])
-            raise ExperimentError(f"{origin}: {where} is a {_kind(child)}, it has no '{keys[position + 1]}'")
+            raise ExperimentError(f"{origin}: {where} is a {kind(child)}, it has no '{keys[position + 1]}'")
         node = child
     last = keys[-1]
     if isinstance(node, MutableSequence) and last == len(node):
@@ -182,9 +172,9 @@ def _plain(node: Any) -> Any:
         return {key: _plain(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
+    for plain in (bool, int, float, str):
+        if isinstance(node, plain):
+            return plain(node)
     return node
 
 
@@ -241,11 +231,24 @@ def _reason(error: Mapping[str, Any], found: Any) -> str:
         return "missing, and it has no default"
     text = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     text = _TYPES.get(error["type"], text)
-    shown = f"a {_kind(found)}" if isinstance(found, (Mapping, list)) else _short(repr(_plain(found)))
-    return f"expected {text}; found {shown}"
+    shown = f"a {kind(found)}" if isinstance(found, (Mapping, list)) else _short(repr(_plain(found)))
+    return f"expected {text}; found {shown}{_meant(found)}"
 
 
-_TYPES = {"model_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list", "string_type": "a text"}
+def _meant(found: Any) -> str:
+    """What to write instead of a word that means something in another language."""
+    if not isinstance(found, str):
+        return ""
+    return "; for nothing at all, write null" if found.lower() in ("none", "nil") else ""
+
+
+_TYPES = {
+    "bool_type": "true or false",
+    "model_type": "a mapping",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "string_type": "a text",
+}
 
 
 def _short(text: str) -> str:
@@ -267,12 +270,4 @@ def _place(location: list[str | int], tree: Any, path: Path, origin: Mapping[Key
         except (KeyError, AttributeError, TypeError):  # set by an override: no line
             break
         node = node[part]
-    return f"{path}:{line}" if line else str(path)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "mapping"
-    if isinstance(value, list):
-        return "list"
-    return {str: "text", bool: "truth value", type(None): "null"}.get(type(value), "number")
+    return visible(f"{path}:{line}" if line else path)

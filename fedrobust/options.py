@@ -8,9 +8,7 @@ that holds any subclass of `Rule` in this package, told apart by `name`, or a us
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -18,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-_USER_CLASS = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+from fedrobust.users_code import FORM, named
 
 T = TypeVar("T")
 
@@ -98,10 +96,9 @@ def members(*bases: type[Options]) -> dict[str, type[Options]]:
 
 
 def imported(path: str) -> Any:
-    """What stands at "package.module:Name"."""
-    module_name, _, name = path.partition(":")
+    """What stands at "package.module:Name", which may lie beside the file that is being checked."""
     try:
-        return getattr(importlib.import_module(module_name), name)
+        return named(path)
     except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
         raise refusal(f"cannot import '{path}': {type(error).__name__}: {error}", "name") from error
 
@@ -135,7 +132,7 @@ class Choice:
         named = handler(schema)
         user = {
             "type": "object",
-            "properties": {"name": {"type": "string", "pattern": _USER_CLASS.pattern}},
+            "properties": {"name": {"type": "string", "pattern": FORM.pattern}},
             "required": ["name"],
         }
         return {"anyOf": [named, {"enum": list(members(*self.bases))}, {"type": "string", "pattern": ":"}, user]}
@@ -153,7 +150,7 @@ class Choice:
             raise refusal(f"missing; allowed: {', '.join(known)}", "name")
         if not isinstance(name, str):
             raise refusal(f"expected a name; allowed: {', '.join(known)}", "name")
-        if _USER_CLASS.match(name):
+        if FORM.fullmatch(name):
             return user_class(name, self.bases).model_validate(dict(value))
         if name not in known:
             raise refusal(f"allowed: {', '.join(known)}{nearest(name, known)}", "name")

@@ -26,7 +26,8 @@ from fedrobust.federation.pool import Pool, teams_that_fit
 from fedrobust.federation.rounds import Hook
 from fedrobust.federation.session import ray_session
 from fedrobust.naming import Part
-from fedrobust.runner import KEY, Result, hospitals_of, run
+from fedrobust.preparation import hospitals_of
+from fedrobust.runner import KEY, Result, run
 from fedrobust.secure.audit import open_key
 from fedrobust.tracking import Tracker, end_children
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedrobust.attacks import DataAttack, draw_attackers
+from fedrobust.attacks import draw_attackers
 from fedrobust.data import NoNormalisation
-from fedrobust.data.hospitals import Hospitals, divide
-from fedrobust.errors import ExperimentError, FedRobustError, UntrainedError
+from fedrobust.data.hospitals import Hospitals
+from fedrobust.errors import ExperimentError, FedRobustError, Interrupted, UntrainedError
 from fedrobust.experiment import Experiment
-from fedrobust.experiment_file import dump, load
+from fedrobust.experiment_file import dump, load_recorded
 from fedrobust.federation.journal import Checkpoint, Journal, Record, read_checkpoint, read_journal
 from fedrobust.federation.measures import misread
 from fedrobust.federation.pool import Pool
@@ -28,6 +28,7 @@ from fedrobust.federation.session import check_ray, ray_session
 from fedrobust.federation.verification import refuse_changed, seal_files
 from fedrobust.learning.vector import load_vector
 from fedrobust.naming import Part, run_name, tags
+from fedrobust.preparation import CACHE, check_attacks, hospitals_of, network_of
 from fedrobust.private import private_files
 from fedrobust.report import finding, save_partition, write_report
 from fedrobust.secure.audit import open_key, versions
@@ -44,8 +45,6 @@ RUNS = Path("mlruns/runs")
 """Where each run keeps its folder, below the working folder."""
 COMPARISONS = Path("mlruns/compare")
 """Where comparisons of runs are written."""
-CACHE = Path("mlruns/cache")
-"""Where normalised patches are kept."""
 KEY = Path("mlruns/keys/coordinator.pem")
 """What the audit logs of runs are signed with; made by the first run."""
 MADE = ("partition.png", "report.html", "figures/*.png", "model/**/*")
@@ -101,8 +100,8 @@ def run(
     say("reading the data")
     if hospitals is None:
         hospitals = hospitals_of(experiment)
-    _check_attacks(experiment, hospitals)
-    network = _network(experiment, hospitals)
+    check_attacks(experiment, hospitals)
+    network = network_of(experiment, hospitals)
     key = open_key(KEY)
     with ExitStack() as stack:
         resumed = None if earlier is None else stack.enter_context(closing(_reopened(earlier, key)))
@@ -141,7 +140,7 @@ def _reopened(folder: Path, key: Ed25519PrivateKey) -> Journal:
 
 def _same(folder: Path, experiment: Experiment, hospitals: Hospitals) -> None:
     """Refuse to go on with another experiment, or other data, than those that the run began with."""
-    before = load(folder / "experiment.yaml")
+    before = load_recorded(folder / "experiment.yaml")
     if before.digest() != experiment.digest():
         old, new = (flatten(each.resolved()) for each in (before, experiment))
         changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
@@ -161,33 +160,6 @@ def _ended(folder: Path) -> bool:
     return bool(read_journal(folder)[-1]["kind"] == "end")
 
 
-def hospitals_of(experiment: Experiment) -> Hospitals:
-    """The data of an experiment, read and divided. Raises `DataError`, with the dotted path of what is wrong."""
-    data, clients = experiment.data, experiment.federation.clients
-    stain = data.stain_shift, data.stain_normalisation
-    with _placed("data.source"):
-        data.source.check()
-    with _placed("data"):
-        return divide(data.source, data.split, data.partition, *stain, clients, experiment.seed, CACHE)
-
-
-def _check_attacks(experiment: Experiment, hospitals: Hospitals) -> None:
-    """Refuse attacks that do not fit the data."""
-    for index, attack in enumerate(experiment.attacks):
-        if isinstance(attack, DataAttack):
-            with _placed(f"attacks.{index}"):
-                attack.check(len(hospitals.label_names), hospitals.images.shape[1])
-
-
-@contextmanager
-def _placed(path: str) -> Iterator[None]:
-    """Put the dotted path before the errors of what the block checks."""
-    try:
-        yield
-    except ExperimentError as error:
-        raise type(error)(f"{path}: {error}") from error
-
-
 @contextmanager
 def _tracked(
     experiment: Experiment, hospitals: Hospitals, resumed: Journal | None, part: Part | None
@@ -199,18 +171,25 @@ def _tracked(
         try:
             yield opening
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             status = "KILLED"
+            if part is None and opening.exception() is None and _goes_on(opening.result().run_id):
+                raise Interrupted(opening.result().run_id) from stop
             raise
         except FedRobustError as error:
             # A part is made again by what it is a part of; a run that never trained would not train then either.
             goes_on = part is None and not isinstance(error, UntrainedError)
-            if goes_on and opening.exception() is None and (RUNS / opening.result().run_id / "checkpoint.npz").exists():
+            if goes_on and opening.exception() is None and _goes_on(opening.result().run_id):
                 raise type(error)(f"{error}; go on with: --resume {opening.result().run_id}") from error
             raise
         finally:
             if opening.exception() is None and not opening.result().close(status):
                 logger.warning("MLflow does not have all of the run yet: fedrobust sync %s", opening.result().run_id)
+
+
+def _goes_on(run: str) -> bool:
+    """Whether anything of a run is committed."""
+    return (RUNS / run / "checkpoint.npz").exists()
 
 
 def _open_tracker(experiment: Experiment, hospitals: Hospitals, resumed: Journal | None, part: Part | None) -> Tracker:
@@ -377,9 +356,3 @@ def _rounds(records: list[Record]) -> list[dict[str, Any]]:
         if record["kind"] == "evaluation"
     }
     return [record | evaluated.get(record["round"], {}) for record in records if record["kind"] == "round"]
-
-
-def _network(experiment: Experiment, hospitals: Hospitals) -> nn.Module:
-    """The model on the CPU; refused here, before anything starts, where it does not fit the data."""
-    with _placed("learning.model"):
-        return experiment.learning.model.build(len(hospitals.label_names), hospitals.images.shape[1], experiment.seed)

@@ -282,3 +282,20 @@ def test_shipped_files_name_their_schema_for_editors_and_can_be_run(file: Path) 
     first = file.read_text().splitlines()[0]
     kind = first.removeprefix("# yaml-language-server: $schema=").removesuffix(".schema.json")
     loaders[kind](file)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "channels: [1000000000]",
+        "hidden: 1000000000000",
+        "channels: [100000, 100000]",
+        "channels: [9223372036854775807]",
+    ],
+)
+def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(
+    model: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "wrong.yaml").write_text(f"learning: {{model: {{name: cnn, {model}}}}}\n" + SMALL)
+    message = refused(["wrong.yaml"], workplace, capsys)
+    assert message.startswith("learning.model: ") and ("weights need" in message or "cannot be made" in message)

@@ -180,7 +180,7 @@ def test_an_audit_tells_how_many_rounds_were_skipped(out: Console, skipped: int,
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_who_stops_a_command_is_told_how_to_go_on(
+def test_a_command_that_is_stopped_ends_without_a_traceback(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
@@ -192,9 +192,7 @@ def test_who_stops_a_command_is_told_how_to_go_on(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert end.value.code == 130
-    told = capsys.readouterr().err
-    assert "stopped; " in told
-    assert "--resume RUN" in told
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("width", [45, 250])

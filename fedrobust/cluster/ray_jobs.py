@@ -87,7 +87,7 @@ def submit(
         client.submit_job(
             entrypoint=entrypoint(command, workplace),
             submission_id=job,
-            runtime_env={"working_dir": str(package), "env_vars": environment(shipment.classes, variables or {})},
+            runtime_env={"working_dir": str(package), "env_vars": environment(variables or {})},
             metadata={"command": shlex.join(command)},
         )
     return job

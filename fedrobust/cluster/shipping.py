@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import zipfile
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import packages_distributions
@@ -34,7 +34,7 @@ _FILE = re.compile(r"(?<![\w./-])[\w./-]+\.ya?ml\b")
 """An experiment file that another one names, seen from there."""
 
 _DRIVE = r"""
-shipped=$PWD
+export FEDROBUST_SHIPPED=$PWD
 raylet=$(sed -n 's/^PPid:[^0-9]*//p' /proc/$PPID/status 2>/dev/null)
 python=$(tr '\0' '\n' 2>/dev/null </proc/$raylet/cmdline | sed -n 's/^--python_worker_command=\([^ ]*\) .*/\1/p')
 mkdir -p {workplace} && cd {workplace} || exit 2
@@ -51,8 +51,6 @@ class Shipment:
 
     command: list[str]
     selection: Selection
-    classes: list[str]
-    """Folders in which classes that the command names lie, from the working folder."""
 
 
 def prepare(command: Sequence[str], folder: Path | None = None) -> Shipment:
@@ -73,27 +71,23 @@ def prepare(command: Sequence[str], folder: Path | None = None) -> Shipment:
         raise ClusterError(f"'{shlex.join(command)}' names no file: {command[0]} reads a .yaml file")
     relative = {word: _inside(word, folder) for word in named}
     selection = select(folder)
-    texts, found = [word for word in command[1:] if word not in named], set[PurePosixPath]()
+    texts, seen = [word for word in command[1:] if word not in named], set[str]()
     for name in relative.values():
         _refuse_missing(folder, name, selection)
-        beside = PurePosixPath(name).parent
-        modules = _named(folder, name, selection, texts, seen=set())
-        if any(str(_file(beside, module, selection)) in selection.files for module in modules):
-            found.add(beside)
-    refuse_hiding(selection.files, {PurePosixPath(), *found})
-    words = [command[0], *(relative.get(word, word) for word in command[1:])]
-    return Shipment(words, selection, sorted(str(place) for place in found))
+        _check_names(folder, name, selection, texts, seen)
+    refuse_hiding(selection.files)
+    return Shipment([command[0], *(relative.get(word, word) for word in command[1:])], selection)
 
 
-def refuse_hiding(names: Iterable[str], places: Container[PurePosixPath]) -> None:
-    """Raise `ClusterError` where a module in one of `places`, which Python is told to look at first, hides another one.
+def refuse_hiding(names: Iterable[str]) -> None:
+    """Raise `ClusterError` where a module at the top, where a job's Python is told to look first, hides another one.
 
     Who wrote an `mlflow.py` would have it run by everything that imports MLflow, whether a class of it is named or not.
     """
     for name in names:
         path = PurePosixPath(name)
         module = path.parent if path.name == "__init__.py" else path.with_suffix("")
-        if path.suffix == ".py" and module.parent in places and module.name in _installed():
+        if path.suffix == ".py" and len(module.parts) == 1 and module.name in _installed():
             raise ClusterError(
                 f"{visible(name)} would be imported in the place of the installed module {module.name}: rename it"
             )
@@ -120,16 +114,15 @@ def _inside(name: str, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _named(folder: Path, name: str, selection: Selection, texts: Sequence[str], seen: set[str]) -> set[str]:
-    """The modules whose classes a file names, or the experiment files that it names, or the command's words.
+def _check_names(folder: Path, name: str, selection: Selection, texts: Sequence[str], seen: set[str]) -> None:
+    """Raise `ClusterError` where a file names a class, or an experiment file, that is there and not shipped.
 
-    Raises `ClusterError` where one of these files is there and not shipped.
+    texts: the command's other words, which may name classes, too.
     """
     seen.add(name)
     beside = PurePosixPath(name).parent
     own = _COMMENT.sub("", selection.files[name].decode(errors="replace"))
-    modules = {module for text in (own, *texts) for module in _CLASS.findall(text)}
-    for module in sorted(modules):
+    for module in sorted({module for text in (own, *texts) for module in _CLASS.findall(text)}):
         for start in (beside, PurePosixPath()):
             path = start.joinpath(*module.split("."))
             for candidate in (path.with_suffix(".py"), path / "__init__.py"):
@@ -137,13 +130,7 @@ def _named(folder: Path, name: str, selection: Selection, texts: Sequence[str], 
     for other in (os.path.normpath(beside / found) for found in _FILE.findall(own)):
         _refuse_missing(folder, other, selection, f", which {visible(name)} names,")
         if other in selection.files and other not in seen:
-            modules |= _named(folder, other, selection, (), seen)
-    return modules
-
-
-def _file(start: PurePosixPath, module: str, selection: Selection) -> PurePosixPath:
-    path = start.joinpath(*module.split("."))
-    return path / "__init__.py" if str(path / "__init__.py") in selection.files else path.with_suffix(".py")
+            _check_names(folder, other, selection, (), seen)
 
 
 def _refuse_missing(folder: Path, name: str, selection: Selection, named: str = "") -> None:
@@ -169,25 +156,22 @@ def _entry(name: str) -> zipfile.ZipInfo:
 
 def entrypoint(command: Sequence[str], workplace: str | None = None) -> str:
     """The shell script that a job is: find the cluster's Python, go to the workplace, run the command."""
-    words = [f'"$shipped"/{shlex.quote(word)}' if names_file(word) else shlex.quote(word) for word in command]
+    words = [f'"$FEDROBUST_SHIPPED"/{shlex.quote(word)}' if names_file(word) else shlex.quote(word) for word in command]
     place = '"${FEDROBUST_HOME:-$HOME/fedrobust}"' if workplace is None else shlex.quote(workplace)
     return _DRIVE.format(workplace=place, command=" ".join(words)).strip()
 
 
-def environment(classes: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """What the job and its actors find in their environment, beside what their nodes were started with.
 
     classes: the folders of a `Shipment` from which classes are imported.
 
     The authentication mode is the nodes' own affair: a job inherits it, and the token.
     """
-    beside = [place for place in classes if place != "."]
     own = {
         "FEDROBUST_JOB": "1",
         "OMP_NUM_THREADS": "1",
         "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE),
-        # A user's classes may lie beside the file; actors start in the copy of the working folder.
-        **({"PYTHONPATH": os.pathsep.join(beside)} if beside else {}),
         # Of a clone the code is shipped, and its repository is not.
         **({"FEDROBUST_COMMIT": commit()} if Path("fedrobust/naming.py").exists() else {}),
     }

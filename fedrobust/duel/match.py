@@ -50,7 +50,7 @@ class Match:
         if reason := unknown(duel.objective.metric):
             raise ExperimentError(f"{draft.place('objective', 'metric')}: objective.metric: {reason}")
         try:
-            self._file = Draft.read(draft.path.parent / duel.experiment)
+            self._file = Draft.read(draft.path.parent / duel.experiment, beside=draft.beside)
         except ExperimentError as error:
             raise ExperimentError(f"{draft.place('experiment')}: experiment: {error}") from None
         self._base = self._file.changed(duel.changes, f"{draft.place('changes')}: changes")

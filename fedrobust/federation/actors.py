@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,6 +16,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 
 from fedrobust.errors import FederationError, NoPlaceError
 from fedrobust.texts import visible
+from fedrobust.users_code import folders, look_in
 
 GONE = (RayActorError, OutOfMemoryError)
 """What Ray raises of an actor that is no more, the second where it has ended it because memory was short."""
@@ -90,7 +93,24 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def setup(actors: Sequence[ActorHandle], arguments: Sequence[Any], awaited: str, patience: float) -> list[Any]:
-    """Call `setup(*arguments)` on all actors and wait for their answers."""
+    """Call `setup(*arguments)` on all actors and wait for their answers.
+
+    They look for a user's classes, which the arguments may hold, where this process does.
+    """
     deadline = time.monotonic() + patience
+    if places := [_in_the_copy(folder) for folder in folders()]:
+        for actor in actors:
+            actor.__ray_call__.remote(_look_in, places)
     references = [actor.setup.remote(*arguments) for actor in actors]
     return [answer(reference, awaited, max(1.0, deadline - time.monotonic())) for reference in references]
+
+
+def _in_the_copy(folder: str) -> str:
+    """A folder as an actor finds it: of a job, in the copy of the working folder that its node has unpacked."""
+    shipped = os.environ.get("FEDROBUST_SHIPPED")
+    inside = shipped is not None and Path(folder).is_relative_to(shipped)
+    return os.path.relpath(folder, shipped) if inside else folder
+
+
+def _look_in(actor: object, places: list[str]) -> None:
+    look_in([str(Path(place).absolute()) for place in places])

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
 from fedrobust.errors import ExperimentError, FederationError, FedRobustError, NoPlaceError
 from fedrobust.federation.joining import check_answer, check_joining, cluster_address, first_sentence
 from fedrobust.federation.token import ensure_token
 from fedrobust.machine import memory_limits, usable_cores
 from fedrobust.private import private_files
+from fedrobust.users_code import folders
 
 LONGEST_ROOT = (103 if sys.platform == "darwin" else 107) - 79
 """Bytes in the path of a folder in which Ray's session finds room: those of a socket, less what Ray puts behind it."""
@@ -67,6 +69,8 @@ class _Session:
         else:
             check_answer(address)
             check_joining(address)
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a job's actors look in the folder that was sent
+            options["job_config"] = where_actors_look()
         self._ending.callback(self._leave)
         try:
             with private_files():
@@ -150,6 +154,17 @@ def _share() -> dict[str, Any]:
         least, most = STORES
         options["object_store_memory"] = max(least, min(most, int(STORE * memory["cgroup"])))
     return options
+
+
+def where_actors_look() -> JobConfig:
+    """Actors look for modules where this process does.
+
+    Ray would have them look in the current folder first, whatever lies there: a `torch.py` would be imported in place
+    of torch. Only what it does for a client of a remote cluster leaves that out.
+    """
+    here = Path.cwd()
+    trusted = any(Path(folder).absolute() == here for folder in sys.path if folder not in folders())
+    return JobConfig(_client_job=True, _py_driver_sys_path=[str(here)] if trusted else [])
 
 
 def _identity() -> tuple[str, str]:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from fedrobust.learning.losses import CrossEntropy, LocalLoss
 from fedrobust.options import Many, OneOf, Options, imported, refusal
+from fedrobust.users_code import FORM
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +117,7 @@ class AdamW(_Moments):
 class TrainerCallback(Options):
     """A callback for Lightning's Trainer: one of Lightning's own, or a user's."""
 
-    name: str = Field(pattern=r"^[\w.]+:\w+$")
+    name: str = Field(pattern=FORM.pattern)
     """Where the class is: `pytorch_lightning.callbacks:StochasticWeightAveraging`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """What its constructor is given."""

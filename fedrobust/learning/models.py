@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from fedrobust.errors import ExperimentError
 from fedrobust.options import Many, Options, nearest, refusal
 
 if TYPE_CHECKING:
@@ -22,6 +23,18 @@ class Model(Options):
     def network(self, classes: int, size: int) -> nn.Module:
         """The network for `classes` and images of `size` × `size` pixels; may draw from torch's global generator."""
 
+    def parameters(self, classes: int, size: int) -> int:
+        """How many weights the network has, found without making them; 0 where that cannot be found so."""
+        import torch
+
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                return sum(each.numel() for each in self.network(classes, size).parameters())
+        except ExperimentError:
+            raise
+        except Exception:  # a network that cannot be made without its weights
+            return 0
+
     def build(self, classes: int, size: int, seed: int) -> nn.Module:
         """The network with initial weights that depend on `seed` alone; torch's global generator is left as it was.
 
@@ -32,11 +45,16 @@ class Model(Options):
         """
         import torch
 
-        from fedrobust.learning.networks import check
+        from fedrobust.learning.networks import check, first_line
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = self.network(classes, size)
+            try:
+                network = self.network(classes, size)
+            except ExperimentError:
+                raise
+            except Exception as error:  # whatever a constructor raises, a user's too
+                raise ExperimentError(f"model {self.name} cannot be made: {first_line(error)}") from error
             check(network, self.name, classes, size)
         return network
 

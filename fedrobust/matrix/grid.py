@@ -171,7 +171,7 @@ class Grid:
             for name in getattr(matrix, field)
         }
         try:
-            self._base = Draft.read(draft.path.parent / matrix.experiment)
+            self._base = Draft.read(draft.path.parent / matrix.experiment, beside=draft.beside)
         except ExperimentError as error:
             raise ExperimentError(f"{draft.place('experiment')}: experiment: {error}") from None
         self._base = self._base.changed(matrix.changes, f"{draft.place('changes')}: changes")

@@ -3,7 +3,7 @@
 from fedrobust.terminal.elements import console
 from fedrobust.terminal.lists import families, show_jobs, show_machine, show_options
 from fedrobust.terminal.many import MatrixProgress, show_comparison, show_findings
-from fedrobust.terminal.runs import Progress, show_result, show_verdict
+from fedrobust.terminal.runs import Progress, show_code, show_result, show_verdict
 from fedrobust.terminal.sweeps import DuelProgress, SweepProgress, show_duel, show_sweep
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "SweepProgress",
     "console",
     "families",
+    "show_code",
     "show_comparison",
     "show_duel",
     "show_findings",

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fedrobust.skips import Skips
 from fedrobust.terminal.elements import Bar, plain
+from fedrobust.users_code import loaded
 
 if TYPE_CHECKING:
     from fedrobust.experiment import Experiment
@@ -66,6 +67,12 @@ _SHOWN = {
     "test/worst_hospital_accuracy": "accuracy at the worst hospital",
     "attack/success_rate": "attack success",
 }
+
+
+def show_code(out: Console) -> None:
+    """Which code of the user's was loaded, and from where."""
+    for name, file in loaded().items():
+        out.print(plain(f"your code: {name} from {file}"), soft_wrap=True)
 
 
 def show_result(out: Console, result: Result, experiment: Experiment | None = None) -> None:

@@ -118,7 +118,7 @@ class Plan:
                 place = draft.place("objectives", index, "metric")
                 raise ExperimentError(f"{place}: objectives.{index}.metric: {reason}")
         try:
-            self._base = base or Draft.read(draft.path.parent / sweep.experiment)
+            self._base = base or Draft.read(draft.path.parent / sweep.experiment, beside=draft.beside)
         except ExperimentError as error:
             raise ExperimentError(f"{draft.place('experiment')}: experiment: {error}") from None
         self._base = self._base.changed(sweep.changes, f"{draft.place('changes')}: changes")

@@ -19,7 +19,7 @@ from fedrobust.aggregation.pipeline import Result
 from fedrobust.experiment import Experiment
 from fedrobust.federation.clients import ClientHost, Layout
 from fedrobust.options import members
-from fedrobust.runner import hospitals_of
+from fedrobust.preparation import hospitals_of
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import run_id
 from fedrobust.secure.opened import Opened

@@ -1,0 +1,50 @@
+"""The command line. Imports what a command needs only when that command runs: `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sys
+
+from fedrobust.cli import federations, records, cluster_jobs  # isort: skip (in the order of --help)
+from fedrobust.cli.application import GOING_ON, app
+from fedrobust.errors import DataError, FedRobustError
+from fedrobust.private import private_files
+from fedrobust.screen import unfailing_output
+from fedrobust.texts import visible
+
+__all__ = ["app", "cluster_jobs", "federations", "main", "records"]
+
+
+def main() -> None:
+    """Entry point: errors meant for a person are printed as they are, without a traceback."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what a batch system sends, and a terminal that is closed
+        if signal.getsignal(number) != signal.SIG_IGN:  # as of what nohup has started
+            signal.signal(number, _interrupt)
+    with unfailing_output("the command goes on" if sys.argv[1:2] and sys.argv[1] in GOING_ON else ""):
+        _run()
+
+
+def _run() -> None:
+    try:
+        with private_files():  # whatever a command makes
+            app()
+    except FedRobustError as error:
+        for line in str(error).splitlines():
+            print(visible(f"error: {line}"), file=sys.stderr)
+        if isinstance(error, DataError) and "FEDROBUST_JOB" in os.environ:
+            node = f"the driver's node, {platform.node()}, is the one that reads the data"
+            print(f"error: {node}: put it there, or submit with --env FEDROBUST_DATA=PATH", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        place = f"{error.filename}: " if error.filename is not None else ""
+        print(visible(f"error: {place}{error.strerror or error}"), file=sys.stderr)
+        sys.exit(1)
+    except MemoryError as error:
+        print(f"error: not enough memory: {error}".rstrip(": "), file=sys.stderr)
+        sys.exit(1)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

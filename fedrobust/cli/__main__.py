@@ -1,0 +1,5 @@
+"""`python -m fedrobust.cli`: the command line."""
+
+from fedrobust.cli import main
+
+main()

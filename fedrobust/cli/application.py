@@ -1,0 +1,47 @@
+"""What the commands have in common: the application that they belong to, and how they end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from fedrobust.errors import Interrupted
+
+if TYPE_CHECKING:
+    pass
+
+
+app = typer.Typer(
+    name="fedrobust",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train a federation of hospitals, attack it, defend it, and record every round.",
+)
+
+INTERRUPTED = 130
+"""The exit code after a Ctrl-C or a SIGTERM, as shells have it."""
+GOING_ON = ("run", "matrix", "sweep", "duel")
+"""Commands that go on when their output cannot be written any more."""
+
+
+@contextmanager
+def stoppable(more: Sequence[str] | None = ()) -> Iterator[None]:
+    """After a Ctrl-C in the block, say what goes on: the same command with `more`, or a run with its id.
+
+    None: nothing goes on but a run that has committed something.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, Interrupted):
+            more = ("--resume", stop.run)
+        resumed = any(word.partition("=")[0] == "--resume" for word in sys.argv)
+        words = shlex.join(["fedrobust", *sys.argv[1:], *([] if resumed else more or [])])
+        told = "nothing is committed yet" if more is None else f"go on with: {words}"
+        print(f"stopped; {told}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None

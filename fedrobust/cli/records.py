@@ -1,0 +1,107 @@
+"""The commands that show what there is: runs, options, this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedrobust.cli.application import app
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN... | EXPERIMENT...", help="Ids of runs, or names of experiments: all their runs."),
+    ],
+) -> None:
+    """Compare runs: what differs, the final figures over the seeds, and a page with curves and reputations."""
+    from fedrobust.report import write_comparison
+    from fedrobust.runner import COMPARISONS, RUNS
+    from fedrobust.terminal import console, show_comparison
+
+    show_comparison(console(), *write_comparison(runs, RUNS, COMPARISONS))
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
+    """Write a run's report again, and say where it is."""
+    from fedrobust.report import write_again
+    from fedrobust.runner import KEY, find_run
+
+    print(write_again(find_run(run), KEY))
+
+
+@app.command()
+def sync(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
+    """Send to MLflow what a run recorded while the tracking server was away."""
+    from fedrobust.federation.journal import read_journal
+    from fedrobust.runner import find_run
+    from fedrobust.tracking import sync as sync_run
+
+    folder = find_run(run)
+    count = sync_run(folder, read_journal(folder))
+    print(f"{count} records sent" if count else "nothing to send: the tracking server has everything")
+
+
+@app.command()
+def audit(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, the beginning of it, or a folder.")],
+    key: Annotated[
+        Path | None, typer.Option(metavar="PUB", help="The coordinator's public key, as it was handed to you.")
+    ] = None,
+) -> None:
+    """Check that a run's audit log is unbroken, and that everything in the run's folder is as it left it."""
+    from fedrobust.federation.verification import verify_all
+    from fedrobust.secure.audit import AuditError, read_public
+    from fedrobust.terminal import console, show_verdict
+
+    public = None if key is None else read_public(key)
+    if Path(run).is_dir():
+        verdict = verify_all(Path(run), public)
+    else:
+        from fedrobust.runner import find_run
+
+        folder = find_run(run)
+        verdict = verify_all(folder, public, folder.name)
+    if verdict.broken:
+        raise AuditError(f"{verdict.broken}; {verdict.lines} lines hold")
+    show_verdict(console(), verdict, key)
+
+
+@app.command()
+def schema(
+    matrix: Annotated[bool, typer.Option("--matrix", help="That of matrix files instead.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="That of sweep files instead.")] = False,
+    duel: Annotated[bool, typer.Option("--duel", help="That of duel files instead.")] = False,
+) -> None:
+    """Print the JSON schema of experiment files, for editors."""
+    from fedrobust.duel import Duel
+    from fedrobust.experiment import Experiment
+    from fedrobust.matrix import Matrix
+    from fedrobust.tuning import Sweep
+
+    model = Matrix if matrix else Sweep if sweep else Duel if duel else Experiment
+    print(json.dumps(model.model_json_schema(), indent=2))
+
+
+@app.command(name="list")
+def list_options() -> None:
+    """List every source, partition, model, attack, stage and rule, with one line about each."""
+    from fedrobust.terminal import console, show_options
+
+    show_options(console())
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: cores, GPUs, Ray, the MLflow store, data sets."""
+    from fedrobust.terminal import console, show_machine
+
+    show_machine(console())

@@ -1,0 +1,164 @@
+"""YAML as a tree of values that knows its lines: read with limits, and without nodes that stand in two places."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import CollectionNode, SequenceNode
+from ruamel.yaml.tokens import AnchorToken, CommentToken, StreamEndToken
+
+from fedrobust.errors import ExperimentError
+from fedrobust.texts import visible
+
+LARGEST = 200_000
+"""Bytes of a file of options. ruamel needs some ten seconds for so many."""
+MOST = 100_000
+"""Values in a tree, with every alias written out: a few lines of aliases of aliases would stand for gigabytes."""
+DEEPEST = 100
+"""Mappings and lists inside each other."""
+
+_UNREADABLE = (YAMLError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
+"""What ruamel raises, one way or another, on what it cannot read."""
+
+
+def read_tree(path: Path) -> CommentedMap:
+    """The mapping in a YAML file; every node stands in one place, aliases and merged keys are written out.
+
+    Raises `ExperimentError`, with file and line where there is one, for what cannot be read, or is too large.
+    """
+    text, shown = _text(path), visible(path)
+    _refuse_deep(text, shown)
+    try:
+        if "*" in text:  # ruamel makes a null of an alias that contains itself
+            _refuse_large(YAML().compose(text), shown)
+        tree = YAML().load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ExperimentError(f"{shown}:{line}: not valid YAML: {error.problem or error.context}") from None
+    except _UNREADABLE as error:
+        raise ExperimentError(f"{shown}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+    if tree is None:
+        return CommentedMap()
+    if not isinstance(tree, CommentedMap):
+        raise ExperimentError(f"{shown}: expected a mapping of options at the top, found a {kind(tree)}")
+    whole: CommentedMap = unshared(tree, shown)
+    return whole
+
+
+def has_anchors(path: Path) -> bool:
+    """Whether a readable file has an anchor, which an alias may repeat."""
+    return any(isinstance(token, AnchorToken) for token in YAML().scan(_text(path)))
+
+
+def read_value(text: str, origin: str) -> Any:
+    """One value in YAML, as an override has it. Raises `ExperimentError`, which begins with `origin`."""
+    if len(text) > LARGEST:
+        raise ExperimentError(f"{origin}: the value is longer than {LARGEST:,} characters")
+    _refuse_deep(text, origin)
+    try:
+        ends = [token.end_mark.index for token in YAML(typ="safe", pure=True).scan(text) if _is_said(token)]
+        if "*" in text:
+            _refuse_large(YAML(typ="safe", pure=True).compose(text), origin)
+        value = YAML(typ="safe").load(text)
+    except _UNREADABLE:
+        raise ExperimentError(f"{origin}: the value is not valid YAML") from None
+    if "#" in text[max(ends, default=0) :]:
+        raise ExperimentError(f"{origin}: '#' begins a comment in YAML; put the value in quotes: \"{text.strip()}\"")
+    return unshared(value, origin)
+
+
+def unshared(value: Any, origin: str) -> Any:
+    """A copy of mappings, lists and plain values, in which no mapping or list stands in two places.
+
+    Of ruamel's mappings and lists the lines are kept; merged keys (`<<`) become the mapping's own. Raises
+    `ExperimentError`, which begins with `origin`, where it would have more than `MOST` values, or is too deep.
+    """
+    _refuse_large(value, origin)
+    return _copied(value)
+
+
+def kind(value: Any) -> str:
+    """What a person calls this kind of value."""
+    if isinstance(value, Mapping):
+        return "mapping"
+    if isinstance(value, list):
+        return "list"
+    return {str: "text", bool: "truth value", type(None): "null"}.get(type(value), "number")
+
+
+def _text(path: Path) -> str:
+    shown = visible(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)  # of a device that never ends, too
+        if len(data) > LARGEST:
+            raise ExperimentError(f"{shown}: longer than {LARGEST:,} bytes; no file of options is")
+        return data.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ExperimentError(f"{shown}: no such file") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ExperimentError(f"{shown}: cannot be read as text: {error}") from None
+
+
+def _is_said(token: Any) -> bool:
+    return not isinstance(token, (StreamEndToken, CommentToken))
+
+
+def _refuse_deep(text: str, origin: str) -> None:
+    """Raise `ExperimentError` for brackets inside each other, for which ruamel would need minutes."""
+    depth = 0
+    for sign in re.findall(r"[\[\]{}]", text):
+        depth = max(0, depth + (1 if sign in "[{" else -1))
+        if depth > DEEPEST:
+            raise ExperimentError(f"{origin}: nested too deeply")
+
+
+def _refuse_large(value: Any, origin: str) -> None:
+    """Raise `ExperimentError` for values, or nodes of YAML, that are too many, or too deep."""
+    try:
+        if _count(value, {}, 0) > MOST:
+            raise ExperimentError(f"{origin}: has more than {MOST:,} values, with its aliases written out")
+    except RecursionError:
+        raise ExperimentError(f"{origin}: nested too deeply, or an alias that contains itself") from None
+
+
+def _count(value: Any, known: dict[int, int], depth: int) -> int:
+    """How many values there are with all aliases written out; each node is counted once, so this is quick."""
+    if depth > DEEPEST:
+        raise RecursionError
+    inside: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        inside = value.values()
+    elif isinstance(value, (list, tuple, set)):
+        inside = value
+    elif isinstance(value, CollectionNode):
+        inside = value.value if isinstance(value, SequenceNode) else [node for _, node in value.value]
+    else:
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 1 + sum(_count(each, known, depth + 1) for each in inside)
+    return known[id(value)]
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, CommentedMap):
+        copy = CommentedMap((key, _copied(each)) for key, each in value.items())
+        for merged in reversed(list(value.merge or ())):
+            copy.lc.data = (copy.lc.data or {}) | (merged.lc.data or {})
+        copy.lc.data = (copy.lc.data or {}) | (value.lc.data or {})
+        return copy
+    if isinstance(value, CommentedSeq):
+        items = CommentedSeq(_copied(each) for each in value)
+        items.lc.data = value.lc.data
+        return items
+    if isinstance(value, Mapping):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_copied(each) for each in value]
+    return value
