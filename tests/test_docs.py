@@ -35,6 +35,12 @@ class Block(NamedTuple):
     text: str
 
 
+def save(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a file that a guide says to save; an earlier test's module of that name is forgotten."""
+    (folder / block.file).write_text(block.text, encoding="utf-8")
+    monkeypatch.delitem(sys.modules, Path(block.file).stem, raising=False)
+
+
 def blocks(guide: str) -> list[Block]:
     return [Block(*found) for found in FENCE.findall((DOCS / guide).read_text(encoding="utf-8"))]
 
@@ -44,7 +50,7 @@ def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the guide says to save, from which modules can be imported."""
     for block in blocks("write-a-rule.md"):
         if block.file:
-            (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+            save(block, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -115,8 +121,7 @@ def test_the_experiments_of_the_guides_are_experiments(
 ) -> None:
     for block in blocks(guide):
         if block.language == "python":
-            (tmp_path / block.file).write_text(block.text, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
+            save(block, tmp_path, monkeypatch)
     files = [block for block in blocks(guide) if block.language == "yaml"]
     assert len(files) == 2
     for block in files:
@@ -128,8 +133,7 @@ def test_an_attack_and_a_detector_of_ones_own_do_what_they_say(tmp_path: Path, m
     for guide in ("adversaries.md", "trust.md"):
         for block in blocks(guide):
             if block.file:
-                (tmp_path / block.file).write_text(block.text, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
+                save(block, tmp_path, monkeypatch)
     rows = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
     (push,) = fedrobust.load(tmp_path / "push.yaml").attacks
     sent = craft([push], {1: 0, 3: 0}, range(5), dict(enumerate(rows)), 2, 0, step=rows[0])

@@ -147,9 +147,9 @@ def test_a_class_may_lie_beside_the_matrix_that_names_the_experiment(workplace: 
 
 
 def test_code_that_lies_in_a_runs_folder_is_not_loaded(workplace: Path) -> None:
-    (workplace / "mine.py").write_text(PLANTED)
-    (workplace / "experiment.yaml").write_text("aggregation: {rule: 'mine:First'}\n")
-    with pytest.raises(ExperimentError, match="No module named 'mine'"):
+    (workplace / "theirs.py").write_text(PLANTED)
+    (workplace / "experiment.yaml").write_text("aggregation: {rule: 'theirs:First'}\n")
+    with pytest.raises(ExperimentError, match="No module named 'theirs'"):
         load_recorded(workplace / "experiment.yaml")
     assert not (workplace / "PLANTED").exists()
 

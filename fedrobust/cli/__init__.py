@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import signal
@@ -12,7 +13,7 @@ from fedrobust.cli.application import GOING_ON, app
 from fedrobust.errors import DataError, FedRobustError
 from fedrobust.private import private_files
 from fedrobust.screen import unfailing_output
-from fedrobust.texts import visible
+from fedrobust.texts import VisibleFormatter, visible
 
 __all__ = ["app", "cluster_jobs", "federations", "main", "records"]
 
@@ -22,6 +23,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # what a batch system sends, and a terminal that is closed
         if signal.getsignal(number) != signal.SIG_IGN:  # as of what nohup has started
             signal.signal(number, _interrupt)
+    if logging.lastResort is not None:  # it writes the warnings of whoever has not set logging up
+        logging.lastResort.setFormatter(VisibleFormatter())
     with unfailing_output("the command goes on" if sys.argv[1:2] and sys.argv[1] in GOING_ON else ""):
         _run()
 

@@ -13,7 +13,8 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -201,17 +202,46 @@ def _check_types(found: Checkpoint) -> None:
 def read_journal(folder: Path, checkpoint: Checkpoint | None = None) -> list[Record]:
     """The committed records of a run's journal; of a journal without a checkpoint, those that are whole.
 
-    `checkpoint` is the run's last one, if it has been read already. Raises `ExperimentError` where there is no journal.
+    `checkpoint` is the run's last one, if it has been read already. Raises `ExperimentError` where there is no journal,
+    or a line of it is no record.
     """
+    path = folder / "journal.jsonl"
     try:
-        text = (folder / "journal.jsonl").read_bytes()
+        text = path.read_bytes()
     except FileNotFoundError:
-        raise ExperimentError(f"{folder / 'journal.jsonl'}: no such file") from None
+        raise ExperimentError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from None
     if checkpoint is None and (folder / "checkpoint.npz").exists():
         checkpoint = read_checkpoint(folder)
     if checkpoint is not None:
         text = text[: checkpoint.offset]
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+    records = []
+    for number, line in enumerate(text.split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+            raise ExperimentError(f"{path}: line {number}: damaged, this is no record")
+        records.append(record)
+    if not records or records[0]["kind"] != "start":
+        raise ExperimentError(f"{path}: {'does not begin with a start record' if records else 'holds nothing'}")
+    return records
+
+
+@contextmanager
+def reading(what: str | Path) -> Iterator[None]:
+    """What a record that lacks a field, or has another kind of value in it, breaks in the block, is told as that.
+
+    what: whose records they are. Raises `ExperimentError`.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        fault = f"no field {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        told = f"{what}: the journal is damaged, or written by another version: {fault}"
+        raise ExperimentError(" ".join(told.split())[:400]) from error
 
 
 def written(record: Record) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedrobust import figures
-from fedrobust.federation.journal import read_journal
+from fedrobust.federation.journal import read_journal, reading
 from fedrobust.report.compare import Comparison, compare
 from fedrobust.report.comparison_page import PICTURED, comparison_html
 from fedrobust.report.finding import find_runs
@@ -31,15 +31,23 @@ def write_comparison(names: Sequence[str], runs: Path, out: Path) -> tuple[Compa
     Writes `compare.html` and `figures/*.png` into a folder below `out`, named after what is compared. Raises
     `ExperimentError` where a name means no run, or there is nothing to compare.
     """
-    comparison = compare([Run.of(read_journal(folder)) for folder in find_runs(names, runs)])
-    pictures = {name: figures.png(figure) for name, figure in make_comparison_figures(comparison).items()}
+    read = [_read(folder) for folder in find_runs(names, runs)]
+    with reading(f"one of the runs in {runs}"):
+        comparison = compare(read)
+        pictures = {name: figures.png(figure) for name, figure in make_comparison_figures(comparison).items()}
+        text = comparison_html(_title(names), comparison, pictures)
     folder = out / folder_name(names)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         (folder / "figures" / f"{name}.png").write_bytes(picture)
     page = folder / "compare.html"
-    page.write_text(comparison_html(_title(names), comparison, pictures), encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
     return comparison, page
+
+
+def _read(folder: Path) -> Run:
+    with reading(folder):
+        return Run.of(read_journal(folder))
 
 
 def make_comparison_figures(comparison: Comparison) -> dict[str, Figure]:

@@ -50,9 +50,10 @@ def _experiments(folder: Path) -> set[str]:
     try:
         with (folder / "journal.jsonl").open(encoding="utf-8") as file:
             experiment = json.loads(file.readline())["experiment"]
-    except (OSError, ValueError, KeyError):
+        names = [experiment["name"], experiment.get("tracking", {}).get("experiment", experiment["name"])]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return set()
-    return {experiment["name"], experiment.get("tracking", {}).get("experiment", experiment["name"])}
+    return {name for name in names if isinstance(name, str)}
 
 
 def _written(folder: Path) -> float:
