@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,12 @@ def sharded(ray_local: None) -> Iterator[Pool]:
 
     with Pool(Workers(count=2, shards=3), clients=8) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders in which a test's classes were looked for are forgotten with it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture

@@ -34,13 +34,12 @@ PYTHONS = ("json", "logging", "colorsys", "sitecustomize", "usercustomize", "fed
 
 
 @pytest.fixture(autouse=True)
-def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test puts into `sys.path` and imports goes with it."""
-    modules = set(sys.modules)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test imports goes with it."""
+    before = set(sys.modules)
     monkeypatch.setattr(users_code, "_folders", [])
     yield
-    for name in set(sys.modules) - modules:
+    for name in set(sys.modules) - before:
         if name.split(".")[0] in ("mine", "ours"):
             del sys.modules[name]
 
