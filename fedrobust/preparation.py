@@ -11,7 +11,7 @@ from fedrobust.attacks import DataAttack
 from fedrobust.data.hospitals import Hospitals, divide
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
-from fedrobust.federation.machine import memory_limits
+from fedrobust.machine import memory_limits
 
 if TYPE_CHECKING:
     from torch import nn
