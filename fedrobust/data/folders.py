@@ -45,7 +45,7 @@ class Idc(FileSource):
     def load(self, seed: int) -> Patches:
         root, account = self.locate(), Account()
         files, labels, groups = [], [], []
-        for file in sorted(file for file, _ in walk(root, {".png"}, account)):
+        for file in sorted(file for file, _ in walk(root, {".png"}, account, depth=2)):
             place = below(root, file)
             if len(place) != 3 or place[1] not in ("0", "1"):
                 account.add("not in PATIENT/0 or PATIENT/1", file.name)
@@ -184,14 +184,11 @@ class Folder(FileSource):
     def _images(self, root: Path) -> dict[Identity, Path]:
         """The images in the folders of the classes; what else is there is told."""
         found, account = {}, Account()
-        for file, identity in walk(root, IMAGES, account):
-            _, *place = below(root, file)
-            if not place:
-                account.add("in no class's folder", file.name)
-            elif not fits(tuple(place), self.files):
-                account.add("not asked for by `files`", file.name)
-            else:
+        for file, identity in walk(root, IMAGES, account, depth=1):
+            if fits(below(root, file)[1:], self.files):
                 found[identity] = file
+            else:
+                account.add("not asked for by `files`", file.name)
         refuse_second_names(self.name, root, account, depth=1)
         account.tell(self.name, root)
         return found

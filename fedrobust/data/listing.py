@@ -33,7 +33,7 @@ class Account:
     """What was left out of a folder, by reason."""
 
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Reason → names, those of folders with a slash; what is in a folder that was left out is not counted."""
+    """Reason → names; of a folder that was left out, what is in it is not counted."""
     again: list[tuple[Path, Path]] = field(default_factory=list)
     """(name, second name) of files and folders that links give two names."""
 
@@ -70,11 +70,14 @@ def folders(root: Path) -> list[Path]:
     return [Path(entry.path) for entry in entries if (status := _status(entry)) and stat.S_ISDIR(status.st_mode)]
 
 
-def walk(root: Path, endings: Collection[str], account: Account | None = None) -> Iterator[tuple[Path, Identity]]:
+def walk(
+    root: Path, endings: Collection[str], account: Account | None = None, depth: int = 0
+) -> Iterator[tuple[Path, Identity]]:
     """Every file below `root` whose name ends in one of `endings`, in any case, once, in no particular order.
 
-    Hidden files and folders are left out. Links are followed after everything else, so that a file keeps the name
-    that it has without them; a folder is entered once, so that links may lead anywhere.
+    Hidden files and folders are left out, and files less than `depth` folders below `root`. Links are followed after
+    everything else, so that a file keeps the name that it has without them; a folder is entered once, so that links
+    may lead anywhere.
     """
     account = Account() if account is None else account
     top = root.resolve()
@@ -100,6 +103,8 @@ def walk(root: Path, endings: Collection[str], account: Account | None = None) -
                 account.add("neither files nor folders", entry.name)
             elif stat.S_ISREG(status.st_mode) and here.suffix.lower() not in endings:
                 account.add("of other kinds", entry.name)
+            elif stat.S_ISREG(status.st_mode) and len(below(root, here)) <= depth:
+                account.add("beside the folders", entry.name)  # a link may give it a place
             elif entry.is_symlink() and not following:
                 heappush(links, (entry.path, entry))
             elif first(here, _identity(status)):

@@ -55,7 +55,7 @@ def junk(path: Path) -> None:
         ("tumour/desktop.ini", "1 hidden (desktop.ini)"),
         ("tumour/notes.txt", "1 of other kinds (notes.txt)"),
         ("tumour/11.png.part", "1 of other kinds (11.png.part)"),
-        ("overview.png", "1 in no class's folder (overview.png)"),
+        ("overview.png", "1 beside the folders (overview.png)"),
         ("tumour/\x1b[2J.txt", r"1 of other kinds (\x1b[2J.txt)"),
     ],
 )
@@ -201,6 +201,15 @@ def test_a_file_on_both_sides_of_the_split_is_refused(classes, tmp_path, how):
         Folder(path=str(classes), test=str(test)).load(0)
 
 
+def test_links_give_a_place_to_files_that_have_none(classes, caplog):
+    for level in (50, 51):
+        picture(classes / f"{level}.png", level)
+        (classes / ("normal", "tumour")[level % 2] / f"{level}.png").symlink_to(f"../{level}.png")
+    (classes / "best.png").symlink_to("tumour/11.png")
+    assert levels(Folder(path=str(classes)).load(0)) == [*PLAIN, (50, "normal"), (51, "tumour")]
+    assert "3 beside the folders (50.png, 51.png, best.png)" in caplog.text
+
+
 def test_what_is_no_file_is_not_opened(classes, caplog):
     os.mkfifo(classes / "tumour" / "pipe.png")
     (classes / "tumour" / "null.png").symlink_to("/dev/zero")
@@ -250,7 +259,7 @@ def test_idc_has_the_same_lister(tmp_path, caplog):
     for reason in (
         "3 hidden",
         "1 of other kinds (notes.txt)",
-        "1 not in PATIENT/0 or PATIENT/1 (overview.png)",
+        "1 beside the folders (overview.png)",
         "1 second names (more)",
         "1 cut by the slide's edge (1_idx5_x8_y8_class1.png)",
     ):
