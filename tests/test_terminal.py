@@ -6,6 +6,8 @@ import io
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -300,3 +302,10 @@ def test_names_are_shown_as_they_are_written_and_control_nothing(
 def test_any_name_is_shown_as_it_is_written(name: str) -> None:
     for show in SHOWN:
         told_as_written(show, name)
+
+
+def test_the_shell_completes_commands() -> None:
+    fedrobust = Path(sys.executable).with_name("fedrobust")
+    asked = {"_FEDROBUST_COMPLETE": "complete_bash", "COMP_WORDS": "fedrobust m", "COMP_CWORD": "1"}
+    done = subprocess.run([fedrobust], env=os.environ | asked, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["matrix"], "")

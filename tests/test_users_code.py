@@ -40,7 +40,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(users_code, "_folders", [])
     yield
     for name in set(sys.modules) - before:
-        if name.split(".")[0] in ("mine", "ours"):
+        if name.split(".")[0] in ("my_rules", "ours"):
             del sys.modules[name]
 
 
@@ -53,16 +53,20 @@ def planted(folder: Path, names: Sequence[str]) -> None:
 @pytest.mark.parametrize(
     ("command", "names", "rule"),
     [
-        (["-m", "fedrobust"], PACKAGES, "mine:First"),
+        (["-m", "fedrobust"], PACKAGES, "my_rules:First"),
         (["-P", "-m", "fedrobust"], (*PACKAGES, *PYTHONS), "mean"),
-        (["-P", "-c", "from fedrobust.cli import main; main()"], (*PACKAGES, *PYTHONS), "mine:First"),  # as installed
+        (
+            ["-P", "-c", "from fedrobust.cli import main; main()"],
+            (*PACKAGES, *PYTHONS),
+            "my_rules:First",
+        ),  # as installed
     ],
 )
 def test_nothing_that_lies_beside_the_file_is_imported_in_place_of_a_package(
     command: list[str], names: Sequence[str], rule: str, workplace: Path
 ) -> None:
     planted(workplace, names)
-    (workplace / "mine.py").write_text(RULE)
+    (workplace / "my_rules.py").write_text(RULE)
     (workplace / "e.yaml").write_text(
         f"aggregation: {{rule: '{rule}'}}\ndata: {{source: {{name: npz, path: nowhere.npz}}}}\n"
     )
@@ -76,20 +80,20 @@ def test_nothing_that_lies_beside_the_file_is_imported_in_place_of_a_package(
     )
     assert not (workplace / "PLANTED").exists(), (workplace / "PLANTED").read_text()
     assert done.returncode == 2 and "nowhere.npz" in done.stderr, done.stderr
-    assert (f"your code: mine:First from {workplace / 'mine.py'}" in done.stdout) == (rule != "mean")
+    assert (f"your code: my_rules:First from {workplace / 'my_rules.py'}" in done.stdout) == (rule != "mean")
 
 
 def test_the_folder_comes_last_and_only_where_a_class_of_the_users_is_named(workplace: Path) -> None:
-    (workplace / "mine.py").write_text(RULE)
+    (workplace / "my_rules.py").write_text(RULE)
     (workplace / "plain.yaml").write_text("seed: 1\naggregation: {rule: krum}\n")
-    (workplace / "mine.yaml").write_text("aggregation: {rule: 'mine:First'}\n")
+    (workplace / "mine.yaml").write_text("aggregation: {rule: 'my_rules:First'}\n")
     before = list(sys.path)
     fedrobust.load("plain.yaml")
     assert sys.path == before
-    assert fedrobust.load("mine.yaml").aggregation.rule.name == "mine:First"
+    assert fedrobust.load("mine.yaml").aggregation.rule.name == "my_rules:First"
     assert sys.path == [*before, str(workplace)]
     assert users_code.folders() == [str(workplace)]
-    assert users_code.loaded()["mine:First"] == str(workplace / "mine.py")
+    assert users_code.loaded()["my_rules:First"] == str(workplace / "my_rules.py")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def test_the_folder_comes_last_and_only_where_a_class_of_the_users_is_named(work
 def test_a_name_of_another_form_imports_nothing(
     name: str, field: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (workplace / "mine.py").write_text(RULE)
+    (workplace / "my_rules.py").write_text(RULE)
     (workplace / "e.yaml").write_text("learning: {local: {engine: trainer}}\n")
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"{name} was imported"))
     value = [{"name": name}] if "callbacks" in field else {"name": name}
@@ -137,10 +141,10 @@ def test_two_files_of_one_name_are_not_mistaken_for_each_other(workplace: Path) 
 def test_a_class_may_lie_beside_the_matrix_that_names_the_experiment(workplace: Path) -> None:
     (workplace / "base").mkdir()
     (workplace / "base" / "e.yaml").write_text("federation: {clients: 10}\n")
-    (workplace / "mine.py").write_text(RULE)
+    (workplace / "my_rules.py").write_text(RULE)
     (workplace / "m.yaml").write_text(
         "name: m\nexperiment: base/e.yaml\nsettings: {few: {fraction: 0.2}}\nattacks: {flip: sign_flip}\n"
-        "defences: {mean: {aggregation.rule: mean}, mine: {aggregation.rule: 'mine:First'}}\n"
+        "defences: {mean: {aggregation.rule: mean}, mine: {aggregation.rule: 'my_rules:First'}}\n"
     )
     load_matrix("m.yaml")
 
@@ -163,11 +167,11 @@ def test_actors_look_where_the_driver_looks(ray_local: None, workplace: Path) ->
             return [rule.name, *sys.path[-1:]]
 
     (workplace / "sub").mkdir()
-    (workplace / "sub" / "mine.py").write_text(RULE)
-    (workplace / "sub" / "e.yaml").write_text("aggregation: {rule: 'mine:First'}\n")
+    (workplace / "sub" / "my_rules.py").write_text(RULE)
+    (workplace / "sub" / "e.yaml").write_text("aggregation: {rule: 'my_rules:First'}\n")
     rule = fedrobust.load("sub/e.yaml").aggregation.rule
     actor = ray.remote(Actor).options(num_cpus=0.01).remote()
-    assert setup([actor], [rule], "an actor", 60) == [["mine:First", str(workplace / "sub")]]
+    assert setup([actor], [rule], "an actor", 60) == [["my_rules:First", str(workplace / "sub")]]
     ray.kill(actor)
 
 
@@ -199,8 +203,8 @@ def test_a_run_imports_nothing_from_the_working_folder_but_the_class_that_is_nam
     (workplace / "sub").mkdir()
     planted(workplace / "sub", (*PACKAGES, *PYTHONS))
     write_patches(workplace / "patches.npz")
-    (workplace / "sub" / "mine.py").write_text(RULE)
-    (workplace / "sub" / "e.yaml").write_text(YAML.replace("rule: geometric_median", "rule: 'mine:First'"))
+    (workplace / "sub" / "my_rules.py").write_text(RULE)
+    (workplace / "sub" / "e.yaml").write_text(YAML.replace("rule: geometric_median", "rule: 'my_rules:First'"))
     options = ["federation.rounds=2", "workers.count=2", "data.source.path=patches.npz"]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "fedrobust", "run", "sub/e.yaml", *options],
@@ -212,4 +216,4 @@ def test_a_run_imports_nothing_from_the_working_folder_but_the_class_that_is_nam
     )
     assert done.returncode == 0, done.stderr
     assert not [*workplace.glob("**/PLANTED")]
-    assert f"your code: mine:First from {workplace / 'sub' / 'mine.py'}" in done.stdout
+    assert f"your code: my_rules:First from {workplace / 'sub' / 'my_rules.py'}" in done.stdout
