@@ -214,7 +214,10 @@ def mlflow_server(port: int, folder: Path) -> list[str]:
 
 def password_of(url: str) -> str:
     """The password in the URL of a database, wherever it stands; empty without one."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise ClusterError(f"--mlflow-store: this is no URL of a database: {error}") from None
     return parts.password or urllib.parse.parse_qs(parts.query).get("password", [""])[0]
 
 

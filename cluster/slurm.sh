@@ -43,6 +43,7 @@ print(*(each.getsockname()[1] for each in sockets))')
 # A new token for each job, in a file that only its owner can read, and whose name nobody knows before.
 umask 077 # srun hands it on: the sessions of all nodes, and what the run writes, are their owner's alone
 mkdir -p mlruns
+unset RAY_AUTH_TOKEN RAY_ADDRESS # those of other clusters, which sbatch has handed on
 RAY_AUTH_TOKEN_PATH=$(mktemp "$PWD/mlruns/slurm-$SLURM_JOB_ID-XXXXXXXX")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
 od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH"

@@ -287,7 +287,7 @@ STUBS = {
     "srun": 'echo "srun $*" | head -n 1 >>"$LOG"; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
     # The session's folder is remembered, and who may enter it; it is left as Ray leaves it.
     "ray": 'for last; do :; done; place=${last#--temp-dir=}; place=${place%/r}; mkdir "$place/r"\n'
-    'echo "ray $* $(stat -c %a "$place")" >>"$LOG"; exec sleep 60',
+    'echo "ray $* ${RAY_AUTH_TOKEN-}${RAY_ADDRESS-}$(stat -c %a "$place")" >>"$LOG"; exec sleep 60',
     # "python -" waits until all nodes have joined; here they have when each has been told to start.
     "python": '[ "$1" = -c ] && exec "$REAL" "$@"\n'
     'if [ "$1" = - ]; then for _ in $(seq 200); do\n'
@@ -307,6 +307,8 @@ def batch(place: Path, job: str, **variables: str) -> subprocess.Popen[str]:
         "PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}",
         "LOG": str(place / "log"),
         "REAL": sys.executable,
+        "RAY_AUTH_TOKEN": "of another cluster",
+        "RAY_ADDRESS": "elsewhere:6379",
         "SLURM_JOB_ID": job,
         "SLURM_JOB_NODELIST": "n[1-3]",
         "SLURM_SUBMIT_DIR": str(place),
@@ -621,6 +623,8 @@ SECRET = "s3cr3t"
 )
 def test_a_password_is_found_in_a_url(local: ModuleType, url: str, password: str) -> None:
     assert local.password_of(url) == password
+    with pytest.raises(ClusterError, match="--mlflow-store: this is no URL of a database"):
+        local.password_of("postgresql://[::1/mlflow")
 
 
 def test_no_password_stands_on_a_command_line(
