@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sqlite3
+import time
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fedrobust.databases import connected, shown, sqlite_file, sqlite_url, turn
 from fedrobust.errors import TrackingError
+from fedrobust.locks import PAUSE
 from fedrobust.private import whole
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 BESIDE = ("-journal", "-wal", "-shm")
 """What SQLite keeps beside a database while it writes. Left without it, that would be taken for the next one's."""
 
-State = Literal["ready", "bare", "older"]
+FRESH = 10.0
+"""Seconds after which what is half made is no longer being made."""
+
+State = Literal["ready", "bare", "older", "half made"]
 
 
 def prepare(url: str) -> None:
@@ -40,6 +45,9 @@ def prepare(url: str) -> None:
     if (file is None or file.exists()) and _state(url) == "ready":
         return
     with turn(url):
+        while file is not None and file.exists() and _state(url) == "half made":
+            _refuse_half(file)
+            time.sleep(PAUSE)
         if file is not None and not file.exists():
             for left in BESIDE:
                 file.with_name(file.name + left).unlink(missing_ok=True)
@@ -53,9 +61,9 @@ def prepare(url: str) -> None:
 
 
 def _state(url: str) -> State:
-    """What the database is: `ready`, `bare` of MLflow's tables, or of an `older` MLflow.
+    """What the database is: `ready`, `bare` of MLflow's tables, of an `older` MLflow, or a file that is `half made`.
 
-    Raises `TrackingError` where it is none of these.
+    Raises `TrackingError` for one of a newer MLflow, and for a file of another program.
     """
     import sqlalchemy
     from alembic.util import CommandError
@@ -87,11 +95,21 @@ def _state(url: str) -> State:
         return "older"
     if (file := sqlite_file(url)) is None:  # of servers: what was cut off there goes on where it stopped
         return "bare"
-    what = "is half made, by a process that died" if known else f"has tables of another program ({min(tables)}, …)"
-    raise TrackingError(
-        f"{file} {what}; move it away: mv {shlex.quote(str(file))} {shlex.quote(f'{file}.old')}; "
-        "the next run makes a new one"
-    )
+    if not known:
+        raise TrackingError(f"{file} has tables of another program ({min(tables)}, …); {_away(file)}")
+    return "half made"
+
+
+def _refuse_half(file: Path) -> None:
+    """Raise `TrackingError` unless somebody may be making the file just now: MLflow itself asks for no lock."""
+    if time.time() - file.stat().st_mtime > FRESH:
+        raise TrackingError(f"{file} is half made, by a process that died; {_away(file)}")
+
+
+def _away(file: Path) -> str:
+    """How to move a database away."""
+    old = shlex.quote(f"{file}.old")
+    return f"move it away: mv {shlex.quote(str(file))} {old}; the next run makes a new one"
 
 
 @cache

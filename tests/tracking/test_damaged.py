@@ -74,6 +74,7 @@ def test_a_damaged_database_says_what_to_do(
     change, told = DAMAGES[damage]
     change(file)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_url(file))
+    monkeypatch.setattr(tables, "FRESH", -1.0)
     run = tmp_path / "0123"
     write(run, journal())
     before = None if file.is_dir() else file.read_bytes()
@@ -195,6 +196,25 @@ def test_a_database_of_an_older_mlflow_becomes_one_of_this_and_is_kept(
     assert not (tmp_path / "mlflow.db.before-2").exists()
     assert [each.levelname for each in caplog.records if "mlflow.db.before-1" in each.getMessage()] == ["WARNING"]
     assert sqlite3.connect(file).execute("select version_num from alembic_version").fetchall() == [(head,)]
+
+
+@pytest.mark.parametrize("begun", [half_made, lambda file: file.write_bytes(b"")])
+def test_a_database_that_another_program_is_making_just_now_is_waited_for(
+    begun: Callable[[Path], object], bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mlflow.db"
+    shutil.copy(bare, file)
+    begun(file)
+    refuse = tables._refuse_half
+
+    def made_meanwhile(half: Path) -> None:
+        refuse(half)
+        shutil.copy(bare, half)
+
+    monkeypatch.setattr(tables, "_refuse_half", made_meanwhile)
+    monkeypatch.setattr(tables, "_make", lambda url, place: shutil.copy(bare, file))
+    prepare(sqlite_url(file))
+    assert file.read_bytes() == bare.read_bytes()
 
 
 def test_a_database_that_was_removed_under_a_process_is_made_again(
