@@ -29,6 +29,7 @@ from fedrobust.naming import Part
 from fedrobust.preparation import hospitals_of
 from fedrobust.runner import KEY, Result, run
 from fedrobust.secure.audit import open_key
+from fedrobust.texts import visible
 from fedrobust.tracking import Tracker, end_children
 
 logger = logging.getLogger(__name__)
@@ -59,16 +60,27 @@ Kept = TypeVar("Kept", bound=Outcome)
 Done = TypeVar("Done")
 
 
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """The block writes to a folder. Raises `ExperimentError` where the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise ExperimentError(f"{visible(folder)}: cannot be written to: {error.strerror or error}") from None
+
+
 class Store(Generic[Kept]):
     """The file of what is finished: a line for each, fsynced; a line that a crash cut short is dropped."""
 
     def __init__(self, path: Path, kind: type[Kept]) -> None:
         """Open the file, and read it.
 
-        Raises `ExperimentError` if another process that is alive writes to it, or a line of it is no outcome.
+        Raises `ExperimentError` if it cannot be written to, another process that is alive writes to it, or a line of
+        it is no outcome.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._file = path, path.open("a+b", buffering=0)
+        with writable(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._path, self._file = path, path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -298,8 +310,8 @@ def refuse_fruitless(reasons: Sequence[str], made: int, what: str, table: Path) 
 def written_in_any_case(write: Callable[[bool], None], go_on: str = "") -> Iterator[None]:
     """Call `write` when the block ends, with True, or when it is stopped, with False.
 
-    What stopped the block is raised again, whatever becomes of the writing. go_on: how to go on after an error that is
-    none of the experiments; it is told behind it.
+    What stopped the block is raised again, whatever becomes of the writing; what the disk raised as a `FedRobustError`.
+    go_on: how to go on after an error that is none of the experiments; it is told behind it.
 
     Raises `FedRobustError` where the block came to its end and the disk refuses what is written.
     """
@@ -310,8 +322,11 @@ def written_in_any_case(write: Callable[[bool], None], go_on: str = "") -> Itera
             write(False)
         except BaseException as second:  # it must not hide the first
             logger.warning("what there is could not be written: %s", second)
-        if go_on and isinstance(error, FedRobustError) and not isinstance(error, ExperimentError):
-            raise type(error)(f"{error}; {go_on}") from error
+        ended = FedRobustError(reason(error)) if isinstance(error, OSError) else error
+        if go_on and isinstance(ended, FedRobustError) and not isinstance(ended, ExperimentError):
+            raise type(ended)(f"{ended}; {go_on}") from error
+        if ended is not error:
+            raise ended from error
         raise
     try:
         write(True)

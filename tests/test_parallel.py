@@ -216,6 +216,12 @@ def test_a_disk_that_takes_half_a_line(tmp_path: Path) -> None:
     assert [json.loads(line)["digest"] for line in (tmp_path / "runs.jsonl").read_text().splitlines()] == ["a"]
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ExperimentError, match=r"file/here: cannot be written to: Not a directory$"):
+        Store(tmp_path / "file" / "here" / "runs.jsonl", Given)
+
+
 @pytest.mark.parametrize("line", ["nonsense", '{"digest": "a", "other": 1}', "[]", '{"digest"'])
 def test_a_line_that_is_no_outcome_is_refused_with_its_place(tmp_path: Path, line: str) -> None:
     (tmp_path / "runs.jsonl").write_text(f'{{"digest": "a"}}\n{line}\n{{"digest": "b"}}\n')
@@ -236,6 +242,9 @@ def test_what_there_is_is_written_and_hides_no_error(caplog: pytest.LogCaptureFi
     def full(complete: bool) -> None:
         raise OSError("the disk is full")
 
+    for go_on, told in (("go on", r"^OSError: the disk is full \(test_parallel.py, line \d+\); go on$"), ("", r"\)$")):
+        with pytest.raises(FedRobustError, match=told), written_in_any_case(written.append, go_on):
+            full(False)
     with pytest.raises(TrackingError, match=r"^gone; go on$"), written_in_any_case(full, "go on"):
         raise TrackingError("gone")
     assert "what there is could not be written: the disk is full" in caplog.text

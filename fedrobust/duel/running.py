@@ -16,7 +16,7 @@ from fedrobust.duel.results import Turn, turns_written, write_results
 from fedrobust.errors import DataError, ExperimentError, FederationError
 from fedrobust.failures import ends_all, reason
 from fedrobust.federation.pool import Pool
-from fedrobust.parallel import Store, Teams, leased_pool, parent_run, refuse_fruitless, written_in_any_case
+from fedrobust.parallel import Store, Teams, leased_pool, parent_run, refuse_fruitless, writable, written_in_any_case
 from fedrobust.private import private_files
 from fedrobust.texts import file_name
 from fedrobust.tracking import Tracker, flatten
@@ -81,7 +81,8 @@ def run_duel(
         Teams(watch.say).check(match.samples)
         store = stack.enter_context(closing(Store(folder / "runs.jsonl", Run)))
         settings = duel.model_dump(mode="json", serialize_as_any=True)
-        (folder / "duel.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        with writable(folder):
+            (folder / "duel.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         watch.say("opening MLflow")
         experiment, tags = match.samples[0].tracking.experiment, {"duel": duel.name}
         tracker = stack.enter_context(parent_run(folder, experiment, flatten(settings), tags, f"duel {duel.name}", []))

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfDiskError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from fedrobust.errors import FederationError, NoPlaceError
 from fedrobust.texts import visible
@@ -46,7 +46,8 @@ def answer(reference: Any, awaited: str, patience: float, passed_on: tuple[type[
             raise ActorDied(f"an actor died while waiting for {awaited}: {reason(cause)}") from error
         if isinstance(cause, passed_on):
             raise cause from error
-        raise FederationError(f"{awaited} failed: {reason(cause)}") from error
+        kind = NoPlaceError if isinstance(cause, OutOfDiskError) else FederationError
+        raise kind(f"{awaited} failed: {reason(cause)}") from error
 
 
 class ActorDied(FederationError):  # noqa: N818

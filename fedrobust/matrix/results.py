@@ -185,14 +185,27 @@ def harmless(table: Any, setting: str, control: str) -> list[str]:
 def to_measure_again(
     table: Any, worst: int, backdoors: int, kinds: Iterable[str]
 ) -> dict[tuple[str, str], Sequence[str]]:
-    """The attacks that each (setting, defence) meets again on the fresh seeds; `kinds` are those that are backdoors."""
+    """The attacks that each (setting, defence) meets again on the fresh seeds; `kinds` are those that are backdoors.
+
+    `worst` of those whose cells have all failed are met again beside the others: they must be seen, and must not take
+    the place of an attack that can be made.
+    """
     chosen: dict[tuple[str, str], Sequence[str]] = {}
+    screening = table[table["phase"] == "screening"]
     for setting in table["setting"].unique():
         robustness, gain = (screened(table, setting, name) for name in ("robustness", "gain"))
         for defence in robustness.index:
+            cells = screening[(screening["setting"] == setting) & (screening["defence"] == defence)]
+            tried = cells.groupby("attack", sort=False)["state"].agg(lambda states: bool((states != "failed").any()))
             gains = {attack: float(gain.loc[defence, attack]) for attack in gain.columns if attack in kinds}
             left = {attack: float(value) for attack, value in robustness.loc[defence].items()}
-            chosen[setting, defence] = statistics.worst_attacks(left, gains, worst, backdoors)
+            found = statistics.worst_attacks(
+                {attack: value for attack, value in left.items() if tried[attack]},
+                {attack: value for attack, value in gains.items() if tried[attack]},
+                worst,
+                backdoors,
+            )
+            chosen[setting, defence] = found + [attack for attack in left if not tried[attack]][:worst]
     return chosen
 
 

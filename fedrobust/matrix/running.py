@@ -13,7 +13,7 @@ from fedrobust.matrix.cells import Outcome, missing, run_cells
 from fedrobust.matrix.files import headline_metrics, write_results
 from fedrobust.matrix.grid import Cell, Grid
 from fedrobust.matrix.results import Verdict, table_of, to_measure_again, verdicts
-from fedrobust.parallel import Store, Teams, parent_run, refuse_fruitless, written_in_any_case
+from fedrobust.parallel import Store, Teams, parent_run, refuse_fruitless, writable, written_in_any_case
 from fedrobust.private import private_files
 from fedrobust.texts import file_name
 from fedrobust.tracking import flatten
@@ -76,7 +76,8 @@ def run_matrix(
         leased = stack.enter_context(Teams(watch.say, teams, pool))
         leased.check([cell.experiment for cell in cells if cell.experiment is not None])
         store = stack.enter_context(closing(Store(folder / "cells.jsonl", Outcome)))
-        (folder / "matrix.json").write_text(grid.matrix.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        with writable(folder):
+            (folder / "matrix.json").write_text(grid.matrix.model_dump_json(indent=2) + "\n", encoding="utf-8")
         watch.say("opening MLflow")
         params = flatten(grid.matrix.model_dump(mode="json", exclude={"quick"}))
         name, tags = grid.matrix.name, {"matrix": grid.matrix.name}

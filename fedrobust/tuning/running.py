@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from fedrobust.errors import ExperimentError
 from fedrobust.federation.pool import Pool
-from fedrobust.parallel import Store, Teams, parent_run, refuse_fruitless, written_in_any_case
+from fedrobust.parallel import Store, Teams, parent_run, refuse_fruitless, writable, written_in_any_case
 from fedrobust.private import private_files
 from fedrobust.texts import file_name
 from fedrobust.tracking import flatten
@@ -101,7 +101,8 @@ def run_sweep(
         store = stack.enter_context(closing(Store(folder / "runs.jsonl", Run)))
         study = study_of(plan, storage, resume=resume)
         settings = plan.sweep.model_dump(mode="json", serialize_as_any=True)
-        (folder / "sweep.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        with writable(folder):
+            (folder / "sweep.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         watch.say("opening MLflow")
         told = _Told(plan)
         journal = [told.line(trial) for trial in study.trials()]
