@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,12 @@ class _Session:
         """Raises `FederationError` where Ray cannot be started, or the cluster cannot be reached."""
         self.users = 0
         self._identity: tuple[str, str] | None = None
-        self._ending = ExitStack()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
+        self._begun, self._over = Future[None](), threading.Event()
+        # A daemon: else it would end, and Ray with it, before what is registered for the end of the process.
+        self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
+        self._thread.start()
         try:
-            self._thread.submit(self._start).result()
+            self._begun.result()
         except BaseException:
             self.end()
             raise
@@ -58,20 +61,30 @@ class _Session:
 
     def end(self) -> None:
         """Leave Ray, unless it is another one by now, and remove what it has left."""
-        with self._thread:
-            self._thread.submit(self._ending.close).result()
+        self._over.set()
+        self._thread.join()
 
-    def _start(self) -> None:
+    def _live(self) -> None:
+        with ExitStack() as stack:
+            try:
+                self._start(stack)
+            except BaseException as error:
+                self._begun.set_exception(error)
+                return
+            self._begun.set_result(None)
+            self._over.wait()
+
+    def _start(self, stack: ExitStack) -> None:
         address, options = cluster_address(), dict[str, Any]()
         if address == "local":
-            options = _share() | {"_temp_dir": self._ending.enter_context(_session_folder())}
+            options = _share() | {"_temp_dir": stack.enter_context(_session_folder())}
             ensure_token()
         else:
             check_answer(address)
             check_joining(address)
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a job's actors look in the folder that was sent
             options["job_config"] = where_actors_look()
-        self._ending.callback(self._leave)
+        stack.callback(self._leave)
         try:
             with private_files():
                 ray.init(address=address, logging_level="ERROR", **options)
@@ -95,7 +108,8 @@ def ray_session() -> Iterator[None]:
     """Ray, for as long as the block runs: the one that is already here, the cluster at RAY_ADDRESS, or a local one.
 
     Blocks may overlap in threads: the first one starts Ray, the others wait for it, and the last one ends it. A Ray
-    that was not started here is never ended here. Raises `FederationError` where there is none to be had.
+    that was not started here is never ended here. Raises `ExperimentError` where `RAY_ADDRESS` or `RAY_TMPDIR` will not
+    do, `FederationError` where there is no Ray to be had, and `NoPlaceError` where it was gone before the block ended.
 
     A bare `ray.init()` would join any cluster that happens to run on the machine.
     """
@@ -109,6 +123,13 @@ def ray_session() -> Iterator[None]:
     finally:
         if session is not None:
             _left(session)
+
+
+@atexit.register
+def _end_with_the_process() -> None:
+    """What daemon threads have left is removed, too."""
+    if _session is not None:
+        _session.end()
 
 
 def check_ray() -> None:

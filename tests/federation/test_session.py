@@ -273,15 +273,6 @@ def test_a_local_ray_has_the_share_of_this_process(
         assert stand_in.asked[0].get("object_store_memory") == store
 
 
-@pytest.fixture
-def short(tmp_path: Path) -> Iterator[Path]:
-    """A link to the test's folder, with a path in which Ray's session finds room."""
-    made = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
-    (made / "x").symlink_to(tmp_path)
-    yield made / "x"
-    shutil.rmtree(made)
-
-
 @pytest.mark.parametrize(
     ("folder", "told"),
     [

@@ -47,6 +47,19 @@ threads = [
 for thread in threads:
     thread.join()
 """
+LEFT = """
+from fedrobust.federation.session import ray_session
+
+def work():
+    os.umask(0o022)
+    with ray_session():
+        begun.set()
+        threading.Event().wait()
+
+begun = threading.Event()
+threading.Thread(target=work, daemon=True).start()
+assert begun.wait(300)
+"""
 SHORT_OF_MEMORY = """
 pool.PATIENCE = 3.0
 beside("run", lambda: fedrobust.run(experiment("federation.rounds=2"))).join()
@@ -84,3 +97,8 @@ def test_ray_ends_what_needs_memory(workplace: Path) -> None:
     assert "run FederationError" in told
     assert "memory was short on" in told
     assert "workers.count" in told
+
+
+def test_a_process_that_ends_leaves_nothing_of_its_threads(workplace: Path, short: Path) -> None:
+    assert run(LEFT, workplace, RAY_TMPDIR=str(short)) == ["ended True 0o22"]
+    assert not list(short.glob("ray-*"))
