@@ -164,8 +164,6 @@ def entrypoint(command: Sequence[str], workplace: str | None = None) -> str:
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """What the job and its actors find in their environment, beside what their nodes were started with.
 
-    classes: the folders of a `Shipment` from which classes are imported.
-
     The authentication mode is the nodes' own affair: a job inherits it, and the token.
     """
     own = {
