@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from blake3 import blake3
 
+from fedrobust.data.foreign import require_memory
 from fedrobust.data.partition import Partition
 from fedrobust.data.patches import Patches
 from fedrobust.data.sources import Source
@@ -81,6 +82,8 @@ def divide(
     train on or to be tested, or a hospital would be left without patches.
     """
     patches: Patches = source.load(seed)
+    cells = len(patches) * patches.classes
+    require_memory(f"{len(patches)} patches with {patches.classes} labels", 24 * cells, "are the labels ids?")
     indices = split.indices(patches, seed)
     refuse_leaks(patches, indices)
     refuse_one_label(patches, indices)

@@ -116,7 +116,7 @@ def refuse_one_label(patches: Patches, indices: dict[str, np.ndarray]) -> None:
             told = f"all {counts[part].sum()} patches for {part} are '{name}'"
             raise DataError(f"split: {told} ({listed}): use other shares, another split or more data")
     told = "; ".join(
-        f"{part} has no patch of {', '.join(repr(patches.label_names[label]) for label in labels)}"
+        f"{part} has no patch of {_some([repr(patches.label_names[label]) for label in labels])}"
         for part, labels in lacking.items()
         if len(labels)
     )
@@ -125,9 +125,12 @@ def refuse_one_label(patches: Patches, indices: dict[str, np.ndarray]) -> None:
     )
 
 
-def _listed(counts: np.ndarray, names: tuple[str, ...], most: int = 20) -> str:
-    listed = [f"{count} {name}" for count, name in zip(counts[:most], names, strict=False)]
-    return ", ".join([*listed, "…"] if len(counts) > most else listed)
+def _listed(counts: np.ndarray, names: tuple[str, ...]) -> str:
+    return _some([f"{count} {name}" for count, name in zip(counts, names, strict=True)])
+
+
+def _some(words: list[str], most: int = 20) -> str:
+    return ", ".join([*words[:most], f"and {len(words) - most} more"] if len(words) > most else words)
 
 
 def _strata(patches: Patches, indices: np.ndarray) -> np.ndarray:

@@ -240,7 +240,28 @@ def test_many_labels_are_listed_in_part():
     patches = Patches(images=images, labels=labels, label_names=tuple(map(str, range(100))))
     with pytest.raises(DataError) as caught:
         refuse_one_label(patches, {"train": np.arange(100), "test": np.array([100])})
-    assert "1 19, …" in str(caught.value) and len(str(caught.value)) < 500
+    assert "1 19, and 80 more" in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_ids_for_labels_are_told_in_part_or_refused(tmp_path, caplog):
+    labels = np.arange(400) % 100
+    labels[:60] = 0
+    images = np.zeros((400, 1, 1, 3), np.uint8)
+    patches = Patches(images=images, labels=labels, label_names=tuple(map(str, range(200))))
+    refuse_one_label(patches, {"train": np.arange(300), "test": np.arange(300, 400)})
+    assert "and 80 more" in caplog.text and len(caplog.text) < 2000
+
+    class Ids(Source):
+        name: Literal["ids"] = "ids"
+
+        def load(self, seed: int) -> Patches:
+            images = np.zeros((500_000, 1, 1, 3), np.uint8)
+            return Patches(
+                images=images, labels=np.arange(len(images)), label_names=tuple(map(str, range(len(images))))
+            )
+
+    with pytest.raises(DataError, match="500000 patches with 500000 labels need"):
+        divided(Ids(), Split(by="patch"), tmp_path)
 
 
 def test_generated_patches_are_checked(tmp_path):
