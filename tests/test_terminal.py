@@ -92,9 +92,9 @@ def test_doctor_says_what_is_here(out: Console, workplace: Path, monkeypatch: py
         "not found",
     ):
         assert word in shown
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5001")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:secret@127.0.0.1:5001")
     show_machine(out)
-    assert "http://127.0.0.1:5001" in out.export_text()
+    assert "http://127.0.0.1:5001" in (shown := out.export_text()) and "secret" not in shown
 
 
 def test_doctor_says_what_limits_this_process(out: Console, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedrobust.databases import without_password
 from fedrobust.errors import FedRobustError
 from fedrobust.machine import core_limits, memory_limits, usable_cores
 from fedrobust.options import Options, members, summary
@@ -122,6 +123,6 @@ def _ray() -> str:
 def _store() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
-        return uri
+        return without_password(uri)
     database = Path("mlruns/mlflow.db")
     return f"{database} ({'present' if database.exists() else 'made by the first run'})"
