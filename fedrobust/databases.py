@@ -145,7 +145,7 @@ def _access(file: Path, error: BaseException) -> str:
     """Why a file cannot be opened."""
     if len(os.fsencode(file.absolute())) > LONGEST_PATH:
         return "its path is longer than SQLite takes; start from a folder with a shorter one"
-    if file.is_dir():
+    if os.path.isdir(file):  # noqa: PTH112 - says no, and raises nothing, where its folder may not be entered
         return "it is a folder; move it away: the next run makes a database"
     if isinstance(error, OSError) and not isinstance(error, PermissionError):
         return str(error.strerror)
