@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import sqlite3
 import time
@@ -26,6 +27,8 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 BESIDE = ("-journal", "-wal", "-shm")
 """What SQLite keeps beside a database while it writes. Left without it, that would be taken for the next one's."""
 
+HALF = r"\.{}\.[0-9a-f]{{16}}(-journal)?"
+"""Names of what `whole` writes to, and of what SQLite keeps beside that."""
 FRESH = 10.0
 """Seconds after which what is half made is no longer being made."""
 
@@ -49,8 +52,8 @@ def prepare(url: str) -> None:
             _refuse_half(file)
             time.sleep(PAUSE)
         if file is not None and not file.exists():
-            for left in BESIDE:
-                file.with_name(file.name + left).unlink(missing_ok=True)
+            for left in _left_of(file):
+                left.unlink(missing_ok=True)
             with whole(file) as partial:
                 _make(sqlite_url(partial), file)
             _forget(url)
@@ -58,6 +61,14 @@ def prepare(url: str) -> None:
             if file is not None and state == "older":
                 _keep(file)
             _make(url, file)
+
+
+def _left_of(file: Path) -> list[Path]:
+    """What lies beside the place of a database that is not there: halves of those whose making was cut off, too."""
+    beside = [file.with_name(file.name + end) for end in BESIDE]
+    return beside + [
+        each for each in file.parent.iterdir() if re.fullmatch(HALF.format(re.escape(file.name)), each.name)
+    ]
 
 
 def _state(url: str) -> State:

@@ -161,10 +161,12 @@ def test_what_is_left_of_a_database_that_is_gone_is_not_taken_for_the_new_ones(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "mlflow.db"
-    (tmp_path / "mlflow.db-journal").write_bytes(b"of another one")
+    for name in ("mlflow.db-journal", ".mlflow.db.0123456789abcdef", ".mlflow.db.0123456789abcdef-journal", "mine"):
+        (tmp_path / name).write_bytes(b"of another one")
     monkeypatch.setattr(tables, "_make", lambda url, place: shutil.copy(bare, databases.sqlite_file(url) or ""))
     prepare(sqlite_url(file))
-    assert not (tmp_path / "mlflow.db-journal").exists() and file.read_bytes() == bare.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", ".mlflow.db.lock", "mine"}
+    assert file.read_bytes() == bare.read_bytes()
 
 
 def test_a_database_of_an_older_mlflow_becomes_one_of_this_and_is_kept(
