@@ -62,11 +62,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "experiments").mkdir()
     (folder / "experiments" / "small.yaml").write_text(EXPERIMENT, encoding="utf-8")
     (folder / "experiments" / "mine.py").write_text(RULE, encoding="utf-8")
+    local(folder, "up", "--workplace", str(folder / "home"))  # where it fails, it ends what it has started
+    temporary = state(folder)["temporary"]
     try:
-        local(folder, "up", "--workplace", str(folder / "home"))
         yield folder
     finally:
-        temporary = state(folder)["temporary"]
         local(folder, "down")
         left = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
         assert temporary not in left
