@@ -35,6 +35,10 @@ def refusal(message: str, path: str = "") -> PydanticCustomError:
     return PydanticCustomError("refused", "{message}", {"message": message, "path": path})
 
 
+LARGEST = 2**63 - 1
+"""No whole number among the options is larger: neither NumPy nor torch takes it, nor can a float hold any."""
+
+
 class Options(BaseModel):
     """Base of everything that an experiment file can name: frozen, strictly typed, unknown keys refused."""
 
@@ -57,6 +61,8 @@ class Options(BaseModel):
                 allowed = ", ".join(cls.model_fields)
                 hint = nearest(str(key), cls.model_fields)
                 raise refusal(f"unknown key; allowed: {allowed}{hint}", str(key))
+            if any(isinstance(each, int) and abs(each) > LARGEST for each in _items(data[key])):
+                raise refusal(f"must be a number between -{LARGEST} and {LARGEST}", str(key))
         return {key: cls._of_default_class(key, value) for key, value in data.items()}
 
     @classmethod
@@ -67,6 +73,10 @@ class Options(BaseModel):
         if chosen and isinstance(value, Mapping) and "name" not in value:
             return {"name": field.default.name, **value}
         return value
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def summary(option: type[Options]) -> str:
