@@ -253,7 +253,7 @@ def _any(attempts: Iterable[Callable[[], object]]) -> None:
         try:
             attempt()
             return
-        except Exception as error:  # whatever a user's own class raises
+        except (Exception, SystemExit) as error:  # whatever a user's own class raises
             wrong.append(error if isinstance(error, FedRobustError) else DataError(f"data: {reason(error)}"))
     if wrong:
         raise wrong[0]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 
 import pytest
+from ray.exceptions import OutOfDiskError
 
-from fedrobust.errors import DataError, FederationError, NoPlaceError, StorageError, TrackingError
+import fedrobust.federation.actors as actors
+from fedrobust.errors import DataError, ExperimentError, FederationError, NoPlaceError, StorageError, TrackingError
 from fedrobust.failures import ends_all, reason
 
 
@@ -71,7 +73,7 @@ def test_an_error_that_is_its_own_cause_is_looked_at_once() -> None:
 
 
 def test_a_reason_is_one_line_that_can_be_shown() -> None:
-    assert reason(DataError("a: one\n\n  b:\ttwo \n")) == "a: one; b: two"
+    assert reason(ExperimentError("a: one\n\n  b:\ttwo \n")) == "a: one; b: two"
     assert reason(DataError("")) == "DataError"
     assert reason(KeyError("x")) == "KeyError: 'x'", "it was never raised"
     assert reason(raised(KeyError("x"))).startswith("KeyError: 'x' (test_failures.py, line ")
@@ -80,3 +82,14 @@ def test_a_reason_is_one_line_that_can_be_shown() -> None:
     long = reason(raised(ValueError("x" * 10**6)))
     assert len(long) < 1100
     assert long.endswith(")")
+
+
+def test_a_disk_without_room_for_rays_objects_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OutOfDiskError
+
+    monkeypatch.setattr(actors.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(actors.ray, "get", full)
+    with pytest.raises(FederationError, match=r"^round 1: worker 0 to train failed: ") as caught:
+        actors.answer(None, "round 1: worker 0 to train", 1.0)
+    assert ends_all(caught.value)

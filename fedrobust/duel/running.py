@@ -129,7 +129,7 @@ def _composed(make: Callable[[], Made]) -> Made:
     """What is made of the options. Raises `FederationError` where what the sides have found does not go together."""
     try:
         return make()
-    except Exception as error:  # a validator of a user's own class may raise anything
+    except (Exception, SystemExit) as error:  # a validator of a user's own class may raise anything
         raise FederationError(reason(error)) from error
 
 

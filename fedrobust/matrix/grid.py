@@ -248,7 +248,7 @@ class Grid:
         try:
             composed = self._composed(setting, attack, defence).changed(own, "the matrix").checked(Experiment)
             digest = composed.digest()
-        except Exception as error:  # a validator of a user's own class may raise anything
+        except (Exception, SystemExit) as error:  # a validator of a user's own class may raise anything
             digest = sha256(run_name.encode()).hexdigest()
             return Cell(setting, attack, defence, seed, phase, None, digest, refused=reason(error))
         triggers = tuple(name for name, _ in self._triggers) if attack == ORACLE else ()

@@ -178,7 +178,7 @@ class _UnderWay:
             for attack, seed in plan.runs:
                 composed = plan.experiment(asked.values, attack, seed, asked.number)
                 self.places.append(Place(asked.number, attack, seed, composed))
-        except Exception as error:  # a validator of a user's own class may raise anything
+        except (Exception, SystemExit) as error:  # a validator of a user's own class may raise anything
             if ends_all(error):
                 raise
             self.places, self.refused = [], reason(error)

@@ -273,11 +273,16 @@ def test_trials_that_an_earlier_fault_left_running_are_taken_up(played: Played) 
 def test_data_that_no_trial_can_have_end_it_before_the_first(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data that are searched may be right for other trials."""
     monkeypatch.setattr(Histology, "load", lambda *_: None)
-    deaths: list[Exception] = [DataError("data: too few patches"), KeyError("patients"), MemoryError()]
-    told = ["^data: too few patches$", "^data: KeyError: 'patients' ", "^data: MemoryError "]
+    deaths = [DataError("data: too few patches"), KeyError("patients"), MemoryError(), SystemExit(3)]
+    told = [
+        r"^data: too few patches$",
+        r"^data: KeyError: 'patients' ",
+        r"^data: MemoryError ",
+        r"^data: SystemExit: 3 ",
+    ]
     for death, text in zip(deaths, told, strict=True):
 
-        def reading(experiment: Experiment, death: Exception = death) -> None:
+        def reading(experiment: Experiment, death: BaseException = death) -> None:
             if experiment.federation.clients > 9:
                 raise death
 
