@@ -9,6 +9,7 @@ import pytest
 
 from fedrobust.experiment import Experiment
 from fedrobust.federation import hosts
+from fedrobust.federation.actors import ActorDied
 from fedrobust.federation.hosts import Hosts
 
 
@@ -49,3 +50,22 @@ def test_a_quorum_that_cannot_be_reached_is_not_waited_for(monkeypatch: pytest.M
 def test_seven_of_fifty_are_a_quorum_of_0_14(monkeypatch: pytest.MonkeyPatch) -> None:
     """In binary floats, 0.14 · 50 is a little above 7."""
     assert late(monkeypatch, 50, [7, 8, 9], clients=50, quorum=0.14) == (43, 1)
+
+
+def test_what_an_actor_died_of_the_last_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = iter(["one", "two", "memory was short"] * 2)
+
+    def answer(reference: Any, awaited: str, patience: float) -> None:
+        raise ActorDied(f"the actor died while waiting for {awaited}: {next(reasons)}")
+
+    monkeypatch.setattr(hosts, "answer", answer)
+    made = object.__new__(Hosts)
+    made._patience = 1.0
+    task: Any = SimpleNamespace(arguments=(2,), worker=0, actor=None, training=None)
+    for name, made_again in (("_revive", None), ("_start", task), ("_evaluate", (None, None))):
+        monkeypatch.setattr(made, name, lambda *_, given=made_again: given, raising=False)
+    told = r"^3 times in a row the actor died while waiting for {}worker 0 to {}: memory was short$"
+    with pytest.raises(ActorDied, match=told.format("round 2: ", "train")):
+        made._finished(task)
+    with pytest.raises(ActorDied, match=told.format("", "evaluate")):
+        made._evaluated(0, task.actor, None, None)
