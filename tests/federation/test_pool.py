@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -231,7 +232,7 @@ def test_ctrl_c_ends_the_wait_for_room(machine: Cores, monkeypatch: pytest.Monke
 
     def interrupt() -> None:
         assert machine.waited.wait(60)
-        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
     with ThreadPoolExecutor(1) as beside, pytest.raises(KeyboardInterrupt):
         beside.submit(interrupt)

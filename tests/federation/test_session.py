@@ -242,7 +242,7 @@ def test_neither_the_thread_nor_the_handler_of_sigterm_is_a_users(
 
 def test_ctrl_c_while_ray_starts_leaves_nothing(stand_in: StandIn) -> None:
     def starting() -> None:
-        signal.raise_signal(signal.SIGINT)  # the main thread, which waits, is interrupted
+        os.kill(os.getpid(), signal.SIGINT)  # the main thread, which waits, is interrupted
         time.sleep(0.2)
 
     stand_in.starting = starting
