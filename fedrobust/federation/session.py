@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ class _Session:
         self._begun, self._over = Future[None](), threading.Event()
         # A daemon: else it would end, and Ray with it, before what is registered for the end of the process.
         self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
-        self._thread.start()
         try:
+            self._thread.start()
             self._begun.result()
         except BaseException:
             self.end()
@@ -62,7 +62,8 @@ class _Session:
     def end(self) -> None:
         """Leave Ray, unless it is another one by now, and remove what it has left."""
         self._over.set()
-        self._thread.join()
+        with suppress(RuntimeError):  # a Ctrl-C came before the thread had begun, which then ends by itself
+            self._thread.join()
 
     def _live(self) -> None:
         with ExitStack() as stack:
