@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -61,8 +61,9 @@ class Options(BaseModel):
                 allowed = ", ".join(cls.model_fields)
                 hint = nearest(str(key), cls.model_fields)
                 raise refusal(f"unknown key; allowed: {allowed}{hint}", str(key))
-            if any(isinstance(each, int) and abs(each) > LARGEST for each in _items(data[key])):
-                raise refusal(f"must be a number between -{LARGEST} and {LARGEST}", str(key))
+            for path, each in _numbers(str(key), data[key]):
+                if abs(each) > LARGEST:
+                    raise refusal(f"expected a number between -{LARGEST} and {LARGEST}", path)
         return {key: cls._of_default_class(key, value) for key, value in data.items()}
 
     @classmethod
@@ -75,8 +76,12 @@ class Options(BaseModel):
         return value
 
 
-def _items(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, (list, tuple)) else (value,)
+def _numbers(path: str, value: Any) -> Iterator[tuple[str, int]]:
+    """The whole numbers of an option, and where they stand."""
+    items = enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for place, each in [(path, value), *((f"{path}.{number}", each) for number, each in items)]:
+        if isinstance(each, int):
+            yield place, each
 
 
 def summary(option: type[Options]) -> str:

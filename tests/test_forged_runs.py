@@ -66,7 +66,7 @@ def test_images_that_were_exchanged_in_the_cache_are_other_data(pool: Pool) -> N
     with pytest.raises(KeyboardInterrupt):
         run(*options, hooks=[stop_after(1)], pool=pool)
     (stopped,) = runs() - before
-    (cache,) = Path("mlruns/cache").iterdir()
+    (cache,) = Path("mlruns/cache").glob("[!.]*")
     honest = cache.read_bytes()
     with np.load(cache) as kept:
         images, failed = kept["images"], kept["failed"]

@@ -225,8 +225,6 @@ def read_journal(folder: Path, checkpoint: Checkpoint | None = None) -> list[Rec
         if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
             raise ExperimentError(f"{path}: line {number}: damaged, this is no record")
         records.append(record)
-    if not records or records[0]["kind"] != "start":
-        raise ExperimentError(f"{path}: {'does not begin with a start record' if records else 'holds nothing'}")
     return records
 
 

@@ -296,8 +296,9 @@ FOLDER: dict[str, tuple[Callable[[Path], object], str]] = {
             "experiment.yaml",
             b"a: &a [1, 1]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (c, c, c - 1, c - 1) for c in range(98, 123)),
         ),
-        "has an anchor",
+        "more than 100,000 values",
     ),
+    "an anchor": (made("experiment.yaml", b"a: &a [1, 1]\nb: *a\n"), "has an anchor"),
     "no seal": (lambda f: (f / "audit.seal").unlink(), "audit.seal: no such file"),
     "an older seal": (
         made("audit.seal", b'{"files":{},"head":"","run":"r1","signature":""}\n'),

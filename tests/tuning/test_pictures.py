@@ -47,7 +47,7 @@ space:
       clipping: {rule: {name: centered_clipping, tau: {log: [0.1, 10.0]}}}
       krum: {stages: [nnm], rule: multi_krum, f: {int: [1, 3]}}
       mean: {rule: mean}
-objectives: [{metric: test/balanced_accuracy}, {metric: time/seconds, direction: minimize}]
+objectives: [{metric: test/balanced_accuracy}, {metric: test/loss, direction: minimize}]
 sampler: {name: tpe, startup: 5}
 trials: 18
 parallel: 3
@@ -277,7 +277,7 @@ def test_a_whole_sweep_is_written(workplace: Path) -> None:
     with (folder / "trials.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert list(rows[0]) == [
-        *("number", "state", "test/balanced_accuracy", "time/seconds", "learning.local.optimizer.lr", "trust.acts"),
+        *("number", "state", "test/balanced_accuracy", "test/loss", "learning.local.optimizer.lr", "trust.acts"),
         *("aggregation", "aggregation.clipping.rule.tau", "aggregation.krum.f", "reason"),
     ]
     trials = {trial.number: trial for trial in study.study.get_trials()}
@@ -285,7 +285,7 @@ def test_a_whole_sweep_is_written(workplace: Path) -> None:
     for row in rows:
         trial, number = trials[int(row["number"])], int(row["number"])
         assert row["state"] == {4: "failed", 7: "pruned"}.get(number, "completed")
-        values = [float(row[name]) for name in ("test/balanced_accuracy", "time/seconds") if row[name]]
+        values = [float(row[name]) for name in ("test/balanced_accuracy", "test/loss") if row[name]]
         assert values == (trial.values or [])
         searched = {name: row[name] for name in plan.space.searched if row[name]}
         expected = {name: str(value) for name, value in trial.params.items()}
