@@ -133,16 +133,20 @@ class Workers(Options):
 warnings.filterwarnings("ignore", message='Field name "register" in "Tracking" shadows', category=UserWarning)
 
 
+LONGEST = 250
+"""Characters of a name that every database of MLflow takes."""
+
+
 class Tracking(Options):
     """What MLflow keeps of the run."""
 
-    experiment: str = Field(default="fedrobust", min_length=1)
+    experiment: str = Field(default="fedrobust", min_length=1, max_length=LONGEST)
     """Name of the MLflow experiment that the run belongs to."""
     run_name: str | None = None
     """Name of the run; by default it is made of the experiment's name and what sets it apart."""
     model: bool = True
     """Log the final model, with its signature."""
-    register: str | None = Field(default=None, min_length=1)
+    register: str | None = Field(default=None, min_length=1, max_length=LONGEST)
     """Name in MLflow's model registry under which the final model becomes the latest version: `models:/NAME@latest`."""
 
     @model_validator(mode="after")

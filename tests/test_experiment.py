@@ -46,6 +46,7 @@ WRONG = [
     ("not YAML", "seed: [1\n", 2, ["not valid YAML"]),
     ("number beyond all", f"data:\n  source: {{name: histology, patients: {10**400}}}\n", 2, ["data.source.patients", "number between -9223372036854775807"]),  # noqa: E501
     ("number beyond all in a list", f"learning: {{model: {{name: cnn, channels: [4, {2**63}]}}}}\n", 1, ["learning.model.channels.1", "number between -9223372036854775807"]),  # noqa: E501
+    ("name that no database takes", f"tracking: {{experiment: {'x' * 251}}}\n", 1, ["tracking.experiment", "250"]),
     ("same key twice", "seed: 1\nseed: 2\n", 2, ["seed"]),
     ("not a mapping", "- seed\n", None, ["expected a mapping"]),
     ("missing data", "data:\n  source: {name: npz, path: nowhere.npz}\n", None, ["nowhere.npz"]),

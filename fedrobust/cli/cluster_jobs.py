@@ -52,9 +52,13 @@ def submit(
     tell = partial(print, file=sys.stderr, flush=True)
     job = submit_job(command, cluster, workplace=workplace, variables=variables, tell=tell)
     print(f"job {job} at {cluster.address}", flush=True)
+    from fedrobust.databases import without_password
+
     tracking = variables.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI", "")
     if tracking.startswith("http"):
-        print(f"MLflow: {tracking.rstrip('/')}/#/experiments?workflowType=machine_learning", flush=True)
+        print(
+            f"MLflow: {without_password(tracking).rstrip('/')}/#/experiments?workflowType=machine_learning", flush=True
+        )
     if follow:
         _follow(cluster, job)
     else:

@@ -76,6 +76,8 @@ def open_key(path: Path) -> Ed25519PrivateKey:
         if not isinstance(key, Ed25519PrivateKey):
             raise AuditError(f"{path}: must be an Ed25519 key; remove it to have one made")
         public = path.with_suffix(".pub")
+        if public.exists() and not _is_half_of(public, key):
+            public.unlink()  # of a key that was removed
         if not public.exists():
             with whole(public) as partial:
                 partial.write_bytes(public_pem(key))
@@ -84,6 +86,13 @@ def open_key(path: Path) -> Ed25519PrivateKey:
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise AuditError(f"{path}: no key in PEM format without a password; remove it to have one made") from None
     return key
+
+
+def _is_half_of(public: Path, key: Ed25519PrivateKey) -> bool:
+    try:
+        return read_public(public) == public_hex(key)
+    except AuditError:
+        return False
 
 
 def _make_key(path: Path) -> None:

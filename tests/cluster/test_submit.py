@@ -223,14 +223,14 @@ def called(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 def test_the_commands(
     server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000")
     assert called(monkeypatch, "submit", "--env", "A=b=c", "--", "run", "experiments/small.yaml", "--resume", "x") == 0
     out, err = capsys.readouterr()
     assert err.startswith("sends 2 files, ")
     assert err.endswith(f"goes to {server.address}, with the token from RAY_AUTH_TOKEN\n")
     (job,) = server.jobs
     assert f"job {job} at {server.address}\n" in out
-    assert "http://mlflow:5000/#/experiments" in out
+    assert "http://mlflow:5000/#/experiments" in out and "secret" not in out + err
     assert out.endswith(f"{server.log}job {job}: SUCCEEDED\n")
     assert server.submitted[0]["runtime_env"]["env_vars"]["A"] == "b=c"
     assert server.submitted[0]["entrypoint"].endswith("--resume x")

@@ -266,6 +266,20 @@ def test_the_key_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
     assert public_hex(open_key(tmp_path / "second.pem")) != made[0]
 
 
+@pytest.mark.parametrize("left", [None, b"", b"no key"])
+def test_the_public_half_is_that_of_the_key_that_is_there(tmp_path: Path, left: bytes | None) -> None:
+    path = tmp_path / "coordinator.pem"
+    before = public_hex(open_key(path))
+    path.unlink()
+    if left is not None:
+        path.with_suffix(".pub").write_bytes(left)
+    after = public_hex(open_key(path))
+    assert read_public(path.with_suffix(".pub")) == after != before
+    path.with_suffix(".pub").write_text(after)  # in digits it is the same half
+    open_key(path)
+    assert path.with_suffix(".pub").read_text() == after
+
+
 def pem(key: Any) -> bytes:
     found: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return found
