@@ -32,6 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("ray" if shared else item.location[0]))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Without groups, both processes would start a Ray and make what the tests of a file share."""
+    if session.config.getoption("loadgroup", default=False) and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("this pytest-xdist cannot group the tests of this pytest: see constraints.txt")
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A local Ray of eight logical cores, started once."""
