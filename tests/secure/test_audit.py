@@ -293,6 +293,7 @@ def pem(key: Any) -> bytes:
         (pem(X25519PrivateKey.generate()), 0o600, "must be an Ed25519 key"),
         (pem(KEY), 0o640, "others may read this key; chmod 600"),
     ],
+    ids=["empty", "damaged", "another kind", "open to others"],
 )
 def test_a_key_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, data: bytes, mode: int, message: str) -> None:
     path = tmp_path / "coordinator.pem"
