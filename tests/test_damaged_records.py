@@ -136,7 +136,7 @@ VALUES = st.sampled_from([None, -1, 2**63, 0.5, 1e308, True, "", "x", [], {}, [N
 
 @given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES, st.booleans()), min_size=1, max_size=2))
 @settings(
-    max_examples=12, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_whatever_a_field_holds_a_report_is_made_or_the_journal_is_named(
     run: Path, changes: list[tuple[tuple[Any, ...], Any, bool]]

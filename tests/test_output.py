@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tiny import YAML, write_patches
 
+from fedrobust.cli import main
 from fedrobust.screen import harmless
 
 PLAYED = """
@@ -112,25 +113,37 @@ def test_figures_are_written_before_they_are_shown_and_shown_where_they_cannot_b
     assert line.startswith("error: --json /dev/full: could not be written: No space left") and "journal.jsonl" in line
 
 
+def ended(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error of a command in this process that is refused."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(sys, "argv", ["fedrobust", *words])
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert stop.value.code == 2
+    text = capsys.readouterr().err
+    assert len(text.splitlines()) == 1 and text.rstrip("\n").isprintable(), text
+    return text
+
+
 @pytest.mark.parametrize(
     "place", [".", "nowhere/out.json", "e.yaml", "./e.yaml", "shut/out.json", "shut.json", "e.yaml/x"]
 )
 def test_figures_that_cannot_be_written_are_refused_at_the_start(
-    place: str, played: list[str], monkeypatch: pytest.MonkeyPatch
+    place: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("e.yaml").write_text("federation: {rounds: 400}\n")
     Path("shut").mkdir(mode=0o500)
     Path("shut.json").touch(mode=0o400)
-    code = Path("played.py").read_text()
     if os.geteuid() == 0:  # whom nothing is shut to
-        code = code.replace(
-            "main()", "import os; os.access = lambda path, mode: mode != os.W_OK or 'shut' not in str(path)\nmain()"
-        )
-    Path("played.py").write_text(code)
-    done = subprocess.run([*played[:-1], place], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: --json {Path(place)}: ")
-    assert not Path("trained").exists() and Path("e.yaml").read_text() == "federation: {rounds: 400}\n"
+        monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK or "shut" not in str(path))
+    told = ended(["run", "e.yaml", "--json", place], monkeypatch, capsys)
+    assert told.startswith(f"error: --json {Path(place)}: ")
+    assert sorted(path.name for path in workplace.iterdir()) == ["e.yaml", "shut", "shut.json"]
+    assert Path("e.yaml").read_text() == "federation: {rounds: 400}\n"
 
 
 def test_a_fault_of_what_is_shown_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,16 +166,10 @@ def test_a_fault_of_what_is_shown_is_told_once(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("name", ["\x1b]52;c;YQ==\x07", "\x9b2J", "a\nb\rc\x08", "\u202egnp", "\udcff\udc9b"])
-def test_no_name_reaches_the_terminal_raw(name: str, workplace: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "fedrobust", "run", os.fsencode(f"{name}.yaml")],
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 2
-    text = done.stderr.decode()
-    assert len(text.splitlines()) == 1 and text.rstrip("\n").isprintable(), text
+def test_no_name_reaches_the_terminal_raw(
+    name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no such file" in ended(["run", f"{name}.yaml"], monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -401,8 +401,13 @@ def test_the_server_trains_on_a_data_set_of_its_own(reference: fedrobust.Result,
     assert found.final["test/balanced_accuracy"] > 0.6
     other = run(*options, "data.root=20", pool=pool)
     assert other.final["model_sha256"] != found.final["model_sha256"]
+
+
+@pytest.mark.long
+def test_the_server_trains_to_the_same_bits_with_any_number_of_workers(reference: fedrobust.Result, pool: Pool) -> None:
+    options = ["aggregation.stages=[]", "aggregation.rule=fltrust", "federation.rounds=4"]
     alone = run(*options, "workers.count=1")
-    assert alone.final["model_sha256"] == found.final["model_sha256"]
+    assert alone.final["model_sha256"] == run(*options, pool=pool).final["model_sha256"]
 
 
 def test_the_record_tells_what_each_step_made_of_each_hospital(reference: fedrobust.Result) -> None:

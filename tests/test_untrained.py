@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,9 +90,8 @@ def test_the_command_ends_with_an_error_of_one_line(
     pool: Pool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(
-        "sys.argv", ["fedrobust", "run", "tiny.yaml", "tracking.model=false", "workers.count=1", *DIVERGED]
-    )
+    monkeypatch.setattr("sys.argv", ["fedrobust", "run", "tiny.yaml", "tracking.model=false", *DIVERGED])
+    monkeypatch.setattr("fedrobust.runner.run", partial(fedrobust.run, pool=pool))
     try:
         with pytest.raises(SystemExit) as end:
             cli.main()

@@ -93,6 +93,9 @@ def test_the_environment_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     monkeypatch.setenv("FEDROBUST_DATA", "/here")
     monkeypatch.setenv("SECRET_OF_MINE", "stays")
+    commit.cache_clear()
+    monkeypatch.delenv("FEDROBUST_COMMIT", raising=False)
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
     found = environment({"FEDROBUST_DATA": "/there"})
     assert found["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert found["FEDROBUST_DATA"] == "/there"

@@ -349,7 +349,12 @@ def test_claims_of_hdf5_files(tmp_path, end, write, words):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(POINTER, "git-lfs pointer"), (PAGE, "web page"), (b"", "empty"), (gzip.compress(b"x", mtime=0), "packed with gzip")],
+    [
+        (POINTER, "git-lfs pointer"),
+        (PAGE, "web page"),
+        (b"", "empty"),
+        (gzip.compress(b"x", mtime=0), "packed with gzip"),
+    ],
 )
 @pytest.mark.parametrize("end", ["x.h5", "y.h5"])
 def test_what_is_no_hdf5(tmp_path, content, words, end):
