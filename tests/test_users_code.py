@@ -189,6 +189,32 @@ def test_the_current_folder_is_trusted_by_actors_only_where_the_driver_trusts_it
     assert where_actors_look()._py_driver_sys_path == ([str(workplace)] if trusted else [])
 
 
+@pytest.mark.parametrize(
+    ("address", "told"), [("local", True), ("10.0.0.1:6379", True), ("ray://10.0.0.1:10001", False)]
+)
+def test_ray_is_told_where_actors_look_unless_it_has_a_client(
+    address: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray sends what a client is started with as JSON, which a job's settings are not."""
+    from fedrobust.errors import FederationError
+    from fedrobust.federation import session
+
+    seen: list[set[str]] = []
+
+    def init(**options: object) -> None:
+        seen.append(set(options))
+        raise ConnectionError("no cluster")
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(session.ray, "init", init)
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    for name in ("check_answer", "check_joining"):
+        monkeypatch.setattr(session, name, lambda address: None)
+    with pytest.raises(FederationError, match="no cluster"), session.ray_session():
+        pass
+    assert [("job_config" in options) for options in seen] == [told]
+
+
 def test_actors_of_a_job_look_in_their_own_copy_of_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     from fedrobust.federation.actors import _in_the_copy
 

@@ -83,7 +83,8 @@ class _Session:
         else:
             check_answer(address)
             check_joining(address)
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a job's actors look in the folder that was sent
+        # A job's actors look in the folder that was sent; those of a client look where its server does.
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ and not address.startswith("ray://"):
             options["job_config"] = where_actors_look()
         stack.callback(self._leave)
         try:
