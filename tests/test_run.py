@@ -358,7 +358,7 @@ LARGE = ["learning.model.channels=[32,64]", "federation.rounds=4", "learning.loc
     "defence",
     [
         pytest.param(["aggregation.stages=[clip,nnm]", "aggregation.rule=geometric_median"], marks=LONG),
-        ["aggregation.stages=[nnm]", "aggregation.rule=trimmed_mean"],
+        pytest.param(["aggregation.stages=[nnm]", "aggregation.rule=trimmed_mean"], marks=LONG),
         pytest.param(["aggregation.rule=fltrust"], marks=LONG),
         pytest.param(["aggregation.rule=foolsgold"], marks=LONG),
         pytest.param(["aggregation.rule=lasa"], marks=LONG),
