@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -116,6 +117,9 @@ def ray_session() -> Iterator[None]:
     A bare `ray.init()` would join any cluster that happens to run on the machine.
     """
     session = _entered()
+    asked_to_end = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread() and asked_to_end is not None:
+        signal.signal(signal.SIGTERM, asked_to_end)  # below Python, Ray has put one before it that prints its stack
     try:
         yield
     except Exception as error:
