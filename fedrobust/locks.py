@@ -42,22 +42,12 @@ def alone(file: Path) -> Iterator[None]:
     place = file.with_name(f".{file.name}.lock")
     lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
-    def attempt() -> bool:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in _UNKNOWN:
-                raise
-        return True
-
     def holder() -> str:
         told = "".join(filter(str.isprintable, os.pread(lock, 200, 0).decode(errors="replace")))
         return f"{told or 'another process'}, which is making {file}"
 
     try:
-        wait_for(attempt, holder)
+        wait_for(lambda: try_lock(lock), holder)
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
@@ -65,6 +55,21 @@ def alone(file: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_UN)  # not left to the last copy of it that a forked process may have
         os.close(lock)
+
+
+def try_lock(file: int) -> bool:
+    """Lock an open file, by its descriptor, without waiting; False where another process has it locked.
+
+    Where a file system knows no locks, everybody has one. Raises `OSError`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+    return True
 
 
 def wait_for(attempt: Callable[[], bool], holder: Callable[[], str]) -> None:
