@@ -47,10 +47,10 @@ cluster-down: .venv/ready
 	@$(BIN)/python cluster/local.py down
 
 schema: .venv/ready
-	$(BIN)/fedrobust schema > experiments/experiment.schema.json
-	$(BIN)/fedrobust schema --matrix > experiments/matrix.schema.json
-	$(BIN)/fedrobust schema --sweep > experiments/sweep.schema.json
-	$(BIN)/fedrobust schema --duel > experiments/duel.schema.json
+	$(BIN)/fedrobust schema > experiments/schemas/experiment.schema.json
+	$(BIN)/fedrobust schema --matrix > experiments/schemas/matrix.schema.json
+	$(BIN)/fedrobust schema --sweep > experiments/schemas/sweep.schema.json
+	$(BIN)/fedrobust schema --duel > experiments/schemas/duel.schema.json
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

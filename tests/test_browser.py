@@ -124,8 +124,8 @@ def runs(starting: Server, tmp_path_factory: pytest.TempPathFactory) -> list[str
 
 @pytest.fixture(scope="module")
 def screenshots() -> ModuleType:
-    """`experiments/screenshots.py`, which takes the documentation's pictures of the same pages."""
-    path = Path(__file__).parent.parent / "experiments" / "screenshots.py"
+    """`docs/make/screenshots.py`, which takes the documentation's pictures of the same pages."""
+    path = Path(__file__).parent.parent / "docs" / "make" / "screenshots.py"
     spec = importlib.util.spec_from_file_location("screenshots", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -99,11 +99,11 @@ def test_the_table_of_aggregation_has_every_rule() -> None:
     table = (DOCS / "aggregation.md").read_text(encoding="utf-8").partition("<!-- table: begin -->")[2]
     names = {line.split("|")[1].strip() for line in table.partition("<!-- table: end -->")[0].splitlines()[1:]}
     missing = {f"`{name}`" for name in members(Rule, RowRule)} - names
-    assert not missing, "run experiments/robustness_table.py"
+    assert not missing, "run docs/make/robustness_table.py"
 
 
 def test_the_script_of_the_table() -> None:
-    script = DOCS.parent / "experiments" / "robustness_table.py"
+    script = DOCS / "make" / "robustness_table.py"
     command = [sys.executable, str(script), "--seconds", "0.2", "bulyan", "nnm+trimmed_mean"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

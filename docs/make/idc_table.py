@@ -1,6 +1,6 @@
 """The first table of docs/results.md: an attack against a plain and a robust rule on real tissue, over three seeds.
 
-FEDROBUST_DATA=path/to/idc_breast_48.npz python experiments/idc_table.py [SEED ...]
+FEDROBUST_DATA=path/to/idc_breast_48.npz python docs/make/idc_table.py [SEED ...]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fedrobust
 
+EXPERIMENT = Path(__file__).parents[2] / "experiments" / "idc.yaml"
 ATTACK = "attacks=[{name: sign_flip, scale: 4, fraction: 0.3}]"
 MEAN = "aggregation={rule: mean}"
 ROBUST = "aggregation={stages: [clip, nnm], rule: geometric_median}"
@@ -31,7 +32,7 @@ def main() -> None:
         finals = []
         for seed in seeds:
             options = [*overrides, f"seed={seed}", "tracking.model=false"]
-            finals.append(fedrobust.run(fedrobust.load(Path(__file__).with_name("idc.yaml"), options)).final)
+            finals.append(fedrobust.run(fedrobust.load(EXPERIMENT, options)).final)
         balanced = [final["test/balanced_accuracy"] for final in finals]
         auroc = statistics.mean(final["test/auroc"] for final in finals)
         cells = " | ".join(f"{value:.3f}" for value in balanced)

@@ -1,7 +1,7 @@
 """Pictures of the MLflow UI for the docs, taken with a headless Chromium.
 
     make ui                                                         # in another terminal
-    python experiments/screenshots.py http://127.0.0.1:5000 RUN RUN
+    python docs/make/screenshots.py http://127.0.0.1:5000 RUN RUN
 
 writes view.png (the list of runs in its saved view), compare.png (the runs' curves side by side), run.png (the first
 run) and report.png (its report, as the UI shows it) into docs/pictures, and with
@@ -101,7 +101,7 @@ def main() -> None:
         "--curves", default=CURVES, help="metrics to compare, a regular expression (default: %(default)s)"
     )
     parser.add_argument("--sweep", type=Path, help="the page of a sweep, for a picture of its own")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "pictures")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "pictures")
     given = parser.parse_args()
     url = given.url.rstrip("/")
     given.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The table of docs/aggregation.md: what each rule needs, what it allows, and how robust it measures.
 
-python experiments/robustness_table.py [--seconds 5] [--processes 2] [--print] [NAME ...]
+python docs/make/robustness_table.py [--seconds 5] [--processes 2] [--print] [NAME ...]
 
 It rewrites the block between the table's marks; with names, or --print, it only prints the lines. Figures of slow rules
 depend on how many seconds (of processor time) the search gets, and on the machine.
@@ -23,7 +23,7 @@ from fedrobust.aggregation.declared import violation
 from fedrobust.aggregation.testing.robustness import robustness
 from fedrobust.options import members
 
-GUIDE = Path(__file__).parent.parent / "docs" / "aggregation.md"
+GUIDE = Path(__file__).parents[1] / "aggregation.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 SETTINGS = ((10, 2), (20, 4), (20, 8))
 PIPELINES: tuple[tuple[str, ...], ...] = (

@@ -1,4 +1,4 @@
-"""Draws docs/pictures/histology.png: generated patches, a row for each class. `python experiments/pictures.py`"""
+"""Draws docs/pictures/histology.png: generated patches, a row for each class. `python docs/make/pictures.py`"""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ if __name__ == "__main__":
         row.set_ylabel(patches.label_names[label], fontsize=9)
         row.set(xticks=[], yticks=[])
         row.spines[:].set_visible(False)
-    file = Path(__file__).parents[1] / "docs" / "pictures" / "histology.png"
+    file = Path(__file__).parents[1] / "pictures" / "histology.png"
     figure.savefig(file, dpi=100)
     Image.open(file).convert("RGB").quantize(256).save(file, optimize=True)  # a third of the bytes
