@@ -33,4 +33,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fedrobust' has no attribute '{name}'")
     from importlib import import_module
 
+    if _HOME[name] in ("runner", "tuning.api"):
+        from fedrobust.extras import require
+
+        require("platform", f"fedrobust.{name}")
     return getattr(import_module(f"fedrobust.{_HOME[name]}"), name)

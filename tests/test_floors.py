@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 FLOORS: list[set[str]] = [
     {"errors", "private", "seeds", "portions", "skips", "texts", "users_code", "machine"},
-    {"locks", "options", "screen", "yaml_tree"},
+    {"extras", "locks", "options", "screen", "yaml_tree"},
     {"data", "learning", "aggregation", "databases", "failures", "records"},
     {"secure"},
     {"attacks", "trust"},

@@ -6,15 +6,13 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import typer
 
+import fedrobust
 from fedrobust.errors import Interrupted
-
-if TYPE_CHECKING:
-    pass
-
+from fedrobust.extras import require
 
 app = typer.Typer(
     name="fedrobust",
@@ -23,10 +21,32 @@ app = typer.Typer(
     help="Train a federation of hospitals, attack it, defend it, and record every round.",
 )
 
+CORE = {"doctor", "list", "schema"}
+"""Commands that work without any extra."""
+CLUSTER = {"submit", "jobs", "logs", "stop"}
+"""Commands that need `fedrobust[cluster]`; all others need `fedrobust[platform]`."""
 INTERRUPTED = 130
 """The exit code after a Ctrl-C or a SIGTERM, as shells have it."""
 GOING_ON = ("run", "matrix", "sweep", "duel")
 """Commands that go on when their output cannot be written any more."""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fedrobust {fedrobust.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    command: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    name = command.invoked_subcommand
+    if name not in CORE and "--help" not in sys.argv:
+        require("cluster" if name in CLUSTER else "platform", f"fedrobust {name}")
 
 
 @contextmanager

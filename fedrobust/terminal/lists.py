@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fedrobust.databases import without_password
 from fedrobust.errors import FedRobustError
+from fedrobust.extras import missing
 from fedrobust.machine import core_limits, memory_limits, usable_cores
 from fedrobust.options import Options, members, summary
 from fedrobust.terminal.elements import columns
@@ -73,18 +74,20 @@ def show_options(out: Console) -> None:
 
 def show_machine(out: Console) -> None:
     """Cores, memory, GPUs, versions, the tracking store, and which data sets are found."""
-    import torch
-
     table = Table(show_header=False)
     table.add_row("cores", f"{usable_cores()}{_limit(core_limits())}")
     memory = {name: round(amount / 2**30, 1) for name, amount in memory_limits().items()}
     table.add_row("memory", f"{min(memory.values()):g} GiB{_limit(memory)}")
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    table.add_row("GPUs", ", ".join(gpus) or "none")
-    packages = ("torch", "ray", "pytorch-lightning", "mlflow", "optuna", "timm")
     table.add_row("Python", platform.python_version())
-    table.add_row("packages", ", ".join(f"{name} {version(name)}" for name in packages))
-    table.add_row("Ray cluster", escape(_ray()))
+    table.add_row("fedrobust", version("fedrobust"))
+    lacking = ", ".join(missing("platform"))
+    if lacking:
+        table.add_row("platform", escape(f'not installed: pip install "fedrobust[platform]"; missing: {lacking}'))
+    else:
+        packages = ("torch", "ray", "pytorch-lightning", "mlflow", "optuna", "timm")
+        table.add_row("packages", ", ".join(f"{name} {version(name)}" for name in packages))
+        table.add_row("GPUs", _gpus())
+        table.add_row("Ray cluster", escape(_ray()))
     table.add_row("MLflow store", _store())
     table.add_section()
     for name, source in members(_source()).items():
@@ -106,6 +109,12 @@ def _source() -> type[Options]:
     from fedrobust.data import Source
 
     return Source
+
+
+def _gpus() -> str:
+    import torch
+
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none"
 
 
 def _ray() -> str:
