@@ -1,4 +1,4 @@
-"""What a sweep leaves in its folder: a table for programs, pictures, one page for people."""
+"""What a sweep leaves in its folder: a table for programs, one page with pictures for people."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedrobust.figures import png
 from fedrobust.parallel import drawn
 from fedrobust.texts import cell
 from fedrobust.tuning.again import Fresh
 from fedrobust.tuning.page import sweep_html
-from fedrobust.tuning.pictures import make_figures
 from fedrobust.tuning.study import SweepStudy
 from fedrobust.tuning.sweep import Plan
 from fedrobust.tuning.views import View, told
 
 
 def write_study(folder: Path, plan: Plan, study: SweepStudy, fresh: Sequence[Fresh] = ()) -> list[Path]:
-    """Write `trials.csv`, `sweep.html` and the pictures that the trials allow, as PNG; returns the files.
+    """Write `trials.csv` and `sweep.html`; returns the files.
 
-    The study may be unfinished, or have no finished trial. The same trials give the same tables and pictures.
+    The study may be unfinished, or have no finished trial. The same trials give the same files.
     """
     view = View.of(plan, study)
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,12 +26,7 @@ def write_study(folder: Path, plan: Plan, study: SweepStudy, fresh: Sequence[Fre
     write_trials(table, view)
     with drawn(page):
         page.write_text(sweep_html(view, fresh), encoding="utf-8")
-    written = [table, page]
-    for name, make in make_figures(view).items():
-        written.append(folder / f"{name}.png")
-        with drawn(written[-1]):
-            written[-1].write_bytes(png(make()))
-    return written
+    return [table, page]
 
 
 def write_trials(file: Path, view: View) -> None:

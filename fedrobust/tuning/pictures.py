@@ -1,220 +1,66 @@
-"""The pictures of a sweep, as matplotlib figures: how it went, what mattered, what was traded for what."""
+"""The pictures of a sweep, as Optuna draws them with plotly: how it went, what mattered, what was traded for what.
+
+They show a copy of the study in memory that has readable names. What is added here is one look, labels that can be
+read, and marks for the trials that Optuna leaves out: those that were pruned or have failed.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+import warnings
+from collections.abc import Iterator
+from html import escape, unescape
 from itertools import combinations
-from typing import Any
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from typing import TYPE_CHECKING, Any
 
 from fedrobust.figures.comparison import GROUP_COLOURS
-from fedrobust.figures.drawing import drawing
-from fedrobust.figures.style import ABSENT, FAINT, INK, MUTED, bare, colour_bar
-from fedrobust.texts import fit, head, visible, width
-from fedrobust.tuning.space import Choice, Number, Searched
-from fedrobust.tuning.views import Row, View, better, importances, present, told
+from fedrobust.figures.style import FAINT, INK, MUTED
+from fedrobust.texts import head, visible, width
+from fedrobust.tuning.space import Choice, Searched
+from fedrobust.tuning.views import View, choice_texts, evaluator, importances, in_memory, present
 
-DONE, BEST = "#0072b2", "#009e73"
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from optuna.trial import FrozenTrial
+
+COMPLETED, BEST = "#0072b2", "#009e73"
 ORDER_COLOURS = ("#b9d9ec", "#0072b2", "#08306b")
 """From the first trial to the last."""
 ACROSS = 3
 """Panels beside each other."""
 
-_ORDER = LinearSegmentedColormap.from_list("order", ORDER_COLOURS)
-_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+_CODES = re.compile(r"(?<!\\)(\\u[0-9a-f]{4})+")
 
 
-def make_figures(view: View) -> dict[str, Callable[[], Figure]]:
-    """What draws the pictures that the trials allow, by name; nothing as long as no trial is completed."""
-    found: dict[str, Callable[[], Figure]] = {}
-    if view.completed:
-        found["history"] = partial(history_figure, view)
-        if shares := {label: each for i, label in enumerate(view.objectives) if (each := importances(view, i))}:
-            found["importance"] = partial(importance_figure, shares)
-        found["slice"] = partial(slice_figure, view)
-        if len(view.objectives) > 1:
-            found["pareto"] = partial(pareto_figure, view)
-    if len(view.objectives) == 1 and any(row.reports for row in view.rows):
-        found["intermediate"] = partial(intermediate_figure, view)
-    return found
+def make_figures(view: View) -> Iterator[tuple[str, str, go.Figure]]:
+    """The pictures that the trials allow: the chapter that each belongs to, its name, and itself.
 
-
-@drawing()
-def history_figure(view: View) -> Figure:
-    """The trials in order, a panel for each objective, with the best value so far as a line.
-
-    Trials that were pruned or have failed are marked at the bottom.
+    Names in them are escaped, since plotly takes some HTML in its texts.
     """
-    figure = Figure(figsize=(9.2, 2.9 * len(view.objectives) + 0.45), layout="constrained")
-    axes_of = figure.subplots(len(view.objectives), 1, sharex=True, squeeze=False).ravel()
-    last = max((row.number for row in view.rows), default=0)
-    numbers = [row.number for row in view.completed]
-    handles: dict[str, Any] = {}
-    for index, axes in enumerate(axes_of):
-        values = np.array([row.values[index] for row in view.completed])
-        if len(values):
-            best = _so_far(values, view.directions[index])
-            ends = [*numbers, max(last, numbers[-1] + 0.5)]
-            (handles["best so far"],) = axes.step(
-                ends, [*best, best[-1]], where="post", color=INK, linewidth=1.6, zorder=2
-            )
-            handles["completed"] = axes.scatter(numbers, values, s=24, color=DONE, linewidth=0, zorder=3)
-            _at_end(axes, float(best[-1]))
-        bare(axes)
-        _values_axis(axes, values)
-        for state, look in _MARKS.items():
-            if at := [row.number for row in view.rows if row.state == state]:
-                bottom = axes.get_xaxis_transform()
-                handles[state] = axes.scatter(
-                    at, [0.035] * len(at), s=26, linewidth=1.2, transform=bottom, zorder=3, **look
-                )
-        axes.set_title(_headed(view, index), fontsize=10, color=INK, pad=6, loc="left")
-        axes.set_xlim(-0.5 - 0.01 * last, last + 0.5 + 0.01 * last)
-        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
-    axes_of[-1].set_xlabel("trial")
-    _legend(figure, handles.items())
-    return figure
+    import optuna.visualization as drawn
 
-
-@drawing()
-def importance_figure(shares: Mapping[str, Mapping[str, float]]) -> Figure:
-    """How much each searched option matters, as bars; `shares` are objective → option → share, see `importances`."""
-    names = sorted(
-        dict.fromkeys(name for each in shares.values() for name in each),
-        key=lambda name: -sum(each.get(name, 0.0) for each in shares.values()),
-    )
-    thick = 0.74 / len(shares)
-    height = 0.85 + len(names) * max(0.42, 0.2 * len(shares) + 0.12) + 0.24 * (len(shares) > 1)
-    figure = Figure(figsize=(9.2, height), layout="constrained")
-    axes = figure.subplots()
-    most = max(max(each.values()) for each in shares.values())
-    bars = []
-    for place, (label, each) in enumerate(shares.items()):
-        colour = GROUP_COLOURS[place % len(GROUP_COLOURS)]
-        at = np.arange(len(names)) + (place - (len(shares) - 1) / 2) * thick
-        values = [each.get(name, 0.0) for name in names]
-        bars.append((fit(label, 90), axes.barh(at, values, height=thick * 0.9, color=colour, linewidth=0)))
-        for y, value in zip(at, values, strict=True):
-            axes.text(value + 0.008 * most, y, _share(value), va="center", fontsize=8.5, color=INK)
-    axes.set_yticks(range(len(names)), [wrapped(name, 44) for name in names])
-    axes.invert_yaxis()
-    bare(axes)
-    axes.tick_params(axis="y", length=0, labelcolor=INK)
-    axes.spines["left"].set_color(MUTED)
-    axes.set_xlim(0, most * 1.1)
-    axes.xaxis.set_major_formatter(_PLAIN)
-    title = "share in what it takes to be among the best quarter"
-    axes.set_xlabel(title if len(shares) > 1 else f"{title}, by {fit(next(iter(shares)), 50)}")
-    if len(shares) > 1:
-        _legend(figure, bars)
-    return figure
-
-
-@drawing()
-def slice_figure(view: View) -> Figure:
-    """Each objective over each searched option: a point for each completed trial that has it, the later the darker."""
-    names, rows = present(view), view.completed
-    down = math.ceil(len(names) / ACROSS)
-    across = min(ACROSS, len(names))
-    rooms = [_room(view.space.searched[name]) for name in names]
-    height = sum(2.35 + max(rooms[start : start + ACROSS]) for start in range(0, len(names), ACROSS))
-    size = (max(4.2, 9.2 * across / ACROSS), height * len(view.objectives) + 0.3)
-    figure = Figure(figsize=size, layout="constrained")
-    axes_of = figure.subplots(down * len(view.objectives), across, squeeze=False)
-    scale = Normalize(0, max(1, max(row.number for row in rows)))
-    for index in range(len(view.objectives)):
-        block = axes_of[index * down : (index + 1) * down].ravel()
-        values = np.array([row.values[index] for row in rows])
-        for place, axes in enumerate(block):
-            if place >= len(names):
-                axes.set_axis_off()
-                continue
-            _slice(axes, view, names[place], index, scale)
-            _values_axis(axes, values)
-            if place % across:
-                axes.tick_params(axis="y", labelleft=False)
-            if not place:
-                axes.set_title(_headed(view, index), fontsize=10, color=INK, pad=7, loc="left")
-    bar = figure.colorbar(
-        ScalarMappable(scale, _ORDER), ax=axes_of, pad=0.015, fraction=0.03, aspect=26, shrink=min(1, 1 / down + 0.2)
-    )
-    colour_bar(bar, "trial")
-    bar.ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _legend(figure, [("Pareto front" if len(view.objectives) > 1 else "best", _ring())])
-    return figure
-
-
-@drawing()
-def pareto_figure(view: View) -> Figure:
-    """Every two objectives against each other, with the trials that no other beats in all of them."""
-    pairs = list(combinations(range(len(view.objectives)), 2))
-    across = 1 if len(pairs) == 1 else min(ACROSS, len(pairs))
-    down = math.ceil(len(pairs) / across)
-    size = (6.4, 4.9) if len(pairs) == 1 else (3.07 * across, 3.0 * down + 0.4)
-    figure = Figure(figsize=size, layout="constrained")
-    for place, axes in enumerate(figure.subplots(down, across, squeeze=False).ravel()):
-        if place >= len(pairs):
-            axes.set_axis_off()
-            continue
-        x, y = pairs[place]
-        front = [row for row in view.completed if row.number in view.best]
-        beaten = [row for row in view.completed if row.number not in view.best]
-        _points(axes, beaten, x, y, s=20, color=ABSENT, linewidth=0)
-        if len(pairs) == 1:
-            corners = sorted((row.values[x], row.values[y]) for row in front)
-            # What is reached at x is the y of a trial that is no worse there.
-            steps = "steps-post" if view.directions[x] == "minimize" else "steps-pre"
-            line: dict[str, Any] = {"drawstyle": steps, "color": BEST, "linewidth": 1.3, "alpha": 0.6}
-            axes.plot(*zip(*corners, strict=True), **line)
-            _numbered(axes, front, x, y)
-        _points(axes, front, x, y, s=30, color=BEST, linewidth=0, zorder=3)
-        bare(axes)
-        for axis, index in ((axes.xaxis, x), (axes.yaxis, y)):
-            ends = np.array([row.values[index] for row in view.completed])
-            axis.set_major_locator(MaxNLocator(4 if len(pairs) > 1 else 6))
-            _limits(axes.set_xlim if axis is axes.xaxis else axes.set_ylim, ends, 0.09)
-            axis.set_label_text(f"{wrapped(view.objectives[index], 34)}\n{better(view.directions[index])}")
-    _legend(figure, [("Pareto front", _dot(BEST)), ("beaten by another", _dot(ABSENT))])
-    return figure
-
-
-@drawing()
-def intermediate_figure(view: View) -> Figure:
-    """What the pruner was told of each trial, step by step; a cross where it ended one."""
-    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
-    axes = figure.subplots()
-    handles: dict[str, Any] = {}
-    for row in view.rows:
-        if not row.reports:
-            continue
-        best = row.number in view.best
-        kind = "best" if best else row.state
-        colour, width = {"best": (BEST, 2.2), "completed": (DONE, 1.0)}.get(kind, (MUTED, 0.9))
-        steps, values = list(row.reports), list(row.reports.values())
-        dot: dict[str, Any] = {"marker": "o", "markersize": 3.0} if len(steps) == 1 else {}
-        dash = "-" if row.state == "completed" else (0, (3, 1.5))
-        style: dict[str, Any] = {"linestyle": dash, "color": colour, "linewidth": width, "zorder": 3 if best else 2}
-        (line,) = axes.plot(steps, values, alpha=1.0 if best else 0.7, **style, **dot)
-        handles.setdefault(kind, line)
-        if row.state == "pruned":
-            axes.scatter(steps[-1:], values[-1:], marker="x", s=22, color=INK, linewidth=1.1, zorder=3)
-    bare(axes)
-    axes.grid(axis="y", color=FAINT, linewidth=0.7)
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
-    axes.set_xlabel(view.step)
-    axes.set_title(_headed(view, 0), fontsize=10, color=INK, pad=6, loc="left")
-    _legend(figure, [(kind, handles[kind]) for kind in ("best", "completed", "pruned", "failed") if kind in handles])
-    return figure
+    many = len(view.objectives) > 1
+    if many and view.completed:
+        yield from (("What was traded for what", "pareto", front) for front in _fronts(view))
+        yield "What was traded for what", "parallel", _parallel(view)
+    for index, label in enumerate(view.objectives):
+        if not view.completed:
+            break
+        study, chapter, name = in_memory(view, [index], _text), label if many else "", _text(label)
+        yield chapter, "history", _history(drawn.plot_optimization_history(study, target_name=name), view)
+        if importances(view, index):
+            tool, names = evaluator(view, index), [_text(each) for each in present(view)]
+            with warnings.catch_warnings():  # of options that few trials have
+                warnings.simplefilter("ignore", UserWarning)
+                bars = drawn.plot_param_importances(study, evaluator=tool, params=names, target_name=name)
+            yield chapter, "importance", _bars(bars)
+        yield chapter, "slice", _panels(drawn.plot_slice(study, target_name=name), view, index)
+        if not many:
+            yield chapter, "parallel", _parallel(view)
+    if not many and any(row.reports for row in view.rows):
+        yield "", "intermediate", _curves(drawn.plot_intermediate_values(in_memory(view, [0], _text)), view)
 
 
 def wrapped(path: str, across: int, most: int = 3) -> str:
@@ -229,150 +75,168 @@ def wrapped(path: str, across: int, most: int = 3) -> str:
         lines[-1] += part
     lines = [line.strip() for line in lines if line.strip()]
     if len(lines) > most:
-        lines = [*lines[: most - 1], fit("".join(lines[most - 1 :]), across)]
+        last = "".join(lines[most - 1 :])
+        lines = [*lines[: most - 1], f"{head(last, across - 1)}…"]
     return "\n".join(lines)
 
 
-_MARKS: dict[str, dict[str, Any]] = {
-    "pruned": {"marker": "|", "color": MUTED},
-    "failed": {"marker": "x", "color": INK},
-}
+def _fronts(view: View) -> Iterator[go.Figure]:
+    """Every two objectives against each other."""
+    import optuna.visualization as drawn
+
+    names = [_text(label) for label in view.objectives]
+    study = in_memory(view, range(len(names)), _text)
+    for x, y in combinations(range(len(names)), 2):
+
+        def values(trial: FrozenTrial, x: int = x, y: int = y) -> list[float]:
+            return [trial.values[x], trial.values[y]]
+
+        figure = drawn.plot_pareto_front(
+            study, target_names=[_lines(names[x], 70), _lines(names[y], 40, 2)], targets=values
+        )
+        for trace in figure.data:  # letters of other scripts instead of JSON's codes for them
+            trace.text = [_CODES.sub(lambda found: str(json.loads(f'"{found[0]}"')), text) for text in trace.text]
+        yield _styled(figure, 460)
 
 
-def slant(names: Sequence[str]) -> int:
-    """The angle at which the names of choices do not touch, below a panel."""
-    return 90 if len(names) > 9 else 35 if max(map(width, names)) * len(names) > 30 else 0
+def _history(figure: go.Figure, view: View) -> go.Figure:
+    points, best = figure.data[:2]
+    points.update(name="completed", marker={"color": COMPLETED, "size": 7})
+    best.update(name="best so far", line={"color": INK, "shape": "hv", "width": 2})
+    for state, symbol in (("pruned", "line-ns-open"), ("failed", "x-thin-open")):
+        if numbers := [row.number for row in view.rows if row.state == state]:
+            marks: dict[str, Any] = {"symbol": symbol, "color": MUTED if state == "pruned" else INK, "size": 8}
+            figure.add_scatter(
+                x=numbers, y=[0.02] * len(numbers), yaxis="y2", mode="markers", marker=marks, name=state, hoverinfo="x"
+            )
+    figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
+    figure.update_yaxes(title_text=_lines(figure.layout.yaxis.title.text, 40, 2))
+    figure.update_xaxes(title_text="trial", dtick=1 if len(best.x) <= 10 else None)
+    return _styled(figure, 380)
 
 
-def _room(searched: Searched) -> float:
-    """Inches that the labels below a panel take."""
-    if not isinstance(searched, Choice):
-        return 0.15
-    names = [fit(told(label), 22) for label in searched.ends]
-    return 0.2 + 0.072 * max(map(width, names)) * math.sin(math.radians(slant(names)))
+def _bars(figure: go.Figure) -> go.Figure:
+    # The name is data there: in Optuna's template it could be one itself.
+    figure.update_traces(marker_color=GROUP_COLOURS[0], showlegend=False, hovertemplate="%{y}: %{x:.2f}<extra></extra>")
+    names = list(figure.data[0].y)
+    figure.update_yaxes(title_text="", tickvals=names, ticktext=[_lines(name, 44) for name in names])
+    figure.update_xaxes(title_text="share")
+    return _styled(figure, 130 + 34 * len(names))
 
 
-def _slice(axes: Axes, view: View, name: str, index: int, scale: Normalize) -> None:
-    searched = view.space.searched[name]
-    rows = [row for row in view.completed if name in row.chosen]
-    at = [_place(searched, row) for row in rows]
-    values = [row.values[index] for row in rows]
-    look: dict[str, Any] = {"s": 20, "c": [row.number for row in rows], "cmap": _ORDER, "norm": scale, "linewidth": 0}
-    axes.scatter(at, values, zorder=3, **look)
-    rings = [place for place, row in enumerate(rows) if row.number in view.best]
-    axes.scatter([at[ring] for ring in rings], [values[ring] for ring in rings], zorder=4, **_RING)
-    bare(axes)
-    axes.grid(axis="y", color=FAINT, linewidth=0.7)
-    axes.set_xlabel(wrapped(name, 38), fontsize=9)
+def _panels(figure: go.Figure, view: View, objective: int) -> go.Figure:
+    """The panels in rows, each over all that is searched; long names and the names of choices in lines."""
+    searched = {_text(name): each for name, each in view.space.searched.items()}
+    axes = list(zip(figure.select_xaxes(), figure.select_yaxes(), strict=True))
+    down = math.ceil(len(axes) / ACROSS)
+    height, gap = 340 * down, 150 / (340 * down)
+    for place, (x, y) in enumerate(axes):
+        row, column = divmod(place, ACROSS)
+        across = min(ACROSS, len(axes))
+        x.domain = [column / across + 0.03 * bool(column), (column + 1) / across - 0.01]
+        y.update(domain=[1 - (row + 1) / down + gap, 1 - row / down], showticklabels=not column)
+        y.title.text = _lines(_text(view.objectives[objective]), 26) if not column else ""
+        _over_all(x, searched[x.title.text])
+        x.title.text = _lines(x.title.text, 34)
+    colours = [list(each) for each in zip((0, 0.5, 1), ORDER_COLOURS, strict=True)]
+    for trace in figure.data:
+        trace.marker.update(line={"width": 0}, size=7, colorscale=colours, cmin=0, cmax=max(1, len(view.rows) - 1))
+        trace.marker.colorbar.update(title="trial", xpad=10, thickness=14, outlinewidth=0)
+    figure.update_layout(width=None)
+    return _styled(figure, height)
+
+
+def _over_all(axis: Any, searched: Searched) -> None:
+    """Let an axis have all that is searched, and labels that can be read."""
     if isinstance(searched, Choice):
-        _choice_axis(axes, [told(label) for label in searched.ends])
-    else:
-        _number_axis(axes, searched)
-
-
-def _place(searched: Searched, row: Row) -> float:
-    """Where a trial lies; those of one choice are spread beside each other by their numbers."""
-    value = row.chosen[searched.name]
-    if isinstance(searched, Choice):
-        return searched.ends.index(value) + 0.36 * ((row.number * 0.6180339887) % 1 - 0.5)
-    return float(value)
-
-
-def _choice_axis(axes: Axes, names: Sequence[str]) -> None:
-    angle = slant(names)
-    turned: dict[str, Any] = {"rotation": angle, "rotation_mode": "anchor", "ha": "right"} if angle else {}
-    if angle == 90:
-        turned["va"] = "center"
-    axes.set_xticks(range(len(names)), [fit(name, 22 if angle else 30) for name in names], **turned)
-    axes.tick_params(axis="x", labelsize=8.5 if len(names) <= 16 else 6.0, length=0)
-    axes.set_xlim(-0.5, len(names) - 0.5)
-
-
-def _number_axis(axes: Axes, searched: Number) -> None:
+        names = [_short(name) for name in choice_texts(searched)]
+        every = math.ceil(len(names) / 16)
+        angle = 90 if len(names) > 9 else 35 if max(map(width, names)) * len(names) > 30 else 0
+        axis.update(tickvals=axis.categoryarray[::every], ticktext=names[::every], tickangle=-angle)
+        axis.range = [-0.5, len(names) - 0.5]
+        return
     low, high = float(searched.low), float(searched.high)
     if searched.log:
-        pad = (high / low) ** 0.05
-        axes.set_xscale("log")
-        axes.set_xlim(low / pad, high * pad)
-        axes.set_xticks(_log_ticks(low, high))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        pad = 0.05 * (high - low)
-        axes.set_xlim(low - pad, high + pad)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=searched.whole, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(_PLAIN)
+        low, high = math.log10(low), math.log10(high)
+        axis.update(dtick=1 if high - low >= 1.5 else None)
+    axis.range = [low - 0.05 * (high - low), high + 0.05 * (high - low)]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    """At most five round values in a range."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1,), (1, 2, 5), range(1, 10)):
-        found = [value for decade in decades for digit in digits if low <= (value := digit * 10.0**decade) <= high]
-        if len(found) > 1:
-            return found[:: math.ceil(len(found) / 5)]
-    return [low, high]
+def _parallel(view: View) -> go.Figure:
+    """A line for each completed trial through its objectives and what was searched in it; whole names, no overlaps."""
+    import optuna.visualization as drawn
+
+    study = in_memory(view, range(len(view.objectives)), _text)
+    figure = drawn.plot_parallel_coordinate(study, target_name=_text(view.objectives[0]))
+    names = [*map(_text, view.objectives), *sorted(map(_text, present(view)))]
+    partly = {_text(name) for name in present(view) if any(name not in row.chosen for row in view.completed)}
+
+    def shown(axis: int, text: str) -> str:  # Optuna has "None" for what is missing, and then "None (value)" for a text
+        return "–" if text == "None" and names[axis] in partly else text
+
+    for trace in figure.data[:-1]:
+        trace.customdata = [[names[axis], shown(axis, text)] for axis, (_, text) in enumerate(trace.customdata)]
+    bar = figure.data[-1].marker.colorbar
+    bar.update(title={"text": _lines(bar.title.text, 40, 2), "side": "right"}, thickness=14, outlinewidth=0)
+    kept: dict[int, float] = {}
+    for tick in figure.layout.annotations:
+        axis = int(tick.x)
+        tick.visible = abs(tick.y - kept.get(axis, -1)) > 0.04
+        kept[axis] = tick.y if tick.visible else kept[axis]
+        tick.update(text=_short(unescape(shown(axis, tick.text))), bgcolor="rgba(255,255,255,0.7)")
+    _styled(figure, 430)
+    figure.update_xaxes(ticktext=[_lines(name, 18, 5) for name in names], range=[-0.6, len(names) - 0.8], tickangle=0)
+    figure.update_layout(width=130 * len(names) if len(names) > 7 else None, margin={"b": 110})
+    return figure
 
 
-def _values_axis(axes: Axes, values: np.ndarray) -> None:
-    axes.grid(axis="y", color=FAINT, linewidth=0.7)
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    _limits(axes.set_ylim, values, 0.12)
+def _curves(figure: go.Figure, view: View) -> go.Figure:
+    """The best green, those that were ended early dashed, with a cross where the pruner did it."""
+    rows = [row for row in view.rows if row.reports]
+    for row, trace in zip(rows, figure.data, strict=True):
+        colour = BEST if row.number in view.best else COMPLETED if row.state == "completed" else MUTED
+        trace.update(name=f"trial {row.number}", opacity=1.0 if colour == BEST else 0.6)
+        trace.update(marker={"color": colour, "size": 4}, line_width=2.5 if colour == BEST else 1)
+        trace.update(line={"color": colour, "dash": "solid" if row.state == "completed" else "dash"})
+    ends = [(*max(row.reports.items()), row.number) for row in rows if row.state == "pruned"]
+    if ends:
+        steps, values, numbers = zip(*ends, strict=True)
+        figure.add_scatter(
+            x=steps,
+            y=values,
+            text=[f"trial {number} was pruned" for number in numbers],
+            mode="markers",
+            marker={"symbol": "x-thin-open", "color": INK, "size": 8},
+            hoverinfo="text",
+        )
+    figure.update_xaxes(title_text=view.step)
+    figure.update_yaxes(title_text=_lines(_text(view.objectives[0]), 40, 2))
+    return _styled(figure, 400)
 
 
-def _limits(set_limits: Callable[[float, float], Any], values: np.ndarray, pad: float) -> None:
-    """Room around the values, also where they are all the same."""
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    room = pad * ((high - low) or abs(high) or 1.0)
-    set_limits(low - room, high + room)
+def _styled(figure: go.Figure, height: int) -> go.Figure:
+    line = {"gridcolor": FAINT, "linecolor": FAINT, "zeroline": False, "title_font_color": MUTED}
+    figure.update_layout(
+        template="plotly_white",
+        title=None,
+        height=height,
+        font={"color": INK, "size": 12, "family": "system-ui, sans-serif"},
+        margin={"l": 60, "r": 30, "t": 24, "b": 50},
+        colorway=GROUP_COLOURS,
+    )
+    figure.update_xaxes(**line)
+    figure.update_yaxes(automargin=True, **line)
+    return figure
 
 
-def _so_far(values: np.ndarray, direction: str) -> np.ndarray:
-    """The best value up to each."""
-    best: np.ndarray = (np.maximum if direction == "maximize" else np.minimum).accumulate(values)
-    return best
+def _text(name: str) -> str:
+    return escape(visible(name), quote=False)
 
 
-def _at_end(axes: Axes, value: float) -> None:
-    right = axes.get_yaxis_transform()
-    places: dict[str, Any] = {"xycoords": right, "xytext": (5, 0), "textcoords": "offset points", "va": "center"}
-    axes.annotate(f"{value:.4g}", (1, value), fontsize=9.5, color=INK, annotation_clip=False, **places)
+def _lines(name: str, across: int, most: int = 3) -> str:
+    return escape(wrapped(unescape(name), across, most), quote=False).replace("\n", "<br>")
 
 
-def _numbered(axes: Axes, rows: Sequence[Row], x: int, y: int) -> None:
-    """Say which trials these are, if there is room."""
-    if len(rows) <= 12:
-        for row in rows:
-            place: dict[str, Any] = {"xytext": (5, 5), "textcoords": "offset points"}
-            axes.annotate(str(row.number), (row.values[x], row.values[y]), fontsize=8.5, color=INK, **place)
-
-
-def _points(axes: Axes, rows: Iterable[Row], x: int, y: int, **look: Any) -> None:
-    found = [(row.values[x], row.values[y]) for row in rows]
-    if found:
-        axes.scatter(*zip(*found, strict=True), **look)
-
-
-def _headed(view: View, index: int) -> str:
-    return f"{fit(view.objectives[index], 80)}, {better(view.directions[index])}"
-
-
-def _share(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.005 else "< 0.01"
-
-
-_RING: dict[str, Any] = {"s": 62, "facecolors": "none", "edgecolors": BEST, "linewidths": 1.8}
-
-
-def _ring() -> Line2D:
-    return Line2D([], [], marker="o", markersize=7.5, color=BEST, markerfacecolor="none", linestyle="", mew=1.8)
-
-
-def _dot(colour: str) -> Line2D:
-    return Line2D([], [], marker="o", markersize=5.5, color=colour, linestyle="", markeredgewidth=0)
-
-
-def _legend(figure: Figure, entries: Collection[tuple[str, Any]]) -> None:
-    if names := [name for name, _ in entries]:
-        style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
-        columns = max(1, int(figure.get_figwidth() * 11 / (max(map(width, names)) + 6)))
-        figure.legend([handle for _, handle in entries], names, loc="outside lower left", ncols=columns, **style)
+def _short(name: str, most: int = 20) -> str:
+    text = visible(name)
+    return escape(text if text == head(text, most) else f"{head(text, most - 1)}…", quote=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
 from fedrobust.tuning.objectives import Direction, Objective
-from fedrobust.tuning.space import Space
+from fedrobust.tuning.space import Choice, Space
 from fedrobust.tuning.study import Completed, Failed, SweepStudy
 from fedrobust.tuning.sweep import Plan
 
@@ -122,9 +123,26 @@ def told(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def choice_texts(searched: Choice) -> list[str]:
+    """What can be chosen, as a sweep file has it; texts are in quotes where they could be taken for something else."""
+    texts = [told(each) for each in searched.ends]
+    return [
+        json.dumps(each, ensure_ascii=False) if texts.count(text) > 1 else text
+        for each, text in zip(searched.ends, texts, strict=True)
+    ]
+
+
 def in_memory(view: View, objectives: Sequence[int], text: Callable[[str], str] = str) -> optuna.Study:
-    """Optuna's study of the same trials and of these objectives alone; `text` makes the names and choices in it."""
-    distributions = {name: _renamed(given, text) for name, given in view.space.distributions.items()}
+    """Optuna's study of the same trials and of these objectives alone; `text` makes the names and choices in it.
+
+    Choices are texts there, see `choice_texts`.
+    """
+    distributions = dict(view.space.distributions)
+    shown: dict[str, dict[Any, str]] = {}
+    for name, searched in view.space.searched.items():
+        if isinstance(searched, Choice):
+            shown[name] = dict(zip(searched.ends, map(text, choice_texts(searched)), strict=True))
+            distributions[name] = CategoricalDistribution(list(shown[name].values()))
     study = optuna.create_study(
         storage=InMemoryStorage(), directions=[view.directions[index] for index in objectives], study_name=view.name
     )
@@ -133,7 +151,9 @@ def in_memory(view: View, objectives: Sequence[int], text: Callable[[str], str] 
             create_trial(
                 state=_STATES[row.state],
                 values=[row.values[index] for index in objectives] if row.values else None,
-                params={text(name): _shown(value, text) for name, value in row.chosen.items()},
+                params={
+                    text(name): shown[name][value] if name in shown else value for name, value in row.chosen.items()
+                },
                 distributions={text(name): distributions[name] for name in row.chosen},
                 intermediate_values=dict(row.reports),
             )
@@ -187,13 +207,3 @@ def _label_among(objective: Objective, same: Sequence[Objective]) -> str:
     }
     differing = [text for field, text in parts.items() if len({getattr(each, field) for each in same}) > 1]
     return f"{objective.metric} ({', '.join(differing)})" if differing else objective.metric
-
-
-def _renamed(given: BaseDistribution, text: Callable[[str], str]) -> BaseDistribution:
-    if isinstance(given, CategoricalDistribution):
-        return CategoricalDistribution([_shown(choice, text) for choice in given.choices])
-    return given
-
-
-def _shown(value: Any, text: Callable[[str], str]) -> Any:
-    return text(value) if isinstance(value, str) else value

@@ -22,7 +22,6 @@ from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
 from nasty import NAMES
 from reported import IMAGES, journal, write
-from studies import view_of
 
 from fedrobust import figures
 from fedrobust.duel.results import Turn, curve_figure
@@ -30,37 +29,11 @@ from fedrobust.figures import drawing
 from fedrobust.matrix.pictures import heat_map
 from fedrobust.report import write_report
 from fedrobust.texts import head, visible, width
-from fedrobust.tuning import Objective, pictures
+from fedrobust.tuning import Objective
 
 BAND = ([1, 2], np.array([0.2, 0.4]), np.array([0.1, 0.1]))
 VALUES = np.linspace(0, 1, 2 * len(NAMES)).reshape(len(NAMES), 2)
 FEW = VALUES[:3]
-
-
-def sweep(make: Callable[..., Figure], objectives: int = 1) -> Callable[[Sequence[str]], Figure]:
-    """A picture of a sweep that searches options with these names, and chooses among them."""
-
-    def drawn(names: Sequence[str]) -> Figure:
-        known = [name for name in names if name and "\ud800" not in name]
-        space = {f"{known[0]}.{name}": {"float": [0.0, 1.0]} for name in known[1:]} | {"chosen": {"choice": known}}
-        directions: Any = ("maximize", "minimize")[:objectives]
-        told = [f"{known[1]} {known[0]}", f"{known[0]} {known[1]}"]
-        view = view_of(
-            lambda number, _: [number % 7, number % 5][:objectives],
-            space,
-            directions,
-            12,
-            lambda number: {1: 0.5, 2: 0.1 * number},
-            told,
-        )
-        return make(view)
-
-    return drawn
-
-
-def importance(view: Any) -> Figure:
-    shares = {name: 1 / (place + 2) for place, name in enumerate(view.space.searched)}
-    return pictures.importance_figure({"loss": shares, "time": shares})
 
 
 def curve(names: Sequence[str]) -> Figure:
@@ -87,15 +60,8 @@ PICTURES: dict[str, tuple[int, Callable[[Sequence[str]], Figure]]] = {
     "misread": (8, lambda n: figures.misread_figure(IMAGES[[0] * 8], range(8), range(8), [0.5] * 8, n)),
     "heat map": (99, table),
     "curve": (99, curve),
-    "history": (4, sweep(pictures.history_figure, 2)),
-    "importance": (99, sweep(importance)),
-    "slice": (4, sweep(pictures.slice_figure, 2)),
-    "pareto": (4, sweep(pictures.pareto_figure, 2)),
-    "intermediate": (4, sweep(pictures.intermediate_figure)),
 }
 """How many names each picture is drawn with at a time, and what draws it."""
-NAMELESS = {"history", "intermediate", "pareto"}
-"""Those in which only the objectives have names."""
 
 
 @pytest.fixture(autouse=True)
@@ -129,8 +95,8 @@ def test_every_name_is_in_the_picture_as_it_is_written(picture: str, only_usual:
     assert not any(text.get_parse_math() or text.get_usetex() for text in texts(figure))
     shown = [re.sub("\\s|[\u2068\u2069]", "", text.get_text()) for text in texts(figure)]
     assert not any(visible(each) != each for each in shown)
-    for name in [] if picture in NAMELESS else names[:24]:
-        if width(name.strip()) and (picture not in ("importance", "slice") or "\ud800" not in name):
+    for name in names[:24]:
+        if width(name.strip()):
             begun = "".join(head(visible(name), 8).replace("_", " " if picture == "parts" else "_").split())
             assert any(begun in each for each in shown), name
     if "" in names and picture in ("few labels", "bands", "confusion"):

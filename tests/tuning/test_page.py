@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
-from studies import NAUGHTY, Page, by_rate, view_of
+from studies import NAUGHTY, Page, view_of
 
 from fedrobust.texts import visible
 from fedrobust.tuning.again import Fresh
 from fedrobust.tuning.objectives import Direction
-from fedrobust.tuning.page import plotly_figures, sweep_html
+from fedrobust.tuning.page import sweep_html
+from fedrobust.tuning.pictures import make_figures
 from fedrobust.tuning.study import Completed, Trial
-from fedrobust.tuning.views import View, importances
+from fedrobust.tuning.views import View
 
 CONTROLS = "\x1b]52;c;YQ==\x07 \x9b \u202e\ud800 $x$ <b>良</b>"
 
@@ -46,28 +46,14 @@ def test_no_name_can_break_out_of_the_page(directions: tuple[Direction, ...], na
     own_texts.encode()
     assert visible(own_texts, keep="\n\t") == own_texts
     assert wild.count('"typesetMath": false') == calm.count("Plotly.newPlot(")
-    for _, _, figure in plotly_figures(view(naughty)):
+    for _, _, figure in make_figures(view(naughty)):
         assert not re.search("<(?!br>|extra>|/extra>)", str(figure.to_dict()))  # plotly would make tags of some
 
 
 def test_what_is_told_of_a_trial_has_names_as_they_are_written() -> None:
     names = ["良性 👍", "b\u202e", r"c\u0041"]
     view = view_of(lambda number, _: [number % 3, number % 5], {"%{x}": {"choice": names}}, ("maximize", "minimize"))
-    found = {name: figure for _, name, figure in plotly_figures(view)}
+    found = {name: figure for _, name, figure in make_figures(view)}
     told = "".join(text for trace in found["pareto"].data for text in trace.text)
     assert '"良性 👍"' in told and r'"b\\u202e"' in told and r'"c\\u0041"' in told
     assert found["importance"].data[0].hovertemplate == "%{y}: %{x:.2f}<extra></extra>"
-
-
-def test_the_page_shows_what_the_pictures_show() -> None:
-    view = view_of(by_rate, trials=40)
-    found = {name: figure for _, name, figure in plotly_figures(view)}
-    points, best = found["history"].data[:2]
-    assert list(points.y) == [row.values[0] for row in view.rows]
-    assert list(best.y) == list(np.maximum.accumulate(points.y))
-    bars = found["importance"].data[0]
-    shares = importances(view, 0)
-    assert list(bars.y)[::-1] == list(shares)
-    assert list(bars.x)[::-1] == pytest.approx(list(shares.values()))
-    titles = [axis.title.text.replace("<br>", "") for axis in found["slice"].select_xaxes()]
-    assert titles == sorted(view.space.searched)

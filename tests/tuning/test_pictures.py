@@ -7,28 +7,23 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PathCollection
-from matplotlib.figure import Figure
 from nasty import NAMES
-from studies import Page, by_rate, view_of
+from studies import MIXED, Page, by_rate, view_of
 
 from fedrobust.texts import visible
 from fedrobust.tuning import Objective, load_sweep
 from fedrobust.tuning.files import write_study, write_trials
 from fedrobust.tuning.objectives import Direction
-from fedrobust.tuning.page import plotly_figures, sweep_html
-from fedrobust.tuning.pictures import history_figure, importance_figure, make_figures, slice_figure, wrapped
+from fedrobust.tuning.page import sweep_html
+from fedrobust.tuning.pictures import make_figures, wrapped
 from fedrobust.tuning.space import Values
 from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned, study_of
-from fedrobust.tuning.views import importances, labels
+from fedrobust.tuning.views import View, importances, labels
 
 BASE = """
 name: base
@@ -63,60 +58,25 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def offsets(axes: Axes, size: int | None = None) -> list[list[float]]:
-    """Points of the scatter plots of a panel, by size if it is given."""
-    found = [each for each in axes.collections if isinstance(each, PathCollection)]
-    return [list(map(float, at)) for each in found if size in (None, each.get_sizes()[0]) for at in each.get_offsets()]
-
-
-def panel(figure: Figure, name: str) -> Axes:
-    return next(axes for axes in figure.axes if axes.get_xlabel().replace("\n", "") == name)
-
-
-def drawn(figure: Figure) -> Figure:
-    FigureCanvasAgg(figure).draw()
-    return figure
-
-
-def overlaps(axes: Axes) -> list[str]:
-    """Neighbouring tick labels that touch: lines of text seen along them, or ends of words beside each other."""
-    found = []
-    for axis, upright in ((axes.xaxis, False), (axes.yaxis, True)):
-        texts = [text for text in axis.get_ticklabels() if text.get_text() and text.get_visible()]
-        for one, other in pairwise(texts):
-            boxes = [text.get_window_extent() for text in (one, other)]
-            places = [text.get_transform().transform(text.get_position()) for text in (one, other)]
-            apart = np.abs(places[1] - places[0])
-            height = one.get_fontsize() * axes.figure.dpi / 72
-            if upright:
-                touch = apart[1] < height
-            elif one.get_rotation():
-                touch = apart[0] * math.sin(math.radians(one.get_rotation())) < height
-            else:
-                touch = min(boxes, key=lambda box: box.x0).x1 > max(boxes, key=lambda box: box.x0).x0
-            if touch:
-                found.append(f"{one.get_text()} | {other.get_text()}")
-    return found
+def figures(view: View) -> dict[str, Any]:
+    return {name: figure for _, name, figure in make_figures(view)}
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_history_has_every_trial_and_the_best_so_far(direction: Direction) -> None:
-    values = [0.5, None, 0.7, None, 0.6, 0.8, 0.3, None]
+    values = [None, 0.5, 0.7, None, 0.6, 0.8, 0.3, None]
     view = view_of(
         lambda number, _: None if values[number] is None else [values[number]],
         directions=[direction],
         trials=8,
         reports=lambda number: {1: 0.1} if number in (3, 7) else {},
     )
-    (axes,) = history_figure(view).axes
-    assert offsets(axes, 24) == [[i, value] for i, value in enumerate(values) if value is not None]
-    (line,) = [each for each in axes.lines if len(each.get_xdata()) > 1]
-    best = [0.5, 0.7, 0.7, 0.8, 0.8] if direction == "maximize" else [0.5, 0.5, 0.5, 0.5, 0.3]
-    assert list(line.get_xdata())[:-1] == [0, 2, 4, 5, 6]
-    assert list(line.get_ydata()) == [*best, best[-1]]
-    assert line.get_drawstyle() == "steps-post"
-    marks = [[at[0] for at in each.get_offsets()] for each in axes.collections if each.get_sizes()[0] == 26]
-    assert marks == [[3, 7], [1]]
+    points, line, *rest = figures(view)["history"].data
+    done = {number: value for number, value in enumerate(values) if value is not None}
+    assert dict(zip(points.x, points.y, strict=True)) == done
+    assert list(line.y)[1:] == [0.5, *([0.7] * 3 + [0.8] * 3 if direction == "maximize" else [0.5] * 4 + [0.3] * 2)]
+    assert not math.isfinite(line.y[0])  # nothing is completed yet
+    assert {each.name: list(each.x) for each in rest if each.x} == {"pruned": [3, 7], "failed": [0]}
 
 
 def test_importance_finds_what_counts_and_is_the_same_again() -> None:
@@ -128,9 +88,9 @@ def test_importance_finds_what_counts_and_is_the_same_again() -> None:
     assert found["learning.local.optimizer.lr"] > 0.6
     assert list(found.values()) == sorted(found.values(), reverse=True)
     assert importances(view, 0) == found
-    (axes,) = importance_figure({"accuracy": found}).axes
-    assert [bar.get_width() for bar in axes.patches] == list(found.values())
-    assert [label.get_text().replace("\n", "") for label in axes.get_yticklabels()] == list(found)
+    bars = figures(view)["importance"].data[0]
+    assert list(bars.y)[::-1] == list(found)
+    assert list(bars.x)[::-1] == pytest.approx(list(found.values()))
 
 
 def test_importance_of_a_plateau_is_that_of_the_few_above_it() -> None:
@@ -148,36 +108,64 @@ def test_importance_of_a_plateau_is_that_of_the_few_above_it() -> None:
 
 def test_a_slice_has_the_trials_that_have_the_option() -> None:
     view = view_of(by_rate)
-    figure = slice_figure(view)
-    tau = panel(figure, "aggregation.clipping.rule.tau")
-    having = [row for row in view.rows if "aggregation.clipping.rule.tau" in row.chosen]
-    assert 0 < len(having) < len(view.rows)
-    expected = [[row.chosen["aggregation.clipping.rule.tau"], row.values[0]] for row in having]
-    np.testing.assert_allclose(offsets(tau, 20), expected)
-    assert (tau.get_xscale(), tau.get_xlim()[0] < 0.1, tau.get_xlim()[1] > 10) == ("log", True, True)
-    rate = panel(figure, "learning.local.optimizer.lr")
-    best = max(view.rows, key=lambda row: row.values[0])
-    np.testing.assert_allclose(offsets(rate, 62), [[best.chosen["learning.local.optimizer.lr"], best.values[0]]])
-    rule = panel(figure, "aggregation")
-    order = ["mean", "clipping", "a_rule_with_quite_a_long_name_of_its_own"]
-    assert [round(x) for x, _ in offsets(rule, 20)] == [order.index(row.chosen["aggregation"]) for row in view.rows]
-    assert [text.get_text() for text in panel(figure, "trust.acts").get_xticklabels()] == ["true", "false"]
+    figure = figures(view)["slice"]
+    axes = list(figure.select_xaxes())
+    names = [axis.title.text.replace("<br>", "") for axis in axes]
+    assert names == sorted(view.space.searched)
+    panels = dict(zip(names, zip(figure.data, axes, strict=True), strict=True))
+    for name, (trace, axis) in panels.items():
+        having = {row.number: row for row in view.rows if name in row.chosen}
+        assert list(trace.y) == [having[number].values[0] for number in trace.marker.color]
+        assert set(trace.marker.color) == set(having)
+        if name in ("aggregation", "trust.acts"):
+            shown = dict(zip(axis.tickvals, axis.ticktext, strict=True))
+            expected = [str(having[number].chosen[name]) for number in trace.marker.color]
+            told = [shown[value].removesuffix("…") for value in trace.x]
+            assert all(own.lower().startswith(text) for own, text in zip(expected, told, strict=True))
+        else:
+            assert list(trace.x) == [having[number].chosen[name] for number in trace.marker.color]
+    tau, axis = panels["aggregation.clipping.rule.tau"]
+    assert 0 < len(tau.x) < len(view.rows)
+    assert (axis.type, axis.range[0] < -1, axis.range[1] > 1) == ("log", True, True)
+    assert list(panels["trust.acts"][1].ticktext) == ["true", "false"]
+
+
+@pytest.mark.parametrize("directions", [("maximize",), ("maximize", "minimize")])
+def test_a_line_of_the_parallel_picture_has_all_of_a_trial_under_whole_names(directions: tuple[Direction, ...]) -> None:
+    space = {"aggregation": MIXED["aggregation"], "nulls": {"choice": [None, "None", "null", 3, "3"]}}
+    view = view_of(lambda number, _: [number, -number][: len(directions)], space, directions)
+    figure = figures(view)["parallel"]
+    *lines, _ = figure.data
+    names = [*view.objectives, *sorted(view.space.searched)]
+    assert [text.replace("<br>", "") for text in figure.layout.xaxis.ticktext] == names
+    texts = {None: "null", "None": "None", "null": '"null"', 3: "3", "3": '"3"'}
+    seen = set()
+    for line in lines:
+        told = dict(line.customdata)
+        row = view.rows[int(float(told[view.objectives[0]]))]
+        seen.add(row.number)
+        assert told["nulls"] == texts[row.chosen["nulls"]]
+        for name in set(view.space.searched) - {"nulls"}:
+            own = row.chosen.get(name, "–")
+            assert told[name] == own if isinstance(own, str) else float(told[name]) == pytest.approx(own, rel=1e-2)
+    assert seen == set(range(30))
 
 
 @pytest.mark.parametrize("directions", [("maximize", "minimize"), ("minimize", "minimize", "maximize")])
-def test_the_pareto_picture_has_every_pair_and_the_front(directions: tuple[Direction, ...]) -> None:
+def test_the_pareto_pictures_have_every_pair_and_the_front(directions: tuple[Direction, ...]) -> None:
     random = np.random.default_rng(1)
     scores = random.random((30, len(directions)))
     view = view_of(lambda number, _: [float(each) for each in scores[number]], directions=directions)
-    figure = make_figures(view)["pareto"]()
+    found = [figure for _, name, figure in make_figures(view) if name == "pareto"]
     pairs = [(0, 1)] if len(directions) == 2 else [(0, 1), (0, 2), (1, 2)]
-    for axes, pair in zip(figure.axes, pairs, strict=True):
-        assert offsets(axes, 30) == [[scores[number][i] for i in pair] for number in view.best]
-        assert len(offsets(axes, 20)) == 30 - len(view.best)
-    if len(directions) == 2:
-        (line,) = figure.axes[0].lines
-        assert sorted(line.get_xdata()) == sorted(scores[list(view.best), 0])
-        assert line.get_drawstyle() == "steps-pre"  # a smaller accuracy is reached by whoever reaches a larger one
+    for figure, pair in zip(found, pairs, strict=True):
+        beaten, front = figure.data
+        assert list(front.marker.color) == list(view.best)
+        assert list(zip(front.x, front.y, strict=True)) == [tuple(scores[i][list(pair)]) for i in view.best]
+        assert len(beaten.x) == 30 - len(view.best)
+        assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == tuple(
+            view.objectives[place] for place in pair
+        )
 
 
 def test_intermediate_values_are_those_that_were_reported() -> None:
@@ -185,13 +173,15 @@ def test_intermediate_values_are_those_that_were_reported() -> None:
         return {step: number + step / 10 for step in range(1, 3 + number % 3)}
 
     view = view_of(lambda number, _: None if number % 4 == 1 else [number], trials=9, reports=reports)
-    (axes,) = make_figures(view)["intermediate"]().axes
-    lines = [dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in axes.lines]
-    assert lines == [reports(number) for number in range(9)]
-    assert sorted(offsets(axes)) == [list(max(reports(number).items())) for number in (1, 5)]
-    assert axes.get_xlabel() == "round"
-    shown = {name: figure for _, name, figure in plotly_figures(view)}["intermediate"]
-    assert [dict(zip(each.x, each.y, strict=True)) for each in shown.data] == [reports(number) for number in range(9)]
+    figure = figures(view)["intermediate"]
+    *lines, ends = figure.data
+    assert [dict(zip(each.x, each.y, strict=True)) for each in lines] == [reports(number) for number in range(9)]
+    assert list(zip(ends.x, ends.y, strict=True)) == [max(reports(number).items()) for number in (1, 5)]
+    assert figure.layout.xaxis.title.text == "round"
+
+
+def test_the_same_trials_give_the_same_page() -> None:
+    assert sweep_html(view_of(by_rate)) == sweep_html(view_of(by_rate))
 
 
 MANY = {f"a.rather_long.path.to.an_option_{i}": {"float": [0.0, 1e-5 * 10**i]} for i in range(7)}
@@ -199,15 +189,18 @@ ONE = {"x": {"int": [1, 3]}}
 EDGES: dict[str, tuple[Any, set[str]]] = {
     "none": ({"judge": by_rate, "trials": 0}, set()),
     "all failed": ({"judge": lambda *_: None, "trials": 5}, set()),
-    "one": ({"judge": by_rate, "trials": 1}, {"history", "slice"}),
+    "one": ({"judge": by_rate, "trials": 1}, {"history", "slice", "parallel"}),
     "few": (
         {"judge": by_rate, "trials": 7, "space": {"learning.local.optimizer.lr": {"log": [0.001, 1.0]}}},
-        {"history", "slice"},
+        {"history", "slice", "parallel"},
     ),
-    "enough": ({"judge": lambda n, _: [n], "trials": 8, "space": ONE}, {"history", "slice", "importance"}),
-    "constant": ({"judge": lambda *_: [0.0], "space": ONE}, {"history", "slice"}),
-    "huge": ({"judge": lambda number, _: [1e12 + number], "space": ONE}, {"history", "slice", "importance"}),
-    "one option": ({"judge": lambda n, _: [n], "space": ONE}, {"history", "slice", "importance"}),
+    "enough": ({"judge": lambda n, _: [n], "trials": 8, "space": ONE}, {"history", "slice", "parallel", "importance"}),
+    "constant": ({"judge": lambda *_: [0.0], "space": ONE}, {"history", "slice", "parallel"}),
+    "huge": (
+        {"judge": lambda number, _: [1e12 + number], "space": ONE},
+        {"history", "slice", "parallel", "importance"},
+    ),
+    "one option": ({"judge": lambda n, _: [n], "space": ONE}, {"history", "slice", "parallel", "importance"}),
     "only choices": (
         {
             "judge": lambda n, chosen: [len(str(chosen["rule"]))],
@@ -216,24 +209,24 @@ EDGES: dict[str, tuple[Any, set[str]]] = {
                 "acts": {"choice": [True, None, 3, "3"]},
             },
         },
-        {"history", "slice", "importance"},
+        {"history", "slice", "parallel", "importance"},
     ),
-    "many options": ({"judge": lambda n, _: [n], "space": MANY}, {"history", "slice", "importance"}),
+    "many options": ({"judge": lambda n, _: [n], "space": MANY}, {"history", "slice", "parallel", "importance"}),
     "narrow logarithm": (
         {"judge": lambda n, _: [n], "space": {"x": {"log": [0.11, 0.19]}, "y": {"log": [1e-7, 1e5]}}},
-        {"history", "slice", "importance"},
+        {"history", "slice", "parallel", "importance"},
     ),
     "two objectives, one": (
         {"judge": lambda n, _: [n, 1.0], "directions": ("maximize", "minimize"), "trials": 1, "space": ONE},
-        {"history", "slice", "pareto"},
+        {"history", "slice", "parallel", "pareto"},
     ),
     "two objectives, one of them constant": (
         {"judge": lambda n, _: [n, 1.0], "directions": ("maximize", "minimize"), "space": ONE},
-        {"history", "slice", "pareto", "importance"},
+        {"history", "slice", "parallel", "pareto", "importance"},
     ),
     "four objectives": (
         {"judge": lambda n, _: [n, -n, n % 7, n % 5], "directions": ("maximize", "minimize") * 2, "space": ONE},
-        {"history", "slice", "pareto", "importance"},
+        {"history", "slice", "parallel", "pareto", "importance"},
     ),
 }
 
@@ -241,12 +234,7 @@ EDGES: dict[str, tuple[Any, set[str]]] = {
 @pytest.mark.parametrize("case", EDGES)
 def test_whatever_the_trials_are_there_are_pictures_and_a_page(case: str, caplog: pytest.LogCaptureFixture) -> None:
     options, expected = EDGES[case]
-    view = view_of(**options)
-    found = make_figures(view)
-    assert set(found) == expected
-    for make in found.values():
-        assert not [pair for axes in drawn(make()).axes for pair in overlaps(axes)]
-    page = Page.read(sweep_html(view))
+    page = Page.read(sweep_html(view_of(**options)))
     pictured = [
         attributes["id"] or "" for _, attributes in page.tags if "plotly-graph-div" in (attributes.get("class") or "")
     ]
@@ -272,8 +260,7 @@ def test_a_whole_sweep_is_written(workplace: Path) -> None:
     while study.finished < 12:
         study.tell({asked.number: outcome(asked) for asked in study.ask()})
     study.ask()  # three more are running
-    files = write_study(folder, plan, study)
-    assert [file.name for file in files[2:]] == ["history.png", "importance.png", "slice.png", "pareto.png"]
+    write_study(folder, plan, study)
     with (folder / "trials.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert list(rows[0]) == [

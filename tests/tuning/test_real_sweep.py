@@ -117,7 +117,7 @@ def test_mlflow_holds_the_sweep_and_below_it_each_run(swept: Swept) -> None:
     assert curve(swept, "best/test/loss") == {0: values[0], 1: min(values.values())}
     assert swept.parent.data.metrics["fresh/test/loss"] == swept.found.fresh[0].values[0]  # type: ignore[index]
     kept = {each.path for each in swept.client.list_artifacts(swept.parent.info.run_id)}
-    assert {"trials.csv", "sweep.html", "history.png", "intermediate.png", "best.yaml", "fresh.csv"} <= kept
+    assert {"trials.csv", "sweep.html", "best.yaml", "fresh.csv"} <= kept
     best = str(swept.found.best[0].number)
     names = ("trial", "seed", "phase")
     told = [

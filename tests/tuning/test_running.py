@@ -14,7 +14,6 @@ from studies import Page
 import fedrobust
 import fedrobust.parallel as parallel
 import fedrobust.tuning.files as files
-import fedrobust.tuning.pictures as pictures
 import fedrobust.tuning.running as running
 from fedrobust import cli
 from fedrobust.errors import ExperimentError, FederationError, TrackingError
@@ -52,7 +51,7 @@ def test_a_sweep_finds_what_is_best_and_writes_it_down(played: Played, monkeypat
     assert played.told[-1]["metrics"]["best/test/balanced_accuracy"] == best.outcome.values[0]  # type: ignore[union-attr]
     assert fedrobust.load(found.folder / "best.yaml") == load_sweep("sweep.yaml").experiment(best.values, seed=1)
     assert len(lines(found.folder / "trials.csv")) == 24
-    assert {"history.png", "slice.png", "sweep.html"} <= {path.name for path in found.folder.iterdir()}
+    assert {"trials.csv", "sweep.html"} <= {path.name for path in found.folder.iterdir()}
     assert played.tags["trial 3 | seed 1 | played"] == {"trial": "3", "seed": "1", "phase": "trial", "parent": "parent"}
 
 
@@ -289,7 +288,7 @@ def test_what_is_measured_on_fresh_seeds_is_there_when_a_sweep_is_stopped(played
     assert expected.fresh[0].values is not None
 
 
-def test_a_page_or_a_picture_that_cannot_be_drawn_costs_itself_alone(
+def test_a_page_that_cannot_be_drawn_costs_itself_alone(
     played: Played, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> object:
@@ -297,12 +296,11 @@ def test_a_page_or_a_picture_that_cannot_be_drawn_costs_itself_alone(
 
     monkeypatch.setattr(running, "write_study", write_study)
     monkeypatch.setattr(files, "sweep_html", broken)
-    monkeypatch.setattr(pictures, "slice_figure", broken)
     found = sweep()
-    assert {"trials.csv", "best.yaml", "history.png"} <= {each.name for each in found.folder.iterdir()}
-    assert {f"{name} could not be drawn: no such glyph" for name in ("sweep.html", "slice.png")} == {
-        record.getMessage().rpartition("/")[2] for record in caplog.records if "drawn" in record.getMessage()
-    }
+    written = {each.name for each in found.folder.iterdir()}
+    assert {"trials.csv", "best.yaml"} <= written and "sweep.html" not in written
+    drawn = [record.getMessage().rpartition("/")[2] for record in caplog.records if "drawn" in record.getMessage()]
+    assert set(drawn) == {"sweep.html could not be drawn: no such glyph"}
 
 
 def test_a_run_whose_team_has_lost_an_actor_is_begun_again(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
