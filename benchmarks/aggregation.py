@@ -33,10 +33,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedrobust.aggregation import Clear, Combination, CoordinateRule, Mean, Memory, Pipeline, RowRule, Rule, Stage
-from fedrobust.aggregation.declared import resolve_f
+from fedrobust.aggregation import Combination, CoordinateRule, Mean, Memory, Pipeline, RowRule, Rule, Stage
+from fedrobust.aggregation.byzantine import resolve_f
 from fedrobust.errors import ExperimentError
 from fedrobust.options import members
+from fedrobust.updates import ClearUpdates
 
 SIZES = ("20x1e6", "50x1e6", "100x1e6", "20x1.1e7")
 SECTIONS = ("floor", "rules", "past", "rows", "byzfl", "peak", "passes")
@@ -145,7 +146,7 @@ class Case:
 
     def passes(self, memory: Memory | None = None, histories: Sequence[str] = ()) -> None:
         """A Gram and a weighted sum, with histories if there are any; the weights are no concern of theirs."""
-        protocol = Clear([self.updates], histories=memory.histories if memory else None)
+        protocol = ClearUpdates([self.updates], histories=memory.histories if memory else None)
         protocol.gram(histories=histories)
         protocol.weighted_sum(Combination(np.full(len(self.updates), 1 / len(self.updates))))
         if memory:
@@ -324,7 +325,7 @@ def peak_lines(n: int, d: int, names: Sequence[str] | None = None) -> Iterator[L
 def pass_lines(n: int, d: int, device: str, repeat: int) -> Iterator[Line]:
     """The bandwidth of the two passes on a device, as a share of a copy's, which reads and writes."""
     case = Case.of(n, d, device)
-    protocol, target, size = Clear([case.updates]), torch.empty_like(case.updates), case.updates.nbytes
+    protocol, target, size = ClearUpdates([case.updates]), torch.empty_like(case.updates), case.updates.nbytes
     bytes_moved = {"copy": 2.0 * size, "Gram pass": size, "weighted sum": size + size / n}
     cases: dict[str, Callable[[], Any]] = {
         "copy": partial(target.copy_, case.updates),

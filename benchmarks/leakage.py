@@ -18,17 +18,17 @@ import numpy as np
 from scipy.stats import spearmanr
 
 import fedrobust
-from fedrobust.aggregation.protocol import FORGETTING
 from fedrobust.federation.clients import ClientHost, Layout
 from fedrobust.federation.coordinator import Coordinator
 from fedrobust.preparation import hospitals_of
-from fedrobust.secure.grouping import draw_groups
 from fedrobust.secure.local import LocalParties
+from fedrobust.secure.masked_updates import draw_groups
 from fedrobust.secure.messages import run_id
-from fedrobust.secure.opened import Opened
 from fedrobust.secure.privacy import SKETCH
 from fedrobust.secure.ring import FRACTION, encode
+from fedrobust.secure.shared_updates import SharedUpdates
 from fedrobust.secure.sketch import MASK_BITS, PROJECTIONS, projected, sketched
+from fedrobust.updates.interface import FORGETTING
 
 FILE = Path(__file__).parent.parent / "experiments" / "secure.yaml"
 CLIP = fedrobust.load(FILE).privacy.clip
@@ -183,7 +183,7 @@ def chosen(found: Training, sketch: int | None, colluders: int = 15) -> None:
         words = np.stack([*(encode(row, CLIP) for row in honest), *sent])
         parties = LocalParties("shares", run_id("leakage"), d, np.random.default_rng(round).bytes, sketch=sketch)
         parties.receive(1, {client: parties.sent(row, 1, client) for client, row in enumerate(words)})
-        seen = Opened(parties, d, CLIP)
+        seen = SharedUpdates(parties, d, CLIP)
         named = f"{len(seen.dropped)} of {colluders}"
         if seen.dropped:
             print(f"| {name} | none: no product with them is opened | | | | {named} |")

@@ -21,10 +21,10 @@ from fedrobust.secure.masking import MaskingClient
 from fedrobust.secure.masking_server import MaskingServer
 from fedrobust.secure.masks import MaskingError, Terms
 from fedrobust.secure.messages import COORDINATOR, DEALER, HEADER, Message, number_of, run_id, unpack
-from fedrobust.secure.opened import Opened
 from fedrobust.secure.privacy import SKETCH
 from fedrobust.secure.replicated import ReplicatedServer
 from fedrobust.secure.ring import encode
+from fedrobust.secure.shared_updates import SharedUpdates
 from fedrobust.secure.shares import ShareServer
 from fedrobust.secure.weights import shortened
 
@@ -184,7 +184,7 @@ def shared_round(kind: Kind, rows: Rows, meter: Meter, hosted: Hosted | None = N
     weights = whole * factor
     with meter.of("coordinator", "round"):
         parties.receive(0, Sending(rows, parties, meter))
-        opened = Opened(parties, rows.d, CLIP)
+        opened = SharedUpdates(parties, rows.d, CLIP)
         opened.gram()
         aggregate = opened.combine(Combination(weights))
     if opened.dropped or not opened.finite_rows().all():

@@ -37,8 +37,8 @@ from fedrobust.preparation import hospitals_of
 from fedrobust.secure import SharesPrivacy
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import run_id
-from fedrobust.secure.opened import Opened
 from fedrobust.secure.ring import encode
+from fedrobust.secure.shared_updates import SharedUpdates
 from fedrobust.trust.defence import Defence
 
 FILE = Path(__file__).parent.parent / "experiments" / "secure.yaml"
@@ -79,14 +79,14 @@ class Here(Sent):
     def __init__(self, parties: LocalParties, privacy: SharesPrivacy, round: int, updates: np.ndarray) -> None:
         vars(self).update(parties=parties, privacy=privacy, round=round, updates=updates, refused={}, commitments={})
 
-    def receive(self, clients: Sequence[int], weigh: Any, too_few: Any) -> tuple[Opened, np.ndarray]:
+    def receive(self, clients: Sequence[int], weigh: Any, too_few: Any) -> tuple[SharedUpdates, np.ndarray]:
         parties: LocalParties = vars(self)["parties"]
         rows = zip(clients, vars(self)["updates"], strict=True)
         words = {client: encode(row, self.privacy.clip) for client, row in rows if np.isfinite(row).all()}
         parties.receive(self.round, {client: parties.sent(own, self.round, client) for client, own in words.items()})
         here = np.array(parties.clients)
         self.refused.update(dict.fromkeys(sorted(set(clients) - set(here.tolist())), "not finite"))
-        opened = Opened(parties, parties.d, self.privacy.clip, weigh(here), self.privacy.support)
+        opened = SharedUpdates(parties, parties.d, self.privacy.clip, weigh(here), self.privacy.support)
         self.refused.update(dict.fromkeys(opened.dropped, "its update wraps around"))
         return opened, np.array(opened.clients)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fedrobust
-from fedrobust.aggregation import Clear, Context, RowRule, Rule
+from fedrobust.aggregation import Context, RowRule, Rule
 from fedrobust.attacks import craft
 from fedrobust.duel import Duel, load_duel
 from fedrobust.errors import ExperimentError
@@ -23,6 +23,7 @@ from fedrobust.options import members
 from fedrobust.tuning import Sweep, load_sweep
 from fedrobust.tuning.pruners import Pruner
 from fedrobust.tuning.samplers import Sampler
+from fedrobust.updates import ClearUpdates
 
 DOCS = Path(__file__).parent.parent / "docs"
 EXPERIMENTS = DOCS.parent / "experiments"
@@ -140,7 +141,7 @@ def test_an_attack_and_a_detector_of_ones_own_do_what_they_say(tmp_path: Path, m
     assert sorted(sent) == [1, 3]
     assert all(np.allclose(row, -3 * rows[0]) for row in sent.values())
     detector = fedrobust.load(tmp_path / "longest.yaml").trust.detector
-    found = detector.score(Clear([rows]).gram(), Context(f=0))
+    found = detector.score(ClearUpdates([rows]).gram(), Context(f=0))
     assert np.allclose(found.score, np.linalg.norm(rows, axis=1) / np.linalg.norm(rows, axis=1).max())
 
 

@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parent.parent / "fedrobust"
 FLOORS: list[set[str]] = [
     {"errors", "private", "seeds", "portions", "skips", "texts", "users_code", "machine"},
     {"extras", "locks", "options", "screen", "yaml_tree"},
-    {"data", "learning", "aggregation", "databases", "failures", "records"},
-    {"secure"},
-    {"attacks", "trust"},
+    {"data", "learning", "updates", "databases", "failures", "records"},
+    {"aggregation"},
+    {"attacks", "secure", "trust"},
     {"experiment"},
     {"experiment_file", "naming"},
     {"federation", "tracking"},

@@ -37,7 +37,7 @@ def test_the_same_share_is_the_same_number_of_hospitals(share: float, clients: i
     attackers = SignFlip(fraction=share).attackers(clients)
     assert Federation(clients=clients, participation=share).participants() == max(1, attackers)
     if 2 * attackers < clients:
-        assert Aggregation(rule=Median(), f=share).declared_f(clients) == attackers
+        assert Aggregation(rule=Median(), f=share).byzantine_f(clients) == attackers
 
 
 @pytest.mark.parametrize("clients", [1, 2, 9, 50])

@@ -18,7 +18,7 @@ from fedrobust.experiment_file import load_recorded
 from fedrobust.matrix import load_matrix
 
 RULE = """
-from fedrobust.aggregation import Combination, Rule
+from fedrobust.aggregation import (Combination, Rule)
 class First(Rule):
     def combine(self, gram, context):
         return Combination(gram.prior)

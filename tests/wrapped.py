@@ -10,8 +10,8 @@ import numpy as np
 from fedrobust.aggregation import Combination
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import run_id
-from fedrobust.secure.opened import Opened
 from fedrobust.secure.ring import FRACTION, encode
+from fedrobust.secure.shared_updates import SharedUpdates
 from fedrobust.secure.weights import LARGEST_WEIGHT, shortened
 
 RUN = run_id("attacks")
@@ -65,10 +65,10 @@ def parties(name: str, **options: Any) -> LocalParties:
     return LocalParties(name, RUN, D, np.random.default_rng(7).bytes, **options)  # type: ignore[arg-type]
 
 
-def play(played: LocalParties, rows: Sequence[np.ndarray], round: int = 1) -> Opened:
+def play(played: LocalParties, rows: Sequence[np.ndarray], round: int = 1) -> SharedUpdates:
     """A round of clients who may send any words."""
     played.receive(round, {client: played.sent(row, round, client) for client, row in enumerate(rows)})
-    return Opened(played, D, CLIP, None, played.servers[0].min_support)
+    return SharedUpdates(played, D, CLIP, None, played.servers[0].min_support)
 
 
 def mean(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -77,13 +77,13 @@ def mean(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.asarray(whole @ rows * (factor * 2.0**-FRACTION))
 
 
-def named(opened: Opened) -> set[int]:
+def named(opened: SharedUpdates) -> set[int]:
     """The clients whose updates were found to be none."""
     long = np.array(opened.clients)[~opened.finite_rows()]
     return {*opened.dropped, *long.tolist()}
 
 
-def defended(opened: Opened, weights: np.ndarray) -> np.ndarray:
+def defended(opened: SharedUpdates, weights: np.ndarray) -> np.ndarray:
     """What a coordinator does: it leaves out impossible rows, and opens the sum of the others."""
     rows = opened.subset(np.flatnonzero(opened.finite_rows()))
     own = weights[list(rows.clients)]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fedrobust.aggregation import Aggregation, RowRule, Rule, Stage
 from fedrobust.aggregation.base import AnyRule, Part
-from fedrobust.aggregation.declared import violation
+from fedrobust.aggregation.byzantine import violation
 from fedrobust.aggregation.testing.robustness import robustness
 from fedrobust.options import members
 

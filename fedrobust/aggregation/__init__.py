@@ -3,13 +3,10 @@
 Pipeline([Clip(), NNM(), GeometricMedian()]).aggregate(updates)
 """
 
-from fedrobust.aggregation.base import AnyRule, Context, CoordinateRule, Layer, Part, Reduction, RowRule, Rule, Stage
-from fedrobust.aggregation.clear import Clear
-from fedrobust.aggregation.declared import capped_prior, resolve_f
-from fedrobust.aggregation.gram import Anchor, Combination, Gram, History
+from fedrobust.aggregation.base import AnyRule, Context, CoordinateRule, Layer, Part, RowRule, Rows, Rule, Stage
+from fedrobust.aggregation.byzantine import capped_prior, resolve_f
 from fedrobust.aggregation.numerics import ranking
-from fedrobust.aggregation.pipeline import Decision, Memory, Pipeline, Result, Step
-from fedrobust.aggregation.protocol import NotRevealed, Protocol, Rows
+from fedrobust.aggregation.pipeline import Aggregated, AggregateOptions, Decision, Memory, Pipeline, Step
 from fedrobust.aggregation.rules.adaptive import Adaptive
 from fedrobust.aggregation.rules.anchored import FLTrust, ZenoPlusPlus
 from fedrobust.aggregation.rules.averages import CenteredClipping, GeometricMedian, Mean, NormBound
@@ -22,9 +19,8 @@ from fedrobust.aggregation.rules.selection import FABA, MDA, Krum, MoNNA, MultiK
 from fedrobust.aggregation.rules.signs import SignGuard
 from fedrobust.aggregation.rules.spectral import CAF, SMEA, DnC
 from fedrobust.aggregation.settings import Aggregation
-from fedrobust.aggregation.shards import Sharded, shard_columns
-from fedrobust.aggregation.span import Span
 from fedrobust.aggregation.stages import ARC, NNM, Bucketing, Clip
+from fedrobust.updates import Anchor, Combination, Gram, History, Reduction
 
 __all__ = [
     "AFA",
@@ -37,6 +33,8 @@ __all__ = [
     "RLR",
     "SMEA",
     "Adaptive",
+    "AggregateOptions",
+    "Aggregated",
     "Aggregation",
     "Anchor",
     "AnyRule",
@@ -44,7 +42,6 @@ __all__ = [
     "Bucketing",
     "Bulyan",
     "CenteredClipping",
-    "Clear",
     "Clip",
     "ClippedClustering",
     "Combination",
@@ -70,19 +67,14 @@ __all__ = [
     "MoNNA",
     "MultiKrum",
     "NormBound",
-    "NotRevealed",
     "Part",
     "Pipeline",
-    "Protocol",
     "Reduction",
-    "Result",
     "RowRule",
     "Rows",
     "Rule",
-    "Sharded",
     "SignGuard",
     "SignVote",
-    "Span",
     "Stage",
     "Step",
     "TrimmedMean",
@@ -90,5 +82,4 @@ __all__ = [
     "capped_prior",
     "ranking",
     "resolve_f",
-    "shard_columns",
 ]

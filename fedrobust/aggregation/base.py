@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.gram import Combination, Floats, Gram
 from fedrobust.errors import ExperimentError
 from fedrobust.options import Options
+from fedrobust.updates import Combination, Floats, Gram, Measure, Reduction, Updates
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from fedrobust.aggregation.protocol import Rows
-
-Reduction = Callable[["Tensor", slice], "Tensor"]
-"""Rows (m, w), a chunk that may be overwritten, and its columns in the whole update → the aggregate there (w,).
-
-It is sent to whoever holds the columns, so it must pickle (`functools.partial` of a function or a method), and draw no
-random numbers."""
 
 
 class Layer(NamedTuple):
@@ -85,7 +77,7 @@ class Part(Options):
     name: str
     """Which one: a name of this package, or `package.module:Class`."""
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
-    """What the protocol must reveal: "sum", "gram" or "rows"."""
+    """What must be revealed of the updates: "sum", "gram" or "rows"."""
     weighs: ClassVar[bool] = True
     """Whether prior weights (sample counts, reputation) have a meaning here."""
     per_client: ClassVar[bool] = False
@@ -106,7 +98,7 @@ class Part(Options):
 
 
 def honest_majority(name: str, n: int, f: int) -> str | None:
-    """The bound n ≥ 2f + 1 that every rule has which an honest majority carries."""
+    """Why n and f break n ≥ 2f + 1, needed by every honest-majority rule; None if they do not."""
     return None if n > 2 * f else f"{name} needs n ≥ 2f + 1: n = {n}, f = {f}"
 
 
@@ -134,7 +126,7 @@ class Rule(Part):
     """The public vectors that it wants in the Gram; "momentum" is missing, and counts as zero, in the first round."""
     histories: ClassVar[tuple[str, ...]] = ()
     """The histories that it wants in the Gram: "sum" or moving "average" of a client's earlier updates, or the
-    "last" one; see `Protocol.remembered`."""
+    "last" one; see `Updates.remembered`."""
 
     @abstractmethod
     def combine(self, gram: Gram, context: Context) -> Combination:
@@ -146,6 +138,33 @@ class Rule(Part):
             raise ExperimentError(f"{self.name} needs an update that the server trained on data of its own: root")
         known = {"momentum": context.previous, "root": context.root}
         return {name: vector for name in self.anchors if (vector := known.get(name)) is not None}
+
+
+class Rows:
+    """What a `RowRule` sees: m rows of d coordinates after the stages, chunk by chunk of columns."""
+
+    def __init__(self, updates: Updates, mixing: Floats | None, gram: Gram | None) -> None:
+        self._updates, self._mixing, self._gram = updates, mixing, gram
+        self.n = updates.n if mixing is None else len(mixing)
+        self.d = updates.d
+
+    @property
+    def gram(self) -> Gram:
+        """Their Gram; made when it is first asked for."""
+        if self._gram is None:
+            self._gram = self._updates.gram()
+        return self._gram
+
+    @property
+    def prior(self) -> Floats:
+        """Their prior weights (m,)."""
+        if self._gram is None and self._mixing is None:
+            return self._updates.prior
+        return self.gram.prior
+
+    def total(self, measure: Measure) -> NDArray[Any]:
+        """The sum of what `measure` says of each chunk. It is sent to whoever holds the columns, so it must pickle."""
+        return self._updates.total(measure, self._mixing)
 
 
 class RowRule(Part):

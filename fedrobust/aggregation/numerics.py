@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.gram import Floats, Gram
+from fedrobust.updates.gram import Floats, Gram
 
 ROUNDING = 1e-14
 """A squared norm below this part of the squares it was computed beside is rounding: such a vector counts as zero."""

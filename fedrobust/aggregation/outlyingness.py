@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from fedrobust.aggregation.base import Context
-from fedrobust.aggregation.gram import Floats, Gram, History
 from fedrobust.aggregation.numerics import ROUNDING, ZERO, cosines
 from fedrobust.aggregation.rules.averages import GeometricMedian
+from fedrobust.updates.gram import Floats, Gram, History
 
 NEGLIGIBLE = 1e-6
 """Distances below this part of the typical norm are rounding: float32 makes equal rows differ by 1e-7."""

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.base import AnyRule, Context, Layer, Part, Reduction, RowRule, Rule, Stage
-from fedrobust.aggregation.clear import LARGEST_SQUARE, Clear
-from fedrobust.aggregation.declared import Declared, cannot_weigh, capped_prior, resolve_f, violation
-from fedrobust.aggregation.gram import Combination, Floats, Gram
+from fedrobust.aggregation.base import AnyRule, Context, Layer, Part, RowRule, Rows, Rule, Stage
+from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, capped_prior, resolve_f, violation
 from fedrobust.aggregation.numerics import one_blas_thread
-from fedrobust.aggregation.protocol import NotRevealed, Protocol, Rows
 from fedrobust.errors import ExperimentError
 from fedrobust.seeds import generator
+from fedrobust.updates.clear import LARGEST_SQUARE, ClearUpdates
+from fedrobust.updates.gram import Combination, Floats, Gram
+from fedrobust.updates.interface import NotRevealed, Reduction, Updates
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Updates = TypeVar("Updates", NDArray[Any], "Tensor")
+ArrayT = TypeVar("ArrayT", NDArray[Any], "Tensor")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Aggregated:
     """The aggregate (d,) float32, the weights of the original rows (n,) float64 (None: it has none), the Gram
     (None: it was not asked for).
 
@@ -61,7 +61,7 @@ class Decision:
     """What makes the aggregate, before it is made.
 
     `decided`: weights of the original rows, or a reduction of the rows `mixing` (m, n) makes of them (None: of the
-    original ones). `gram` is that of the original rows; `context` and `seen` are what the parts were told and saw.
+    original ones). `gram` is that of the original rows; `context` and `seen` are what the parts got and saw.
     """
 
     decided: Combination | Reduction
@@ -87,6 +87,25 @@ class Memory:
     histories: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
+class AggregateOptions(TypedDict, total=False):
+    """What `Pipeline.aggregate`, `combination` and `explain` can be given beside the updates (n, d)."""
+
+    samples: Sequence[float] | NDArray[Any] | None
+    """Sample counts (n,), each counted up to twice the median; None: uniform weights."""
+    f: ByzantineF | None
+    """Byzantine rows: a count, a fraction of n, "auto", or None for as many as the parts allow."""
+    seed: int
+    """Of the parts' random draws, by default 0."""
+    previous: NDArray[Any] | None
+    """The last aggregate (d,), for rules that start from it; by default that of `memory`."""
+    root: NDArray[Any] | None
+    """The server's own update (d,)."""
+    layers: Sequence[tuple[str, tuple[int, ...]]]
+    """Names and shapes of the model's tensors, in the order of the d coordinates."""
+    memory: Memory | None
+    """What is carried from round to round."""
+
+
 class Pipeline:
     """`Pipeline([Clip(), NNM(), GeometricMedian()])`: any stages, in order, then one rule."""
 
@@ -107,7 +126,7 @@ class Pipeline:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the protocol has to reveal."""
+        """What has to be revealed of the updates."""
         return frozenset().union(*(part.needs for part in self.parts))
 
     @property
@@ -120,153 +139,118 @@ class Pipeline:
         """The histories of the clients' rows that the rule wants in the Gram: "sum", "average", "last"."""
         return self.rule.histories if isinstance(self.rule, Rule) else ()
 
-    def gram(self, protocol: Protocol, context: Context, histories: Sequence[str] = ()) -> Gram:
-        """The Gram of what `protocol` holds, with all that the rule wants in it, and more histories.
+    def gram(self, updates: Updates, context: Context, histories: Sequence[str] = ()) -> Gram:
+        """The Gram of `updates`, with all that the rule wants in it, and more histories.
 
         `context.f` plays no part.
         """
         vectors = self.rule.vectors(context) if isinstance(self.rule, Rule) else {}
-        return protocol.gram(vectors, tuple(dict.fromkeys([*self.histories, *histories])))
+        return updates.gram(vectors, tuple(dict.fromkeys([*self.histories, *histories])))
 
-    def run(self, protocol: Protocol, context: Context, gram: Gram | None = None) -> Result:
-        """Aggregate what `protocol` holds.
+    def run(self, updates: Updates, context: Context, gram: Gram | None = None) -> Aggregated:
+        """Aggregate `updates`.
 
         gram: its Gram from `gram`, where the caller has it already, with any prior.
-        The caller has dropped rows that are not finite (`Clear.finite_rows`). NotRevealed if the protocol keeps secret
+        The caller has dropped rows that are not finite (`ClearUpdates.finite_rows`). NotRevealed if they keep secret
         what a part needs; ExperimentError if n and f violate a bound.
         """
         if gram is None:
-            gram = Gram.unknown(protocol.prior) if self.needs == {"sum"} else self.gram(protocol, context)
-        return self.carry_out(self.decide(protocol, context, gram), protocol)
+            gram = Gram.unknown(updates.prior) if self.needs == {"sum"} else self.gram(updates, context)
+        return self.carry_out(self.decide(updates, context, gram), updates)
 
-    def carry_out(self, decision: Decision, protocol: Protocol) -> Result:
-        """The aggregate of what was decided on for the rows of `protocol`."""
+    def carry_out(self, decision: Decision, updates: Updates) -> Aggregated:
+        """The aggregate of what was decided on for the rows of `updates`."""
         decided, steps, context = decision.decided, self._steps(decision), decision.context
         if not isinstance(decided, Combination):
-            return Result(protocol.reduce(decided, decision.mixing), None, {}, decision.gram, steps)
-        aggregate = protocol.combine(decided)
+            return Aggregated(updates.reduce(decided, decision.mixing), None, {}, decision.gram, steps)
+        aggregate = updates.combine(decided)
         if decided.noise:
-            noise = context.generator.standard_normal(protocol.d, dtype=np.float32)
+            noise = context.generator.standard_normal(updates.d, dtype=np.float32)
             aggregate = aggregate + np.float32(decided.noise) * noise
-        return Result(aggregate, decided.weights, decided.anchors, decision.gram, steps, decided.state, decided.notes)
+        return Aggregated(
+            aggregate, decided.weights, decided.anchors, decision.gram, steps, decided.state, decided.notes
+        )
 
-    def aggregate(
-        self,
-        updates: Updates,
-        samples: Sequence[float] | NDArray[Any] | None = None,
-        f: Declared | None = None,
-        seed: int = 0,
-        previous: NDArray[Any] | None = None,
-        root: NDArray[Any] | None = None,
-        layers: Sequence[tuple[str, tuple[int, ...]]] = (),
-        memory: Memory | None = None,
-    ) -> Updates:
+    def aggregate(self, updates: ArrayT, **options: Unpack[AggregateOptions]) -> ArrayT:
         """The aggregate (d,) of `updates` (n, d), an array or a tensor of any floating type, in the same kind.
 
-        samples: sample counts (n,), each counted up to twice the median; None: uniform weights.
-        f: declared Byzantine rows: a count, a fraction of n, "auto", or None for as many as the parts allow.
-        previous: the last aggregate (d,), for rules that start from it. root: the server's own update (d,).
-        layers: names and shapes of the model's tensors, in the order of the d coordinates.
-        memory: what is carried from round to round; it is brought up to date.
+        `AggregateOptions` says what else can be given. `memory` is brought up to date.
         ExperimentError: a row with NaN or Inf (named), a bound that n and f violate, counts for a rule without weights.
         """
-        protocol, context, gram = self._prepare(updates, samples, f, seed, previous, root, layers, memory)
-        decision = self.decide(protocol, context, gram)
+        clear, decision = self._decided(updates, options)
         decided = decision.decided
         if isinstance(decided, Combination):
-            result = protocol.weighted_sum(decided)
+            result = clear.weighted_sum(decided)
             if decided.noise:
-                noise = context.generator.standard_normal(protocol.d, dtype=np.float32)
+                noise = decision.context.generator.standard_normal(clear.d, dtype=np.float32)
                 result += decided.noise * result.new_tensor(noise)
         else:
-            result = protocol.reduced(decided, decision.mixing)
-        if memory is not None:
+            result = clear.reduced(decided, decision.mixing)
+        if (memory := options.get("memory")) is not None:
             memory.round += 1
             memory.previous, memory.step = result.float().cpu().numpy(), None
             memory.state = decided.state if isinstance(decided, Combination) else {}
-            memory.histories = protocol.remembered(self.histories)
+            memory.histories = clear.remembered(self.histories)
         if isinstance(updates, np.ndarray):
             return result.cpu().numpy().astype(updates.dtype, copy=False)
         return result.to(updates.dtype)
 
-    def combination(
-        self,
-        updates: NDArray[Any] | Tensor,
-        samples: Sequence[float] | NDArray[Any] | None = None,
-        f: Declared | None = None,
-        seed: int = 0,
-        previous: NDArray[Any] | None = None,
-        root: NDArray[Any] | None = None,
-        layers: Sequence[tuple[str, tuple[int, ...]]] = (),
-        memory: Memory | None = None,
-    ) -> Combination:
+    def combination(self, updates: NDArray[Any] | Tensor, **options: Unpack[AggregateOptions]) -> Combination:
         """The weights on the original rows, without the aggregate; arguments and errors as in `aggregate`.
 
         `memory` is read, and stays. ExperimentError for a rule that works on each coordinate by itself.
         """
-        protocol, context, gram = self._prepare(updates, samples, f, seed, previous, root, layers, memory)
-        decided = self.decide(protocol, context, gram).decided
-        if not isinstance(decided, Combination):
+        _, decision = self._decided(updates, options)
+        if not isinstance(decision.decided, Combination):
             raise ExperimentError(f"{self.rule.name} works on each coordinate by itself: it has no weights of rows")
-        return decided
+        return decision.decided
 
-    def explain(
-        self,
-        updates: NDArray[Any] | Tensor,
-        samples: Sequence[float] | NDArray[Any] | None = None,
-        f: Declared | None = None,
-        seed: int = 0,
-        previous: NDArray[Any] | None = None,
-        root: NDArray[Any] | None = None,
-        layers: Sequence[tuple[str, tuple[int, ...]]] = (),
-        memory: Memory | None = None,
-    ) -> tuple[Step, ...]:
+    def explain(self, updates: NDArray[Any] | Tensor, **options: Unpack[AggregateOptions]) -> tuple[Step, ...]:
         """The score and the weight that each stage and the rule gave each row; arguments and errors as in `aggregate`.
 
         `memory` is read, and stays.
         """
-        protocol, context, gram = self._prepare(updates, samples, f, seed, previous, root, layers, memory)
-        return self._steps(self.decide(protocol, context, gram or protocol.gram()))
+        _, decision = self._decided(updates, options, explained=True)
+        return self._steps(decision)
 
-    def _prepare(
-        self,
-        updates: Any,
-        samples: Sequence[float] | NDArray[Any] | None,
-        f: Declared | None,
-        seed: int,
-        previous: NDArray[Any] | None,
-        root: NDArray[Any] | None,
-        layers: Sequence[tuple[str, tuple[int, ...]]],
-        memory: Memory | None,
-    ) -> tuple[Clear, Context, Gram | None]:
-        """The rows, what is known beside them, and their Gram if the parts need it."""
-        past = memory or Memory()
+    def _decided(
+        self, updates: Any, options: AggregateOptions, explained: bool = False
+    ) -> tuple[ClearUpdates, Decision]:
+        """The rows, and what makes the aggregate of them; `explained`: with a Gram in any case."""
+        if unknown := options.keys() - AggregateOptions.__annotations__.keys():
+            raise TypeError(
+                f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(AggregateOptions.__annotations__)}"
+            )
+        samples, f, previous = options.get("samples"), options.get("f"), options.get("previous")
+        past = options.get("memory") or Memory()
         prior = None if samples is None else capped_prior(samples, len(updates))
-        protocol = Clear([updates], prior=prior, histories=past.histories)
+        clear = ClearUpdates([updates], prior=prior, histories=past.histories)
         if samples is not None and (reason := cannot_weigh(self.parts)):
             raise ExperimentError(f"{reason}; leave samples out")
         context = Context(
             f=0,
             round=past.round,
-            generator=generator(seed, "aggregation", past.round),
+            generator=generator(options.get("seed", 0), "aggregation", past.round),
             previous=past.previous if previous is None else previous,
             step=past.step,
-            root=root,
-            layers=tuple(Layer(name, tuple(shape)) for name, shape in layers),
+            root=options.get("root"),
+            layers=tuple(Layer(name, tuple(shape)) for name, shape in options.get("layers", ())),
             state=past.state,
         )
         gram = None
         if "gram" in self.needs or f == "auto":
-            gram = self.gram(protocol, context)
+            gram = self.gram(clear, context)
         if gram is None or not (np.diag(gram.matrix) <= LARGEST_SQUARE).all():  # NaN is not
-            _refuse_infinite(protocol)
+            _refuse_infinite(clear)
         if self.needs == {"sum"}:
-            gram = gram or Gram.unknown(protocol.prior)
-        declared = resolve_f("largest" if f is None else f, protocol.n, self.rule, self.stages, gram)
-        return protocol, replace(context, f=declared), gram
+            gram = gram or Gram.unknown(clear.prior)
+        count = resolve_f("largest" if f is None else f, clear.n, self.rule, self.stages, gram)
+        if explained:
+            gram = gram or clear.gram()
+        return clear, self.decide(clear, replace(context, f=count), gram)
 
     def decide(
-        self, protocol: Protocol, context: Context, gram: Gram | None, kept: NDArray[np.bool_] | None = None
+        self, updates: Updates, context: Context, gram: Gram | None, kept: NDArray[np.bool_] | None = None
     ) -> Decision:
         """What `run` does before it makes the aggregate; of the rows, only a rule on rows looks at them.
 
@@ -274,19 +258,19 @@ class Pipeline:
         Without a Gram, which only rules on rows allow, nothing is seen.
         """
         for part in self.parts:
-            if hidden := part.needs - protocol.reveals:
+            if hidden := part.needs - updates.reveals:
                 raise NotRevealed(
                     f"{part.name} needs {', '.join(sorted(hidden))}; "
-                    f"{type(protocol).__name__.lower()} reveals {', '.join(sorted(protocol.reveals))}"
+                    f"of these updates only {', '.join(sorted(updates.reveals))} may be seen"
                 )
-        n = protocol.n if kept is None else int(kept.sum())
+        n = updates.n if kept is None else int(kept.sum())
         if reason := violation(self.parts, n, context.f):
             raise ExperimentError(reason)
         with one_blas_thread():
             seen = [] if gram is None else [_Seen(gram, None, False)]
-            if seen and kept is not None and n < protocol.n:
+            if seen and kept is not None and n < updates.n:
                 # As a mixing matrix, so that what follows stays algebra on the original rows.
-                chosen = np.eye(protocol.n)[kept]
+                chosen = np.eye(updates.n)[kept]
                 seen = [_Seen(seen[0].gram.mixed(chosen), chosen, True)]
                 context = replace(context, clients=None if context.clients is None else context.clients[kept])
             for stage in self.stages:
@@ -299,7 +283,7 @@ class Pipeline:
             if isinstance(self.rule, Rule):
                 decided = self.rule.combine(seen[-1].gram, context)
             else:
-                decided = self.rule.decide(Rows(protocol, product, seen[-1].gram if seen else None), context)
+                decided = self.rule.decide(Rows(updates, product, seen[-1].gram if seen else None), context)
         if isinstance(decided, Combination) and product is not None:
             decided = replace(decided, weights=decided.weights @ product)
         return Decision(decided, product, gram, context, tuple(seen))
@@ -344,8 +328,8 @@ def misfit(parts: Sequence[Part]) -> str | None:
     return None
 
 
-def _refuse_infinite(protocol: Clear) -> None:
-    bad = np.flatnonzero(~protocol.finite_rows())
+def _refuse_infinite(updates: ClearUpdates) -> None:
+    bad = np.flatnonzero(~updates.finite_rows())
     if len(bad):
         named = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
         raise ExperimentError(f"not finite, or too large for float64: row {named}; drop such rows first")

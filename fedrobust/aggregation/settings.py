@@ -9,13 +9,13 @@ from pydantic import field_validator, model_validator
 import fedrobust.aggregation.rules
 import fedrobust.aggregation.stages  # noqa: F401  OneOf finds the classes of these rooms
 from fedrobust.aggregation.base import AnyRule, Part, RowRule, Rule, Stage
-from fedrobust.aggregation.declared import Declared, cannot_weigh, resolve_f
-from fedrobust.aggregation.gram import Gram
+from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, resolve_f
 from fedrobust.aggregation.pipeline import Pipeline, misfit
 from fedrobust.aggregation.rules.averages import Mean
 from fedrobust.errors import ExperimentError
 from fedrobust.options import Many, OneOf, Options, members, refusal
 from fedrobust.portions import portion
+from fedrobust.updates.gram import Gram
 
 
 class Aggregation(Options):
@@ -25,7 +25,7 @@ class Aggregation(Options):
     """Pre-aggregations, in order."""
     rule: Annotated[AnyRule, OneOf(Rule, RowRule)] = Mean()
     """The rule at the end."""
-    f: Declared = "largest"
+    f: ByzantineF = "largest"
     """Byzantine updates the rule is told to expect: a count, or a fraction in (0, 0.5) of the hospitals drawn for the
     round, which stay as they are whoever is absent or in quarantine; "largest": the most that it allows of the updates
     that are there; "auto": estimated anew in each round from the gap between the scores of the updates."""
@@ -34,7 +34,7 @@ class Aggregation(Options):
 
     @field_validator("f")
     @classmethod
-    def _check_f(cls, f: Declared) -> Declared:
+    def _check_f(cls, f: ByzantineF) -> ByzantineF:
         if (isinstance(f, float) and not 0 < f < 0.5) or (isinstance(f, int) and f < 0):
             raise refusal(f'expected a count ≥ 0, a fraction in (0, 0.5), "largest" or "auto", found {f}')
         return f
@@ -57,12 +57,12 @@ class Aggregation(Options):
     def refusal(self, n: int, asked: int | None = None, malformed: int = 0) -> str | None:
         """Why n updates cannot be aggregated like this, so many having been asked for; None if they can."""
         try:
-            self.declared_f(n, asked, malformed)
+            self.byzantine_f(n, asked, malformed)
         except ExperimentError as error:
             return str(error)
         return None
 
-    def declared_f(self, n: int, asked: int | None = None, malformed: int = 0, gram: Gram | None = None) -> int:
+    def byzantine_f(self, n: int, asked: int | None = None, malformed: int = 0, gram: Gram | None = None) -> int:
         """`f` for n rows; ExperimentError if the parts do not allow it among so many.
 
         asked: how many clients were drawn for the round, n by default. A fraction is one of them. Rows are fewer where
@@ -71,7 +71,7 @@ class Aggregation(Options):
         malformed: rows that arrived and were no update. Whoever sent them is faulty, so f falls by their number.
         gram: of the n rows, for "auto"; without it "auto" stands for the largest. Both are of the n rows alone.
         """
-        f: Declared = self.f
+        f: ByzantineF = self.f
         if isinstance(f, float):
             f = portion(f, n if asked is None else asked)
         if isinstance(f, int):

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from fedrobust.aggregation.base import Context, Stage, honest_majority
-from fedrobust.aggregation.gram import Floats, Gram
 from fedrobust.aggregation.numerics import ranking, shrink
 from fedrobust.options import refusal
+from fedrobust.updates.gram import Floats, Gram
 
 
 class Clip(Stage):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fedrobust.aggregation import Clear, Gram
+from fedrobust.aggregation import Gram
+from fedrobust.updates import ClearUpdates
 
 Rows = Sequence[np.ndarray] | np.ndarray
 """m rows (d,) float32: an (m, d) array, or any sequence of rows, so that nothing needs to be copied together."""
@@ -38,7 +39,7 @@ def mean_of(rows: Rows) -> np.ndarray:
 
 def gram_of(rows: Rows, anchors: Mapping[str, np.ndarray] | None = None) -> Gram:
     """The Gram matrix of the rows, and the products with vectors beside them, `anchors` (d,)."""
-    return Clear([row[np.newaxis] for row in rows]).gram(anchors)
+    return ClearUpdates([row[np.newaxis] for row in rows]).gram(anchors)
 
 
 def norm(row: np.ndarray) -> float:

@@ -11,12 +11,12 @@ import numpy as np
 from fedrobust.aggregation import Layer
 from fedrobust.attacks import craft, draw_attackers, identity_of
 from fedrobust.experiment import Experiment
-from fedrobust.federation.clients import cut
 from fedrobust.federation.coordinator import known
 from fedrobust.federation.journal import below
 from fedrobust.federation.preview import DefencePreview
 from fedrobust.secure.sending import Sender
 from fedrobust.trust.defence import Defence
+from fedrobust.updates import cut_columns
 
 
 @dataclass(frozen=True)
@@ -85,5 +85,5 @@ class Adversary:
             )
 
         crafted = craft(attacks, self._attackers, updates, updates, round, experiment.seed, outlook.step, preview)
-        made = cut(np.stack([crafted[client] for client in crafting]), columns)
+        made = cut_columns(np.stack([crafted[client] for client in crafting]), columns)
         return made[0] if count == 1 else tuple(made)

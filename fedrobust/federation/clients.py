@@ -14,6 +14,7 @@ from fedrobust.aggregation import Layer
 from fedrobust.attacks import Backdoor, DataAttack, LocalAttack, LocalView, draw_attackers
 from fedrobust.experiment import Experiment
 from fedrobust.secure.sending import Sender
+from fedrobust.updates import cut_columns
 
 EVALUATION_BATCH = 256
 """Patches in a forward pass of the evaluation. Fixed: a prediction's last bits may depend on its batch."""
@@ -45,11 +46,6 @@ def triggered(attack: Backdoor, labels: np.ndarray, test: np.ndarray) -> np.ndar
     """Positions of the test patches on which a trigger is tried: all that do not show the target anyway."""
     kept: np.ndarray = test[labels[test] != attack.target]
     return kept
-
-
-def cut(block: np.ndarray, columns: Sequence[slice]) -> list[np.ndarray]:
-    """The block (k, d) in as many parts, each contiguous; the block itself where there is one."""
-    return [block] if len(columns) == 1 else [np.ascontiguousarray(block[:, part]) for part in columns]
 
 
 class ClientHost:
@@ -119,7 +115,11 @@ class ClientHost:
                 losses[client], state = self._train_one(round, client, weights, states.get(client), attack, row)
                 if state is not None:
                     after[client] = state
-        return *cut(blocks[0], columns), *cut(blocks[1], columns), Training(losses, after, time.perf_counter() - start)
+        return (
+            *cut_columns(blocks[0], columns),
+            *cut_columns(blocks[1], columns),
+            Training(losses, after, time.perf_counter() - start),
+        )
 
     def _attack(
         self, round: int, client: int, participants: Sequence[int], weights: np.ndarray, previous: np.ndarray | None

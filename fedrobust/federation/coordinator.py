@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from fedrobust.aggregation import Clear, Layer, Protocol, capped_prior
+from fedrobust.aggregation import Layer, capped_prior
 from fedrobust.experiment import Experiment
 from fedrobust.federation.journal import Record, below
 from fedrobust.federation.masks import Masked
 from fedrobust.federation.parties import Sent
-from fedrobust.federation.shards import RemoteShards, Scattered
+from fedrobust.federation.shards import RemoteShardedUpdates, Scattered
 from fedrobust.secure.masks import MaskingError
 from fedrobust.secure.messages import MessageError
-from fedrobust.secure.opened import Opened
+from fedrobust.secure.shared_updates import SharedUpdates
 from fedrobust.secure.weights import OpeningError
 from fedrobust.trust import detection
 from fedrobust.trust.defence import Defence, Known
+from fedrobust.updates import ClearUpdates, Updates
 
 Arrays = dict[str, np.ndarray]
 NOT_OPENED = (MessageError, OpeningError, MaskingError)
@@ -30,7 +31,7 @@ NOT_OPENED = (MessageError, OpeningError, MaskingError)
 
 
 class Coordinator:
-    """Aggregates a round. Runs as a Ray actor; knows nothing of Ray, and of the rows only what `Protocol` shows."""
+    """Aggregates a round. Runs as a Ray actor; knows nothing of Ray, and of the rows only what `Updates` shows."""
 
     def setup(
         self,
@@ -85,7 +86,7 @@ class Coordinator:
             self._punish(record)
         else:
             record |= self._combined(round, protocol, clients, None if root is None else root[0], malformed, record)
-            if isinstance(protocol, Opened):
+            if isinstance(protocol, SharedUpdates):
                 record["notes"] = [*record.get("notes", ()), *protocol.notes]
         if "skipped" in record and (reasons := counts(record["rejected"])):
             record["skipped"] += f" ({reasons})"
@@ -110,7 +111,7 @@ class Coordinator:
 
     def _received(
         self, ids: Sequence[Sequence[int]], arriving: Sequence[Any], record: Record
-    ) -> tuple[Protocol, np.ndarray, int]:
+    ) -> tuple[Updates, np.ndarray, int]:
         """The usable updates, whose they are, and how many rows arrived that are none.
 
         The record is told why others are `rejected`, and the `commitments`: a digest of what each client sent.
@@ -118,17 +119,17 @@ class Coordinator:
         clients = np.array([client for block in ids for client in block], dtype=np.int64)
         order = np.argsort(clients, kind="stable")
         clients, first, malformed = clients[order], arriving[0], 0
-        protocol: Protocol
+        protocol: Updates
         if isinstance(first, Sent | Masked):
             record |= {"rejected": first.refused, "commitments": first.commitments}  # which it fills, whatever happens
             protocol, clients = first.receive(clients.tolist(), self._prior, self._too_few)
-            malformed = len(protocol.dropped) if isinstance(protocol, Opened) else 0
+            malformed = len(protocol.dropped) if isinstance(protocol, SharedUpdates) else 0
         else:
-            clear: Clear | RemoteShards
+            clear: ClearUpdates | RemoteShardedUpdates
             if isinstance(first, Scattered):
                 clear = first.receive(order, self._prior(clients), clients)
             else:
-                clear = Clear(arriving, order, self._prior(clients), self._histories, clients)
+                clear = ClearUpdates(arriving, order, self._prior(clients), self._histories, clients)
             protocol = clear
             record["commitments"] = dict(zip(clients.tolist(), clear.digests(), strict=True))
         usable, arrived = protocol.finite_rows(), len(clients)
@@ -170,7 +171,7 @@ class Coordinator:
     def _combined(
         self,
         round: int,
-        protocol: Protocol,
+        protocol: Updates,
         clients: np.ndarray,
         root: np.ndarray | None,
         malformed: int,

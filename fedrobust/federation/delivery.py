@@ -19,7 +19,7 @@ from fedrobust.federation.parties import PartyTeam
 from fedrobust.federation.pool import Team
 from fedrobust.federation.shards import Scattered
 from fedrobust.secure import MaskingPrivacy, SharedPrivacy
-from fedrobust.secure.grouping import draw_groups
+from fedrobust.secure.masked_updates import draw_groups
 
 Arrays = dict[str, np.ndarray]
 LEDGERS: Path | None = Path("mlruns/parties")

@@ -9,7 +9,7 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from fedrobust.aggregation import Layer, shard_columns
+from fedrobust.aggregation import Layer
 from fedrobust.attacks import crafts, draw_attackers
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.experiment import Experiment
@@ -17,6 +17,7 @@ from fedrobust.federation.actors import ActorDied, answer, setup
 from fedrobust.federation.clients import Layout, Training
 from fedrobust.federation.delivery import Block
 from fedrobust.federation.pool import Team
+from fedrobust.updates import shard_columns
 
 ATTEMPTS = 3
 """How often a task is tried when the actor that does it dies."""

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from ray.actor import ActorHandle
 
-from fedrobust.aggregation.gram import Floats
 from fedrobust.federation.actors import ActorDied, answer
 from fedrobust.secure import MaskingPrivacy
-from fedrobust.secure.grouping import GroupRows, MaskedSum
-from fedrobust.secure.masking_server import MaskingServer, Opened
+from fedrobust.secure.masked_updates import GroupedUpdates, MaskedSum
+from fedrobust.secure.masking_server import MaskingServer, OpenedSum
 from fedrobust.secure.masks import MaskingError
 from fedrobust.secure.messages import Kind, MessageError, unpack
 from fedrobust.secure.sending import terms
+from fedrobust.updates.gram import Floats
 
 Messages = dict[int, bytes]
 """Client → message."""
@@ -49,7 +49,7 @@ class Masked:
         clients: Sequence[int],
         weigh: Callable[[np.ndarray], Floats],
         too_few: Callable[[int], str | None],
-    ) -> tuple[MaskedSum | GroupRows, np.ndarray]:
+    ) -> tuple[MaskedSum | GroupedUpdates, np.ndarray]:
         """Play the round to its end. Returns the protocol, and whose updates are in it.
 
         clients: who was asked for an update. too_few: why no sum is opened where there are so many updates; None if
@@ -60,7 +60,7 @@ class Masked:
             index: MaskingServer(terms(self.privacy, self.run, self.round, index, self.d), group)
             for index, group in enumerate(self.groups)
         }
-        sent: dict[int, Opened] = {}
+        sent: dict[int, OpenedSum] = {}
         blameless: set[int] = set()
         arrived = self._first()
         for step in ("directory", "deliveries", "survivors", "open"):
@@ -91,7 +91,7 @@ class Masked:
         self._refuse(set(clients) - set(here) - blameless)
         if len(self.groups) == 1 and self.privacy.name == "masked":
             return MaskedSum(sent[0]), np.array(here, dtype=np.int64)
-        return GroupRows.of(list(sent.values())), np.array(here, dtype=np.int64)
+        return GroupedUpdates.of(list(sent.values())), np.array(here, dtype=np.int64)
 
     def _taken(
         self, arrived: Messages, place: Mapping[int, int], servers: Mapping[int, MaskingServer]

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from ray.actor import ActorHandle
 
-from fedrobust.aggregation.gram import Floats
 from fedrobust.federation.actors import answer
 from fedrobust.federation.journal import below
 from fedrobust.secure import SharedPrivacy
 from fedrobust.secure.lines import HISTORY_FRACTION
 from fedrobust.secure.messages import MessageError, run_id
-from fedrobust.secure.opened import Opened, Parties
 from fedrobust.secure.ring import FRACTION, Words, column_chunks, decode, expand
 from fedrobust.secure.senders import commitments
+from fedrobust.secure.shared_updates import Parties, SharedUpdates
 from fedrobust.secure.weights import OpeningError
+from fedrobust.updates.gram import Floats
 
 Arrays = dict[str, np.ndarray]
 REFUSALS = (MessageError, OpeningError)
@@ -109,7 +109,7 @@ class Sent:
         clients: Sequence[int],
         weigh: Callable[[np.ndarray], Floats],
         too_few: Callable[[int], str | None],
-    ) -> tuple[Opened, np.ndarray]:
+    ) -> tuple[SharedUpdates, np.ndarray]:
         """Wait until the servers have them, and open the Gram matrix. Returns the protocol, and whose rows it has.
 
         clients: who was asked for an update, ascending. weigh: clients → priors. too_few: why the Gram matrix of so
@@ -127,7 +127,7 @@ class Sent:
         if reason := too_few(len(here)):
             raise OpeningError(reason)
         parties = RemoteParties(self, here.tolist(), self.commitments)
-        opened = Opened(parties, self.d, self.privacy.clip, weigh(here), self.privacy.support)
+        opened = SharedUpdates(parties, self.d, self.privacy.clip, weigh(here), self.privacy.support)
         self.refused.update(dict.fromkeys(opened.dropped, "its update wraps around"))
         return opened, np.array(opened.clients, dtype=np.int64)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation import Combination, Span, capped_prior
+from fedrobust.aggregation import Combination, capped_prior
 from fedrobust.attacks import Rows
 from fedrobust.trust.defence import Defence, Known
+from fedrobust.updates import Span
 
 
 @dataclass(frozen=True, eq=False)

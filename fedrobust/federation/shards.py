@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from fedrobust.aggregation import Clear, Sharded
-from fedrobust.aggregation.gram import Floats
 from fedrobust.federation.actors import answer
+from fedrobust.updates import ClearUpdates, ShardedUpdates
+from fedrobust.updates.gram import Floats
 
 
 class ShardHost:
@@ -26,7 +26,7 @@ class ShardHost:
         self, order: np.ndarray, prior: Floats, clients: np.ndarray, columns: tuple[int, int], *blocks: np.ndarray
     ) -> None:
         """This round's updates: the columns from `columns[0]` on of updates with `columns[1]` coordinates."""
-        self._protocol = Clear(blocks, order, prior, self._histories, clients, columns)
+        self._protocol = ClearUpdates(blocks, order, prior, self._histories, clients, columns)
 
     def subset(self, keep: NDArray[Any]) -> Floats:
         """Go on without the other rows; returns the priors of those that are left."""
@@ -37,16 +37,16 @@ class ShardHost:
         """What a method of the protocol answers."""
         return getattr(self._protocol, method)(*arguments)
 
-    def remember(self, names: Sequence[str], shorter: Floats | None) -> None:
-        """Keep the histories that the next round needs; arguments as for `Clear.remembered`."""
-        self._histories = self._protocol.remembered(names, shorter)
+    def remember(self, names: Sequence[str], factors: Floats | None) -> None:
+        """Keep the histories that the next round needs; arguments as for `ClearUpdates.remembered`."""
+        self._histories = self._protocol.remembered(names, factors)
 
     def histories(self) -> dict[str, np.ndarray]:
         """What goes into the checkpoint."""
         return dict(self._histories)
 
 
-class RemoteShards(Sharded):
+class RemoteShardedUpdates(ShardedUpdates):
     """The protocol over shard actors."""
 
     def __init__(self, actors: Sequence[ActorHandle], widths: Sequence[int], prior: Floats, patience: float) -> None:
@@ -61,15 +61,15 @@ class RemoteShards(Sharded):
         calls = [getattr(actor, method).remote(*own) for actor, own in zip(self._actors, arguments, strict=True)]
         return [answer(call, f"shard {shard} to {method}", self._patience) for shard, call in enumerate(calls)]
 
-    def subset(self, keep: NDArray[Any]) -> RemoteShards:
+    def subset(self, keep: NDArray[Any]) -> RemoteShardedUpdates:
         """The same actors without the rows that are not in `keep`."""
         priors = self._call("subset", [(keep,)] * len(self._actors))
-        return RemoteShards(self._actors, self._widths, priors[0], self._patience)
+        return RemoteShardedUpdates(self._actors, self._widths, priors[0], self._patience)
 
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Histories stay where the columns are: the actors keep them, and nothing is returned."""
         if names:
-            self._call("remember", [(tuple(names), self._shorter(names))] * len(self._actors))
+            self._call("remember", [(tuple(names), self._clip_factors(names))] * len(self._actors))
         return {}
 
 
@@ -82,7 +82,7 @@ class Scattered:
     blocks: list[list[Any]]
     patience: float
 
-    def receive(self, order: np.ndarray, prior: Floats, clients: np.ndarray) -> RemoteShards:
+    def receive(self, order: np.ndarray, prior: Floats, clients: np.ndarray) -> RemoteShardedUpdates:
         """Have the actors fetch their parts; arguments as for `Privacy.receive`."""
         d = self.columns[-1].stop
         calls = [
@@ -92,4 +92,4 @@ class Scattered:
         for shard, call in enumerate(calls):
             answer(call, f"shard {shard} to receive the updates", self.patience)
         widths = [part.stop - part.start for part in self.columns]
-        return RemoteShards(self.actors, widths, prior / prior.sum(), self.patience)
+        return RemoteShardedUpdates(self.actors, widths, prior / prior.sum(), self.patience)

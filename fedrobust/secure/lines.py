@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fedrobust.aggregation.protocol import FORGETTING
 from fedrobust.secure.ring import FRACTION, Words, column_chunks, expand, truncated, weighted
+from fedrobust.updates.interface import FORGETTING
 
 Line = bytes | Words | None
 """A component of a row: a seed, words (d,), or nothing for a row of zeros."""

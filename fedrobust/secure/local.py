@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.gram import Floats
 from fedrobust.secure import replicated, shares
 from fedrobust.secure.messages import MessageError
-from fedrobust.secure.opened import Opened, Parties
 from fedrobust.secure.replicated import ReplicatedServer
 from fedrobust.secure.ring import Entropy, Words, encode
 from fedrobust.secure.senders import commitments
 from fedrobust.secure.server import Server
+from fedrobust.secure.shared_updates import Parties, SharedUpdates
 from fedrobust.secure.shares import Dealer, ShareServer
+from fedrobust.updates.gram import Floats
 
 Wire = Callable[[bytes], bytes]
 """Sees every message on its way, and may change it."""
@@ -98,11 +98,11 @@ class LocalParties(Parties):
 
     def play(
         self, updates: NDArray[Any], round: int, clip: float, prior: Sequence[float] | Floats | None = None
-    ) -> Opened:
+    ) -> SharedUpdates:
         """A round in which client i sends row i of `updates` (n, d), up to what the coordinator gets to ask."""
         sent = {client: self.sent(encode(update, clip), round, client) for client, update in enumerate(updates)}
         self.receive(round, sent)
-        return Opened(self, self.d, clip, prior, self.servers[0].min_support)
+        return SharedUpdates(self, self.d, clip, prior, self.servers[0].min_support)
 
     def gram(self) -> list[bytes]:
         if isinstance(self.servers[0], ShareServer):

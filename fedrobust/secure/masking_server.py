@@ -33,7 +33,7 @@ from fedrobust.secure.shamir import ShareError, recover
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class OpenedSum:
     """What a round opened, which is all that the server learns of the updates.
 
     `mean` (d,) float32 is the weighted mean over `survivors`, `weight` the sum of their weights: of their sample
@@ -126,7 +126,7 @@ class MaskingServer:
         body = np.array(sorted(self._alive), dtype="<i8").tobytes()
         return Message(self._terms.run, self._terms.round, COORDINATOR, "clients", Kind.UNMASK, body)
 
-    def open(self) -> Opened:
+    def open(self) -> OpenedSum:
         """The mean of the survivors' updates. Nothing is unmasked before every secret that is needed is there."""
         if self._step != 3:
             raise MaskingError("the updates are not there yet, or the round is over")
@@ -159,7 +159,7 @@ class MaskingServer:
         senders, n = len(self._alive), len(self._directory.keys)
         mean, weight = decode(self._sum, self._terms, senders, n)
         gone = sorted(set(self._directory.keys) - self._alive)
-        return Opened(mean, weight, tuple(sorted(self._alive)), tuple(gone))
+        return OpenedSum(mean, weight, tuple(sorted(self._alive)), tuple(gone))
 
     def _secrets(self) -> dict[int, bool]:
         """Of whom a secret is needed: True its own mask, False, for who dropped out after its shares, its mask key."""

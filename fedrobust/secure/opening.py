@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.gram import Anchor, Centred, Floats, Gram, History
 from fedrobust.secure.lines import HISTORY_FRACTION
 from fedrobust.secure.messages import Kind, expect, server_id, unpack
 from fedrobust.secure.ring import FRACTION, LARGEST, Integers, Words, encode, largest_square, quadratic_form, square_sum
 from fedrobust.secure.server import NOISE_BITS
+from fedrobust.updates.gram import Anchor, Centred, Floats, Gram, History
 
 DEVIATIONS = 8
 """Standard deviations of the noise's part in the sum's norm that are no fault: a false alarm in 10^13 rounds."""

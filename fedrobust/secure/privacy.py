@@ -189,14 +189,14 @@ class GroupedPrivacy(MaskingPrivacy):
     """Hospitals in a group, drawn anew in each round."""
 
     def fits(self, aggregation: Aggregation) -> str | None:
-        from fedrobust.secure.grouping import remembers
+        from fedrobust.secure.masked_updates import remembers
 
         return super().fits(aggregation) or remembers(aggregation.rule)
 
     def refusal(
         self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
     ) -> Refusal | None:
-        from fedrobust.secure.grouping import groups_refusal
+        from fedrobust.secure.masked_updates import groups_refusal
 
         if reason := super().refusal(aggregation, participants, rounds, histories):
             return reason

@@ -51,7 +51,7 @@ NOISE_BITS = 16
 class Server(ABC):
     """One server; it keeps no update longer than its round, and of the histories only its own components.
 
-    number: 0, 1, …; run: a `run_id`; d: coordinates; histories: names as in `Protocol.remembered`.
+    number: 0, 1, …; run: a `run_id`; d: coordinates; histories: names as in `Updates.remembered`.
     entropy: where its own secret comes from. One that can be made again is for reproducible experiments only.
     secret: its own one (32 bytes), where it is started again.
     sketch: columns of the sketch that the Gram matrix is of; None: it is of the updates themselves.

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedrobust.aggregation.gram import Floats
 from fedrobust.errors import FedRobustError
 from fedrobust.secure.ring import Words
+from fedrobust.updates.gram import Floats
 
 LARGEST_WEIGHT = (1 << 12) - 1
 MIN_SUPPORT = 3.0

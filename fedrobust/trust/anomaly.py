@@ -34,7 +34,7 @@ class Detector(Options):
 
     @property
     def histories(self) -> tuple[str, ...]:
-        """The histories of the clients' rows that it wants in the Gram; see `Protocol.remembered`."""
+        """The histories of the clients' rows that it wants in the Gram; see `Updates.remembered`."""
         return ()
 
     @abstractmethod

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation import Aggregation, Context, Decision, Gram, Layer, Protocol
-from fedrobust.aggregation.declared import cannot_weigh
-from fedrobust.secure.grouping import members_scores, no_blame
+from fedrobust.aggregation import Aggregation, Context, Decision, Gram, Layer
+from fedrobust.aggregation.byzantine import cannot_weigh
 from fedrobust.seeds import generator
 from fedrobust.trust.anomaly import Scores
+from fedrobust.trust.blame import members_scores, no_blame
 from fedrobust.trust.reputation import State
+from fedrobust.updates import Updates
 
 if TYPE_CHECKING:
     from fedrobust.trust import Trust
@@ -95,7 +96,7 @@ class Defence:
     def judge(
         self,
         known: Known,
-        protocol: Protocol,
+        protocol: Updates,
         clients: NDArray[np.int64],
         round: int,
         root: np.ndarray | None = None,
@@ -106,7 +107,7 @@ class Defence:
 
         Where the rows are means over groups, `clients` are the members of all. `root` (d,) is the server's own update,
         `rejected` are clients who sent what is no update; so many of them, `malformed`, sent a row that is none, see
-        `Aggregation.declared_f`.
+        `Aggregation.byzantine_f`.
 
         Quarantine lowers no declared f. Where the parts need more rows for it, the best in quarantine stay out of it.
         """
@@ -145,7 +146,7 @@ class Defence:
         if skipped := self.aggregation.refusal(left, self.participants, malformed):
             return Judgement(gram, scores, anomaly, kept, context, None, skipped, after)
         chosen = gram if kept.all() else gram.mixed(np.eye(len(kept))[kept])
-        context = replace(context, f=self.aggregation.declared_f(left, self.participants, malformed, chosen))
+        context = replace(context, f=self.aggregation.byzantine_f(left, self.participants, malformed, chosen))
         decision = self.pipeline.decide(protocol, context, gram, kept)
         after = replace(after, rule=getattr(decision.decided, "state", {}))
         return Judgement(gram, scores, anomaly, kept, context, decision, None, after)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fedrobust.aggregation import NNM, Aggregation, Clear, Clip, Context, FLTrust, Pipeline, ZenoPlusPlus, capped_prior
+from fedrobust.aggregation import NNM, Aggregation, Clip, Context, FLTrust, Pipeline, ZenoPlusPlus, capped_prior
 from fedrobust.aggregation.testing import INSTANCES, check_rule
 from fedrobust.errors import ExperimentError
+from fedrobust.updates import ClearUpdates
 
 SHAPES = [(1, 4, 0), (3, 1, 0), (4, 2, 0), (5, 3, 1), (9, 40, 3), (10, 700, 2), (23, 17, 10)]
 
@@ -116,7 +117,7 @@ def test_a_server_that_is_agreed_with_by_nobody_makes_no_step():
     rows = np.array([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0], [0.0, 2.0]])
     for rule in (FLTrust(), ZenoPlusPlus()):
         for root in ([0.0, -1.0], [0.0, 0.0]):  # also where it is zero itself
-            result = Pipeline([rule]).run(Clear([rows]), Context(f=0, root=np.array(root)))
+            result = Pipeline([rule]).run(ClearUpdates([rows]), Context(f=0, root=np.array(root)))
             assert result.aggregate.tolist() == [0.0, 0.0]
             assert result.notes == (f"{rule.name}: no update agrees with the server's: no step",)
 

@@ -20,7 +20,6 @@ from fedrobust.aggregation import (
     SMEA,
     Bucketing,
     CenteredClipping,
-    Clear,
     Clip,
     Context,
     GeometricMedian,
@@ -36,6 +35,7 @@ from fedrobust.aggregation import (
 )
 from fedrobust.aggregation.testing import plain, with_common_part, with_huge
 from fedrobust.errors import ExperimentError
+from fedrobust.updates import ClearUpdates
 
 SHAPES = [(3, 2, 0), (5, 1, 1), (7, 3, 2), (10, 700, 3), (11, 40, 4), (12, 300, 2)]
 KINDS = [plain, with_common_part, with_huge]
@@ -72,7 +72,7 @@ def ours(parts, rows, f):
 
 def mixed(stage, rows, f):
     """The rows that a stage makes."""
-    return stage.mix(Clear([rows]).gram(), Context(f)) @ rows
+    return stage.mix(ClearUpdates([rows]).gram(), Context(f)) @ rows
 
 
 def apart(found, expected):
@@ -233,7 +233,7 @@ def test_caf_without_byzantine_rows_is_the_mean():
 def test_bucketing_agrees_for_the_same_permutation(n, s, monkeypatch):
     """Both draw the permutation; given ours, theirs makes the same buckets, the last of what is left."""
     rows = plain(np.random.default_rng(n), n, 20, 0)
-    mixing = Bucketing(s=s).mix(Clear([rows]).gram(), Context(0))
+    mixing = Bucketing(s=s).mix(ClearUpdates([rows]).gram(), Context(0))
     order = np.concatenate([np.flatnonzero(bucket) for bucket in mixing])
     monkeypatch.setattr(np.random, "permutation", lambda rows: rows[order])
     assert apart(mixing @ rows, byzfl.Bucketing(s)(rows)) <= 1e-8

@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedrobust.aggregation import (
-    Combination,
-    CoordinateRule,
-    Krum,
-    Mean,
-    RowRule,
-    Rule,
-    Stage,
-)
+from fedrobust.aggregation import Combination, CoordinateRule, Krum, Mean, RowRule, Rule, Stage
 from fedrobust.aggregation.testing import check_rule
 
 ALL = frozenset({"permutation", "translation", "scaling", "breakdown"})

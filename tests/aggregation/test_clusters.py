@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from fedrobust.aggregation import (
-    Clear,
     Clip,
     ClippedClustering,
     Context,
@@ -25,6 +24,7 @@ from fedrobust.aggregation.numerics import cosine_distances
 from fedrobust.aggregation.rules.clusters import average_linkage
 from fedrobust.aggregation.testing import INSTANCES
 from fedrobust.errors import ExperimentError
+from fedrobust.updates import ClearUpdates
 
 SHAPES = [(3, 1, 0), (4, 2, 0), (5, 3, 1), (9, 40, 3), (10, 700, 2), (23, 17, 10)]
 RULES = [Flame(), CosineMajority(), CosineMajority(threshold=0.1), ClippedClustering(), NormBound()]
@@ -239,7 +239,7 @@ def test_clipped_clustering_clips_to_the_norms_of_all_rounds():
         assert close(found, expected)
         if t:
             assert not close(found, mean_of(rows, kept, uniform(len(rows)), median_norm(rows)))
-    Pipeline([ClippedClustering()]).run(Clear([rows]), Context(f=2, state=memory.state))
+    Pipeline([ClippedClustering()]).run(ClearUpdates([rows]), Context(f=2, state=memory.state))
     assert np.allclose(memory.state["norms"], norms, rtol=1e-12)
 
 
@@ -269,7 +269,7 @@ def test_noise_has_its_size_and_its_seed():
         others = [pipeline.aggregate(rows, f=2, seed=4), pipeline.aggregate(rows, f=2, seed=3, memory=Memory(round=1))]
         for other in others:
             assert abs(np.corrcoef(noise, (other - plain) / size)[0, 1]) < 0.03
-        result = pipeline.run(Clear([rows]), Context(f=2, generator=np.random.default_rng(0)))
+        result = pipeline.run(ClearUpdates([rows]), Context(f=2, generator=np.random.default_rng(0)))
         assert (result.aggregate - plain).std() == pytest.approx(size, rel=0.02)
 
 
@@ -391,7 +391,7 @@ def test_cosine_distances(n):
     for d in (30, 700, 5000):
         rows = np.random.default_rng(n).standard_normal((n, d))
         rows[2], rows[4], rows[5] = 0.0, 3.0 * rows[3], -rows[3]
-        gram = Clear([rows]).gram()
+        gram = ClearUpdates([rows]).gram()
         before, found = gram.matrix.copy(), cosine_distances(gram)
         Flame().combine(gram, Context(f=1))
         assert (gram.matrix == before).all()

@@ -12,7 +12,6 @@ from fedrobust.aggregation import (
     NNM,
     RLR,
     Bulyan,
-    Clear,
     Context,
     MeaMed,
     Median,
@@ -22,10 +21,11 @@ from fedrobust.aggregation import (
     capped_prior,
     resolve_f,
 )
-from fedrobust.aggregation.protocol import CHUNK_BYTES
 from fedrobust.aggregation.rules.order_statistics import SHORT, in_order, mean_around_median, select, selection_network
 from fedrobust.aggregation.testing import INSTANCES
 from fedrobust.errors import ExperimentError
+from fedrobust.updates import ClearUpdates
+from fedrobust.updates.interface import CHUNK_BYTES
 
 
 def digits(value):
@@ -228,8 +228,8 @@ def test_rlr_weighs_the_mean_and_counts_the_votes():
     expected = rlr(rows, 3, capped_prior(samples, 11))
     assert np.allclose(Pipeline([RLR()]).aggregate(rows, samples=samples, f=3), expected, rtol=0, atol=1e-12)
     assert not np.allclose(expected, rlr(rows, 3, np.full(11, 1 / 11)))
-    gram = Clear([rows]).gram().weighted(samples.astype(float))
-    result = Pipeline([RLR()]).run(Clear([rows]), Context(f=3), gram)
+    gram = ClearUpdates([rows]).gram().weighted(samples.astype(float))
+    result = Pipeline([RLR()]).run(ClearUpdates([rows]), Context(f=3), gram)
     assert np.allclose(result.aggregate, rlr(rows, 3, samples / samples.sum()), rtol=0, atol=1e-6)
 
 

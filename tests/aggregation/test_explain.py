@@ -10,7 +10,6 @@ from fedrobust.aggregation import (
     NNM,
     Bucketing,
     CenteredClipping,
-    Clear,
     Clip,
     Context,
     FoolsGold,
@@ -24,6 +23,7 @@ from fedrobust.aggregation import (
     TrimmedMean,
 )
 from fedrobust.errors import ExperimentError
+from fedrobust.updates import ClearUpdates
 
 
 def rows_of(n=9, d=60, seed=0):
@@ -71,12 +71,12 @@ def test_a_rule_on_coordinates_has_neither_scores_nor_weights():
 def test_the_result_of_a_run_tells_the_same():
     rows = rows_of()
     pipeline = Pipeline([Clip(), NNM(), GeometricMedian()])
-    told, explained = pipeline.run(Clear([rows]), Context(f=2)).steps, pipeline.explain(rows, f=2)
+    told, explained = pipeline.run(ClearUpdates([rows]), Context(f=2)).steps, pipeline.explain(rows, f=2)
     for a, b in zip(told, explained, strict=True):
         assert a.name == b.name
         assert np.array_equal(a.weights, b.weights)
         assert (a.scores is None) == (b.scores is None)
-    assert np.array_equal(told[-1].weights, pipeline.run(Clear([rows]), Context(f=2)).weights)
+    assert np.array_equal(told[-1].weights, pipeline.run(ClearUpdates([rows]), Context(f=2)).weights)
 
 
 def test_a_memory_carries_the_last_aggregate():

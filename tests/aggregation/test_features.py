@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrobust.aggregation import Aggregation, Auror, Clear, Context, Pipeline, Sharded, capped_prior, shard_columns
-from fedrobust.aggregation.protocol import CHUNK_BYTES
+from fedrobust.aggregation import Aggregation, Auror, Context, Pipeline, capped_prior
 from fedrobust.aggregation.rules.features import _suspicions, two_means
 from fedrobust.aggregation.testing import INSTANCES, check_rule
+from fedrobust.updates import ClearUpdates, ShardedUpdates, shard_columns
+from fedrobust.updates.interface import CHUNK_BYTES
 
 SHAPES = [(3, 1, 0), (4, 2, 0), (5, 3, 1), (9, 40, 3), (10, 700, 2), (23, 17, 10)]
 
@@ -148,15 +149,15 @@ def test_alpha_in_the_unit_of_the_updates():
 def test_chunks_and_shards_do_not_change_a_bit(monkeypatch):
     rows = np.random.default_rng(3).standard_normal((8, 20_000)).astype(np.float32)
     rows[:2] += 3
-    expected = Pipeline([Auror()]).run(Clear([rows]), Context(f=2))
+    expected = Pipeline([Auror()]).run(ClearUpdates([rows]), Context(f=2))
     assert (expected.weights > 0).tolist() == [False] * 2 + [True] * 6
     edge = shard_columns(20_000, 2)[0].stop
-    split = Pipeline([Auror()]).run(Sharded.of([rows[:, :edge], rows[:, edge:]]), Context(f=2))
+    split = Pipeline([Auror()]).run(ShardedUpdates.of([rows[:, :edge], rows[:, edge:]]), Context(f=2))
     assert np.array_equal(split.aggregate, expected.aggregate)
-    counts = Clear([rows]).total(partial(_suspicions, alpha=3.0, relative=True))
+    counts = ClearUpdates([rows]).total(partial(_suspicions, alpha=3.0, relative=True))
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 1)
-    assert np.array_equal(Clear([rows]).total(partial(_suspicions, alpha=3.0, relative=True)), counts)
-    assert np.array_equal(Pipeline([Auror()]).run(Clear([rows]), Context(f=2)).weights, expected.weights)
+    assert np.array_equal(ClearUpdates([rows]).total(partial(_suspicions, alpha=3.0, relative=True)), counts)
+    assert np.array_equal(Pipeline([Auror()]).run(ClearUpdates([rows]), Context(f=2)).weights, expected.weights)
 
 
 def test_what_is_sent_pickles_small():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fedrobust.aggregation import Aggregation, Clear, Context, FLDetector, Memory, Pipeline
+from fedrobust.aggregation import Aggregation, Context, FLDetector, Memory, Pipeline
 from fedrobust.aggregation.rules.histories import greater_cluster, hessian_product, within
 from fedrobust.aggregation.testing import INSTANCES, check_rule
 from fedrobust.seeds import generator
+from fedrobust.updates import ClearUpdates
 
 
 def norm(row):
@@ -145,7 +146,7 @@ def test_fldetector_finds_the_unpredictable_with_few_participants_of_a_round():
         samples = rng.integers(1, 9, len(ids))
         prior = samples / samples.sum()
         keep = expected.decide(ids.tolist(), rows, prior, np.random.default_rng(turn))
-        protocol = Clear([rows], prior=samples, histories=histories, clients=ids)
+        protocol = ClearUpdates([rows], prior=samples, histories=histories, clients=ids)
         context = Context(
             f=0, generator=np.random.default_rng(turn), clients=ids, previous=previous, step=step, state=state
         )

@@ -10,20 +10,9 @@ import torch
 from pydantic import ValidationError
 from scipy.stats import beta as beta_distribution
 
-from fedrobust.aggregation import (
-    AFA,
-    Aggregation,
-    Clear,
-    Clip,
-    Context,
-    FoolsGold,
-    Memory,
-    Pipeline,
-    Sharded,
-    capped_prior,
-    shard_columns,
-)
+from fedrobust.aggregation import AFA, Aggregation, Clip, Context, FoolsGold, Memory, Pipeline, capped_prior
 from fedrobust.aggregation.testing import INSTANCES, check_rule
+from fedrobust.updates import ClearUpdates, ShardedUpdates, shard_columns
 
 SHAPES = [(1, 4, 0), (3, 1, 0), (4, 2, 0), (5, 3, 1), (9, 40, 3), (10, 300, 2), (23, 17, 10)]
 
@@ -60,7 +49,7 @@ def test_histories_follow_the_clients(blocks):
     for ids in participation(rng):
         rows = rng.standard_normal((len(ids), 700)).astype(np.float32)
         held, order = blocks(rows)
-        clear = Clear(held, order, histories=histories, clients=ids)
+        clear = ClearUpdates(held, order, histories=histories, clients=ids)
         before = {name: history.copy() for name, history in histories.items()}
         gram = clear.gram({"root": rows[0] + 1}, ("last", "sum"))
         sums = np.array([np.sum(past.get(i, [np.zeros(700)]), axis=0) for i in ids])
@@ -88,7 +77,7 @@ def test_the_products_with_histories_are_exact():
     kept = rng.standard_normal((8, 3000)).astype(np.float32)  # client 9 is new
     past = np.array([kept[i] if i < 8 else np.zeros(3000) for i in ids], dtype=np.float64)
     vectors = {"a": rng.standard_normal(3000), "b": rng.standard_normal(3000)}
-    gram = Clear([rows], histories={"last": kept, "other": kept}, clients=ids).gram(vectors, ("none", "last"))
+    gram = ClearUpdates([rows], histories={"last": kept, "other": kept}, clients=ids).gram(vectors, ("none", "last"))
     assert np.allclose(gram.histories["none"].matrix, 0.0, rtol=0, atol=1e-9)
     assert np.allclose(gram.matrix, rows @ rows.T, rtol=1e-12, atol=1e-9)
     for name, vector in vectors.items():
@@ -106,9 +95,9 @@ def test_subsets_and_shards_keep_whose_history_is_whose():
     d, ids = 3 * 4096, np.array([4, 1, 6, 2])
     rows, kept = rng.standard_normal((4, d)).astype(np.float32), rng.standard_normal((6, d)).astype(np.float32)
     rows[2, 5] = np.nan
-    whole = Clear([rows], histories={"last": kept}, clients=ids)
+    whole = ClearUpdates([rows], histories={"last": kept}, clients=ids)
     left = whole.subset(whole.finite_rows())
-    expected = Clear([rows[[0, 1, 3]]], histories={"last": kept}, clients=ids[[0, 1, 3]])
+    expected = ClearUpdates([rows[[0, 1, 3]]], histories={"last": kept}, clients=ids[[0, 1, 3]])
     vectors = {"root": rng.standard_normal(d)}
     found, wanted = left.gram(vectors, ("last",)), expected.gram(vectors, ("last",))
     assert np.array_equal(found.histories["last"].cross, wanted.histories["last"].cross)
@@ -118,8 +107,8 @@ def test_subsets_and_shards_keep_whose_history_is_whose():
     parts = []
     for cut in shard_columns(d, 3):
         own = {"last": kept[:, cut]}
-        parts.append(Clear([rows[:, cut]], histories=own, clients=ids, columns=(cut.start, d)))
-    split = Sharded(parts).subset(np.array([0, 1, 3])).gram(vectors, ("last",))
+        parts.append(ClearUpdates([rows[:, cut]], histories=own, clients=ids, columns=(cut.start, d)))
+    split = ShardedUpdates(parts).subset(np.array([0, 1, 3])).gram(vectors, ("last",))
     for name in ("matrix", "cross"):
         assert np.array_equal(getattr(split.histories["last"], name), getattr(wanted.histories["last"], name))
     assert np.array_equal(split.histories["last"].anchors["root"], wanted.histories["last"].anchors["root"])
@@ -127,10 +116,10 @@ def test_subsets_and_shards_keep_whose_history_is_whose():
 
 def test_the_average_forgets_and_takes_no_row_at_more_than_the_median_length():
     rows = np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 2.0]], dtype=np.float32)  # lengths 5, 0, 2
-    first = Clear([rows]).remembered(("average",))["average"]
+    first = ClearUpdates([rows]).remembered(("average",))["average"]
     assert np.allclose(first, 0.1 * np.array([[1.2, 1.6], [0, 0], [0, 2]]), rtol=1e-6)
     ids = np.array([4, 0])
-    again = Clear([rows[:2]], histories={"average": first}, clients=ids).remembered(("average",))["average"]
+    again = ClearUpdates([rows[:2]], histories={"average": first}, clients=ids).remembered(("average",))["average"]
     assert np.allclose(again[4], 0.1 * np.array([1.5, 2.0]), rtol=1e-6)  # the median of 5 and 0 is 2.5
     assert np.allclose(again[0], 0.9 * first[0], rtol=1e-6)
     assert np.array_equal(again[1:4], [*first[1:], [0, 0]])  # who is away keeps its own
@@ -138,10 +127,12 @@ def test_the_average_forgets_and_takes_no_row_at_more_than_the_median_length():
 
 def test_a_history_that_grows_without_end_stays_finite():
     rows = np.full((2, 10), 3e38, dtype=np.float32)
-    histories = Clear([rows]).remembered(("sum",))
-    again = Clear([rows], histories=histories).remembered(("sum",))["sum"]
+    histories = ClearUpdates([rows]).remembered(("sum",))
+    again = ClearUpdates([rows], histories=histories).remembered(("sum",))["sum"]
     assert np.isfinite(again).all()
-    assert np.isfinite(Clear([-rows], histories={"sum": again}).gram(histories=("sum",)).histories["sum"].cross).all()
+    assert np.isfinite(
+        ClearUpdates([-rows], histories={"sum": again}).gram(histories=("sum",)).histories["sum"].cross
+    ).all()
 
 
 def test_a_memory_carries_them():
@@ -198,7 +189,7 @@ def test_foolsgold_with_few_participants_of_a_round(stages):
     for ids in participation(rng, rounds=8):
         rows = np.round(rng.standard_normal((len(ids), 15)) * 64) / 64 + 0.5  # their sums are exact
         samples = rng.integers(1, 9, len(ids))
-        protocol = Clear([rows], prior=samples, histories=histories, clients=ids)
+        protocol = ClearUpdates([rows], prior=samples, histories=histories, clients=ids)
         result = pipeline.run(protocol, Context(f=0, clients=ids))
         histories = protocol.remembered(pipeline.histories)
         before = np.array([np.sum(past.get(i, [np.zeros(15)]), axis=0) for i in ids])
@@ -326,7 +317,7 @@ def test_afa_with_clients_that_come_and_go():
         rows = rng.standard_normal((5, 20)) + 1
         rows[ids == 4] *= -1
         expected, left, blocked = afa(rows, np.full(5, 0.2), good[ids], bad[ids], xi=1.0, delta=0.7)
-        result = pipeline.run(Clear([rows], clients=ids), Context(f=0, clients=ids, state=state))
+        result = pipeline.run(ClearUpdates([rows], clients=ids), Context(f=0, clients=ids, state=state))
         assert np.allclose(result.aggregate, expected, rtol=0, atol=1e-6)
         assert np.allclose(result.weights @ rows, expected, rtol=0, atol=1e-10)
         state = result.state
@@ -367,7 +358,7 @@ def test_afa_drops_the_more_similar_where_they_pull_the_mean():
 
 def test_afa_where_all_are_blocked_makes_no_step():
     state = {"good": np.zeros(3), "bad": np.full(3, 9.0)}
-    result = Pipeline([AFA()]).run(Clear([np.ones((3, 4))]), Context(f=0, state=state))
+    result = Pipeline([AFA()]).run(ClearUpdates([np.ones((3, 4))]), Context(f=0, state=state))
     assert result.aggregate.tolist() == [0.0] * 4
     assert np.array_equal(result.state["bad"], state["bad"])
 

@@ -12,23 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import HDBSCAN
 
-from fedrobust.aggregation import (
-    LASA,
-    Aggregation,
-    Clear,
-    Clip,
-    Context,
-    DeepSight,
-    Layer,
-    Pipeline,
-    Sharded,
-    capped_prior,
-    shard_columns,
-)
-from fedrobust.aggregation.protocol import CHUNK_BYTES, Rows
+from fedrobust.aggregation import LASA, Aggregation, Clip, Context, DeepSight, Layer, Pipeline, capped_prior
+from fedrobust.aggregation.base import Rows
 from fedrobust.aggregation.rules.layers import _digits, _last_figures, _layer_figures, _layer_means, magnitude_ranked
 from fedrobust.aggregation.testing import INSTANCES, cases, check_rule
 from fedrobust.errors import ExperimentError
+from fedrobust.updates import ClearUpdates, ShardedUpdates, shard_columns
+from fedrobust.updates.interface import CHUNK_BYTES
 
 
 def layout(d, classes=2):
@@ -167,7 +157,7 @@ def test_magnitudes_by_rank(n, d, seed, kind, data):
         rows *= 10.0 ** rng.uniform(-50, 50, (n, d))
     rows = rows.astype(np.float32 if kind == "float32" else np.float64)
     rank = data.draw(st.integers(0, d - 1))
-    found = magnitude_ranked(Rows(Clear([rows]), None, None), rank)
+    found = magnitude_ranked(Rows(ClearUpdates([rows]), None, None), rank)
     with np.errstate(over="ignore", under="ignore"):
         expected = np.sort(np.abs(rows.astype(np.float32)), axis=1)[:, rank]
     assert np.array_equal(found.astype(np.int32).view(np.float32), expected)
@@ -177,12 +167,12 @@ def test_lasa_from_shards_and_in_narrow_chunks(monkeypatch):
     rows = np.random.default_rng(3).standard_normal((8, 20_000)).astype(np.float32)
     layers = tuple(Layer(f"layer {k}", (size,)) for k, size in enumerate((1, 6000, 0, 1, 9000, 4998)))
     context, pipeline = Context(f=2, layers=layers), Pipeline([LASA()])
-    expected = pipeline.run(Clear([rows]), context).aggregate
+    expected = pipeline.run(ClearUpdates([rows]), context).aggregate
     edge = shard_columns(20_000, 2)[0].stop
-    found = pipeline.run(Sharded.of([rows[:, :edge], rows[:, edge:]]), context).aggregate
+    found = pipeline.run(ShardedUpdates.of([rows[:, :edge], rows[:, edge:]]), context).aggregate
     assert np.array_equal(found, expected)
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 1)
-    assert np.allclose(pipeline.run(Clear([rows]), context).aggregate, expected, rtol=1e-6, atol=1e-9)
+    assert np.allclose(pipeline.run(ClearUpdates([rows]), context).aggregate, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_lasa_after_a_stage_sees_its_rows():
@@ -317,17 +307,17 @@ def test_deepsight_from_shards_and_in_narrow_chunks(monkeypatch):
     rows = rows.astype(np.float32)
     d = rows.shape[1]
     context, pipeline = Context(f=3, layers=tuple(Layer(*layer) for layer in layers)), Pipeline([DeepSight()])
-    expected = pipeline.run(Clear([rows]), context)
+    expected = pipeline.run(ClearUpdates([rows]), context)
     edge = shard_columns(d, 2)[0].stop
-    found = pipeline.run(Sharded.of([rows[:, :edge], rows[:, edge:]]), context)
+    found = pipeline.run(ShardedUpdates.of([rows[:, :edge], rows[:, edge:]]), context)
     assert np.array_equal(found.aggregate, expected.aggregate)
     measure = partial(_last_figures, weight=1000, bias=d - 9, classes=9)
     sums = np.abs(rows[:, 1000:-9].astype(np.float64)).reshape(12, 9, 1200).sum(axis=2)
     for _ in range(2):
-        figures = Clear([rows]).total(measure)
+        figures = ClearUpdates([rows]).total(measure)
         assert np.allclose(figures[0], sums, rtol=1e-12)
         assert np.array_equal(figures[1], rows[:, -9:])
-        assert np.allclose(pipeline.run(Clear([rows]), context).weights, expected.weights, rtol=1e-12)
+        assert np.allclose(pipeline.run(ClearUpdates([rows]), context).weights, expected.weights, rtol=1e-12)
         monkeypatch.setitem(CHUNK_BYTES, "cpu", 1)
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from fedrobust.aggregation import Clear, Gram, History
+from fedrobust.aggregation import Gram, History
 from fedrobust.aggregation import outlyingness as far
+from fedrobust.updates import ClearUpdates
 
 Measure = Callable[[Gram], np.ndarray]
 
@@ -163,7 +164,7 @@ def test_distances_keep_their_digits_beside_a_large_common_part() -> None:
     unit = exact / np.linalg.norm(exact, axis=1, keepdims=True)
     apart = np.linalg.norm(unit[:, None] - unit, axis=2) + 9 * np.eye(8)
     nearest = apart.min(axis=1)
-    gram = Clear([rows]).gram()
+    gram = ClearUpdates([rows]).gram()
     np.testing.assert_allclose(far.closeness(gram), np.log(np.median(nearest) / nearest), atol=1e-6)
     distances = np.sort(np.linalg.norm(exact[:, None] - exact, axis=2), axis=1)[:, 4]
     np.testing.assert_allclose(far.neighbour_distances(gram), distances, rtol=1e-8)

@@ -9,7 +9,6 @@ from fedrobust.aggregation import (
     NNM,
     Aggregation,
     CenteredClipping,
-    Clear,
     Clip,
     Context,
     GeometricMedian,
@@ -23,6 +22,7 @@ from fedrobust.aggregation import (
     resolve_f,
 )
 from fedrobust.errors import ExperimentError
+from fedrobust.updates import ClearUpdates
 
 # Of every kind; the properties of all rules are in test_properties.py.
 ANY = [
@@ -66,7 +66,7 @@ def test_inputs_stay_as_they_are(parts):
     tensor, before, previous = torch.from_numpy(rows.copy()), rows.copy(), np.ones(700)
     Pipeline(parts).aggregate(rows, previous=previous)
     Pipeline(parts).aggregate(tensor)
-    protocol = Clear([rows])
+    protocol = ClearUpdates([rows])
     gram = protocol.gram({"momentum": previous})
     copies = gram.matrix.copy(), gram.prior.copy(), gram.centred.products.copy()
     result = Pipeline(parts).run(protocol, Context(f=2, previous=previous), gram)
@@ -85,7 +85,7 @@ def test_run_gives_the_aggregate_and_the_weights_that_make_it(parts):
     rng = np.random.default_rng(2)
     rows, previous = rng.standard_normal((10, 300)).astype(np.float32), rng.standard_normal(300)
     pipeline, context = Pipeline(parts), Context(f=3, previous=previous)
-    result = pipeline.run(Clear([rows[:4], rows[4:]]), context)
+    result = pipeline.run(ClearUpdates([rows[:4], rows[4:]]), context)
     assert result.aggregate.dtype == np.float32
     assert np.array_equal(result.aggregate, pipeline.aggregate(rows, f=3, previous=previous))
     if pipeline.needs != {"sum"}:  # what is not needed is not asked for
@@ -102,7 +102,7 @@ def test_run_gives_the_aggregate_and_the_weights_that_make_it(parts):
 
 def test_priors_given_to_the_gram_reach_the_rule():
     rows = np.random.default_rng(3).standard_normal((4, 20))
-    protocol = Clear([rows])
+    protocol = ClearUpdates([rows])
     gram = protocol.gram().weighted(np.array([1.0, 2, 3, 4]))
     assert np.allclose(Pipeline([Mean()]).run(protocol, Context(f=0), gram).weights, [0.1, 0.2, 0.3, 0.4])
 
@@ -176,7 +176,7 @@ def test_an_f_beyond_the_bound_is_refused(f, n, rule, stages, message):
 
 def test_bounds_are_checked_for_a_context_too():
     with pytest.raises(ExperimentError, match="krum needs n ≥ 2f \\+ 3: n = 5, f = 2"):
-        Pipeline([Krum()]).run(Clear([np.ones((5, 2))]), Context(f=2))
+        Pipeline([Krum()]).run(ClearUpdates([np.ones((5, 2))]), Context(f=2))
 
 
 @pytest.mark.parametrize("parts", [[], [Clip()], [Krum(), Mean()], [Mean(), Clip()], [3]])
@@ -194,18 +194,18 @@ def test_options_of_an_experiment():
     assert read.rule == MultiKrum(m=3)
     assert read.pipeline().parts == (Clip(), NNM(), MultiKrum(m=3))
     assert Aggregation.model_validate(read.model_dump(serialize_as_any=True)) == read
-    assert Aggregation.model_validate({"rule": "trimmed_mean", "f": 2}).declared_f(9) == 2
+    assert Aggregation.model_validate({"rule": "trimmed_mean", "f": 2}).byzantine_f(9) == 2
 
 
 def test_f_of_an_experiment_falls_by_malformed_rows_and_not_by_absent_ones():
     for f in (3, 0.3):
-        assert Aggregation(rule=Median(), f=f).declared_f(8, asked=10) == 3
-        assert Aggregation(rule=Median(), f=f).declared_f(8, asked=10, malformed=2) == 1
-        assert Aggregation(rule=Median(), f=f).declared_f(5, asked=10, malformed=5) == 0
+        assert Aggregation(rule=Median(), f=f).byzantine_f(8, asked=10) == 3
+        assert Aggregation(rule=Median(), f=f).byzantine_f(8, asked=10, malformed=2) == 1
+        assert Aggregation(rule=Median(), f=f).byzantine_f(5, asked=10, malformed=5) == 0
         told = "median needs n ≥ 2f + 1: n = 6, f = 3; largest f here: 2"
         assert Aggregation(rule=Median(), f=f).refusal(6, asked=10) == told
         assert Aggregation(rule=Median(), f=f).refusal(6, asked=10, malformed=1) is None
-    assert Aggregation(rule=Median()).declared_f(8, asked=10) == 3
+    assert Aggregation(rule=Median()).byzantine_f(8, asked=10) == 3
     assert Aggregation(rule=Krum(), f=4).refusal(10) == "krum needs n ≥ 2f + 3: n = 10, f = 4; largest f here: 3"
     assert Aggregation(rule=Krum(), f=4).refusal(11) is None
 

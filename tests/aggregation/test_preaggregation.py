@@ -14,7 +14,6 @@ from fedrobust.aggregation import (
     NNM,
     Aggregation,
     Bucketing,
-    Clear,
     Clip,
     Combination,
     Context,
@@ -32,6 +31,7 @@ from fedrobust.aggregation import (
 from fedrobust.aggregation.testing import INSTANCES
 from fedrobust.errors import ExperimentError
 from fedrobust.seeds import generator
+from fedrobust.updates import ClearUpdates
 
 
 def norm(row):
@@ -94,7 +94,7 @@ def test_follows_its_formula(name, kind):
     for n, d, most in SHAPES:
         f = min(most, resolve_f("largest", n, Mean(), [stage]))
         rows = INSTANCES[kind](np.random.default_rng(n), n, d, f)
-        mixing = stage.mix(Clear([rows]).gram(), Context(f, generator=drawn()))
+        mixing = stage.mix(ClearUpdates([rows]).gram(), Context(f, generator=drawn()))
         found, expected = mixing @ rows, reference(rows, f, drawn())
         assert found.shape == expected.shape == (stage.rows(n), d)
         assert np.abs(found - expected).max() <= 1e-8 * max(1.0, np.abs(expected).max()), (n, d, f)
@@ -116,7 +116,7 @@ def test_rules_get_the_rows_that_it_makes(name):
 )
 def test_arc_clips_so_many(n, f, k):
     rows = np.diag(np.arange(1.0, n + 1))
-    norms = np.diag(ARC().mix(Clear([rows]).gram(), Context(f)) @ rows)
+    norms = np.diag(ARC().mix(ClearUpdates([rows]).gram(), Context(f)) @ rows)
     assert np.allclose(norms, np.minimum(np.arange(1, n + 1), n - k), rtol=1e-12)
 
 
@@ -159,7 +159,7 @@ def test_a_radius_or_a_quantile():
     assert read.stages == (Clip(radius="quantile", quantile=0.9),)
     assert Aggregation.model_validate(read.model_dump(serialize_as_any=True)) == read
     rows = np.random.default_rng(4).standard_normal((8, 20))
-    gram = Clear([rows]).gram()
+    gram = ClearUpdates([rows]).gram()
     half = Clip(radius="quantile", quantile=0.5).mix(gram, Context(0))
     assert np.allclose(half, Clip().mix(gram, Context(0)), rtol=1e-14)
     assert np.array_equal(Clip(radius="quantile", quantile=1.0).mix(gram, Context(0)), np.eye(8))
@@ -173,7 +173,7 @@ def test_a_radius_or_a_quantile():
 
 @pytest.mark.parametrize(("n", "s"), [(6, 2), (7, 2), (11, 3), (4, 5), (5, 1)])
 def test_each_row_is_in_one_bucket(n, s):
-    gram = Clear([np.random.default_rng(n).standard_normal((n, 8))]).gram()
+    gram = ClearUpdates([np.random.default_rng(n).standard_normal((n, 8))]).gram()
     for round in range(20):
         mixing = Bucketing(s=s).mix(gram, Context(0, generator=drawn(round)))
         assert ((mixing > 0).sum(axis=0) == 1).all()
@@ -195,7 +195,7 @@ def test_buckets_are_drawn_anew_in_each_round_and_alike_for_a_seed():
 
 
 def test_every_two_rows_meet_as_often():
-    gram, draw, meetings = Clear([np.eye(6)]).gram(), np.random.default_rng(6), Counter()
+    gram, draw, meetings = ClearUpdates([np.eye(6)]).gram(), np.random.default_rng(6), Counter()
     rounds = 5000
     for _ in range(rounds):
         mixing = Bucketing().mix(gram, Context(0, generator=draw))
@@ -220,7 +220,7 @@ def test_buckets_weigh_what_their_members_weigh():
     rng = np.random.default_rng(8)
     rows, samples = rng.standard_normal((11, 30)), rng.integers(1, 100, 11)
     prior = capped_prior(samples, 11)
-    gram = Clear([rows], prior=prior).gram()
+    gram = ClearUpdates([rows], prior=prior).gram()
     mixing = Bucketing(s=3).mix(gram, Context(1, generator=drawn()))
     order = drawn().permutation(11)
     sums = [sum(prior[i] for i in order[start : start + 3]) for start in range(0, 11, 3)]

@@ -7,19 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrobust.aggregation import (
-    NNM,
-    Bucketing,
-    Clip,
-    Mean,
-    Median,
-    Pipeline,
-    RowRule,
-    Rule,
-    Stage,
-    TrimmedMean,
-)
-from fedrobust.aggregation.declared import violation
+from fedrobust.aggregation import NNM, Bucketing, Clip, Mean, Median, Pipeline, RowRule, Rule, Stage, TrimmedMean
+from fedrobust.aggregation.byzantine import violation
 from fedrobust.aggregation.pipeline import misfit
 from fedrobust.aggregation.testing import INSTANCES, check_rule
 from fedrobust.aggregation.testing.checks import Checks

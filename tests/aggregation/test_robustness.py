@@ -8,17 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedrobust.aggregation import (
-    NNM,
-    Combination,
-    GeometricMedian,
-    Krum,
-    Mean,
-    Median,
-    RowRule,
-    Rule,
-    TrimmedMean,
-)
+from fedrobust.aggregation import NNM, Combination, GeometricMedian, Krum, Mean, Median, RowRule, Rule, TrimmedMean
 from fedrobust.aggregation.testing.robustness import robustness
 from fedrobust.errors import ExperimentError
 from fedrobust.options import members

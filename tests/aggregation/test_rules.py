@@ -10,7 +10,6 @@ import pytest
 from fedrobust.aggregation import (
     NNM,
     CenteredClipping,
-    Clear,
     Clip,
     Context,
     GeometricMedian,
@@ -23,6 +22,7 @@ from fedrobust.aggregation import (
     capped_prior,
 )
 from fedrobust.aggregation.testing import INSTANCES
+from fedrobust.updates import ClearUpdates
 
 
 def distance(a, b):
@@ -175,7 +175,7 @@ def test_centered_clipping_starts_from_the_last_aggregate(common):
         expected = centered_clipping(rows, 2, np.full(9, 1 / 9), tau=tau, iterations=2, start=previous)
         found = pipeline.aggregate(rows, f=2, previous=previous)
         assert np.abs(found - expected).max() <= 1e-8 * max(1.0, common)
-        result = pipeline.run(Clear([rows]), Context(f=2, previous=previous))
+        result = pipeline.run(ClearUpdates([rows]), Context(f=2, previous=previous))
         assert np.allclose(result.aggregate, expected, rtol=1e-6)
         assert result.weights.sum() + result.anchors["momentum"] == pytest.approx(1.0)
 

@@ -7,10 +7,11 @@ import itertools
 import numpy as np
 import pytest
 
-from fedrobust.aggregation import FABA, MDA, Clear, Context, MoNNA, Pipeline, capped_prior
+from fedrobust.aggregation import FABA, MDA, Context, MoNNA, Pipeline, capped_prior
 from fedrobust.aggregation.rules.selection import _Covers, _first_subset, _least_diameter
 from fedrobust.aggregation.testing import INSTANCES, check_rule
 from fedrobust.errors import ExperimentError
+from fedrobust.updates import ClearUpdates
 
 SHAPES = [(3, 1, 0), (4, 2, 0), (5, 3, 1), (9, 40, 3), (10, 700, 2), (13, 17, 6)]
 
@@ -115,7 +116,7 @@ def test_monna_around_a_byzantine_row_is_lost_and_around_the_medoid_is_not():
 def test_scores_tell_the_dropped_rows():
     rows = np.random.default_rng(1).standard_normal((12, 30))
     rows[[2, 7, 9]] += 3.0
-    gram = Clear([rows]).gram()
+    gram = ClearUpdates([rows]).gram()
     for rule in (MDA(), MoNNA(), FABA()):
         weights, scores = rule.combine(gram, Context(f=3)).weights, rule.scores(gram, Context(f=3))
         assert np.flatnonzero(weights == 0).tolist() == [2, 7, 9]
@@ -124,7 +125,7 @@ def test_scores_tell_the_dropped_rows():
 
 def test_scores_of_mda_are_distances_to_the_farthest_chosen_row():
     rows = np.random.default_rng(2).standard_normal((10, 8))
-    gram = Clear([rows]).gram()
+    gram = ClearUpdates([rows]).gram()
     chosen = np.flatnonzero(MDA().combine(gram, Context(f=4)).weights)
     scores = MDA().scores(gram, Context(f=4))
     assert np.allclose(scores, [max(distance(row, rows[i]) for i in chosen) for row in rows])
@@ -217,7 +218,7 @@ def test_the_search_ends_for_a_hundred_rows():
     rng = np.random.default_rng(2)
     for f in (10, 33, 49):
         rows = rng.standard_normal((100, 50))
-        result = MDA().combine(Clear([rows]).gram(), Context(f=f))
+        result = MDA().combine(ClearUpdates([rows]).gram(), Context(f=f))
         assert not result.notes
         assert np.count_nonzero(result.weights) == 100 - f
 
@@ -227,7 +228,7 @@ def test_a_search_that_is_cut_short_says_so_and_is_no_worse_than_twice_the_least
     cut = 0
     for _ in range(20):
         rows = rng.standard_normal((40, 30))
-        gram = Clear([rows]).gram()
+        gram = ClearUpdates([rows]).gram()
         short = MDA(nodes=0).combine(gram, Context(f=19))
         best, chosen = (np.flatnonzero(rule.combine(gram, Context(f=19)).weights) for rule in (MDA(), MDA(nodes=0)))
         assert not MDA().combine(gram, Context(f=19)).notes

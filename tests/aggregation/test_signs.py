@@ -8,10 +8,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from fedrobust.aggregation import Aggregation, Clear, Context, Pipeline, Sharded, SignGuard, capped_prior, shard_columns
-from fedrobust.aggregation.protocol import CHUNK_BYTES
+from fedrobust.aggregation import Aggregation, Context, Pipeline, SignGuard, capped_prior
 from fedrobust.aggregation.rules.signs import _signs, drawn, largest_cluster
 from fedrobust.aggregation.testing import INSTANCES, check_rule
+from fedrobust.updates import ClearUpdates, ShardedUpdates, shard_columns
+from fedrobust.updates.interface import CHUNK_BYTES
 
 SHAPES = [(3, 1, 0), (4, 2, 0), (5, 3, 1), (9, 40, 3), (10, 700, 2), (23, 17, 10)]
 
@@ -165,7 +166,7 @@ def test_the_signs_are_those_of_the_drawn_coordinates():
     rng = np.random.default_rng(3)
     rows = np.sign(rng.standard_normal((6, 30_000))) * (rng.random((6, 30_000)) < 0.9)
     among = rows[:, drawn(slice(0, 30_000), 0.2, 11)]
-    counts = Clear([rows]).total(partial(_signs, probability=0.2, seed=11))
+    counts = ClearUpdates([rows]).total(partial(_signs, probability=0.2, seed=11))
     assert counts.tolist() == [(among == sign).sum(axis=1).tolist() for sign in (1, 0, -1)]
 
 
@@ -180,13 +181,13 @@ def test_chunks_and_shards_do_not_change_a_bit(monkeypatch):
     rows = leaning(8, 20_000).astype(np.float32)
     rows[0] *= -1
     context = partial(Context, f=2)
-    expected = Pipeline([SignGuard()]).run(Clear([rows]), context())
+    expected = Pipeline([SignGuard()]).run(ClearUpdates([rows]), context())
     edge = shard_columns(20_000, 2)[0].stop
-    split = Pipeline([SignGuard()]).run(Sharded.of([rows[:, :edge], rows[:, edge:]]), context())
+    split = Pipeline([SignGuard()]).run(ShardedUpdates.of([rows[:, :edge], rows[:, edge:]]), context())
     assert np.array_equal(split.aggregate, expected.aggregate)
     assert np.array_equal(split.weights, expected.weights)
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 1)
-    found = Pipeline([SignGuard()]).run(Clear([rows]), context())
+    found = Pipeline([SignGuard()]).run(ClearUpdates([rows]), context())
     assert np.array_equal(found.weights > 0, expected.weights > 0)
     assert np.allclose(found.weights, expected.weights, rtol=1e-12, atol=0)
 

@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from fedrobust.aggregation import CAF, SMEA, Clear, Context, DnC, Gram, Pipeline, capped_prior
+from fedrobust.aggregation import CAF, SMEA, Context, DnC, Gram, Pipeline, capped_prior
 from fedrobust.aggregation.rules.least_scatter import least_scatter, top_eigenvalues
 from fedrobust.aggregation.testing import INSTANCES, check_rule
 from fedrobust.errors import ExperimentError
+from fedrobust.updates import ClearUpdates
 
 SHAPES = [(3, 1, 0), (4, 2, 0), (5, 3, 1), (9, 40, 3), (10, 700, 2), (11, 17, 5)]
 
@@ -114,7 +115,7 @@ def test_dnc_leaves_a_row():
 def test_dnc_drops_as_many_rows_as_it_says():
     rows = np.random.default_rng(0).standard_normal((60, 90))
     for c, dropped in [(1.0, 10), (1.1, 11), (1.11, 12), (0.01, 1)]:
-        weights = DnC(c=c).combine(Clear([rows]).gram(), Context(f=10)).weights
+        weights = DnC(c=c).combine(ClearUpdates([rows]).gram(), Context(f=10)).weights
         assert np.count_nonzero(weights == 0) == dropped
 
 
@@ -126,7 +127,7 @@ def test_caf_without_byzantine_rows_is_the_mean():
 def test_caf_ends_with_huge_rows_one_after_the_other():
     rows = np.random.default_rng(2).standard_normal((11, 30))
     rows[:5] *= 10.0 ** np.arange(4, 14, 2)[:, None]
-    scores = CAF().scores(Clear([rows]).gram(), Context(f=5))
+    scores = CAF().scores(ClearUpdates([rows]).gram(), Context(f=5))
     assert (scores[:5] == 1.0).all()
     assert np.abs(Pipeline([CAF()]).aggregate(rows, f=5)).max() < 4
 
@@ -135,10 +136,10 @@ def test_caf_ends_with_huge_rows_one_after_the_other():
 def test_equal_top_eigenvalues_do_not_depend_on_the_order_of_the_rows(rule):
     """Orthogonal rows of two lengths: any vector between the long ones is a top eigenvector."""
     rows = np.diag([1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 1.0, 1.0])
-    weights = rule.combine(Clear([rows]).gram(), Context(f=3)).weights
+    weights = rule.combine(ClearUpdates([rows]).gram(), Context(f=3)).weights
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(9)
-        moved = rule.combine(Clear([rows[order]]).gram(), Context(f=3)).weights
+        moved = rule.combine(ClearUpdates([rows[order]]).gram(), Context(f=3)).weights
         assert np.allclose(moved, weights[order], rtol=0, atol=1e-12)
     assert (weights[[1, 3, 5]] == 0).all()
 
@@ -146,7 +147,7 @@ def test_equal_top_eigenvalues_do_not_depend_on_the_order_of_the_rows(rule):
 def test_scores_tell_the_dropped_rows():
     rows = np.random.default_rng(3).standard_normal((12, 30))
     rows[[2, 7, 9]] += 3.0
-    gram = Clear([rows]).gram()
+    gram = ClearUpdates([rows]).gram()
     for rule in (SMEA(), DnC(), CAF()):
         scores = rule.scores(gram, Context(f=3))
         assert sorted(np.argsort(scores)[-3:]) == [2, 7, 9]
@@ -157,8 +158,8 @@ def test_scores_tell_the_dropped_rows():
 @pytest.mark.parametrize("size", [1e-160, 1e145])
 def test_the_unit_of_the_rows_plays_no_part(rule, size):
     rows = np.random.default_rng(4).standard_normal((9, 20))
-    expected = rule.combine(Clear([rows]).gram(), Context(f=3)).weights
-    found = rule.combine(Clear([size * rows]).gram(), Context(f=3)).weights
+    expected = rule.combine(ClearUpdates([rows]).gram(), Context(f=3)).weights
+    found = rule.combine(ClearUpdates([size * rows]).gram(), Context(f=3)).weights
     assert np.allclose(found, expected, rtol=0, atol=1e-3 if size < 1 else 1e-9)
 
 
@@ -235,14 +236,14 @@ def test_the_search_ends_where_more_subsets_tie_than_it_may_look_at():
 def test_typical_rows_are_searched_to_the_end(n, f):
     for seed in range(4):
         rows = np.random.default_rng(seed).standard_normal((n, 20_000))
-        assert not SMEA(nodes=20_000).combine(Clear([rows]).gram(), Context(f=f)).notes
+        assert not SMEA(nodes=20_000).combine(ClearUpdates([rows]).gram(), Context(f=f)).notes
         if f == 4:
-            assert not SMEA().combine(Clear([rows]).gram(), Context(f=f)).notes
+            assert not SMEA().combine(ClearUpdates([rows]).gram(), Context(f=f)).notes
 
 
 def test_a_search_that_is_cut_short_says_so_and_is_close():
     exact, rows = SMEA(nodes=100_000), np.random.default_rng(0).standard_normal((20, 100))
-    gram, context = Clear([rows]).gram(), Context(f=9)
+    gram, context = ClearUpdates([rows]).gram(), Context(f=9)
     short, best = SMEA(nodes=0).combine(gram, context), exact.combine(gram, context)
     assert short.notes == ("smea: n = 20, f = 9: search cut short, best subset found",)
     assert not best.notes
@@ -254,7 +255,7 @@ def test_a_search_that_is_cut_short_says_so_and_is_close():
 def test_large_federations_are_no_trouble():
     rows = np.random.default_rng(1).standard_normal((100, 300))
     rows[:33] += 0.5
-    result = SMEA().combine(Clear([rows]).gram(), Context(f=33))
+    result = SMEA().combine(ClearUpdates([rows]).gram(), Context(f=33))
     assert np.count_nonzero(result.weights) == 67
 
 
@@ -262,12 +263,12 @@ def test_a_gram_without_a_reference_will_do():
     rows = np.random.default_rng(2).standard_normal((9, 30))
     gram = Gram(rows @ rows.T, np.full(9, 1 / 9))
     for rule in (SMEA(), CAF(), DnC()):
-        expected = rule.combine(Clear([rows]).gram(), Context(f=3)).weights
+        expected = rule.combine(ClearUpdates([rows]).gram(), Context(f=3)).weights
         assert np.allclose(rule.combine(gram, Context(f=3)).weights, expected, rtol=0, atol=1e-9)
 
 
 def test_more_rows_than_the_tree_can_hold_are_exchanged_alone():
     rows = np.random.default_rng(3).standard_normal((255, 300))
-    result = SMEA().combine(Clear([rows]).gram(), Context(f=3))
+    result = SMEA().combine(ClearUpdates([rows]).gram(), Context(f=3))
     assert result.notes == ("smea: n = 255, f = 3: search cut short, best subset found",)
     assert np.count_nonzero(result.weights) == 252

@@ -13,18 +13,19 @@ import pytest
 from conftest import IDC
 from tiny import write_patches
 
-from fedrobust.aggregation import Aggregation, Clear, Combination, Context, Protocol, Rule
-from fedrobust.aggregation.declared import resolve_f
-from fedrobust.aggregation.pipeline import Result
+from fedrobust.aggregation import Aggregation, Combination, Context, Rule
+from fedrobust.aggregation.byzantine import resolve_f
+from fedrobust.aggregation.pipeline import Aggregated
 from fedrobust.experiment import Experiment
 from fedrobust.federation.clients import ClientHost, Layout
 from fedrobust.options import members
 from fedrobust.preparation import hospitals_of
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import run_id
-from fedrobust.secure.opened import Opened
+from fedrobust.secure.shared_updates import SharedUpdates
 from fedrobust.secure.weights import OpeningError, support
 from fedrobust.seeds import generator
+from fedrobust.updates import ClearUpdates, Updates
 
 CLIENTS, ROUNDS, F = 20, 3, 4
 MALICIOUS = [2, 7, 11, 16]
@@ -103,7 +104,7 @@ class Defended:
         self.state: Any = {}
         self.histories: dict[str, np.ndarray] = {}
 
-    def decided(self, protocol: Protocol, round: int) -> Combination:
+    def decided(self, protocol: Updates, round: int) -> Combination:
         """What goes into the sum of this round."""
         context = Context(
             f=self.f,
@@ -119,7 +120,7 @@ class Defended:
         assert isinstance(self._decision.decided, Combination)
         return self._decision.decided
 
-    def carried_out(self, protocol: Protocol) -> Result:
+    def carried_out(self, protocol: Updates) -> Aggregated:
         result = self.pipeline.carry_out(self._decision, protocol)
         self.previous, self.state = result.aggregate, result.state
         return result
@@ -131,8 +132,8 @@ def agree(aggregation: Aggregation, name: Name, real: Real) -> int:
     draw = np.random.default_rng(9).bytes
     parties = LocalParties(name, run_id("agreement"), real.d, draw, histories=clear.pipeline.histories)
     for round in range(ROUNDS):
-        rows = Clear([real.clipped(round)], histories=clear.histories)
-        opened: Opened = parties.play(real.updates[round], round, real.clip)
+        rows = ClearUpdates([real.clipped(round)], histories=clear.histories)
+        opened: SharedUpdates = parties.play(real.updates[round], round, real.clip)
         expected, found = clear.decided(rows, round), secret.decided(opened, round)
         np.testing.assert_array_equal(found.weights != 0, expected.weights != 0)
         if support(expected.weights) < 3:

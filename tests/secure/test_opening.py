@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from fedrobust.aggregation import NNM, Clear, Clip, Combination, Context, GeometricMedian, Mean, Pipeline, Rule
+from fedrobust.aggregation import NNM, Clip, Combination, Context, GeometricMedian, Mean, Pipeline, Rule
 from fedrobust.aggregation.base import Stage
 from fedrobust.options import members
 from fedrobust.secure import opening, weights
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import HEADER, OVERHEAD, Kind, MessageError, run_id, unpack
-from fedrobust.secure.opened import Opened
 from fedrobust.secure.opening import encode_anchor, joined
 from fedrobust.secure.ring import encode, largest_square
+from fedrobust.secure.shared_updates import SharedUpdates
 from fedrobust.secure.sketch import PROJECTIONS
 from fedrobust.secure.weights import LARGEST_WEIGHT, OpeningError, shortened, support
+from fedrobust.updates import ClearUpdates
 
 RUN = run_id("opening")
 N, D, CLIP = 12, 3_000, 2.0
@@ -44,7 +45,7 @@ def clipped(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows * factors[:, None])
 
 
-def played(name: str, rows: np.ndarray, round: int = 1, **options: Any) -> Opened:
+def played(name: str, rows: np.ndarray, round: int = 1, **options: Any) -> SharedUpdates:
     """A round of honest clients."""
     parties = LocalParties(name, RUN, rows.shape[1], np.random.default_rng(9).bytes, **options)  # type: ignore[arg-type]
     return parties.play(rows, round, CLIP)
@@ -63,7 +64,7 @@ def test_every_gram_rule_agrees_with_the_clear(rule: str, name: str) -> None:
     remembered: dict[str, np.ndarray] = {}
     for round in range(3):
         now = updates(seed=round)
-        clear = Clear([clipped(now)], histories=remembered)
+        clear = ClearUpdates([clipped(now)], histories=remembered)
         opened = parties.play(now, round, CLIP)
         if round < 2:
             remembered = clear.remembered(pipeline.histories)
@@ -87,7 +88,7 @@ def test_every_gram_rule_agrees_with_the_clear(rule: str, name: str) -> None:
 def support_of(rule: str, rows: np.ndarray) -> float:
     """On how many rows the rule's weights lie in the clear."""
     try:
-        gram = Clear([clipped(rows)]).gram()
+        gram = ClearUpdates([clipped(rows)]).gram()
         combination = RULES[rule]().combine(gram, Context(f=2, round=3))
     except Exception:  # it wants anchors or histories
         return 3.0
@@ -108,7 +109,7 @@ def test_the_gram_has_the_digits_of_small_differences(name: str) -> None:
 def test_anchors_of_any_length_agree_with_the_clear(name: str) -> None:
     rows, draw = updates(), np.random.default_rng(1)
     anchors = {"short": draw.normal(size=D) * 1e-5, "long": draw.normal(size=D) * 1e5, "zero": np.zeros(D)}
-    ours, theirs = played(name, rows).gram(anchors), Clear([clipped(rows)]).gram(anchors)
+    ours, theirs = played(name, rows).gram(anchors), ClearUpdates([clipped(rows)]).gram(anchors)
     for each in anchors:
         size = np.linalg.norm(anchors[each]) * CLIP
         assert np.allclose(ours.anchors[each].products, theirs.anchors[each].products, rtol=0, atol=1e-6 * size)
@@ -135,7 +136,7 @@ def test_histories_agree_with_the_clear(name: str) -> None:
     for round in range(4):
         rows = updates(seed=round)
         anchors = {"root": rows[5].astype(np.float64)}
-        clear, opened = Clear([clipped(rows)], histories=remembered), parties.play(rows, round, CLIP)
+        clear, opened = ClearUpdates([clipped(rows)], histories=remembered), parties.play(rows, round, CLIP)
         ours, theirs = opened.gram(anchors, names), clear.gram(anchors, names)
         for each, tolerance in (("last", 1e-6), ("sum", 1e-4), ("average", 6e-3)):
             one, other = ours.histories[each], theirs.histories[each]
@@ -157,7 +158,7 @@ def test_absent_clients_keep_their_histories_and_new_ones_have_none(name: str) -
     for round, clients in enumerate(present):
         sent = {client: parties.sent(encode(rows[client], CLIP), round, client) for client in clients}
         parties.receive(round, sent)
-        opened = Opened(parties, D, CLIP)
+        opened = SharedUpdates(parties, D, CLIP)
         assert parties.clients == tuple(sorted(clients))
         found = np.diag(opened.gram({}, ["sum"]).histories["sum"].matrix)
         norms = np.linalg.norm(clipped(rows), axis=1)
@@ -172,7 +173,7 @@ def test_subsets_are_rows_of_the_same_opening(name: str) -> None:
     rows = updates()
     opened = played(name, rows)
     keep = np.array([1, 3, 4, 7, 9])
-    part, clear = opened.subset(keep), Clear([clipped(rows)]).subset(keep)
+    part, clear = opened.subset(keep), ClearUpdates([clipped(rows)]).subset(keep)
     assert np.allclose(part.gram().matrix, clear.gram().matrix, rtol=1e-5, atol=1e-7)
     again = part.subset(np.array([True, True, False, True, True]))
     assert again.n == 4 and np.allclose(again.prior, 0.25)
@@ -193,7 +194,7 @@ def test_real_updates_agree_with_the_clear() -> None:
     rows = np.stack([base * draw.normal(0.05, 0.02, size=len(base)) for _ in range(8)]).astype(np.float32)
     parts = [Clip(), NNM(), GeometricMedian()]
     pipeline, context = Pipeline(parts), Context(f=2)
-    theirs = pipeline.run(Clear([clipped(rows)]), context)
+    theirs = pipeline.run(ClearUpdates([clipped(rows)]), context)
     for name in NAMES:
         ours = pipeline.run(played(name, rows), context)
         assert np.linalg.norm(ours.aggregate - theirs.aggregate) <= 3e-4 * np.linalg.norm(theirs.aggregate)

@@ -13,7 +13,7 @@ from fedrobust.aggregation import Combination
 from fedrobust.secure import opened, server
 from fedrobust.secure.local import LocalParties, introduce
 from fedrobust.secure.messages import HEADER, Kind, MessageError, run_id
-from fedrobust.secure.opened import Opened
+from fedrobust.secure.shared_updates import SharedUpdates
 from fedrobust.secure.shares import Dealer, ShareServer
 from fedrobust.secure.weights import OpeningError
 
@@ -57,7 +57,7 @@ def test_a_triple_that_is_used_again_would_show_what_has_changed(monkeypatch: py
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_share_of_another_round_or_run_is_not_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def replayed(source_run: str = RUN) -> tuple[LocalParties, Opened]:
+    def replayed(source_run: str = RUN) -> tuple[LocalParties, SharedUpdates]:
         played = parties(name)
         other = LocalParties(name, source_run, D, np.random.default_rng(1).bytes)  # type: ignore[arg-type]
         old = other.sent(honest()[0], 1, 6)
@@ -65,7 +65,7 @@ def test_a_share_of_another_round_or_run_is_not_taken(name: str, monkeypatch: py
         sent = {client: played.sent(row, 2, client) for client, row in enumerate(honest())}
         sent[6] = old
         played.receive(2, sent)
-        return played, Opened(played, D, CLIP)
+        return played, SharedUpdates(played, D, CLIP)
 
     played, opened = replayed()
     assert played.clients == (0, 1, 2, 3, 4, 5, 7) and "belongs to round 1, this is round 2" in played.refused[6]
@@ -92,7 +92,7 @@ def test_a_damaged_share_costs_only_its_client(name: str, change: str, monkeypat
     played.receive(1, sent)
     assert played.clients == (0, 2, 3, 4, 5, 6, 7)
     assert any(word in played.refused[1] for word in ("truncated", "extra bytes", "changed on its way"))
-    found = Opened(played, D, CLIP).combine(Combination(np.full(7, 1 / 7)))
+    found = SharedUpdates(played, D, CLIP).combine(Combination(np.full(7, 1 / 7)))
     assert np.abs(found - mean(np.delete(rows, 1, axis=0), np.ones(7))).max() < 1e-7
 
 
@@ -105,7 +105,7 @@ def test_a_changed_share_would_change_the_sum(monkeypatch: pytest.MonkeyPatch) -
     whole = bytes(sent[1][1])
     sent[1][1] = whole[: HEADER.size + 7] + b"\x31" + whole[HEADER.size + 8 :]
     played.receive(1, sent)
-    found = Opened(played, D, CLIP).combine(Combination(EQUAL))
+    found = SharedUpdates(played, D, CLIP).combine(Combination(EQUAL))
     assert np.abs(found - mean(rows, EQUAL)).max() > 1e-3
 
 
@@ -117,7 +117,7 @@ def test_a_share_that_reached_one_server_only_is_dropped(name: str, missing: int
     sent[4][missing] = None
     played.receive(1, sent)
     assert played.clients == (0, 1, 2, 3, 5, 6, 7) and "did not reach every server" in played.refused[4]
-    found = Opened(played, D, CLIP).combine(Combination(np.full(7, 1 / 7)))
+    found = SharedUpdates(played, D, CLIP).combine(Combination(np.full(7, 1 / 7)))
     assert np.abs(found - mean(np.delete(rows, 4, axis=0), np.ones(7))).max() < 1e-7
 
 

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wrapped import CLIP, NAMES, D, N, honest, named, parties, play
 
-from fedrobust.aggregation import NNM, Clear, Combination, Context, GeometricMedian, MultiKrum, Pipeline
+from fedrobust.aggregation import NNM, Combination, Context, GeometricMedian, MultiKrum, Pipeline
 from fedrobust.secure import sketch as sketches
 from fedrobust.secure.ring import FRACTION, derived, products
 from fedrobust.secure.sketch import PROJECTIONS, projected, sketched, stretch
+from fedrobust.updates import ClearUpdates
 
 SEED = bytes(range(32))
 UNIT = 2.0**-FRACTION
@@ -121,7 +122,7 @@ def test_a_rule_decides_what_it_would_on_the_sketches_in_the_clear(name: str) ->
     short = of(rows, 128, derived(played.servers[0].links.sketch, "1/sketch")) * UNIT
     for parts in ([MultiKrum()], [NNM(), GeometricMedian()]):
         pipeline, context = Pipeline(parts), Context(f=2)
-        clear = Clear([short.astype(np.float64)])
+        clear = ClearUpdates([short.astype(np.float64)])
         theirs = pipeline.decide(clear, context, pipeline.gram(clear, context))
         ours = pipeline.decide(opened, context, pipeline.gram(opened, context))
         assert isinstance(theirs.decided, Combination) and isinstance(ours.decided, Combination)

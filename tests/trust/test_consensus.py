@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fedrobust.aggregation import Adaptive, Clear, Context, Gram
+from fedrobust.aggregation import Adaptive, Context, Gram
 from fedrobust.trust import Consensus, Scores
+from fedrobust.updates import ClearUpdates
 
 N, D = 20, 400
 Lie = Callable[[np.ndarray, np.random.Generator, int], np.ndarray]
@@ -23,7 +24,7 @@ def played(lie: Lie | None, attackers: int, rounds: int = 15, seed: int = 0) -> 
         rows = common + own + rng.standard_normal((N, D))
         if lie is not None:
             rows[:attackers] = lie(rows[attackers:], rng, round)
-        clear = Clear([rows.astype(np.float32)], histories=histories)
+        clear = ClearUpdates([rows.astype(np.float32)], histories=histories)
         gram = clear.gram(histories=detector.histories)
         found.append(detector.score(gram, Context(f=0, round=round, state=state)))
         histories, state = clear.remembered(detector.histories), found[-1].state
@@ -44,7 +45,7 @@ def test_the_parts_on_numbers_worked_out_by_hand() -> None:
     rows = np.random.default_rng(1).standard_normal((9, 50)) + 1
     rows[0] *= 30
     rows[1] *= 1e-3
-    gram = Clear([rows]).gram(histories=("average",))
+    gram = ClearUpdates([rows]).gram(histories=("average",))
     found = Consensus(least=0.5).score(gram, Context(f=0))
     weights, _ = Adaptive().judged(gram, Context(f=0))
     norms = np.linalg.norm(rows, axis=1)
@@ -83,9 +84,9 @@ def test_a_betrayer_is_seen_in_its_first_bad_round() -> None:
 def test_priors_and_the_scale_of_updates_do_not_matter() -> None:
     rows = np.random.default_rng(3).standard_normal((8, 30)) + 1
     rows[2] *= -4
-    base = Clear([rows]).gram(histories=("average",))
-    weighted = Clear([rows], prior=np.arange(1.0, 9)).gram(histories=("average",))
-    scaled = Clear([1e-4 * rows]).gram(histories=("average",))
+    base = ClearUpdates([rows]).gram(histories=("average",))
+    weighted = ClearUpdates([rows], prior=np.arange(1.0, 9)).gram(histories=("average",))
+    scaled = ClearUpdates([1e-4 * rows]).gram(histories=("average",))
     expected = Consensus().score(base, Context(f=0)).score
     for gram in (weighted, scaled):
         assert np.allclose(Consensus().score(gram, Context(f=0)).score, expected, atol=1e-6)
@@ -93,5 +94,5 @@ def test_priors_and_the_scale_of_updates_do_not_matter() -> None:
 
 @pytest.mark.parametrize("rows", [np.zeros((5, 4)), np.ones((2, 4)), np.ones((6, 4))])
 def test_where_there_is_nothing_to_tell_nobody_is_suspected(rows: np.ndarray) -> None:
-    gram: Gram = Clear([rows]).gram(histories=("average",))
+    gram: Gram = ClearUpdates([rows]).gram(histories=("average",))
     assert not Consensus().score(gram, Context(f=0)).score.any()

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedrobust.aggregation import Aggregation, Clear, Combination, GeometricMedian
+from fedrobust.aggregation import Aggregation, Combination, GeometricMedian
 from fedrobust.trust import Trust
 from fedrobust.trust.defence import Defence, Judgement, Known
+from fedrobust.updates import ClearUpdates
 
 N, D = 10, 40
 ACTS = {"acts": True, "quarantine": {"enter": 0.4, "leave": 0.5, "probation": 2}}
@@ -28,7 +29,7 @@ def rows_of(round: int, bad: int | None = 4) -> np.ndarray:
 
 
 def judged(made: Defence, known: Known, round: int, bad: int | None = 4, **more: Any) -> Judgement:
-    return made.judge(known, Clear([rows_of(round, bad)]), np.arange(N), round, **more)
+    return made.judge(known, ClearUpdates([rows_of(round, bad)]), np.arange(N), round, **more)
 
 
 def weights(judgement: Judgement) -> np.ndarray:
@@ -72,7 +73,7 @@ def test_clients_in_quarantine_are_scored_but_do_not_count() -> None:
     assert judgement.scores.score[4] > 0.5
     kept = np.delete(rows_of(7), 4, axis=0)
     prior = np.delete(judgement.gram.prior, 4)
-    expected = GeometricMedian().combine(Clear([kept], prior=prior).gram(), judgement.context).weights
+    expected = GeometricMedian().combine(ClearUpdates([kept], prior=prior).gram(), judgement.context).weights
     assert np.allclose(weights(judgement), np.insert(expected, 4, 0.0), atol=1e-6)
 
 
@@ -113,7 +114,7 @@ def test_quarantine_leaves_the_rows_that_a_declared_f_needs() -> None:
     for round in range(1, 7):
         rows = rows_of(round)
         rows[7] *= -3
-        judgement = made.judge(known, Clear([rows]), np.arange(N), round)
+        judgement = made.judge(known, ClearUpdates([rows]), np.arange(N), round)
         known = judgement.known
     assert judgement.context.f == 4 and judgement.skipped is None
     assert judgement.kept.sum() == 9
@@ -128,14 +129,16 @@ def test_clients_that_were_rejected_are_not_of_the_quorum_of_quarantine() -> Non
     """Five of ten send no update: of the other five three stay, though all five are in disgrace."""
     made = defence(ACTS | {"quarantine": {"enter": 0.9, "leave": 0.95, "quorum": 0.5}})
     known = made.start(N)
-    judgement = made.judge(known, Clear([rows_of(1, None)[:5]]), np.arange(5), 1, rejected=range(5, 10), malformed=5)
+    judgement = made.judge(
+        known, ClearUpdates([rows_of(1, None)[:5]]), np.arange(5), 1, rejected=range(5, 10), malformed=5
+    )
     assert judgement.kept.sum() == 3
     assert judgement.known.trust["quarantined"][5:].all()
 
 
 def test_too_few_left_for_the_rule_skip_the_round_but_scores_count() -> None:
     made = defence(rule="krum", f=0.4)
-    judgement = made.judge(made.start(N), Clear([rows_of(1)[:5]]), np.arange(5), 1)
+    judgement = made.judge(made.start(N), ClearUpdates([rows_of(1)[:5]]), np.arange(5), 1)
     assert judgement.decision is None
     assert "krum needs n ≥ 2f + 3" in str(judgement.skipped)
     assert judgement.known.trust["good"][:5].all()
@@ -144,7 +147,7 @@ def test_too_few_left_for_the_rule_skip_the_round_but_scores_count() -> None:
 def test_rejected_clients_are_bad_evidence_and_absent_ones_none() -> None:
     made = defence()
     clients = np.array([0, 1, 2, 3, 4, 6, 8])
-    known = made.judge(made.start(N), Clear([rows_of(1, None)[clients]]), clients, 1, rejected=[5]).known
+    known = made.judge(made.start(N), ClearUpdates([rows_of(1, None)[clients]]), clients, 1, rejected=[5]).known
     value = made.trust.reputation.value(known.trust)
     assert value[5] < value[7] < value[0]
     assert value[7] == value[9] == made.trust.reputation.value(made.start(N).trust)[7]
@@ -180,7 +183,7 @@ def test_a_detector_with_a_memory_gets_its_own_state_and_histories() -> None:
     assert made.histories == ("sum", "average")
     known, histories = made.start(N), {}
     for round in range(1, 4):
-        clear = Clear([rows_of(round)], histories=histories)
+        clear = ClearUpdates([rows_of(round)], histories=histories)
         judgement = made.judge(known, clear, np.arange(N), round)
         known, histories = judgement.known, clear.remembered(made.histories)
     assert known.detector["rounds"].tolist() == [3] * N

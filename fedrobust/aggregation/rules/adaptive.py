@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrobust.aggregation.base import Context, Rule
-from fedrobust.aggregation.gram import Combination, Floats, Gram
 from fedrobust.aggregation.numerics import ranking, shrink
 from fedrobust.aggregation.outlyingness import closeness, typical_norm
-from fedrobust.aggregation.protocol import FORGETTING, shortening
 from fedrobust.aggregation.stages import Clip
+from fedrobust.updates.gram import Combination, Floats, Gram
+from fedrobust.updates.interface import FORGETTING, clip_factors
 
 KEPT = 0.75
 """The part of the weight that must stay where rows are cleared; else it is the clearing that is doubted."""
@@ -104,10 +104,10 @@ def reached(norms: Floats, weights: Floats, part: float) -> float:
 
 
 def moving_averages(gram: Gram, rounds: Floats) -> Gram:
-    """The Gram of v_i = (0.9 h_i + 0.1 c_i u_i) / (1 − 0.9^rounds_i), c the `shortening` of the round's rows."""
+    """The Gram of v_i = (0.9 h_i + 0.1 c_i u_i) / (1 − 0.9^rounds_i), c the `clip_factors` of the round's rows."""
     history = gram.histories["average"]
     grown = 1.0 - FORGETTING**rounds
-    new, old = (1.0 - FORGETTING) * shortening(gram.norms() ** 2) / grown, FORGETTING / grown
+    new, old = (1.0 - FORGETTING) * clip_factors(gram.norms() ** 2) / grown, FORGETTING / grown
     cross = np.outer(new, old) * history.cross
     products = np.outer(new, new) * gram.matrix + cross + cross.T + np.outer(old, old) * history.matrix
     return Gram((products + products.T) / 2, gram.prior)

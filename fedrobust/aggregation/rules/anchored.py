@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from fedrobust.aggregation.base import Context, Rule
-from fedrobust.aggregation.gram import Combination, Floats, Gram
 from fedrobust.aggregation.numerics import TIE, cosines, lengths
+from fedrobust.updates.gram import Combination, Floats, Gram
 
 
 class RootRule(Rule):

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from fedrobust.aggregation.base import Context, Rule, honest_majority
-from fedrobust.aggregation.gram import Combination, Floats, Gram
 from fedrobust.aggregation.numerics import shrink
+from fedrobust.updates.gram import Combination, Floats, Gram
 
 DISTANCE_DIGITS = 2e-8
 """A distance that is read off a Gram matrix is exact to about this part of what is typical."""

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrobust.aggregation.base import Context, Rule, honest_majority
-from fedrobust.aggregation.gram import Combination, Floats, Gram
 from fedrobust.aggregation.numerics import cosine_distances, ranking, shrink
+from fedrobust.updates.gram import Combination, Floats, Gram
 
 
 def majority_cluster(distances: Floats) -> NDArray[np.intp]:

@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedrobust.aggregation.base import Context, CoordinateRule, Reduction, RowRule, honest_majority
-from fedrobust.aggregation.gram import Floats, Gram
+from fedrobust.aggregation.base import Context, CoordinateRule, RowRule, honest_majority
 from fedrobust.aggregation.numerics import ranking
 from fedrobust.aggregation.rules import order_statistics
 from fedrobust.aggregation.rules.selection import krum_scores
+from fedrobust.updates.gram import Floats, Gram
+from fedrobust.updates.interface import Reduction
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedrobust.aggregation.protocol import Rows
+    from fedrobust.aggregation.base import Rows
 
 
 class Median(CoordinateRule):

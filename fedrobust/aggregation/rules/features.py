@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrobust.aggregation.base import Context, RowRule, honest_majority
-from fedrobust.aggregation.gram import Combination
 from fedrobust.aggregation.rules.order_statistics import in_order
+from fedrobust.updates.gram import Combination
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedrobust.aggregation.protocol import Rows
+    from fedrobust.aggregation.base import Rows
 
 
 class TwoMeans(NamedTuple):

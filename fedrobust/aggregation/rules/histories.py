@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrobust.aggregation.base import Context, Rule
-from fedrobust.aggregation.clear import Clear
-from fedrobust.aggregation.gram import Combination, Floats, Gram
 from fedrobust.aggregation.numerics import ROUNDING, TIE, cosines, lengths, ranking
+from fedrobust.updates.clear import ClearUpdates
+from fedrobust.updates.gram import Combination, Floats, Gram
 
 
 class FoolsGold(Rule):
@@ -162,7 +162,7 @@ def hessian_product(steps: NDArray[np.float32], aggregates: NDArray[np.float32])
     nothing, and is left out; where M is singular, the least solution is taken. Updates are steps down the gradient, so
     this H is minus the Hessian, as the formula, which is odd in Y, allows.
     """
-    rows, k = Clear([steps, aggregates]), len(steps) - 1
+    rows, k = ClearUpdates([steps, aggregates]), len(steps) - 1
     if not rows.finite_rows().all():
         return None
     centred = rows.gram().centred

@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedrobust.aggregation.base import Context, Reduction, RowRule, honest_majority
-from fedrobust.aggregation.gram import Combination, Floats, Gram
+from fedrobust.aggregation.base import Context, RowRule, honest_majority
 from fedrobust.aggregation.numerics import cosine_distances, shrink
 from fedrobust.errors import ExperimentError
+from fedrobust.updates.gram import Combination, Floats, Gram
+from fedrobust.updates.interface import Reduction
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedrobust.aggregation.protocol import Rows
+    from fedrobust.aggregation.base import Rows
 
 DIGIT = 8
 """Bits of a magnitude that one pass over the rows finds."""

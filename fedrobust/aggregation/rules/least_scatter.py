@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.gram import Floats
 from fedrobust.aggregation.numerics import ranking
+from fedrobust.updates.gram import Floats
 
 Indices = NDArray[np.intp]
 Masks = NDArray[np.bool_]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrobust.aggregation.base import Context, Rule, honest_majority
-from fedrobust.aggregation.gram import Combination, Floats, Gram
 from fedrobust.aggregation.numerics import ranking
+from fedrobust.updates.gram import Combination, Floats, Gram
 
 Indices = NDArray[np.intp]
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrobust.aggregation.base import Context, RowRule, honest_majority
-from fedrobust.aggregation.gram import Combination, Floats, Gram
 from fedrobust.aggregation.numerics import cosine_distances, shrink
+from fedrobust.updates.gram import Combination, Floats, Gram
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedrobust.aggregation.protocol import Rows
+    from fedrobust.aggregation.base import Rows
 
 FEWEST = 1000
 """Coordinates that a share of signs is taken from at least, if there are as many."""

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrobust.aggregation.base import Context, Rule, honest_majority
-from fedrobust.aggregation.gram import Combination, Floats, Gram
 from fedrobust.aggregation.numerics import ranking
 from fedrobust.aggregation.rules.least_scatter import about_mean, least_scatter
 from fedrobust.aggregation.rules.selection import mean_of
+from fedrobust.updates.gram import Combination, Floats, Gram
 
 EQUAL = 1e-9
 """Top eigenvalues with a smaller relative gap count as one: their eigenvectors are arbitrary."""

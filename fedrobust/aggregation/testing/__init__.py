@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fedrobust.aggregation.base import AnyRule, Stage
-from fedrobust.aggregation.gram import Floats
 from fedrobust.aggregation.pipeline import Pipeline
 from fedrobust.aggregation.testing.checks import Checks
+from fedrobust.updates.gram import Floats
 
 
 def plain(rng: np.random.Generator, n: int, d: int, f: int) -> Floats:

@@ -13,18 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.aggregation.base import Context, Layer
-from fedrobust.aggregation.clear import Clear
-from fedrobust.aggregation.gram import Combination, Floats
-from fedrobust.aggregation.pipeline import Pipeline, Result
-from fedrobust.aggregation.protocol import Measure, Protocol
-from fedrobust.aggregation.shards import Sharded, shard_columns
+from fedrobust.aggregation.pipeline import Aggregated, Pipeline
 from fedrobust.seeds import generator
+from fedrobust.updates.clear import ClearUpdates
+from fedrobust.updates.gram import Combination, Floats
+from fedrobust.updates.interface import Measure, Updates
+from fedrobust.updates.shards import ShardedUpdates, shard_columns
 
 if TYPE_CHECKING:
-    from fedrobust.aggregation.base import Reduction
+    from fedrobust.updates.interface import Reduction
 
 Histories = Mapping[str, NDArray[Any]]
-Holder = Callable[[Floats, Floats, Histories, NDArray[np.int64]], Protocol]
+Holder = Callable[[Floats, Floats, Histories, NDArray[np.int64]], Updates]
 """Rows (n, d), priors (n,), histories and the rows' clients (n,) → a protocol that holds them."""
 
 DIGITS = 16
@@ -106,7 +106,7 @@ def layout(d: int) -> tuple[Layer, ...]:
     return (*weights, Layer("head.bias", (k,)))
 
 
-class Exact(Clear):
+class Exact(ClearUpdates):
     """Updates in the clear, whose aggregate keeps its float64."""
 
     def __init__(self, rows: Floats, prior: Floats, histories: Histories, clients: NDArray[np.int64]) -> None:
@@ -138,25 +138,25 @@ class Cut(Exact):
         return super().reduce(pickle.loads(pickle.dumps(reduction)), mixing)
 
 
-def clear(rows: Floats, prior: Floats, histories: Histories, clients: NDArray[np.int64]) -> Clear:
+def clear(rows: Floats, prior: Floats, histories: Histories, clients: NDArray[np.int64]) -> ClearUpdates:
     """All in one place."""
-    return Clear([rows], prior=prior, histories=histories, clients=clients)
+    return ClearUpdates([rows], prior=prior, histories=histories, clients=clients)
 
 
-def sharded(rows: Floats, prior: Floats, histories: Histories, clients: NDArray[np.int64]) -> Sharded:
+def sharded(rows: Floats, prior: Floats, histories: Histories, clients: NDArray[np.int64]) -> ShardedUpdates:
     """The columns in up to three places."""
     parts = []
     for columns in shard_columns(rows.shape[1], 3):
         past = {name: history[:, columns] for name, history in histories.items()}
         place = (columns.start, rows.shape[1])
-        parts.append(Clear([rows[:, columns]], prior=prior, histories=past, clients=clients, columns=place))
-    return Sharded(parts)
+        parts.append(ClearUpdates([rows[:, columns]], prior=prior, histories=past, clients=clients, columns=place))
+    return ShardedUpdates(parts)
 
 
-def play(pipeline: Pipeline, case: Case, hold: Holder = Exact) -> list[Result]:
+def play(pipeline: Pipeline, case: Case, hold: Holder = Exact) -> list[Aggregated]:
     """The results of the rounds; of the first one alone where nothing is carried on to the next."""
     carries = pipeline.histories or set(pipeline.anchors) - {"root"}
-    results: list[Result] = []
+    results: list[Aggregated] = []
     for number, rows in enumerate(case.rounds):
         histories = remembered(pipeline, case, number)
         rows.flags.writeable = False
@@ -172,7 +172,7 @@ def play(pipeline: Pipeline, case: Case, hold: Holder = Exact) -> list[Result]:
     return results
 
 
-def context_of(case: Case, number: int, last: Result | None) -> Context:
+def context_of(case: Case, number: int, last: Aggregated | None) -> Context:
     """What the parts are told in a round, after the last round's result."""
     previous = None if last is None else last.aggregate
     return Context(
@@ -192,7 +192,7 @@ def remembered(pipeline: Pipeline, case: Case, number: int) -> Histories:
     """The clients' histories before a round."""
     histories: Histories = {}
     for earlier in range(number if pipeline.histories else 0):
-        held = Clear([case.rounds[earlier]], histories=histories, clients=case.clients[earlier])
+        held = ClearUpdates([case.rounds[earlier]], histories=histories, clients=case.clients[earlier])
         histories = held.remembered(pipeline.histories)
     return histories
 

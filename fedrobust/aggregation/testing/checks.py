@@ -9,13 +9,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fedrobust.aggregation.base import Context, Rule, Stage
-from fedrobust.aggregation.declared import violation
-from fedrobust.aggregation.gram import Combination, Floats, Gram
-from fedrobust.aggregation.pipeline import Pipeline, Result
-from fedrobust.aggregation.protocol import Rows
+from fedrobust.aggregation.base import Context, Rows, Rule, Stage
+from fedrobust.aggregation.byzantine import violation
+from fedrobust.aggregation.pipeline import Aggregated, Pipeline
 from fedrobust.aggregation.testing.cases import Case, Cut, Exact, Holder, clear, context_of, play, remembered, sharded
 from fedrobust.errors import ExperimentError
+from fedrobust.updates.gram import Combination, Floats, Gram
 
 LONG = 2 * 4096 + 508
 """Coordinates that more than one shard can hold."""
@@ -105,7 +104,7 @@ class Checks:
                 else:
                     self.results(case, self.play(case))
 
-    def results(self, case: Case, results: list[Result]) -> None:
+    def results(self, case: Case, results: list[Aggregated]) -> None:
         """Finite, and of the right shape."""
         for result in results:
             figures = [("aggregate", result.aggregate, case.d), ("weights", result.weights, case.n)]
@@ -118,7 +117,7 @@ class Checks:
                 if values is not None and not left_out and not np.isfinite(values).all():
                     self.fail(what, f"not finite: {values}", case)
 
-    def parts(self, case: Case, results: list[Result]) -> None:
+    def parts(self, case: Case, results: list[Aggregated]) -> None:
         """No part changes what it is given; no score draws random numbers; the weights make the aggregate."""
         number = len(results) - 1
         before = results[-2] if number else None
@@ -147,7 +146,7 @@ class Checks:
         if isinstance(made, Combination):
             self.combination(case, made, mixing, context, results[-1])
 
-    def combination(self, case: Case, made: Combination, mixing: Floats, context: Context, result: Result) -> None:
+    def combination(self, case: Case, made: Combination, mixing: Floats, context: Context, result: Aggregated) -> None:
         """Σ weights_i u_i + Σ anchors_j v_j is the aggregate, but for the noise."""
         if np.shape(made.weights) != (len(mixing),):
             self.fail("weights", f"an array {np.shape(made.weights)} instead of ({len(mixing)},)", case)
@@ -163,13 +162,13 @@ class Checks:
         if made.noise == 0.0:
             self.same("weights do not make the aggregate", case, result.aggregate, total, 1e-7)
 
-    def again(self, case: Case, results: list[Result]) -> None:
+    def again(self, case: Case, results: list[Aggregated]) -> None:
         """The same bits a second time."""
         for first, second in zip(results, self.play(case), strict=True):
             if not np.array_equal(first.aggregate, second.aggregate):
                 self.fail("same bits", f"a second call differs by {_gap(first.aggregate, second.aggregate):.2g}", case)
 
-    def cuts(self, case: Case, results: list[Result]) -> None:
+    def cuts(self, case: Case, results: list[Aggregated]) -> None:
         """Where the columns are cut changes nothing but roundings, and all that is sent to their holders pickles."""
         found = self.play(case, Cut)
         self.same("depends on where the columns are cut", case, _last(found), _last(results), 1e-7)
@@ -238,7 +237,7 @@ class Checks:
 
     # What a rule claims
 
-    def permutation(self, case: Case, results: list[Result]) -> None:
+    def permutation(self, case: Case, results: list[Aggregated]) -> None:
         """The order of the rows plays no part, unless it decides between equals."""
         moved, orders = case.permuted(np.random.default_rng(self.seed))
         try:
@@ -252,13 +251,13 @@ class Checks:
             if case.kind not in TIED or not self.tied(case, results):
                 raise
 
-    def translation(self, case: Case, results: list[Result]) -> None:
+    def translation(self, case: Case, results: list[Aggregated]) -> None:
         """Rows that are all moved by c move the aggregate by c."""
         shift = np.round(100.0 * np.random.default_rng(self.seed).standard_normal(case.d))
         found = self.play(case.mapped(lambda rows: rows + shift))
         self.same("not equivariant under translation", case, _last(found) - shift, _last(results), 1e-6)
 
-    def scaling(self, case: Case, results: list[Result], scale: float) -> None:
+    def scaling(self, case: Case, results: list[Aggregated], scale: float) -> None:
         """Rows that are all scaled scale the aggregate."""
         found = self.play(case.mapped(lambda rows: scale * rows))
         self.same(f"not equivariant under scaling by {scale}", case, _last(found) / scale, _last(results), 1e-5)
@@ -311,7 +310,7 @@ class Checks:
         rng = np.random.default_rng([self.seed, n, d, f])
         return Case.of(kind, [self.instances[kind](rng, n, d, f) for _ in range(3)], f, self.seed, uneven)
 
-    def play(self, case: Case, hold: Holder = Exact) -> list[Result]:
+    def play(self, case: Case, hold: Holder = Exact) -> list[Aggregated]:
         """The results of its rounds."""
         try:
             return play(self.pipeline, case, hold)
@@ -333,7 +332,7 @@ class Checks:
             return str(error)
         return ""
 
-    def tied(self, case: Case, results: list[Result]) -> bool:
+    def tied(self, case: Case, results: list[Aggregated]) -> bool:
         """Whether the aggregate jumps when the rows change a little."""
         rng = np.random.default_rng(self.seed)
         size = max(1.0, float(np.abs(case.rounds[0]).max()))
@@ -359,7 +358,7 @@ def _shaken(rows: Floats, rng: np.random.Generator, step: float) -> Floats:
     return rows + step * rng.standard_normal(rows.shape)
 
 
-def _last(results: list[Result]) -> Floats:
+def _last(results: list[Aggregated]) -> Floats:
     return results[-1].aggregate.astype(np.float64, copy=False)
 
 

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.aggregation.base import AnyRule, Context, Stage
-from fedrobust.aggregation.gram import Combination, Floats, Gram, assembled
 from fedrobust.aggregation.pipeline import Pipeline
-from fedrobust.aggregation.protocol import Measure, Protocol
 from fedrobust.aggregation.testing.cases import layout
 from fedrobust.errors import ExperimentError
+from fedrobust.updates.gram import Combination, Floats, Gram, assembled
+from fedrobust.updates.interface import Measure, Updates
 
 if TYPE_CHECKING:
-    from fedrobust.aggregation.base import Reduction
+    from fedrobust.updates.interface import Reduction
 
 UNBOUNDED = 1e4
 """A coefficient above it counts as infinite."""
@@ -215,7 +215,7 @@ class _Search:
         return _Found(float(ratios[worst]), rows, np.sort(sets[worst]))
 
 
-class _Small(Protocol):
+class _Small(Updates):
     """A few short rows, in one piece, everybody having sent the same before."""
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
@@ -226,7 +226,7 @@ class _Small(Protocol):
         self.anchors: Mapping[str, np.ndarray] = {}
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
-        """As `Clear` makes it."""
+        """As `ClearUpdates` makes it."""
         self.anchors = anchors or {}
         middle = self.rows[np.argsort(np.linalg.norm(self.rows, axis=1))[(self.n - 1) // 2]]
         lines = np.vstack([self.rows, *self.anchors.values(), *[self.rows] * len(histories), middle])
@@ -257,7 +257,7 @@ class _Small(Protocol):
         """All of them."""
         return np.ones(self.n, dtype=bool)
 
-    def subset(self, keep: NDArray[Any]) -> Protocol:
+    def subset(self, keep: NDArray[Any]) -> Updates:
         """The same without the others."""
         return _Small(self.rows[keep])
 

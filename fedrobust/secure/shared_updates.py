@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.gram import Combination, Floats, Gram
-from fedrobust.aggregation.protocol import Protocol, shortening
 from fedrobust.secure.lines import ADDED, HISTORY_FRACTION
 from fedrobust.secure.messages import Kind, MessageError
 from fedrobust.secure.opening import encode_anchor, gram_of_integers, joined, largest_history_square, misfit
@@ -19,6 +17,8 @@ from fedrobust.secure.ring import FRACTION, Integers, Words, decode, halved, lar
 from fedrobust.secure.server import CHECKED
 from fedrobust.secure.sketch import PROJECTIONS, stretch, too_long
 from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, require_support, shortened
+from fedrobust.updates.gram import Combination, Floats, Gram
+from fedrobust.updates.interface import Updates, clip_factors
 
 
 class Parties(ABC):
@@ -165,7 +165,7 @@ class _Round:
         return joined(messages, self.parties.run, self.parties.round, kind, count)
 
 
-class Opened(Protocol):
+class SharedUpdates(Updates):
     """n updates that lie at servers as shares: the coordinator learns their Gram matrix and one weighted sum.
 
     Row i is the update of `clients[i]`, clipped to the norm `clip`; whose update wraps around is `dropped` before
@@ -209,9 +209,9 @@ class Opened(Protocol):
         """The clients whose updates wrap around, which are no rows."""
         return self._round.dropped
 
-    def subset(self, keep: NDArray[Any]) -> Opened:
+    def subset(self, keep: NDArray[Any]) -> SharedUpdates:
         """The same without the rows that are not in `keep`, a mask (n,) or indices; priors are rescaled."""
-        other = object.__new__(Opened)
+        other = object.__new__(SharedUpdates)
         other._round, other._anchors, other.d = self._round, dict(self._anchors), self.d
         other._keep, other.prior = self._keep[keep], self.prior[keep] / self.prior[keep].sum()
         other.n = len(other._keep)
@@ -248,7 +248,7 @@ class Opened(Protocol):
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Has the servers' histories grow by these rows, once, before or after `combine`; nothing comes back."""
         squares = np.diag(self._round.stack)[self._keep].astype(np.float64)
-        coefficients = np.rint(ADDED * shortening(np.maximum(squares, 0.0))).astype(np.int64)
+        coefficients = np.rint(ADDED * clip_factors(np.maximum(squares, 0.0))).astype(np.int64)
         if names:
             self._round.parties.remember(self._keep.tolist(), coefficients)
         return {}

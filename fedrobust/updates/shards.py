@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.clear import LARGEST_SQUARE, Clear, joined_digests
-from fedrobust.aggregation.gram import Combination, Floats, Gram, assembled
-from fedrobust.aggregation.protocol import Measure, Protocol, sections, shortening
+from fedrobust.updates.clear import LARGEST_SQUARE, ClearUpdates, joined_digests
+from fedrobust.updates.gram import Combination, Floats, Gram, assembled
+from fedrobust.updates.interface import Measure, Updates, clip_factors, sections
 
 
 def shard_columns(d: int, shards: int) -> list[slice]:
@@ -22,25 +22,30 @@ def shard_columns(d: int, shards: int) -> list[slice]:
     return [slice(cuts[a].start, cuts[b - 1].stop) for a, b in pairwise(edges)]
 
 
-class Sharded(Protocol):
+def cut_columns(block: NDArray[Any], columns: Sequence[slice]) -> list[NDArray[Any]]:
+    """The block (k, d) in as many parts, each contiguous; the block itself where there is one."""
+    return [block] if len(columns) == 1 else [np.ascontiguousarray(block[:, part]) for part in columns]
+
+
+class ShardedUpdates(Updates):
     """n updates, of which each part holds the columns that `shard_columns` says.
 
     Partial products add up, weights go out, each part combines its columns. Since parts hold whole sections, and the
-    sums over sections are added last, the bits are those of one `Clear` with everything.
+    sums over sections are added last, the bits are those of one `ClearUpdates` with everything.
     """
 
-    reveals: ClassVar[frozenset[str]] = Clear.reveals
+    reveals: ClassVar[frozenset[str]] = ClearUpdates.reveals
 
-    def __init__(self, parts: Sequence[Clear]) -> None:
+    def __init__(self, parts: Sequence[ClearUpdates]) -> None:
         self._parts = list(parts)
         self._describe([part.d for part in self._parts], self._parts[0].prior)
 
     @classmethod
-    def of(cls, updates: Sequence[Any], prior: Sequence[float] | Floats | None = None) -> Sharded:
+    def of(cls, updates: Sequence[Any], prior: Sequence[float] | Floats | None = None) -> ShardedUpdates:
         """Arrays or tensors (n, d_k), side by side the updates, each on a device of its own if you like."""
         d, first, parts = sum(part.shape[1] for part in updates), 0, []
         for part in updates:
-            parts.append(Clear([part], prior=prior, columns=(first, d)))
+            parts.append(ClearUpdates([part], prior=prior, columns=(first, d)))
             first += part.shape[1]
         return cls(parts)
 
@@ -54,12 +59,12 @@ class Sharded(Protocol):
         each = arguments or [()] * len(self._columns)
         return [getattr(part, method)(*given) for part, given in zip(self._parts, each, strict=True)]
 
-    def subset(self, keep: NDArray[Any]) -> Sharded:
+    def subset(self, keep: NDArray[Any]) -> ShardedUpdates:
         """The same without the rows that are not in `keep`, a mask (n,) or indices; priors are rescaled."""
-        return Sharded(self._ask("subset", [(keep,)] * len(self._columns)))
+        return ShardedUpdates(self._ask("subset", [(keep,)] * len(self._columns)))
 
     def digests(self) -> list[str]:
-        """(n,) a digest of each row, as `Clear.digests`."""
+        """(n,) a digest of each row, as `ClearUpdates.digests`."""
         return joined_digests([section for part in self._ask("section_digests") for section in part])
 
     def finite_rows(self) -> NDArray[np.bool_]:
@@ -91,12 +96,12 @@ class Sharded(Protocol):
 
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The parts' histories, side by side."""
-        parts = self._ask("remembered", [(tuple(names), self._shorter(names))] * len(self._columns))
+        parts = self._ask("remembered", [(tuple(names), self._clip_factors(names))] * len(self._columns))
         return {name: np.hstack([part[name] for part in parts]) for name in names}
 
-    def _shorter(self, names: Sequence[str]) -> Floats | None:
-        """The `shortening` of the whole rows, if a history needs it."""
-        return shortening(self._squares()) if "average" in names else None
+    def _clip_factors(self, names: Sequence[str]) -> Floats | None:
+        """The `clip_factors` of the whole rows, if a history needs it."""
+        return clip_factors(self._squares()) if "average" in names else None
 
     def _squares(self) -> Floats:
         sections = [section for part in self._ask("section_squares") for section in part]

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from fedrobust.aggregation import (
     NNM,
     CenteredClipping,
-    Clear,
     Clip,
     Context,
     GeometricMedian,
@@ -21,11 +20,10 @@ from fedrobust.aggregation import (
     Mean,
     Median,
     Pipeline,
-    Sharded,
     TrimmedMean,
-    shard_columns,
 )
-from fedrobust.aggregation.protocol import NARROWEST, SECTIONS, sections
+from fedrobust.updates import ClearUpdates, ShardedUpdates, shard_columns
+from fedrobust.updates.interface import NARROWEST, SECTIONS, sections
 
 N, D = 9, 5 * NARROWEST + 77
 PIPELINES = [
@@ -44,7 +42,7 @@ def updates(seed=0):
 
 
 def scattered(rows, shards):
-    return Sharded.of([rows[:, part] for part in shard_columns(rows.shape[1], shards)])
+    return ShardedUpdates.of([rows[:, part] for part in shard_columns(rows.shape[1], shards)])
 
 
 @settings(max_examples=200, deadline=None)
@@ -75,7 +73,10 @@ def test_shards_hold_whole_sections_and_even_shares(d, shards):
 @pytest.mark.parametrize("parts", PIPELINES, ids=lambda parts: "+".join(part.name for part in parts))
 def test_the_bits_are_those_of_one_place(parts, shards):
     rows, context = updates(), Context(f=2, previous=np.linspace(-1, 1, D))
-    whole, found = Pipeline(parts).run(Clear([rows]), context), Pipeline(parts).run(scattered(rows, shards), context)
+    whole, found = (
+        Pipeline(parts).run(ClearUpdates([rows]), context),
+        Pipeline(parts).run(scattered(rows, shards), context),
+    )
     assert np.array_equal(found.aggregate, whole.aggregate)
     assert np.array_equal(found.gram.matrix, whole.gram.matrix, equal_nan=True)  # the mean asks for none
     if whole.weights is not None:
@@ -89,14 +90,14 @@ def test_rows_that_are_not_finite_anywhere_are_found_and_left_out():
     finite = protocol.finite_rows()
     assert np.flatnonzero(~finite).tolist() == [2, 5]
     kept = protocol.subset(finite)
-    expected = Pipeline([Krum()]).run(Clear([rows[finite]]), Context(f=1))
+    expected = Pipeline([Krum()]).run(ClearUpdates([rows[finite]]), Context(f=1))
     assert np.array_equal(Pipeline([Krum()]).run(kept, Context(f=1)).aggregate, expected.aggregate)
 
 
 def test_tensors_and_priors():
     rows = torch.from_numpy(updates())
     prior = np.arange(1.0, N + 1)
-    protocol = Sharded.of([rows[:, part] for part in shard_columns(D, 3)], prior=prior)
+    protocol = ShardedUpdates.of([rows[:, part] for part in shard_columns(D, 3)], prior=prior)
     found = Pipeline([Mean()]).run(protocol, Context(f=0))
     assert np.allclose(found.aggregate, prior / prior.sum() @ rows.double().numpy(), atol=1e-5)
 
@@ -105,10 +106,10 @@ def test_histories_and_sums_over_chunks_are_those_of_one_place():
     rows, rng = updates(), np.random.default_rng(5)
     past = rng.standard_normal((12, D)).astype(np.float32)  # of more clients than are here
     clients = np.array([11, 0, 3, 4, 5, 6, 7, 8, 20])  # 20 is new
-    whole = Clear([rows], histories={"last": past}, clients=clients)
-    parts = Sharded(
+    whole = ClearUpdates([rows], histories={"last": past}, clients=clients)
+    parts = ShardedUpdates(
         [
-            Clear([rows[:, c]], histories={"last": past[:, c]}, clients=clients, columns=(c.start, D))
+            ClearUpdates([rows[:, c]], histories={"last": past[:, c]}, clients=clients, columns=(c.start, D))
             for c in shard_columns(D, 3)
         ]
     )
@@ -139,6 +140,6 @@ def count_positive(chunk, columns):
 
 def test_columns_that_are_no_whole_sections_are_refused():
     with pytest.raises(ValueError, match="no whole sections"):
-        Sharded.of([np.zeros((2, 100)), np.zeros((2, D - 100))])
+        ShardedUpdates.of([np.zeros((2, 100)), np.zeros((2, D - 100))])
     with pytest.raises(ValueError, match="anchor 'momentum' has the shape"):
         scattered(updates(), 2).gram({"momentum": np.zeros(3)})

@@ -8,20 +8,19 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.base import Reduction
-from fedrobust.aggregation.clear import Clear
-from fedrobust.aggregation.gram import Combination, Floats, Gram, gram_of_lines
-from fedrobust.aggregation.protocol import Measure, Protocol
+from fedrobust.updates.clear import ClearUpdates
+from fedrobust.updates.gram import Combination, Floats, Gram, gram_of_lines
+from fedrobust.updates.interface import Measure, Reduction, Updates
 
 
 class Span:
     """L lines (d,), the histories of n clients, and their products: one pass over the lines for each set of anchors.
 
-    lines: what `Clear` takes as blocks. histories: name → (clients, d). clients: (n,) ids of the rows to be made.
+    lines: what `ClearUpdates` takes as blocks. histories: name → (clients, d). clients: (n,) ids of the rows to come.
     """
 
     def __init__(self, lines: Sequence[Any], histories: Mapping[str, NDArray[Any]], clients: NDArray[np.int64]) -> None:
-        self.lines, self.histories, self.clients = Clear(lines), dict(histories), clients
+        self.lines, self.histories, self.clients = ClearUpdates(lines), dict(histories), clients
         self._known: dict[tuple[str, ...], Gram] = {}
 
     def gram(self, anchors: Mapping[str, np.ndarray], histories: Sequence[str]) -> Gram:
@@ -35,19 +34,19 @@ class Span:
             self._known[key] = self.lines.gram({**anchors, **past})
         return self._known[key]
 
-    def rows(self, coefficients: Floats, prior: Floats) -> Spanned:
+    def rows(self, coefficients: Floats, prior: Floats) -> SpannedUpdates:
         """The rows `coefficients` (n, L) @ lines, with priors (n,)."""
-        return Spanned(self, coefficients, prior)
+        return SpannedUpdates(self, coefficients, prior)
 
     def _past(self, name: str, client: int) -> NDArray[Any]:
         kept = self.histories.get(name, ())
         return np.asarray(kept[client]) if client < len(kept) else np.zeros(self.lines.d, dtype=np.float32)
 
 
-class Spanned(Protocol):
+class SpannedUpdates(Updates):
     """The rows `coefficients` (n, L) @ lines as a protocol in the clear."""
 
-    reveals: ClassVar[frozenset[str]] = Clear.reveals
+    reveals: ClassVar[frozenset[str]] = ClearUpdates.reveals
 
     def __init__(self, span: Span, coefficients: Floats, prior: Floats) -> None:
         self._span, self.coefficients = span, coefficients
@@ -84,10 +83,10 @@ class Spanned(Protocol):
         """(n,) all True where the coefficients are finite: lines are."""
         return np.asarray(np.isfinite(self.coefficients).all(axis=1))
 
-    def subset(self, keep: NDArray[Any]) -> Protocol:
+    def subset(self, keep: NDArray[Any]) -> Updates:
         """The same without the rows that are not in `keep`, a mask (n,) or indices."""
         span = Span(self._span.lines.blocks, self._span.histories, self._span.clients[keep])
-        return Spanned(span, self.coefficients[keep], self.prior[keep])
+        return SpannedUpdates(span, self.coefficients[keep], self.prior[keep])
 
     def total(self, measure: Measure, mixing: Floats | None = None) -> NDArray[Any]:
         """The sum of what `measure` says of each chunk of the rows, or of the rows `mixing @ rows`."""

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.gram import Combination, Floats, Gram, assembled, centred_products
-from fedrobust.aggregation.protocol import FORGETTING, Measure, Protocol, chunks_of, sections, shortening
+from fedrobust.updates.gram import Combination, Floats, Gram, assembled, centred_products
+from fedrobust.updates.interface import FORGETTING, Measure, Updates, chunks_of, clip_factors, sections
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from fedrobust.aggregation.base import Reduction
+    from fedrobust.updates.interface import Reduction
 
 NOTHING = np.zeros((0, 0), dtype=np.float32)
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
@@ -24,7 +24,7 @@ LARGEST_SQUARE = 1e300
 """A row whose squared norm is above this would overflow in the products."""
 
 
-class Clear(Protocol):
+class ClearUpdates(Updates):
     """Every update in the clear. Blocks of rows stay where they are: only chunks of columns are copied.
 
     blocks: arrays or tensors (k, d) of any floating type; read-only NumPy views and GPU tensors are welcome.
@@ -74,10 +74,10 @@ class Clear(Protocol):
         self._row = self.order - starts[self._block]
         self._anchors: dict[str, Tensor] = {}
 
-    def subset(self, keep: NDArray[Any]) -> Clear:
+    def subset(self, keep: NDArray[Any]) -> ClearUpdates:
         """The same without the rows that are not in `keep`, a mask (n,) or indices; priors are rescaled."""
         order, prior, clients = self.order[keep], self.prior[keep], self.clients[keep]
-        return Clear(self.blocks, order, prior, self.histories, clients, self.columns)
+        return ClearUpdates(self.blocks, order, prior, self.histories, clients, self.columns)
 
     def finite_rows(self) -> NDArray[np.bool_]:
         """(n,) whether a row can be aggregated: no NaN, no Inf, and a square that float64 can hold."""
@@ -179,13 +179,13 @@ class Clear(Protocol):
                 result[self._local(columns)] = reduction(chunk, columns).to(self.dtype)
         return result
 
-    def remembered(self, names: Sequence[str], shorter: Floats | None = None) -> dict[str, NDArray[np.float32]]:
+    def remembered(self, names: Sequence[str], factors: Floats | None = None) -> dict[str, NDArray[np.float32]]:
         """The histories (clients, d) after this round, as new arrays; clients that are not here keep theirs.
 
-        shorter: the `shortening` of the whole rows, where these are some columns of them.
+        factors: the `clip_factors` of the whole rows, where these are some columns of them.
         """
-        if "average" in names and shorter is None:
-            shorter = shortening(self.squares())
+        if "average" in names and factors is None:
+            factors = clip_factors(self.squares())
         count = int(self.clients.max()) + 1
         grown = {}
         for name in names:
@@ -195,7 +195,7 @@ class Clear(Protocol):
         for columns, chunk in self._chunks(self._sections if names else [], np.arange(self.n)):
             local, rows = self._local(columns), chunk.cpu().numpy()
             for name, history in grown.items():
-                new = _grown(name, history[self.clients, local], rows, shorter)
+                new = _grown(name, history[self.clients, local], rows, factors)
                 history[self.clients, local] = np.clip(new, -LARGEST_FLOAT, LARGEST_FLOAT)
         return grown
 
@@ -274,11 +274,11 @@ class Clear(Protocol):
                 buffer[first:last].copy_(source)
 
 
-def _grown(name: str, history: NDArray[Any], rows: Floats, shorter: Floats | None) -> NDArray[Any]:
+def _grown(name: str, history: NDArray[Any], rows: Floats, factors: Floats | None) -> NDArray[Any]:
     """Columns of the history `name` (n, w) after a round with these rows."""
     if name == "average":
-        assert shorter is not None
-        return np.asarray(FORGETTING * history + (1.0 - FORGETTING) * shorter[:, None] * rows)
+        assert factors is not None
+        return np.asarray(FORGETTING * history + (1.0 - FORGETTING) * factors[:, None] * rows)
     return rows if name == "last" else np.asarray(history + rows)
 
 

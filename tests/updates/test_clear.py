@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedrobust.aggregation import Clear, Combination, Context, Krum, Median, NotRevealed, Pipeline, Protocol
+from fedrobust.aggregation import Combination, Context, Krum, Median, Pipeline
+from fedrobust.updates import ClearUpdates, NotRevealed, Updates
 
 
 def rows_of(n=7, d=900, dtype=np.float32):
@@ -28,7 +29,7 @@ def held(clear):
 
 def test_rows_in_order_from_blocks_of_both_kinds():
     rows = rows_of()
-    clear = Clear([rows[4:], torch.from_numpy(rows[:4])], order=[3, 4, 5, 6, 0, 1, 2])
+    clear = ClearUpdates([rows[4:], torch.from_numpy(rows[:4])], order=[3, 4, 5, 6, 0, 1, 2])
     assert (clear.n, clear.d) == (7, 900)
     assert np.array_equal(held(clear), rows)
     weights = np.arange(7.0)
@@ -41,7 +42,7 @@ def test_read_only_rows_are_read_without_a_warning_and_stay_as_they_are():
     rows.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        clear = Clear([rows[:3], rows[3:]])
+        clear = ClearUpdates([rows[:3], rows[3:]])
         clear.finite_rows()
         clear.gram({"momentum": rows[0]})
         clear.combine(Combination(clear.prior, {"momentum": 1.0}))
@@ -52,7 +53,7 @@ def test_read_only_rows_are_read_without_a_warning_and_stay_as_they_are():
 def test_finite_rows_and_the_rest_without_them():
     rows = rows_of(dtype=np.float64)
     rows[1, 5], rows[2, 899], rows[4, 0], rows[5, 7] = np.nan, np.inf, -np.inf, 1e160
-    clear = Clear([rows], prior=[1, 2, 3, 4, 5, 6, 7])
+    clear = ClearUpdates([rows], prior=[1, 2, 3, 4, 5, 6, 7])
     finite = clear.finite_rows()
     assert finite.tolist() == [True, False, False, True, False, False, True]
     for keep in (finite, np.flatnonzero(finite)):
@@ -64,30 +65,30 @@ def test_finite_rows_and_the_rest_without_them():
 
 def test_finite_float32_extremes_are_finite():
     rows = np.full((2, 1000), np.finfo(np.float32).max)
-    assert Clear([rows]).finite_rows().all()
-    assert not Clear([torch.full((1, 3), torch.nan, dtype=torch.bfloat16)]).finite_rows().any()
+    assert ClearUpdates([rows]).finite_rows().all()
+    assert not ClearUpdates([torch.full((1, 3), torch.nan, dtype=torch.bfloat16)]).finite_rows().any()
 
 
 def test_a_row_that_has_no_weight_is_not_read():
     rows = rows_of()
     rows[2] = np.nan
     weights = np.array([1.0, 0, 0, 0, 0, 0, 2])
-    assert np.allclose(Clear([rows]).combine(Combination(weights)), rows[0] + 2 * rows[6], rtol=1e-6)
-    assert np.array_equal(Clear([rows]).combine(Combination(np.zeros(7))), np.zeros(900))
+    assert np.allclose(ClearUpdates([rows]).combine(Combination(weights)), rows[0] + 2 * rows[6], rtol=1e-6)
+    assert np.array_equal(ClearUpdates([rows]).combine(Combination(np.zeros(7))), np.zeros(900))
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Clear([np.zeros(3)]), r"floating \(n, d\)"),
-        (lambda: Clear([np.zeros((3, 3), dtype=np.int64)]), "int64"),
-        (lambda: Clear([[[1.0]]]), "found list"),
-        (lambda: Clear([np.zeros((3, 3)), np.zeros((3, 4))]), r"\[3, 4\]"),
-        (lambda: Clear([np.zeros((0, 3))]), "n = 0"),
-        (lambda: Clear([np.zeros((3, 0))]), "d = 0"),
-        (lambda: Clear([np.zeros((2, 3))], prior=[1.0, -1.0]), "positive"),
-        (lambda: Clear([np.zeros((2, 3))], prior=[1.0]), "2 positive"),
-        (lambda: Clear([np.zeros((2, 3))]).gram({"momentum": np.zeros(4)}), r"'momentum' has the shape \(4,\)"),
+        (lambda: ClearUpdates([np.zeros(3)]), r"floating \(n, d\)"),
+        (lambda: ClearUpdates([np.zeros((3, 3), dtype=np.int64)]), "int64"),
+        (lambda: ClearUpdates([[[1.0]]]), "found list"),
+        (lambda: ClearUpdates([np.zeros((3, 3)), np.zeros((3, 4))]), r"\[3, 4\]"),
+        (lambda: ClearUpdates([np.zeros((0, 3))]), "n = 0"),
+        (lambda: ClearUpdates([np.zeros((3, 0))]), "d = 0"),
+        (lambda: ClearUpdates([np.zeros((2, 3))], prior=[1.0, -1.0]), "positive"),
+        (lambda: ClearUpdates([np.zeros((2, 3))], prior=[1.0]), "2 positive"),
+        (lambda: ClearUpdates([np.zeros((2, 3))]).gram({"momentum": np.zeros(4)}), r"'momentum' has the shape \(4,\)"),
     ],
 )
 def test_errors(build, message):
@@ -95,13 +96,13 @@ def test_errors(build, message):
         build()
 
 
-class GramOnly(Protocol):
+class GramOnly(Updates):
     """Opens G and weighted sums, and hides the rows."""
 
     reveals = frozenset({"gram", "sum"})
 
     def __init__(self, rows):
-        self._clear = Clear([rows])
+        self._clear = ClearUpdates([rows])
         self.n, self.d = rows.shape
 
     def gram(self, anchors=None, histories=()):
@@ -117,16 +118,16 @@ class GramOnly(Protocol):
         raise AssertionError("a pipeline drops no rows")
 
 
-def test_what_a_protocol_does_not_reveal_is_refused():
+def test_what_must_not_be_seen_is_refused():
     rows = rows_of()
-    protocol = GramOnly(rows)
+    updates = GramOnly(rows)
     assert np.array_equal(
-        Pipeline([Krum()]).run(protocol, Context(f=1)).aggregate, Pipeline([Krum()]).aggregate(rows, f=1)
+        Pipeline([Krum()]).run(updates, Context(f=1)).aggregate, Pipeline([Krum()]).aggregate(rows, f=1)
     )
-    with pytest.raises(NotRevealed, match="median needs rows; gramonly reveals gram, sum"):
-        Pipeline([Median()]).run(protocol, Context(f=1))
-    with pytest.raises(NotRevealed, match="not the rows"):
-        protocol.total(lambda chunk, columns: None)
+    with pytest.raises(NotRevealed, match="median needs rows; of these updates only gram, sum may be seen"):
+        Pipeline([Median()]).run(updates, Context(f=1))
+    with pytest.raises(NotRevealed, match="only gram, sum may be seen"):
+        updates.total(lambda chunk, columns: None)
 
 
 PEAK = """

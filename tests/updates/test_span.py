@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedrobust.aggregation import Clear, Context, Pipeline, RowRule, Rule, Span, Stage
+from fedrobust.aggregation import Context, Pipeline, RowRule, Rule, Stage
 from fedrobust.aggregation.testing.cases import layout
 from fedrobust.options import members
+from fedrobust.updates import ClearUpdates, Span
 
 N, L, D = 9, 12, 300
 PARTS = members(Rule, RowRule)
@@ -35,7 +36,7 @@ def test_every_rule_makes_the_same_of_the_rows_and_of_their_span(name: str, stag
         Context(f=1, clients=clients, root=root, previous=previous, step=previous, layers=layout(D)) for _ in range(2)
     ]
     kept = np.arange(N) != 4
-    held = Clear([rows], prior=prior, histories=past, clients=clients)
+    held = ClearUpdates([rows], prior=prior, histories=past, clients=clients)
     spanned = Span([lines], past, clients).rows(mixing, prior)
     found = []
     for protocol, own in zip((held, spanned), context, strict=True):
@@ -58,7 +59,7 @@ def test_products_distances_and_subsets_are_those_of_the_rows() -> None:
     left = np.array([0, 2, 5, 8])
     for protocol, chosen in ((span.rows(mixing, prior), np.arange(N)), (span.rows(mixing, prior).subset(left), left)):
         gram = protocol.gram(anchors, ("sum",))
-        expected = Clear([rows[chosen]], prior=prior[chosen], histories=past, clients=clients[chosen])
+        expected = ClearUpdates([rows[chosen]], prior=prior[chosen], histories=past, clients=clients[chosen])
         wanted = expected.gram(anchors, ("sum",))
         assert np.allclose(gram.matrix, wanted.matrix, rtol=1e-9)
         assert np.allclose(gram.prior, wanted.prior)

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrobust.aggregation import Anchor, Clear, Combination, Gram
-from fedrobust.aggregation.protocol import CHUNK_BYTES
+from fedrobust.aggregation import Anchor, Combination, Gram
+from fedrobust.updates import ClearUpdates
+from fedrobust.updates.interface import CHUNK_BYTES
 
 
 def exact_distances(rows):
@@ -20,7 +21,7 @@ def exact_distances(rows):
 def test_distances_keep_their_digits_beside_a_large_common_part(dtype, ratio):
     rng = np.random.default_rng(0)
     rows = (ratio * rng.standard_normal(5000) + rng.standard_normal((8, 5000))).astype(dtype)
-    gram = Clear([rows]).gram()
+    gram = ClearUpdates([rows]).gram()
     expected = exact_distances(rows)
     assert np.abs(gram.distances_squared() - expected).max() <= 1e-11 * expected.max()
     exact = rows.astype(np.float64) @ rows.astype(np.float64).T
@@ -32,7 +33,7 @@ def test_huge_rows_cost_the_others_no_digits(position):
     rows = np.random.default_rng(1).standard_normal((8, 3000)).astype(np.float32)
     rows[[position, (position + 1) % 8]] *= 1e30
     rest = [i for i in range(8) if i not in (position, (position + 1) % 8)]
-    found = Clear([rows]).gram().distances_squared()[np.ix_(rest, rest)]
+    found = ClearUpdates([rows]).gram().distances_squared()[np.ix_(rest, rest)]
     assert np.allclose(found, exact_distances(rows[rest]), rtol=1e-12, atol=0)
 
 
@@ -44,13 +45,13 @@ def test_same_bits_however_rows_are_split_into_blocks(data):
     rows = rng.standard_normal((n, d)).astype(np.float32)
     weights = rng.standard_normal(n)
     anchors = {"momentum": rng.standard_normal(d)}
-    whole = Clear([rows])
+    whole = ClearUpdates([rows])
     expected = whole.gram(anchors)
     order = np.array(data.draw(st.permutations(range(n))))  # row i is row order[i] of the blocks
     cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=4)))
     stored = np.empty_like(rows)
     stored[order] = rows
-    split = Clear([torch.from_numpy(b) if k % 2 else b for k, b in enumerate(np.split(stored, cuts))], order)
+    split = ClearUpdates([torch.from_numpy(b) if k % 2 else b for k, b in enumerate(np.split(stored, cuts))], order)
     found = split.gram(anchors)
     assert np.array_equal(found.matrix, expected.matrix)
     assert np.array_equal(found.distances_squared(), expected.distances_squared())
@@ -64,7 +65,7 @@ def test_same_bits_with_any_number_of_threads():
     rng = np.random.default_rng(2)
     try:
         for n, d in [(1, 9), (3, 40_000), (20, 300), (50, 9000), (130, 3000)]:
-            rows, found = Clear([rng.standard_normal((n, d)).astype(np.float32)]), []
+            rows, found = ClearUpdates([rng.standard_normal((n, d)).astype(np.float32)]), []
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
                 found.append(
@@ -78,9 +79,9 @@ def test_same_bits_with_any_number_of_threads():
 def test_many_chunks_give_the_same_gram(monkeypatch):
     rng = np.random.default_rng(3)
     rows = rng.standard_normal((6, 1999))
-    expected = Clear([rows]).gram({"momentum": rows[0] + 1})
+    expected = ClearUpdates([rows]).gram({"momentum": rows[0] + 1})
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 1)
-    chunked = Clear([rows])
+    chunked = ClearUpdates([rows])
     found = chunked.gram({"momentum": rows[0] + 1})
     assert chunked.total(lambda chunk, columns: np.ones(1)) == 8
     assert np.allclose(found.matrix, expected.matrix, rtol=1e-13, atol=1e-10)
@@ -102,7 +103,7 @@ def mixed_cases():
 def test_mixed_is_the_gram_of_the_mixed_rows(mixing, plain):
     rng = np.random.default_rng(5)
     rows, vector = 100 + rng.standard_normal((7, 90)), 100 + rng.standard_normal(90)
-    gram = Clear([rows]).gram({"momentum": vector})
+    gram = ClearUpdates([rows]).gram({"momentum": vector})
     if plain:  # as a protocol gives it that opens G alone
         gram = Gram(gram.matrix, gram.prior, gram.anchors)
     found, mixed = gram.mixed(mixing), mixing @ rows
@@ -142,12 +143,12 @@ def test_two_anchors_of_which_one_is_used():
 def test_a_zero_row_has_no_length(size):
     rows = size * np.random.default_rng(8).standard_normal((9, 20_000)).astype(np.float32)
     rows[[0, 4]] = 0.0
-    gram = Clear([rows]).gram({"root": np.zeros(20_000)})
+    gram = ClearUpdates([rows]).gram({"root": np.zeros(20_000)})
     assert gram.norms()[[0, 4]].tolist() == [0.0, 0.0]
     assert not gram.matrix[[0, 4]].any()
     assert gram.anchors["root"].squared_norm == 0.0
     small = rows.copy()
     small[4] = 1e-6 * rows[1]
-    assert Clear([small]).gram().norms()[4] == pytest.approx(
+    assert ClearUpdates([small]).gram().norms()[4] == pytest.approx(
         1e-6 * np.linalg.norm(rows[1].astype(np.float64)), rel=1e-3
     )

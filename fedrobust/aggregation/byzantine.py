@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.aggregation.base import AnyRule, Part, Stage, honest_majority
-from fedrobust.aggregation.gram import Floats, Gram
 from fedrobust.errors import ExperimentError
 from fedrobust.portions import portion
+from fedrobust.updates.gram import Floats, Gram
 
-Declared = int | float | Literal["largest", "auto"]
+ByzantineF = int | float | Literal["largest", "auto"]
 """A count, a fraction of those asked for a row, "largest": the most that the parts allow, or "auto": estimated."""
 
 
@@ -29,7 +29,7 @@ def capped_prior(samples: Sequence[float] | NDArray[Any] | None, n: int) -> Floa
     return np.asarray(capped / capped.sum(), dtype=np.float64)
 
 
-def resolve_f(f: Declared, n: int, rule: AnyRule, stages: Sequence[Stage] = (), gram: Gram | None = None) -> int:
+def resolve_f(f: ByzantineF, n: int, rule: AnyRule, stages: Sequence[Stage] = (), gram: Gram | None = None) -> int:
     """The declared number of Byzantine rows: a count, a `portion` of n, the largest, or an estimate.
 
     Allowed is what every part's own bound permits, and an honest majority, n > 2f. ExperimentError names the bound.

@@ -7,13 +7,14 @@ import warnings
 import numpy as np
 import pytest
 
-from fedrobust.aggregation import Aggregation, Clear, Krum, Median, Pipeline, TrimmedMean, resolve_f
-from fedrobust.aggregation.declared import estimated_f
+from fedrobust.aggregation import Aggregation, Krum, Median, Pipeline, TrimmedMean, resolve_f
+from fedrobust.aggregation.byzantine import estimated_f
 from fedrobust.aggregation.testing import INSTANCES
+from fedrobust.updates import ClearUpdates
 
 
 def gram_of(rows):
-    return Clear([np.asarray(rows)]).gram()
+    return ClearUpdates([np.asarray(rows)]).gram()
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
@@ -55,8 +56,8 @@ def test_auto_is_the_estimate_within_what_the_rule_allows():
     assert resolve_f("auto", 10, TrimmedMean(), (), gram) == 4
     assert resolve_f("auto", 10, Krum(), (), gram) == 3  # n ≥ 2f + 3
     assert resolve_f("auto", 10, Krum()) == 3  # nothing to estimate from: the largest
-    assert Aggregation(rule=Median(), f="auto").declared_f(10, gram=gram) == 4
-    assert Aggregation(rule=Median(), f="auto").declared_f(10) == 4
+    assert Aggregation(rule=Median(), f="auto").byzantine_f(10, gram=gram) == 4
+    assert Aggregation(rule=Median(), f="auto").byzantine_f(10) == 4
     honest = resolve_f("auto", 10, TrimmedMean(), (), gram_of(rows[4:].repeat(2, 0)[:10]))
     assert honest == 0
     found = Pipeline([TrimmedMean()]).aggregate(rows, f="auto")

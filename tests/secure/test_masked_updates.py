@@ -1,4 +1,4 @@
-"""Masked sums as the coordinator sees them: one mean, or the means of groups, and what they say of a client."""
+"""Masked sums as the coordinator sees them: one mean, or the means of groups."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from fedrobust.aggregation import (
     AFA,
     NNM,
-    Clear,
     Combination,
     Context,
     FoolsGold,
@@ -19,22 +18,27 @@ from fedrobust.aggregation import (
     Mean,
     Median,
     MultiKrum,
-    NotRevealed,
     Pipeline,
     TrimmedMean,
 )
 from fedrobust.errors import ExperimentError
-from fedrobust.secure.grouping import GroupRows, MaskedSum, draw_groups, groups_refusal, members_scores, no_blame
+from fedrobust.secure.masked_updates import (
+    GroupedUpdates,
+    MaskedSum,
+    draw_groups,
+    groups_refusal,
+)
 from fedrobust.secure.masking import MaskingClient
-from fedrobust.secure.masking_server import MaskingServer, Opened
+from fedrobust.secure.masking_server import MaskingServer, OpenedSum
 from fedrobust.secure.masks import MaskingError, Terms
 from fedrobust.secure.messages import run_id
+from fedrobust.updates import ClearUpdates, NotRevealed
 
 D = 30
 
 
 def opened(mean=(1.0, 2.0), weight=4.0, survivors=(0, 1, 3, 4), dropped=(2,)):
-    return Opened(np.array(mean, dtype=np.float32), weight, survivors, dropped)
+    return OpenedSum(np.array(mean, dtype=np.float32), weight, survivors, dropped)
 
 
 # One sum
@@ -58,7 +62,7 @@ def test_a_masked_sum_gives_the_mean_and_nothing_else():
         lambda: protocol.total(lambda rows, columns: None),
     ]
     for call in calls:
-        with pytest.raises(NotRevealed, match="reveals sum, not the rows"):
+        with pytest.raises(NotRevealed, match="only sum may be seen"):
             call()
 
 
@@ -157,7 +161,7 @@ def test_rows_are_the_means_of_their_groups():
     updates, counts = rng.standard_normal((14, D)).astype(np.float32) / 3, rng.integers(1, 100, 14).astype(float)
     groups = draw_groups(range(14), 4, seed=1, round=0)
     gone = (groups[0][1],)
-    protocol = GroupRows.of(masked_groups(updates, groups, 0, gone, counts))
+    protocol = GroupedUpdates.of(masked_groups(updates, groups, 0, gone, counts))
     members = [[i for i in group if i not in gone] for group in groups]
     assert protocol.groups == tuple(map(tuple, members))
     means = np.array([np.average(updates[group], axis=0, weights=counts[group]) for group in members])
@@ -165,7 +169,7 @@ def test_rows_are_the_means_of_their_groups():
     np.testing.assert_allclose(protocol.prior, total / total.sum(), rtol=1e-6)
     for parts in ([Mean()], [GeometricMedian()], [Median()], [NNM(), MultiKrum()]):
         ours = Pipeline(parts).run(protocol, Context(f=0)).aggregate
-        theirs = Pipeline(parts).run(Clear([means], prior=total), Context(f=0)).aggregate
+        theirs = Pipeline(parts).run(ClearUpdates([means], prior=total), Context(f=0)).aggregate
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
     # The mean over the groups is the mean over the clients.
     rest = [i for i in range(14) if i not in gone]
@@ -176,24 +180,24 @@ def test_rows_are_the_means_of_their_groups():
 def test_a_group_below_its_threshold_is_left_out():
     updates, groups = np.ones((12, D), dtype=np.float32) / 9, draw_groups(range(12), 4, seed=1, round=0)
     found = masked_groups(updates, groups, 0, gone=groups[1][:2])
-    assert GroupRows.of(found).groups == (groups[0], groups[2])
+    assert GroupedUpdates.of(found).groups == (groups[0], groups[2])
     with pytest.raises(ExperimentError, match="no group"):
-        GroupRows.of([])
+        GroupedUpdates.of([])
 
 
 def test_a_subset_keeps_groups_with_their_rows():
     rows = np.arange(12, dtype=np.float32).reshape(4, 3) + 1
-    protocol = GroupRows(rows, [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11)], [1, 1, 2, 4])
+    protocol = GroupedUpdates(rows, [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11)], [1, 1, 2, 4])
     part = protocol.subset(np.array([True, False, True, False]))
     assert part.groups == ((0, 1, 2), (6, 7, 8))
     np.testing.assert_allclose(part.prior, [1 / 3, 2 / 3])
     np.testing.assert_allclose(part.gram().matrix, rows[[0, 2]] @ rows[[0, 2]].T)
     with pytest.raises(ValueError, match="4 rows of 1 groups"):
-        GroupRows(rows, [(0, 1, 2)], [1, 1, 1, 1])
+        GroupedUpdates(rows, [(0, 1, 2)], [1, 1, 1, 1])
 
 
 def test_groups_have_no_histories():
-    protocol = GroupRows(np.ones((3, 4), dtype=np.float32), [(0,), (1,), (2,)], [1, 1, 1])
+    protocol = GroupedUpdates(np.ones((3, 4), dtype=np.float32), [(0,), (1,), (2,)], [1, 1, 1])
     assert protocol.remembered(()) == {}
     for call in (lambda: protocol.gram(histories=("sum",)), lambda: protocol.remembered(("sum",))):
         with pytest.raises(NotRevealed, match="drawn anew"):
@@ -206,73 +210,8 @@ def test_within_the_bound_the_median_over_groups_withstands_what_the_mean_does_n
     honest = updates[3:].mean(axis=0)
     updates[:3] = -5 / np.sqrt(D)  # as long as the clip allows
     groups = draw_groups(range(21), 3, seed=2, round=0)
-    protocol = GroupRows.of(masked_groups(updates, groups, 0))
+    protocol = GroupedUpdates.of(masked_groups(updates, groups, 0))
     assert groups_refusal(Median(), (), 21, 3, 3) is None
     median = Pipeline([Median()]).run(protocol, Context(f=3)).aggregate
     mean = Pipeline([Mean()]).run(protocol, Context(f=0)).aggregate
     assert np.linalg.norm(median - honest) < 0.15 * np.linalg.norm(honest) < np.linalg.norm(mean - honest)
-
-
-# Members
-
-
-def scored_rounds(rounds, attackers, n=20, size=3, seed=0):
-    rng = np.random.default_rng(seed)
-    for round_ in range(rounds):
-        groups = draw_groups(range(n), size, seed, round_)
-        bad = np.array([bool(set(group) & attackers) for group in groups])
-        yield groups, np.where(bad, rng.uniform(0.7, 1.0, len(groups)), rng.uniform(0.0, 0.35, len(groups)))
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_over_the_rounds_the_attackers_stand_out(seed):
-    attackers, memory, company = {2, 11}, no_blame(20), np.zeros((20, 12))
-    for at, (groups, scores) in enumerate(scored_rounds(12, attackers, seed=seed)):
-        own, memory = members_scores(memory, groups, scores)
-        for group, score in zip(groups, scores, strict=True):
-            company[list(group), at] = score
-    honest = [own[i] for i in range(20) if i not in attackers]
-    assert min(own[i] for i in attackers) > 0.6
-    assert max(honest) < 0.45
-    assert np.mean(honest) < 0.15
-    # The mean score of a client's groups would hold the company against it.
-    assert np.mean([company[i].mean() for i in range(20) if i not in attackers]) > 2 * np.mean(honest)
-
-
-def test_the_first_round_blames_all_members_alike_and_less_than_the_group():
-    own, _ = members_scores(no_blame(6), [(0, 1, 2), (3, 4, 5)], [0.9, 0.0])
-    # z = −log 0.1 / (3 + 0.1) for each of three
-    expected = 1 - 0.1 ** (1 / 3.1)
-    assert own == pytest.approx({0: expected, 1: expected, 2: expected, 3: 0, 4: 0, 5: 0})
-
-
-def test_one_good_group_clears_a_client():
-    memory = no_blame(6)
-    _, memory = members_scores(memory, [(0, 1, 2), (3, 4, 5)], [0.9, 0.0])
-    own, _ = members_scores(memory, [(0, 3, 4), (1, 2, 5)], [0.9, 0.0])
-    assert own[0] > 0.75
-    assert max(own[i] for i in range(1, 6)) < 0.25
-
-
-def test_a_member_is_not_blamed_more_than_its_group_of_this_round():
-    memory = no_blame(6)
-    for _ in range(5):
-        _, memory = members_scores(memory, [(0, 1, 2), (3, 4, 5)], [0.9, 0.0])
-    own, _ = members_scores(memory, [(0, 1, 2), (3, 4, 5)], [0.1, 0.0])
-    assert max(own.values()) <= 0.1
-
-
-def test_old_blame_is_forgotten_and_memory_is_not_changed_in_place():
-    memory = no_blame(3)
-    _, after = members_scores(memory, [(0, 1, 2)], [1.0])
-    assert not memory["blame"].any()
-    assert not memory["together"].any()
-    np.testing.assert_array_equal(after["together"], np.ones((3, 3)))
-    np.testing.assert_allclose(after["blame"], -np.log(0.01) * np.ones(3))
-    _, later = members_scores(after, [], [], forgetting=0.5)
-    np.testing.assert_allclose(later["blame"], after["blame"] / 2)
-
-
-def test_who_is_absent_has_no_score():
-    own, _ = members_scores(no_blame(9), [(0, 4, 8)], [0.5])
-    assert sorted(own) == [0, 4, 8]

@@ -15,21 +15,17 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation import AnyRule, Clear, Combination, Gram, NotRevealed, Protocol, Rule, Stage, resolve_f
+from fedrobust.aggregation import AnyRule, Combination, Gram, Rule, Stage, resolve_f
 from fedrobust.errors import ExperimentError
-from fedrobust.secure.masking_server import Opened
+from fedrobust.secure.masking_server import OpenedSum
 from fedrobust.seeds import generator
+from fedrobust.updates import ClearUpdates, Floats, NotRevealed, Updates
 
-Floats = NDArray[np.float64]
 Groups = Sequence[Sequence[int]]
 """The members of each group, by client id."""
 
 SMALLEST = 3
 """Members of a group at least: of two, each knows the other's update from the mean."""
-CERTAIN = 0.99
-"""A group's score counts up to this: at 1 the others in it could be cleared of nothing."""
-RIDGE = 0.1
-"""Pulls a client's blame to 0 where what is known does not tell it from that of others."""
 
 
 def draw_groups(clients: Sequence[int], size: int, seed: int, round: int) -> tuple[tuple[int, ...], ...]:
@@ -69,7 +65,7 @@ def groups_refusal(rule: AnyRule, stages: Sequence[Stage], clients: int, size: i
     return None
 
 
-class MaskedSum(Protocol):
+class MaskedSum(Updates):
     """The mean that a round of masks has opened: no row, no product of rows, no other combination.
 
     `prior` is uniform; where sample counts are hidden weights, the mean is weighted by them and nobody knows them.
@@ -77,7 +73,7 @@ class MaskedSum(Protocol):
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum"})
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedSum) -> None:
         self._opened = opened
         self.n, self.d = len(opened.survivors), len(opened.mean)
         self.prior: Floats = np.full(self.n, 1.0 / self.n)
@@ -109,7 +105,7 @@ class MaskedSum(Protocol):
         return {}
 
 
-class GroupRows(Clear):
+class GroupedUpdates(ClearUpdates):
     """The groups' means in the clear: row i is that of the clients `groups[i]`.
 
     groups: the members whose updates are in a mean; those who dropped out are not. rows: (m, d) float32.
@@ -125,17 +121,17 @@ class GroupRows(Clear):
             raise ValueError(f"{self.n} rows of {len(self.groups)} groups")
 
     @classmethod
-    def of(cls, opened: Sequence[Opened]) -> GroupRows:
+    def of(cls, opened: Sequence[OpenedSum]) -> GroupedUpdates:
         """From what was opened of each group; a group whose round of masks failed is left out by the caller."""
         if not opened:
             raise ExperimentError("no group has opened its mean")
         rows = np.stack([group.mean for group in opened])
         return cls(rows, [group.survivors for group in opened], [group.weight for group in opened])
 
-    def subset(self, keep: NDArray[Any]) -> GroupRows:
+    def subset(self, keep: NDArray[Any]) -> GroupedUpdates:
         """The same without the groups that are not in `keep`."""
         kept = np.arange(self.n)[keep]
-        return GroupRows(self.blocks[0][kept], [self.groups[row] for row in kept], self.prior[kept])
+        return GroupedUpdates(self.blocks[0][kept], [self.groups[row] for row in kept], self.prior[kept])
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
         """The Gram of the groups' means; NotRevealed with histories, which are clients'."""
@@ -143,42 +139,8 @@ class GroupRows(Clear):
             raise NotRevealed("groups are drawn anew in each round: there is no history of a client")
         return super().gram(anchors)
 
-    def remembered(self, names: Sequence[str], shorter: Floats | None = None) -> dict[str, NDArray[np.float32]]:
+    def remembered(self, names: Sequence[str], factors: Floats | None = None) -> dict[str, NDArray[np.float32]]:
         """Nothing, if nothing is asked for; else NotRevealed."""
         if names:
             raise NotRevealed("groups are drawn anew in each round: there is no history of a client")
         return {}
-
-
-def no_blame(clients: int) -> dict[str, Floats]:
-    """What `members_scores` remembers before the first round."""
-    return {"together": np.zeros((clients, clients)), "blame": np.zeros(clients)}
-
-
-def members_scores(
-    memory: Mapping[str, Floats], groups: Groups, scores: Sequence[float] | Floats, forgetting: float = 0.9
-) -> tuple[dict[int, float], dict[str, Floats]]:
-    """Each member's own score, from the scores of the groups in this round and in those before; and the new memory.
-
-    scores: one in [0, 1] for each group. A group is taken to be as good as all its members together, 1 − s_g =
-    Π_{i∈g} (1 − q_i), so −log(1 − s_g) = Σ_{i∈g} z_i with z_i = −log(1 − q_i) ≥ 0. The z fit all groups of all rounds
-    by non-negative least squares, a round weighing `forgetting` times as much as the next one: who was once in a good
-    group is cleared of the bad ones that others explain. A member's score is q_i, at most that of its group now.
-    """
-    from scipy.linalg import cholesky, solve_triangular
-    from scipy.optimize import nnls
-
-    clients = len(memory["blame"])
-    seats = np.zeros((len(groups), clients))
-    for row, group in enumerate(groups):
-        seats[row, list(group)] = 1.0
-    capped = -np.log1p(-np.clip(np.asarray(scores, dtype=np.float64), 0.0, CERTAIN))
-    together = forgetting * memory["together"] + seats.T @ seats
-    blame = forgetting * memory["blame"] + seats.T @ capped
-    upper = cholesky(together + RIDGE * np.eye(clients))
-    fitted, _ = nnls(upper, solve_triangular(upper, blame, trans="T"))
-    own = -np.expm1(-fitted)
-    found = {
-        client: float(min(own[client], score)) for group, score in zip(groups, scores, strict=True) for client in group
-    }
-    return found, {"together": together, "blame": blame}

@@ -1,4 +1,4 @@
-"""How the coordinator comes by the updates: the interface of all protocols, and how their columns are cut."""
+"""The updates of one round, wherever they lie: what can be asked of them, and how their columns are cut."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.gram import Combination, Floats, Gram
 from fedrobust.errors import ExperimentError
+from fedrobust.updates.gram import Combination, Floats, Gram
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from fedrobust.aggregation.base import Reduction
 
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 """Size of the float64 buffer for one chunk of columns: it stays in a core's cache, or fills a GPU."""
@@ -30,10 +28,15 @@ FORGETTING = 0.9
 
 Measure = Callable[["Tensor", slice], "NDArray[Any] | None"]
 """Rows (m, w), a chunk that may be overwritten, and its columns in the whole update → figures to add up, or nothing."""
+Reduction = Callable[["Tensor", slice], "Tensor"]
+"""Rows (m, w), a chunk that may be overwritten, and its columns in the whole update → the aggregate there (w,).
+
+It is sent to whoever holds the columns, so it must pickle (`functools.partial` of a function or a method), and draw no
+random numbers."""
 
 
-def shortening(squares: Floats) -> Floats:
-    """What cuts rows with the squared norms (n,) to their median norm: (n,) in [0, 1], 1 for the shorter ones."""
+def clip_factors(squares: Floats) -> Floats:
+    """Factors (n,) in [0, 1] that clip each row to the median norm, from the rows' squared norms (n,)."""
     norms = np.sqrt(squares)
     longer = norms > np.median(norms)
     return np.asarray(np.where(longer, np.median(norms) / np.where(longer, norms, 1.0), 1.0))
@@ -54,11 +57,14 @@ def chunks_of(section: slice, rows: int, device: str = "cpu") -> Iterator[slice]
 
 
 class NotRevealed(ExperimentError):  # noqa: N818
-    """The protocol keeps from the coordinator what was asked for."""
+    """These updates keep from the coordinator what was asked for."""
 
 
-class Protocol(ABC):
-    """n updates of d coordinates, of which the coordinator learns what `reveals` says and no more."""
+class Updates(ABC):
+    """n updates of d coordinates: their Gram matrix, and a weighted sum of them. The rest only in the clear.
+
+    `reveals` says what the coordinator may learn: "sum", "gram", "rows". Who asks cannot tell where the updates lie.
+    """
 
     reveals: ClassVar[frozenset[str]]
     n: int
@@ -78,28 +84,28 @@ class Protocol(ABC):
 
     @abstractmethod
     def finite_rows(self) -> NDArray[np.bool_]:
-        """(n,) which rows can be aggregated, as far as the protocol can tell."""
+        """(n,) which rows can be aggregated, as far as can be told."""
 
     @abstractmethod
-    def subset(self, keep: NDArray[Any]) -> Protocol:
+    def subset(self, keep: NDArray[Any]) -> Updates:
         """The same without the rows that are not in `keep`, a mask (n,) or indices."""
 
     def total(self, measure: Measure, mixing: Floats | None = None) -> NDArray[Any]:
         """The sum of what `measure` says of each chunk of the rows, or of the rows `mixing @ rows`.
 
-        NotRevealed unless the protocol is in the clear.
+        NotRevealed unless the updates are in the clear.
         """
         raise self._not_revealed()
 
     def reduce(self, reduction: Reduction, mixing: Floats | None = None) -> NDArray[np.float32]:
         """What `reduction` makes of each chunk of the rows, or of the rows `mixing @ rows`, side by side (d,).
 
-        NotRevealed unless the protocol is in the clear.
+        NotRevealed unless the updates are in the clear.
         """
         raise self._not_revealed()
 
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """The histories (clients, d) after this round, to be handed to the protocol of the next one.
+        """The histories (clients, d) after this round, to be handed to the updates of the next one.
 
         "last": the last update of each client; "sum": the sum of all its updates; "average": h ← 0.9 h + 0.1 c u, where
         c = min(1, median norm of the round / ‖u‖), so that no single update can fill the memory.
@@ -107,31 +113,4 @@ class Protocol(ABC):
         raise self._not_revealed()
 
     def _not_revealed(self) -> NotRevealed:
-        return NotRevealed(f"{type(self).__name__.lower()} reveals {', '.join(sorted(self.reveals))}, not the rows")
-
-
-class Rows:
-    """What a `RowRule` sees: m rows of d coordinates after the stages, chunk by chunk of columns."""
-
-    def __init__(self, protocol: Protocol, mixing: Floats | None, gram: Gram | None) -> None:
-        self._protocol, self._mixing, self._gram = protocol, mixing, gram
-        self.n = protocol.n if mixing is None else len(mixing)
-        self.d = protocol.d
-
-    @property
-    def gram(self) -> Gram:
-        """Their Gram; made when it is first asked for."""
-        if self._gram is None:
-            self._gram = self._protocol.gram()
-        return self._gram
-
-    @property
-    def prior(self) -> Floats:
-        """Their prior weights (m,)."""
-        if self._gram is None and self._mixing is None:
-            return self._protocol.prior
-        return self.gram.prior
-
-    def total(self, measure: Measure) -> NDArray[Any]:
-        """The sum of what `measure` says of each chunk. It is sent to whoever holds the columns, so it must pickle."""
-        return self._protocol.total(measure, self._mixing)
+        return NotRevealed(f"of these updates only {', '.join(sorted(self.reveals))} may be seen")

@@ -1,0 +1,27 @@
+"""The updates of one round, wherever they lie: every class of `Updates` gives their Gram matrix and a weighted sum.
+
+ClearUpdates([np.eye(3)]).gram().matrix
+"""
+
+from fedrobust.updates.clear import ClearUpdates
+from fedrobust.updates.gram import Anchor, Combination, Floats, Gram, History
+from fedrobust.updates.interface import Measure, NotRevealed, Reduction, Updates
+from fedrobust.updates.shards import ShardedUpdates, cut_columns, shard_columns
+from fedrobust.updates.span import Span
+
+__all__ = [
+    "Anchor",
+    "ClearUpdates",
+    "Combination",
+    "Floats",
+    "Gram",
+    "History",
+    "Measure",
+    "NotRevealed",
+    "Reduction",
+    "ShardedUpdates",
+    "Span",
+    "Updates",
+    "cut_columns",
+    "shard_columns",
+]
