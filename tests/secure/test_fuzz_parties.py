@@ -24,8 +24,8 @@ from wrapped import named
 from fedrobust.aggregation import Combination
 from fedrobust.errors import FederationError
 from fedrobust.federation import party as federation_party
-from fedrobust.secure import opened as coordinator
 from fedrobust.secure import replicated, server, shares
+from fedrobust.secure import shared_updates as coordinator
 from fedrobust.secure.lines import HISTORY_FRACTION
 from fedrobust.secure.messages import MessageError, expect, unpack, viewed
 from fedrobust.secure.replicated import ReplicatedServer

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from wrapped import CLIP, EQUAL, NAMES, D, N, honest, named, parties, play
 
 from fedrobust.aggregation import Combination
-from fedrobust.secure import opened as coordinator
+from fedrobust.secure import shared_updates as coordinator
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import run_id
 from fedrobust.secure.ring import FRACTION, encode

@@ -10,7 +10,7 @@ import pytest
 from wrapped import CLIP, EQUAL, NAMES, RUN, D, N, honest, mean, parties, play
 
 from fedrobust.aggregation import Combination
-from fedrobust.secure import opened, server
+from fedrobust.secure import server, shared_updates
 from fedrobust.secure.local import LocalParties, introduce
 from fedrobust.secure.messages import HEADER, Kind, MessageError, run_id
 from fedrobust.secure.shared_updates import SharedUpdates
@@ -98,8 +98,8 @@ def test_a_damaged_share_costs_only_its_client(name: str, change: str, monkeypat
 
 def test_a_changed_share_would_change_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedrobust.secure.messages.compare_digest", lambda *_: True)
-    monkeypatch.setattr(opened, "misfit", lambda *_: None)
-    monkeypatch.setattr(opened, "too_long", lambda *_: False)
+    monkeypatch.setattr(shared_updates, "misfit", lambda *_: None)
+    monkeypatch.setattr(shared_updates, "too_long", lambda *_: False)
     played, rows = parties("shares"), honest()
     sent = {client: played.sent(row, 1, client) for client, row in enumerate(rows)}
     whole = bytes(sent[1][1])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from wrapped import CLIP, EQUAL, NAMES, ODD, UNEQUAL, WRAPS, D, N, at, defended, honest, mean, named, parties, play
 
 from fedrobust.aggregation import Combination
-from fedrobust.secure import opened as coordinator
+from fedrobust.secure import shared_updates as coordinator
 from fedrobust.secure.opening import DEVIATIONS, misfit
 from fedrobust.secure.ring import FRACTION, derived, encode, halved, largest_square, square_sum
 from fedrobust.secure.server import NOISE_BITS
