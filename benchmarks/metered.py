@@ -17,9 +17,9 @@ import numpy as np
 
 from fedrobust.aggregation import Combination
 from fedrobust.secure.local import LocalParties, introduce
-from fedrobust.secure.masking import MaskingClient
+from fedrobust.secure.masking_client import MaskingClient
 from fedrobust.secure.masking_server import MaskingServer
-from fedrobust.secure.masks import MaskingError, Terms
+from fedrobust.secure.masking_terms import MaskingError, Terms
 from fedrobust.secure.messages import COORDINATOR, DEALER, HEADER, Message, number_of, run_id, unpack
 from fedrobust.secure.privacy import SKETCH
 from fedrobust.secure.replicated import ReplicatedServer

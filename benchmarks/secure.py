@@ -60,7 +60,7 @@ from metered import (
     shared_round,
 )
 
-from fedrobust.secure.masks import Terms, risk
+from fedrobust.secure.masking_terms import Terms, risk
 from fedrobust.secure.messages import OVERHEAD, digest
 from fedrobust.secure.ring import SEED_BYTES, column_chunks, expand, products
 

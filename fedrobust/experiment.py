@@ -26,7 +26,7 @@ from fedrobust.errors import ExperimentError
 from fedrobust.learning import Cnn, FedAvg, LocalTraining, Model, ServerOptimizer, model_shorthand
 from fedrobust.options import Many, OneOf, Options, refusal
 from fedrobust.portions import portion
-from fedrobust.secure import ClearPrivacy, GroupedPrivacy, MaskingPrivacy, Privacy, SharedPrivacy
+from fedrobust.secure import ClearPrivacy, GroupedPrivacy, PairwiseMasking, Privacy, SecretSharing
 from fedrobust.trust import Trust
 
 
@@ -215,14 +215,14 @@ class Experiment(Options):
             raise refusal(reason, path)
         if self.workers.shards > 1 and not isinstance(privacy, ClearPrivacy):
             raise refusal(f"privacy {name} places the updates itself; use 1", "workers.shards")
-        if isinstance(privacy, MaskingPrivacy):
+        if isinstance(privacy, PairwiseMasking):
             if self.trust.acts:
                 raise refusal(f"{name} shows no single update that could be left out or weighed", "trust.acts")
             if "gram" in privacy.reveals and self.trust.detector.histories:
                 reason = f"{self.trust.detector.name} remembers clients; a group is no single client's"
                 raise refusal(reason, "trust.detector")
         parties, places = 0, self.workers.parties
-        if isinstance(privacy, SharedPrivacy):
+        if isinstance(privacy, SecretSharing):
             parties = privacy.servers + privacy.dealer
         if places and len(places) != parties:
             reason = f"expected one resource for each of the {parties} parties of {name}, found {len(places)}"

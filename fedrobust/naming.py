@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from fedrobust.experiment import Experiment
-from fedrobust.secure import SharedPrivacy
+from fedrobust.secure import SecretSharing
 from fedrobust.texts import visible
 
 NOT_SECRET = "not secret"
@@ -66,12 +66,12 @@ def tags(experiment: Experiment) -> dict[str, str]:
 
 def shared(experiment: Experiment) -> bool:
     """Whether its updates are shared between servers, under secrets."""
-    return isinstance(experiment.privacy, SharedPrivacy)
+    return isinstance(experiment.privacy, SecretSharing)
 
 
 def secret(experiment: Experiment) -> bool:
     """Whether the secrets of a protocol are any: not where they come from the seed, which everybody knows."""
-    return not (isinstance(experiment.privacy, SharedPrivacy) and experiment.privacy.randomness == "seed")
+    return not (isinstance(experiment.privacy, SecretSharing) and experiment.privacy.randomness == "seed")
 
 
 def repeatable(experiment: Experiment) -> bool:

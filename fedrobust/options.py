@@ -70,7 +70,7 @@ class Options(BaseModel):
     def _of_default_class(cls, key: str, value: Any) -> Any:
         """`optimizer: {lr: 0.1}` without a name means the class of the field's default."""
         field = cls.model_fields[key]
-        chosen = any(isinstance(item, Choice) for item in field.metadata) and isinstance(field.default, Options)
+        chosen = any(isinstance(item, OneOfClasses) for item in field.metadata) and isinstance(field.default, Options)
         if chosen and isinstance(value, Mapping) and "name" not in value:
             return {"name": field.default.name, **value}
         return value
@@ -130,7 +130,7 @@ def user_class(path: str, bases: tuple[type[Options], ...]) -> type[Options]:
 
 
 @dataclass(frozen=True)
-class Choice:
+class OneOfClasses:
     """Field metadata made by `OneOf`: any named subclass of `bases`, by `name`."""
 
     bases: tuple[type[Options], ...]
@@ -172,9 +172,9 @@ class Choice:
         return handler(value)
 
 
-def OneOf(*bases: type[Options], shorthand: Callable[[str], Mapping[str, Any] | None] | None = None) -> Choice:  # noqa: N802
+def OneOf(*bases: type[Options], shorthand: Callable[[str], Mapping[str, Any] | None] | None = None) -> OneOfClasses:  # noqa: N802
     """Metadata for a field that holds one subclass of `bases`: `Annotated[Rule, OneOf(Rule)]`.
 
     A bare string stands for an object of that name with its defaults; `shorthand` may read further spellings.
     """
-    return Choice(bases, shorthand)
+    return OneOfClasses(bases, shorthand)

@@ -23,7 +23,7 @@ from fedrobust.experiment_file import dump, load_recorded
 from fedrobust.federation.journal import Checkpoint, Journal, Record, read_checkpoint, read_journal
 from fedrobust.federation.measures import misread
 from fedrobust.federation.pool import Pool
-from fedrobust.federation.rounds import Federation, Hook, Outcome
+from fedrobust.federation.rounds import FederatedTraining, FinalModel, Hook
 from fedrobust.federation.session import check_ray, ray_session
 from fedrobust.federation.verification import refuse_changed, seal_files
 from fedrobust.learning.vector import load_vector
@@ -239,7 +239,7 @@ def _trained(
             stack.enter_context(ray_session())
             pool = stack.enter_context(Pool(experiment.workers, experiment.federation.participants()))
         team = stack.enter_context(pool.lease())
-        federation = Federation(experiment, hospitals, team)
+        federation = FederatedTraining(experiment, hospitals, team)
         tracker = opening.result()
         hooks = [tracker.log, *hooks] if told else hooks
         if resumed is None:
@@ -328,7 +328,7 @@ def _start(experiment: Experiment, hospitals: Hospitals, run_id: str, weights: n
     }
 
 
-def _final(records: list[Record], outcome: Outcome, network: nn.Module) -> dict[str, Any]:
+def _final(records: list[Record], outcome: FinalModel, network: nn.Module) -> dict[str, Any]:
     rounds = [record for record in records if record["kind"] == "round"]
     digest = sha256()
     for name, value in _state_dict(network).items():

@@ -19,8 +19,8 @@ from fedrobust.federation.actors import ActorDied
 from fedrobust.federation.coordinator import Coordinator
 from fedrobust.federation.delivery import Block, delivery
 from fedrobust.federation.journal import Record
-from fedrobust.federation.party import PartyHost
-from fedrobust.federation.rounds import Federation
+from fedrobust.federation.party_host import PartyHost
+from fedrobust.federation.rounds import FederatedTraining
 from fedrobust.secure.messages import OVERHEAD, Message, unpack
 from fedrobust.secure.sending import Sender
 from fedrobust.trust.defence import Defence
@@ -84,7 +84,7 @@ class Answers:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.seen: list[Any] = []
-        for room in ("actors", "delivery", "masks", "parties", "rounds"):
+        for room in ("actors", "delivery", "masked_rounds", "parties", "rounds"):
             patch.setattr(f"fedrobust.federation.{room}.answer", self)
 
     def __call__(
@@ -130,7 +130,7 @@ class House:
         self.parties: list[Actor] = []
         self.arrays: Arrays = {"weights": np.zeros(d, dtype=np.float32)}
         self.records: list[Record] = []
-        self.federation = Federation.__new__(Federation)
+        self.federation = FederatedTraining.__new__(FederatedTraining)
         team = SimpleNamespace(parties=self._found, owner=b"o" * 16, shards=[], coordinator=Actor(self.coordinator))
         defence = Defence(self.experiment.aggregation, self.experiment.trust, clients, self.experiment.seed)
         way = delivery(

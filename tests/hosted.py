@@ -16,7 +16,7 @@ from acted import Actor
 from tampered import FaultError, cut, flipped, relabelled, resized, rewritten
 
 from fedrobust.federation.parties import PartyTeam
-from fedrobust.federation.party import PartyHost
+from fedrobust.federation.party_host import PartyHost
 from fedrobust.secure.messages import SEAL, MessageError, digest
 from fedrobust.secure.privacy import ReplicatedPrivacy, SharesPrivacy
 from fedrobust.secure.shares import Dealer

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedrobust.secure import masks
-from fedrobust.secure.masking import MaskingClient
+from fedrobust.secure import masking_terms as masks
+from fedrobust.secure.masking_client import MaskingClient
 from fedrobust.secure.masking_server import MaskingServer
-from fedrobust.secure.masks import SEALED, SEALED_BYTES, Terms, decode, encode, fingerprint, seal, unseal
+from fedrobust.secure.masking_terms import SEALED, SEALED_BYTES, Terms, decode, encode, fingerprint, seal, unseal
 from fedrobust.secure.messages import MessageError, run_id, unpack
 from fedrobust.secure.shamir import SHARE_BYTES
 

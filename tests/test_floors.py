@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 FLOORS: list[set[str]] = [
-    {"errors", "private", "seeds", "portions", "skips", "texts", "users_code", "machine"},
+    {"arrays", "errors", "private", "seeds", "portions", "skips", "texts", "users_code", "machine"},
     {"extras", "locks", "options", "screen", "yaml_tree"},
     {"data", "learning", "updates", "databases", "failures", "records"},
     {"aggregation"},

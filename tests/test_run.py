@@ -108,12 +108,12 @@ def test_killed_in_round_5_and_resumed_with_the_same_bits(reference: fedrobust.R
     # The killer strikes from within, in the middle of round 5: the workers have trained, nothing is committed.
     script = (
         "import os, signal, fedrobust\n"
-        "from fedrobust.federation.rounds import Federation\n"
-        "honest = Federation._aggregate\n"
+        "from fedrobust.federation.rounds import FederatedTraining\n"
+        "honest = FederatedTraining._aggregate\n"
         "def killed(self, round, *rest):\n"
         "    if round == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return honest(self, round, *rest)\n"
-        "Federation._aggregate = killed\n"
+        "FederatedTraining._aggregate = killed\n"
         "fedrobust.run(fedrobust.load('tiny.yaml', ['tracking.model=false', 'workers.count=2']))\n"
     )
     done = subprocess.run(

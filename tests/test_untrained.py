@@ -14,7 +14,7 @@ from tiny import run
 import fedrobust
 from fedrobust import cli
 from fedrobust.errors import ExperimentError, FederationError, UntrainedError
-from fedrobust.federation.hosts import Updates
+from fedrobust.federation.hosts import TrainedUpdates
 from fedrobust.federation.journal import read_journal
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import explained
@@ -147,7 +147,7 @@ def test_where_all_that_were_drawn_are_absent_the_reason_is_not_the_deadline(poo
 
 
 def test_a_reason_names_who_was_late_and_whose_training_diverged() -> None:
-    updates = Updates(losses={0: 0.5, 1: math.nan, 2: math.inf}, late=[3])
+    updates = TrainedUpdates(losses={0: 0.5, 1: math.nan, 2: math.inf}, late=[3])
     assert explained("below the quorum", updates) == ", late: 1, training loss not finite: 2"
     assert explained("below the quorum (not finite: 2)", updates) == ", late: 1"
-    assert explained("krum needs more", Updates(losses={0: 0.5})) == ""
+    assert explained("krum needs more", TrainedUpdates(losses={0: 0.5})) == ""

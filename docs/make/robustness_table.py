@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from fedrobust.aggregation import Aggregation, RowRule, Rule, Stage
-from fedrobust.aggregation.base import AnyRule, Part
+from fedrobust.aggregation.base import AnyRule, PipelinePart
 from fedrobust.aggregation.byzantine import violation
 from fedrobust.aggregation.testing.robustness import robustness
 from fedrobust.options import members
@@ -46,7 +46,7 @@ def built(names: Sequence[str]) -> tuple[tuple[Stage, ...], AnyRule]:
     return read.stages, read.rule
 
 
-def needs(parts: Sequence[Part]) -> str:
+def needs(parts: Sequence[PipelinePart]) -> str:
     """What the coordinator must be shown."""
     seen = frozenset().union(*(part.needs for part in parts))
     words = [word for name, word in (("rows", "rows"), ("gram", "Gram"), ("sum", "sum")) if name in seen]
@@ -58,7 +58,7 @@ def needs(parts: Sequence[Part]) -> str:
     return ", ".join(words) + ("; remembers clients" if rule.per_client else "")
 
 
-def bound(parts: Sequence[Part]) -> str:
+def bound(parts: Sequence[PipelinePart]) -> str:
     """The smallest n for f, as the bounds have it, in the form n ≥ a f + b."""
     least = []
     for f in range(1, 9):

@@ -3,7 +3,7 @@
 Pipeline([Clip(), NNM(), GeometricMedian()]).aggregate(updates)
 """
 
-from fedrobust.aggregation.base import AnyRule, Context, CoordinateRule, Layer, Part, RowRule, Rows, Rule, Stage
+from fedrobust.aggregation.base import AnyRule, Context, CoordinateRule, Layer, PipelinePart, RowRule, Rows, Rule, Stage
 from fedrobust.aggregation.byzantine import capped_prior, resolve_f
 from fedrobust.aggregation.numerics import ranking
 from fedrobust.aggregation.pipeline import Aggregated, AggregateOptions, Decision, Memory, Pipeline, Step
@@ -67,8 +67,8 @@ __all__ = [
     "MoNNA",
     "MultiKrum",
     "NormBound",
-    "Part",
     "Pipeline",
+    "PipelinePart",
     "Reduction",
     "RowRule",
     "Rows",

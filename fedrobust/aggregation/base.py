@@ -71,7 +71,7 @@ class Context:
         return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-class Part(Options):
+class PipelinePart(Options):
     """What stages and rules share."""
 
     name: str
@@ -102,7 +102,7 @@ def honest_majority(name: str, n: int, f: int) -> str | None:
     return None if n > 2 * f else f"{name} needs n ≥ 2f + 1: n = {n}, f = {f}"
 
 
-class Stage(Part):
+class Stage(PipelinePart):
     """A pre-aggregation: it replaces the n rows by m mixed ones."""
 
     merges: ClassVar[bool] = False
@@ -119,7 +119,7 @@ class Stage(Part):
         return n
 
 
-class Rule(Part):
+class Rule(PipelinePart):
     """A rule that decides from the Gram matrix alone, and returns a linear combination of the rows."""
 
     anchors: ClassVar[tuple[str, ...]] = ()
@@ -167,7 +167,7 @@ class Rows:
         return self._updates.total(measure, self._mixing)
 
 
-class RowRule(Part):
+class RowRule(PipelinePart):
     """A rule that needs the rows themselves, which it sees in chunks of columns: it runs in the clear only."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"rows"})

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.base import AnyRule, Part, Stage, honest_majority
+from fedrobust.aggregation.base import AnyRule, PipelinePart, Stage, honest_majority
 from fedrobust.errors import ExperimentError
 from fedrobust.portions import portion
 from fedrobust.updates.gram import Floats, Gram
@@ -53,13 +53,13 @@ def resolve_f(f: ByzantineF, n: int, rule: AnyRule, stages: Sequence[Stage] = ()
     raise ExperimentError(f"{reason}; {largest}")
 
 
-def cannot_weigh(parts: Sequence[Part]) -> str:
+def cannot_weigh(parts: Sequence[PipelinePart]) -> str:
     """Which part has no meaning for prior weights; empty if all have."""
     unable = [part.name for part in parts if not part.weighs]
     return f"{', '.join(unable)} cannot weigh updates by sample counts" if unable else ""
 
 
-def violation(parts: Sequence[Part], n: int, f: int) -> str | None:
+def violation(parts: Sequence[PipelinePart], n: int, f: int) -> str | None:
     """The first bound that n rows with f Byzantine ones violate on their way through the parts."""
     for part in parts:
         if reason := part.bound(n, f):

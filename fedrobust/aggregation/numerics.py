@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from fedrobust.updates.gram import Floats, Gram
 
+Indices = NDArray[np.intp]
+"""Positions of rows."""
+
 ROUNDING = 1e-14
 """A squared norm below this part of the squares it was computed beside is rounding: such a vector counts as zero."""
 TIE = 1e-12

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.base import AnyRule, Context, Layer, Part, RowRule, Rows, Rule, Stage
+from fedrobust.aggregation.base import AnyRule, Context, Layer, PipelinePart, RowRule, Rows, Rule, Stage
 from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, capped_prior, resolve_f, violation
 from fedrobust.aggregation.numerics import one_blas_thread
 from fedrobust.errors import ExperimentError
@@ -120,7 +120,7 @@ class Pipeline:
             raise ExperimentError(reason)
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[PipelinePart, ...]:
         """The stages and the rule."""
         return (*self.stages, self.rule)
 
@@ -319,7 +319,7 @@ class _Seen:
         return spread
 
 
-def misfit(parts: Sequence[Part]) -> str | None:
+def misfit(parts: Sequence[PipelinePart]) -> str | None:
     """Why these parts cannot follow each other; None if they can."""
     merging = [part.name for part in parts if isinstance(part, Stage) and part.merges]
     remembers = parts[-1].per_client or bool(getattr(parts[-1], "histories", ()))

@@ -8,7 +8,7 @@ from pydantic import field_validator, model_validator
 
 import fedrobust.aggregation.rules
 import fedrobust.aggregation.stages  # noqa: F401  OneOf finds the classes of these rooms
-from fedrobust.aggregation.base import AnyRule, Part, RowRule, Rule, Stage
+from fedrobust.aggregation.base import AnyRule, PipelinePart, RowRule, Rule, Stage
 from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, resolve_f
 from fedrobust.aggregation.pipeline import Pipeline, misfit
 from fedrobust.aggregation.rules.averages import Mean
@@ -45,7 +45,7 @@ class Aggregation(Options):
         if reason := misfit(parts):
             raise refusal(reason, "stages")
         if self.weighting == "samples" and (reason := cannot_weigh(parts)):
-            known = {name: rule for name, rule in members(Rule, RowRule).items() if issubclass(rule, Part)}
+            known = {name: rule for name, rule in members(Rule, RowRule).items() if issubclass(rule, PipelinePart)}
             able = ", ".join(name for name, rule in known.items() if rule.weighs)
             raise refusal(f'{reason}; use "uniform", or one of: {able}', "weighting")
         return self

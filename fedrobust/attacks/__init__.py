@@ -33,7 +33,7 @@ from fedrobust.attacks.local import LocalAttack, LocalView
 from fedrobust.attacks.model_poisoning import ConstrainAndScale, ModelPoisoning, ModelReplacement, Neurotoxin
 from fedrobust.attacks.orthogonal import Rop
 from fedrobust.attacks.poisoning import LabelFlip, TargetedFlip
-from fedrobust.attacks.rows import Rows
+from fedrobust.attacks.rows import Vectors
 from fedrobust.attacks.schedules import Always, OnOff, Schedule, SingleShot, Sleeper
 from fedrobust.attacks.searched import OptimalAlie, OptimalIpm, SearchedAttack
 
@@ -75,7 +75,6 @@ __all__ = [
     "PatchBackdoor",
     "Preview",
     "Rop",
-    "Rows",
     "Schedule",
     "Search",
     "SearchedAttack",
@@ -85,6 +84,7 @@ __all__ = [
     "StainBackdoor",
     "Sybil",
     "TargetedFlip",
+    "Vectors",
     "View",
     "Whitewash",
     "absent",

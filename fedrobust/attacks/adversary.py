@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from fedrobust.attacks.identity import Identity, OneEach, Sybil
 from fedrobust.attacks.local import LocalAttack, LocalView
-from fedrobust.attacks.rows import Rows, noisy
+from fedrobust.attacks.rows import Vectors, noisy
 from fedrobust.attacks.schedules import Always, Schedule
 from fedrobust.errors import ExperimentError
 from fedrobust.options import Many, OneOf, Options, refusal
@@ -127,7 +127,7 @@ class Search(Protocol):
 class Preview(Protocol):
     """What an `aware` attack knows of the defence: what it would make of the round."""
 
-    def lines(self, extra: Rows) -> Search:
+    def lines(self, extra: Vectors) -> Search:
         """A search in the span of L lines: the own rows, the others' finite ones, then the directions `extra` (d,)."""
 
 
@@ -135,9 +135,9 @@ class Preview(Protocol):
 class View:
     """What the hospitals of one attack, which collude, see in a round."""
 
-    own: Rows
+    own: Vectors
     """k rows (d,): what they trained themselves, in the order of their ids."""
-    others: Rows | None
+    others: Vectors | None
     """m finite rows (d,): what the other participants trained, before anyone crafts; None with the knowledge `own`."""
     n: int
     """Number of participants in the round, which every client is told."""
@@ -156,7 +156,7 @@ class View:
         return len(self.own)
 
     @property
-    def reference(self) -> Rows:
+    def reference(self) -> Vectors:
         """The rows that stand for honest behaviour: the others' where they are seen, else what they trained themselves.
 
         Rows of hospitals with another attack count among the others: these attackers cannot tell them from honest ones.

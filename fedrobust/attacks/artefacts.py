@@ -13,7 +13,7 @@ from fedrobust.attacks.poisoning import drawn
 from fedrobust.data.stain import optical_density, recoloured, transmitted, varied_stains
 from fedrobust.options import Many, refusal
 
-Kind = Literal["pen", "blur", "fold", "stain", "bubble", "debris"]
+ArtefactKind = Literal["pen", "blur", "fold", "stain", "bubble", "debris"]
 
 
 class Artefacts(DataAttack):
@@ -26,7 +26,7 @@ class Artefacts(DataAttack):
     """
 
     name: Literal["artefacts"] = "artefacts"
-    kinds: Many[Kind] = get_args(Kind)
+    kinds: Many[ArtefactKind] = get_args(ArtefactKind)
     """Which artefacts: `pen` of a marker, `blur` (out of focus), `fold` of the tissue, bad `stain`, air `bubble`,
     dark `debris`."""
     severity: float = Field(default=0.7, gt=0, le=1)
@@ -105,7 +105,7 @@ def _debris(images: np.ndarray, severity: float, random: np.random.Generator) ->
     return _absorbed(images, 2.0 * dark[..., None])
 
 
-_DRAWN_BY: dict[Kind, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {
+_DRAWN_BY: dict[ArtefactKind, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {
     "pen": _pen,
     "blur": _blur,
     "fold": _fold,

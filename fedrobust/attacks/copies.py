@@ -11,7 +11,7 @@ from fedrobust.aggregation import ranking
 from fedrobust.aggregation.numerics import one_blas_thread
 from fedrobust.attacks.adversary import View
 from fedrobust.attacks.crafting import CollusiveAttack
-from fedrobust.attacks.rows import Rows, gram_of
+from fedrobust.attacks.rows import Vectors, gram_of
 
 
 class Mimic(CollusiveAttack):
@@ -53,7 +53,7 @@ class FreeRider(CollusiveAttack):
         return np.asarray(view.step, dtype=np.float32)
 
 
-def furthest(rows: Rows) -> int:
+def furthest(rows: Vectors) -> int:
     """The row furthest from the mean along the first eigenvector of the rows' covariance; of equals the first."""
     distances = gram_of(rows).distances_squared()
     centre = np.eye(len(distances)) - 1.0 / len(distances)

@@ -9,21 +9,21 @@ import numpy as np
 from fedrobust.aggregation import Gram
 from fedrobust.updates import ClearUpdates
 
-Rows = Sequence[np.ndarray] | np.ndarray
+Vectors = Sequence[np.ndarray] | np.ndarray
 """m rows (d,) float32: an (m, d) array, or any sequence of rows, so that nothing needs to be copied together."""
 
 _CHUNK = 1 << 16
 """Columns that are held in float64 at a time."""
 
 
-def chunks(rows: Rows) -> Iterator[tuple[slice, np.ndarray]]:
+def chunks(rows: Vectors) -> Iterator[tuple[slice, np.ndarray]]:
     """Chunks of columns, and the rows there, (m, w) float64."""
     for start in range(0, len(rows[0]), _CHUNK):
         columns = slice(start, start + _CHUNK)
         yield columns, np.array([row[columns] for row in rows], dtype=np.float64)
 
 
-def by_columns(rows: Rows, reduce: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def by_columns(rows: Vectors, reduce: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """`reduce` (m, w) float64 -> (w,) over chunks of columns, as one row (d,) float32."""
     result = np.empty(len(rows[0]), dtype=np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -32,12 +32,12 @@ def by_columns(rows: Rows, reduce: Callable[[np.ndarray], np.ndarray]) -> np.nda
     return result
 
 
-def mean_of(rows: Rows) -> np.ndarray:
+def mean_of(rows: Vectors) -> np.ndarray:
     """The mean of the rows, (d,) float32."""
     return by_columns(rows, lambda chunk: chunk.mean(axis=0))
 
 
-def gram_of(rows: Rows, anchors: Mapping[str, np.ndarray] | None = None) -> Gram:
+def gram_of(rows: Vectors, anchors: Mapping[str, np.ndarray] | None = None) -> Gram:
     """The Gram matrix of the rows, and the products with vectors beside them, `anchors` (d,)."""
     return ClearUpdates([row[np.newaxis] for row in rows]).gram(anchors)
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from fedrobust.attacks.adversary import View
 from fedrobust.attacks.crafting import CollusiveAttack
-from fedrobust.attacks.rows import Rows, by_columns, gram_of, mean_of, with_noise
+from fedrobust.attacks.rows import Vectors, by_columns, gram_of, mean_of, with_noise
 
 
 class SearchedAttack(CollusiveAttack):
@@ -37,7 +37,7 @@ class SearchedAttack(CollusiveAttack):
     """a: how much of μ is in every row of the line."""
 
     @abstractmethod
-    def line(self, others: Rows) -> np.ndarray:
+    def line(self, others: Vectors) -> np.ndarray:
         """p, (d,) float32."""
 
     def wanted(self, view: View) -> np.ndarray:
@@ -78,7 +78,7 @@ class OptimalIpm(SearchedAttack):
     name: Literal["optimal_ipm"] = "optimal_ipm"
     start: ClassVar[float] = 0.0
 
-    def line(self, others: Rows) -> np.ndarray:
+    def line(self, others: Vectors) -> np.ndarray:
         return -mean_of(others)
 
 
@@ -93,7 +93,7 @@ class OptimalAlie(SearchedAttack):
     direction: Literal["plus", "minus"] = "plus"
     """The side to which every coordinate is shifted."""
 
-    def line(self, others: Rows) -> np.ndarray:
+    def line(self, others: Vectors) -> np.ndarray:
         sign = 1.0 if self.direction == "plus" else -1.0
         return by_columns(others, lambda rows: sign * rows.std(axis=0))
 

@@ -16,7 +16,7 @@ MEAN = (0.75, 0.58, 0.70)
 STD = (0.17, 0.21, 0.17)
 """Standard deviation of the channels, rounded."""
 
-Poison = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+BatchPoison = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 """Takes images (B, S, S, 3) uint8, labels (B,) int64 and a generator; returns what to train on instead."""
 
 
@@ -45,7 +45,7 @@ def batches(
     round: int,
     client: int,
     augment: bool,
-    poison: Poison | None = None,
+    poison: BatchPoison | None = None,
     device: str | torch.device = "cpu",
     channels_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import field_validator
 
 from fedrobust.data.foreign import read_table
-from fedrobust.data.listing import IMAGES, Account, Identity, below, fits, folders, refuse_second_names, walk
+from fedrobust.data.listing import IMAGES, Account, FileIdentity, below, fits, folders, refuse_second_names, walk
 from fedrobust.data.patches import Patches
 from fedrobust.data.pixels import decode, rgb
 from fedrobust.data.sources import FileSource, choose, text
@@ -181,7 +181,7 @@ class Folder(FileSource):
             label_names=tuple(classes),
         )
 
-    def _images(self, root: Path) -> dict[Identity, Path]:
+    def _images(self, root: Path) -> dict[FileIdentity, Path]:
         """The images in the folders of the classes; what else is there is told."""
         found, account = {}, Account()
         for file, identity in walk(root, IMAGES, account, depth=1):
@@ -251,7 +251,7 @@ class Camelyon17(FileSource):
 
     def _files(self, root: Path, named: list[Path]) -> tuple[list[Path], list[int]]:
         """The files that the table names, each once, and the places of their names; second names are told."""
-        found: dict[Identity, tuple[Path, int]] = {}
+        found: dict[FileIdentity, tuple[Path, int]] = {}
         account, absent = Account(), []
         for place, path in enumerate(named):
             for file in (path, path.with_suffix(".PNG")):

@@ -24,7 +24,7 @@ _CLUTTER = {
 }  # fmt: skip
 """What systems put into folders, in lower case; and whatever begins with a dot."""
 
-Identity = tuple[int, int]
+FileIdentity = tuple[int, int]
 """Device and number of a file: the same for all its names."""
 
 
@@ -72,7 +72,7 @@ def folders(root: Path) -> list[Path]:
 
 def walk(
     root: Path, endings: Collection[str], account: Account | None = None, depth: int = 0
-) -> Iterator[tuple[Path, Identity]]:
+) -> Iterator[tuple[Path, FileIdentity]]:
     """Every file below `root` whose name ends in one of `endings`, in any case, once, in no particular order.
 
     Hidden files and folders are left out, and files less than `depth` folders below `root`. Links are followed after
@@ -82,11 +82,11 @@ def walk(
     account = Account() if account is None else account
     top = root.resolve()
     # Who follows a link to a folder above would read the neighbours, too.
-    seen: dict[Identity, Path] = {_identity(above.stat()): root for above in [*top.parents, top]}
+    seen: dict[FileIdentity, Path] = {_identity(above.stat()): root for above in [*top.parents, top]}
     queue: list[Path] = [root]
     links: list[tuple[str, os.DirEntry[str]]] = []
 
-    def first(path: Path, identity: Identity) -> bool:
+    def first(path: Path, identity: FileIdentity) -> bool:
         before = seen.setdefault(identity, path)
         if before is not path:
             account.again.append((before, path))
@@ -137,7 +137,7 @@ def refuse_second_names(source: str, root: Path, account: Account, depth: int) -
         account.add("second names", again.name)
 
 
-def _identity(status: os.stat_result) -> Identity:
+def _identity(status: os.stat_result) -> FileIdentity:
     return status.st_dev, status.st_ino
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from fedrobust.aggregation import Layer, capped_prior
+from fedrobust.arrays import Arrays
 from fedrobust.experiment import Experiment
 from fedrobust.federation.journal import Record, below
-from fedrobust.federation.masks import Masked
+from fedrobust.federation.masked_rounds import Masked
 from fedrobust.federation.parties import Sent
-from fedrobust.federation.shards import RemoteShardedUpdates, Scattered
-from fedrobust.secure.masks import MaskingError
+from fedrobust.federation.shard_hosts import RemoteShardedUpdates, Scattered
+from fedrobust.secure.masking_terms import MaskingError
 from fedrobust.secure.messages import MessageError
 from fedrobust.secure.shared_updates import SharedUpdates
 from fedrobust.secure.weights import OpeningError
@@ -25,7 +26,6 @@ from fedrobust.trust import detection
 from fedrobust.trust.defence import Defence, Known
 from fedrobust.updates import ClearUpdates, Updates
 
-Arrays = dict[str, np.ndarray]
 NOT_OPENED = (MessageError, OpeningError, MaskingError)
 """Why a protocol shows nothing: the round is skipped."""
 

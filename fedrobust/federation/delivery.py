@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from ray.actor import ActorHandle
 
+from fedrobust.arrays import Arrays
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import answer, setup
 from fedrobust.federation.journal import below
-from fedrobust.federation.masks import Masked
+from fedrobust.federation.masked_rounds import Masked
 from fedrobust.federation.parties import PartyTeam
 from fedrobust.federation.pool import Team
-from fedrobust.federation.shards import Scattered
-from fedrobust.secure import MaskingPrivacy, SharedPrivacy
+from fedrobust.federation.shard_hosts import Scattered
+from fedrobust.secure import PairwiseMasking, SecretSharing
 from fedrobust.secure.masked_updates import draw_groups
 
-Arrays = dict[str, np.ndarray]
 LEDGERS: Path | None = Path("mlruns/parties")
 """Where servers of secret shares write down what they have opened, below the working folder; None: nowhere."""
 
@@ -114,7 +114,7 @@ class ByMasks(Delivery):
     """Under pairwise masks, in one group or in several that are drawn anew in each round."""
 
     def __init__(self, experiment: Experiment, run: str, d: int, samples: np.ndarray) -> None:
-        assert isinstance(experiment.privacy, MaskingPrivacy)
+        assert isinstance(experiment.privacy, PairwiseMasking)
         self._experiment, self._privacy, self._run, self._d = experiment, experiment.privacy, run, d
         self._counts = dict(enumerate(samples.tolist()))
 
@@ -148,14 +148,14 @@ def delivery(
     to be remembered. alive: an actor → itself, or another one that can share updates in its place.
     """
     privacy, patience, d = experiment.privacy, experiment.workers.patience, columns[-1].stop
-    if isinstance(privacy, SharedPrivacy):
+    if isinstance(privacy, SecretSharing):
         count = privacy.servers + privacy.dealer
         actors = partial(team.parties, count, patience)
         limit = privacy.limit(experiment.aggregation, experiment.federation.rounds, histories)
         place = None if LEDGERS is None else str(LEDGERS.resolve())
         parties = PartyTeam(privacy, experiment.seed, run, d, histories, actors, patience, team.owner, limit, place)
         return ToParties(parties, alive)
-    if isinstance(privacy, MaskingPrivacy):
+    if isinstance(privacy, PairwiseMasking):
         return ByMasks(experiment, run, d, samples)
     if team.shards:
         return ToShards(team.shards[: len(columns)], columns, bool(histories), patience)

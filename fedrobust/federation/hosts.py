@@ -24,7 +24,7 @@ ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class Updates:
+class TrainedUpdates:
     """What a round's training left in the object store, and what came back beside it."""
 
     honest: list[Block] = field(default_factory=list)
@@ -91,9 +91,9 @@ class Hosts:
             tasks += [self._ask(worker, round, part, weights, states, known) for part in parts if part]
         return tasks
 
-    def collect(self, tasks: list[_Task]) -> Updates:
+    def collect(self, tasks: list[_Task]) -> TrainedUpdates:
         """Wait for the training. The hospitals of an actor that dies are trained again, to the same bits."""
-        found = Updates()
+        found = TrainedUpdates()
         late = self._late(tasks)
         for task in tasks:
             if task in late:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from ray.actor import ActorHandle
 
+from fedrobust.arrays import Arrays
 from fedrobust.federation.actors import answer
 from fedrobust.federation.journal import below
-from fedrobust.secure import SharedPrivacy
+from fedrobust.secure import SecretSharing
 from fedrobust.secure.lines import HISTORY_FRACTION
 from fedrobust.secure.messages import MessageError, run_id
 from fedrobust.secure.ring import FRACTION, Words, column_chunks, decode, expand
@@ -20,7 +21,6 @@ from fedrobust.secure.shared_updates import Parties, SharedUpdates
 from fedrobust.secure.weights import OpeningError
 from fedrobust.updates.gram import Floats
 
-Arrays = dict[str, np.ndarray]
 REFUSALS = (MessageError, OpeningError)
 """What a party answers where it does not do what it is asked for: the round is skipped, the run goes on."""
 
@@ -82,7 +82,7 @@ class RemoteParties(Parties):
 class Sent:
     """A round whose shares the driver has handed to the servers: the coordinator gets what comes of them alone."""
 
-    privacy: SharedPrivacy
+    privacy: SecretSharing
     servers: list[ActorHandle]
     dealer: ActorHandle | None
     run: str
@@ -150,7 +150,7 @@ class PartyTeam:
 
     def __init__(
         self,
-        privacy: SharedPrivacy,
+        privacy: SecretSharing,
         seed: int,
         run: str,
         d: int,

@@ -30,8 +30,8 @@ from fedrobust.federation.actors import GONE, ActorDied, answer, in_words, reaso
 from fedrobust.federation.adversary import Adversary
 from fedrobust.federation.clients import ClientHost
 from fedrobust.federation.coordinator import Coordinator
-from fedrobust.federation.party import PartyHost
-from fedrobust.federation.shards import ShardHost
+from fedrobust.federation.party_host import PartyHost
+from fedrobust.federation.shard_hosts import ShardHost
 
 PATIENCE = 120.0
 """Seconds that a team may be without a place in the cluster, at first and after its node has died."""

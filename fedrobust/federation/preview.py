@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.aggregation import Combination, capped_prior
-from fedrobust.attacks import Rows
+from fedrobust.attacks import Vectors
 from fedrobust.trust.defence import Defence, Known
 from fedrobust.updates import Span
 
@@ -33,7 +33,7 @@ class DefencePreview:
     histories: Mapping[str, np.ndarray] | None = None
     root: np.ndarray | None = None
 
-    def lines(self, extra: Rows) -> DefenceSearch:
+    def lines(self, extra: Vectors) -> DefenceSearch:
         """A search in the span of L lines: the own rows, the others' finite ones, then the directions `extra` (d,).
 
         Own rows that are not finite count as zeros.

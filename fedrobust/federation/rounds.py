@@ -22,11 +22,11 @@ from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
 from fedrobust.federation.adversary import Outlook
 from fedrobust.federation.delivery import Block, delivery
-from fedrobust.federation.hosts import Hosts, Updates
+from fedrobust.federation.hosts import Hosts, TrainedUpdates
 from fedrobust.federation.journal import Checkpoint, Journal, Record
 from fedrobust.federation.measures import evaluation_record
 from fedrobust.federation.pool import Team
-from fedrobust.secure import MaskingPrivacy
+from fedrobust.secure import PairwiseMasking
 from fedrobust.seeds import generator
 from fedrobust.trust.defence import Defence
 
@@ -34,7 +34,7 @@ Hook = Callable[[Record], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FinalModel:
     """The end of a run: the model, and the last evaluation of it."""
 
     weights: np.ndarray
@@ -43,7 +43,7 @@ class Outcome:
     """(n, classes) float32 of the test patches, in the order of `Hospitals.indices["test"]`."""
 
 
-class Federation:
+class FederatedTraining:
     """One run on a leased team."""
 
     def __init__(self, experiment: Experiment, hospitals: Hospitals, team: Team) -> None:
@@ -54,7 +54,7 @@ class Federation:
         self._appear = identities(experiment.attacks, experiment.federation.clients, experiment.federation.rounds)
         self._samples = self._claimed_samples()
 
-    def run(self, journal: Journal, start: Checkpoint, hooks: Sequence[Hook] = ()) -> Outcome:
+    def run(self, journal: Journal, start: Checkpoint, hooks: Sequence[Hook] = ()) -> FinalModel:
         """Go on after the checkpoint `start` until the last round; each committed record goes to every hook.
 
         Raises `FederationError` when the federation cannot go on; what is committed stays.
@@ -107,7 +107,7 @@ class Federation:
                 for hook in hooks:
                     hook(each)
         last, probabilities = self._evaluated(settings.rounds, self.hosts.ask_evaluation(reference), reference)
-        return Outcome(weights, last, probabilities)
+        return FinalModel(weights, last, probabilities)
 
     def _ask_training(self, round: int, weights: Any, states: dict[int, np.ndarray], previous: Any) -> list[Any]:
         """Have the participants of a round trained, if there is one."""
@@ -119,7 +119,7 @@ class Federation:
         """Get coordinator and protocol ready to go on after `round`, whose checkpoint had these arrays."""
         own = self._delivery.setup(round, coordinators(arrays))
         # Under masks, hospitals weigh their updates themselves, and the coordinator is not told.
-        hidden = isinstance(self.experiment.privacy, MaskingPrivacy)
+        hidden = isinstance(self.experiment.privacy, PairwiseMasking)
         samples = np.ones_like(self._samples) if hidden else self._samples
         arguments = [self.experiment, samples, arrays["weights"], own, self._layers]
         setup([self._team.coordinator], arguments, "the coordinator to get ready", self._patience)
@@ -154,7 +154,7 @@ class Federation:
         return Outlook(None if before is None else arrays["weights"] - before, known)
 
     def _aggregate(
-        self, round: int, updates: Updates, arrays: dict[str, np.ndarray]
+        self, round: int, updates: TrainedUpdates, arrays: dict[str, np.ndarray]
     ) -> tuple[Record, np.ndarray, dict[str, np.ndarray]]:
         """The adversary replaces its rows, the coordinator aggregates what then arrives.
 
@@ -218,7 +218,7 @@ class Federation:
         return record, found["clean"][len(self.hospitals.indices["validation"]) :]
 
 
-def explained(skipped: str, updates: Updates) -> str:
+def explained(skipped: str, updates: TrainedUpdates) -> str:
     """What the hospitals tell beside the coordinator's reason for skipping a round; empty if that says it all."""
     diverged = sum(not math.isfinite(loss) for loss in updates.losses.values())
     told = f", late: {len(updates.late)}" if updates.late else ""

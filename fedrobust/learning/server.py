@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from fedrobust.arrays import Vector
 from fedrobust.options import Options
 
-Vector = NDArray[np.float32]
-State = dict[str, Vector]
+OptimizerState = dict[str, Vector]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -26,7 +25,7 @@ class ServerOptimizer(Options):
     name: str
 
     @abstractmethod
-    def step(self, weights: Vector, aggregate: Vector, state: Mapping[str, Vector]) -> tuple[Vector, State]:
+    def step(self, weights: Vector, aggregate: Vector, state: Mapping[str, Vector]) -> tuple[Vector, OptimizerState]:
         """New weights (d,) float32 and new state, from an aggregate (d,) float32; the arguments stay as they are.
 
         `state` is {} in the first round, afterwards what the last step returned.
@@ -40,7 +39,7 @@ class FedAvg(ServerOptimizer):
     lr: float = Field(default=1.0, gt=0)
     """Server learning rate."""
 
-    def step(self, weights: Vector, aggregate: Vector, state: Mapping[str, Vector]) -> tuple[Vector, State]:
+    def step(self, weights: Vector, aggregate: Vector, state: Mapping[str, Vector]) -> tuple[Vector, OptimizerState]:
         return weights + np.float32(self.lr) * aggregate, {}
 
 
@@ -53,7 +52,7 @@ class FedAvgM(ServerOptimizer):
     momentum: Decay = 0.9
     """Share of the last direction that is kept; a constant Δ moves the model by lr/(1 − momentum) · Δ."""
 
-    def step(self, weights: Vector, aggregate: Vector, state: Mapping[str, Vector]) -> tuple[Vector, State]:
+    def step(self, weights: Vector, aggregate: Vector, state: Mapping[str, Vector]) -> tuple[Vector, OptimizerState]:
         momentum = state.get("momentum")
         direction = aggregate if momentum is None else np.float32(self.momentum) * momentum + aggregate
         return weights + np.float32(self.lr) * direction, {"momentum": direction.copy()}
@@ -75,7 +74,7 @@ class _Adaptive(ServerOptimizer):
     def second(self, moment: Vector, square: Vector) -> Vector:
         """The next v from v and Δ²."""
 
-    def step(self, weights: Vector, aggregate: Vector, state: Mapping[str, Vector]) -> tuple[Vector, State]:
+    def step(self, weights: Vector, aggregate: Vector, state: Mapping[str, Vector]) -> tuple[Vector, OptimizerState]:
         first = np.float32(1 - self.beta1) * aggregate
         if state:
             first += np.float32(self.beta1) * state["first"]

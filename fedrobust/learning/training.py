@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
+from fedrobust.arrays import Vector
 from fedrobust.errors import ExperimentError
 from fedrobust.learning.constraint import Constraint
 from fedrobust.learning.local import LocalTraining
 from fedrobust.learning.module import TissueClassifier
-from fedrobust.learning.vector import Vector, load_optimizer, load_vector, optimizer_to_vector, parameters_to_vector
+from fedrobust.learning.vector import load_optimizer, load_vector, optimizer_to_vector, parameters_to_vector
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Vector = NDArray[np.float32]
+from fedrobust.arrays import Vector
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

@@ -4,10 +4,10 @@ from fedrobust.secure.privacy import (
     ClearPrivacy,
     GroupedPrivacy,
     MaskedPrivacy,
-    MaskingPrivacy,
+    PairwiseMasking,
     Privacy,
     ReplicatedPrivacy,
-    SharedPrivacy,
+    SecretSharing,
     SharesPrivacy,
 )
 
@@ -15,9 +15,9 @@ __all__ = [
     "ClearPrivacy",
     "GroupedPrivacy",
     "MaskedPrivacy",
-    "MaskingPrivacy",
+    "PairwiseMasking",
     "Privacy",
     "ReplicatedPrivacy",
-    "SharedPrivacy",
+    "SecretSharing",
     "SharesPrivacy",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.secure.masks import (
+from fedrobust.secure.masking_terms import (
     ANSWER,
     KEY_BYTES,
     KEYS,
@@ -18,8 +18,8 @@ from fedrobust.secure.masks import (
     STEPS,
     Directory,
     MaskingError,
+    RingElements,
     Terms,
-    Words,
     add_masks,
     commitment,
     decode,
@@ -68,7 +68,7 @@ class MaskingServer:
         self._commitments: dict[int, bytes] = {}
         self._prints: dict[tuple[int, int], tuple[bytes, bytes]] = {}
         self._mailbox: dict[int, dict[int, tuple[bytes, bytes, bytes]]] = {}
-        self._sum: Words = np.zeros(terms.d + 1, dtype=terms.word)
+        self._sum: RingElements = np.zeros(terms.d + 1, dtype=terms.word)
         self._alive: frozenset[int] = frozenset()
         self._answers: dict[int, dict[int, bytes]] = {}
 

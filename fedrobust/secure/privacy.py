@@ -62,7 +62,7 @@ class ClearPrivacy(Privacy):
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
 
 
-class SharedPrivacy(Privacy):
+class SecretSharing(Privacy):
     """What the protocols of secret shares have in common: servers open the Gram matrix, and one weighted sum."""
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram"})
@@ -132,7 +132,7 @@ class SharedPrivacy(Privacy):
         return self.max_functionals
 
 
-class SharesPrivacy(SharedPrivacy):
+class SharesPrivacy(SecretSharing):
     """Two servers and a dealer: no one of them sees an update, the coordinator sees the Gram matrix and one sum."""
 
     name: Literal["shares"] = "shares"
@@ -140,14 +140,14 @@ class SharesPrivacy(SharedPrivacy):
     dealer: ClassVar[bool] = True
 
 
-class ReplicatedPrivacy(SharedPrivacy):
+class ReplicatedPrivacy(SecretSharing):
     """Three servers without a dealer: no one of them sees an update, the coordinator the Gram matrix and one sum."""
 
     name: Literal["replicated"] = "replicated"
     servers: ClassVar[int] = 3
 
 
-class MaskingPrivacy(Privacy):
+class PairwiseMasking(Privacy):
     """What the protocols of pairwise masks have in common (Bonawitz et al., 2017; Bell et al., 2020)."""
 
     clip: float = Field(default=10.0, gt=0)
@@ -173,14 +173,14 @@ class MaskingPrivacy(Privacy):
         return None
 
 
-class MaskedPrivacy(MaskingPrivacy):
+class MaskedPrivacy(PairwiseMasking):
     """One server and pairwise masks: the coordinator sees the sum of the updates, so there is no defence but a clip."""
 
     name: Literal["masked"] = "masked"
     reveals: ClassVar[frozenset[str]] = frozenset({"sum"})
 
 
-class GroupedPrivacy(MaskingPrivacy):
+class GroupedPrivacy(PairwiseMasking):
     """Pairwise masks in small random groups: the coordinator sees each group's mean, and defends against bad groups."""
 
     name: Literal["grouped"] = "grouped"

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.secure import replicated, shares
-from fedrobust.secure.masking import MaskingClient
-from fedrobust.secure.masks import MaskingError, Terms
+from fedrobust.secure.masking_client import MaskingClient
+from fedrobust.secure.masking_terms import MaskingError, Terms
 from fedrobust.secure.messages import Kind, Message, MessageError, run_id, unpack
-from fedrobust.secure.privacy import MaskingPrivacy, Privacy, SharedPrivacy
+from fedrobust.secure.privacy import PairwiseMasking, Privacy, SecretSharing
 from fedrobust.secure.randomness import entropy
 from fedrobust.secure.ring import encode
 
@@ -41,7 +41,7 @@ class Sender:
         finite cannot be shared, and is left out.
         """
         privacy = self._privacy
-        assert isinstance(privacy, SharedPrivacy)
+        assert isinstance(privacy, SecretSharing)
         split = shares.share if privacy.name == "shares" else replicated.share
         sent: list[list[Packet]] = [[] for _ in range(privacy.servers)]
         for client, update in zip(clients, block, strict=True):
@@ -67,7 +67,7 @@ class Sender:
         groups: client → number of its group. counts: client → sample count, read where they are hidden weights.
         """
         privacy = self._privacy
-        assert isinstance(privacy, MaskingPrivacy)
+        assert isinstance(privacy, PairwiseMasking)
         self._masking = {}
         for client, update in zip(clients, block, strict=True):
             if np.isfinite(update).all():
@@ -101,7 +101,7 @@ def _answer(masking: MaskingClient, update: NDArray[np.float32], count: float | 
     return masking.unmask(message)
 
 
-def terms(privacy: MaskingPrivacy, run: str, number: int, group: int, d: int) -> Terms:
+def terms(privacy: PairwiseMasking, run: str, number: int, group: int, d: int) -> Terms:
     """What a group agrees on in a round; each group is a run of its own to the others."""
     return Terms(
         run=run_id(f"{run} group {group}"),

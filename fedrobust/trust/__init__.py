@@ -8,7 +8,7 @@ from fedrobust.options import OneOf, Options
 from fedrobust.trust.anomaly import Detector, RobustZ, Scores, detection
 from fedrobust.trust.consensus import Consensus
 from fedrobust.trust.quarantine import Quarantine
-from fedrobust.trust.reputation import BetaReputation, ExponentialAverage, Reputation, State, SubjectiveLogic
+from fedrobust.trust.reputation import BetaReputation, ExponentialAverage, Reputation, ReputationState, SubjectiveLogic
 
 __all__ = [
     "BetaReputation",
@@ -17,9 +17,9 @@ __all__ = [
     "ExponentialAverage",
     "Quarantine",
     "Reputation",
+    "ReputationState",
     "RobustZ",
     "Scores",
-    "State",
     "SubjectiveLogic",
     "Trust",
     "detection",

@@ -45,7 +45,7 @@ class Detector(Options):
 AVERAGE = "average_"
 """Begins the name of a part that looks at the moving averages of the clients' updates."""
 
-Part = Literal[
+RobustZPart = Literal[
     "norm",
     "cosine",
     "agreement",
@@ -91,7 +91,7 @@ class RobustZ(Detector):
     """
 
     name: Literal["robust_z"] = "robust_z"
-    parts: Many[Part] = Field(default=("norm", "cosine", "neighbours"), min_length=1)
+    parts: Many[RobustZPart] = Field(default=("norm", "cosine", "neighbours"), min_length=1)
     """What it looks at."""
     cutoff: float = Field(default=3.5, gt=0)
     """The z that scores one half."""

@@ -15,23 +15,22 @@ from numpy.typing import NDArray
 
 from fedrobust.aggregation import Aggregation, Context, Decision, Gram, Layer
 from fedrobust.aggregation.byzantine import cannot_weigh
+from fedrobust.arrays import Arrays
 from fedrobust.seeds import generator
 from fedrobust.trust.anomaly import Scores
 from fedrobust.trust.blame import members_scores, no_blame
-from fedrobust.trust.reputation import State
+from fedrobust.trust.reputation import ReputationState
 from fedrobust.updates import Updates
 
 if TYPE_CHECKING:
     from fedrobust.trust import Trust
-
-Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class Known:
     """What a defence remembers between rounds, but for the histories of updates, which lie where the updates lie."""
 
-    trust: State
+    trust: ReputationState
     """Reputations and quarantine, by client id."""
     rule: Arrays = field(default_factory=dict)
     detector: Arrays = field(default_factory=dict)
@@ -156,7 +155,7 @@ class Defence:
     ) -> tuple[dict[int, float], Arrays]:
         """Each client's own score, and what is remembered for the next round's."""
         if groups is None:
-            return dict(zip(clients.tolist(), scores.score.tolist(), strict=True)), scores.state
+            return dict(zip(clients.tolist(), scores.score.tolist(), strict=True)), dict(scores.state)
         everybody = len(self.trust.reputation.value(known.trust))
         before = known.detector if "blame" in known.detector else no_blame(everybody)
         found, memory = members_scores(before, groups, scores.score)
@@ -173,11 +172,11 @@ class Defence:
         return next(count for count in range(left + 1, n + 1) if enough(count))
 
     def _trusted(
-        self, state: State, scores: Mapping[int, float], rejected: Collection[int] = (), least: int = 1
-    ) -> State:
+        self, state: ReputationState, scores: Mapping[int, float], rejected: Collection[int] = (), least: int = 1
+    ) -> ReputationState:
         """Reputations and quarantine after a round with these scores; `least` rows are not in quarantine."""
         present = sorted(scores)
-        after: State = state | self.trust.reputation.update(state, scores)
+        after: ReputationState = state | self.trust.reputation.update(state, scores)
         paroled = self.trust.quarantine.due(state, present)
         if paroled:
             after |= self.trust.reputation.forgiven(after, paroled)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from fedrobust.options import Options, refusal
 from fedrobust.portions import portion
-from fedrobust.trust.reputation import State
+from fedrobust.trust.reputation import ReputationState
 
 
 class Quarantine(Options):
@@ -43,7 +43,7 @@ class Quarantine(Options):
             raise refusal(f"must be at least enter = {self.enter:g}, found {self.leave:g}", "leave")
         return self
 
-    def start(self, clients: int) -> State:
+    def start(self, clients: int) -> ReputationState:
         """The state before the first round: nobody is in, nobody on probation.
 
         `quarantined` (clients,) int64 is 1 for who is in, `served` the rounds that it has been in for, `probation` the
@@ -51,7 +51,7 @@ class Quarantine(Options):
         """
         return {name: np.zeros(clients, dtype=np.int64) for name in ("quarantined", "served", "probation")}
 
-    def due(self, state: State, present: Sequence[int]) -> list[int]:
+    def due(self, state: ReputationState, present: Sequence[int]) -> list[int]:
         """The clients `present` that have been in for as long as anybody stays."""
         if self.parole is None:
             return []
@@ -59,13 +59,13 @@ class Quarantine(Options):
 
     def update(
         self,
-        state: State,
+        state: ReputationState,
         reputation: np.ndarray,
         present: Sequence[int],
         paroled: Sequence[int] = (),
         rejected: Collection[int] = (),
         least: int = 1,
-    ) -> State:
+    ) -> ReputationState:
         """The state after a round with the clients `present`; `state` itself stays. Who was absent stays as it is.
 
         reputation: (clients,) after the round. paroled: who comes back whatever it is, those that are `due`. rejected:
@@ -90,6 +90,6 @@ class Quarantine(Options):
         served = np.where(inside, state["served"] + here, 0)
         return {"quarantined": inside.astype(np.int64), "served": served, "probation": probation}
 
-    def prior(self, state: State, reputation: np.ndarray) -> np.ndarray:
+    def prior(self, state: ReputationState, reputation: np.ndarray) -> np.ndarray:
         """What multiplies the prior of each client (clients,): its reputation, half of it on probation."""
         return np.asarray(reputation * np.where(state["probation"] > 0, 0.5, 1.0))

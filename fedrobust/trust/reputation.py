@@ -11,23 +11,23 @@ from pydantic import Field
 
 from fedrobust.options import Options
 
-State = dict[str, np.ndarray]
+ReputationState = dict[str, np.ndarray]
 """What a reputation remembers: arrays (clients,), which go into the checkpoint as they are."""
 
 
 class Reputation(Options):
-    """Turns anomaly scores into a standing in [0, 1] for each client. Pure: the memory is a `State` handed about."""
+    """Turns anomaly scores into a reputation in [0, 1] for each client. Pure: its memory is handed in and returned."""
 
     name: str
     threshold: float = Field(default=0.4, ge=0, le=1)
     """A client whose reputation is below it is suspected."""
 
     @abstractmethod
-    def start(self, clients: int) -> State:
+    def start(self, clients: int) -> ReputationState:
         """The state before the first round."""
 
     @abstractmethod
-    def update(self, state: State, scores: Mapping[int, float]) -> State:
+    def update(self, state: ReputationState, scores: Mapping[int, float]) -> ReputationState:
         """The state after a round; `state` itself stays.
 
         scores: client id -> anomaly score in [0, 1], and 1 for who sent something that is no update (not finite, of a
@@ -35,10 +35,10 @@ class Reputation(Options):
         """
 
     @abstractmethod
-    def value(self, state: State) -> np.ndarray:
+    def value(self, state: ReputationState) -> np.ndarray:
         """The reputation (clients,) float64 in [0, 1]."""
 
-    def forgiven(self, state: State, clients: Sequence[int]) -> State:
+    def forgiven(self, state: ReputationState, clients: Sequence[int]) -> ReputationState:
         """The state with the record of `clients` wiped out: they are strangers again."""
         fresh = self.start(len(self.value(state)))
         after = {name: state[name].copy() for name in fresh}
@@ -46,7 +46,7 @@ class Reputation(Options):
             values[list(clients)] = fresh[name][list(clients)]
         return after
 
-    def suspected(self, state: State) -> list[int]:
+    def suspected(self, state: ReputationState) -> list[int]:
         """The clients below the threshold, by ascending id."""
         return [int(client) for client in np.flatnonzero(self.value(state) < self.threshold)]
 
@@ -63,10 +63,10 @@ class Evidence(Reputation):
     """λ: what is left of old evidence after a round of new; 1 forgets nothing."""
 
     @abstractmethod
-    def weigh(self, state: State, bad: np.ndarray) -> State:
+    def weigh(self, state: ReputationState, bad: np.ndarray) -> ReputationState:
         """The values (k,) of the clients present after a round, from those before it and their bad evidence (k,)."""
 
-    def update(self, state: State, scores: Mapping[int, float]) -> State:
+    def update(self, state: ReputationState, scores: Mapping[int, float]) -> ReputationState:
         """The state after a round: `weigh` for who was present."""
         present, given = list(scores), np.array(list(scores.values()), dtype=np.float64)
         bad = np.maximum(0.0, given - self.tolerance) / (1.0 - self.tolerance)
@@ -97,16 +97,16 @@ class BetaReputation(Evidence):
     harshness: float = Field(default=5.0, gt=0)
     """h: how many good rounds one bad round weighs as much as."""
 
-    def start(self, clients: int) -> State:
+    def start(self, clients: int) -> ReputationState:
         return {"good": np.zeros(clients), "bad": np.zeros(clients)}
 
-    def weigh(self, state: State, bad: np.ndarray) -> State:
+    def weigh(self, state: ReputationState, bad: np.ndarray) -> ReputationState:
         return {
             "good": self.forgetting * state["good"] + (1.0 - bad),
             "bad": self.forgetting * state["bad"] + self.harshness * bad,
         }
 
-    def value(self, state: State) -> np.ndarray:
+    def value(self, state: ReputationState) -> np.ndarray:
         return np.asarray((state["good"] + 1.0) / (state["good"] + state["bad"] + 2.0))
 
 
@@ -130,16 +130,16 @@ class SubjectiveLogic(Evidence):
     base: float = Field(default=0.5, ge=0, le=1)
     """a: the share of the uncertainty that counts as trust."""
 
-    def start(self, clients: int) -> State:
+    def start(self, clients: int) -> ReputationState:
         return {"positive": np.zeros(clients), "negative": np.zeros(clients)}
 
-    def weigh(self, state: State, bad: np.ndarray) -> State:
+    def weigh(self, state: ReputationState, bad: np.ndarray) -> ReputationState:
         return {
             "positive": self.forgetting * state["positive"] + self.kappa * (1.0 - bad),
             "negative": self.forgetting * state["negative"] + (1.0 - self.kappa) * bad,
         }
 
-    def value(self, state: State) -> np.ndarray:
+    def value(self, state: ReputationState) -> np.ndarray:
         total = state["positive"] + state["negative"] + self.uncertainty
         return np.asarray((state["positive"] + self.base * self.uncertainty) / total)
 
@@ -155,11 +155,11 @@ class ExponentialAverage(Evidence):
     forgetting: float = Field(default=0.8, ge=0, le=1)
     """γ: what is left of the old reputation after a round; 0: only the last round counts."""
 
-    def start(self, clients: int) -> State:
+    def start(self, clients: int) -> ReputationState:
         return {"average": np.full(clients, 0.5)}
 
-    def weigh(self, state: State, bad: np.ndarray) -> State:
+    def weigh(self, state: ReputationState, bad: np.ndarray) -> ReputationState:
         return {"average": self.forgetting * state["average"] + (1.0 - self.forgetting) * (1.0 - bad)}
 
-    def value(self, state: State) -> np.ndarray:
+    def value(self, state: ReputationState) -> np.ndarray:
         return state["average"].copy()

@@ -11,7 +11,7 @@ from acted import House, options, updates
 
 from fedrobust.errors import FederationError
 from fedrobust.federation.delivery import ByMasks, Delivery, ToCoordinator, ToParties
-from fedrobust.federation.party import PartyHost
+from fedrobust.federation.party_host import PartyHost
 from fedrobust.federation.pool import Share, Team
 
 

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from hosted import OWNER
 
-from fedrobust.federation.party import PartyHost
+from fedrobust.federation.party_host import PartyHost
 from fedrobust.secure.arguments import are_numbers, are_words, is_number
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import MessageError, run_id, unpack
-from fedrobust.secure.privacy import ReplicatedPrivacy, SharedPrivacy, SharesPrivacy
+from fedrobust.secure.privacy import ReplicatedPrivacy, SecretSharing, SharesPrivacy
 from fedrobust.secure.shares import Dealer, ShareServer
 from fedrobust.secure.weights import OpeningError
 
 RUN, D = run_id("arguments"), 50
 
 
-def host(number: int | None, privacy: SharedPrivacy | None = None) -> PartyHost:
+def host(number: int | None, privacy: SecretSharing | None = None) -> PartyHost:
     found = PartyHost()
     found.setup(privacy or SharesPrivacy(sketch=None), 0, number, RUN, D, ("sum",), 2, {}, OWNER)
     return found

@@ -11,7 +11,7 @@ import pytest
 from wrapped import CLIP, EQUAL, NAMES, UNEQUAL, D, N, honest, mean, parties, play
 
 from fedrobust.aggregation import Combination
-from fedrobust.federation.party import STEPS, PartyHost
+from fedrobust.federation.party_host import STEPS, PartyHost
 from fedrobust.secure import ReplicatedPrivacy, SharesPrivacy, weights
 from fedrobust.secure import server as servers
 from fedrobust.secure.local import LocalParties, introduce

@@ -20,7 +20,7 @@ from tampered import FaultError, cut, flipped, relabelled, resized, rewritten
 
 from fedrobust.secure import masking_server
 from fedrobust.secure.masking_server import MaskingServer
-from fedrobust.secure.masks import ANSWER, KEYS, SEALED, Directory, MaskingError, Terms, decode, encode
+from fedrobust.secure.masking_terms import ANSWER, KEYS, SEALED, Directory, MaskingError, Terms, decode, encode
 from fedrobust.secure.messages import Kind, MessageError, run_id, unpack
 from fedrobust.secure.shamir import FIELD, SHARE_BYTES
 
@@ -283,7 +283,7 @@ FAULTS = {
         "the sum is wrong",  # and refused, or opened
     ),
     "clients return what does not fit": (
-        ("fedrobust.secure.masking.is_dealt", lambda share, _: len(share) == SHARE_BYTES),
+        ("fedrobust.secure.masking_client.is_dealt", lambda share, _: len(share) == SHARE_BYTES),
         "honest clients are named",
     ),
 }

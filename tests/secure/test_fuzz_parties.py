@@ -23,7 +23,7 @@ from wrapped import named
 
 from fedrobust.aggregation import Combination
 from fedrobust.errors import FederationError
-from fedrobust.federation import party as federation_party
+from fedrobust.federation import party_host as federation_party
 from fedrobust.secure import replicated, server, shares
 from fedrobust.secure import shared_updates as coordinator
 from fedrobust.secure.lines import HISTORY_FRACTION

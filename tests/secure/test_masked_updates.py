@@ -28,9 +28,9 @@ from fedrobust.secure.masked_updates import (
     draw_groups,
     groups_refusal,
 )
-from fedrobust.secure.masking import MaskingClient
+from fedrobust.secure.masking_client import MaskingClient
 from fedrobust.secure.masking_server import MaskingServer, OpenedSum
-from fedrobust.secure.masks import MaskingError, Terms
+from fedrobust.secure.masking_terms import MaskingError, Terms
 from fedrobust.secure.messages import run_id
 from fedrobust.updates import ClearUpdates, NotRevealed
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from masked import TERMS, D, N, Round, plain, play, ring_mean, updates
 
 from fedrobust.secure import masking_server
-from fedrobust.secure.masks import CHUNK_BYTES, SEALED, MaskingError, add_masks, neighbourhoods
+from fedrobust.secure.masking_terms import CHUNK_BYTES, SEALED, MaskingError, add_masks, neighbourhoods
 
 # Sums
 

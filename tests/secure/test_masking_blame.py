@@ -10,7 +10,7 @@ from masked import TERMS, N, Round, dealt, pair_for, refused, ring_mean, updates
 
 from fedrobust.secure import shamir
 from fedrobust.secure.masking_server import unreturned
-from fedrobust.secure.masks import ANSWER, SEALED, MaskingError, commitment
+from fedrobust.secure.masking_terms import ANSWER, SEALED, MaskingError, commitment
 from fedrobust.secure.shamir import FIELD, split
 
 LIAR = 4

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from masked import TERMS, N, Round, entropy_of, neighbourhoods_of, refused, ring_mean, updates
 
-from fedrobust.secure import masking
-from fedrobust.secure.masking import MaskingClient
-from fedrobust.secure.masks import ANSWER, KEYS, SEALED, MaskingError, agreed, public_key
+from fedrobust.secure import masking_client as masking
+from fedrobust.secure.masking_client import MaskingClient
+from fedrobust.secure.masking_terms import ANSWER, KEYS, SEALED, MaskingError, agreed, public_key
 from fedrobust.secure.messages import Kind, MessageError, run_id
 from fedrobust.secure.shamir import FIELD
 

@@ -10,7 +10,7 @@ import pytest
 from masked import TERMS, D, N, Round, updates
 from scipy.stats import chi2
 
-from fedrobust.secure.masks import ANSWER, MaskingError, Terms, add_masks, encode, mask_key, public_key
+from fedrobust.secure.masking_terms import ANSWER, MaskingError, Terms, add_masks, encode, mask_key, public_key
 from fedrobust.secure.messages import COORDINATOR, OVERHEAD, Kind, MessageError, unpack
 from fedrobust.secure.shamir import join
 

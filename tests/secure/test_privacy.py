@@ -14,10 +14,10 @@ from fedrobust.secure import (
     ClearPrivacy,
     GroupedPrivacy,
     MaskedPrivacy,
-    MaskingPrivacy,
+    PairwiseMasking,
     Privacy,
     ReplicatedPrivacy,
-    SharedPrivacy,
+    SecretSharing,
     SharesPrivacy,
 )
 
@@ -122,9 +122,9 @@ def test_what_each_protocol_reveals() -> None:
     shown = {privacy.name: set(privacy.reveals) for privacy in PROTOCOLS}
     rows, gram = {"sum", "gram", "rows"}, {"sum", "gram"}
     assert shown == {"clear": rows, "shares": gram, "replicated": gram, "masked": {"sum"}, "grouped": rows}
-    parties = {each.name: each.servers + each.dealer for each in PROTOCOLS if isinstance(each, SharedPrivacy)}
+    parties = {each.name: each.servers + each.dealer for each in PROTOCOLS if isinstance(each, SecretSharing)}
     assert parties == {"shares": 3, "replicated": 3}
-    assert [each.name for each in PROTOCOLS if isinstance(each, MaskingPrivacy)] == ["masked", "grouped"]
+    assert [each.name for each in PROTOCOLS if isinstance(each, PairwiseMasking)] == ["masked", "grouped"]
     assert Privacy.reveals == frozenset()  # whoever adds a protocol has to say what it shows
 
 

@@ -13,7 +13,7 @@ from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
 from fedrobust.aggregation import Context, Gram, History
 from fedrobust.trust import Detector, Quarantine, RobustZ, Scores, Trust, detection
-from fedrobust.trust.anomaly import Part
+from fedrobust.trust.anomaly import RobustZPart
 
 CONTEXT = Context(f=0)
 
@@ -176,7 +176,7 @@ def test_honest_rows_that_lie_apart_are_suspected_too() -> None:
 # Parts that are asked for
 
 
-ALL = get_args(Part)
+ALL = get_args(RobustZPart)
 
 
 def test_spectral_on_hand_computed_numbers() -> None:
@@ -213,7 +213,7 @@ def test_consistency_on_hand_computed_numbers() -> None:
 
 
 @pytest.mark.parametrize("part", ["cosine", "agreement", "neighbours", "spectral", "duplicates"])
-def test_averages_are_scored_like_updates_and_newcomers_not_at_all(part: Part) -> None:
+def test_averages_are_scored_like_updates_and_newcomers_not_at_all(part: RobustZPart) -> None:
     rows, averages = honest(9, seed=1), honest(9, seed=2)
     averages[0] *= -1
     averages[1] = averages[0]
@@ -257,7 +257,7 @@ def test_a_lie_behind_noise_is_seen_by_what_its_rows_share(f: int) -> None:
 
 
 @pytest.mark.parametrize("parts", [ALL, ("spectral",), ("duplicates", "consistency")])
-def test_honest_rows_with_an_honest_past_score_low_in_every_part(parts: tuple[Part, ...]) -> None:
+def test_honest_rows_with_an_honest_past_score_low_in_every_part(parts: tuple[RobustZPart, ...]) -> None:
     scores = []
     for seed in range(40):
         averages = honest(20, seed=seed) / 3 + 2 * honest(1, seed=seed) / 3

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedrobust.trust import BetaReputation, Quarantine, State
+from fedrobust.trust import BetaReputation, Quarantine, ReputationState
 
 
-def run(quarantine: Quarantine, *rounds: list[float], state: State | None = None) -> State:
+def run(quarantine: Quarantine, *rounds: list[float], state: ReputationState | None = None) -> ReputationState:
     """The state after rounds in which all take part and have these reputations."""
     state = state or quarantine.start(len(rounds[0]))
     for reputation in rounds:

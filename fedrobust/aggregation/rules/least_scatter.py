@@ -15,10 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation.numerics import ranking
+from fedrobust.aggregation.numerics import Indices, ranking
 from fedrobust.updates.gram import Floats
 
-Indices = NDArray[np.intp]
 Masks = NDArray[np.bool_]
 
 TIE = 1e-12

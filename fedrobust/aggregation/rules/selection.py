@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrobust.aggregation.base import Context, Rule, honest_majority
-from fedrobust.aggregation.numerics import ranking
+from fedrobust.aggregation.numerics import Indices, ranking
 from fedrobust.updates.gram import Combination, Floats, Gram
-
-Indices = NDArray[np.intp]
 
 
 def krum_scores(distances: Floats, f: int) -> Floats:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fedrobust.secure import SharedPrivacy
+from fedrobust.arrays import Arrays
+from fedrobust.secure import SecretSharing
 from fedrobust.secure.arguments import is_number
 from fedrobust.secure.ledger import read_ledger, write_ledger
 from fedrobust.secure.lines import Line
@@ -23,7 +24,6 @@ from fedrobust.secure.server import Server
 from fedrobust.secure.shares import Dealer, ShareServer
 from fedrobust.secure.weights import OpeningError
 
-Arrays = dict[str, np.ndarray]
 STEPS = frozenset(
     {
         *("check_share", "drop", "receive_triple", "difference", "add_difference", "gram_share"),
@@ -47,7 +47,7 @@ class PartyHost:
 
     def setup(
         self,
-        privacy: SharedPrivacy,
+        privacy: SecretSharing,
         seed: int,
         number: int | None,
         run: str,

@@ -49,7 +49,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.secure.masks import (
+from fedrobust.secure.masking_terms import (
     ANSWER,
     KEY_BYTES,
     KEYS,

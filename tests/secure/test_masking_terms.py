@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from masked import TERMS, N, Round, neighbourhoods_of, updates
 
-from fedrobust.secure import masks
-from fedrobust.secure.masks import (
+from fedrobust.secure import masking_terms as masks
+from fedrobust.secure.masking_terms import (
     CHUNK_BYTES,
     MaskingError,
     add_masks,

@@ -11,10 +11,10 @@ import numpy as np
 from ray.actor import ActorHandle
 
 from fedrobust.federation.actors import ActorDied, answer
-from fedrobust.secure import MaskingPrivacy
+from fedrobust.secure import PairwiseMasking
 from fedrobust.secure.masked_updates import GroupedUpdates, MaskedSum
 from fedrobust.secure.masking_server import MaskingServer, OpenedSum
-from fedrobust.secure.masks import MaskingError
+from fedrobust.secure.masking_terms import MaskingError
 from fedrobust.secure.messages import Kind, MessageError, unpack
 from fedrobust.secure.sending import terms
 from fedrobust.updates.gram import Floats
@@ -27,7 +27,7 @@ Messages = dict[int, bytes]
 class Masked:
     """A round of masks that has begun: the hospitals, where they are, and references to their first messages."""
 
-    privacy: MaskingPrivacy
+    privacy: PairwiseMasking
     run: str
     round: int
     groups: Sequence[Sequence[int]]

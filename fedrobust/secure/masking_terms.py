@@ -20,7 +20,7 @@ from fedrobust.secure.messages import Kind
 from fedrobust.secure.ring import expand
 from fedrobust.secure.shamir import SHARE_BYTES, is_share
 
-Words = NDArray[Any]
+RingElements = NDArray[Any]
 """Elements of the ring, uint32 or uint64; the last one is the weight."""
 
 CHUNK_BYTES = 1 << 19
@@ -130,7 +130,7 @@ def risk(n: int, k: int, threshold: float, colluding: int, dropping: int) -> tup
 # Numbers and masks
 
 
-def encode(update: NDArray[Any], count: float | None, terms: Terms, n: int) -> Words:
+def encode(update: NDArray[Any], count: float | None, terms: Terms, n: int) -> RingElements:
     """The update, clipped and weighted, then its weight, as d + 1 words; the count is read where counts are weights.
 
     MaskingError for what cannot be sent: another shape, a number that is not finite, a count that is not positive.
@@ -156,7 +156,7 @@ def encode(update: NDArray[Any], count: float | None, terms: Terms, n: int) -> W
     return words
 
 
-def decode(total: Words, terms: Terms, senders: int, n: int) -> tuple[NDArray[np.float32], float]:
+def decode(total: RingElements, terms: Terms, senders: int, n: int) -> tuple[NDArray[np.float32], float]:
     """The weighted mean (d,) and the sum of the weights from the opened sum of so many encoded updates."""
     signed, scale = total.view(f"<i{terms.bits // 8}"), terms.scale(n)
     weight = float(signed[-1]) / scale
@@ -166,7 +166,7 @@ def decode(total: Words, terms: Terms, senders: int, n: int) -> tuple[NDArray[np
     return mean, weight * (terms.largest_count or 1.0)
 
 
-def add_masks(words: Words, masks: Sequence[tuple[bytes, int]]) -> None:
+def add_masks(words: RingElements, masks: Sequence[tuple[bytes, int]]) -> None:
     """Add the stream of each seed to the words, or subtract it where the sign is −1, in place."""
     buffer, width = np.empty(CHUNK_BYTES // 8, dtype=np.int64), CHUNK_BYTES // words.itemsize
     for first in range(0, len(words), width):

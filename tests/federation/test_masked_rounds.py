@@ -11,7 +11,7 @@ import pytest
 from acted import House, options, updates
 from masked import dealt
 
-from fedrobust.secure.masking import MaskingClient
+from fedrobust.secure.masking_client import MaskingClient
 from fedrobust.secure.messages import Kind, Message, unpack
 from fedrobust.secure.sending import Sender
 
