@@ -35,6 +35,7 @@ ALLOWED_IN = {
     "mlflow": {"tracking"},
     "optuna": {"tuning"},
     "plotly": {"tuning"},
+    "jinja2": {"report"},
     "pytorch_lightning": {"learning"},
     "typer": {"cli"},
     "rich": {"terminal"},

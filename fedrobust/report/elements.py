@@ -1,26 +1,38 @@
-"""What every page is made of: one HTML file with no reference to anything outside it; only a sweep's has scripts."""
+"""What every page is made of: Jinja2 templates, which escape all that is put into them.
+
+A page is one HTML file with no reference to anything outside it; only a sweep's has scripts.
+"""
 
 from __future__ import annotations
 
 import base64
+from functools import cache
 from html import escape
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from fedrobust.figures.drawing import DOTS_PER_INCH
 from fedrobust.texts import visible
 
 
+def render(template: str, **values: Any) -> str:
+    """The page that a template makes of `values`; `template` is its path in the package.
+
+    No text in a page is a tag unless it is `Markup`, and control characters are seen. A name that the template asks for
+    and does not get is an error.
+    """
+    return _environment().get_template(template).render(values)
+
+
 def document(title: str, body: str) -> str:
     """A page with everything that it needs."""
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escaped(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body><main>
-{body}
-</main></body></html>
-"""
+    return (
+        _environment()
+        .from_string('{% extends "report/templates/base.html.j2" %}{% block body %}{{ body }}{% endblock %}')
+        .render(title=title, body=Markup(body))
+    )
 
 
 def escaped(text: object) -> str:
@@ -40,35 +52,25 @@ def plural(count: int, word: str) -> str:
     return f"{count or 'no'} {word}{'' if count == 1 else 's'}"
 
 
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f4f6f8; color: #1d2733; overflow-wrap: anywhere;
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 32px 24px 64px; }
-h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; letter-spacing: -0.01em; }
-h2 { font-size: 18px; margin: 0 0 16px; }
-.facts, .note, figcaption, summary, th, .card span, .settings td:first-child { color: #56616d; }
-.facts { margin: 0 0 24px; }
-.note, figcaption { font-size: 14px; margin: 10px 0 0; max-width: 76ch; }
-.cards { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); }
-.card, section { background: #fff; border: 1px solid #e2e6ea; border-radius: 10px; padding: 12px 14px; }
-.card b { display: block; font-size: 25px; font-weight: 650; font-variant-numeric: tabular-nums; }
-.card span { font-size: 13px; }
-.verdict { font-size: 17px; margin: 20px 0 24px; }
-section { padding: 22px 24px; margin: 0 0 20px; }
-figure { margin: 0 0 28px; }
-figure:last-child { margin-bottom: 0; }
-figure img { display: block; max-width: 100%; height: auto; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid #edf0f2; text-align: left; vertical-align: bottom; }
-td { white-space: nowrap; }
-th { overflow-wrap: normal; }
-.caught { color: #00734f; font-weight: 600; } .caught::before { content: "✓ "; }
-.attacker td:nth-child(-n+2), .attack b, .missed, .wrongly { color: #b84f00; font-weight: 650; }
-.missed::before { content: "✗ "; } .wrongly::before { content: "! "; }
-.settings td { white-space: normal; min-width: 12em; }
-summary { cursor: pointer; }
-@media (max-width: 640px) { main { padding: 20px 10px 40px; } section { padding: 16px 14px; } }
-"""
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("fedrobust", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_seen,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"breakable": _breakable, "plural": plural}
+    return environment
+
+
+def _seen(value: Any) -> Any:
+    """What is put into a page, before it is escaped."""
+    return value if isinstance(value, Markup) else visible(value, keep="\n")
+
+
+def _breakable(text: object) -> Markup:
+    """A name that may be broken after its dots and slashes."""
+    return Markup(str(Markup.escape(_seen(text))).replace(".", ".<wbr>").replace("/", "/<wbr>"))

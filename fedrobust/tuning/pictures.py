@@ -48,7 +48,7 @@ def make_figures(view: View) -> Iterator[tuple[str, str, go.Figure]]:
     for index, label in enumerate(view.objectives):
         if not view.completed:
             break
-        study, chapter, name = in_memory(view, [index], _text), label if many else "", _text(label)
+        study, chapter, name = in_memory(view, [index], _text), label if many else "How the search went", _text(label)
         yield chapter, "history", _history(drawn.plot_optimization_history(study, target_name=name), view)
         if importances(view, index):
             tool, names = evaluator(view, index), [_text(each) for each in present(view)]
@@ -60,7 +60,11 @@ def make_figures(view: View) -> Iterator[tuple[str, str, go.Figure]]:
         if not many:
             yield chapter, "parallel", _parallel(view)
     if not many and any(row.reports for row in view.rows):
-        yield "", "intermediate", _curves(drawn.plot_intermediate_values(in_memory(view, [0], _text)), view)
+        yield (
+            "How the search went",
+            "intermediate",
+            _curves(drawn.plot_intermediate_values(in_memory(view, [0], _text)), view),
+        )
 
 
 def wrapped(path: str, across: int, most: int = 3) -> str:
