@@ -22,7 +22,7 @@ from fedrobust.data import (
     StainNormalisation,
     StainShift,
 )
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.learning import Cnn, FedAvg, LocalTraining, Model, ServerOptimizer, model_shorthand
 from fedrobust.options import Many, OneOf, Options, refusal
 from fedrobust.portions import portion
@@ -185,8 +185,7 @@ class Experiment(Options):
         try:
             draw_attackers(self.attacks, self.federation.clients, self.seed)
         except ExperimentError as error:
-            path, _, message = str(error).partition(": ")
-            raise refusal(message, path) from None
+            raise refusal(error.problems[0]) from None
         self._private()
         rows, participants, needed = self._most_there(), self.federation.participants(), self.federation.needed()
         if rows < needed:
@@ -211,8 +210,7 @@ class Experiment(Options):
         if found := privacy.refusal(
             self.aggregation, self.federation.participants(), self.federation.rounds, histories
         ):
-            path, reason = found
-            raise refusal(reason, path)
+            raise refusal(found)
         if self.workers.shards > 1 and not isinstance(privacy, ClearPrivacy):
             raise refusal(f"privacy {name} places the updates itself; use 1", "workers.shards")
         if isinstance(privacy, PairwiseMasking):
@@ -225,8 +223,8 @@ class Experiment(Options):
         if isinstance(privacy, SecretSharing):
             parties = privacy.servers + privacy.dealer
         if places and len(places) != parties:
-            reason = f"expected one resource for each of the {parties} parties of {name}, found {len(places)}"
-            raise refusal(reason, "workers.parties")
+            reason = f"expected one resource for each of the {parties} parties of {name}"
+            raise refusal(Problem(reason, "workers.parties", str(len(places))))
 
     def resolved(self) -> dict[str, Any]:
         """Every option with its value, as plain JSON types; `Experiment.model_validate` reads it back."""

@@ -13,8 +13,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from fedrobust.errors import ExperimentError
-from fedrobust.texts import visible
+from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.users_code import looking_beside
 from fedrobust.yaml_tree import has_anchors, kind, read_tree, read_value, unshared
 
@@ -30,7 +29,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
 
     `overrides` are texts such as `"aggregation.rule=krum"` or `"attacks.0.scale=4"`; the value is read as YAML.
 
-    Raises `ExperimentError` with one line for each thing that is wrong: where it stands (file, line, dotted path),
+    Raises `ExperimentError` with a `Problem` for each thing that is wrong: where it stands (file, line, dotted path),
     what was found, what is allowed, and the nearest right spelling.
     """
     from fedrobust.experiment import Experiment
@@ -54,7 +53,7 @@ class Draft:
 
     path: Path
     tree: CommentedMap
-    origin: Mapping[Keys, str]
+    origin: Mapping[Keys, Origin]
     """Where the values come from that are not the file's own, in the order in which they were set."""
     beside: tuple[Path, ...] = ()
     """Folders in which a user's classes may lie that it names."""
@@ -66,19 +65,31 @@ class Draft:
         A user's classes may lie beside the file, and in the folders `beside`: those of files that name it.
         """
         tree, texts = read_tree(Path(path)), list(overrides)
-        origin = {_override(tree, text): visible(f"override '{_short(text)}'") for text in texts}
+        origin = {_override(tree, text): _origin_of(text) for text in texts}
         return cls(Path(path), tree, origin, (Path(path).parent, *beside))
 
-    def changed(self, changes: Mapping[str, Any], origin: str) -> Draft:
-        """A copy with the values of `changes`, by dotted path; errors in them will name `origin`."""
+    def changed(self, changes: Mapping[str, Any], origin: Origin | str) -> Draft:
+        """A copy with the values of `changes`, by dotted path; problems with them will name `origin`."""
+        origin = Origin(text=origin) if isinstance(origin, str) else origin
         tree = deepcopy(self.tree)
         keys = [_set(tree, dotted, value, origin) for dotted, value in changes.items()]
         before = {place: text for place, text in self.origin.items() if place not in keys}
         return Draft(self.path, tree, {**before, **dict.fromkeys(keys, origin)}, self.beside)
 
+    def origin_of(self, *keys: str | int) -> Origin:
+        """Where a value comes from: the override, or the file and the line of the deepest of the keys that is in it."""
+        for set_keys in reversed(list(self.origin)):
+            if keys[: len(set_keys)] == set_keys:
+                return self.origin[set_keys]
+        return Origin(self.path, _line_of(self.tree, keys))
+
+    def entry(self, *keys: str | int) -> Origin:
+        """Where a value comes from, with its dotted path: the origin of what the value will set elsewhere."""
+        return replace(self.origin_of(*keys), path=_dotted(keys))
+
     def place(self, *keys: str | int) -> str:
-        """Where a value comes from: file and line, or the override."""
-        return _place(list(keys), self.tree, self.path, self.origin)
+        """Where a value comes from, as a text."""
+        return str(self.origin_of(*keys))
 
     def checked(self, model: type[Model]) -> Model:
         """The options. Raises `ExperimentError` as `load` does."""
@@ -86,8 +97,37 @@ class Draft:
             with looking_beside(self.beside):
                 return model.model_validate(_plain(self.tree))
         except ValidationError as error:
-            found = [_explain(dict(item), self.tree, self.path, self.origin) for item in error.errors()]
-            raise ExperimentError("\n".join(_merged(found))) from None
+            raise ExperimentError(*self._problems(error)) from None
+
+    def _problems(self, error: ValidationError) -> list[Problem]:
+        """What is wrong; of a value that fits none of several types, together what each of them expected."""
+        expected: dict[Problem, list[str]] = {}
+        for item in map(dict[str, Any], error.errors()):
+            keys, node = self._located(item)
+            problem, text = _reason(item, node)
+            problem = replace(problem, path=_dotted(keys), origins=(self.origin_of(*keys),))
+            expected.setdefault(problem, []).extend([text] if text else [])
+        return [
+            replace(problem, message=f"expected {' or '.join(dict.fromkeys(texts))}") if texts else problem
+            for problem, texts in expected.items()
+        ]
+
+    def _located(self, error: Mapping[str, Any]) -> tuple[list[str | int], Any]:
+        """The keys of what an error of pydantic is about, and what stands there."""
+        keys, node = list[str | int](), cast(Any, self.tree)
+        for part in error["loc"]:
+            if _has(node, part):
+                node = node[part]
+                keys.append(part)
+            elif error["type"] == "missing" and part == error["loc"][-1]:
+                keys.append(part)  # all other parts that are not in the file are tags of unions
+        raised: Problem = error.get("ctx", {}).get("problem", Problem())
+        if raised.path and not isinstance(node, str):  # `rule: krum` is short for `rule: {name: krum}`
+            for part in raised.path.split("."):
+                key = int(part) if part.isdecimal() else part
+                node = node[key] if _has(node, key) else None
+                keys.append(key)
+        return keys, node
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -97,7 +137,7 @@ def read_options(path: Path) -> dict[str, Any]:
     """
     tree = read_tree(path)
     if has_anchors(path):
-        raise ExperimentError(f"{visible(path)}: has an anchor, which no recorded experiment has")
+        raise ExperimentError(Problem("has an anchor, which no recorded experiment has").at(Origin(path)))
     found: dict[str, Any] = _plain(tree)
     return found
 
@@ -114,19 +154,23 @@ def dump(experiment: Experiment) -> str:
 def _override(tree: CommentedMap, text: str) -> Keys:
     """Set the value of one `path=value` in `tree`; return the path."""
     dotted, equals, value = text.partition("=")
-    origin = visible(f"override '{_short(text)}'")
+    origin = _origin_of(text)
     if not equals or not dotted.strip() or "" in dotted.strip().split("."):
-        raise ExperimentError(f"{origin}: expected path=value, e.g. seed=3 or aggregation.rule=krum")
+        raise ExperimentError(Problem("expected path=value, e.g. seed=3 or aggregation.rule=krum").at(origin))
     return _set(tree, dotted.strip(), read_value(value, origin), origin)
 
 
-def _set(tree: CommentedMap, dotted: str, value: Any, origin: str) -> Keys:
+def _origin_of(override: str) -> Origin:
+    return Origin(text=f"override '{_short(override)}'")
+
+
+def _set(tree: CommentedMap, dotted: str, value: Any, origin: Origin) -> Keys:
     """Set a copy of the value at a dotted path of `tree`; return the path."""
     value = unshared(value, origin)
     keys = _keys(tree, dotted)
     node: Any = tree
     for position, key in enumerate(keys[:-1]):
-        child = _child(node, key, origin)
+        child = _child(node, keys[: position + 1], origin)
         if child is None:
             child = CommentedSeq() if keys[position + 1] == 0 else CommentedMap()
             node[key] = child
@@ -134,14 +178,14 @@ def _set(tree: CommentedMap, dotted: str, value: Any, origin: str) -> Keys:
             child = CommentedMap(name=child)
             node[key] = child
         if not isinstance(child, (MutableMapping, MutableSequence)):
-            where = ".".join(str(part) for part in keys[: position + 1])
-            raise ExperimentError(f"{origin}: {where} is a {kind(child)}, it has no '{keys[position + 1]}'")
+            reason = f"is a {kind(child)}, it has no '{keys[position + 1]}'"
+            raise ExperimentError(Problem(reason, _dotted(keys[: position + 1])).at(origin))
         node = child
     last = keys[-1]
     if isinstance(node, MutableSequence) and last == len(node):
         node.append(value)
     else:
-        _child(node, last, origin)
+        _child(node, keys, origin)
         node[last] = value
     return tuple(keys)
 
@@ -153,17 +197,23 @@ def _keys(tree: CommentedMap, dotted: str) -> list[str | int]:
         known = [n for n in range(len(left), 1, -1) if isinstance(node, Mapping) and ".".join(left[:n]) in node]
         key, left = ".".join(left[: (known or [1])[0]]), left[(known or [1])[0] :]
         keys.append(int(key) if key.isdecimal() else key)
-        inside = isinstance(node, Mapping | list) and _has(node, keys[-1])
-        node = cast(Any, node)[keys[-1]] if inside else None
+        node = node[keys[-1]] if _has(node, keys[-1]) else None
     return keys
 
 
-def _child(node: Any, key: str | int, origin: str) -> Any:
+def _child(node: Any, keys: Sequence[str | int], origin: Origin) -> Any:
+    """What stands in `node` under the last of the keys."""
+    *outer, key = keys
     if isinstance(node, MutableSequence):
         if not isinstance(key, int) or key >= len(node):
-            raise ExperimentError(f"{origin}: the list has {len(node)} entries, counted from 0; found '{key}'")
+            reason = f"the list has {len(node)} entries, counted from 0"
+            raise ExperimentError(Problem(reason, _dotted(outer), found=f"'{key}'").at(origin))
         return node[key]
     return node.get(key)
+
+
+def _dotted(keys: Iterable[str | int]) -> str:
+    return ".".join(map(str, keys))
 
 
 def _plain(node: Any) -> Any:
@@ -178,68 +228,39 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _merged(found: Iterable[tuple[str, str]]) -> list[str]:
-    """A line for each place; of a value that fits none of several types, what each of them expected."""
-    places: dict[str, list[str]] = {}
-    for place, reason in found:
-        if reason not in places.setdefault(place, []):
-            places[place].append(reason)
-    lines = []
-    for place, reasons in places.items():
-        shown = {reason.partition("; found ")[2] for reason in reasons}
-        if len(reasons) > 1 and len(shown) == 1:
-            expected = " or ".join(reason.partition("; found ")[0].removeprefix("expected ") for reason in reasons)
-            reasons = [f"expected {expected}; found {shown.pop()}"]
-        lines += [" ".join(f"{place}: {reason}".split()) for reason in reasons]
-    return lines
+def _has(node: Any, key: str | int) -> bool:
+    return key in node if isinstance(node, Mapping) else isinstance(node, list) and key in range(len(node))
 
 
-def _explain(error: dict[str, Any], tree: Any, path: Path, origin: Mapping[Keys, str]) -> tuple[str, str]:
-    """Where one error of pydantic is, and what it says."""
-    location: list[str | int] = []
-    node = tree
-    for part in error["loc"]:
-        inside = isinstance(node, Mapping) and part in node
-        inside = inside or (isinstance(node, list) and isinstance(part, int) and part < len(node))
-        if inside:
-            node = node[part]
-            location.append(part)
-        elif error["type"] == "missing" and part == error["loc"][-1]:
-            location.append(part)  # all other parts that are not in the file are tags of unions
-    context = error.get("ctx", {})
-    tail = [int(part) if part.isdecimal() else part for part in context.get("path", "").split(".") if part]
-    if isinstance(node, str):  # `rule: krum` is short for `rule: {name: krum}`
-        tail = []
-    for part in tail:
-        node = node[part] if isinstance(node, (Mapping, list)) and _has(node, part) else None
-    location += tail
-    dotted = ".".join(str(part) for part in location) or "experiment"
-    return f"{_place(location, tree, path, origin)}: {dotted}", _reason(error, node)
-
-
-def _has(node: Any, part: str | int) -> bool:
-    return part in node if isinstance(node, Mapping) else isinstance(part, int) and part < len(node)
-
-
-def _reason(error: Mapping[str, Any], found: Any) -> str:
-    context = error.get("ctx", {})
+def _reason(error: Mapping[str, Any], node: Any) -> tuple[Problem, str]:
+    """What is wrong, and what was expected where nothing else is to be said."""
     if error["type"] == "refused":
-        message = str(context["message"])
-        scalar = found is not None and not isinstance(found, (Mapping, list))
-        return f"found {_short(repr(found))}; {message}" if scalar and "found" not in message else message
+        raised: Problem = error["ctx"]["problem"]
+        scalar = node is not None and not isinstance(node, (Mapping, list))
+        found = shown(node) if raised.found is None and scalar else raised.found
+        return replace(raised, message=_line(raised.message), found=found), ""
     if error["type"] == "missing":
-        return "missing, and it has no default"
-    text = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    text = _TYPES.get(error["type"], text)
-    shown = f"a {kind(found)}" if isinstance(found, (Mapping, list)) else _short(repr(_plain(found)))
-    return f"expected {text}; found {shown}{_meant(found)}"
+        return Problem("missing, and it has no default"), ""
+    problem = Problem(found=shown(node), hint=_meant(node))
+    if error["type"] in ("value_error", "assertion_error"):  # of a user's own validator
+        return replace(problem, message=_line(str(error["ctx"]["error"]))), ""
+    return problem, _line(_TYPES.get(error["type"], str(error["msg"]).removeprefix("Input should be ")))
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def shown(value: Any) -> str:
+    """A value of a file as a problem shows it."""
+    return f"a {kind(value)}" if isinstance(value, (Mapping, list)) else _short(repr(_plain(value)))
 
 
 def _meant(found: Any) -> str:
     """What to write instead of a word that means something in another language."""
     if not isinstance(found, str):
         return ""
-    return "; for nothing at all, write null" if found.lower() in ("none", "nil") else ""
+    return "for nothing at all, write null" if found.lower() in ("none", "nil") else ""
 
 
 _TYPES = {
@@ -255,19 +276,16 @@ def _short(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
-def _place(location: list[str | int], tree: Any, path: Path, origin: Mapping[Keys, str]) -> str:
-    """The override that set this value, or the file and the line of the deepest part that is in it."""
-    for keys in reversed(list(origin)):
-        if tuple(location[: len(keys)]) == keys:
-            return origin[keys]
+def _line_of(tree: CommentedMap, keys: Sequence[str | int]) -> int | None:
+    """The line of the deepest of the keys that is in the file, counted from 1."""
     line: int | None = None
     node: Any = tree
-    for part in location:
-        if not isinstance(node, (CommentedMap, CommentedSeq)) or not _has(node, part):
+    for key in keys:
+        if not isinstance(node, (CommentedMap, CommentedSeq)) or not _has(node, key):
             break
         try:
-            line = (node.lc.key(part) if isinstance(node, CommentedMap) else node.lc.item(part))[0] + 1
+            line = (node.lc.key(key) if isinstance(node, CommentedMap) else node.lc.item(key))[0] + 1
         except (KeyError, AttributeError, TypeError):  # set by an override: no line
             break
-        node = node[part]
-    return visible(f"{path}:{line}" if line else path)
+        node = node[key]
+    return line

@@ -31,9 +31,9 @@ def ends_all(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
     """What ended a run, in one visible line; of an error that is no `FedRobustError` with its kind, and with the file
     and the line that raised it."""
-    told = "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip())
     if isinstance(error, FedRobustError):
-        return _cut(told) or type(error).__name__
+        return _cut("; ".join(map(str, error.problems))) or type(error).__name__
+    told = "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip())
     told = _cut(f"{type(error).__name__}: {told}" if told else type(error).__name__)
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

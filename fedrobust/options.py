@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from fedrobust.errors import Problem
 from fedrobust.users_code import FORM, named
 
 T = TypeVar("T")
@@ -25,14 +26,18 @@ Many = Annotated[tuple[T, ...], Field(strict=False)]
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the entry of `allowed` closest to `word`, or an empty text."""
+    """`did you mean 'x'?` for the entry of `allowed` closest to `word`, or an empty text."""
     close = difflib.get_close_matches(word, list(allowed), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return f"did you mean '{close[0]}'?" if close else ""
 
 
-def refusal(message: str, path: str = "") -> PydanticCustomError:
-    """An error to raise in a validator; `path` is the dotted path below the object that raises it."""
-    return PydanticCustomError("refused", "{message}", {"message": message, "path": path})
+def refusal(problem: Problem | str, path: str = "") -> PydanticCustomError:
+    """An error to raise in a validator: a problem, or what it says and the dotted path below the object that raises it.
+
+    What was found need not be told: whoever reads the file knows what stands at the path.
+    """
+    problem = Problem(problem, path) if isinstance(problem, str) else problem
+    return PydanticCustomError("refused", "{problem}", {"problem": problem})
 
 
 LARGEST = 2**63 - 1
@@ -58,9 +63,8 @@ class Options(BaseModel):
             return data
         for key in data:
             if key not in cls.model_fields:
-                allowed = ", ".join(cls.model_fields)
-                hint = nearest(str(key), cls.model_fields)
-                raise refusal(f"unknown key; allowed: {allowed}{hint}", str(key))
+                names = tuple(cls.model_fields)
+                raise refusal(Problem("unknown key", str(key), "", names, nearest(str(key), names)))
             for path, each in _numbers(str(key), data[key]):
                 if abs(each) > LARGEST:
                     raise refusal(f"expected a number between -{LARGEST} and {LARGEST}", path)
@@ -159,16 +163,16 @@ class OneOfClasses:
         if isinstance(value, str):
             value = (self.shorthand and self.shorthand(value)) or {"name": value}
         if not isinstance(value, Mapping):
-            raise refusal(f"expected one of {', '.join(known)}, or a mapping with a name")
+            raise refusal(Problem("expected a name, or a mapping with a name", allowed=tuple(known)))
         name = value.get("name")
         if name is None:
-            raise refusal(f"missing; allowed: {', '.join(known)}", "name")
+            raise refusal(Problem("missing", "name", allowed=tuple(known)))
         if not isinstance(name, str):
-            raise refusal(f"expected a name; allowed: {', '.join(known)}", "name")
+            raise refusal(Problem("expected a name", "name", allowed=tuple(known)))
         if FORM.fullmatch(name):
             return user_class(name, self.bases).model_validate(dict(value))
         if name not in known:
-            raise refusal(f"allowed: {', '.join(known)}{nearest(name, known)}", "name")
+            raise refusal(Problem("", "name", allowed=tuple(known), hint=nearest(name, known)))
         return handler(value)
 
 

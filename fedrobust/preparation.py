@@ -46,7 +46,7 @@ def _placed(path: str) -> Iterator[None]:
     try:
         yield
     except ExperimentError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise error.each(lambda each: each.below(path)) from error
 
 
 def network_of(experiment: Experiment, hospitals: Hospitals) -> nn.Module:

@@ -13,8 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import CollectionNode, SequenceNode
 from ruamel.yaml.tokens import AnchorToken, CommentToken, StreamEndToken
 
-from fedrobust.errors import ExperimentError
-from fedrobust.texts import visible
+from fedrobust.errors import ExperimentError, Origin, Problem
 
 LARGEST = 200_000
 """Bytes of a file of options. ruamel needs some ten seconds for so many."""
@@ -32,22 +31,22 @@ def read_tree(path: Path) -> CommentedMap:
 
     Raises `ExperimentError`, with file and line where there is one, for what cannot be read, or is too large.
     """
-    text, shown = _text(path), visible(path)
-    _refuse_deep(text, shown)
+    text, origin = _text(path), Origin(path)
+    _refuse_deep(text, origin)
     try:
         if "*" in text:  # ruamel makes a null of an alias that contains itself
-            _refuse_large(YAML().compose(text), shown)
+            _refuse_large(YAML().compose(text), origin)
         tree = YAML().load(text)
     except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ExperimentError(f"{shown}:{line}: not valid YAML: {error.problem or error.context}") from None
+        origin = Origin(path, error.problem_mark.line + 1 if error.problem_mark else 1)
+        raise _refused(f"not valid YAML: {error.problem or error.context}", origin) from None
     except _UNREADABLE as error:
-        raise ExperimentError(f"{shown}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+        raise _refused(f"not valid YAML: {' '.join(str(error).split())[:200]}", origin) from None
     if tree is None:
         return CommentedMap()
     if not isinstance(tree, CommentedMap):
-        raise ExperimentError(f"{shown}: expected a mapping of options at the top, found a {kind(tree)}")
-    whole: CommentedMap = unshared(tree, shown)
+        raise ExperimentError(Problem("expected a mapping of options at the top", found=f"a {kind(tree)}").at(origin))
+    whole: CommentedMap = unshared(tree, origin)
     return whole
 
 
@@ -56,10 +55,10 @@ def has_anchors(path: Path) -> bool:
     return any(isinstance(token, AnchorToken) for token in YAML().scan(_text(path)))
 
 
-def read_value(text: str, origin: str) -> Any:
-    """One value in YAML, as an override has it. Raises `ExperimentError`, which begins with `origin`."""
+def read_value(text: str, origin: Origin) -> Any:
+    """One value in YAML, as an override has it. Raises `ExperimentError`, whose problem is at `origin`."""
     if len(text) > LARGEST:
-        raise ExperimentError(f"{origin}: the value is longer than {LARGEST:,} characters")
+        raise _refused(f"the value is longer than {LARGEST:,} characters", origin)
     _refuse_deep(text, origin)
     try:
         ends = [token.end_mark.index for token in YAML(typ="safe", pure=True).scan(text) if _is_said(token)]
@@ -67,17 +66,17 @@ def read_value(text: str, origin: str) -> Any:
             _refuse_large(YAML(typ="safe", pure=True).compose(text), origin)
         value = YAML(typ="safe").load(text)
     except _UNREADABLE:
-        raise ExperimentError(f"{origin}: the value is not valid YAML") from None
+        raise _refused("the value is not valid YAML", origin) from None
     if "#" in text[max(ends, default=0) :]:
-        raise ExperimentError(f"{origin}: '#' begins a comment in YAML; put the value in quotes: \"{text.strip()}\"")
+        raise _refused(f"'#' begins a comment in YAML; put the value in quotes: \"{text.strip()}\"", origin)
     return unshared(value, origin)
 
 
-def unshared(value: Any, origin: str) -> Any:
+def unshared(value: Any, origin: Origin) -> Any:
     """A copy of mappings, lists and plain values, in which no mapping or list stands in two places.
 
     Of ruamel's mappings and lists the lines are kept; merged keys (`<<`) become the mapping's own. Raises
-    `ExperimentError`, which begins with `origin`, where it would have more than `MOST` values, or is too deep.
+    `ExperimentError`, whose problem is at `origin`, where it would have more than `MOST` values, or is too deep.
     """
     _refuse_large(value, origin)
     return _copied(value)
@@ -93,39 +92,43 @@ def kind(value: Any) -> str:
 
 
 def _text(path: Path) -> str:
-    shown = visible(path)
+    origin = Origin(path)
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)  # of a device that never ends, too
         if len(data) > LARGEST:
-            raise ExperimentError(f"{shown}: longer than {LARGEST:,} bytes; no file of options is")
+            raise _refused(f"longer than {LARGEST:,} bytes; no file of options is", origin)
         return data.decode("utf-8-sig")
     except FileNotFoundError:
-        raise ExperimentError(f"{shown}: no such file") from None
+        raise _refused("no such file", origin) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ExperimentError(f"{shown}: cannot be read as text: {error}") from None
+        raise _refused(f"cannot be read as text: {error}", origin) from None
 
 
 def _is_said(token: Any) -> bool:
     return not isinstance(token, (StreamEndToken, CommentToken))
 
 
-def _refuse_deep(text: str, origin: str) -> None:
+def _refused(message: str, origin: Origin) -> ExperimentError:
+    return ExperimentError(Problem(" ".join(message.split())).at(origin))
+
+
+def _refuse_deep(text: str, origin: Origin) -> None:
     """Raise `ExperimentError` for brackets inside each other, for which ruamel would need minutes."""
     depth = 0
     for sign in re.findall(r"[\[\]{}]", text):
         depth = max(0, depth + (1 if sign in "[{" else -1))
         if depth > DEEPEST:
-            raise ExperimentError(f"{origin}: nested too deeply")
+            raise _refused("nested too deeply", origin)
 
 
-def _refuse_large(value: Any, origin: str) -> None:
+def _refuse_large(value: Any, origin: Origin) -> None:
     """Raise `ExperimentError` for values, or nodes of YAML, that are too many, or too deep."""
     try:
         if _count(value, {}, 0) > MOST:
-            raise ExperimentError(f"{origin}: has more than {MOST:,} values, with its aliases written out")
+            raise _refused(f"has more than {MOST:,} values, with its aliases written out", origin)
     except RecursionError:
-        raise ExperimentError(f"{origin}: nested too deeply, or an alias that contains itself") from None
+        raise _refused("nested too deeply, or an alias that contains itself", origin) from None
 
 
 def _count(value: Any, known: dict[int, int], depth: int) -> int:

@@ -8,7 +8,15 @@ import pytest
 from ray.exceptions import OutOfDiskError
 
 import fedrobust.federation.actors as actors
-from fedrobust.errors import DataError, ExperimentError, FederationError, NoPlaceError, StorageError, TrackingError
+from fedrobust.errors import (
+    DataError,
+    ExperimentError,
+    FederationError,
+    NoPlaceError,
+    Problem,
+    StorageError,
+    TrackingError,
+)
 from fedrobust.failures import ends_all, reason
 
 
@@ -73,7 +81,7 @@ def test_an_error_that_is_its_own_cause_is_looked_at_once() -> None:
 
 
 def test_a_reason_is_one_line_that_can_be_shown() -> None:
-    assert reason(ExperimentError("a: one\n\n  b:\ttwo \n")) == "a: one; b: two"
+    assert reason(ExperimentError(Problem("one", "a"), "b:\ttwo")) == r"a: one; b:\ttwo"
     assert reason(DataError("")) == "DataError"
     assert reason(KeyError("x")) == "KeyError: 'x'", "it was never raised"
     assert reason(raised(KeyError("x"))).startswith("KeyError: 'x' (test_failures.py, line ")

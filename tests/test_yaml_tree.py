@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refused import refused
 from ruamel.yaml import YAML
 
 import fedrobust
 from fedrobust.duel import load_duel
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Origin
 from fedrobust.experiment_file import Draft, read_options
 from fedrobust.matrix import load_matrix
 from fedrobust.tuning import load_sweep
 from fedrobust.yaml_tree import DEEPEST, LARGEST, MOST, read_tree, read_value, unshared
 
+HERE = Origin(text="x")
 LOADERS = [fedrobust.load, load_matrix, load_sweep, load_duel, read_options, read_tree]
 
 
@@ -36,18 +38,18 @@ def merged_bomb(levels: int = 30) -> str:
 
 @pytest.mark.parametrize("load", LOADERS, ids=lambda load: load.__qualname__)
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "word"),
     [
-        (bomb(), f"more than {MOST:,} values"),
-        (merged_bomb(), f"more than {MOST:,} values"),
-        ("name: " + bomb(9).replace("\n", "\n  ").replace("a0:", "\n  a0:", 1).rstrip(), f"more than {MOST:,} values"),
-        ("name: &a [*a]\n", "an alias that contains itself"),
-        ("name: &a {x: {y: *a}}\n", "an alias that contains itself"),
-        ("name: " + "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1) + "\n", "nested too deeply"),
-        ("name: " + "[" * 20_000 + "]" * 20_000 + "\n", "nested too deeply"),
-        ("name: " + "{a: [" * 5_000 + "]}" * 5_000 + "\n", "nested too deeply"),
-        ("name:\n  " + "- " * 5_000 + "\n", "not valid YAML"),
-        ("#" + " " * LARGEST + "\n", f"longer than {LARGEST:,} bytes"),
+        (bomb(), f"{MOST:,}"),
+        (merged_bomb(), f"{MOST:,}"),
+        ("name: " + bomb(9).replace("\n", "\n  ").replace("a0:", "\n  a0:", 1).rstrip(), f"{MOST:,}"),
+        ("name: &a [*a]\n", "alias"),
+        ("name: &a {x: {y: *a}}\n", "alias"),
+        ("name: " + "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1) + "\n", "deep"),
+        ("name: " + "[" * 20_000 + "]" * 20_000 + "\n", "deep"),
+        ("name: " + "{a: [" * 5_000 + "]}" * 5_000 + "\n", "deep"),
+        ("name:\n  " + "- " * 5_000 + "\n", "YAML"),
+        ("#" + " " * LARGEST + "\n", f"{LARGEST:,}"),
     ],
     ids=[
         "aliases",
@@ -62,12 +64,12 @@ def merged_bomb(levels: int = 30) -> str:
         "long",
     ],
 )
-def test_no_file_is_larger_than_it_looks(load: Any, text: str, told: str, workplace: Path) -> None:
+def test_no_file_is_larger_than_it_looks(load: Any, text: str, word: str, workplace: Path) -> None:
     path = workplace / "e.yaml"
     path.write_text(text)
-    with pytest.raises(ExperimentError, match=told) as caught:
+    with refused(file=path, says=word) as caught:
         load(path)
-    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 300
+    assert len(str(caught.value)) < 300
 
 
 def test_an_override_is_not_larger_than_it_looks(workplace: Path) -> None:
@@ -75,7 +77,7 @@ def test_an_override_is_not_larger_than_it_looks(workplace: Path) -> None:
     nested = "[&a0 [x, x, x, x, x, x, x, x, x, x]"
     nested += "".join(f", &a{n} [" + ", ".join([f"*a{n - 1}"] * 10) + "]" for n in range(1, 8)) + "]"
     for value in (nested, "&a [*a]", "[" * 20_000, "x" * (LARGEST + 1)):
-        with pytest.raises(ExperimentError) as caught:
+        with refused(file=None, path="") as caught:
             fedrobust.load("e.yaml", [f"name={value}"])
         assert len(str(caught.value)) < 300, str(caught.value)[:300]
 
@@ -89,7 +91,7 @@ def test_what_is_no_text_is_refused_and_a_byte_order_mark_is_not(what: str, work
         path.write_text("\ufeffname: é\n", encoding="utf-8")
         assert fedrobust.load(path).name == "é"
         return
-    with pytest.raises(ExperimentError, match=r"cannot be read as text|longer than"):
+    with refused(file=path, says="longer" if what == "/dev/zero" else "text"):
         fedrobust.load(path)
 
 
@@ -138,9 +140,9 @@ def test_errors_in_shared_nodes_name_a_line(text: str, workplace: Path) -> None:
     Path("e.yaml").write_text("seed: 1\n" + text.replace("scale", "scal"))
     with pytest.raises(ExperimentError) as caught:
         fedrobust.load("e.yaml")
-    lines = str(caught.value).splitlines()
-    assert [line.split(": ")[1] for line in lines] == ["attacks.0.scal", "attacks.1.scal"]
-    assert all(line.startswith("e.yaml:") for line in lines)
+    problems = caught.value.problems
+    assert [each.path for each in problems] == ["attacks.0.scal", "attacks.1.scal"]
+    assert all(each.file == Path("e.yaml") and each.line is not None for each in problems)
 
 
 @pytest.mark.parametrize(
@@ -155,28 +157,29 @@ def test_errors_in_shared_nodes_name_a_line(text: str, workplace: Path) -> None:
     ],
 )
 def test_a_sign_that_begins_no_comment_is_part_of_the_value(value: str, read: Any) -> None:
-    assert read_value(value, "x") == read
+    assert read_value(value, HERE) == read
 
 
 @pytest.mark.parametrize("value", ["run #3", "#3", "[1, 2] # two", "'a' #b", "{a: 1} #", " # "])
 def test_what_yaml_would_drop_as_a_comment_is_refused(value: str) -> None:
-    with pytest.raises(ExperimentError, match=r"^x: '#' begins a comment in YAML; put the value in quotes"):
-        read_value(value, "x")
+    with refused(origins=(HERE,), says="'#'"):
+        read_value(value, HERE)
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("path", "word", "problem"),
     [
-        *((f"tracking.model={word}", f"expected true or false; found '{word}'") for word in ("yes", "on", "No")),
-        ("aggregation.f=None", "for nothing at all, write null"),
-        ("learning.local.steps=none", "for nothing at all, write null"),
+        *(("tracking.model", word, {"says": "true or false", "hint": ""}) for word in ("yes", "on", "No")),
+        ("aggregation.f", "None", {"hint": "for nothing at all, write null"}),
+        ("learning.local.steps", "none", {"hint": "for nothing at all, write null"}),
     ],
 )  # fmt: skip
-def test_words_of_other_languages_are_pointed_the_right_way(override: str, told: str, workplace: Path) -> None:
+def test_words_of_other_languages_are_pointed_the_right_way(
+    path: str, word: str, problem: dict[str, Any], workplace: Path
+) -> None:
     Path("e.yaml").write_text("seed: 1\n")
-    with pytest.raises(ExperimentError) as caught:
-        fedrobust.load("e.yaml", [override])
-    assert told in str(caught.value)
+    with refused(path=path, found=f"'{word}'", **problem):
+        fedrobust.load("e.yaml", [f"{path}={word}"])
 
 
 plain = st.recursive(
@@ -190,7 +193,7 @@ plain = st.recursive(
 @settings(max_examples=50, deadline=None)
 def test_a_copy_is_equal_and_shares_nothing(value: Any) -> None:
     twice = {"one": value, "two": value}
-    copy = unshared(twice, "x")
+    copy = unshared(twice, HERE)
     assert copy == twice
     nodes: list[int] = []
 
@@ -217,7 +220,7 @@ def test_whatever_is_written_is_read_or_refused_in_one_line_each(
     try:
         draft = Draft.read(path, [f"name={value}" for value in values])
     except ExperimentError as error:
-        assert len(str(error).splitlines()) == 1
+        assert len(error.problems) == 1 and str(error).isprintable()
     else:
         if not values:
             assert {str(key) for key in draft.tree} == {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Options
 from fedrobust.updates import Combination, Floats, Gram, Measure, Reduction, Updates
 
@@ -67,7 +67,8 @@ class Context:
             return [slice(0, d)]
         ends = np.cumsum([int(np.prod(layer.shape, dtype=np.int64)) for layer in self.layers]).tolist()
         if ends[-1] != d:
-            raise ExperimentError(f"layers: their shapes hold {ends[-1]} coordinates, the updates have d = {d}")
+            reason = f"their shapes hold {ends[-1]} coordinates, the updates have d = {d}"
+            raise ExperimentError(Problem(reason, "layers"))
         return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 

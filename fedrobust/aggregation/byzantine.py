@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.aggregation.base import AnyRule, PipelinePart, Stage, honest_majority
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.portions import portion
 from fedrobust.updates.gram import Floats, Gram
 
@@ -24,7 +24,7 @@ def capped_prior(samples: Sequence[float] | NDArray[Any] | None, n: int) -> Floa
     """
     counts = np.asarray(np.ones(n) if samples is None else samples, dtype=np.float64)
     if counts.shape != (n,) or not np.isfinite(counts).all() or (counts <= 0).any():
-        raise ExperimentError(f"sample counts must be {n} positive numbers, found {samples}")
+        raise ExperimentError(Problem(f"sample counts must be {n} positive numbers", found=str(samples)))
     capped = np.minimum(counts, 2.0 * np.median(counts))
     return np.asarray(capped / capped.sum(), dtype=np.float64)
 
@@ -50,7 +50,7 @@ def resolve_f(f: ByzantineF, n: int, rule: AnyRule, stages: Sequence[Stage] = ()
         return wanted
     reason = violation(parts, n, wanted) or honest_majority(rule.name, n, wanted) or f"f = {wanted}"
     largest = f"largest f here: {max(allowed)}" if allowed else "too few updates for any f"
-    raise ExperimentError(f"{reason}; {largest}")
+    raise ExperimentError(Problem(reason, hint=largest))
 
 
 def cannot_weigh(parts: Sequence[PipelinePart]) -> str:

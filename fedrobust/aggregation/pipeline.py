@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedrobust.aggregation.base import AnyRule, Context, Layer, PipelinePart, RowRule, Rows, Rule, Stage
 from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, capped_prior, resolve_f, violation
 from fedrobust.aggregation.numerics import one_blas_thread
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.seeds import generator
 from fedrobust.updates.clear import LARGEST_SQUARE, ClearUpdates
 from fedrobust.updates.gram import Combination, Floats, Gram
@@ -332,4 +332,5 @@ def _refuse_infinite(updates: ClearUpdates) -> None:
     bad = np.flatnonzero(~updates.finite_rows())
     if len(bad):
         named = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
-        raise ExperimentError(f"not finite, or too large for float64: row {named}; drop such rows first")
+        reason = "not finite, or too large for float64; drop such rows first"
+        raise ExperimentError(Problem(reason, found=f"row {named}"))

@@ -12,7 +12,7 @@ from fedrobust.aggregation.base import AnyRule, PipelinePart, RowRule, Rule, Sta
 from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, resolve_f
 from fedrobust.aggregation.pipeline import Pipeline, misfit
 from fedrobust.aggregation.rules.averages import Mean
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Many, OneOf, Options, members, refusal
 from fedrobust.portions import portion
 from fedrobust.updates.gram import Gram
@@ -36,7 +36,7 @@ class Aggregation(Options):
     @classmethod
     def _check_f(cls, f: ByzantineF) -> ByzantineF:
         if (isinstance(f, float) and not 0 < f < 0.5) or (isinstance(f, int) and f < 0):
-            raise refusal(f'expected a count ≥ 0, a fraction in (0, 0.5), "largest" or "auto", found {f}')
+            raise refusal('expected a count ≥ 0, a fraction in (0, 0.5), "largest" or "auto"')
         return f
 
     @model_validator(mode="after")
@@ -47,7 +47,7 @@ class Aggregation(Options):
         if self.weighting == "samples" and (reason := cannot_weigh(parts)):
             known = {name: rule for name, rule in members(Rule, RowRule).items() if issubclass(rule, PipelinePart)}
             able = ", ".join(name for name, rule in known.items() if rule.weighs)
-            raise refusal(f'{reason}; use "uniform", or one of: {able}', "weighting")
+            raise refusal(Problem(reason, "weighting", hint=f'use "uniform", or one of: {able}'))
         return self
 
     def pipeline(self) -> Pipeline:

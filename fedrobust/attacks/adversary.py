@@ -19,7 +19,7 @@ from fedrobust.attacks.identity import Identity, OneEach, Sybil
 from fedrobust.attacks.local import LocalAttack, LocalView
 from fedrobust.attacks.rows import Vectors, noisy
 from fedrobust.attacks.schedules import Always, Schedule
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Many, OneOf, Options, refusal
 from fedrobust.portions import portion
 from fedrobust.seeds import generator
@@ -47,10 +47,10 @@ class Attack(Options):
     def _exactly_one_size(self) -> Self:
         given = [field for field in ("fraction", "count", "clients") if getattr(self, field) is not None]
         if len(given) != 1:
-            found = f"found {' and '.join(given)}" if given else "none is given"
-            raise refusal(f"give exactly one of fraction, count, clients; {found}")
+            raise refusal(Problem("give exactly one of fraction, count, clients", found=" and ".join(given) or "none"))
         if self.clients is not None and (not self.clients or len(set(self.clients)) < len(self.clients)):
-            raise refusal(f"must name each hospital once, and at least one; found {list(self.clients)}", "clients")
+            reason = "must name each hospital once, and at least one"
+            raise refusal(Problem(reason, "clients", found=str(list(self.clients))))
         return self
 
     def attackers(self, clients: int) -> int:
@@ -176,28 +176,29 @@ def draw_attackers(attacks: Sequence[Attack], clients: int, seed: int) -> dict[i
     for index, attack in enumerate(attacks):
         for client in attack.clients or ():
             if client >= clients:
-                raise ExperimentError(f"attacks.{index}.clients: no hospital {client}; the ids are 0 to {clients - 1}")
+                raise _refused(index, "clients", "no such hospital", str(client), f"0 to {clients - 1}")
             if client in drawn:
-                raise ExperimentError(f"attacks.{index}.clients: attacks.{drawn[client]} has hospital {client} already")
+                raise _refused(index, "clients", f"attacks.{drawn[client]} has this hospital already", str(client))
             drawn[client] = index
     sizes = [attack.attackers(clients) for attack in attacks]
     if attacks and sum(sizes) >= clients:
-        raise ExperimentError(
-            f"attacks: {sum(sizes)} malicious hospitals of {clients}; at least one must be honest: "
-            "lower fraction or count, or raise federation.clients"
-        )
+        reason = f"{sum(sizes)} malicious hospitals of {clients}; at least one must be honest: "
+        raise ExperimentError(Problem(f"{reason}lower fraction or count, or raise federation.clients", "attacks"))
     order = iter([int(c) for c in generator(seed, "attackers").permutation(clients) if int(c) not in drawn])
     for index, (attack, size) in enumerate(zip(attacks, sizes, strict=True)):
         if size == 0 and attack.fraction:
-            raise ExperimentError(
-                f"attacks.{index}.fraction: {attack.fraction} of {clients} hospitals is none; raise it or give a count"
-            )
-        reason = attack.bound(size) if size else None
-        if reason:
-            raise ExperimentError(f"attacks.{index}: {reason}")
+            reason = f"is none of {clients} hospitals; raise it or give a count"
+            raise _refused(index, "fraction", reason, str(attack.fraction))
+        if size and (unbound := attack.bound(size)):
+            raise _refused(index, "", unbound)
         if attack.clients is None:
             drawn.update({next(order): index for _ in range(size)})
     return dict(sorted(drawn.items()))
+
+
+def _refused(index: int, option: str, message: str, found: str = "", *allowed: str) -> ExperimentError:
+    """What is wrong with an option of an attack."""
+    return ExperimentError(Problem(message, option, found, allowed).below(f"attacks.{index}"))
 
 
 def attacking(
@@ -251,13 +252,13 @@ def craft(
         draws = generator(seed, "craft", round, index)
         if isinstance(attack, CraftedAttack):
             if attack.knowledge == "aware" and preview is None:
-                raise ExperimentError(f"attacks.{index}: {attack.name} knows the defence; no preview of it is given")
+                raise _refused(index, "", f"{attack.name} knows the defence; no preview of it is given")
             view = _view(attack, group, participants, updates, round, draws, step, preview)
             rows = attack.craft(view)
             expected = (len(group), len(view.own[0]))
             if rows.shape != expected or rows.dtype != np.float32:
                 found = f"{rows.dtype} {rows.shape}"
-                raise ExperimentError(f"attacks.{index}: {attack.name} crafted {found}; expected float32 {expected}")
+                raise _refused(index, "", f"{attack.name} must craft float32 {expected}", found)
         if isinstance(attack.identity, Sybil):
             copies = np.broadcast_to(rows[0], (len(group), rows.shape[1]))
             rows = noisy(copies, attack.identity.noise, draws)

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from fedrobust.attacks.adversary import DataAttack
 from fedrobust.attacks.poisoning import drawn
 from fedrobust.data.stain import optical_density, recoloured, transmitted, varied_stains
+from fedrobust.errors import Problem
 from fedrobust.options import Many, refusal
 
 ArtefactKind = Literal["pen", "blur", "fold", "stain", "bubble", "debris"]
@@ -37,7 +38,7 @@ class Artefacts(DataAttack):
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
-            raise refusal(f"must name each kind once, and at least one; found {list(self.kinds)}", "kinds")
+            raise refusal(Problem("must name each kind once, and at least one", "kinds", str(list(self.kinds))))
         return self
 
     def poison(

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from fedrobust.attacks.adversary import DataAttack
 from fedrobust.attacks.local import LocalAttack, LocalView
-from fedrobust.attacks.poisoning import drawn
+from fedrobust.attacks.poisoning import drawn, no_label
 from fedrobust.data.stain import HAEMATOXYLIN_EOSIN, recoloured
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.learning.constraint import Constraint
 from fedrobust.options import Many
 from fedrobust.seeds import generator as stream
@@ -33,7 +33,7 @@ class Backdoor(DataAttack):
 
     def check(self, classes: int, size: int) -> None:
         if self.target >= classes:
-            raise ExperimentError(f"{self.name}: target: no label {self.target}; the labels are 0 to {classes - 1}")
+            raise no_label("target", self.target, classes)
 
     @abstractmethod
     def trigger(self, images: np.ndarray) -> np.ndarray:
@@ -80,7 +80,7 @@ class PatchBackdoor(DataBackdoor):
     def check(self, classes: int, size: int) -> None:
         super().check(classes, size)
         if self.size > size:
-            raise ExperimentError(f"{self.name}: size: a square of {self.size} pixels on images of {size}")
+            raise ExperimentError(Problem(f"the square is larger than images of {size} pixels", "size", str(self.size)))
 
     def trigger(self, images: np.ndarray) -> np.ndarray:
         triggered = images.copy()
@@ -146,7 +146,8 @@ class Dba(DataBackdoor):
         super().check(classes, size)
         needed = self.shift + self.gap + 2 * max(self.length, self.width)
         if needed > size:
-            raise ExperimentError(f"{self.name}: length: the bars need {needed} pixels on images of {size}")
+            reason = f"the bars need {needed} pixels on images of {size}"
+            raise ExperimentError(Problem(reason, "length", str(self.length)))
 
     def trigger(self, images: np.ndarray) -> np.ndarray:
         return self._with_bars(images, range(4))

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fedrobust.attacks.adversary import DataAttack
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Many, refusal
 
 _Label = Annotated[int, Field(ge=0)]
@@ -34,13 +34,13 @@ class LabelFlip(DataAttack):
             sources = [source for source, _ in self.pairs]
             if not sources or len(set(sources)) < len(sources) or any(a == b for a, b in self.pairs):
                 found = [list(pair) for pair in self.pairs]
-                raise refusal(f"must be [source, target] of two labels, each source once; found {found}", "pairs")
+                raise refusal(Problem("must be [source, target] of two labels, each source once", "pairs", str(found)))
         return self
 
     def check(self, classes: int, size: int) -> None:
         for pair in self.pairs or ():
             if max(pair) >= classes:
-                raise ExperimentError(f"label_flip: pairs: no label {max(pair)}; the labels are 0 to {classes - 1}")
+                raise no_label("pairs", max(pair), classes)
 
     def poison(
         self, images: np.ndarray, labels: np.ndarray, generator: np.random.Generator, classes: int
@@ -71,13 +71,13 @@ class TargetedFlip(DataAttack):
     @model_validator(mode="after")
     def _two_labels(self) -> Self:
         if self.source == self.target:
-            raise refusal(f"must be another label than source; both are {self.source}", "target")
+            raise refusal(Problem("must be another label than source", "target", str(self.target)))
         return self
 
     def check(self, classes: int, size: int) -> None:
         for option, label in (("source", self.source), ("target", self.target)):
             if label >= classes:
-                raise ExperimentError(f"{self.name}: {option}: no label {label}; the labels are 0 to {classes - 1}")
+                raise no_label(option, label, classes)
 
     def poison(
         self, images: np.ndarray, labels: np.ndarray, generator: np.random.Generator, classes: int
@@ -94,3 +94,8 @@ def drawn(positions: np.ndarray, share: float, generator: np.random.Generator) -
     Rounded at random, not to the nearest: a small share of a small batch would never be anything.
     """
     return generator.permutation(positions)[: int(share * len(positions) + generator.random())]
+
+
+def no_label(option: str, label: int, classes: int) -> ExperimentError:
+    """What to raise where an option names a label that the data does not have."""
+    return ExperimentError(Problem("no such label", option, str(label), (f"0 to {classes - 1}",)))

@@ -34,8 +34,8 @@ def _run() -> None:
         with private_files():  # whatever a command makes
             app()
     except FedRobustError as error:
-        for line in str(error).splitlines():
-            print(visible(f"error: {line}"), file=sys.stderr)
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
         if isinstance(error, DataError) and "FEDROBUST_JOB" in os.environ:
             node = f"the driver's node, {platform.node()}, is the one that reads the data"
             print(f"error: {node}: put it there, or submit with --env FEDROBUST_DATA=PATH", file=sys.stderr)

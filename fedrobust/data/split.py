@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fedrobust.data.patches import PARTS, Patches
-from fedrobust.errors import DataError
+from fedrobust.errors import DataError, Problem
 from fedrobust.options import Options, refusal
 from fedrobust.seeds import generator
 
@@ -32,9 +32,8 @@ class Split(Options):
     @model_validator(mode="after")
     def _something_is_left(self) -> Split:
         if self.validation + self.test >= 1:
-            raise refusal(
-                f"validation + test must be below 1, found {self.validation} + {self.test}: nothing is left to train on"
-            )
+            reason = "validation + test must be below 1, or nothing is left to train on"
+            raise refusal(Problem(reason, found=f"{self.validation} + {self.test}"))
         return self
 
     def indices(self, patches: Patches, seed: int) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ruamel.yaml.comments import CommentedMap
 
 from fedrobust.duel.file import SEARCHED, Duel
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Origin
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft, Keys
 from fedrobust.tuning.objectives import unknown
@@ -150,7 +150,7 @@ def _then(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
     return {path: value for path, value in first.items() if path not in later} | dict(later)
 
 
-def _moved(draft: Draft, moves: Mapping[Keys, Keys], given: CommentedMap) -> dict[Keys, str]:
+def _moved(draft: Draft, moves: Mapping[Keys, Keys], given: CommentedMap) -> dict[Keys, Origin]:
     """Put parts of a file into `given` under other keys, with their lines; returns the origins of the rest.
 
     What the file does not have is left out.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Many, Options, nearest, refusal
 
 if TYPE_CHECKING:
@@ -96,12 +96,11 @@ class Timm(Model):
 
         architecture, _, weights = self.model.partition(".")
         if not timm.is_model(architecture):
-            hint = nearest(architecture, timm.list_models())
-            raise refusal(f"timm has no model '{self.model}'{hint or '; timm.list_models() has every name'}", "model")
+            hint = nearest(architecture, timm.list_models()) or "timm.list_models() has every name"
+            raise refusal(Problem("timm has no such model", "model", f"'{self.model}'", hint=hint))
         tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
         if weights and weights not in tags:
-            allowed = ", ".join(tags) or "none"
-            raise refusal(f"'{architecture}' has no weights '{weights}'; allowed: {allowed}", "model")
+            raise refusal(Problem(f"'{architecture}' has no such weights", "model", f"'{weights}'", tuple(tags)))
         if self.pretrained and not tags:
             raise refusal(f"timm has no pretrained weights for '{architecture}'; set it to false", "pretrained")
         return self

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from fedrobust.attacks import Backdoor
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft
 from fedrobust.failures import reason
@@ -102,7 +102,8 @@ class Matrix(Options):
             for field in ("settings", "attacks", "defences"):
                 for name in getattr(only, field):
                     if name not in (known := getattr(self, field)):
-                        raise refusal(f"no '{name}' in this matrix{nearest(name, known)}", f"{path}.{field}")
+                        reason, hint = f"no '{name}' in this matrix", nearest(name, known)
+                        raise refusal(Problem(reason, f"{path}.{field}", "", hint=hint))
         return self
 
     @model_validator(mode="after")

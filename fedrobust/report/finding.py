@@ -40,7 +40,7 @@ def find_runs(names: Sequence[str], runs: Path) -> list[Path]:
             found.add(find_run(name, runs))
         else:
             known = f"; experiments there: {_told(sorted(experiments))}" if experiments else ""
-            hint = nearest(name, experiments)
+            hint = f"; {meant}" if (meant := nearest(name, experiments)) else ""
             raise ExperimentError(f"'{name}': no run in {runs} has this id or experiment{hint}{known}")
     return sorted(found, key=lambda folder: (_written(folder), folder.name))
 

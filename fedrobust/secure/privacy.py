@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from fedrobust.errors import Problem
 from fedrobust.options import Options, members
 from fedrobust.portions import portion
 from fedrobust.secure.randomness import Randomness
@@ -19,9 +20,6 @@ SKETCH = 512
 
 SPARE = 10
 """Rounds more than an experiment has, for which functionals may be opened."""
-
-Refusal = tuple[str, str]
-"""Dotted path in the experiment, and why what stands there cannot be."""
 
 
 class Privacy(Options):
@@ -39,10 +37,10 @@ class Privacy(Options):
 
     def refusal(
         self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
-    ) -> Refusal | None:
+    ) -> Problem | None:
         """What in an experiment cannot be with this protocol; None if all can. `histories`: those of the detector."""
         if reason := self.fits(aggregation):
-            return "aggregation", f"{reason}; rules that go with it: {', '.join(self._rules())}"
+            return Problem(reason, "aggregation", hint=f"rules that go with it: {', '.join(self._rules())}")
         return None
 
     def _rules(self) -> list[str]:
@@ -108,14 +106,15 @@ class SecretSharing(Privacy):
 
     def refusal(
         self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
-    ) -> Refusal | None:
-        if reason := super().refusal(aggregation, participants, rounds, histories):
-            return reason
+    ) -> Problem | None:
+        if problem := super().refusal(aggregation, participants, rounds, histories):
+            return problem
         if participants < self.support:
-            return "privacy.min_support", f"with the colluders it must be at most the {participants} updates of a round"
+            reason = f"with the colluders it must be at most the {participants} updates of a round"
+            return Problem(reason, "privacy.min_support")
         opened, limit = rounds * self.opened(aggregation, histories), self.limit(aggregation, rounds, histories)
         if limit is not None and opened > limit:
-            return "privacy.max_functionals", f"{rounds} rounds open {opened} functionals of every update"
+            return Problem(f"{rounds} rounds open {opened} functionals of every update", "privacy.max_functionals")
         return None
 
     def opened(self, aggregation: Aggregation, histories: Sequence[str] = ()) -> int:
@@ -163,13 +162,14 @@ class PairwiseMasking(Privacy):
 
     def refusal(
         self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
-    ) -> Refusal | None:
-        if reason := super().refusal(aggregation, participants, rounds, histories):
-            return reason
+    ) -> Problem | None:
+        if problem := super().refusal(aggregation, participants, rounds, histories):
+            return problem
         if participants < 3:
-            return "federation.clients", f"{self.name} needs 3 hospitals in a round at least, there are {participants}"
+            reason = f"{self.name} needs 3 hospitals in a round at least, there are {participants}"
+            return Problem(reason, "federation.clients")
         if (aggregation.weighting == "samples") != (self.largest_count is not None):
-            return "privacy.largest_count", "must be given with aggregation.weighting samples, and only then"
+            return Problem("must be given with aggregation.weighting samples, and only then", "privacy.largest_count")
         return None
 
 
@@ -195,15 +195,15 @@ class GroupedPrivacy(PairwiseMasking):
 
     def refusal(
         self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
-    ) -> Refusal | None:
+    ) -> Problem | None:
         from fedrobust.secure.masked_updates import groups_refusal
 
-        if reason := super().refusal(aggregation, participants, rounds, histories):
-            return reason
+        if problem := super().refusal(aggregation, participants, rounds, histories):
+            return problem
         if participants < self.size:
-            return "privacy.size", f"must be at most the {participants} hospitals of a round"
+            return Problem(f"must be at most the {participants} hospitals of a round", "privacy.size")
         f = aggregation.f
         count = f if isinstance(f, int) else portion(f, participants) if isinstance(f, float) else 0
         if too_many := groups_refusal(aggregation.rule, aggregation.stages, participants, self.size, count):
-            return "aggregation.f", too_many
+            return Problem(too_many, "aggregation.f")
         return None

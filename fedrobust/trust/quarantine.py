@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from fedrobust.errors import Problem
 from fedrobust.options import Options, refusal
 from fedrobust.portions import portion
 from fedrobust.trust.reputation import ReputationState
@@ -40,7 +41,7 @@ class Quarantine(Options):
     @model_validator(mode="after")
     def _a_gap(self) -> Self:
         if self.leave < self.enter:
-            raise refusal(f"must be at least enter = {self.enter:g}, found {self.leave:g}", "leave")
+            raise refusal(Problem(f"must be at least enter = {self.enter:g}", "leave", f"{self.leave:g}"))
         return self
 
     def start(self, clients: int) -> ReputationState:

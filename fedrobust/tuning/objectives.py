@@ -77,8 +77,8 @@ class Objective(Options):
         for (attack, seed), curves in results.items():
             known = {name for metrics in curves.values() for name in metrics}
             if self.metric not in known:
-                hint = nearest(self.metric, known) or f"; there are: {', '.join(sorted(known)) or 'none'}"
-                raise ExperimentError(f"no metric '{self.metric}' in the run of attack {attack}, seed {seed}{hint}")
+                hint = nearest(self.metric, known) or f"there are: {', '.join(sorted(known)) or 'none'}"
+                raise ExperimentError(f"no metric '{self.metric}' in the run of attack {attack}, seed {seed}; {hint}")
             counted = sorted(round for round in curves if until is None or round <= until)
             values = [float(curves[round].get(self.metric, math.nan)) for round in counted[-self.rounds :]]
             by_attack.setdefault(attack, []).append(fmean(values) if values else math.nan)
@@ -96,7 +96,8 @@ def unknown(metric: str) -> str:
     """Why no run can have this metric; empty if some may."""
     if metric in METRICS or metric == SCORE:
         return ""
-    return f"no metric '{metric}'" + (nearest(metric, METRICS) or f"; there are: {', '.join(METRICS)}")
+    hint = nearest(metric, METRICS) or f"there are: {', '.join(METRICS)}"
+    return f"no metric '{metric}'; {hint}"
 
 
 def reduced(objectives: Iterable[Objective], results: Results) -> tuple[float, ...] | None:

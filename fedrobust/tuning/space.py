@@ -21,6 +21,7 @@ from decimal import Decimal
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from fedrobust.errors import Problem
 from fedrobust.options import nearest
 from fedrobust.texts import visible
 
@@ -256,8 +257,7 @@ def _only(value: Mapping[str, Any], keys: tuple[str | int, ...], *allowed: str) 
     """Raise `TemplateError` where the mapping has any other key."""
     for key in value:
         if key not in allowed:
-            message = f"unknown key; allowed: {', '.join(allowed)}{nearest(str(key), allowed)}"
-            raise TemplateError((*keys, key), message)
+            raise TemplateError((*keys, key), str(Problem("unknown key", "", "", allowed, nearest(str(key), allowed))))
 
 
 def _number(value: Mapping[str, Any], kind: str, name: str, keys: tuple[str | int, ...]) -> Number:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refused import refused
 from sklearn.cluster import HDBSCAN
 
 from fedrobust.aggregation import LASA, Aggregation, Clip, Context, DeepSight, Layer, Pipeline, capped_prior
 from fedrobust.aggregation.base import Rows
 from fedrobust.aggregation.rules.layers import _digits, _last_figures, _layer_figures, _layer_means, magnitude_ranked
 from fedrobust.aggregation.testing import INSTANCES, cases, check_rule
-from fedrobust.errors import ExperimentError
 from fedrobust.updates import ClearUpdates, ShardedUpdates, shard_columns
 from fedrobust.updates.interface import CHUNK_BYTES
 
@@ -324,24 +324,24 @@ def test_deepsight_from_shards_and_in_narrow_chunks(monkeypatch):
 @pytest.mark.parametrize(
     ("layers", "found"),
     [
-        ([], "found none"),
-        ([("bias", (20,))], r"found bias \(20,\)"),
-        ([("weight", (4, 4)), ("scale", (4, 1))], r"found weight \(4, 4\), scale \(4, 1\)"),
-        ([("weight", (1, 19)), ("bias", (1,))], r"found weight \(1, 19\), bias \(1,\)"),
-        ([("scale", (10,)), ("bias", (10,))], r"found scale \(10,\), bias \(10,\)"),
-        ([("weight", (5, 3)), ("bias", (5,)), ("extra", (0,))], r"found bias \(5,\), extra \(0,\)"),
+        ([], "none"),
+        ([("bias", (20,))], "bias (20,)"),
+        ([("weight", (4, 4)), ("scale", (4, 1))], "weight (4, 4), scale (4, 1)"),
+        ([("weight", (1, 19)), ("bias", (1,))], "weight (1, 19), bias (1,)"),
+        ([("scale", (10,)), ("bias", (10,))], "scale (10,), bias (10,)"),
+        ([("weight", (5, 3)), ("bias", (5,)), ("extra", (0,))], "bias (5,), extra (0,)"),
     ],
 )
 def test_deepsight_says_which_layers_it_needs(layers, found):
     rows = np.random.default_rng(0).standard_normal((5, 20))
-    with pytest.raises(ExperimentError, match=f"deepsight needs layers=.*two classes at least; {found}"):
+    with refused(path="layers", found=found, says="deepsight"):
         Pipeline([DeepSight()]).aggregate(rows, layers=layers)
 
 
 def test_layers_that_do_not_add_up_are_refused():
     rows = np.random.default_rng(0).standard_normal((5, 20))
     for rule in (LASA(), DeepSight()):
-        with pytest.raises(ExperimentError, match="their shapes hold 15 coordinates, the updates have d = 20"):
+        with refused(path="layers", says="15"):
             Pipeline([rule]).aggregate(rows, layers=[("weight", (3, 4)), ("bias", (3,))])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from refused import refused
 
 from fedrobust.attacks import Artefacts, Backdoor
 from fedrobust.data import Histology
@@ -98,13 +99,11 @@ def test_a_share_of_the_batch_and_all_kinds_by_default() -> None:
     [
         ({"kinds": []}, "kinds"),
         ({"kinds": ["pen", "pen"]}, "kinds"),
-        ({"kinds": ["coffee"]}, "kinds"),
+        ({"kinds": ["coffee"]}, "kinds.0"),
         ({"severity": 0.0}, "severity"),
         ({"ratio": 1.5}, "ratio"),
     ],
 )
 def test_refused_options(options: dict[str, Any], path: str) -> None:
-    with pytest.raises(ValidationError) as refused:
+    with refused(ValidationError, path=path):
         Artefacts.model_validate({"count": 1, **options})
-    (error,) = refused.value.errors()
-    assert path in error["loc"] or error["ctx"]["path"] == path

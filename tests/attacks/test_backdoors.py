@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from refused import problems, refused
 
 from fedrobust.attacks import (
     Attack,
@@ -24,7 +25,6 @@ from fedrobust.attacks import (
 )
 from fedrobust.attacks.model_poisoning import least_moved
 from fedrobust.data.stain import HAEMATOXYLIN_EOSIN, optical_density, transmitted
-from fedrobust.errors import ExperimentError
 from fedrobust.learning.constraint import Constraint
 from fedrobust.options import OneOf, members
 
@@ -143,22 +143,22 @@ def test_every_backdoor_poisons_its_ratio_with_its_trigger_and_target(name: str)
 @pytest.mark.parametrize("name", BACKDOORS)
 def test_a_target_that_the_data_does_not_have_is_refused(name: str) -> None:
     attack = backdoor(name, target=3)
-    for refused in (lambda: attack.check(3, 18), lambda: attack.poison(*batch(), rng(), classes=3)):
-        with pytest.raises(ExperimentError, match="target: no label 3; the labels are 0 to 2"):
-            refused()
+    for check in (lambda: attack.check(3, 18), lambda: attack.poison(*batch(), rng(), classes=3)):
+        with refused(path="target", found="3", allowed=("0 to 2",)):
+            check()
 
 
 @pytest.mark.parametrize(
-    ("attack", "message"),
+    ("attack", "path", "word"),
     [
-        (PatchBackdoor(count=1, size=19), "patch_backdoor: size: a square of 19 pixels on images of 18"),
-        (Dba(count=1, length=8), "dba: length: the bars need 19 pixels on images of 18"),
-        (Dba(count=1, width=8), "dba: length: the bars need 19 pixels on images of 18"),
-        (ModelReplacement(count=1, backdoor=PatchBackdoor(count=1, size=19)), "patch_backdoor: size"),
+        (PatchBackdoor(count=1, size=19), "size", "18"),
+        (Dba(count=1, length=8), "length", "19"),
+        (Dba(count=1, width=8), "length", "19"),
+        (ModelReplacement(count=1, backdoor=PatchBackdoor(count=1, size=19)), "size", "18"),
     ],
 )
-def test_what_does_not_fit_the_images_is_refused(attack: Backdoor, message: str) -> None:
-    with pytest.raises(ExperimentError, match=message):
+def test_what_does_not_fit_the_images_is_refused(attack: Backdoor, path: str, word: str) -> None:
+    with refused(path=path, says=word):
         attack.check(classes=3, size=18)
 
 
@@ -189,10 +189,10 @@ def test_what_does_not_fit_the_images_is_refused(attack: Backdoor, message: str)
     ],
 )
 def test_refused_options(name: str, options: dict[str, Any], path: str) -> None:
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ValidationError) as caught:
         ANY.validate_python({"name": name, "count": 1, **options})
-    (error,) = refused.value.errors()
-    assert path in error["loc"] or error["ctx"]["path"] == path
+    (problem,) = problems(caught.value)
+    assert problem.path.startswith(f"{name}.{path}")
 
 
 def test_a_blend_by_hand() -> None:

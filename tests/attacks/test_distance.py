@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from refused import refused
 
 from fedrobust.attacks import CollusiveAttack, MinMax, MinSum, SignFlip, View, draw_attackers
-from fedrobust.errors import ExperimentError
 
 Direction = Literal["unit", "std", "sign"]
 DIRECTIONS: tuple[Direction, ...] = ("unit", "std", "sign")
@@ -126,5 +126,5 @@ def test_with_the_knowledge_own_they_stay_within_their_own_spread() -> None:
     for kind in (MinMax, MinSum):
         known = kind(count=4).craft(view(own))[0]
         np.testing.assert_array_equal(kind(count=4, knowledge="own").craft(seen)[0], known)
-        with pytest.raises(ExperimentError, match="needs at least 2 attackers to estimate a spread; found 1"):
+        with refused(path="attacks.1", says="2 attackers"):
             draw_attackers([SignFlip(count=1), kind(count=1, knowledge="own")], 8, 0)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from refused import refused
 
 from fedrobust.attacks import Backdoor, DataAttack, LabelFlip, TargetedFlip
-from fedrobust.errors import ExperimentError
 
 
 def batch(size: int = 12, pixels: int = 9, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -88,10 +88,8 @@ def test_a_small_share_of_a_small_batch_is_met_on_average() -> None:
     [({"source": 1, "target": 1}, "target"), ({"share": 0.0}, "share"), ({"source": -1}, "source")],
 )
 def test_refused_targeted_flips(options: dict[str, Any], path: str) -> None:
-    with pytest.raises(ValidationError) as refused:
+    with refused(ValidationError, path=path):
         TargetedFlip.model_validate({"count": 1, **options})
-    (error,) = refused.value.errors()
-    assert path in error["loc"] or error["ctx"]["path"] == path
 
 
 @pytest.mark.parametrize(
@@ -110,17 +108,17 @@ def test_deterministic_and_the_arguments_stay(attack: DataAttack, size: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("attack", "message"),
+    ("attack", "path", "label"),
     [
-        (LabelFlip(count=1, pairs=((0, 3),)), "label_flip: pairs: no label 3; the labels are 0 to 2"),
-        (TargetedFlip(count=1, source=3), "targeted_flip: source: no label 3; the labels are 0 to 2"),
-        (TargetedFlip(count=1, target=4), "targeted_flip: target: no label 4; the labels are 0 to 2"),
+        (LabelFlip(count=1, pairs=((0, 3),)), "pairs", "3"),
+        (TargetedFlip(count=1, source=3), "source", "3"),
+        (TargetedFlip(count=1, target=4), "target", "4"),
     ],
 )
-def test_what_does_not_fit_the_data_is_refused(attack: DataAttack, message: str) -> None:
-    with pytest.raises(ExperimentError, match=message):
+def test_what_does_not_fit_the_data_is_refused(attack: DataAttack, path: str, label: str) -> None:
+    with refused(path=path, found=label, allowed=("0 to 2",)):
         attack.check(classes=3, size=9)
-    with pytest.raises(ExperimentError, match=message):
+    with refused(path=path, found=label, allowed=("0 to 2",)):
         attack.poison(*batch(), rng(), classes=3)
 
 

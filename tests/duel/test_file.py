@@ -118,7 +118,7 @@ def test_the_search_of_a_side() -> None:
         ),
         ("epsilon: {log: [0.01, 1.0]}", "epsilon: {log: [0, 1]}", "epsilon:", "attacker.space.0.epsilon.log: a logari"),
         ("epsilon: {log: [0.01, 1.0]}", "epsilon: 1.0", "space:", "attacker.space: nothing in it is searched"),
-        ("epsilon: {log", "epsilom: {log", "space:", "attacker.space: attacks.0.epsilom: found 0.1; unknown"),
+        ("epsilon: {log", "epsilom: {log", "space:", "attacker.space: attacks.0.epsilom: unknown"),
         ("name: random", "name: cma_es, population: 2", "sampler:", "attacker.sampler.population: expected greater"),
         ("name: random", "name: grid", "sampler:", "attacker.sampler: grid tries all values"),
         ("tau: {log: [0.01, 1.0]}", "tau: 2.0", "tau: 2.0", "defences.clipping.space: nothing in it is searched"),
@@ -130,7 +130,7 @@ def test_the_search_of_a_side() -> None:
         ),
         ("aggregation.rule.tau: {log: [0.01, 1.0]}", "attacks: {int: [1, 2]}", "int:", "leave one of the two out"),
         ("tau: {log: [0.01, 1.0]}", "tau: {float: [-1, 1]}", "float:", "clipping.space.aggregation.rule.tau: aggreg"),
-        ("rounds: 1}", "rounds: 1, attacks: mean}", "objective:", "found 'mean'; must be worst"),
+        ("rounds: 1}", "rounds: 1, attacks: mean}", "objective:", "found 'mean'"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(old: str, new: str, at: str, tells: str) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from fedrobust.aggregation.base import Context, RowRule, honest_majority
 from fedrobust.aggregation.numerics import cosine_distances, shrink
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.updates.gram import Combination, Floats, Gram
 from fedrobust.updates.interface import Reduction
 
@@ -248,10 +248,11 @@ class DeepSight(RowRule):
         if len(shapes) == 2 and len(shapes[0]) >= 2 and shapes[1] == shapes[0][:1] and shapes[0][0] >= 2:
             return shapes[0][0]
         found = ", ".join(f"{layer.name} {layer.shape}" for layer in context.layers[-2:]) or "none"
-        raise ExperimentError(
-            f"{self.name} needs layers=, the names and shapes of the model's tensors, of which the last two are the "
-            f"weight (classes, features) and the bias (classes,) of two classes at least; found {found}"
+        reason = (
+            f"{self.name} needs the names and shapes of the model's tensors, of which the last two are the "
+            "weight (classes, features) and the bias (classes,) of two classes at least"
         )
+        raise ExperimentError(Problem(reason, "layers", found))
 
 
 def energy_shares(energies: Floats) -> Floats:

@@ -13,7 +13,7 @@ from fedrobust.aggregation.base import Context, Rows, Rule, Stage
 from fedrobust.aggregation.byzantine import violation
 from fedrobust.aggregation.pipeline import Aggregated, Pipeline
 from fedrobust.aggregation.testing.cases import Case, Cut, Exact, Holder, clear, context_of, play, remembered, sharded
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.updates.gram import Combination, Floats, Gram
 
 LONG = 2 * 4096 + 508
@@ -98,9 +98,10 @@ class Checks:
             for f in range((n + 1) // 2):
                 case = self.case("plain", n, 6, f)
                 if reason := violation(self.pipeline.parts, n, f):
-                    message = self.refusal(case.rounds[0], case)
-                    if reason not in message:
-                        self.fail("bound", f"{reason}, but the pipeline says: {message or 'nothing'}", case)
+                    problems = self.refused(case.rounds[0], case)
+                    if reason not in [each.message for each in problems]:
+                        told = "; ".join(map(str, problems)) or "nothing"
+                        self.fail("bound", f"{reason}, but the pipeline says: {told}", case)
                 else:
                     self.results(case, self.play(case))
 
@@ -203,7 +204,7 @@ class Checks:
         for wrong in (np.nan, np.inf):
             rows = case.rounds[0].copy()
             rows[n // 2, d - 1] = wrong
-            if f"row {n // 2}" not in self.refusal(rows, case):
+            if f"row {n // 2}" not in [each.found for each in self.refused(rows, case)]:
                 self.fail("not finite", f"a row with {wrong} is not refused", case)
 
     def newcomers(self, n: int, d: int, f: int) -> None:
@@ -293,7 +294,7 @@ class Checks:
         try:
             play(self.pipeline, self.case("plain", n, d, f), Exact)
         except ExperimentError as error:
-            return "layers" not in str(error)
+            return all(each.path != "layers" for each in error.problems)
         except Exception:
             pass  # for the checks to report
         return True
@@ -324,13 +325,13 @@ class Checks:
         except Exception as error:
             self.fail("runs", f"{type(error).__name__}: {error}", case, error)
 
-    def refusal(self, rows: Floats, case: Case) -> str:
-        """What the pipeline says when it refuses rows; empty if it does not."""
+    def refused(self, rows: Floats, case: Case) -> tuple[Problem, ...]:
+        """The problems for which the pipeline refuses rows; none if it does not."""
         try:
             self.pipeline.aggregate(rows, f=case.f, root=case.root.copy(), layers=case.layers)
         except ExperimentError as error:
-            return str(error)
-        return ""
+            return error.problems
+        return ()
 
     def tied(self, case: Case, results: list[Aggregated]) -> bool:
         """Whether the aggregate jumps when the rows change a little."""

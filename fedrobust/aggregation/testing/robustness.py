@@ -120,7 +120,7 @@ class _Search:
         try:
             self.found(np.ones((self.n, d)), np.arange(self.n - self.f))
         except ExperimentError as error:
-            return "layers" not in str(error)
+            return all(each.path != "layers" for each in error.problems)
         return True
 
     def starts(self, d: int) -> Iterator[_Start]:
