@@ -34,10 +34,7 @@ bench-secure: .venv/bench/ready
 	.venv/bench/bin/python benchmarks/secure.py
 
 ui: .venv/ready
-	@umask 077; $(BIN)/python -m fedrobust.tracking sqlite:///mlruns/mlflow.db
-	@echo "MLflow UI: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
-	umask 077; MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui \
-		--backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+	@$(BIN)/fedrobust ui --port $(PORT)
 
 # A head, two workers and MLflow on this machine, e.g. `make cluster ARGS="--workers 3 --cpus 4"`.
 cluster: .venv/ready

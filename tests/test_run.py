@@ -310,7 +310,7 @@ def test_stragglers_are_left_out_after_the_deadline(reference: fedrobust.Result,
     (record,) = [
         r for r in read_journal(find_run(json.loads(Path("slow.json").read_text())["run_id"])) if r["kind"] == "round"
     ]
-    for word in ("balanced accuracy", "attack success", "suspected", "make ui"):
+    for word in ("balanced accuracy", "attack success", "suspected", "fedrobust ui"):
         assert word in done.stdout
     assert record["late"] == [7]
     assert record["participants"] == list(range(7))

@@ -121,7 +121,7 @@ def test_the_table_tells_who_was_suspected_and_rightly_so(out: Console, suspecte
     show_result(out, Result("abc", "a[/b] name", Path("mlruns/runs/abc"), [], final, {}, attackers, suspected))
     shown = out.export_text()
     assert "a[/b] name" in shown
-    for word in (told, "0.250", "0.125", "3 (sign_flip), 5 (ipm)", "abc", "make ui"):
+    for word in (told, "0.250", "0.125", "3 (sign_flip), 5 (ipm)", "abc", "fedrobust ui"):
         assert word in shown, shown
 
 

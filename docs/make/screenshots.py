@@ -1,6 +1,6 @@
 """Pictures of the MLflow UI for the docs, taken with a headless Chromium.
 
-    make ui                                                         # in another terminal
+    fedrobust ui                                                    # in another terminal
     python docs/make/screenshots.py http://127.0.0.1:5000 RUN RUN
 
 writes view.png (the list of runs in its saved view), compare.png (the runs' curves side by side), run.png (the first
@@ -95,7 +95,7 @@ def open_report(page: Page, url: str, run: str) -> FrameLocator:
 def main() -> None:
     """Take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", help="address of a running `make ui`")
+    parser.add_argument("url", help="address of a running `fedrobust ui`")
     parser.add_argument("runs", nargs="+", help="run ids; the first one is shown on its own as well")
     parser.add_argument(
         "--curves", default=CURVES, help="metrics to compare, a regular expression (default: %(default)s)"

@@ -21,7 +21,7 @@ app = typer.Typer(
     help="Train a federation of hospitals, attack it, defend it, and record every round.",
 )
 
-CORE = {"doctor", "list", "schema"}
+CORE = {"doctor", "init", "list", "schema"}
 """Commands that work without any extra."""
 CLUSTER = {"submit", "jobs", "logs", "stop"}
 """Commands that need `fedrobust[cluster]`; all others need `fedrobust[platform]`."""

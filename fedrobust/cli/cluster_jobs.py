@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 Address = Annotated[
     str | None,
-    typer.Option(metavar="URL", help="The cluster's jobs server; or RAY_API_SERVER_ADDRESS, or that of make cluster."),
+    typer.Option(
+        metavar="URL", help="The cluster's jobs server; or RAY_API_SERVER_ADDRESS, or this folder's local one."
+    ),
 ]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or the beginning of it.")]
 

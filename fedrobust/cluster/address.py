@@ -62,7 +62,7 @@ def find_cluster(address: str | None = None) -> Cluster:
     if named[0] is None:
         raise ClusterError(
             "no cluster is named: give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS; "
-            "a local one is started by: make cluster"
+            "docs/cluster.md shows how to start one"
         )
     found = _checked(named[0])
     if local is None or not here or found != local.address:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from fedrobust.databases import without_password
 from fedrobust.skips import Skips
 from fedrobust.terminal.elements import Bar, plain
 from fedrobust.users_code import loaded
@@ -98,11 +99,11 @@ def show_result(out: Console, result: Result, experiment: Experiment | None = No
     out.print(table)
     out.print(plain(f"run {result.run_id}, recorded in {result.folder}"))
     out.print(plain(f"report: {result.folder / 'report.html'}"))
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     where = (
-        plain(f"the server at {uri}")
-        if uri
-        else "[bold]make ui[/bold], then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+        plain(f"the server at {without_password(uri)}")
+        if uri.startswith("http")
+        else "[bold]fedrobust ui[/bold], then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
     )
     out.print("compare runs in the MLflow UI:", where)
 

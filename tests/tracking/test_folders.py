@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -221,18 +222,9 @@ def test_the_ui_shows_what_lies_in_an_odd_folder(name: str, start: Path, bare: P
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        "sqlite:///mlruns/mlflow.db",
-        "--workers",
-        "1",
-    ]
-    settings = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with subprocess.Popen([*command, "--port", str(port)], cwd=folder, env=settings, start_new_session=True) as server:
+    command = [sys.executable, "-P", "-m", "fedrobust.cli", "ui", "--port", str(port)]
+    (folder / "uvicorn.py").write_text("raise RuntimeError('a module of the working folder is imported')")
+    with subprocess.Popen(command, cwd=folder, start_new_session=True) as server:
         try:
             for _ in range(240):
                 with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
@@ -245,6 +237,10 @@ def test_the_ui_shows_what_lies_in_an_odd_folder(name: str, start: Path, bare: P
             history = f"api/2.0/mlflow/metrics/get-history?run_id={run_id}&metric_key=test/accuracy"
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/{history}") as answer:
                 assert [each["value"] for each in json.load(answer)["metrics"]] == [0.5]
+            asked = urllib.request.Request(f"http://127.0.0.1:{port}/{history}", headers={"Host": "elsewhere.example"})
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(asked)
+            assert not (folder / "mlruns" / "mlflow.db").stat().st_mode & 0o077
         finally:
             os.killpg(server.pid, signal.SIGTERM)
     assert [path.name for path in start.iterdir()] == [name]
