@@ -5,7 +5,7 @@ PORT ?= 5000
 # One thread for each process: the actors are the parallelism.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-long lint bench bench-aggregation bench-secure ui cluster cluster-down schema clean
+.PHONY: demo test test-recorded test-long lint bench bench-aggregation bench-secure ui cluster cluster-down schema clean
 
 demo: .venv/ready
 	$(BIN)/fedrobust run experiments/quickstart.yaml
@@ -13,6 +13,10 @@ demo: .venv/ready
 # Two processes: one shares a Ray between its tests, the other runs what needs none.
 test: .venv/ready
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+
+# The same bits as before: a few minutes.
+test-recorded: .venv/ready
+	$(BIN)/pytest -m long tests/test_recorded.py
 
 test-long: .venv/ready
 	$(BIN)/pytest -m long

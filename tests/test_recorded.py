@@ -1,0 +1,34 @@
+"""The same files give the same bits as before: three runs, a matrix and a sweep, beside what was recorded of them.
+
+`tests/recorded/expected.json` was made from the version of November 2026, before records, studies and errors were
+redesigned, by `tests/recorded/play.py`. It is only made anew where the arithmetic is meant to change.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+RECORDED = Path(__file__).parent / "recorded"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_same_files_give_the_same_bits(tmp_path: Path) -> None:
+    expected = json.loads((RECORDED / "expected.json").read_text())
+    here = {package: version(package) for package in expected["versions"]}
+    if here != expected["versions"] and os.environ.get("CI") != "true":
+        pytest.skip(f"recorded with {expected['versions']}, here are {here}")
+    done = subprocess.run(
+        [sys.executable, str(RECORDED / "play.py")], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    for name, value in expected.items():
+        assert found[name] == value, name
