@@ -25,11 +25,11 @@ os.environ |= {
 }
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import pandas as pd  # noqa: E402
-import ray  # noqa: E402
-from tiny import write_patches  # noqa: E402
+import pandas as pd
+import ray
+from tiny import write_patches
 
-from fedrobust import cli  # noqa: E402
+from fedrobust import cli
 
 RUNS = ("plain", "shared", "masked")
 LEFT_OUT = ("seconds", "format", "run_id", "commitments")
@@ -67,17 +67,15 @@ def played_run(name: str) -> dict[str, Any]:
 def figures(folder: Path) -> dict[str, Any]:
     """Of a run's folder."""
     records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    kinds = {
-        kind: digest([compared(each) for each in records if each["kind"] == kind])
-        for kind in ("round", "evaluation", "end")
-    }
+    kinds = ("round", "evaluation", "end")
+    digests = {kind: digest([compared(each) for each in records if each["kind"] == kind]) for kind in kinds}
     start, final = records[0], records[-1]["final"]
     return {
         "configuration": start["configuration"],
         "attackers": start["attackers"],
         "model": final["model_sha256"],
         "balanced accuracy": final["test/balanced_accuracy"],
-        **kinds,
+        **digests,
     }
 
 
