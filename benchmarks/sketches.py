@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 import fedrobust
-from fedrobust.attacks import attacking, crafts, draw_attackers
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.experiment import Experiment
 from fedrobust.federation.adversary import Adversary, Outlook
@@ -103,8 +102,8 @@ def trained(experiment: Experiment, hospitals: Hospitals) -> dict[str, float]:
     weights, states, samples = host.initial_weights().copy(), dict[int, np.ndarray](), np.array([len(o) for o in own])
     coordinator.setup(experiment, samples, weights, {}, host.layers())
     adversary.setup(experiment, samples, host.layers())
-    malicious = draw_attackers(experiment.attacks, len(everybody), experiment.seed)
-    crafting = sorted(client for client, index in malicious.items() if crafts(experiment.attacks[index]))
+    malicious = experiment.attackers
+    crafting = sorted(c for c, index in malicious.drawn.items() if experiment.attacks[index].crafts)
     defence = Defence(experiment.aggregation, experiment.trust, len(everybody), experiment.seed)
     assert isinstance(privacy, SharesPrivacy)
     parties = LocalParties("shares", run_id("sketches"), d, histories=defence.histories, sketch=privacy.sketch)
@@ -115,12 +114,12 @@ def trained(experiment: Experiment, hospitals: Hospitals) -> dict[str, float]:
         states |= after.states
         if crafting:
             block[crafting] = adversary.replace(round, [everybody], crafting, columns, Outlook(), None, block.copy())
-        active = attacking(experiment.attacks, malicious, everybody, round)
+        active = malicious.active(everybody, round)
         record, weights, _ = coordinator.aggregate(
             round, [everybody], active, None, Here(parties, privacy, round, block)
         )
         skipped += "skipped" in record
-        blamed += len(set(record["rejected"]) - set(malicious))
+        blamed += len(set(record["rejected"]) - set(malicious.drawn))
         if round > rounds - 5:
             found.append(
                 evaluation_record(round, hospitals, experiment.attacks, host.evaluate(weights, 0, 1))["metrics"]

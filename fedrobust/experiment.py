@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fedrobust.aggregation import Aggregation
-from fedrobust.attacks import Absent, Always, Attack, draw_attackers
+from fedrobust.attacks import Absent, Always, Attack, Attackers
 from fedrobust.data import (
     Dirichlet,
     Histology,
@@ -183,7 +183,7 @@ class Experiment(Options):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         try:
-            draw_attackers(self.attacks, self.federation.clients, self.seed)
+            self.attackers  # noqa: B018  draws them
         except ExperimentError as error:
             raise refusal(error.problems[0]) from None
         self._private()
@@ -196,6 +196,11 @@ class Experiment(Options):
         if unkept := self.aggregation.refusal(rows, participants):
             raise refusal(unkept, "aggregation.f")
         return self
+
+    @property
+    def attackers(self) -> Attackers:
+        """The malicious hospitals, drawn by the seed; whoever asks more than once keeps them."""
+        return Attackers.draw(self.attacks, self.federation.clients, self.seed)
 
     def _most_there(self) -> int:
         """How many of the drawn hospitals send an update where as few as possible are absent."""

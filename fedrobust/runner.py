@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedrobust.attacks import draw_attackers
 from fedrobust.data import NoNormalisation
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import ExperimentError, FedRobustError, Interrupted, UntrainedError
@@ -211,12 +210,11 @@ def _new_folder(run_id: str, experiment: Experiment) -> Path:
 
 
 def _picture_of_partition(folder: Path, experiment: Experiment, hospitals: Hospitals) -> None:
-    attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
     save_partition(
         folder,
         hospitals.label_counts(),
         hospitals.label_names,
-        {client: experiment.attacks[index].name for client, index in attackers.items()},
+        experiment.attackers.names,
         hospitals.patient_counts(),
     )
 
@@ -310,7 +308,6 @@ def _result(experiment: Experiment, network: nn.Module, folder: Path) -> Result:
 
 
 def _start(experiment: Experiment, hospitals: Hospitals, run_id: str, weights: np.ndarray) -> Record:
-    drawn = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
     return {
         "kind": "start",
         "run": run_id,
@@ -318,7 +315,7 @@ def _start(experiment: Experiment, hospitals: Hospitals, run_id: str, weights: n
         "experiment": experiment.resolved(),
         "clients": experiment.federation.clients,
         "label_names": list(hospitals.label_names),
-        "attackers": {str(client): experiment.attacks[index].name for client, index in drawn.items()},
+        "attackers": {str(client): name for client, name in experiment.attackers.names.items()},
         "hospital_labels": hospitals.label_counts().tolist(),
         "parameters": len(weights),
         "digest": hospitals.digest,

@@ -16,7 +16,7 @@ import pytest
 
 import fedrobust
 from fedrobust.aggregation import Context, RowRule, Rule
-from fedrobust.attacks import craft
+from fedrobust.attacks import Attackers, craft
 from fedrobust.duel import Duel, load_duel
 from fedrobust.errors import ExperimentError
 from fedrobust.options import members
@@ -137,7 +137,7 @@ def test_an_attack_and_a_detector_of_ones_own_do_what_they_say(tmp_path: Path, m
                 save(block, tmp_path, monkeypatch)
     rows = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
     (push,) = fedrobust.load(tmp_path / "push.yaml").attacks
-    sent = craft([push], {1: 0, 3: 0}, range(5), dict(enumerate(rows)), 2, 0, step=rows[0])
+    sent = craft(Attackers([push], 5, {1: 0, 3: 0}), range(5), dict(enumerate(rows)), 2, 0, step=rows[0])
     assert sorted(sent) == [1, 3]
     assert all(np.allclose(row, -3 * rows[0]) for row in sent.values())
     detector = fedrobust.load(tmp_path / "longest.yaml").trust.detector

@@ -1,20 +1,9 @@
 """Malicious hospitals: who they are, when they attack, what they see, and what they do to data and updates."""
 
-from fedrobust.attacks.adversary import (
-    Absent,
-    Attack,
-    CraftedAttack,
-    DataAttack,
-    Preview,
-    Search,
-    View,
-    absent,
-    attacking,
-    craft,
-    crafts,
-    draw_attackers,
-)
+from fedrobust.attacks.adversary import craft
 from fedrobust.attacks.artefacts import Artefacts
+from fedrobust.attacks.attack import Absent, Attack, CraftedAttack, DataAttack, Preview, Search, View
+from fedrobust.attacks.attackers import Attackers, draw_attackers
 from fedrobust.attacks.backdoors import (
     Backdoor,
     BlendedBackdoor,
@@ -28,7 +17,7 @@ from fedrobust.attacks.copies import FreeRider, Mimic
 from fedrobust.attacks.crafting import Alie, CollusiveAttack, Gaussian, Ipm, NonFinite, SignFlip
 from fedrobust.attacks.distance import MinMax, MinSum
 from fedrobust.attacks.fang import FangKrum, FangTrim
-from fedrobust.attacks.identity import Identity, OneEach, Sybil, Whitewash, identities, identity_of
+from fedrobust.attacks.identity import Identity, OneEach, Sybil, Whitewash
 from fedrobust.attacks.local import LocalAttack, LocalView
 from fedrobust.attacks.model_poisoning import ConstrainAndScale, ModelPoisoning, ModelReplacement, Neurotoxin
 from fedrobust.attacks.orthogonal import Rop
@@ -43,6 +32,7 @@ __all__ = [
     "Always",
     "Artefacts",
     "Attack",
+    "Attackers",
     "Backdoor",
     "BlendedBackdoor",
     "CollusiveAttack",
@@ -87,11 +77,6 @@ __all__ = [
     "Vectors",
     "View",
     "Whitewash",
-    "absent",
-    "attacking",
     "craft",
-    "crafts",
     "draw_attackers",
-    "identities",
-    "identity_of",
 ]

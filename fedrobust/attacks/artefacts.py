@@ -8,7 +8,7 @@ from typing import Literal, Self, get_args
 import numpy as np
 from pydantic import Field, model_validator
 
-from fedrobust.attacks.adversary import DataAttack
+from fedrobust.attacks.attack import DataAttack
 from fedrobust.attacks.poisoning import drawn
 from fedrobust.data.stain import optical_density, recoloured, transmitted, varied_stains
 from fedrobust.errors import Problem

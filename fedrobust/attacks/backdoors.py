@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from fedrobust.attacks.adversary import DataAttack
+from fedrobust.attacks.attack import DataAttack
 from fedrobust.attacks.local import LocalAttack, LocalView
 from fedrobust.attacks.poisoning import drawn, no_label
 from fedrobust.data.stain import HAEMATOXYLIN_EOSIN, recoloured

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fedrobust.aggregation import ranking
 from fedrobust.aggregation.numerics import one_blas_thread
-from fedrobust.attacks.adversary import View
+from fedrobust.attacks.attack import View
 from fedrobust.attacks.crafting import CollusiveAttack
 from fedrobust.attacks.rows import Vectors, gram_of
 

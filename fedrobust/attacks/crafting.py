@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedrobust.attacks.adversary import CraftedAttack, View
+from fedrobust.attacks.attack import CraftedAttack, View
 from fedrobust.attacks.rows import by_columns, noisy
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from fedrobust.aggregation import Combination, Gram
-from fedrobust.attacks.adversary import View
+from fedrobust.attacks.attack import View
 from fedrobust.attacks.crafting import CollusiveAttack, lone
 from fedrobust.attacks.rows import by_columns, gram_of
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrobust.aggregation.rules.selection import krum_scores
-from fedrobust.attacks.adversary import CraftedAttack, View
+from fedrobust.attacks.attack import CraftedAttack, View
 from fedrobust.attacks.crafting import CollusiveAttack
 from fedrobust.attacks.rows import by_columns, chunks, gram_of
 

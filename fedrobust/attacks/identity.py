@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from fedrobust.options import Options
-
-if TYPE_CHECKING:
-    from fedrobust.attacks.adversary import Attack
 
 
 class Identity(Options):
@@ -47,27 +43,3 @@ class Sybil(Identity):
     name: Literal["sybil"] = "sybil"
     noise: float = Field(default=0.0, ge=0)
     """The norm of the noise, as a part of the update's norm; 0: exact copies."""
-
-
-def identities(attacks: Sequence[Attack], clients: int, rounds: int) -> int:
-    """How many ids appear in a federation of so many hospitals and rounds: the `clients` own ones, then new ones."""
-    washers = [(attack.identity, attack.attackers(clients)) for attack in attacks]
-    found = [(rounds - 1) // identity.every for identity, count in washers if isinstance(identity, Whitewash) and count]
-    hospitals = sum(count for identity, count in washers if isinstance(identity, Whitewash))
-    return clients + max(found, default=0) * hospitals
-
-
-def identity_of(attacks: Sequence[Attack], attackers: Mapping[int, int], clients: int, round: int) -> dict[int, int]:
-    """The hospitals that do not use their own id in `round`, and the id that each of them uses, by ascending hospital.
-
-    A hospital's e-th new id is clients + (e − 1) · W + r, where W is the number of all whitewashing hospitals and r its
-    rank among them: no two share an id, whatever the attacks' intervals.
-    """
-    washers = [client for client in sorted(attackers) if isinstance(attacks[attackers[client]].identity, Whitewash)]
-    found = {}
-    for rank, client in enumerate(washers):
-        identity = attacks[attackers[client]].identity
-        epoch = (round - 1) // identity.every if isinstance(identity, Whitewash) else 0
-        if epoch:
-            found[client] = clients + (epoch - 1) * len(washers) + rank
-    return found

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedrobust.attacks.adversary import View
+from fedrobust.attacks.attack import View
 from fedrobust.attacks.crafting import CollusiveAttack
 from fedrobust.attacks.rows import gram_of, mean_of, norm
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from fedrobust.attacks.adversary import DataAttack
+from fedrobust.attacks.attack import DataAttack
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Many, refusal
 

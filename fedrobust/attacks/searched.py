@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from fedrobust.attacks.adversary import View
+from fedrobust.attacks.attack import View
 from fedrobust.attacks.crafting import CollusiveAttack
 from fedrobust.attacks.rows import Vectors, by_columns, gram_of, mean_of, with_noise
 

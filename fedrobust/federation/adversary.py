@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedrobust.aggregation import Layer
-from fedrobust.attacks import craft, draw_attackers, identity_of
+from fedrobust.attacks import craft
 from fedrobust.experiment import Experiment
 from fedrobust.federation.coordinator import known
 from fedrobust.federation.journal import below
@@ -37,7 +37,7 @@ class Adversary:
     def setup(self, experiment: Experiment, samples: np.ndarray, layers: Sequence[Layer]) -> None:
         """Get ready for an experiment; arguments as for `Coordinator.setup`."""
         self._experiment, self._samples = experiment, samples
-        self._attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
+        self._attackers = experiment.attackers
         participants = experiment.federation.participants()
         self._defence = Defence(experiment.aggregation, experiment.trust, participants, experiment.seed, layers)
         self._sender = Sender(experiment.privacy, experiment.seed)
@@ -68,8 +68,7 @@ class Adversary:
             for part, block in zip(ids, blocks, strict=True)
             for client, row in zip(part, block, strict=True)
         }
-        experiment, attacks = self._experiment, self._experiment.attacks
-        elsewhere = identity_of(attacks, self._attackers, experiment.federation.clients, round)
+        experiment, elsewhere = self._experiment, self._attackers.new_ids(round)
 
         def preview(group: list[int]) -> DefencePreview:
             return DefencePreview(
@@ -84,6 +83,6 @@ class Adversary:
                 root=None if root is None else root[0],
             )
 
-        crafted = craft(attacks, self._attackers, updates, updates, round, experiment.seed, outlook.step, preview)
+        crafted = craft(self._attackers, updates, updates, round, experiment.seed, outlook.step, preview)
         made = cut_columns(np.stack([crafted[client] for client in crafting]), columns)
         return made[0] if count == 1 else tuple(made)

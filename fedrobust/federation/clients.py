@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedrobust.aggregation import Layer
-from fedrobust.attacks import Backdoor, DataAttack, LocalAttack, LocalView, draw_attackers
+from fedrobust.attacks import Backdoor, DataAttack, LocalAttack, LocalView
 from fedrobust.experiment import Experiment
 from fedrobust.secure.sending import Sender
 from fedrobust.updates import cut_columns
@@ -70,7 +70,7 @@ class ClientHost:
         network = learning.model.build(layout.classes, images.shape[1], experiment.seed)
         self._trainer = LocalTrainer(network, learning.local, self._device)
         self._initial: np.ndarray = parameters_to_vector(network)
-        self._attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
+        self._attackers = experiment.attackers
         self._sender = Sender(experiment.privacy, experiment.seed)
         return len(self._initial)
 
@@ -125,11 +125,10 @@ class ClientHost:
         self, round: int, client: int, participants: Sequence[int], weights: np.ndarray, previous: np.ndarray | None
     ) -> LocalAttack | None:
         """What a hospital whose attack acts while it trains does in this round; None: it trains honestly."""
-        attacks, index = self._experiment.attacks, self._attackers.get(client)
-        attack = None if index is None else attacks[index]
+        attack = self._attackers.attack(client)
         if not isinstance(attack, DataAttack) or not attack.schedule.active(round):
             return None
-        group = [other for other, own in self._attackers.items() if own == index]
+        group = self._attackers.accomplices(client)
         view = LocalView(
             round=round,
             n=len(participants),

@@ -10,7 +10,6 @@ import ray
 from ray.actor import ActorHandle
 
 from fedrobust.aggregation import Layer
-from fedrobust.attacks import crafts, draw_attackers
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
@@ -48,7 +47,7 @@ class Hosts:
     def __init__(self, experiment: Experiment, hospitals: Hospitals, team: Team) -> None:
         self._experiment, self._team = experiment, team
         self._patience = experiment.workers.patience
-        self._attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
+        self._attackers = experiment.attackers
         held_out = np.concatenate([hospitals.indices["validation"], hospitals.indices["test"]])
         training = [hospitals.training(client) for client in range(experiment.federation.clients)]
         self.samples = np.array([len(own) for own in training])
@@ -185,7 +184,7 @@ class Hosts:
         states: dict[int, np.ndarray],
         known: tuple[list[int], Any],
     ) -> _Task:
-        crafting = [client for client in clients if self._crafts(client, round)]
+        crafting = self._attackers.crafting(clients, round)
         honest = [client for client in clients if client not in crafting]
         own = {client: states[client] for client in clients if client in states}
         columns = [slice(0, self.columns[-1].stop)] if clients == [self._root] else self.columns
@@ -207,11 +206,6 @@ class Hosts:
             except ActorDied as error:
                 last = error
         raise ActorDied(f"{ATTEMPTS} times in a row {last}")
-
-    def _crafts(self, client: int, round: int) -> bool:
-        index = self._attackers.get(client)
-        attack = None if index is None else self._experiment.attacks[index]
-        return attack is not None and crafts(attack) and attack.schedule.active(round)
 
     def _revive(self, worker: int, dead: ActorHandle) -> None:
         """Replace the actor `dead`, unless that has been done: several tasks may have died with it."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from fedrobust.attacks import CraftedAttack, DataAttack, absent, attacking, draw_attackers, identities, identity_of
+from fedrobust.attacks import CraftedAttack, DataAttack
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
@@ -49,9 +49,9 @@ class FederatedTraining:
     def __init__(self, experiment: Experiment, hospitals: Hospitals, team: Team) -> None:
         self.experiment, self.hospitals, self._team = experiment, hospitals, team
         self._patience = experiment.workers.patience
-        self._attackers = draw_attackers(experiment.attacks, experiment.federation.clients, experiment.seed)
+        self._attackers = experiment.attackers
         self.hosts = Hosts(experiment, hospitals, team)
-        self._appear = identities(experiment.attacks, experiment.federation.clients, experiment.federation.rounds)
+        self._appear = self._attackers.ids(experiment.federation.rounds)
         self._samples = self._claimed_samples()
 
     def run(self, journal: Journal, start: Checkpoint, hooks: Sequence[Hook] = ()) -> FinalModel:
@@ -128,19 +128,15 @@ class FederatedTraining:
         settings = self.experiment.federation
         draw = generator(self.experiment.seed, "participants", round)
         drawn = draw.choice(settings.clients, settings.participants(), replace=False).tolist()
-        return sorted(set(drawn) - absent(self.experiment.attacks, self._attackers, round))
+        return sorted(set(drawn) - self._attackers.absent(round))
 
     def _claimed_samples(self) -> np.ndarray:
         """(ids,) training patches of each id under which a hospital ever appears."""
         claimed = np.concatenate([self.hosts.samples, np.ones(self._appear - len(self.hosts.samples), dtype=np.int64)])
         for round in range(1, self.experiment.federation.rounds + 1):
-            for hospital, id in self._identities(round).items():
+            for hospital, id in self._attackers.new_ids(round).items():
                 claimed[id] = self.hosts.samples[hospital]
         return claimed
-
-    def _identities(self, round: int) -> dict[int, int]:
-        """Hospital → the id under which it appears, for those that do not use their own."""
-        return identity_of(self.experiment.attacks, self._attackers, self.experiment.federation.clients, round)
 
     def _outlook(self, arrays: dict[str, np.ndarray]) -> Outlook:
         """What attackers can know of the next round, by the last round's checkpoint."""
@@ -176,8 +172,8 @@ class FederatedTraining:
             crafted = replace.remote(round, ids, crafting, columns, self._outlook(arrays), root, *parts)
             own = crafted if len(columns) > 1 else [crafted]
             blocks = [*blocks, Block(crafting, own, self._team.adversary)]
-        malicious = attacking(self.experiment.attacks, self._attackers, updates.arrived(), round)
-        elsewhere = self._identities(round)
+        malicious = self._attackers.active(updates.arrived(), round)
+        elsewhere = self._attackers.new_ids(round)
         malicious = [elsewhere.get(client, client) for client in malicious]
         blocks = [
             block._replace(clients=[elsewhere.get(client, client) for client in block.clients]) for block in blocks

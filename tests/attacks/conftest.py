@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedrobust.aggregation import Mean, Pipeline
-from fedrobust.attacks import Attack, View, craft, draw_attackers
+from fedrobust.attacks import Attack, Attackers, View, craft
 
 
 @dataclass
@@ -73,7 +73,7 @@ def final_loss() -> Callable[[Attack | None], float]:
 
     def final(attack: Attack | None) -> float:
         attacks = [] if attack is None else [attack]
-        attackers = draw_attackers(attacks, clients, seed=1)
+        attackers = Attackers.draw(attacks, clients, seed=1)
         weights, step = np.zeros(d), None
         for round in range(1, 21):
             trained = {client: train(weights, client) for client in range(clients)}
@@ -83,7 +83,7 @@ def final_loss() -> Callable[[Attack | None], float]:
                 others = np.stack([row for client, row in trained.items() if client not in group])
                 return PipelinePreview([Mean()], own, others)
 
-            sent = trained | craft(attacks, attackers, trained, trained, round, 0, step, preview)
+            sent = trained | craft(attackers, trained, trained, round, 0, step, preview)
             step = np.float32(np.stack(list(sent.values())).mean(axis=0))
             weights = weights + step
         return loss(weights)

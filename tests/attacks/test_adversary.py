@@ -17,6 +17,7 @@ from fedrobust.attacks import (
     Alie,
     Always,
     Attack,
+    Attackers,
     CraftedAttack,
     Gaussian,
     Ipm,
@@ -32,10 +33,7 @@ from fedrobust.attacks import (
     Sleeper,
     Sybil,
     View,
-    absent,
-    attacking,
     craft,
-    crafts,
     draw_attackers,
 )
 from fedrobust.options import OneOf
@@ -155,9 +153,13 @@ def test_no_attack_no_attackers() -> None:
 
 def test_only_participants_with_an_active_schedule_attack() -> None:
     attacks = [LabelFlip(clients=(1, 2)), SignFlip(clients=(4, 5), schedule=Sleeper(rounds=2))]
-    attackers = draw_attackers(attacks, 8, 0)
-    assert attacking(attacks, attackers, [5, 2, 0, 7], 1) == [2]
-    assert attacking(attacks, attackers, [5, 2, 0, 7], 3) == [2, 5]
+    attackers = Attackers.draw(attacks, 8, 0)
+    assert attackers.active([5, 2, 0, 7], 1) == [2]
+    assert attackers.active([5, 2, 0, 7], 3) == [2, 5]
+    assert [attackers.crafting([5, 2, 0, 7], round) for round in (1, 3)] == [[], [5]]
+    assert attackers.names == {1: "label_flip", 2: "label_flip", 4: "sign_flip", 5: "sign_flip"}
+    assert attackers.attack(5) is attacks[1] and attackers.attack(0) is None
+    assert attackers.accomplices(2) == [1, 2]
 
 
 class Recorder(CraftedAttack):
@@ -191,7 +193,7 @@ def test_what_an_attack_is_shown() -> None:
     own, everything = Recorder(clients=(6, 2)), Recorder(clients=(1,), knowledge="all")
     attacks = [own, everything, LabelFlip(clients=(4,))]
     rows = updates(8)
-    crafted = craft(attacks, draw_attackers(attacks, 8, 0), [0, 1, 2, 4, 6, 7], rows, round=3, seed=0)
+    crafted = craft(Attackers.draw(attacks, 8, 0), [0, 1, 2, 4, 6, 7], rows, round=3, seed=0)
     assert list(crafted) == [1, 2, 6]  # the data attacker trained its lie and sends it as it is
     view = Recorder.seen["own"]
     assert view.others is None and view.n == 6 and view.f == 2 and view.round == 3
@@ -216,7 +218,7 @@ def test_knowledge_is_enforced() -> None:
         return made[-1]
 
     rows = updates(8)
-    craft(attacks, draw_attackers(attacks, 8, 0), range(8), rows, 2, 0, step, preview)
+    craft(Attackers.draw(attacks, 8, 0), range(8), rows, 2, 0, step, preview)
     own, everything, aware = (Recorder.seen[knowledge] for knowledge in ("own", "all", "aware"))
     assert own.others is None and own.clients is None and own.preview is None
     assert everything.others is not None and everything.clients == [0, 1, 3, 4, 5, 6, 7] and everything.preview is None
@@ -235,52 +237,52 @@ def test_the_defence_is_not_previewed_for_those_who_may_not_know_it() -> None:
         raise AssertionError
 
     attacks = [Recorder(clients=(1,)), Ipm(clients=(2,)), Recorder(clients=(3,), knowledge="aware", schedule=Sleeper())]
-    assert list(craft(attacks, {1: 0, 2: 1, 3: 2}, range(5), updates(5), 1, 0, None, refuse)) == [1, 2]
+    assert list(craft(Attackers(attacks, 5, {1: 0, 2: 1, 3: 2}), range(5), updates(5), 1, 0, None, refuse)) == [1, 2]
 
 
 def test_an_aware_attack_without_a_preview_is_an_error() -> None:
     with refused(path="attacks.0", says="optimal_ipm"):
-        craft([OptimalIpm(clients=(1,))], {1: 0}, range(4), updates(4), 1, 0)
+        craft(Attackers([OptimalIpm(clients=(1,))], 4, {1: 0}), range(4), updates(4), 1, 0)
 
 
 def test_absent_hospitals_send_nothing_while_they_are_active() -> None:
     attacks = [Absent(clients=(1, 4), schedule=OnOff()), SignFlip(clients=(2,)), Absent(clients=(5,))]
-    attackers = draw_attackers(attacks, 8, 0)
-    assert [absent(attacks, attackers, round) for round in (1, 2)] == [{1, 4, 5}, {5}]
-    assert [crafts(attack) for attack in attacks] == [False, True, False]
+    attackers = Attackers.draw(attacks, 8, 0)
+    assert [attackers.absent(round) for round in (1, 2)] == [{1, 4, 5}, {5}]
+    assert [attack.crafts for attack in attacks] == [False, True, False]
 
 
 def test_sybils_send_what_the_first_of_them_would_send() -> None:
     attacks = [LabelFlip(clients=(5, 2, 3), identity=Sybil()), SignFlip(clients=(1, 7), identity=Sybil())]
-    attackers, rows = draw_attackers(attacks, 8, 0), updates(8)
-    assert all(crafts(attack) for attack in attacks) and not crafts(LabelFlip(count=1))
-    sent = craft(attacks, attackers, [0, 1, 3, 4, 5, 7], rows, 1, 0)
+    attackers, rows = Attackers.draw(attacks, 8, 0), updates(8)
+    assert all(attack.crafts for attack in attacks) and not LabelFlip(count=1).crafts
+    sent = craft(attackers, [0, 1, 3, 4, 5, 7], rows, 1, 0)
     assert list(sent) == [1, 3, 5, 7]  # hospital 2 is not there
     for client, expected in {1: -rows[1], 7: -rows[1], 3: rows[3], 5: rows[3]}.items():
         np.testing.assert_array_equal(sent[client], expected)
     needed = {client: rows[client] for client in (1, 3, 5, 7)}
-    assert list(craft(attacks, attackers, [0, 1, 3, 4, 5, 7], needed, 1, 0)) == [1, 3, 5, 7]
+    assert list(craft(attackers, [0, 1, 3, 4, 5, 7], needed, 1, 0)) == [1, 3, 5, 7]
 
 
 def test_sybils_may_add_noise_of_their_own() -> None:
     attacks, rows = [LabelFlip(clients=(1, 2, 4), identity=Sybil(noise=0.2))], updates(6, d=20_000)
-    sent = craft(attacks, {1: 0, 2: 0, 4: 0}, range(6), rows, 1, 0)
+    sent = craft(Attackers(attacks, 6, {1: 0, 2: 0, 4: 0}), range(6), rows, 1, 0)
     added = np.stack(list(sent.values())) - rows[1]
     np.testing.assert_allclose(np.linalg.norm(added, axis=1) / np.linalg.norm(rows[1]), 0.2, rtol=0.02)
     assert np.abs(np.corrcoef(added) - np.eye(3)).max() < 0.05
-    again, other = (craft(attacks, {1: 0, 2: 0, 4: 0}, range(6), rows, round, 0) for round in (1, 2))
+    again, other = (craft(Attackers(attacks, 6, {1: 0, 2: 0, 4: 0}), range(6), rows, round, 0) for round in (1, 2))
     np.testing.assert_array_equal(sent[4], again[4])
     assert not np.array_equal(sent[4], other[4])
 
 
 def test_sybils_are_honest_and_apart_while_their_attack_is_off() -> None:
     attacks = [LabelFlip(clients=(1, 2), identity=Sybil(), schedule=SingleShot(round=2))]
-    assert craft(attacks, {1: 0, 2: 0}, range(4), updates(4), 1, 0) == {}
+    assert craft(Attackers(attacks, 4, {1: 0, 2: 0}), range(4), updates(4), 1, 0) == {}
 
 
 def test_own_knowledge_needs_no_rows_of_others() -> None:
     attacks = [SignFlip(clients=(1,))]
-    crafted = craft(attacks, {1: 0}, range(4), {1: np.ones(3, dtype=np.float32)}, round=1, seed=0)
+    crafted = craft(Attackers(attacks, 4, {1: 0}), range(4), {1: np.ones(3, dtype=np.float32)}, round=1, seed=0)
     np.testing.assert_array_equal(crafted[1], [-1, -1, -1])
 
 
@@ -290,8 +292,8 @@ def test_own_knowledge_needs_no_rows_of_others() -> None:
 def test_an_own_attack_does_not_depend_on_others_rows(attack: Attack) -> None:
     first, second = updates(6, seed=1), updates(6, seed=2)
     second.update({client: first[client] for client in (1, 3)})
-    drawn = draw_attackers([attack], 6, 0)
-    results = [craft([attack], drawn, range(6), rows, round=2, seed=5) for rows in (first, second)]
+    drawn = Attackers.draw([attack], 6, 0)
+    results = [craft(drawn, range(6), rows, round=2, seed=5) for rows in (first, second)]
     for client in (1, 3):
         np.testing.assert_array_equal(results[0][client], results[1][client])
 
@@ -301,21 +303,27 @@ def test_an_all_attack_depends_on_others_rows(kind: type[CraftedAttack]) -> None
     attack = kind(clients=(1, 3), knowledge="all")
     rows = updates(6)
     shifted = {client: row + np.float32(client not in (1, 3)) for client, row in rows.items()}
-    first, second = (craft([attack], {1: 0, 3: 0}, range(6), given, round=1, seed=0) for given in (rows, shifted))
+    first, second = (
+        craft(Attackers([attack], 6, {1: 0, 3: 0}), range(6), given, round=1, seed=0) for given in (rows, shifted)
+    )
     assert not np.array_equal(first[1], second[1])
 
 
 def test_hospitals_whose_schedule_is_off_are_honest() -> None:
     attacks = [SignFlip(clients=(0,), schedule=SingleShot(round=2))]
-    assert [list(craft(attacks, {0: 0}, range(3), updates(3), round, seed=0)) for round in (1, 2, 3)] == [[], [0], []]
+    assert [list(craft(Attackers(attacks, 3, {0: 0}), range(3), updates(3), round, seed=0)) for round in (1, 2, 3)] == [
+        [],
+        [0],
+        [],
+    ]
 
 
 def test_crafting_is_deterministic_and_differs_between_rounds_seeds_and_attacks() -> None:
     attacks = [Gaussian(clients=(0, 1)), Gaussian(clients=(2,))]
-    drawn = draw_attackers(attacks, 5, 0)
+    drawn = Attackers.draw(attacks, 5, 0)
 
     def rows(round: int, seed: int) -> np.ndarray:
-        return np.stack(list(craft(attacks, drawn, range(5), updates(5, d=40), round, seed).values()))
+        return np.stack(list(craft(drawn, range(5), updates(5, d=40), round, seed).values()))
 
     np.testing.assert_array_equal(rows(1, 0), rows(1, 0))
     every = np.concatenate([rows(1, 0), rows(2, 0), rows(1, 1)])
@@ -333,4 +341,4 @@ class Wrong(CraftedAttack):
 
 def test_rows_of_a_wrong_shape_are_refused() -> None:
     with refused(path="attacks.0", found="float32 (5,)", says="(2, 5)"):
-        craft([Wrong(clients=(0, 1))], {0: 0, 1: 0}, range(3), updates(3), round=1, seed=0)
+        craft(Attackers([Wrong(clients=(0, 1))], 3, {0: 0, 1: 0}), range(3), updates(3), round=1, seed=0)

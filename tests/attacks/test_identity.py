@@ -8,30 +8,29 @@ from hypothesis import strategies as st
 
 from fedrobust.attacks import (
     Attack,
+    Attackers,
     LabelFlip,
     OneEach,
     SignFlip,
     Sybil,
     Whitewash,
-    draw_attackers,
-    identities,
-    identity_of,
 )
 
 
 def test_everybody_is_itself_by_default() -> None:
     attacks = [SignFlip(clients=(1, 2)), LabelFlip(clients=(3,), identity=Sybil())]
     assert SignFlip(count=1).identity == OneEach()
-    assert identities(attacks, 8, 100) == 8
-    assert identity_of(attacks, draw_attackers(attacks, 8, 0), 8, 50) == {}
+    attackers = Attackers.draw(attacks, 8, 0)
+    assert attackers.ids(100) == 8
+    assert attackers.new_ids(50) == {}
 
 
 def test_whitewashers_come_back_under_new_ids() -> None:
     attacks = [SignFlip(clients=(6, 2)), LabelFlip(clients=(7, 3), identity=Whitewash(every=2))]
-    attackers = draw_attackers(attacks, 10, 0)
-    found = [identity_of(attacks, attackers, 10, round) for round in range(1, 7)]
+    attackers = Attackers.draw(attacks, 10, 0)
+    found = [attackers.new_ids(round) for round in range(1, 7)]
     assert found == [{}, {}, {3: 10, 7: 11}, {3: 10, 7: 11}, {3: 12, 7: 13}, {3: 12, 7: 13}]
-    assert [identities(attacks, 10, rounds) for rounds in (1, 2, 3, 4, 5, 6)] == [10, 10, 12, 12, 14, 14]
+    assert [attackers.ids(rounds) for rounds in (1, 2, 3, 4, 5, 6)] == [10, 10, 12, 12, 14, 14]
 
 
 def test_attacks_of_different_intervals_share_no_id() -> None:
@@ -39,10 +38,10 @@ def test_attacks_of_different_intervals_share_no_id() -> None:
         SignFlip(clients=(4,), identity=Whitewash(every=3)),
         SignFlip(clients=(0, 9), identity=Whitewash(every=2)),
     ]
-    attackers = draw_attackers(attacks, 10, 0)
+    attackers = Attackers.draw(attacks, 10, 0)
     # Ranks: 0, 4, 9. At round 5 hospital 4 is in its second epoch, the others are in their third.
-    assert identity_of(attacks, attackers, 10, 5) == {0: 13, 4: 11, 9: 15}
-    assert identities(attacks, 10, 5) == 16
+    assert attackers.new_ids(5) == {0: 13, 4: 11, 9: 15}
+    assert attackers.ids(5) == 16
 
 
 @pytest.mark.parametrize("rounds", [1, 7, 20])
@@ -56,11 +55,12 @@ def test_no_two_hospitals_ever_share_an_id(rounds: int, groups: list[tuple[int, 
         for count, every in groups
     ]
     clients = 14
-    attackers, total = draw_attackers(attacks, clients, seed), identities(attacks, clients, rounds)
+    attackers = Attackers.draw(attacks, clients, seed)
+    total = attackers.ids(rounds)
     owners: dict[int, int] = {client: client for client in range(clients)}
     for round in range(1, rounds + 1):
-        for hospital, new in identity_of(attacks, attackers, clients, round).items():
-            identity = attacks[attackers[hospital]].identity
+        for hospital, new in attackers.new_ids(round).items():
+            identity = attacks[attackers.drawn[hospital]].identity
             assert isinstance(identity, Whitewash) and round > identity.every
             assert clients <= new < total
             assert owners.setdefault(new, hospital) == hospital
@@ -69,5 +69,5 @@ def test_no_two_hospitals_ever_share_an_id(rounds: int, groups: list[tuple[int, 
 
 def test_a_hospital_keeps_each_id_for_the_same_number_of_rounds() -> None:
     attacks = [SignFlip(clients=(1,), identity=Whitewash(every=4))]
-    ids = [identity_of(attacks, {1: 0}, 5, round).get(1, 1) for round in range(1, 13)]
+    ids = [Attackers(attacks, 5, {1: 0}).new_ids(round).get(1, 1) for round in range(1, 13)]
     assert ids == [1] * 4 + [5] * 4 + [6] * 4
