@@ -38,10 +38,10 @@ from torch import nn
 import fedrobust.parallel as parallel
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump
-from fedrobust.federation.journal import read_journal
 from fedrobust.federation.pool import Pool
 from fedrobust.parallel import leased_pool
 from fedrobust.preparation import hospitals_of
+from fedrobust.records import read_journal
 from fedrobust.runner import RUNS
 from fedrobust.tracking import Tracker
 from fedrobust.tuning.running import run_sweep

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
+from fedrobust.audit.signing import open_key
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import DataError, ExperimentError, FederationError, FedRobustError, UnknownRunError
 from fedrobust.experiment import Experiment
@@ -28,7 +29,6 @@ from fedrobust.federation.session import ray_session
 from fedrobust.naming import Part
 from fedrobust.preparation import hospitals_of
 from fedrobust.runner import KEY, Result, run
-from fedrobust.secure.audit import open_key
 from fedrobust.texts import visible
 from fedrobust.tracking import Tracker, end_children
 

@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedrobust.audit.signing import open_key
+from fedrobust.audit.verification import refuse_changed, seal_files
 from fedrobust.data import NoNormalisation
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import ExperimentError, FedRobustError, Interrupted, UntrainedError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump, load_recorded
-from fedrobust.federation.journal import Checkpoint, Journal, Record, read_checkpoint, read_journal
+from fedrobust.federation.journal import Journal
 from fedrobust.federation.measures import misread
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import FederatedTraining, FinalModel, Hook
 from fedrobust.federation.session import check_ray, ray_session
-from fedrobust.federation.verification import refuse_changed, seal_files
 from fedrobust.learning.vector import load_vector
 from fedrobust.naming import Part, run_name, tags
 from fedrobust.preparation import CACHE, check_attacks, hospitals_of, network_of
 from fedrobust.private import private_files
+from fedrobust.records import Checkpoint, Record, Skips, read_checkpoint, read_journal, versions
 from fedrobust.report import finding, save_partition, write_report
-from fedrobust.secure.audit import open_key, versions
-from fedrobust.skips import Skips
 from fedrobust.tracking import Tracker, flatten, save_model
 
 if TYPE_CHECKING:
@@ -130,9 +130,10 @@ def find_run(run: str) -> Path:
 
 def _reopened(folder: Path, key: Ed25519PrivateKey) -> Journal:
     """The journal of a run that stopped; it stays locked until it is closed."""
-    if (folder / "checkpoint.npz").exists():
-        refuse_changed(folder, key)
-    journal, _ = Journal.reopen(folder, key)
+    if not (folder / "checkpoint.npz").exists():
+        raise ExperimentError(f"run {folder.name} stopped before its first round, and cannot be resumed")
+    refuse_changed(folder, key)
+    journal = Journal(folder, key)
     folder.chmod(0o700)
     return journal
 
@@ -245,16 +246,15 @@ def _trained(
             if told:
                 _picture_of_partition(folder, experiment, hospitals)
             journal = stack.enter_context(closing(Journal(folder, key)))
-            checkpoint = Checkpoint(0, {"weights": federation.hosts.initial_weights()})
-            start = _start(experiment, hospitals, folder.name, checkpoint.arrays["weights"])
-            journal.commit([start], checkpoint)
+            weights = federation.hosts.initial_weights()
+            start = _start(experiment, hospitals, folder.name, weights)
+            journal.commit([start], Checkpoint(0, {"weights": weights}))
             if told:
                 tracker.log(start)
         else:
             journal, folder = resumed, resumed.folder
-            checkpoint = read_checkpoint(folder)
         say("training")
-        outcome = federation.run(journal, checkpoint, hooks)
+        outcome = federation.run(journal, hooks)
         load_vector(network, outcome.weights)
         final = _final(read_journal(folder), outcome, network)
         rounds = experiment.federation.rounds

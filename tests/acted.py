@@ -18,9 +18,9 @@ from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
 from fedrobust.federation.coordinator import Coordinator
 from fedrobust.federation.delivery import Block, delivery
-from fedrobust.federation.journal import Record
 from fedrobust.federation.party_host import PartyHost
 from fedrobust.federation.rounds import FederatedTraining
+from fedrobust.records import Record
 from fedrobust.secure.messages import OVERHEAD, Message, unpack
 from fedrobust.secure.sending import Sender
 from fedrobust.trust.defence import Defence

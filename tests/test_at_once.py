@@ -25,7 +25,7 @@ from fedrobust.tracking import Tracker, tables
 OPENING = """
 import sys
 from pathlib import Path
-from fedrobust.secure.audit import open_key, public_hex
+from fedrobust.audit.signing import open_key, public_hex
 from fedrobust.tracking import Tracker
 from fedrobust.tuning.running import STORAGE
 from fedrobust.tuning.study import open_study

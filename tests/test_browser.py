@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from fedrobust import tracking
-from fedrobust.federation.journal import read_journal
+from fedrobust.records import read_journal
 from fedrobust.report import write_report
 from fedrobust.tracking import Tracker, flatten, metrics
 from fedrobust.tracking.artifacts import stored_files

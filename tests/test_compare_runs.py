@@ -14,12 +14,12 @@ from tiny import YAML, run, write_patches
 
 import fedrobust
 from fedrobust import cli
+from fedrobust.audit.signing import AuditError
+from fedrobust.audit.verification import verify_all
 from fedrobust.errors import ExperimentError
 from fedrobust.federation.pool import Pool
-from fedrobust.federation.verification import verify_all
 from fedrobust.report import write_again
 from fedrobust.runner import KEY
-from fedrobust.secure.audit import AuditError
 
 IMAGES = np.random.default_rng(0).random((4, 3, 12, 12), dtype=np.float32)
 

@@ -15,7 +15,7 @@ from reported import journal
 
 from fedrobust.cli import main
 from fedrobust.errors import FedRobustError
-from fedrobust.federation.journal import reading
+from fedrobust.records import reading
 from fedrobust.report import write_again, write_comparison
 
 RUN, OTHER = "0123456789abcdef0123456789abcdef", "f" * 32

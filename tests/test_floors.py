@@ -12,13 +12,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 FLOORS: list[set[str]] = [
-    {"arrays", "errors", "private", "seeds", "portions", "skips", "texts", "users_code", "machine"},
+    {"arrays", "errors", "private", "seeds", "portions", "texts", "users_code", "machine"},
     {"extras", "locks", "options", "screen", "yaml_tree"},
     {"data", "learning", "updates", "databases", "failures", "records"},
     {"aggregation"},
     {"attacks", "secure", "trust"},
     {"experiment"},
     {"experiment_file", "naming"},
+    {"audit"},
     {"federation", "tracking"},
     {"figures"},
     {"report", "preparation"},

@@ -13,12 +13,12 @@ from tiny import ended_again, run
 from vouched import append, restate
 
 import fedrobust
+from fedrobust.audit.signing import read_public
+from fedrobust.audit.verification import verify_all
 from fedrobust.errors import ExperimentError
 from fedrobust.federation.pool import Pool
-from fedrobust.federation.verification import verify_all
 from fedrobust.naming import Part
 from fedrobust.runner import KEY
-from fedrobust.secure.audit import read_public
 
 pytestmark = pytest.mark.usefixtures("in_place")
 

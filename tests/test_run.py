@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,14 @@ import ray
 from tiny import ended_again, journal_without_seconds, run, write_patches
 
 import fedrobust
+from fedrobust.audit.log import check
+from fedrobust.audit.signing import read_public
+from fedrobust.audit.verification import verify_all
 from fedrobust.errors import DataError, ExperimentError, FederationError, TrackingError
-from fedrobust.federation.journal import Checkpoint, Journal, read_journal
+from fedrobust.federation import journal
 from fedrobust.federation.pool import Pool
-from fedrobust.federation.verification import verify_all
+from fedrobust.records import Checkpoint, LineFile, read_journal, write_checkpoint
 from fedrobust.runner import KEY, find_run
-from fedrobust.secure.audit import check, read_public
 
 pytestmark = pytest.mark.usefixtures("in_place")
 
@@ -174,7 +175,7 @@ def test_resume_refuses_another_experiment_and_other_data(reference: fedrobust.R
     with pytest.raises(ExperimentError, match=r"another experiment: learning\.local\.steps was 3, is 4") as refused:
         run("learning.local.steps=4", resume=reference.run_id)
     assert refused.value.__traceback__ is not None  # whoever keeps the error does not keep the run locked
-    Journal(reference.folder).close()
+    LineFile(reference.folder / "journal.jsonl").close()
     with pytest.raises(ExperimentError, match="no such run"):
         run(resume="nosuchrun")
     patches = (place / "patches.npz").read_bytes()
@@ -228,7 +229,10 @@ def test_a_model_that_was_exchanged_is_made_again(reference: fedrobust.Result, p
 
 
 def test_a_run_that_another_process_holds_is_refused(reference: fedrobust.Result) -> None:
-    with closing(Journal(reference.folder)), pytest.raises(ExperimentError, match="another process is running"):
+    with (
+        LineFile(reference.folder / "journal.jsonl"),
+        pytest.raises(ExperimentError, match="another process is running"),
+    ):
         run(resume=reference.run_id)
 
 
@@ -237,15 +241,14 @@ def test_crashes_around_the_end_lose_nothing(
 ) -> None:
     short = ["federation.rounds=2"]
     before = set(Path("mlruns/runs").iterdir())
-    write = Journal._write
 
-    def crash(self: Journal, checkpoint: Checkpoint) -> None:
+    def crash(folder: Path, checkpoint: Checkpoint) -> None:
         if checkpoint.round == 2 and checkpoint.pending is None:  # the end's lines are there, its commit is not
             raise OSError("crash")
-        write(self, checkpoint)
+        write_checkpoint(folder, checkpoint)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "_write", crash)
+        patch.setattr(journal, "write_checkpoint", crash)
         with pytest.raises(FederationError, match=r"could not be written: crash; go on with: --resume"):
             run(*short, pool=pool)
     first = ended_again(short, before, pool)

@@ -12,11 +12,11 @@ import ray
 from tiny import ended_again, run
 
 import fedrobust
+from fedrobust.audit.log import timeless
+from fedrobust.audit.verification import verify_all
 from fedrobust.federation.delivery import ByMasks
 from fedrobust.federation.parties import PartyTeam
 from fedrobust.federation.pool import Pool
-from fedrobust.federation.verification import verify_all
-from fedrobust.secure.audit import timeless
 
 pytestmark = pytest.mark.usefixtures("in_place")
 

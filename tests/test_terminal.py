@@ -22,11 +22,11 @@ from reported import compared
 from rich.console import Console
 
 from fedrobust import cli
+from fedrobust.audit.verification import Verdict
 from fedrobust.cluster import Job
 from fedrobust.duel.results import Turn
 from fedrobust.duel.running import Findings as DuelFindings
 from fedrobust.experiment import Experiment
-from fedrobust.federation.verification import Verdict
 from fedrobust.matrix.cells import Outcome
 from fedrobust.matrix.results import Verdict as MatrixVerdict
 from fedrobust.matrix.running import Findings as MatrixFindings

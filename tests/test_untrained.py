@@ -13,12 +13,12 @@ from tiny import run
 
 import fedrobust
 from fedrobust import cli
+from fedrobust.audit.verification import verify_all
 from fedrobust.errors import ExperimentError, FederationError, UntrainedError
 from fedrobust.federation.hosts import TrainedUpdates
-from fedrobust.federation.journal import read_journal
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import explained
-from fedrobust.federation.verification import verify_all
+from fedrobust.records import read_journal
 
 pytestmark = pytest.mark.usefixtures("in_place")
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 import fedrobust
-from fedrobust.federation.journal import read_journal
 from fedrobust.federation.pool import Pool
+from fedrobust.records import read_journal
 
 YAML = """
 name: tiny

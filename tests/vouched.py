@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedrobust.audit.verification import seal_files
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump
-from fedrobust.federation.journal import Checkpoint, Journal
-from fedrobust.federation.verification import seal_files
+from fedrobust.federation.journal import Journal
+from fedrobust.records import Checkpoint
 
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2))
 ROUNDS = 4

@@ -32,7 +32,7 @@ def compare(
 @app.command()
 def report(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
     """Write a run's report again, and say where it is."""
-    from fedrobust.federation.journal import reading
+    from fedrobust.records import reading
     from fedrobust.report import write_again
     from fedrobust.runner import KEY, find_run
 
@@ -44,7 +44,7 @@ def report(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id,
 @app.command()
 def sync(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
     """Send to MLflow what a run recorded while the tracking server was away."""
-    from fedrobust.federation.journal import read_journal, reading
+    from fedrobust.records import read_journal, reading
     from fedrobust.runner import find_run
     from fedrobust.tracking import sync as sync_run
 
@@ -62,8 +62,8 @@ def audit(
     ] = None,
 ) -> None:
     """Check that a run's audit log is unbroken, and that everything in the run's folder is as it left it."""
-    from fedrobust.federation.verification import verify_all
-    from fedrobust.secure.audit import AuditError, read_public
+    from fedrobust.audit.signing import AuditError, read_public
+    from fedrobust.audit.verification import verify_all
     from fedrobust.terminal import console, show_verdict
 
     public = None if key is None else read_public(key)

@@ -12,8 +12,8 @@ from fedrobust.aggregation import Layer
 from fedrobust.attacks import craft
 from fedrobust.experiment import Experiment
 from fedrobust.federation.coordinator import known
-from fedrobust.federation.journal import below
 from fedrobust.federation.preview import DefencePreview
+from fedrobust.records import below
 from fedrobust.secure.sending import Sender
 from fedrobust.trust.defence import Defence
 from fedrobust.updates import cut_columns

@@ -14,10 +14,10 @@ import numpy as np
 from fedrobust.aggregation import Layer, capped_prior
 from fedrobust.arrays import Arrays
 from fedrobust.experiment import Experiment
-from fedrobust.federation.journal import Record, below
 from fedrobust.federation.masked_rounds import Masked
 from fedrobust.federation.parties import Sent
 from fedrobust.federation.shard_hosts import RemoteShardedUpdates, Scattered
+from fedrobust.records import Record, below
 from fedrobust.secure.masking_terms import MaskingError
 from fedrobust.secure.messages import MessageError
 from fedrobust.secure.shared_updates import SharedUpdates

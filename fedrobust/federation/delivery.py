@@ -14,11 +14,11 @@ from ray.actor import ActorHandle
 from fedrobust.arrays import Arrays
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import answer, setup
-from fedrobust.federation.journal import below
 from fedrobust.federation.masked_rounds import Masked
 from fedrobust.federation.parties import PartyTeam
 from fedrobust.federation.pool import Team
 from fedrobust.federation.shard_hosts import Scattered
+from fedrobust.records import below
 from fedrobust.secure import PairwiseMasking, SecretSharing
 from fedrobust.secure.masked_updates import draw_groups
 

@@ -9,7 +9,7 @@ import numpy as np
 from fedrobust.attacks import Attack, Backdoor
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.federation.clients import triggered
-from fedrobust.federation.journal import Record
+from fedrobust.records import Record
 
 
 def evaluation_record(

@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 
 from fedrobust.arrays import Arrays
 from fedrobust.federation.actors import answer
-from fedrobust.federation.journal import below
+from fedrobust.records import below
 from fedrobust.secure import SecretSharing
 from fedrobust.secure.lines import HISTORY_FRACTION
 from fedrobust.secure.messages import MessageError, run_id

@@ -23,9 +23,10 @@ from fedrobust.federation.actors import ActorDied, answer, setup
 from fedrobust.federation.adversary import Outlook
 from fedrobust.federation.delivery import Block, delivery
 from fedrobust.federation.hosts import Hosts, TrainedUpdates
-from fedrobust.federation.journal import Checkpoint, Journal, Record
+from fedrobust.federation.journal import Journal
 from fedrobust.federation.measures import evaluation_record
 from fedrobust.federation.pool import Team
+from fedrobust.records import Checkpoint, Record
 from fedrobust.secure import PairwiseMasking
 from fedrobust.seeds import generator
 from fedrobust.trust.defence import Defence
@@ -54,12 +55,13 @@ class FederatedTraining:
         self._appear = self._attackers.ids(experiment.federation.rounds)
         self._samples = self._claimed_samples()
 
-    def run(self, journal: Journal, start: Checkpoint, hooks: Sequence[Hook] = ()) -> FinalModel:
-        """Go on after the checkpoint `start` until the last round; each committed record goes to every hook.
+    def run(self, journal: Journal, hooks: Sequence[Hook] = ()) -> FinalModel:
+        """Go on after the journal's last commit until the last round; each committed record goes to every hook.
 
         Raises `FederationError` when the federation cannot go on; what is committed stays.
         """
-        settings, evaluation = self.experiment.federation, self.experiment.evaluation
+        settings, evaluation, start = self.experiment.federation, self.experiment.evaluation, journal.checkpoint
+        assert start is not None, "a run begins with the commit of its first weights"
         weights, pending = np.ascontiguousarray(start.arrays["weights"]), start.pending
         states = {int(client): state for client, state in start.below("client").items()}
         samples = self._samples

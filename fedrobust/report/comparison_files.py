@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedrobust import figures
-from fedrobust.federation.journal import read_journal, reading
+from fedrobust.records import read_journal, reading
 from fedrobust.report.compare import Comparison, compare
 from fedrobust.report.comparison_page import PICTURED, comparison_html
 from fedrobust.report.finding import find_runs

@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedrobust import figures
-from fedrobust.federation.contents import contents
-from fedrobust.federation.journal import read_journal
-from fedrobust.federation.verification import seal_files, verify, verify_all
+from fedrobust.audit.contents import contents
+from fedrobust.audit.signing import AuditError, open_key, public_hex
+from fedrobust.audit.verification import seal_files, verify, verify_all
+from fedrobust.records import read_journal
 from fedrobust.report.page import html
 from fedrobust.report.story import Run
-from fedrobust.secure.audit import AuditError, open_key, public_hex
 
 MONTAGE = "figures/misread.png"
 """The one picture that needs the patches themselves."""

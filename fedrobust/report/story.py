@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedrobust.errors import ExperimentError
-from fedrobust.federation.journal import Record
-from fedrobust.skips import Skips
+from fedrobust.records import Record, Skips
 
 
 @dataclass(frozen=True)

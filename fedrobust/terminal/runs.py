@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrobust.databases import without_password
-from fedrobust.skips import Skips
+from fedrobust.records import Skips
 from fedrobust.terminal.elements import Bar, plain
 from fedrobust.users_code import loaded
 
 if TYPE_CHECKING:
+    from fedrobust.audit.verification import Verdict
     from fedrobust.experiment import Experiment
-    from fedrobust.federation.verification import Verdict
     from fedrobust.runner import Result
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from fedrobust.skips import Skips
+from fedrobust.records import Skips
 from fedrobust.tracking.artifacts import upload
 from fedrobust.tracking.entries import LONGEST_NAME, Record, shortened
 from fedrobust.tracking.faults import fault, refuse_deleted

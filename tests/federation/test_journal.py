@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fedrobust.errors import ExperimentError, FederationError
-from fedrobust.federation.journal import Checkpoint, Journal, read_checkpoint, read_journal
+from fedrobust.federation.journal import Journal
+from fedrobust.records import Checkpoint, read_checkpoint, read_journal
 
 
 def checkpoint(round: int) -> Checkpoint:
@@ -40,8 +41,8 @@ def test_lines_after_the_last_commit_are_cut_off(tmp_path: Path, tail: bytes) ->
     with (tmp_path / "journal.jsonl").open("ab") as file:
         file.write(tail)
     (tmp_path / "checkpoint.partial").write_bytes(b"half a checkpoint")
-    journal, found = Journal.reopen(tmp_path)
-    assert found.round == 2
+    journal = Journal(tmp_path)
+    assert journal.checkpoint is not None and journal.checkpoint.round == 2
     journal.commit([{"kind": "round", "round": 3}], checkpoint(3))
     assert [record["round"] for record in read_journal(tmp_path)] == [1, 2, 3]
 
@@ -53,8 +54,8 @@ def test_a_crash_before_the_rename_commits_nothing(tmp_path: Path, monkeypatch: 
         with pytest.raises(FederationError, match="round 2 could not be written: crash"):
             journal.commit([{"kind": "round", "round": 2}], checkpoint(2))
     journal.close()
-    _, found = Journal.reopen(tmp_path)
-    assert found.round == 1
+    again = Journal(tmp_path).checkpoint
+    assert again is not None and again.round == 1
     assert [record["round"] for record in read_journal(tmp_path)] == [1]
 
 
@@ -88,11 +89,11 @@ def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
 
 def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="no such file"):
-        Journal.reopen(tmp_path)
+        read_checkpoint(tmp_path)
     committed(tmp_path, 1).close()
     (tmp_path / "journal.jsonl").write_bytes(b"")
     with pytest.raises(ExperimentError, match="shorter than its checkpoint"):
-        Journal.reopen(tmp_path)
+        Journal(tmp_path)
     (tmp_path / "checkpoint.npz").write_bytes(b"no archive")
     with pytest.raises(ExperimentError, match="damaged checkpoint"):
-        Journal.reopen(tmp_path)
+        Journal(tmp_path)

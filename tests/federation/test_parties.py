@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from acted import Actor, House, messages, options, updates
 
+from fedrobust.audit.log import timeless
 from fedrobust.errors import FederationError
-from fedrobust.federation.journal import Record
-from fedrobust.secure.audit import timeless
+from fedrobust.records import Record
 from fedrobust.secure.messages import Kind
 from fedrobust.secure.ring import Words
 

@@ -10,8 +10,8 @@ import pytest
 from fedrobust.experiment import Experiment
 from fedrobust.federation.adversary import Adversary, Outlook
 from fedrobust.federation.coordinator import Coordinator, known
-from fedrobust.federation.journal import below
 from fedrobust.federation.preview import DefencePreview
+from fedrobust.records import below
 from fedrobust.trust.defence import Defence
 
 CLIENTS, D = 8, 60

@@ -18,13 +18,13 @@ from played import two_teams
 import fedrobust.matrix.running as matrix_running
 import fedrobust.parallel as parallel
 from fedrobust import cli
+from fedrobust.audit.signing import AuditError
 from fedrobust.data.histology import Histology
 from fedrobust.errors import DataError, ExperimentError, FederationError, FedRobustError, NoPlaceError, TrackingError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
 from fedrobust.matrix import load_matrix
 from fedrobust.matrix.running import Findings, run_matrix
-from fedrobust.secure.audit import AuditError
 
 BASE = """
 name: base

@@ -16,6 +16,7 @@ from played import Played, sweep, two_teams
 import fedrobust
 import fedrobust.parallel as parallel
 from fedrobust import cli
+from fedrobust.audit.signing import AuditError
 from fedrobust.data.histology import Histology
 from fedrobust.errors import (
     DataError,
@@ -28,7 +29,6 @@ from fedrobust.errors import (
 )
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
-from fedrobust.secure.audit import AuditError
 from fedrobust.tuning.pruners import Median
 from fedrobust.tuning.running import STORAGE
 from fedrobust.tuning.samplers import Tpe

@@ -10,8 +10,8 @@ import pytest
 from tiny import write_patches
 
 import fedrobust
-from fedrobust.federation.journal import read_journal
 from fedrobust.federation.pool import Pool
+from fedrobust.records import read_journal
 from fedrobust.tuning.running import Findings, run_sweep
 from fedrobust.tuning.study import Completed, Pruned, Trial
 from fedrobust.tuning.sweep import load_sweep

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedrobust.secure.audit import AuditError, canonical, check_signature, is_hex
+from fedrobust.audit.signing import AuditError, canonical, check_signature, is_hex
 from fedrobust.secure.messages import digest
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from vouched import KEY, OTHER
 
-from fedrobust.secure.audit import AuditError, Log, canonical, public_hex
-from fedrobust.secure.seals import STATE, arrays_digest, check_state, open_seal, seal, sign_state
+from fedrobust.audit.log import Log
+from fedrobust.audit.seals import STATE, arrays_digest, check_state, open_seal, seal, sign_state
+from fedrobust.audit.signing import AuditError, canonical, public_hex
 
 A, B = "aa" * 32, "bb" * 32
 FILES = {"report.html": A, "model/data/model.pt2": B, "fígures/\udcff\n.png": A}

@@ -16,20 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrobust.secure.audit import (
-    START,
-    AuditError,
-    Log,
-    canonical,
-    check,
-    entry_of,
-    misfit,
-    open_key,
-    public_hex,
-    public_pem,
-    read_public,
-    versions,
-)
+from fedrobust.audit.log import START, Log, check, entry_of, misfit
+from fedrobust.audit.signing import AuditError, canonical, open_key, public_hex, public_pem, read_public
+from fedrobust.records import versions
 
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2))
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from typer.testing import CliRunner
-from vouched import KEY, MADE, OTHER, ROUNDS, UPLOADED, commits, edit, ended, exchange, lines, restate, weights
+from vouched import KEY, MADE, OTHER, ROUNDS, UPLOADED, append, commits, edit, ended, exchange, lines, restate, weights
 
+from fedrobust.audit.signing import AuditError, public_hex, public_pem
+from fedrobust.audit.verification import CORE, refuse_changed, seal_files, verify, verify_all
 from fedrobust.cli import app
 from fedrobust.errors import ExperimentError, FedRobustError
-from fedrobust.federation.journal import Journal, read_checkpoint
-from fedrobust.federation.verification import CORE, refuse_changed, seal_files, verify, verify_all
-from fedrobust.secure.audit import AuditError, public_hex, public_pem
+from fedrobust.federation.journal import Journal
+from fedrobust.records import read_checkpoint
 
 
 @pytest.fixture
@@ -209,8 +210,8 @@ def test_a_crash_changes_no_byte_of_the_log(
         journal.commit(records, checkpoint)
     with monkeypatch.context() as patch:
         if stage == "before the log":  # the journal's lines are there, of the log's a part
-            journal._file.write(b'{"kind":"round"}\n')
-            journal._lines.write(lines(folder)[1][:-9])
+            append(again / "journal.jsonl", b'{"kind":"round"}\n')
+            append(again / "audit.jsonl", lines(folder)[1][:-9])
         elif stage == "before the rename":
             patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("crash")))
             with pytest.raises(FedRobustError, match="could not be written: crash"):
@@ -221,7 +222,7 @@ def test_a_crash_changes_no_byte_of_the_log(
     done = at + (stage == "after the rename")
     refuse = verify(again, public_hex(KEY), "r1")
     assert (refuse.broken, refuse.rounds) == ("", min(ROUNDS, max(0, done - 1)))
-    resumed, _ = Journal.reopen(again, KEY)
+    resumed = Journal(again, KEY)
     for records, checkpoint in steps[done:]:
         resumed.commit(records, checkpoint)
     resumed.close()
@@ -244,10 +245,10 @@ def test_a_run_that_was_changed_is_not_resumed_or_sealed(tmp_path: Path) -> None
 def test_a_journal_is_reopened_with_its_key_and_its_whole_log(tmp_path: Path) -> None:
     stopped = ended(tmp_path / "r1", steps=4)
     with pytest.raises(ExperimentError, match="cannot be continued without the key"):
-        Journal.reopen(stopped)
+        Journal(stopped)
     (stopped / "audit.jsonl").write_bytes(b"".join(lines(stopped)[:-1]))
     with pytest.raises(ExperimentError, match=r"audit\.jsonl: shorter than its checkpoint says"):
-        Journal.reopen(stopped, KEY)
+        Journal(stopped, KEY)
 
 
 def test_the_command_says_what_holds_and_what_does_not(folder: Path, workplace: Path) -> None:

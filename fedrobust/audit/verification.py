@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedrobust.audit.contents import MLMODEL, contents, digest, runs_named, shown
+from fedrobust.audit.log import Chain, check, misfit
+from fedrobust.audit.seals import arrays_digest, check_state, open_seal, seal
+from fedrobust.audit.signing import AuditError, canonical, public_hex, read_public
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment_file import read_options
-from fedrobust.federation.contents import MLMODEL, contents, digest, runs_named, shown
-from fedrobust.federation.journal import Checkpoint, Record, exact_records, read_checkpoint
-from fedrobust.secure.audit import AuditError, Chain, canonical, check, misfit, public_hex, read_public
-from fedrobust.secure.seals import arrays_digest, check_state, open_seal, seal
+from fedrobust.records import Checkpoint, Record, exact_records, read_checkpoint
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -32,12 +32,13 @@ from vouched import (
     weights,
 )
 
+from fedrobust.audit.seals import arrays_digest, seal
+from fedrobust.audit.signing import AuditError, open_key, public_hex
+from fedrobust.audit.verification import refuse_changed, seal_files, verify, verify_all
 from fedrobust.errors import ExperimentError
-from fedrobust.federation.journal import Journal, read_checkpoint
-from fedrobust.federation.verification import refuse_changed, seal_files, verify, verify_all
+from fedrobust.federation.journal import Journal
+from fedrobust.records import read_checkpoint
 from fedrobust.report import write_again
-from fedrobust.secure.audit import AuditError, open_key, public_hex
-from fedrobust.secure.seals import arrays_digest, seal
 
 NEXT = 2 * ROUNDS + 3
 """The number of the line behind the end."""
@@ -378,7 +379,7 @@ def test_a_run_whose_log_was_taken_away_does_not_go_on_without_one(tmp_path: Pat
     ):
         refuse_changed(stopped, KEY)
     with pytest.raises(ExperimentError, match="cannot be continued: it has no audit log, or the log was taken away"):
-        Journal.reopen(stopped, KEY)
+        Journal(stopped, KEY)
     (stopped / "audit.jsonl").write_bytes(b"")
     with pytest.raises(ExperimentError, match=r"cannot be resumed: .*the log is empty"):
         refuse_changed(stopped, KEY)
@@ -388,14 +389,14 @@ def test_without_a_key_a_run_with_a_log_does_not_go_on(tmp_path: Path) -> None:
     stopped = ended(tmp_path / "r1", steps=3)
     without_log(stopped)
     with pytest.raises(ExperimentError, match="cannot be continued without the key"):
-        Journal.reopen(stopped)
+        Journal(stopped)
 
 
 def test_a_public_key_that_was_taken_away_is_written_again(tmp_path: Path) -> None:
     stopped = ended(tmp_path / "r1", steps=3)
     (stopped / "audit.pub").unlink()
     refuse_changed(stopped, KEY)
-    journal, _ = Journal.reopen(stopped, KEY)
+    journal = Journal(stopped, KEY)
     for records, checkpoint in commits("r1")[3:]:
         journal.commit(records, checkpoint)
     journal.close()

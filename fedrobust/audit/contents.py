@@ -8,7 +8,7 @@ import stat
 from hashlib import sha256
 from pathlib import Path
 
-from fedrobust.secure.audit import AuditError
+from fedrobust.audit.signing import AuditError
 
 MLMODEL = "model/MLmodel"
 """MLflow's description of the model: what loads it, and how. An upload writes into it."""
