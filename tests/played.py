@@ -22,7 +22,7 @@ from fedrobust.tuning.files import write_trials
 from fedrobust.tuning.running import Findings, run_sweep
 from fedrobust.tuning.study import SweepStudy, Trial
 from fedrobust.tuning.sweep import Plan, load_sweep
-from fedrobust.tuning.views import View
+from fedrobust.tuning.views import SweepView
 
 BASE = """
 name: base
@@ -130,7 +130,7 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Played:
         yield stage
 
     def table(folder: Path, plan: Plan, study: SweepStudy, fresh: object) -> None:
-        write_trials(folder / "trials.csv", View.of(plan, study))
+        write_trials(folder / "trials.csv", SweepView.of(plan, study))
 
     monkeypatch.setattr(running, "write_study", table)
     monkeypatch.setattr(parallel, "run", stage.run)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedrobust.tuning.objectives import Direction
 from fedrobust.tuning.space import Space, Values, parsed
-from fedrobust.tuning.views import Row, View
+from fedrobust.tuning.views import Row, SweepView
 
 MIXED = {
     "learning.local.optimizer.lr": {"log": [0.001, 1.0]},
@@ -39,7 +39,7 @@ def view_of(
     reports: Callable[[int], dict[int, float]] = lambda number: {},
     names: Sequence[str] = ("test/balanced_accuracy", "time/seconds", "attack/success", "loss"),
     title: str = "made up",
-) -> View:
+) -> SweepView:
     """A view of random trials; one for which `judge` returns nothing was pruned if it has reports, or failed."""
     templates = Space({path: parsed(path, template) for path, template in space.items()})
     random = np.random.default_rng(7)
@@ -59,7 +59,7 @@ def view_of(
     ]
     best = front if len(directions) > 1 else front[:1]
     objectives = tuple(names[: len(directions)])
-    return View(title, objectives, tuple(directions), templates, tuple(rows), tuple(best), trials + 2, "round")
+    return SweepView(title, objectives, tuple(directions), templates, tuple(rows), tuple(best), trials + 2, "round")
 
 
 def by_rate(number: int, chosen: Values) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedrobust.report.compare import FIGURES, Comparison, Group, Spread, final_figures, shown
-from fedrobust.report.elements import document, escaped, picture, plural
+from fedrobust.report.elements import Table, plural, render
 from fedrobust.report.story import attack, defence
 
 PICTURED = 9
@@ -31,29 +31,22 @@ def comparison_html(name: str, comparison: Comparison, pictures: Mapping[str, by
     """The comparison as one page without scripts or references to anything outside it."""
     runs = sum(len(group.runs) for group in comparison.groups)
     facts = [plural(runs, "run"), plural(len(comparison.groups), "group"), _seeds(comparison.groups)]
-    notes = "".join(f'<p class="note">{escaped(note)}</p>' for note in comparison.notes)
-    body = f"""<h1>{escaped(name)}</h1>
-<p class="facts">{" · ".join(escaped(fact) for fact in facts if fact)}</p>
-<section>
-<h2>After the last round</h2>
-{table_of_groups(comparison)}
-<p class="note">Mean ± standard deviation over the seeds; the group with the highest balanced accuracy comes first. An
-option that a group does not have is –; options that follow from a name are left out here.</p>{notes}
-</section>
-{_sections(comparison, pictures)}
-<section>
-<h2>Run by run</h2>
-{_runs(comparison)}
-</section>
-<section>
-<h2>Settings</h2>
-{_details(f"All {plural(len(comparison.differing), 'option')} that differ", _differing(comparison))}
-{_details(f"The {plural(len(comparison.shared), 'option')} in which all runs agree", _pairs(comparison.shared))}
-</section>"""
-    return document(name, body)
+    return render(
+        "report/templates/comparison.html.j2",
+        title=name,
+        facts=facts,
+        groups=_groups(comparison),
+        notes=comparison.notes,
+        captions=CHAPTERS,
+        pictures=pictures,
+        cut=PICTURED if len(comparison.groups) > PICTURED else 0,
+        runs=_runs(comparison),
+        differing=_differing(comparison),
+        shared=comparison.shared,
+    )
 
 
-def table_of_groups(comparison: Comparison) -> str:
+def _groups(comparison: Comparison) -> Table:
     """What tells the groups apart, and their final figures."""
     heads = ["", *comparison.columns, "seeds", *(FIGURES[name] for name in comparison.figures)]
     lines = []
@@ -61,22 +54,10 @@ def table_of_groups(comparison: Comparison) -> str:
         options = [group.options.get(path, "–") for path in comparison.columns]
         figures = [shown(name, spread, len(group.runs)) for name, spread in group.figures.items()]
         lines.append([str(place), *options, str(len(group.runs)), *figures])
-    return _table(heads, lines)
+    return heads, lines
 
 
-def _sections(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
-    left_out = len(comparison.groups) - PICTURED
-    rest = f'<p class="note">The pictures show the {PICTURED} groups with the highest balanced accuracy.</p>'
-    parts = []
-    for heading, captions in CHAPTERS.items():
-        found = [picture(name, text, pictures[name]) for name, text in captions.items() if name in pictures]
-        if found:
-            told = rest if left_out > 0 else ""
-            parts.append(f"<section>\n<h2>{heading}</h2>\n" + "\n".join(found) + f"{told}\n</section>")
-    return "\n".join(parts)
-
-
-def _runs(comparison: Comparison) -> str:
+def _runs(comparison: Comparison) -> Table:
     heads = ["run", "group", "attack against defence", "seed", *(FIGURES[name] for name in comparison.figures)]
     lines = []
     for place, group in enumerate(comparison.groups, start=1):
@@ -85,29 +66,14 @@ def _runs(comparison: Comparison) -> str:
             figures = [shown(name, Spread.of([values.get(name)]), 1) for name in group.figures]
             who = f"{attack(experiment)} against {defence(experiment)}"
             lines.append([str(run.start["run"]), str(place), who, str(experiment["seed"]), *figures])
-    return _details(f"All {plural(len(lines), 'run')}", _table(heads, lines))
+    return heads, lines
 
 
-def _differing(comparison: Comparison) -> str:
+def _differing(comparison: Comparison) -> Table:
     heads = ["option", *map(str, range(1, len(comparison.groups) + 1))]
-    return _table(
-        heads, [[path, *(group.options.get(path, "–") for group in comparison.groups)] for path in comparison.differing]
-    )
-
-
-def _pairs(options: Mapping[str, str]) -> str:
-    rows = "".join(f"<tr><td>{escaped(path)}</td><td>{escaped(value)}</td></tr>" for path, value in options.items())
-    return f'<div class="wide"><table class="settings"><tbody>{rows}</tbody></table></div>'
-
-
-def _details(summary: str, inside: str) -> str:
-    return f"<details><summary>{escaped(summary)}</summary>{inside}</details>"
-
-
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escaped(text).replace('.', '.<wbr>')}</th>" for text in heads)
-    rows = "".join("<tr>" + "".join(f"<td>{escaped(text)}</td>" for text in line) + "</tr>" for line in lines)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return heads, [
+        [path, *(group.options.get(path, "–") for group in comparison.groups)] for path in comparison.differing
+    ]
 
 
 def _seeds(groups: Sequence[Group]) -> str:

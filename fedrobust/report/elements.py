@@ -6,8 +6,8 @@ A page is one HTML file with no reference to anything outside it; only a sweep's
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from functools import cache
-from html import escape
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,6 +15,9 @@ from markupsafe import Markup
 
 from fedrobust.figures.drawing import DOTS_PER_INCH
 from fedrobust.texts import visible
+
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+"""Heads and rows, as the macro `table` takes them; cells that are floats are shown with five digits."""
 
 
 def render(template: str, **values: Any) -> str:
@@ -24,27 +27,6 @@ def render(template: str, **values: Any) -> str:
     and does not get is an error.
     """
     return _environment().get_template(template).render(values)
-
-
-def document(title: str, body: str) -> str:
-    """A page with everything that it needs."""
-    return (
-        _environment()
-        .from_string('{% extends "report/templates/base.html.j2" %}{% block body %}{{ body }}{% endblock %}')
-        .render(title=title, body=Markup(body))
-    )
-
-
-def escaped(text: object) -> str:
-    """A text for a page, inside or in an attribute: nothing in it is a tag, and its control characters are seen."""
-    return escape(visible(text, keep="\n"))
-
-
-def picture(name: str, text: str, file: bytes) -> str:
-    """A PNG file inside the page, with its caption."""
-    data, width = base64.b64encode(file).decode(), int.from_bytes(file[16:20], "big") * 102 // DOTS_PER_INCH
-    image = f'<img src="data:image/png;base64,{data}" width="{width}" alt="{escaped(text)}">'
-    return f'<figure id="{name}">{image}<figcaption>{escaped(text)}</figcaption></figure>'
 
 
 def plural(count: int, word: str) -> str:
@@ -62,7 +44,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"breakable": _breakable, "plural": plural}
+    environment.filters |= {"breakable": _breakable, "data": _data, "plural": plural, "shown_width": _shown_width}
     return environment
 
 
@@ -74,3 +56,13 @@ def _seen(value: Any) -> Any:
 def _breakable(text: object) -> Markup:
     """A name that may be broken after its dots and slashes."""
     return Markup(str(Markup.escape(_seen(text))).replace(".", ".<wbr>").replace("/", "/<wbr>"))
+
+
+def _data(png: bytes) -> Markup:
+    """The address that is a PNG file itself."""
+    return Markup(f"data:image/png;base64,{base64.b64encode(png).decode()}")
+
+
+def _shown_width(png: bytes) -> int:
+    """The width of a PNG file on the page, in its pixels."""
+    return int.from_bytes(png[16:20], "big") * 102 // DOTS_PER_INCH

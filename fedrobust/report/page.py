@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from fedrobust.report.elements import document, escaped, picture, plural
+from fedrobust.report.elements import plural, render
 from fedrobust.report.story import Hospital, Run, attack, defence, protocol
 from fedrobust.tracking import flatten
 
@@ -54,7 +55,6 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
     `audit` says whether the run's audit log verifies.
     """
     experiment = run.start["experiment"]
-    title = escaped(experiment["name"])
     partition = experiment["data"]["partition"]
     facts = [
         f"{attack(experiment)} against {defence(experiment)}",
@@ -64,28 +64,26 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
         f"seed {experiment['seed']}",
         protocol(experiment),
     ]
-    settings = flatten({key: value for key, value in experiment.items() if key != "name"})
-    rows = "".join(f"<tr><td>{escaped(path)}</td><td>{escaped(value)}</td></tr>" for path, value in settings.items())
-    labels = ", ".join(f"“{escaped(name)}”" for name in run.start["label_names"])
-    body = f"""<h1>{title}</h1>
-<p class="facts">{" · ".join(escaped(fact) for fact in facts)}</p>
-{_skipped(run)}{_cards(run.final)}
-<p class="verdict">{escaped(verdict(run))}</p>
-{_sections(run, pictures)}
-<section>
-<h2>Hospital by hospital</h2>
-{_table(run)}
-</section>
-{_steps(run)}
-<section>
-<h2>Settings</h2>
-<details><summary>All {len(settings)} settings of the experiment</summary>
-<div class="wide"><table class="settings"><tbody>{rows}</tbody></table></div></details>
-<p class="note">Labels, in the order of the pictures: {labels}.</p>
-<p class="note">run {escaped(run.start["run"])} · {run.start["parameters"]:,} parameters ·
-data {escaped(str(run.start["digest"])[:16])} · {_seconds(run)}{f" · {escaped(audit)}" if audit else ""}</p>
-</section>"""
-    return document(experiment["name"], body)
+    final = run.final
+    return render(
+        "report/templates/run.html.j2",
+        title=experiment["name"],
+        facts=facts,
+        skipped=run.skips.told() if run.skips.reasons else "",
+        untrained=run.skips.untrained,
+        cards={name: (title, _number(final[name])) for name, title in CARDS.items() if final.get(name) is not None},
+        verdict=verdict(run),
+        captions=CHAPTERS,
+        pictures=pictures,
+        rounds=len(run.rounds),
+        hospitals=_hospitals(run),
+        steps=_steps(run),
+        settings=flatten({key: value for key, value in experiment.items() if key != "name"}),
+        labels=run.start["label_names"],
+        start=run.start,
+        seconds=_seconds(run),
+        audit=audit,
+    )
 
 
 def verdict(run: Run) -> str:
@@ -112,38 +110,8 @@ def verdict(run: Run) -> str:
     )
 
 
-def _skipped(run: Run) -> str:
-    """How many rounds were skipped and why; nothing where none was."""
-    if not run.skips.reasons:
-        return ""
-    told = f"Rounds skipped: {run.skips.told()}."
-    if run.skips.untrained:
-        told = f"No round changed the model: it is the initial one, and has no figures here. {told}"
-    return f'<p class="verdict missed">{escaped(told)}</p>\n'
-
-
-def _sections(run: Run, pictures: Mapping[str, bytes]) -> str:
-    parts = []
-    for heading, captions in CHAPTERS.items():
-        shown = [picture(name, text, pictures[name]) for name, text in captions.items() if name in pictures]
-        if "reputation" in captions and run.rounds and "weights" not in pictures:
-            shown.append('<p class="note">The rule works coordinate by coordinate, so no hospital has a weight.</p>')
-        if shown:
-            parts.append(f"<section>\n<h2>{heading}</h2>\n" + "\n".join(shown) + "\n</section>")
-    return "\n".join(parts)
-
-
-def _cards(final: Mapping[str, float]) -> str:
-    cards = [
-        f'<div class="card{" attack" if name.startswith("attack") else ""}"><b>{_number(final[name])}</b>'
-        f"<span>{title}</span></div>"
-        for name, title in CARDS.items()
-        if final.get(name) is not None
-    ]
-    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
-
-
-def _table(run: Run) -> str:
+def _hospitals(run: Run) -> dict[str, Any]:
+    """The table of the hospitals: its heads, each hospital with its cells, how many are not in it and why."""
     stories = run.hospitals()
     shown = [s for s in stories if len(stories) <= LONG_TABLE or _matters(s)]
     renamed = any(len(story.identities) > 1 for story in stories)
@@ -167,16 +135,13 @@ def _table(run: Run) -> str:
             "patches": f"{story.patches:,}",
         }
         left_out = {inside: not quarantine, "identities": not renamed}
-        cells = {head: cell for head, cell in cells.items() if not left_out.get(head)}
-        kind = ' class="attacker"' if story.attack is not None else ""
-        shown_cells = {head: escaped(cell) for head, cell in cells.items()}
-        shown_cells["in the end"] = f'<span class="{story.verdict.split()[0]}">{verdict}</span>'
-        rows.append(f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in shown_cells.values()) + "</tr>")
-    rest = len(stories) - len(shown)
-    never = "suspected or quarantined" if quarantine else "suspected"
-    note = f'<p class="note">{rest} other hospitals were honest and never {never}.</p>' if rest else ""
-    head = "".join(f"<th>{head}</th>" for head in cells) if shown else ""
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>{note}'
+        rows.append((story, {head: cell for head, cell in cells.items() if not left_out.get(head)}))
+    return {
+        "heads": list(rows[0][1]) if rows else [],
+        "rows": rows,
+        "rest": len(stories) - len(shown),
+        "never": "suspected or quarantined" if quarantine else "suspected",
+    }
 
 
 def _matters(story: Hospital) -> bool:
@@ -203,11 +168,11 @@ def _identities(story: Hospital) -> str:
     return ", ".join(map(str, ids)) + (f" and {more} more" if more > 0 else "")
 
 
-def _steps(run: Run) -> str:
+def _steps(run: Run) -> dict[str, Any]:
     """What each part of the defence made of every hospital in the last round, and what the rules noted."""
     aggregated = [record for record in run.rounds if record.get("stages")]
     if not aggregated:
-        return ""
+        return {}
     last = aggregated[-1]
     usable = (int(client) for client in last["participants"] if str(client) not in last["rejected"])
     clients = sorted(usable, key=lambda c: (c not in run.attackers, c))
@@ -217,30 +182,21 @@ def _steps(run: Run) -> str:
     columns = [(stage, kind) for stage in last["stages"] for kind in ("scores", "weights") if stage[kind]]
     names = [f"anomaly: {part.replace('_', ' ')}" for part in seen]
     names += [f"{stage['name']}: {kind[:-1]}" for stage, kind in columns]
-    head = "".join(f"<th>{escaped(name)}</th>" for name in names)
     rows = []
     for client in shown:
         cells = [str(client), run.attackers.get(client, "honest")]
         cells += [_figure_of(parts.get(str(client), {}).get(part)) for part in seen]
         cells += [_figure_of(stage[kind].get(str(client), stage[kind].get(client))) for stage, kind in columns]
-        kind = ' class="attacker"' if client in run.attackers else ""
-        rows.append(f"<tr{kind}>" + "".join(f"<td>{escaped(cell)}</td>" for cell in cells) + "</tr>")
-    notes = Counter(note for record in run.rounds for note in record.get("notes", ()))
-    told = "".join(
-        f'<p class="note">{escaped(note)} ({plural(count, "round")})</p>' for note, count in notes.most_common()
-    )
-    rest = len(clients) - len(shown)
-    note = f'<p class="note">{rest} other hospitals were honest.</p>' if rest else ""
-    judged = "The anomaly score is told by its parts. " if seen else ""
-    when = f"Round {escaped(last['round'])}, f = {escaped(last['f'])}."
-    return f"""<section>
-<h2>What the defence made of each update, step by step</h2>
-<p class="note">{when} {judged}A score is what a step judged the update by: the
-higher, the worse. A weight is the update's share in the mean of what the step passed on, and in the aggregate after the
-last.</p>
-<div class="wide"><table><thead><tr><th>hospital</th><th>truth</th>{head}</tr></thead>
-<tbody>{"".join(rows)}</tbody></table></div>{note}{told}
-</section>"""
+        rows.append((client in run.attackers, cells))
+    return {
+        "round": last["round"],
+        "f": last["f"],
+        "parts": seen,
+        "heads": ["hospital", "truth", *names],
+        "rows": rows,
+        "rest": len(clients) - len(shown),
+        "notes": Counter(note for record in run.rounds for note in record.get("notes", ())).most_common(),
+    }
 
 
 def _figure_of(value: float | None) -> str:

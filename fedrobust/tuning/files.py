@@ -12,7 +12,7 @@ from fedrobust.tuning.again import Fresh
 from fedrobust.tuning.page import sweep_html
 from fedrobust.tuning.study import SweepStudy
 from fedrobust.tuning.sweep import Plan
-from fedrobust.tuning.views import View, told
+from fedrobust.tuning.views import SweepView, told
 
 
 def write_study(folder: Path, plan: Plan, study: SweepStudy, fresh: Sequence[Fresh] = ()) -> list[Path]:
@@ -20,7 +20,7 @@ def write_study(folder: Path, plan: Plan, study: SweepStudy, fresh: Sequence[Fre
 
     The study may be unfinished, or have no finished trial. The same trials give the same files.
     """
-    view = View.of(plan, study)
+    view = SweepView.of(plan, study)
     folder.mkdir(parents=True, exist_ok=True)
     table, page = folder / "trials.csv", folder / "sweep.html"
     write_trials(table, view)
@@ -29,7 +29,7 @@ def write_study(folder: Path, plan: Plan, study: SweepStudy, fresh: Sequence[Fre
     return [table, page]
 
 
-def write_trials(file: Path, view: View) -> None:
+def write_trials(file: Path, view: SweepView) -> None:
     """The finished trials as CSV: `number`, `state`, the objectives, what was searched by dotted path, `reason`.
 
     Numbers are exact. A cell is empty where a trial has no such value; `null` is a choice. See `texts.cell`.

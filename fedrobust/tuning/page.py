@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from fedrobust.report.elements import plural, render
+from fedrobust.report.elements import Table, plural, render
 from fedrobust.tuning.pictures import make_figures
-from fedrobust.tuning.views import Row, View, better, told
+from fedrobust.tuning.views import Row, SweepView, better, told
 
 if TYPE_CHECKING:
     from fedrobust.tuning.again import Fresh
@@ -33,15 +33,7 @@ ABSENT = "–"
 """In tables, instead of what a trial does not have."""
 
 
-class Table(NamedTuple):
-    """A table of trials."""
-
-    heads: Sequence[str]
-    rows: Sequence[tuple[bool, Sequence[Any]]]
-    """Whether a trial is one of the best, and its cells: floats are shown with five digits."""
-
-
-def sweep_html(view: View, fresh: Sequence[Fresh] = ()) -> str:
+def sweep_html(view: SweepView, fresh: Sequence[Fresh] = ()) -> str:
     """The page: the best trials, the same on fresh seeds, the pictures that the trials allow, all trials.
 
     It has no references to outside.
@@ -56,6 +48,7 @@ def sweep_html(view: View, fresh: Sequence[Fresh] = ()) -> str:
         title=view.name,
         facts=facts,
         many=len(view.objectives) > 1,
+        winners=view.best,
         best=_trials(view, [row for row in view.rows if row.number in view.best]),
         again=_again(view, fresh),
         seeds=list(fresh[0].by_seed) if fresh else [],
@@ -66,7 +59,7 @@ def sweep_html(view: View, fresh: Sequence[Fresh] = ()) -> str:
     )
 
 
-def _chapters(view: View) -> dict[str, list[tuple[Markup, str]]]:
+def _chapters(view: SweepView) -> dict[str, list[tuple[Markup, str]]]:
     """Pictures and their captions, by chapter."""
     chapters: dict[str, list[tuple[Markup, str]]] = {}
     for chapter, name, figure in make_figures(view):
@@ -80,7 +73,7 @@ def _chapters(view: View) -> dict[str, list[tuple[Markup, str]]]:
     return chapters
 
 
-def _trials(view: View, rows: Sequence[Row], *, states: bool = False) -> Table | None:
+def _trials(view: SweepView, rows: Sequence[Row], *, states: bool = False) -> Table | None:
     """Trials with their objectives and what was searched in them."""
     if not rows:
         return None
@@ -92,11 +85,11 @@ def _trials(view: View, rows: Sequence[Row], *, states: bool = False) -> Table |
         cells = [row.number, *([row.state] if states else []), *(row.values or [ABSENT] * len(view.objectives))]
         cells += [_shown(row.chosen[name]) if name in row.chosen else ABSENT for name in names]
         cells += [row.reason or ABSENT] if reasons else []
-        lines.append((row.number in view.best, cells))
-    return Table(heads, lines)
+        lines.append(cells)
+    return heads, lines
 
 
-def _again(view: View, fresh: Sequence[Fresh]) -> Table | None:
+def _again(view: SweepView, fresh: Sequence[Fresh]) -> Table | None:
     """The best trials on the seeds that the search has not seen; each seed alone where there is one objective."""
     if not fresh:
         return None
@@ -113,8 +106,8 @@ def _again(view: View, fresh: Sequence[Fresh]) -> Table | None:
         cells: list[Any] = [each.trial.number, *(value for pair in pairs for value in pair)]
         cells += [value for seed in alone for value in each.by_seed[seed] or unknown]
         why = "; ".join(f"seed {seed}: {reason}" for seed, reason in each.failed.items())
-        lines.append((True, [*cells, *([why or ABSENT] if reasons else [])]))
-    return Table(heads, lines)
+        lines.append([*cells, *([why or ABSENT] if reasons else [])])
+    return heads, lines
 
 
 def _shown(value: Any) -> Any:

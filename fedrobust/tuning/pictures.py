@@ -19,7 +19,7 @@ from fedrobust.figures.comparison import GROUP_COLOURS
 from fedrobust.figures.style import FAINT, INK, MUTED
 from fedrobust.texts import head, visible, width
 from fedrobust.tuning.space import Choice, Searched
-from fedrobust.tuning.views import View, choice_texts, evaluator, importances, in_memory, present
+from fedrobust.tuning.views import SweepView, choice_texts, evaluator, importances, in_memory, present
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -34,7 +34,7 @@ ACROSS = 3
 _CODES = re.compile(r"(?<!\\)(\\u[0-9a-f]{4})+")
 
 
-def make_figures(view: View) -> Iterator[tuple[str, str, go.Figure]]:
+def make_figures(view: SweepView) -> Iterator[tuple[str, str, go.Figure]]:
     """The pictures that the trials allow: the chapter that each belongs to, its name, and itself.
 
     Names in them are escaped, since plotly takes some HTML in its texts.
@@ -84,7 +84,7 @@ def wrapped(path: str, across: int, most: int = 3) -> str:
     return "\n".join(lines)
 
 
-def _fronts(view: View) -> Iterator[go.Figure]:
+def _fronts(view: SweepView) -> Iterator[go.Figure]:
     """Every two objectives against each other."""
     import optuna.visualization as drawn
 
@@ -103,7 +103,7 @@ def _fronts(view: View) -> Iterator[go.Figure]:
         yield _styled(figure, 460)
 
 
-def _history(figure: go.Figure, view: View) -> go.Figure:
+def _history(figure: go.Figure, view: SweepView) -> go.Figure:
     points, best = figure.data[:2]
     points.update(name="completed", marker={"color": COMPLETED, "size": 7})
     best.update(name="best so far", line={"color": INK, "shape": "hv", "width": 2})
@@ -128,7 +128,7 @@ def _bars(figure: go.Figure) -> go.Figure:
     return _styled(figure, 130 + 34 * len(names))
 
 
-def _panels(figure: go.Figure, view: View, objective: int) -> go.Figure:
+def _panels(figure: go.Figure, view: SweepView, objective: int) -> go.Figure:
     """The panels in rows, each over all that is searched; long names and the names of choices in lines."""
     searched = {_text(name): each for name, each in view.space.searched.items()}
     axes = list(zip(figure.select_xaxes(), figure.select_yaxes(), strict=True))
@@ -166,7 +166,7 @@ def _over_all(axis: Any, searched: Searched) -> None:
     axis.range = [low - 0.05 * (high - low), high + 0.05 * (high - low)]
 
 
-def _parallel(view: View) -> go.Figure:
+def _parallel(view: SweepView) -> go.Figure:
     """A line for each completed trial through its objectives and what was searched in it; whole names, no overlaps."""
     import optuna.visualization as drawn
 
@@ -194,7 +194,7 @@ def _parallel(view: View) -> go.Figure:
     return figure
 
 
-def _curves(figure: go.Figure, view: View) -> go.Figure:
+def _curves(figure: go.Figure, view: SweepView) -> go.Figure:
     """The best green, those that were ended early dashed, with a cross where the pruner did it."""
     rows = [row for row in view.rows if row.reports]
     for row, trace in zip(rows, figure.data, strict=True):

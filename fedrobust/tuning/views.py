@@ -47,7 +47,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class View:
+class SweepView:
     """A sweep so far."""
 
     name: str
@@ -65,7 +65,7 @@ class View:
     """What the steps of the reports are."""
 
     @classmethod
-    def of(cls, plan: Plan, study: SweepStudy) -> View:
+    def of(cls, plan: Plan, study: SweepStudy) -> SweepView:
         """What a study has now."""
         searched = plan.space.searched
         params = {trial.number: trial.params for trial in study.study.get_trials(deepcopy=False)}
@@ -132,7 +132,7 @@ def choice_texts(searched: Choice) -> list[str]:
     ]
 
 
-def in_memory(view: View, objectives: Sequence[int], text: Callable[[str], str] = str) -> optuna.Study:
+def in_memory(view: SweepView, objectives: Sequence[int], text: Callable[[str], str] = str) -> optuna.Study:
     """Optuna's study of the same trials and of these objectives alone; `text` makes the names and choices in it.
 
     Choices are texts there, see `choice_texts`.
@@ -161,7 +161,7 @@ def in_memory(view: View, objectives: Sequence[int], text: Callable[[str], str] 
     return study
 
 
-def evaluator(view: View, objective: int) -> PedAnovaImportanceEvaluator | None:
+def evaluator(view: SweepView, objective: int) -> PedAnovaImportanceEvaluator | None:
     """PED-ANOVA of the best quarter of the completed trials; None where that says nothing.
 
     Watanabe, Bansal and Hutter, "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary Subspaces",
@@ -176,7 +176,7 @@ def evaluator(view: View, objective: int) -> PedAnovaImportanceEvaluator | None:
     return PedAnovaImportanceEvaluator(target_quantile=(top - 0.5) / len(values)) if top else None
 
 
-def importances(view: View, objective: int) -> dict[str, float]:
+def importances(view: SweepView, objective: int) -> dict[str, float]:
     """The share of each searched option in what makes a trial good, by name, the largest first; they add up to 1.
 
     Empty where there are few trials, or none is better than another.
@@ -194,7 +194,7 @@ def importances(view: View, objective: int) -> dict[str, float]:
     return {name: found[name] / total for name in sorted(names, key=lambda name: -found[name])}
 
 
-def present(view: View) -> list[str]:
+def present(view: SweepView) -> list[str]:
     """Names of what was searched in any completed trial, in the order of the sweep file."""
     return [name for name in view.space.searched if any(name in row.chosen for row in view.completed)]
 

@@ -14,7 +14,7 @@ from fedrobust.tuning.objectives import Direction
 from fedrobust.tuning.page import sweep_html
 from fedrobust.tuning.pictures import make_figures
 from fedrobust.tuning.study import Completed, Trial
-from fedrobust.tuning.views import View
+from fedrobust.tuning.views import SweepView
 
 CONTROLS = "\x1b]52;c;YQ==\x07 \x9b \u202e\ud800 $x$ <b>良</b>"
 
@@ -24,7 +24,7 @@ CONTROLS = "\x1b]52;c;YQ==\x07 \x9b \u202e\ud800 $x$ <b>良</b>"
     [(("maximize",), NAUGHTY), (("maximize", "minimize"), NAUGHTY), (("maximize",), CONTROLS)],
 )
 def test_no_name_can_break_out_of_the_page(directions: tuple[Direction, ...], naughty: str) -> None:
-    def view(name: str) -> View:
+    def view(name: str) -> SweepView:
         return view_of(
             lambda number, chosen: None if number == 3 else [number % (7 + i) for i in range(len(directions))],
             {f"{name}": {"choice": [f"{name} one", f"{name} two"]}, f"rate.{name}": {"float": [0.0, 1.0]}},

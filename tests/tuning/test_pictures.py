@@ -23,7 +23,7 @@ from fedrobust.tuning.page import sweep_html
 from fedrobust.tuning.pictures import make_figures, wrapped
 from fedrobust.tuning.space import Values
 from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned, study_of
-from fedrobust.tuning.views import View, importances, labels
+from fedrobust.tuning.views import SweepView, importances, labels
 
 BASE = """
 name: base
@@ -58,7 +58,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def figures(view: View) -> dict[str, Any]:
+def figures(view: SweepView) -> dict[str, Any]:
     return {name: figure for _, name, figure in make_figures(view)}
 
 
