@@ -59,7 +59,7 @@ clean:
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 # Flower wants older versions of some packages: they are put in front of the project's, which stay as they are.
