@@ -5,7 +5,8 @@ An error carries its problems as data: code and tests look at `error.problems`. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -35,7 +36,7 @@ class Problem:
 
     message: str = ""
     path: str = ""
-    """The dotted path of the option."""
+    """The dotted path of the option; of data, what of them it is, e.g. `labels`."""
     found: str | None = None
     """What stands there, as it is shown, e.g. `'krumm'` or `a list`; empty where the message says it."""
     allowed: tuple[str, ...] = ()
@@ -71,15 +72,18 @@ class Problem:
         """The line of `file`, counted from 1."""
         return self.origin.line
 
-    def at(self, origin: Origin) -> Problem:
-        """The problem as one of what comes from `origin`."""
-        return replace(self, origins=(origin, *self.origins))
+    def at(self, origin: Origin | Path) -> Problem:
+        """The problem as one of what comes from `origin`, or stands in this file."""
+        return replace(self, origins=(Origin(origin) if isinstance(origin, Path) else origin, *self.origins))
 
     def below(self, path: str) -> Problem:
         """The problem as one of a part, which stands at this dotted path."""
-        if self.origins:
-            return self.at(Origin(path=path))
-        return replace(self, path=".".join(filter(None, (path, self.path))))
+        if not self.origins:
+            return replace(self, path=".".join(filter(None, (path, self.path))))
+        first, *inner = self.origins
+        if first == Origin(path=first.path):
+            return replace(self, origins=(Origin(path=f"{path}.{first.path}"), *inner))
+        return self.at(Origin(path=path))
 
     def moved(self, old: str, new: str) -> Problem:
         """The problem where what stands at the dotted path `old`, with all below it, stands at `new`."""
@@ -117,6 +121,15 @@ class FedRobustError(Exception):
     def each(self, change: Callable[[Problem], Problem]) -> Self:
         """An error of the same kind with all problems changed, e.g. `error.each(lambda each: each.below("data"))`."""
         return type(self)(*map(change, self.problems))
+
+
+@contextmanager
+def inside(path: str) -> Iterator[None]:
+    """What is wrong in the block is wrong with a part that stands at this dotted path."""
+    try:
+        yield
+    except FedRobustError as error:
+        raise error.each(lambda each: each.below(path)) from error
 
 
 class ExperimentError(FedRobustError):

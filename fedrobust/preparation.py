@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedrobust.attacks import DataAttack
 from fedrobust.data.hospitals import Hospitals, divide
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, inside
 from fedrobust.experiment import Experiment
 from fedrobust.machine import memory_limits
 
@@ -26,9 +24,9 @@ def hospitals_of(experiment: Experiment) -> Hospitals:
     """The data of an experiment, read and divided. Raises `DataError`, with the dotted path of what is wrong."""
     data, clients = experiment.data, experiment.federation.clients
     stain = data.stain_shift, data.stain_normalisation
-    with _placed("data.source"):
+    with inside("data.source"):
         data.source.check()
-    with _placed("data"):
+    with inside("data"):
         return divide(data.source, data.split, data.partition, *stain, clients, experiment.seed, CACHE)
 
 
@@ -36,17 +34,8 @@ def check_attacks(experiment: Experiment, hospitals: Hospitals) -> None:
     """Raise `ExperimentError` for attacks that do not fit the data."""
     for index, attack in enumerate(experiment.attacks):
         if isinstance(attack, DataAttack):
-            with _placed(f"attacks.{index}"):
+            with inside(f"attacks.{index}"):
                 attack.check(len(hospitals.label_names), hospitals.images.shape[1])
-
-
-@contextmanager
-def _placed(path: str) -> Iterator[None]:
-    """Put the dotted path before the errors of what the block checks."""
-    try:
-        yield
-    except ExperimentError as error:
-        raise error.each(lambda each: each.below(path)) from error
 
 
 def network_of(experiment: Experiment, hospitals: Hospitals) -> nn.Module:
@@ -55,7 +44,7 @@ def network_of(experiment: Experiment, hospitals: Hospitals) -> nn.Module:
     Raises `ExperimentError` where it does not fit the data, or has more weights than the memory can hold.
     """
     classes, size = len(hospitals.label_names), hospitals.images.shape[1]
-    with _placed("learning.model"):
+    with inside("learning.model"):
         _refuse_huge(experiment.learning.model.parameters(classes, size))
         return experiment.learning.model.build(classes, size, experiment.seed)
 

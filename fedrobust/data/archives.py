@@ -11,10 +11,10 @@ import numpy as np
 
 from fedrobust.data.foreign import HDF, Archive, checked_dataset, read_table, reading, require_memory
 from fedrobust.data.listing import entries_of
-from fedrobust.data.patches import Patches, numbering
+from fedrobust.data.patches import Patches, numbering, refuse_uneven
 from fedrobust.data.pixels import resized
 from fedrobust.data.sources import FileSource, choose
-from fedrobust.errors import DataError
+from fedrobust.errors import DataError, Problem
 from fedrobust.locks import alone
 
 OFFICIAL = {"train": "train", "val": "validation", "valid": "validation", "test": "test"}
@@ -37,25 +37,25 @@ class Npz(FileSource):
         if place.is_file():
             return place
         if not place.is_dir():
-            raise self.missing(f"{place} is neither a file nor a folder")
+            raise self.missing("is neither a file nor a folder", place)
         archives = [Path(entry.path) for entry in entries_of(place) if entry.name.lower().endswith(".npz")]
         archives = [archive for archive in archives if archive.is_file()]
         if len(archives) != 1:
             names = ", ".join(archive.name for archive in archives[:4])
             what = f"{len(archives)} .npz files ({names}): name one" if archives else "no .npz file"
-            raise self.missing(f"{place} holds {what}")
+            raise self.missing(f"holds {what}", place)
         return archives[0]
 
     def check(self) -> None:
         self._opened(self.locate())
 
     def _opened(self, file: Path) -> Archive:
-        archive = Archive("npz", file, ("images", "labels", *self._optional, "label_names"))
+        archive = Archive(file, ("images", "labels", *self._optional, "label_names"))
         archive.require("images", "labels")
         counts = {key: shape[0] if shape else 0 for key, shape in archive.shapes.items()}
         for key in ("labels", *self._optional):
-            if counts.get(key, counts["images"]) != counts["images"]:
-                raise DataError(f"npz: {file}: {counts['images']} images, but {counts[key]} {key}")
+            with self.told(file):
+                refuse_uneven(key, counts.get(key, counts["images"]), counts["images"])
         return archive
 
     def load(self, seed: int) -> Patches:
@@ -63,7 +63,8 @@ class Npz(FileSource):
         arrays = self._opened(file).read("images", "labels", *self._optional, "label_names")
         labels = arrays["labels"]
         if arrays["images"].size and arrays["images"][:256].max() == 1:  # the first ones say it
-            raise DataError(f"npz: {file}: the brightest pixel is 1 of 255: scale images of 0..1 by 255 before .astype")
+            reason = "the brightest pixel is 1 of 255: scale images of 0..1 by 255 before .astype"
+            raise DataError(Problem(reason, "images").at(file))
         with self.told(file):
             names = arrays.pop("label_names") if "label_names" in arrays else numbering(labels)
         if self.limit is not None:
@@ -125,15 +126,15 @@ class Medmnist(FileSource):
                         dataset(split="test", download=True, root=str(folder), size=self.size)
             except (OSError, RuntimeError) as error:
                 first = " ".join(str(error).split()).partition("!")[0]
-                raise self.missing(f"downloading {self.file_name} to {folder} failed ({first})") from None
+                raise self.missing(f"downloading {self.file_name} failed ({first})", folder) from None
         file, parts = self.locate(), ("train", "val", "test")
         keys = [f"{part}_{what}" for part in parts for what in ("images", "labels")]
-        archive = Archive("medmnist", file, keys)
+        archive = Archive(file, keys)
         archive.require(*keys)
         for part in parts:
             shape, of_labels = (archive.shapes[f"{part}_{what}"] for what in ("images", "labels"))
             if len(shape) not in (3, 4) or of_labels != (shape[0], 1):
-                raise DataError(f"medmnist: {file}: {part} has images {shape}, labels {of_labels}")
+                raise DataError(Problem(f"images {shape}, labels {of_labels}", part).at(file))
         images, labels, split = [], [], []
         for part in parts:
             image, label = archive.read(f"{part}_images", f"{part}_labels").values()
@@ -178,7 +179,7 @@ class Pcam(FileSource):
                     state = (
                         "is a folder" if file.is_dir() else "is packed (.gz): unpack it" if packed else "does not exist"
                     )
-                    raise self.missing(f"{file} {state}")
+                    raise self.missing(state, file)
         return folder
 
     def load(self, seed: int) -> Patches:
@@ -212,32 +213,33 @@ class Pcam(FileSource):
         """How many images a file holds."""
         with self._rows(file, "x") as rows:
             if rows.ndim != 4 or rows.shape[1] != rows.shape[2] or rows.shape[3] != 3 or rows.dtype != np.uint8:
-                raise DataError(f"pcam: {file}: 'x' must be uint8 (N, 96, 96, 3), not {rows.dtype} {rows.shape}")
+                found = f"{rows.dtype} {rows.shape}"
+                raise DataError(Problem("must be uint8 (N, 96, 96, 3)", "x", found).at(file))
             return int(rows.shape[0])
 
     def _labels(self, file: Path, size: int) -> np.ndarray:
         with self._rows(file, "y") as rows:
-            if rows.size != size:
-                raise DataError(f"pcam: {file}: {size} images, but {rows.size} labels")
+            with self.told(file):
+                refuse_uneven("y", rows.size, size)
             if not np.issubdtype(rows.dtype, np.integer):
-                raise DataError(f"pcam: {file}: labels must be the integers 0 and 1, not {rows.dtype}")
+                raise DataError(Problem("must be the integers 0 and 1", "y", str(rows.dtype)).at(file))
             labels = np.asarray(rows).reshape(-1)
         if not np.isin(labels, (0, 1)).all():
-            raise DataError(f"pcam: {file}: labels must be 0 and 1, found {labels.min()}..{labels.max()}")
+            raise DataError(Problem("must be 0 and 1", "y", f"{labels.min()}..{labels.max()}").at(file))
         return labels.astype(np.int64)
 
     def _slides(self, table: Path, size: int) -> np.ndarray:
-        slides = read_table("pcam", table, ["wsi"])["wsi"]
-        if len(slides) != size:
-            raise DataError(f"pcam: {table}: {len(slides)} rows, but {size} labels")
+        slides = read_table(table, ["wsi"])["wsi"]
+        with self.told(table):
+            refuse_uneven("wsi", len(slides), size)
         return slides
 
     def _images(self, file: Path, chosen: np.ndarray) -> np.ndarray:
         """The chosen rows, read block by block so that memory holds no more than them."""
         with self._rows(file, "x") as rows:
             side = self.size or rows.shape[1]
-            what = f"pcam: {file}: {len(chosen)} patches of {side} x {side} pixels"
-            require_memory(what, 3 * len(chosen) * side**2, "set `limit` or a smaller size")
+            what = f"{len(chosen)} patches of {side} x {side} pixels"
+            require_memory(what, 3 * len(chosen) * side**2, "set `limit` or a smaller size", file)
             images = np.empty((len(chosen), side, side, 3), dtype=np.uint8)
             block = 512
             for start in np.unique(chosen // block) * block:
@@ -252,7 +254,7 @@ class Pcam(FileSource):
         import h5py
 
         with reading(file, HDF), h5py.File(file, "r") as archive:
-            yield checked_dataset("pcam", file, archive, key)
+            yield checked_dataset(file, archive, key)
 
 
 def _pcam(folder: Path, part: str, end: str) -> Path:

@@ -14,7 +14,7 @@ from fedrobust.data.listing import IMAGES, Account, FileIdentity, below, fits, f
 from fedrobust.data.patches import Patches
 from fedrobust.data.pixels import decode, rgb
 from fedrobust.data.sources import FileSource, choose, text
-from fedrobust.errors import DataError
+from fedrobust.errors import DataError, Problem
 from fedrobust.options import refusal
 
 if TYPE_CHECKING:
@@ -53,14 +53,15 @@ class Idc(FileSource):
             patient, label, name = place
             match = self._file.fullmatch(name)
             if match is None or match["patient"] != patient or match["label"] != label:
-                raise DataError(f"idc: {file}: its name must be {patient}_idx5_xX_yY_class{label}.png in this folder")
+                must = f"its name must be {patient}_idx5_xX_yY_class{label}.png in this folder"
+                raise DataError(Problem(must).at(file))
             files.append(file)
             labels.append(int(label))
             groups.append(patient)
-        refuse_second_names(self.name, root, account, depth=2)
+        refuse_second_names(root, account, depth=2)
         if not files:
             account.tell(self.name, root)
-            raise self.missing(f"{root} holds no .png files")
+            raise self.missing("holds no .png files", root)
         chosen = choose(self.limit, seed, np.array(labels))
         images, kept = decode([files[index] for index in chosen], self.size, self._whole)
         for index in np.setdiff1d(np.arange(len(chosen)), kept):
@@ -144,12 +145,11 @@ class Folder(FileSource):
         if self.test is not None:
             test = self.named(self.test)
             if not test.is_dir():
-                raise DataError(f"folder: test: {test} is not a folder")
+                raise DataError(Problem("is not a folder").at(test).below("test"))
             if not set(self._classes(test)) <= set(classes):
-                raise DataError(
-                    f"folder: test: {test} must hold the classes {', '.join(classes)}, "
-                    f"found {', '.join(self._classes(test)) or 'none'}"
-                )
+                found = ", ".join(self._classes(test)) or "none"
+                problem = Problem("must hold folders of the same classes", "", found, tuple(classes))
+                raise DataError(problem.at(test).below("test"))
 
     def load(self, seed: int) -> Patches:
         self.check()
@@ -157,7 +157,8 @@ class Folder(FileSource):
         parts = {"train": self._images(root)} | ({"test": self._images(self.named(self.test))} if self.test else {})
         if twice := sorted(set(parts["train"]) & set(parts.get("test", ()))):
             there, here = (parts[part][twice[0]] for part in ("train", "test"))
-            raise DataError(f"folder: test: {here} is {there}, which is there to train on ({len(twice)} files are)")
+            reason = f"is {there}, which is there to train on ({len(twice)} files are)"
+            raise DataError(Problem(reason).at(here).below("test"))
         classes = sorted({below(root, file)[0] for file in parts["train"].values()})
         files, labels, split, groups = [], [], [], []
         for part, found in parts.items():
@@ -189,14 +190,14 @@ class Folder(FileSource):
                 found[identity] = file
             else:
                 account.add("not asked for by `files`", file.name)
-        refuse_second_names(self.name, root, account, depth=1)
+        refuse_second_names(root, account, depth=1)
         account.tell(self.name, root)
         return found
 
     def _patient(self, path: str) -> str:
         match = re.search(self.patients or "", path)
         if match is None or not match[1]:
-            raise DataError(f"folder: patients: '{self.patients}' finds no patient in {path}")
+            raise DataError(Problem(f"finds no patient in {path}", "patients", f"'{self.patients}'"))
         return match[1]
 
 
@@ -222,13 +223,13 @@ class Camelyon17(FileSource):
         )
 
     def check(self) -> None:
-        read_table(self.name, self.locate() / "metadata.csv", self._columns)
+        read_table(self.locate() / "metadata.csv", self._columns)
 
     def load(self, seed: int) -> Patches:
         root = self.locate()
-        rows = read_table(self.name, root / "metadata.csv", self._columns)
+        rows = read_table(root / "metadata.csv", self._columns)
         if not np.isin(rows["tumor"], ("0", "1")).all():
-            raise DataError(f"camelyon17: {root / 'metadata.csv'}: column tumor must hold 0 and 1")
+            raise DataError(Problem("must hold 0 and 1", "tumor").at(root / "metadata.csv"))
         labels, centres = rows["tumor"].astype(np.int64), rows["center"]
         chosen = choose(self.limit, seed, labels, centres)
         named = [
@@ -264,6 +265,6 @@ class Camelyon17(FileSource):
             else:
                 absent.append(path)
         if absent:
-            raise DataError(f"camelyon17: {absent[0]} does not exist ({len(absent)} of {len(named)} patches do not)")
+            raise DataError(Problem(f"does not exist ({len(absent)} of {len(named)} patches do not)").at(absent[0]))
         account.tell(self.name, root)
         return [file for file, _ in found.values()], [place for _, place in found.values()]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedrobust.data.patches import nothing
-from fedrobust.errors import DataError
+from fedrobust.errors import DataError, Origin, Problem
 from fedrobust.machine import memory_limits
 
 ZIP, HDF = b"PK\x03\x04", b"\x89HDF"
@@ -55,11 +55,11 @@ def reading(file: Path, kind: bytes = b"", problem: str = "cannot be read") -> I
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{file} does not exist") from None
+        raise DataError(Problem("does not exist").at(file)) from None
     except Exception as error:  # decoders raise errors of any kind at bytes that nobody has foreseen
         mistaken = mistaken_for(file, kind)
         reason = f"it is {mistaken}" if mistaken else one_line(error)
-        raise DataError(f"{file} {problem}: {reason}") from None
+        raise DataError(Problem(f"{problem}: {reason}").at(file)) from None
 
 
 def one_line(error: Exception) -> str:
@@ -88,18 +88,19 @@ def mistaken_for(file: Path, kind: bytes = b"") -> str:
 # Memory
 
 
-def require_memory(what: str, size: int, remedy: str = "") -> None:
-    """Raises DataError, before anything is allocated, where `what` needs more bytes than there are."""
+def require_memory(what: str, size: int, remedy: str = "", file: Path | None = None) -> None:
+    """Raises DataError, before anything is allocated, where `what` (of `file`) needs more bytes than there are."""
     free = _free_memory()
     if size > free:
         told = f"{what} need {_gigabytes(size)} of memory, and {_gigabytes(free)} are free here"
-        raise DataError(f"{told}: {remedy}" if remedy else told)
+        problem = Problem(told, hint=remedy)
+        raise DataError(problem.at(file) if file else problem)
 
 
-def plausible(what: str, claimed: int, held: int) -> None:
+def plausible(file: Path, key: str, claimed: int, held: int) -> None:
     """Raises DataError where `claimed` bytes cannot have been packed into the `held` bytes that a file has for them."""
     if claimed > max(_SMALL, _DENSEST * held):
-        raise DataError(f"{what} claims {_gigabytes(claimed)}, but the file holds {held} bytes of it")
+        raise DataError(Problem(f"claims {_gigabytes(claimed)}, but the file holds {held} bytes of it", key).at(file))
 
 
 def _gigabytes(size: int) -> str:
@@ -125,9 +126,9 @@ class Archive:
     Members that hold Python objects are refused, as is whatever claims more than its file, or this machine, can hold.
     """
 
-    def __init__(self, source: str, file: Path, keys: Iterable[str] | None = None) -> None:
-        """`source` is named in errors; `keys` are those that may be read, by default all."""
-        self._source, self._file = source, file
+    def __init__(self, file: Path, keys: Iterable[str] | None = None) -> None:
+        """`keys` are those that may be read, by default all."""
+        self._file = file
         with reading(file, ZIP), zipfile.ZipFile(file) as members:
             self._members = {info.filename.removesuffix(".npy"): info for info in members.infolist()}
             self.keys = list(self._members)
@@ -140,14 +141,13 @@ class Archive:
         """Raises DataError where one of these keys is missing."""
         for key in keys:
             if key not in self.keys:
-                found = ", ".join(self.keys) or "none"
-                raise DataError(f"{self._source}: {self._file} has no '{key}' (keys: {found})")
+                raise DataError(Problem("is missing", key, ", ".join(self.keys) or "none").at(self._file))
 
     def read(self, *keys: str) -> dict[str, np.ndarray]:
         """The arrays of those of the keys that the file has."""
         found = [key for key in keys if key in self.shapes]
         claimed = sum(self._members[key].file_size for key in found)
-        require_memory(f"{self._source}: {self._file}: its arrays", claimed)
+        require_memory("its arrays", claimed, file=self._file)
         arrays = {}
         with reading(self._file, ZIP), zipfile.ZipFile(self._file) as members:
             for key in found:
@@ -156,77 +156,81 @@ class Archive:
         return arrays
 
     def _header(self, members: zipfile.ZipFile, key: str) -> tuple[int, ...]:
-        info, what = self._members[key], f"{self._source}: {self._file}: '{key}'"
+        info = self._members[key]
         if info.flag_bits & 1:
-            raise DataError(f"{what} is encrypted")
+            raise self._refused(key, "is encrypted")
         with members.open(info) as stream:
             # Longer headers, of other versions, are those of tables with named columns.
             if np.lib.format.read_magic(stream) != (1, 0):
-                raise DataError(f"{what} must be a plain array, without named columns")
+                raise self._refused(key, "must be a plain array, without named columns")
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
             start = stream.tell()
         if dtype.hasobject:
             remedy = "labels as integers, names and ids with .astype(str)" if key != "images" else "images as uint8"
-            raise DataError(
-                f"{what} holds Python objects (dtype {dtype}) and cannot be read without pickle: save {remedy}"
-            )
+            reason = "holds Python objects and cannot be read without pickle"
+            raise self._refused(key, reason, f"dtype {dtype}", f"save {remedy}")
         size = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or size > info.file_size - start:
-            raise DataError(f"{what} claims {dtype} {shape}, {size} bytes, but holds {info.file_size - start}")
-        plausible(what, info.file_size, min(info.compress_size, self._file.stat().st_size))
-        if info.compress_type == zipfile.ZIP_STORED and info.file_size > self._file.stat().st_size:
-            raise DataError(f"{what} claims {info.file_size} bytes, but the file has {self._file.stat().st_size}")
+            raise self._refused(key, f"claims {dtype} {shape}, {size} bytes", str(info.file_size - start))
+        held = self._file.stat().st_size
+        plausible(self._file, key, info.file_size, min(info.compress_size, held))
+        if info.compress_type == zipfile.ZIP_STORED and info.file_size > held:
+            raise self._refused(key, f"claims {info.file_size} bytes", f"a file of {held}")
         return shape
+
+    def _refused(self, key: str, message: str, found: str = "", hint: str = "") -> DataError:
+        return DataError(Problem(message, key, found, hint=hint).at(self._file))
 
 
 # Tables
 
 
-def read_table(source: str, file: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
+def read_table(file: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
     """The columns of a CSV file, each (N,) str, without blanks around.
 
     UTF-8 or, with a byte order mark, UTF-16. Raises DataError for columns and cells that are missing.
     """
     with reading(file):
-        require_memory(f"{source}: {file}: its rows", 4 * file.stat().st_size)  # as text, and cell by cell
+        require_memory("its rows", 4 * file.stat().st_size, file=file)  # as text, and cell by cell
         data = file.read_bytes()
         text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
         rows = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
         header = [name.strip() for name in next(rows, [])]
         if absent := [name for name in columns if name not in header]:
-            columns_there = f"it has no column {', '.join(absent)} (columns: {', '.join(header)})"
-            mistaken = mistaken_for(file)
-            raise DataError(f"{source}: {file} cannot be read: {f'it is {mistaken}' if mistaken else columns_there}")
+            if mistaken := mistaken_for(file):
+                raise DataError(Problem(f"cannot be read: it is {mistaken}").at(file))
+            raise DataError(Problem("there is no such column", absent[0], ", ".join(header)).at(file))
         places = [header.index(name) for name in columns]
         kept = []
         for row in rows:
             if row and len(row) != len(header):
-                raise DataError(f"{source}: {file}, line {rows.line_num}: {len(row)} cells, but {len(header)} columns")
+                reason = f"{len(row)} cells, but {len(header)} columns"
+                raise DataError(Problem(reason).at(Origin(file, rows.line_num)))
             if row:
                 kept.append([row[place].strip() for place in places])
     if not kept:
-        raise DataError(f"{source}: {file} has no rows")
+        raise DataError(Problem("has no rows").at(file))
     cells = {name: np.array([row[place] for row in kept], dtype=np.str_) for place, name in enumerate(columns)}
     for name, values in cells.items():
         if (empty := np.flatnonzero(nothing(values))).size:
             where = f"in {len(empty)} of {len(values)} rows (first: row {empty[0] + 1} below the header)"
-            raise DataError(f"{source}: {file}: column {name} is empty {where}")
+            raise DataError(Problem(f"is empty {where}", name).at(file))
     return cells
 
 
 # HDF5
 
 
-def checked_dataset(source: str, file: Path, archive: Any, key: str) -> Any:
+def checked_dataset(file: Path, archive: Any, key: str) -> Any:
     """The dataset under `key` of an open h5py file. Raises DataError where it is missing or claims what cannot be."""
     import h5py
 
     rows = archive.get(key)
     if rows is None:
-        raise DataError(f"{source}: {file} has no '{key}' (keys: {', '.join(archive) or 'none'})")
+        raise DataError(Problem("is missing", key, ", ".join(archive) or "none").at(file))
     if not isinstance(rows, h5py.Dataset):
-        raise DataError(f"{source}: {file}: '{key}' must be an array")
+        raise DataError(Problem("must be an array", key).at(file))
     if rows.external or rows.is_virtual:
-        raise DataError(f"{source}: {file}: '{key}' lies in other files")
-    plausible(f"{source}: {file}: '{key}'", rows.size * rows.dtype.itemsize, rows.id.get_storage_size())
+        raise DataError(Problem("lies in other files", key).at(file))
+    plausible(file, key, rows.size * rows.dtype.itemsize, rows.id.get_storage_size())
     return rows

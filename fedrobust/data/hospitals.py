@@ -15,6 +15,7 @@ from fedrobust.data.patches import Patches
 from fedrobust.data.sources import Source
 from fedrobust.data.split import Split, refuse_leaks, refuse_one_label
 from fedrobust.data.stain import StainNormalisation, StainShift
+from fedrobust.errors import inside
 from fedrobust.seeds import generator
 
 
@@ -81,7 +82,8 @@ def divide(
     Raises `DataError` where files are missing or damaged, a patient would cross the split, one label only is left to
     train on or to be tested, or a hospital would be left without patches.
     """
-    patches: Patches = source.load(seed)
+    with inside("source"):
+        patches: Patches = source.load(seed)
     cells = len(patches) * patches.classes
     require_memory(f"{len(patches)} patches with {patches.classes} labels", 24 * cells, "are the labels ids?")
     indices = split.indices(patches, seed)

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from heapq import heappop, heappush
 from pathlib import Path
 
-from fedrobust.errors import DataError
+from fedrobust.errors import DataError, Problem
 from fedrobust.texts import visible
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def entries_of(root: Path, account: Account | None = None) -> list[os.DirEntry[s
         with os.scandir(root) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"{root} cannot be listed: {error.strerror}") from None
+        raise DataError(Problem(f"cannot be listed: {error.strerror}").at(root)) from None
     kept = []
     for entry in entries:
         if not (entry.name.startswith(".") or entry.name.lower() in _CLUTTER):
@@ -124,7 +124,7 @@ def fits(parts: tuple[str, ...], pattern: str) -> bool:
     return _match([*parts[:-1], _plain(parts[-1])], _parts(pattern))
 
 
-def refuse_second_names(source: str, root: Path, account: Account, depth: int) -> None:
+def refuse_second_names(root: Path, account: Account, depth: int) -> None:
     """Raises DataError where a link puts a file or folder of `root` into two places at once.
 
     The first `depth` parts of a path say whose it is, e.g. its class.
@@ -133,7 +133,8 @@ def refuse_second_names(source: str, root: Path, account: Account, depth: int) -
         if root in kept.parents and kept not in again.parents:
             first, second = (path.relative_to(root) for path in (kept, again))
             if first.parts[:depth] != second.parts[:depth]:
-                raise DataError(f"{source}: {root}: {second} is another name of {first}: it can be in one place only")
+                reason = f"{second} is another name of {first}: it can be in one place only"
+                raise DataError(Problem(reason).at(root))
         account.add("second names", again.name)
 
 

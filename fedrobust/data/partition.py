@@ -14,7 +14,7 @@ from pydantic import Field
 
 from fedrobust.data.patches import Patches
 from fedrobust.data.split import allocate, sums_by, whole_numbers
-from fedrobust.errors import DataError
+from fedrobust.errors import DataError, Problem
 from fedrobust.options import Options
 from fedrobust.seeds import generator
 
@@ -47,7 +47,7 @@ class Partition(Options):
         """
         if self.unit == "patient" and patches.groups is None:
             remedy = "use another partition" if isinstance(self, ByGroup) else "use unit: patch"
-            raise DataError(f"partition: {self.name} keeps patients whole, but patients are unknown here: {remedy}")
+            raise self._refused("keeps patients whole, but patients are unknown here", remedy)
         rng = generator(seed, "partition")
         minimum = min(self.minimum, len(patches) + 1)  # as much as is needed to refuse it
         labels = np.eye(patches.classes)[patches.labels]
@@ -108,10 +108,12 @@ class Partition(Options):
             have = f"{len(train)} training patches"
             if self.unit == "patient" and patches.groups is not None:
                 have += f" of {len(np.unique(patches.groups[train]))} patients"
-            raise DataError(
-                f"partition: {self.name}: {have} do not give each of {len(sizes)} hospitals {self.minimum} or more "
-                f"(hospital {least} gets {sizes[least]:.0f}): lower the number of clients or the partition's minimum"
-            )
+            reason = f"{have} do not give each of {len(sizes)} hospitals {self.minimum} or more"
+            reason += f" (hospital {least} gets {sizes[least]:.0f})"
+            raise self._refused(reason, "lower the number of clients or the partition's minimum")
+
+    def _refused(self, reason: str, remedy: str) -> DataError:
+        return DataError(Problem(f"{self.name}: {reason}", "partition", hint=remedy))
 
 
 def _following(trained: np.ndarray) -> np.ndarray:
@@ -173,10 +175,8 @@ class Shards(Partition):
     def shares(self, counts: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
         shards = clients * self.per_client
         if shards > max(int(counts.sum()), clients):
-            raise DataError(
-                f"partition: shards: {clients} hospitals with {self.per_client} shards each, but {int(counts.sum())} "
-                "training patches: lower per_client"
-            )
+            reason = f"{clients} hospitals with {self.per_client} shards each, but {int(counts.sum())} training patches"
+            raise self._refused(reason, "lower per_client")
         # Shard s covers the places [s, s + 1) * total / shards of the patches in order of label.
         cuts = np.arange(shards + 1) * counts.sum() / shards
         ends = np.cumsum(counts)
@@ -216,13 +216,11 @@ class ByCentre(Partition):
 
     def _regions(self, patches: Patches, train: np.ndarray, clients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if patches.centres is None:
-            raise DataError("partition: by_centre, but the centres of this data are unknown: use by_group or another")
+            raise self._refused("the centres of these data are unknown", "use by_group or another")
         names, sizes = np.unique(patches.centres[train], return_counts=True)
         if clients < len(names):
-            raise DataError(
-                f"partition: by_centre: the training patches come from {len(names)} centres ({', '.join(names)}), but "
-                f"there are {clients} clients: use {len(names)} or more"
-            )
+            reason = f"the training patches come from {len(names)} centres ({', '.join(names)}), but "
+            raise self._refused(f"{reason}there are {clients} clients", f"use {len(names)} or more")
         hospitals = np.ones(len(names), dtype=np.int64)
         for _ in range(clients - len(names)):
             hospitals[(sizes / hospitals).argmax()] += 1

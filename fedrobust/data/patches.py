@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedrobust.errors import DataError
+from fedrobust.errors import DataError, Problem
 
 PARTS = ("train", "validation", "test")
 
@@ -38,11 +38,12 @@ class Patches:
     def __post_init__(self) -> None:
         images = np.asarray(self.images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise DataError(f"images must be uint8 (N, S, S, 3), not {images.dtype} {images.shape}")
+            raise DataError(Problem("must be uint8 (N, S, S, 3)", "images", f"{images.dtype} {images.shape}"))
         if images.shape[1] != images.shape[2] or images.shape[1] == 0:
-            raise DataError(f"patches must be square, not {images.shape[1]} x {images.shape[2]} pixels")
+            found = f"{images.shape[1]} x {images.shape[2]} pixels"
+            raise DataError(Problem("patches must be square", "images", found))
         if len(images) == 0:
-            raise DataError("there are no patches")
+            raise DataError(Problem("there are no patches", "images"))
         object.__setattr__(self, "label_names", _names(self.label_names))
         self._keep("images", images)
         self._keep("labels", _labels(self.labels, self.label_names).astype(np.int64))
@@ -50,11 +51,10 @@ class Patches:
             if getattr(self, key) is not None:
                 self._keep(key, _texts(key, getattr(self, key)))
         if self.split is not None and not np.isin(self.split, PARTS).all():
-            raise DataError(f"split must be one of {', '.join(PARTS)}, found '{np.setdiff1d(self.split, PARTS)[0]}'")
+            raise DataError(Problem("", "split", f"'{np.setdiff1d(self.split, PARTS)[0]}'", PARTS))
 
     def _keep(self, key: str, array: np.ndarray) -> None:
-        if len(array) != len(self.images):
-            raise DataError(f"{len(self.images)} images, but {len(array)} {key}")
+        refuse_uneven(key, len(array), len(self.images))
         view = array.view()
         view.flags.writeable = False
         object.__setattr__(self, key, view)
@@ -84,6 +84,12 @@ class Patches:
         return digest.hexdigest()
 
 
+def refuse_uneven(key: str, count: int, images: int) -> None:
+    """Raises DataError where there is not one value of `key` for each image."""
+    if count != images:
+        raise DataError(Problem(f"must be one for each of {images} images", key, str(count)))
+
+
 def numbering(labels: np.ndarray) -> tuple[str, ...]:
     """Names "0", "1", ... for labels (N,) that come without. Raises DataError where they leave numbers out.
 
@@ -92,11 +98,11 @@ def numbering(labels: np.ndarray) -> tuple[str, ...]:
     known = _labels(labels)
     found = np.unique(known)
     if len(found) == 1:
-        raise DataError(f"labels: all {len(known)} are {found[0]}: there is nothing to tell apart")
+        raise DataError(Problem(f"all {len(known)} are {found[0]}: there is nothing to tell apart", "labels"))
     if not np.array_equal(found, np.arange(len(found))):
-        told = f"found {found[0]}..{found[-1]}, {len(found)} different ones"
+        told = f"{found[0]}..{found[-1]}, {len(found)} different ones"
         remedy = "number them with numpy.unique(labels, return_inverse=True)[1], or give label_names"
-        raise DataError(f"labels must be 0..C-1 without a gap, {told}: {remedy}")
+        raise DataError(Problem("must be 0..C-1 without a gap", "labels", told, hint=remedy))
     return tuple(str(label) for label in found)
 
 
@@ -113,10 +119,9 @@ def _missing(key: str, values: Any, missing: np.ndarray) -> None:
     missing = missing | np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else missing
     if missing.any():
         first = int(missing.argmax())
-        raise DataError(
-            f"{key}: {int(missing.sum())} of {len(missing)} are missing (first: number {first}, "
-            f"'{np.asarray(values)[first]}'): give each patch its own value, or leave those patches out"
-        )
+        reason, found = f"{int(missing.sum())} of {len(missing)} are missing", np.asarray(values)[first]
+        remedy = "give each patch its own value, or leave those patches out"
+        raise DataError(Problem(reason, key, f"'{found}' as number {first}", hint=remedy))
 
 
 def _labels(values: Any, names: tuple[str, ...] | None = None) -> np.ndarray:
@@ -125,11 +130,12 @@ def _labels(values: Any, names: tuple[str, ...] | None = None) -> np.ndarray:
     if labels.ndim == 1 and labels.dtype.kind in "fOUS":
         _missing("labels", values, nothing(labels.astype(np.str_)))
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"labels must be integers (N,), not {labels.dtype} {labels.shape}")
+        raise DataError(Problem("must be integers (N,)", "labels", f"{labels.dtype} {labels.shape}"))
     _missing("labels", values, np.zeros(len(labels), dtype=bool))
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if names is not None and (low < 0 or high >= len(names)):
-        raise DataError(f"labels must be 0..{len(names) - 1} ({len(names)} label names), found {low}..{high}")
+        reason = f"must be 0..{len(names) - 1} ({len(names)} label names)"
+        raise DataError(Problem(reason, "labels", f"{low}..{high}"))
     return labels
 
 
@@ -138,7 +144,8 @@ def _names(values: Any) -> tuple[str, ...]:
     names = _texts("label_names", values)
     distinct, counts = np.unique(names, return_counts=True)
     if (counts > 1).any():
-        raise DataError(f"label_names: {counts.max()} labels are called '{distinct[counts.argmax()]}'")
+        reason = f"{counts.max()} labels have the same name"
+        raise DataError(Problem(reason, "label_names", f"'{distinct[counts.argmax()]}'"))
     return tuple(names.tolist())
 
 
@@ -146,13 +153,13 @@ def _texts(key: str, values: Any) -> np.ndarray:
     """(N,) str of texts or numbers; blanks around them set nobody apart."""
     array = np.asarray(values)
     if array.ndim != 1:
-        raise DataError(f"{key} must be one-dimensional, not {array.shape}")
+        raise DataError(Problem("must be one-dimensional", key, str(array.shape)))
     if array.dtype.kind == "V":
-        raise DataError(f"{key} must be texts or numbers, not {array.dtype}")
+        raise DataError(Problem("must be texts or numbers", key, str(array.dtype)))
     try:
         texts = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(np.str_)
     except UnicodeDecodeError as error:
-        raise DataError(f"{key} must be texts in UTF-8: {error}") from None
+        raise DataError(Problem("must be texts in UTF-8", key, hint=str(error))) from None
     texts = np.char.strip(texts)
     infinite = ~np.isfinite(array) if array.dtype.kind in "fc" else np.zeros(len(array), dtype=bool)
     # A label may well be called "none".

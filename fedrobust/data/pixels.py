@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedrobust.data.foreign import reading, require_memory
-from fedrobust.errors import DataError
+from fedrobust.errors import DataError, Problem
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -159,9 +159,8 @@ def decode(
             _fit(len(files), len(pixels), f", as {file} has,")
             images = np.empty((len(files), *pixels.shape), dtype=np.uint8)
         if pixels.shape != images.shape[1:]:
-            raise DataError(
-                f"{file} gives a square of {len(pixels)} pixels, the files before it {images.shape[1]}: set `size`"
-            )
+            reason = f"gives a square of {len(pixels)} pixels, the files before it {images.shape[1]}: set `size`"
+            raise DataError(Problem(reason).at(file))
         images[len(kept)] = pixels
         kept.append(position)
     if images is None:

@@ -15,7 +15,7 @@ from pydantic import Field
 from fedrobust.data.foreign import mistaken_for, one_line
 from fedrobust.data.patches import Patches
 from fedrobust.data.pixels import resized
-from fedrobust.errors import DataError
+from fedrobust.errors import DataError, Problem
 from fedrobust.options import Options
 from fedrobust.seeds import generator
 
@@ -80,7 +80,7 @@ class FileSource(Source):
         """The first of `place()/below...`, `place()` that `fits`, or a DataError that says where to get the data."""
         place = self.place()
         if place is None:
-            raise self.missing(f"neither `path` nor the environment variable {VARIABLE} says where the data is")
+            raise self.missing(f"neither `path` nor the environment variable {VARIABLE} says where the data are")
         for candidate in [*(place / name for name in below), place]:
             if fits(candidate):
                 return candidate
@@ -88,7 +88,7 @@ class FileSource(Source):
         state = "does not hold the data" if place.exists() else "does not exist"
         if place.is_file():
             state = f"is {mistaken_for(place) or 'a file'}, where a folder is due"
-        raise self.missing(f"{place} ({given}) {state}")
+        raise self.missing(f"{state}, and {given} names it", place)
 
     def named(self, text: str) -> Path:
         """The path that a user wrote. Raises DataError where the system cannot even look there."""
@@ -96,14 +96,14 @@ class FileSource(Source):
             place = Path(text).expanduser()
             place.exists()
         except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, or the home of nobody
-            raise DataError(f"{self.name}: {text[:100]}: {one_line(error)}") from None
+            raise DataError(Problem(one_line(error)).at(Path(text[:100]))) from None
         return place
 
-    def missing(self, what: str) -> DataError:
-        """The error for data that is not there: what and where, where to get it, and what `path` has to name."""
-        return DataError(
-            f"{self.name}: {what}; get the data from {self.home}; `path` or {VARIABLE} must name {self.layout}"
-        )
+    def missing(self, what: str, where: Path | None = None) -> DataError:
+        """The error for data that are not there: what and where, where to get them, and what `path` has to name."""
+        remedy = f"get {self.name} from {self.home}; `path` or {VARIABLE} must name {self.layout}"
+        problem = Problem(what, hint=remedy)
+        return DataError(problem.at(where) if where else problem)
 
     def patches(self, where: Path, **arrays: Any) -> Patches:
         """`Patches(**arrays)`, resized; what is wrong with them is said of the file or folder `where`."""
@@ -119,7 +119,7 @@ class FileSource(Source):
         try:
             yield
         except DataError as error:
-            raise DataError(f"{self.name}: {where}: {error}") from None
+            raise error.each(lambda each: each.at(where)) from None
 
 
 def choose(limit: int | None, seed: int, *strata: np.ndarray) -> np.ndarray:

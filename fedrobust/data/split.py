@@ -48,17 +48,17 @@ class Split(Options):
             part = self._official(patches, rng)
         elif self.by == "patient":
             if patches.groups is None:
-                raise DataError("split.by: patient, but the patients of this data are unknown: use official or patch")
+                raise _refused("the patients of these data are unknown", "patient", "official", "patch")
             part = _by_patient(patches, everything, self._shares(), rng)
         else:
             if patches.groups is not None:
                 count = len(np.unique(patches.groups))
-                raise DataError(f"split.by: patch would put the same patients ({count}) on both sides: use patient")
+                raise _refused(f"would put the same patients ({count}) on both sides", "patch", "patient")
             part = _by_patch(patches, everything, self._shares(), rng)
         found = {name: np.flatnonzero(part == number) for number, name in enumerate(PARTS)}
         for name in ("train", "test"):
             if len(found[name]) == 0:
-                raise DataError(f"split: no patches for {name}: {len(patches)} patches are too few")
+                raise DataError(Problem(f"no patches for {name}: {len(patches)} patches are too few", "split"))
         refuse_leaks(patches, found)
         return found
 
@@ -67,7 +67,7 @@ class Split(Options):
 
     def _official(self, patches: Patches, rng: np.random.Generator) -> np.ndarray:
         if patches.split is None:
-            raise DataError("split.by: official, but this data has no official division: use patient or patch")
+            raise _refused("these data have no official division", "official", "patient", "patch")
         part = np.select([patches.split == name for name in PARTS], range(len(PARTS)))
         if self.validation > 0 and not (part == 1).any():
             train = np.flatnonzero(part == 0)
@@ -76,22 +76,26 @@ class Split(Options):
         return part
 
 
+def _refused(reason: str, by: str, *allowed: str) -> DataError:
+    return DataError(Problem(reason, "split.by", by, allowed))
+
+
 def refuse_leaks(patches: Patches, indices: dict[str, np.ndarray]) -> None:
     """Raises DataError when a patch, or a patient where patients are known, is in more than one part."""
     for (one, first), (other, second) in combinations(indices.items(), 2):
         twice = np.intersect1d(first, second)
         if len(twice):
-            raise DataError(f"patch {twice[0]} is in {one} and in {other} ({len(twice)} patches are)")
+            reason = f"patch {twice[0]} is in {one} and in {other} ({len(twice)} patches are)"
+            raise DataError(Problem(reason, "split"))
         if patches.groups is None:
             continue
         crossing = np.intersect1d(patches.groups[first], patches.groups[second])
         if len(crossing):
             patient = crossing[0]
             counts = [int((patches.groups[part] == patient).sum()) for part in (first, second)]
-            raise DataError(
-                f"patient {patient} is in {one} ({counts[0]} patches) and in {other} ({counts[1]}); "
-                f"{len(crossing)} patients cross: use split.by: patient"
-            )
+            reason = f"patient {patient} is in {one} ({counts[0]} patches) and in {other} ({counts[1]})"
+            hint = f"{len(crossing)} patients cross: use split.by: patient"
+            raise DataError(Problem(reason, "split", hint=hint))
 
 
 def refuse_one_label(patches: Patches, indices: dict[str, np.ndarray]) -> None:
@@ -108,12 +112,13 @@ def refuse_one_label(patches: Patches, indices: dict[str, np.ndarray]) -> None:
     everywhere = np.flatnonzero(np.bincount(patches.labels))
     if len(everywhere) == 1:
         name = patches.label_names[everywhere[0]]
-        raise DataError(f"labels: all {len(patches)} patches are '{name}': there is nothing to tell apart")
+        reason = f"all {len(patches)} patches are '{name}': there is nothing to tell apart"
+        raise DataError(Problem(reason, "labels"))
     for part in ("train", "test"):
         if np.count_nonzero(counts[part]) == 1:
             name = patches.label_names[counts[part].argmax()]
             told = f"all {counts[part].sum()} patches for {part} are '{name}'"
-            raise DataError(f"split: {told} ({listed}): use other shares, another split or more data")
+            raise DataError(Problem(f"{told} ({listed})", "split", hint="use other shares, another split or more data"))
     told = "; ".join(
         f"{part} has no patch of {_some([repr(patches.label_names[label]) for label in labels])}"
         for part, labels in lacking.items()
@@ -146,7 +151,8 @@ def _by_patient(patches: Patches, indices: np.ndarray, shares: np.ndarray, rng: 
     names, patient = np.unique(patches.groups[indices], return_inverse=True)
     wanted = np.flatnonzero(shares)
     if len(names) < len(wanted):
-        raise DataError(f"{len(names)} patients cannot fill {len(wanted)} parts: use another split, or validation: 0")
+        reason = f"{len(names)} patients cannot fill {len(wanted)} parts"
+        raise DataError(Problem(reason, "split", hint="use another split, or validation: 0"))
     strata = _strata(patches, indices)
     # The last column counts patients, lest the small ones gather in the small parts.
     counts = np.column_stack([sums_by(patient, strata, len(names)), np.ones(len(names))])

@@ -11,6 +11,7 @@ import medmnist
 import numpy as np
 import pytest
 import torchvision.datasets.utils
+from refused import refused
 
 from fedrobust.data import Medmnist, Npz, Pcam, Split
 from fedrobust.data.sources import choose
@@ -27,12 +28,6 @@ def _no_data_of_this_machine(monkeypatch, tmp_path):
 
 def pixels(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def line(caught) -> str:
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 # npz
@@ -54,7 +49,7 @@ def test_npz_reads_a_file_a_folder_or_the_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDROBUST_DATA", str(tmp_path))
     assert Npz().load(0).digest == patches.digest and Npz().found() == str(file)
     archive(tmp_path / "other.npz")
-    with pytest.raises(DataError, match=r"2 \.npz files \(other.npz, tissue.npz\): name one"):
+    with refused(DataError, file=tmp_path, says="(other.npz, tissue.npz)"):
         Npz().check()
 
 
@@ -72,37 +67,36 @@ def test_npz_limit_and_size(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "problem"),
     [
-        ({"labels": None}, "no 'labels' (keys: images, groups)"),
-        ({"images": pixels(1, 12, 10, 10, 3).astype(float)}, "uint8"),
-        ({"labels": np.arange(5)}, "12 images, but 5 labels"),
-        ({"labels": np.arange(12) - 1}, "found -1..10"),
-        ({"label_names": np.array(["x", "y"])}, "labels must be 0..1"),
-        ({"groups": np.array([{}] * 12)}, "cannot be read"),
-        ({"split": np.array(["fit"] * 12)}, "found 'fit'"),
+        ({"labels": None}, {"path": "labels", "found": "images, groups"}),
+        ({"images": pixels(1, 12, 10, 10, 3).astype(float)}, {"path": "images", "found": "float64 (12, 10, 10, 3)"}),
+        ({"labels": np.arange(5)}, {"path": "labels", "found": "5", "says": "12 images"}),
+        ({"labels": np.arange(12) - 1}, {"path": "labels", "found": "-1..10, 12 different ones"}),
+        ({"label_names": np.array(["x", "y"])}, {"path": "labels", "found": "0..2", "says": "0..1"}),
+        ({"groups": np.array([{}] * 12)}, {"path": "groups", "found": "dtype object"}),
+        ({"split": np.array(["fit"] * 12)}, {"path": "split", "found": "'fit'", "allows": "validation"}),
     ],
 )
-def test_damaged_npz_files_are_refused_in_a_line(tmp_path, changes, words):
+def test_damaged_npz_files_are_refused_in_a_line(tmp_path, changes, problem):
     file = archive(tmp_path / "a.npz", **changes)
     for source in (Npz(path=str(file)), Npz(path=str(file), limit=3)):
-        with pytest.raises(DataError) as caught:
+        with refused(DataError, file=file, **problem):
             source.load(0)
-        assert words in line(caught) and str(file) in line(caught)
 
 
 def test_files_that_are_no_npz_or_are_cut_short_are_refused(tmp_path):
     file = tmp_path / "a.npz"
     file.write_bytes(b"not an archive")
-    with pytest.raises(DataError, match="cannot be read"):
+    with refused(DataError, file=file, says="read"):
         Npz(path=str(file)).check()
     whole = archive(tmp_path / "b.npz").read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="cannot be read"):
+    with refused(DataError, file=file, says="read"):
         Npz(path=str(file)).load(0)
     middle = len(whole) // 3
     file.write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
-    with pytest.raises(DataError, match="cannot be read"):
+    with refused(DataError, file=file, says="read"):
         Npz(path=str(file)).load(0)
 
 
@@ -171,14 +165,14 @@ def test_medmnist_is_offline_unless_asked_and_says_when_a_download_fails(tmp_pat
         raise OSError("no network")
 
     monkeypatch.setattr(torchvision.datasets.utils, "download_url", refuse)
-    with pytest.raises(DataError, match=r"there is no pathmnist.npz"):
+    with refused(DataError, file=None, says="no pathmnist.npz"):
         Medmnist(path=str(tmp_path)).load(0)
     assert asked == []
     source = Medmnist(path=str(tmp_path / "new"), download=True)
     source.check()
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, file=tmp_path / "new", says="Automatic download failed"):
         source.load(0)
-    assert "Automatic download failed" in line(caught) and asked[0][1:] == (str(tmp_path / "new"), "pathmnist.npz")
+    assert asked[0][1:] == (str(tmp_path / "new"), "pathmnist.npz")
     medmnist_file(tmp_path / "new")
     source.load(0)
     assert len(asked) == 1
@@ -200,19 +194,18 @@ def test_medmnist_is_downloaded_once_by_runs_that_start_together(tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "path"),
     [
-        {"val_images": None},
-        {"train_labels": np.zeros((4, 1), np.uint8)},
-        {"test_labels": np.full((9, 1), 9, np.uint8)},
-        {"train_labels": np.zeros((30, 2), np.uint8)},
+        ({"val_images": None}, "val_images"),
+        ({"train_labels": np.zeros((4, 1), np.uint8)}, "train"),
+        ({"test_labels": np.full((9, 1), 9, np.uint8)}, "labels"),
+        ({"train_labels": np.zeros((30, 2), np.uint8)}, "train"),
     ],
 )
-def test_damaged_medmnist_files_are_refused(tmp_path, changes):
+def test_damaged_medmnist_files_are_refused(tmp_path, changes, path):
     file = medmnist_file(tmp_path, **changes)
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, file=file, path=path):
         Medmnist(path=str(tmp_path)).load(0)
-    assert str(file) in line(caught)
 
 
 # pcam
@@ -254,24 +247,25 @@ def test_pcam_limit_picks_the_same_rows_as_a_full_reading(tmp_path):
 
 def test_damaged_pcam_files_are_refused(tmp_path):
     pcam_files(tmp_path)
-    (tmp_path / "camelyonpatch_level_2_split_test_meta.csv").write_text(",wsi\n0,slide\n")
-    with pytest.raises(DataError, match="1 rows, but 50 labels"):
+    table = tmp_path / "camelyonpatch_level_2_split_test_meta.csv"
+    table.write_text(",wsi\n0,slide\n")
+    with refused(DataError, file=table, path="wsi", found="1", says="50 images"):
         Pcam(path=str(tmp_path)).load(0)
-    (tmp_path / "camelyonpatch_level_2_split_test_meta.csv").write_text(",slide\n0,slide\n")
-    with pytest.raises(DataError, match=r"meta.csv cannot be read.*wsi"):
+    table.write_text(",slide\n0,slide\n")
+    with refused(DataError, file=table, path="wsi", found=", slide"):
         Pcam(path=str(tmp_path)).load(0)
     pcam_files(tmp_path, key="labels")
-    with pytest.raises(DataError, match=r"has no 'y' \(keys: labels\)"):
+    with refused(DataError, path="y", found="labels"):
         Pcam(path=str(tmp_path)).load(0)
     pcam_files(tmp_path)
     images = tmp_path / "camelyonpatch_level_2_split_valid_x.h5"
     with h5py.File(images, "w") as file:
         file["x"] = pixels(0, 3, 12, 12, 3)
-    with pytest.raises(DataError, match="3 images, but 40 labels"):
+    with refused(DataError, path="y", found="40", says="3 images"):
         Pcam(path=str(tmp_path)).load(0)
     images.write_bytes(b"not hdf5")
-    with pytest.raises(DataError, match=r"valid_x.h5 cannot be read"):
+    with refused(DataError, file=images, says="read"):
         Pcam(path=str(tmp_path)).load(0)
     images.unlink()
-    with pytest.raises(DataError, match=r"valid_x.h5 does not exist"):
+    with refused(DataError, file=images, says="exist"):
         Pcam(path=str(tmp_path)).check()
