@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,16 @@ import fedrobust
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.experiment import Experiment
 from fedrobust.federation.adversary import Adversary, Outlook
+from fedrobust.federation.arrival import Arrival, Received
 from fedrobust.federation.clients import ClientHost, Layout
 from fedrobust.federation.coordinator import Coordinator
 from fedrobust.federation.measures import evaluation_record
-from fedrobust.federation.parties import Sent
 from fedrobust.preparation import hospitals_of
 from fedrobust.secure import SharesPrivacy
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import run_id
 from fedrobust.secure.ring import encode
 from fedrobust.secure.shared_updates import SharedUpdates
-from fedrobust.trust.defence import Defence
 
 FILE = Path(__file__).parent.parent / "experiments" / "secure.yaml"
 Metrics = Mapping[str, float]
@@ -72,25 +72,26 @@ ATTACKS = {
 COLUMNS: dict[str, int | None] = {"exact": None, "again": None, "2048": 2048, "512": 512, "128": 128}
 
 
-class Here(Sent):
+@dataclass(frozen=True, eq=False)
+class Here(Arrival):
     """A round's shares, with all parties in this process."""
 
-    def __init__(self, parties: LocalParties, privacy: SharesPrivacy, round: int, updates: np.ndarray) -> None:
-        vars(self).update(parties=parties, privacy=privacy, round=round, updates=updates, refused={}, commitments={})
+    parties: LocalParties
+    privacy: SharesPrivacy
+    round: int
+    updates: np.ndarray
 
-    def receive(self, clients: Sequence[int], weigh: Any, too_few: Any) -> tuple[SharedUpdates, np.ndarray]:
-        parties: LocalParties = vars(self)["parties"]
-        rows = zip(clients, vars(self)["updates"], strict=True)
+    def receive(self, ids: Sequence[Sequence[int]], weigh: Any, too_few: Any) -> Received:
+        clients = [client for block in ids for client in block]
+        rows = zip(clients, self.updates, strict=True)
         words = {client: encode(row, self.privacy.clip) for client, row in rows if np.isfinite(row).all()}
+        parties = self.parties
         parties.receive(self.round, {client: parties.sent(own, self.round, client) for client, own in words.items()})
         here = np.array(parties.clients)
         self.refused.update(dict.fromkeys(sorted(set(clients) - set(here.tolist())), "not finite"))
         opened = SharedUpdates(parties, parties.d, self.privacy.clip, weigh(here), self.privacy.support)
         self.refused.update(dict.fromkeys(opened.dropped, "its update wraps around"))
-        return opened, np.array(opened.clients)
-
-    def traffic(self) -> dict[str, int]:
-        return {}
+        return Received(opened, np.array(opened.clients), len(opened.dropped))
 
 
 def trained(experiment: Experiment, hospitals: Hospitals) -> dict[str, float]:
@@ -104,7 +105,7 @@ def trained(experiment: Experiment, hospitals: Hospitals) -> dict[str, float]:
     adversary.setup(experiment, samples, host.layers())
     malicious = experiment.attackers
     crafting = sorted(c for c, index in malicious.drawn.items() if experiment.attacks[index].crafts)
-    defence = Defence(experiment.aggregation, experiment.trust, len(everybody), experiment.seed)
+    defence = experiment.defence()
     assert isinstance(privacy, SharesPrivacy)
     parties = LocalParties("shares", run_id("sketches"), d, histories=defence.histories, sketch=privacy.sketch)
     found, skipped, blamed, rounds = list[Metrics](), 0, 0, experiment.federation.rounds

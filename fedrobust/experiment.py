@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedrobust.aggregation import Aggregation
+from fedrobust.aggregation import Aggregation, Layer
 from fedrobust.attacks import Absent, Always, Attack, Attackers
 from fedrobust.data import (
     Dirichlet,
@@ -28,6 +29,7 @@ from fedrobust.options import Many, OneOf, Options, refusal
 from fedrobust.portions import portion
 from fedrobust.secure import ClearPrivacy, GroupedPrivacy, PairwiseMasking, Privacy, SecretSharing
 from fedrobust.trust import Trust
+from fedrobust.trust.defence import Defence
 
 
 class Data(Options):
@@ -201,6 +203,10 @@ class Experiment(Options):
     def attackers(self) -> Attackers:
         """The malicious hospitals, drawn by the seed; whoever asks more than once keeps them."""
         return Attackers.draw(self.attacks, self.federation.clients, self.seed)
+
+    def defence(self, layers: Sequence[Layer] = ()) -> Defence:
+        """Detector, reputation, quarantine and pipeline as one; `layers` say what the coordinates of an update are."""
+        return Defence(self.aggregation, self.trust, self.federation.participants(), self.seed, layers)
 
     def _most_there(self) -> int:
         """How many of the drawn hospitals send an update where as few as possible are absent."""

@@ -23,7 +23,6 @@ from fedrobust.federation.rounds import FederatedTraining
 from fedrobust.records import Record
 from fedrobust.secure.messages import OVERHEAD, Message, unpack
 from fedrobust.secure.sending import Sender
-from fedrobust.trust.defence import Defence
 
 Arrays = dict[str, np.ndarray]
 Dies = Callable[[str, tuple[Any, ...]], bool]
@@ -132,7 +131,7 @@ class House:
         self.records: list[Record] = []
         self.federation = FederatedTraining.__new__(FederatedTraining)
         team = SimpleNamespace(parties=self._found, owner=b"o" * 16, shards=[], coordinator=Actor(self.coordinator))
-        defence = Defence(self.experiment.aggregation, self.experiment.trust, clients, self.experiment.seed)
+        defence = self.experiment.defence()
         way = delivery(
             self.experiment,
             team,  # type: ignore[arg-type]

@@ -11,11 +11,9 @@ import numpy as np
 from fedrobust.aggregation import Layer
 from fedrobust.attacks import craft
 from fedrobust.experiment import Experiment
-from fedrobust.federation.coordinator import known
 from fedrobust.federation.preview import DefencePreview
 from fedrobust.records import below
 from fedrobust.secure.sending import Sender
-from fedrobust.trust.defence import Defence
 from fedrobust.updates import cut_columns
 
 
@@ -38,8 +36,7 @@ class Adversary:
         """Get ready for an experiment; arguments as for `Coordinator.setup`."""
         self._experiment, self._samples = experiment, samples
         self._attackers = experiment.attackers
-        participants = experiment.federation.participants()
-        self._defence = Defence(experiment.aggregation, experiment.trust, participants, experiment.seed, layers)
+        self._defence = experiment.defence(layers)
         self._sender = Sender(experiment.privacy, experiment.seed)
 
     def send(self, step: str, *arguments: Any) -> Any:
@@ -73,7 +70,7 @@ class Adversary:
         def preview(group: list[int]) -> DefencePreview:
             return DefencePreview(
                 defence=self._defence,
-                known=known(self._defence, outlook.arrays, len(self._samples)),
+                memory=self._defence.memory(outlook.arrays, len(self._samples)),
                 group=group,
                 updates=updates,
                 ids={client: elsewhere.get(client, client) for client in updates},

@@ -14,10 +14,10 @@ from ray.actor import ActorHandle
 from fedrobust.arrays import Arrays
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import answer, setup
-from fedrobust.federation.masked_rounds import Masked
+from fedrobust.federation.masked_rounds import MasksArrival
 from fedrobust.federation.parties import PartyTeam
 from fedrobust.federation.pool import Team
-from fedrobust.federation.shard_hosts import Scattered
+from fedrobust.federation.shard_hosts import ShardedArrival
 from fedrobust.records import below
 from fedrobust.secure import PairwiseMasking, SecretSharing
 from fedrobust.secure.masked_updates import draw_groups
@@ -45,7 +45,7 @@ class Delivery(ABC):
 
     @abstractmethod
     def send(self, round: int, attempt: int, blocks: Sequence[Block]) -> list[Any]:
-        """What the coordinator is called with."""
+        """What the coordinator is called with: an `Arrival`, or references to whole blocks."""
 
     def arrays(self) -> Arrays:
         """What others than the coordinator keep between rounds, for the checkpoint."""
@@ -77,7 +77,7 @@ class ToShards(Delivery):
 
     def send(self, round: int, attempt: int, blocks: Sequence[Block]) -> list[Any]:
         parts = [[block.parts[shard] for block in blocks] for shard in range(len(self._columns))]
-        return [Scattered(self._shards, self._columns, parts, self._patience)]
+        return [ShardedArrival(self._shards, self._columns, parts, self._patience)]
 
     def arrays(self) -> Arrays:
         if not self._keeps:
@@ -130,7 +130,9 @@ class ByMasks(Delivery):
             counts = {client: self._counts[client] for client in own}
             first = holder.send.remote("begin", self._run, round, place, own, counts, parts[0])
             holders.append((own, holder, first))
-        return [Masked(self._privacy, self._run, round, groups, holders, self._d, self._experiment.workers.patience)]
+        return [
+            MasksArrival(self._privacy, self._run, round, groups, holders, self._d, self._experiment.workers.patience)
+        ]
 
 
 def delivery(

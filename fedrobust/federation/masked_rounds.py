@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from fedrobust.federation.actors import ActorDied, answer
+from fedrobust.federation.arrival import Arrival, Received
 from fedrobust.secure import PairwiseMasking
 from fedrobust.secure.masked_updates import GroupedUpdates, MaskedSum
 from fedrobust.secure.masking_server import MaskingServer, OpenedSum
@@ -24,7 +26,7 @@ Messages = dict[int, bytes]
 
 
 @dataclass(frozen=True, eq=False)
-class Masked:
+class MasksArrival(Arrival):
     """A round of masks that has begun: the hospitals, where they are, and references to their first messages."""
 
     privacy: PairwiseMasking
@@ -35,26 +37,20 @@ class Masked:
     """For each actor its clients, and a reference to their first messages."""
     d: int
     patience: float
-    refused: dict[int, str] = field(default_factory=dict)
-    """Client → why it is in no sum, or what it did wrong though it is in one; not who did its part in a group that
-    failed."""
-    commitments: dict[int, str] = field(default_factory=dict)
-    """Client → digest of its masked update, when that is here."""
-    notes: list[str] = field(default_factory=list)
-    """Which groups opened nothing, and why; what was wrong and may have been either hospital's fault."""
     _bytes: dict[str, int] = field(default_factory=lambda: {"upload_bytes": 0, "server_bytes": 0})
 
     def receive(
         self,
-        clients: Sequence[int],
-        weigh: Callable[[np.ndarray], Floats],
+        ids: Sequence[Sequence[int]],
+        weigh: Callable[[NDArray[np.int64]], Floats],
         too_few: Callable[[int], str | None],
-    ) -> tuple[MaskedSum | GroupedUpdates, np.ndarray]:
-        """Play the round to its end. Returns the protocol, and whose updates are in it.
+    ) -> Received:
+        """Play the round to its end. MaskingError if no group could open its sum.
 
-        clients: who was asked for an update. too_few: why no sum is opened where there are so many updates; None if
-        they are. MaskingError if no group could open its sum.
+        `refused` names whoever is in no sum, but for clients that did their part in a group that failed; `notes` say
+        which groups opened nothing, and what was wrong and may have been either hospital's fault.
         """
+        clients = sorted(client for block in ids for client in block)
         place = {client: index for index, group in enumerate(self.groups) for client in group}
         servers = {
             index: MaskingServer(terms(self.privacy, self.run, self.round, index, self.d), group)
@@ -90,8 +86,8 @@ class Masked:
         here = sorted(client for opened in sent.values() for client in opened.survivors)
         self._refuse(set(clients) - set(here) - blameless)
         if len(self.groups) == 1 and self.privacy.name == "masked":
-            return MaskedSum(sent[0]), np.array(here, dtype=np.int64)
-        return GroupedUpdates.of(list(sent.values())), np.array(here, dtype=np.int64)
+            return Received(MaskedSum(sent[0]), np.array(here, dtype=np.int64))
+        return Received(GroupedUpdates.of(list(sent.values())), np.array(here, dtype=np.int64))
 
     def _taken(
         self, arrived: Messages, place: Mapping[int, int], servers: Mapping[int, MaskingServer]
@@ -126,7 +122,7 @@ class Masked:
         self._refuse(set(clients) - blameless)
         return MaskingError(reason)
 
-    def traffic(self) -> dict[str, int]:
+    def traffic(self, updates: int, d: int) -> dict[str, int]:
         """Bytes of messages in this round: of all hospitals, and of the coordinator."""
         return dict(self._bytes)
 

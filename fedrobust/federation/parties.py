@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from fedrobust.arrays import Arrays
 from fedrobust.federation.actors import answer
+from fedrobust.federation.arrival import Arrival, Received
 from fedrobust.records import below
 from fedrobust.secure import SecretSharing
 from fedrobust.secure.lines import HISTORY_FRACTION
@@ -19,10 +21,7 @@ from fedrobust.secure.ring import FRACTION, Words, column_chunks, decode, expand
 from fedrobust.secure.senders import commitments
 from fedrobust.secure.shared_updates import Parties, SharedUpdates
 from fedrobust.secure.weights import OpeningError
-from fedrobust.updates.gram import Floats
-
-REFUSALS = (MessageError, OpeningError)
-"""What a party answers where it does not do what it is asked for: the round is skipped, the run goes on."""
+from fedrobust.updates import Floats, NotOpened
 
 
 class RemoteParties(Parties):
@@ -31,7 +30,7 @@ class RemoteParties(Parties):
     What goes from one party to another is passed on by reference: the coordinator's process never holds it.
     """
 
-    def __init__(self, sent: Sent, clients: Sequence[int], commitments: Mapping[int, str]) -> None:
+    def __init__(self, sent: SharesArrival, clients: Sequence[int], commitments: Mapping[int, str]) -> None:
         self.run, self.round, self.histories = sent.run, sent.number, tuple(sent.histories)
         self.count, self.sketch = len(sent.servers), sent.privacy.sketch
         self.clients, self.commitments = tuple(clients), commitments
@@ -75,11 +74,11 @@ class RemoteParties(Parties):
         return self._sent.servers[server].ask.remote(self.round, method, *arguments)
 
     def _answers(self, asked: Sequence[Any], what: str) -> list[Any]:
-        return [answer(each, f"the servers to {what}", self._sent.patience, REFUSALS) for each in asked]
+        return [answer(each, f"the servers to {what}", self._sent.patience, (NotOpened,)) for each in asked]
 
 
 @dataclass(frozen=True, eq=False)
-class Sent:
+class SharesArrival(Arrival):
     """A round whose shares the driver has handed to the servers: the coordinator gets what comes of them alone."""
 
     privacy: SecretSharing
@@ -99,27 +98,19 @@ class Sent:
     agreed: list[Any]
     """For each server, a reference to whose shares it goes on with."""
     patience: float
-    refused: dict[int, str] = field(default_factory=dict)
-    """Client → why it has no row, when that is known."""
-    commitments: dict[int, str] = field(default_factory=dict)
-    """Client → digest of its shares, when they are there."""
 
     def receive(
         self,
-        clients: Sequence[int],
-        weigh: Callable[[np.ndarray], Floats],
+        ids: Sequence[Sequence[int]],
+        weigh: Callable[[NDArray[np.int64]], Floats],
         too_few: Callable[[int], str | None],
-    ) -> tuple[SharedUpdates, np.ndarray]:
-        """Wait until the servers have them, and open the Gram matrix. Returns the protocol, and whose rows it has.
-
-        clients: who was asked for an update, ascending. weigh: clients → priors. too_few: why the Gram matrix of so
-        many is not opened; None if it is. MessageError, OpeningError.
-        """
+    ) -> Received:
+        """Wait until the servers have the shares, and open the Gram matrix."""
         agreements = {self._answer(each) for each in self.agreed}
         if len(agreements) > 1:
             raise MessageError("the servers do not agree on whose shares are there")
         here = np.array(agreements.pop(), dtype=np.int64)
-        missing = sorted(set(clients) - set(here.tolist()))
+        missing = sorted({client for block in ids for client in block} - set(here.tolist()))
         self.refused.update(dict.fromkeys(missing, "its shares did not reach every server"))
         for reasons in self.reasons:
             self.refused.update({c: why for c, why in self._answer(reasons).items() if c in self.refused})
@@ -129,9 +120,10 @@ class Sent:
         parties = RemoteParties(self, here.tolist(), self.commitments)
         opened = SharedUpdates(parties, self.d, self.privacy.clip, weigh(here), self.privacy.support)
         self.refused.update(dict.fromkeys(opened.dropped, "its update wraps around"))
-        return opened, np.array(opened.clients, dtype=np.int64)
+        self.notes.extend(opened.notes)
+        return Received(opened, np.array(opened.clients, dtype=np.int64), len(opened.dropped))
 
-    def traffic(self) -> dict[str, int]:
+    def traffic(self, updates: int, d: int) -> dict[str, int]:
         """Bytes of messages in this round, of all hospitals, of servers and dealer; functionals, as servers count."""
         parties = [*self.servers, *([] if self.dealer is None else [self.dealer])]
         found = np.array([self._answer(party.traffic.remote()) for party in parties])
@@ -139,7 +131,7 @@ class Sent:
         return {"upload_bytes": int(upload), "server_bytes": int(between), "functionals": int(functionals)}
 
     def _answer(self, reference: Any) -> Any:
-        return answer(reference, f"round {self.round}: the servers to take in shares", self.patience, REFUSALS)
+        return answer(reference, f"round {self.round}: the servers to take in shares", self.patience, (NotOpened,))
 
 
 class PartyTeam:
@@ -212,7 +204,7 @@ class PartyTeam:
             asked.append(server.learn.remote(owner, data))
         return asked
 
-    def send(self, round: int, attempt: int, blocks: Sequence[tuple[Sequence[int], Any, ActorHandle]]) -> Sent:
+    def send(self, round: int, attempt: int, blocks: Sequence[tuple[Sequence[int], Any, ActorHandle]]) -> SharesArrival:
         """Have updates shared where they are; `blocks`: client ids, a reference to their updates, who holds them."""
         number = (round - 1) * self.ATTEMPTS + attempt
         count = self.privacy.servers
@@ -232,7 +224,7 @@ class PartyTeam:
             server.agree.remote(self._owner, *lists[:place], *lists[place + 1 :])
             for place, server in enumerate(self._servers)
         ]
-        return Sent(
+        return SharesArrival(
             self.privacy,
             self._servers,
             self._dealer,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedrobust.aggregation import Combination, capped_prior
 from fedrobust.attacks import Vectors
-from fedrobust.trust.defence import Defence, Known
+from fedrobust.trust.defence import Defence, DefenceMemory
 from fedrobust.updates import Span
 
 
@@ -19,12 +19,12 @@ class DefencePreview:
     """The defence, with its state, before a round, as the hospitals `group` of an attack see it.
 
     updates: hospital → what it trained (d,), of all participants. ids: the id under which each of them appears.
-    samples: (ids,) the claimed sample counts of every id, None where they do not count. histories: as the protocol
-    keeps them. root: (d,) the server's own update, where the defence has one.
+    samples: (ids,) the claimed sample counts of every id, None where they do not count. histories: those of the
+    clients' rows. root: (d,) the server's own update, where the defence has one.
     """
 
     defence: Defence
-    known: Known
+    memory: DefenceMemory
     group: Sequence[int]
     updates: Mapping[int, np.ndarray]
     ids: Mapping[int, int]
@@ -43,24 +43,24 @@ class DefencePreview:
         others = [client for client in sorted(self.updates) if client not in group and finite[client]]
         rejected = [self.ids[client] for client in self.updates if client not in group and not finite[client]]
         own = [self.updates[client] if finite[client] else np.zeros_like(self.updates[client]) for client in group]
-        places = {self.ids[client]: line for line, client in enumerate([*group, *others])}
+        line_of = {self.ids[client]: line for line, client in enumerate([*group, *others])}
         lines = np.stack([*own, *(self.updates[client] for client in others), *extra])
-        return DefenceSearch(self, lines, dict(sorted(places.items())), rejected)
+        return DefenceSearch(self, lines, dict(sorted(line_of.items())), rejected)
 
 
 class DefenceSearch:
     """One round through the defence, asked many times for crafted rows in the span of the same lines (L, d)."""
 
     def __init__(
-        self, preview: DefencePreview, lines: np.ndarray, places: Mapping[int, int], rejected: Sequence[int]
+        self, preview: DefencePreview, lines: np.ndarray, line_of: Mapping[int, int], rejected: Sequence[int]
     ) -> None:
         self._preview, self._rejected = preview, rejected
-        self._clients = np.array(list(places), dtype=np.int64)
+        self._clients = np.array(list(line_of), dtype=np.int64)
         self._lines, self._span = lines, Span([lines], preview.histories or {}, self._clients)
-        self._rows = np.eye(len(lines))[list(places.values())]
+        self._rows = np.eye(len(lines))[list(line_of.values())]
         attackers = len(preview.group)
-        self._crafted = [list(places.values()).index(line) for line in range(attackers)]
-        honest = [line for line in places.values() if line >= attackers]
+        self._crafted = [list(line_of.values()).index(line) for line in range(attackers)]
+        honest = [line for line in line_of.values() if line >= attackers]
         self._honest_mean = np.isin(np.arange(len(lines)), honest) / max(1, len(honest))
         everybody = np.array(sorted(preview.ids[client] for client in preview.updates))
         samples = None if preview.samples is None else preview.samples[everybody]
@@ -76,7 +76,7 @@ class DefenceSearch:
         rows = self._span.rows(coefficients, self._prior)
         asked = self._preview
         judged = asked.defence.judge(
-            asked.known, rows, self._clients, asked.round, asked.root, self._rejected, len(self._rejected)
+            asked.memory, rows, self._clients, asked.round, asked.root, self._rejected, len(self._rejected)
         )
         if judged.decision is None:
             return 0.0

@@ -29,7 +29,6 @@ from fedrobust.federation.pool import Team
 from fedrobust.records import Checkpoint, Record
 from fedrobust.secure import PairwiseMasking
 from fedrobust.seeds import generator
-from fedrobust.trust.defence import Defence
 
 Hook = Callable[[Record], None]
 
@@ -66,15 +65,13 @@ class FederatedTraining:
         states = {int(client): state for client, state in start.below("client").items()}
         samples = self._samples
         self._layers = layers = self.hosts.layers()
-        aggregation, trust = self.experiment.aggregation, self.experiment.trust
-        defence = Defence(aggregation, trust, settings.participants(), self.experiment.seed)
         self._delivery = delivery(
             self.experiment,
             self._team,
             self.hosts.columns,
             journal.folder.name,
             samples,
-            defence.histories,
+            self.experiment.defence().histories,
             self.hosts.alive,
         )
         self._start(start.round, start.arrays)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from fedrobust.federation.actors import answer
+from fedrobust.federation.arrival import Arrival, Received, in_order
 from fedrobust.updates import ClearUpdates, ShardedUpdates
 from fedrobust.updates.gram import Floats
 
@@ -26,20 +27,20 @@ class ShardHost:
         self, order: np.ndarray, prior: Floats, clients: np.ndarray, columns: tuple[int, int], *blocks: np.ndarray
     ) -> None:
         """This round's updates: the columns from `columns[0]` on of updates with `columns[1]` coordinates."""
-        self._protocol = ClearUpdates(blocks, order, prior, self._histories, clients, columns)
+        self._updates = ClearUpdates(blocks, order, prior, self._histories, clients, columns)
 
     def subset(self, keep: NDArray[Any]) -> Floats:
         """Go on without the other rows; returns the priors of those that are left."""
-        self._protocol = self._protocol.subset(keep)
-        return self._protocol.prior
+        self._updates = self._updates.subset(keep)
+        return self._updates.prior
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """What a method of the protocol answers."""
-        return getattr(self._protocol, method)(*arguments)
+        """What a method of the updates answers."""
+        return getattr(self._updates, method)(*arguments)
 
     def remember(self, names: Sequence[str], factors: Floats | None) -> None:
         """Keep the histories that the next round needs; arguments as for `ClearUpdates.remembered`."""
-        self._histories = self._protocol.remembered(names, factors)
+        self._histories = self._updates.remembered(names, factors)
 
     def histories(self) -> dict[str, np.ndarray]:
         """What goes into the checkpoint."""
@@ -47,7 +48,7 @@ class ShardHost:
 
 
 class RemoteShardedUpdates(ShardedUpdates):
-    """The protocol over shard actors."""
+    """The updates that shard actors hold."""
 
     def __init__(self, actors: Sequence[ActorHandle], widths: Sequence[int], prior: Floats, patience: float) -> None:
         self._actors, self._widths, self._patience = list(actors), list(widths), patience
@@ -74,17 +75,23 @@ class RemoteShardedUpdates(ShardedUpdates):
 
 
 @dataclass(frozen=True, eq=False)
-class Scattered:
-    """A round's updates on their way: for each shard actor its columns, and references to its parts of the blocks."""
+class ShardedArrival(Arrival):
+    """In the clear, in columns: for each shard actor its columns, and references to its parts of the blocks."""
 
     actors: list[ActorHandle]
     columns: list[slice]
     blocks: list[list[Any]]
     patience: float
 
-    def receive(self, order: np.ndarray, prior: Floats, clients: np.ndarray) -> RemoteShardedUpdates:
-        """Have the actors fetch their parts; arguments as for `Privacy.receive`."""
-        d = self.columns[-1].stop
+    def receive(
+        self,
+        ids: Sequence[Sequence[int]],
+        weigh: Callable[[NDArray[np.int64]], Floats],
+        too_few: Callable[[int], str | None],
+    ) -> Received:
+        """Have the actors fetch their parts."""
+        clients, order = in_order(ids)
+        d, prior = self.columns[-1].stop, weigh(clients)
         calls = [
             actor.receive.remote(order, prior, clients, (part.start, d), *blocks)
             for actor, part, blocks in zip(self.actors, self.columns, self.blocks, strict=True)
@@ -92,4 +99,6 @@ class Scattered:
         for shard, call in enumerate(calls):
             answer(call, f"shard {shard} to receive the updates", self.patience)
         widths = [part.stop - part.start for part in self.columns]
-        return RemoteShardedUpdates(self.actors, widths, prior / prior.sum(), self.patience)
+        updates = RemoteShardedUpdates(self.actors, widths, prior / prior.sum(), self.patience)
+        self.commitments.update(zip(clients.tolist(), updates.digests(), strict=True))
+        return Received(updates, clients)

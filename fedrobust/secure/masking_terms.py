@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.errors import FedRobustError
 from fedrobust.secure.messages import Kind
 from fedrobust.secure.ring import expand
 from fedrobust.secure.shamir import SHARE_BYTES, is_share
+from fedrobust.updates import NotOpened
 
 RingElements = NDArray[Any]
 """Elements of the ring, uint32 or uint64; the last one is the weight."""
@@ -41,7 +41,7 @@ SEALED = np.dtype([("client", "<i8"), ("key_print", PRINT), ("mask_print", PRINT
 ANSWER = np.dtype([("client", "<i8"), ("survived", "u1"), ("share", f"V{SHARE_BYTES}")])
 
 
-class MaskingError(FedRobustError):
+class MaskingError(NotOpened):
     """A round of masks that cannot go on, for a client or for all: no mean comes of it."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from fedrobust.errors import FedRobustError
+from fedrobust.updates import NotOpened
 
 MAGIC = b"FRSA"
 VERSION = 1
@@ -43,7 +43,7 @@ def server_name(number: int) -> str:
     return f"server{number}"
 
 
-class MessageError(FedRobustError):
+class MessageError(NotOpened):
     """A message that is damaged, or not the one that is expected now."""
 
 

@@ -175,6 +175,7 @@ class SharedUpdates(Updates):
     """
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram"})
+    unusable = "longer than an update that was cut to the clip"
 
     def __init__(
         self,

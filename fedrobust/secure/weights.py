@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedrobust.errors import FedRobustError
 from fedrobust.secure.ring import Words
+from fedrobust.updates import NotOpened
 from fedrobust.updates.gram import Floats
 
 LARGEST_WEIGHT = (1 << 12) - 1
@@ -19,7 +19,7 @@ SPREADING = ("mean", "multi_krum", "mda", "centered_clipping", "norm_bound")
 """Rules whose weights lie on many updates."""
 
 
-class OpeningError(FedRobustError):
+class OpeningError(NotOpened):
     """Something that must not be opened: a second sum, a weight on too few updates, too many functionals."""
 
 

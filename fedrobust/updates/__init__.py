@@ -5,7 +5,7 @@ ClearUpdates([np.eye(3)]).gram().matrix
 
 from fedrobust.updates.clear import ClearUpdates
 from fedrobust.updates.gram import Anchor, Combination, Floats, Gram, History
-from fedrobust.updates.interface import Measure, NotRevealed, Reduction, Updates
+from fedrobust.updates.interface import Measure, NotOpened, NotRevealed, Reduction, Updates
 from fedrobust.updates.shards import ShardedUpdates, cut_columns, shard_columns
 from fedrobust.updates.span import Span
 
@@ -17,6 +17,7 @@ __all__ = [
     "Gram",
     "History",
     "Measure",
+    "NotOpened",
     "NotRevealed",
     "Reduction",
     "ShardedUpdates",

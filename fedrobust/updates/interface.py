@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.updates.gram import Combination, Floats, Gram
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ class NotRevealed(ExperimentError):  # noqa: N818
     """These updates keep from the coordinator what was asked for."""
 
 
+class NotOpened(FedRobustError):  # noqa: N818
+    """Nothing is opened of a round's updates, or no more: a message is wrong, or there are too few. It is skipped."""
+
+
 class Updates(ABC):
     """n updates of d coordinates: their Gram matrix, and a weighted sum of them. The rest only in the clear.
 
@@ -67,6 +71,8 @@ class Updates(ABC):
     """
 
     reveals: ClassVar[frozenset[str]]
+    unusable: ClassVar[str] = "not finite"
+    """What is wrong with rows that are not `finite_rows`."""
     n: int
     d: int
     prior: Floats

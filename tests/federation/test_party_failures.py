@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from acted import House, messages, options, updates
 
-from fedrobust.federation.parties import Sent
+from fedrobust.federation.parties import SharesArrival
 from fedrobust.secure import sending
 from fedrobust.secure.messages import HEADER, Kind
 from fedrobust.secure.ring import FRACTION, Words, encode
@@ -216,7 +216,7 @@ def test_the_servers_own_update_is_an_anchor(name: str, monkeypatch: pytest.Monk
 
 def test_a_dealer_that_dies_is_noticed_where_its_triple_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by the servers' complaint that there is no triple, which would skip the round."""
-    monkeypatch.setattr(Sent, "traffic", lambda self: {})
+    monkeypatch.setattr(SharesArrival, "traffic", lambda self, updates, d: {})
     house = House(options("shares"), D, monkeypatch)
     house.parties[2].dies = lambda called, arguments: called == "triple"
     assert "skipped" not in house.round(updates())

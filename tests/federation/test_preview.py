@@ -9,10 +9,9 @@ import pytest
 
 from fedrobust.experiment import Experiment
 from fedrobust.federation.adversary import Adversary, Outlook
-from fedrobust.federation.coordinator import Coordinator, known
+from fedrobust.federation.coordinator import Coordinator
 from fedrobust.federation.preview import DefencePreview
 from fedrobust.records import below
-from fedrobust.trust.defence import Defence
 
 CLIENTS, D = 8, 60
 GROUP = [2, 5]
@@ -59,10 +58,10 @@ def test_the_preview_is_what_then_happens(name: str, broken: int | None, late: i
     rows = rows_of(5)
     if broken is not None:
         rows[broken, 7] = np.nan
-    defence = Defence(experiment.aggregation, experiment.trust, CLIENTS, experiment.seed)
+    defence = experiment.defence()
     preview = DefencePreview(
         defence,
-        known(defence, arrays, CLIENTS),
+        defence.memory(arrays, CLIENTS),
         GROUP,
         {client: row for client, row in enumerate(rows) if client != late},
         {client: client for client in range(CLIENTS)},
@@ -101,7 +100,7 @@ def test_someone_is_in_quarantine_in_the_case_of_that_name() -> None:
 
 def test_a_round_that_would_be_skipped_does_no_damage() -> None:
     experiment, _, _ = federation({"aggregation": {"rule": "krum", "f": 0.3}})
-    defence = Defence(experiment.aggregation, experiment.trust, CLIENTS, 0)
+    defence = experiment.defence()
     late = (0, 1, 3, 4)
     updates = {client: row for client, row in enumerate(rows_of(1)) if client not in late}
     ids = {client: client for client in range(CLIENTS)}
