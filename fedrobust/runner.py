@@ -68,6 +68,21 @@ class Result:
     """Hospitals whose reputation was below the threshold at the end."""
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What everything in a run is done with."""
+
+    experiment: Experiment
+    hospitals: Hospitals
+    network: nn.Module
+    key: Ed25519PrivateKey
+    """Of the audit log."""
+    part: Part | None
+    """What it is a part of; then it has no report, model and curves in MLflow."""
+    hooks: Sequence[Hook]
+    say: Callable[[str], None]
+
+
 @private_files()
 def run(
     experiment: Experiment,
@@ -100,27 +115,20 @@ def run(
     if hospitals is None:
         hospitals = hospitals_of(experiment)
     check_attacks(experiment, hospitals)
-    network = network_of(experiment, hospitals)
-    key = open_key(KEY)
+    this = _Run(experiment, hospitals, network_of(experiment, hospitals), open_key(KEY), part, hooks, say)
     with ExitStack() as stack:
-        resumed = None if earlier is None else stack.enter_context(closing(_reopened(earlier, key)))
+        resumed = None if earlier is None else stack.enter_context(closing(_reopened(earlier, this.key)))
         if resumed is not None:
-            _same(resumed.folder, experiment, hospitals)
-        opening = stack.enter_context(_tracked(experiment, hospitals, resumed, part))
-        if resumed is None or not _ended(resumed.folder):
-            say("starting actors")
-            folder = _trained(experiment, hospitals, network, resumed, key, opening, hooks, say, pool, part is None)
-        else:
-            folder = resumed.folder
+            _same(resumed.folder, this)
+        opening = stack.enter_context(_tracked(this, resumed))
+        folder = _trained(this, resumed, opening, pool) if resumed is None or not _ended(resumed) else resumed.folder
         if part is None:
-            say("writing the report")
-            _report(experiment, hospitals, network, folder, key, opening.result())
-            say("sending the rest to MLflow")
+            _report(this, folder, opening.result())
         else:
-            seal_files(folder, key)
+            seal_files(folder, this.key)
         if (skips := Skips.of(read_journal(folder))).untrained:
             raise UntrainedError(f"run {folder.name}: {skips.no_result()}; its record is in {folder}")
-    return _result(experiment, network, folder)
+    return _result(this, folder)
 
 
 def find_run(run: str) -> Path:
@@ -138,9 +146,9 @@ def _reopened(folder: Path, key: Ed25519PrivateKey) -> Journal:
     return journal
 
 
-def _same(folder: Path, experiment: Experiment, hospitals: Hospitals) -> None:
+def _same(folder: Path, this: _Run) -> None:
     """Refuse to go on with another experiment, or other data, than those that the run began with."""
-    before = load_recorded(folder / "experiment.yaml")
+    before, experiment = load_recorded(folder / "experiment.yaml"), this.experiment
     if before.digest() != experiment.digest():
         old, new = (flatten(each.resolved()) for each in (before, experiment))
         changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
@@ -150,23 +158,21 @@ def _same(folder: Path, experiment: Experiment, hospitals: Hospitals) -> None:
     options = folder / "experiment.yaml"
     if options.read_text(encoding="utf-8") != dump(before):  # the same options, but who wrote the rest of it?
         options.write_text(dump(before), encoding="utf-8")
-    if read_journal(folder)[0]["digest"] != hospitals.digest:
+    if read_journal(folder)[0]["digest"] != this.hospitals.digest:
         cached = "" if isinstance(experiment.data.stain_normalisation, NoNormalisation) else f", or what {CACHE} holds"
         name = experiment.data.source.name
         raise ExperimentError(f"run {folder.name} cannot be resumed: the data of {name} changed{cached}")
 
 
-def _ended(folder: Path) -> bool:
-    return bool(read_journal(folder)[-1]["kind"] == "end")
+def _ended(journal: Journal) -> bool:
+    return bool(read_journal(journal.folder)[-1]["kind"] == "end")
 
 
 @contextmanager
-def _tracked(
-    experiment: Experiment, hospitals: Hospitals, resumed: Journal | None, part: Part | None
-) -> Iterator[Future[Tracker]]:
+def _tracked(this: _Run, resumed: Journal | None) -> Iterator[Future[Tracker]]:
     """The run's tracker, opened beside other work; closed with the status that the block ends with."""
     with ThreadPoolExecutor(1) as beside:
-        opening = beside.submit(_open_tracker, experiment, hospitals, resumed, part)
+        opening, part = beside.submit(_open_tracker, this, resumed), this.part
         status = "FAILED"
         try:
             yield opening
@@ -192,10 +198,11 @@ def _goes_on(run: str) -> bool:
     return (RUNS / run / "checkpoint.npz").exists()
 
 
-def _open_tracker(experiment: Experiment, hospitals: Hospitals, resumed: Journal | None, part: Part | None) -> Tracker:
+def _open_tracker(this: _Run, resumed: Journal | None) -> Tracker:
     if resumed is not None:
         return Tracker.resume(resumed.folder.name, read_journal(resumed.folder))
-    all_tags = tags(experiment) | {"data_digest": hospitals.digest} | dict(part.tags if part else {})
+    experiment, part = this.experiment, this.part
+    all_tags = tags(experiment) | {"data_digest": this.hospitals.digest} | dict(part.tags if part else {})
     name, params = experiment.tracking.experiment, flatten(experiment.resolved())
     tracker = Tracker.open(name, params, all_tags, run_name(experiment), part.parent if part else None)
     if part is not None:
@@ -210,29 +217,15 @@ def _new_folder(run_id: str, experiment: Experiment) -> Path:
     return folder
 
 
-def _picture_of_partition(folder: Path, experiment: Experiment, hospitals: Hospitals) -> None:
-    save_partition(
-        folder,
-        hospitals.label_counts(),
-        hospitals.label_names,
-        experiment.attackers.names,
-        hospitals.patient_counts(),
-    )
+def _picture_of_partition(folder: Path, this: _Run) -> None:
+    hospitals, malicious = this.hospitals, this.experiment.attackers.names
+    save_partition(folder, hospitals.label_counts(), hospitals.label_names, malicious, hospitals.patient_counts())
 
 
-def _trained(
-    experiment: Experiment,
-    hospitals: Hospitals,
-    network: nn.Module,
-    resumed: Journal | None,
-    key: Ed25519PrivateKey,
-    opening: Future[Tracker],
-    hooks: Sequence[Hook],
-    say: Callable[[str], None],
-    pool: Pool | None,
-    told: bool,
-) -> Path:
-    """Run the rounds until the end is committed: records go to the journal, the hooks and, if `told`, to MLflow."""
+def _trained(this: _Run, resumed: Journal | None, opening: Future[Tracker], pool: Pool | None) -> Path:
+    """Run the rounds until the end is committed: records go to the journal, the hooks and, unless a part, to MLflow."""
+    experiment, hospitals = this.experiment, this.hospitals
+    this.say("starting actors")
     with ExitStack() as stack:
         if pool is None:
             stack.enter_context(ray_session())
@@ -240,23 +233,23 @@ def _trained(
         team = stack.enter_context(pool.lease())
         federation = FederatedTraining(experiment, hospitals, team)
         tracker = opening.result()
-        hooks = [tracker.log, *hooks] if told else hooks
+        hooks = [tracker.log, *this.hooks] if this.part is None else this.hooks
         if resumed is None:
             folder = _new_folder(tracker.run_id, experiment)
-            if told:
-                _picture_of_partition(folder, experiment, hospitals)
-            journal = stack.enter_context(closing(Journal(folder, key)))
+            if this.part is None:
+                _picture_of_partition(folder, this)
+            journal = stack.enter_context(closing(Journal(folder, this.key)))
             weights = federation.hosts.initial_weights()
-            start = _start(experiment, hospitals, folder.name, weights)
+            start = _start(this, folder.name, weights)
             journal.commit([start], Checkpoint(0, {"weights": weights}))
-            if told:
+            if this.part is None:
                 tracker.log(start)
         else:
             journal, folder = resumed, resumed.folder
-        say("training")
+        this.say("training")
         outcome = federation.run(journal, hooks)
-        load_vector(network, outcome.weights)
-        final = _final(read_journal(folder), outcome, network)
+        load_vector(this.network, outcome.weights)
+        final = _final(read_journal(folder), outcome, this.network)
         rounds = experiment.federation.rounds
         end = {"kind": "end", "round": rounds, "final": final, "misread": misread(hospitals, outcome.probabilities)}
         journal.commit([outcome.evaluation, end], Checkpoint(rounds, {"weights": outcome.weights}))
@@ -266,48 +259,45 @@ def _trained(
     return folder
 
 
-def _report(
-    experiment: Experiment,
-    hospitals: Hospitals,
-    network: nn.Module,
-    folder: Path,
-    key: Ed25519PrivateKey,
-    tracker: Tracker,
-) -> None:
+def _report(this: _Run, folder: Path, tracker: Tracker) -> None:
     """Write report and model of a run whose end is committed, seal them, and have them uploaded.
 
     All of them are made anew, so that what is sealed came from here, whoever wrote into the folder before.
     """
-    load_vector(network, read_checkpoint(folder).arrays["weights"])
-    _picture_of_partition(folder, experiment, hospitals)
-    write_report(folder, hospitals.images)
-    if experiment.tracking.model or (folder / "model").exists():
+    this.say("writing the report")
+    load_vector(this.network, read_checkpoint(folder).arrays["weights"])
+    images, tracking = this.hospitals.images, this.experiment.tracking
+    _picture_of_partition(folder, this)
+    write_report(folder, images)
+    if tracking.model or (folder / "model").exists():
         shutil.rmtree(folder / "model", ignore_errors=True)  # half of it may be there
-        save_model(network, hospitals.images.shape[1], folder / "model")
+        save_model(this.network, images.shape[1], folder / "model")
     made = [path for pattern in MADE for path in folder.glob(pattern)]
-    seal_files(folder, key, [path.relative_to(folder).as_posix() for path in made])
+    seal_files(folder, this.key, [path.relative_to(folder).as_posix() for path in made])
     untrained = Skips.of(read_journal(folder)).untrained
-    tracker.upload(folder, again=True, register=None if untrained else experiment.tracking.register)
+    tracker.upload(folder, again=True, register=None if untrained else tracking.register)
+    this.say("sending the rest to MLflow")
 
 
-def _result(experiment: Experiment, network: nn.Module, folder: Path) -> Result:
-    load_vector(network, read_checkpoint(folder).arrays["weights"])
+def _result(this: _Run, folder: Path) -> Result:
+    load_vector(this.network, read_checkpoint(folder).arrays["weights"])
     records = read_journal(folder)
     attackers = {int(client): attack for client, attack in records[0]["attackers"].items()}
     final = records[-1]["final"]
     return Result(
         folder.name,
-        run_name(experiment),
+        run_name(this.experiment),
         folder,
         _rounds(records),
         final,
-        _state_dict(network),
+        _state_dict(this.network),
         attackers,
         final["suspected"],
     )
 
 
-def _start(experiment: Experiment, hospitals: Hospitals, run_id: str, weights: np.ndarray) -> Record:
+def _start(this: _Run, run_id: str, weights: np.ndarray) -> Record:
+    experiment, hospitals = this.experiment, this.hospitals
     return {
         "kind": "start",
         "run": run_id,

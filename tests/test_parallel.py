@@ -277,7 +277,8 @@ def test_a_run_that_is_a_part_is_not_said_to_go_on_alone(workplace: Path, monkey
     opened = SimpleNamespace(run_id="one", close=lambda status: True)
     monkeypatch.setattr(runner, "_open_tracker", lambda *_: opened)
     for part, said in ((None, "round 3: lost; go on with: --resume one"), (Part("all", {}), "round 3: lost")):
-        with pytest.raises(FederationError) as caught, runner._tracked(EXPERIMENT, EXPERIMENT, None, part):
+        this: Any = SimpleNamespace(part=part)
+        with pytest.raises(FederationError) as caught, runner._tracked(this, None):
             raise FederationError("round 3: lost")
         assert str(caught.value) == said
 
@@ -292,7 +293,8 @@ def test_a_part_is_told_which_runs_were_begun_for_it(monkeypatch: pytest.MonkeyP
     part, told = Part("all", {"trial": "3"}), list[Any]()
     tracker: Any = SimpleNamespace(failed=lambda *given: told.append(given))
     for _ in range(2):
-        runner._open_tracker(experiment, SimpleNamespace(digest="d"), None, part)  # type: ignore[arg-type]
+        this: Any = SimpleNamespace(experiment=experiment, hospitals=SimpleNamespace(digest="d"), part=part)
+        runner._open_tracker(this, None)
     assert failure(DataError("too few"), part, "trial 3", tracker) == "too few"
     assert told == [("too few", ["one", "two"], "trial 3", {"trial": "3"})]
     with pytest.raises(TrackingError):
