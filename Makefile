@@ -5,7 +5,8 @@ PORT ?= 5000
 # One thread for each process: the actors are the parallelism.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-recorded test-long lint bench bench-aggregation bench-secure ui cluster cluster-down schema clean
+.PHONY: demo test test-recorded test-long test-notebooks docs lint bench bench-aggregation bench-secure ui cluster
+.PHONY: cluster-down schema clean
 
 demo: .venv/ready
 	$(BIN)/fedrobust run experiments/quickstart.yaml
@@ -20,6 +21,14 @@ test-recorded: .venv/ready
 
 test-long: .venv/ready
 	$(BIN)/pytest -m long
+
+test-notebooks: .venv/ready
+	$(BIN)/pytest -m long tests/test_notebooks.py
+
+# The site, into build/docs: a broken link or a name that is not there is an error, and nothing is fetched.
+docs: .venv/ready
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+	@echo "the site: build/docs/index.html"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
