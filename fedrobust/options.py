@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
@@ -99,6 +103,20 @@ def tag(option: type[BaseModel]) -> str | None:
     if field is None or get_origin(field.annotation) is not Literal:
         return None
     return str(get_args(field.annotation)[0])
+
+
+NAMED = re.compile(r"^    name: Literal\[", re.MULTILINE)
+
+
+def find_options(package: str) -> None:
+    """Import the modules of a package that define named classes, whatever files they are in: `members` then has them.
+
+    The source tells which they are. Other modules may need torch, which takes seconds, and stay where they are.
+    """
+    for module in iter_modules(import_module(package).__path__):
+        source = Path(str(getattr(module.module_finder, "path", ""))) / f"{module.name}.py"
+        if source.is_file() and NAMED.search(source.read_text(encoding="utf-8")):
+            import_module(f"{package}.{module.name}")
 
 
 def members(*bases: type[Options]) -> dict[str, type[Options]]:

@@ -18,9 +18,15 @@ from fedrobust.aggregation.rules.layers import LASA, DeepSight
 from fedrobust.aggregation.rules.selection import FABA, MDA, Krum, MoNNA, MultiKrum
 from fedrobust.aggregation.rules.signs import SignGuard
 from fedrobust.aggregation.rules.spectral import CAF, SMEA, DnC
-from fedrobust.aggregation.settings import Aggregation
 from fedrobust.aggregation.stages import ARC, NNM, Bucketing, Clip
+from fedrobust.options import find_options
 from fedrobust.updates import Anchor, Combination, Gram, History, Reduction
+
+# Before the options that hold any stage and rule.
+find_options("fedrobust.aggregation")
+find_options("fedrobust.aggregation.rules")
+
+from fedrobust.aggregation.settings import Aggregation  # noqa: E402
 
 __all__ = [
     "AFA",

@@ -25,6 +25,7 @@ from fedrobust.attacks.poisoning import LabelFlip, TargetedFlip
 from fedrobust.attacks.rows import Vectors
 from fedrobust.attacks.schedules import Always, OnOff, Schedule, SingleShot, Sleeper
 from fedrobust.attacks.searched import OptimalAlie, OptimalIpm, SearchedAttack
+from fedrobust.options import find_options
 
 __all__ = [
     "Absent",
@@ -80,3 +81,5 @@ __all__ = [
     "craft",
     "draw_attackers",
 ]
+
+find_options(__name__)

@@ -10,6 +10,7 @@ from fedrobust.data.patches import Patches
 from fedrobust.data.sources import Source
 from fedrobust.data.split import Split, refuse_leaks
 from fedrobust.data.stain import Macenko, NoNormalisation, Reinhard, StainNormalisation, StainShift
+from fedrobust.options import find_options
 
 __all__ = [
     "ByCentre",
@@ -36,3 +37,5 @@ __all__ = [
     "StainShift",
     "refuse_leaks",
 ]
+
+find_options(__name__)

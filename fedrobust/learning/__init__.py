@@ -8,6 +8,7 @@ from fedrobust.learning.local import SGD, Adam, AdamW, LocalOptimizer, LocalTrai
 from fedrobust.learning.losses import ClassWeighted, CrossEntropy, LocalLoss, LogitAdjusted
 from fedrobust.learning.models import Cnn, Model, Timm, model_shorthand
 from fedrobust.learning.server import FedAdam, FedAvg, FedAvgM, FedYogi, ServerOptimizer
+from fedrobust.options import find_options
 
 __all__ = [
     "SGD",
@@ -29,3 +30,5 @@ __all__ = [
     "Timm",
     "model_shorthand",
 ]
+
+find_options(__name__)

@@ -1,5 +1,6 @@
 """What a coordinator may see of an update, and the protocols that see to it."""
 
+from fedrobust.options import find_options
 from fedrobust.secure.privacy import (
     ClearPrivacy,
     GroupedPrivacy,
@@ -21,3 +22,5 @@ __all__ = [
     "SecretSharing",
     "SharesPrivacy",
 ]
+
+find_options(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fedrobust.options import OneOf, Options
+from fedrobust.options import OneOf, Options, find_options
 from fedrobust.trust.anomaly import Detector, RobustZ, Scores, detection
 from fedrobust.trust.consensus import Consensus
 from fedrobust.trust.quarantine import Quarantine
@@ -24,6 +24,8 @@ __all__ = [
     "Trust",
     "detection",
 ]
+
+find_options(__name__)
 
 
 class Trust(Options):
