@@ -60,10 +60,11 @@ def decided(probabilities: Probabilities) -> Probabilities:
 
 def confusion_matrix(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]:
     """(classes, classes) counts: row = true label, column = predicted label."""
-    classes = probabilities.shape[1]
-    matrix = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(matrix, (labels, decided(probabilities).argmax(axis=1)), 1)
-    return matrix
+    scores, truth = torch.from_numpy(decided(probabilities)), torch.from_numpy(np.ascontiguousarray(labels))
+    # Without its checks, it takes models of one class, too.
+    matrix = classification.multiclass_confusion_matrix(scores, truth, scores.shape[1], validate_args=False)
+    counts: NDArray[np.int64] = matrix.numpy()
+    return counts
 
 
 def hospital_accuracy(probabilities: Probabilities, labels: Labels, hospitals: Labels) -> dict[int, float]:

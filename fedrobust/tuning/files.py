@@ -12,7 +12,7 @@ from fedrobust.tuning.again import Fresh
 from fedrobust.tuning.page import sweep_html
 from fedrobust.tuning.study import SweepStudy
 from fedrobust.tuning.sweep import Plan
-from fedrobust.tuning.views import SweepView, told
+from fedrobust.tuning.views import SweepView, spelled
 
 
 def write_study(folder: Path, plan: Plan, study: SweepStudy, fresh: Sequence[Fresh] = ()) -> list[Path]:
@@ -40,5 +40,5 @@ def write_trials(file: Path, view: SweepView) -> None:
         table.writerow(map(cell, ("number", "state", *view.objectives, *names, "reason")))
         for row in view.rows:
             values = map(repr, row.values or ()) if row.values else [""] * len(view.objectives)
-            chosen = [told(row.chosen[name]) if name in row.chosen else "" for name in names]
+            chosen = [spelled(row.chosen[name]) if name in row.chosen else "" for name in names]
             table.writerow(map(cell, (row.number, row.state, *values, *chosen, row.reason)))

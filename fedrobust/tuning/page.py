@@ -1,4 +1,4 @@
-"""A sweep as one HTML page with pictures that can be zoomed and asked; plotly.js is in it, so it needs no network."""
+"""A sweep as one HTML page with interactive pictures; plotly.js is inside, so it needs no network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from fedrobust.report.elements import Table, plural, render
 from fedrobust.tuning.pictures import make_figures
-from fedrobust.tuning.views import Row, SweepView, better, told
+from fedrobust.tuning.views import Row, SweepView, better, spelled
 
 if TYPE_CHECKING:
     from fedrobust.tuning.again import Fresh
@@ -17,18 +17,17 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "history": "The completed trials in order, and the best value so far. Trials that were pruned or have failed are "
     "marked at the bottom.",
-    "importance": "The share of each option in what it takes to be among the best quarter of the completed trials: "
-    "PED-ANOVA. With few trials it is a hint, no more.",
+    "importance": "How much each option matters for being among the best quarter of the completed trials (PED-ANOVA); "
+    "the shares add up to 1. With few trials this is only a hint.",
     "slice": "The completed trials over each searched option, the later the trial the darker. A trial that does not "
     "have an option is not in its panel.",
     "parallel": "A line for each completed trial, through its objectives and what was searched in it: the darker, the "
     "better. – is an option that a trial does not have.",
     "pareto": "Each completed trial by its objectives. Red: the Pareto front, the trials that no other beats.",
-    "intermediate": "What the pruner was told of each trial, step by step. Green: the best. A cross: the trial was "
-    "pruned there.",
+    "intermediate": "The values that the pruner saw of each trial, step by step. Green: the best trial. A cross: the "
+    "trial was pruned there.",
 }
-
-
+"""Of the pictures, by name."""
 ABSENT = "–"
 """In tables, instead of what a trial does not have."""
 
@@ -111,4 +110,4 @@ def _again(view: SweepView, fresh: Sequence[Fresh]) -> Table | None:
 
 
 def _shown(value: Any) -> Any:
-    return value if isinstance(value, float) else told(value)
+    return value if isinstance(value, float) else spelled(value)

@@ -21,10 +21,10 @@ from fedrobust.tuning.study import Completed, Failed, SweepStudy
 from fedrobust.tuning.sweep import Plan
 
 TOP = 0.25
-"""Importance is what it takes to be among this share of the trials."""
+"""Importance is that for being among this share of the trials, the best ones."""
 
 LEAST = 8
-"""Fewer completed trials than this tell nothing about importance."""
+"""With fewer completed trials than this, importance means nothing."""
 
 State = Literal["completed", "pruned", "failed"]
 _STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -41,7 +41,7 @@ class Row:
     chosen: Mapping[str, Any]
     """What was searched in it, by name; what is only searched elsewhere is missing."""
     reports: Mapping[int, float]
-    """What its pruner was told, by step; finite."""
+    """The values that its pruner saw, by step; finite."""
     reason: str = ""
     """Of its failure."""
 
@@ -116,7 +116,7 @@ def better(direction: Direction) -> str:
     return "larger is better" if direction == "maximize" else "smaller is better"
 
 
-def told(value: Any) -> str:
+def spelled(value: Any) -> str:
     """A chosen value as a sweep file has it."""
     if value is None:
         return "null"
@@ -125,7 +125,7 @@ def told(value: Any) -> str:
 
 def choice_texts(searched: Choice) -> list[str]:
     """What can be chosen, as a sweep file has it; texts are in quotes where they could be taken for something else."""
-    texts = [told(each) for each in searched.ends]
+    texts = [spelled(each) for each in searched.ends]
     return [
         json.dumps(each, ensure_ascii=False) if texts.count(text) > 1 else text
         for each, text in zip(searched.ends, texts, strict=True)
@@ -162,7 +162,7 @@ def in_memory(view: SweepView, objectives: Sequence[int], text: Callable[[str], 
 
 
 def evaluator(view: SweepView, objective: int) -> PedAnovaImportanceEvaluator | None:
-    """PED-ANOVA of the best quarter of the completed trials; None where that says nothing.
+    """PED-ANOVA of the best quarter of the completed trials; None where it means nothing.
 
     Watanabe, Bansal and Hutter, "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary Subspaces",
     IJCAI 2023. It draws nothing, and knows options that are only searched where something is chosen.
