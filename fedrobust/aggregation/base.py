@@ -136,7 +136,9 @@ class Rule(PipelinePart):
     def vectors(self, context: Context) -> dict[str, np.ndarray]:
         """The anchors (d,) that it wants and that are known. ExperimentError if the server's own update is missing."""
         if "root" in self.anchors and context.root is None:
-            raise ExperimentError(f"{self.name} needs an update that the server trained on data of its own: root")
+            raise ExperimentError(
+                Problem(f"{self.name} needs an update that the server trained on its own data", "root")
+            )
         known = {"momentum": context.previous, "root": context.root}
         return {name: vector for name in self.anchors if (vector := known.get(name)) is not None}
 

@@ -24,7 +24,7 @@ def capped_prior(samples: Sequence[float] | NDArray[Any] | None, n: int) -> Floa
     """
     counts = np.asarray(np.ones(n) if samples is None else samples, dtype=np.float64)
     if counts.shape != (n,) or not np.isfinite(counts).all() or (counts <= 0).any():
-        raise ExperimentError(Problem(f"sample counts must be {n} positive numbers", found=str(samples)))
+        raise ExperimentError(Problem(f"there must be {n} positive numbers", "samples", str(samples)))
     capped = np.minimum(counts, 2.0 * np.median(counts))
     return np.asarray(capped / capped.sum(), dtype=np.float64)
 

@@ -113,7 +113,9 @@ class Pipeline:
         kinds = [type(part).__name__ for part in parts]
         stages = tuple(part for part in parts[:-1] if isinstance(part, Stage))
         if len(stages) != len(parts) - 1 or not isinstance(parts[-1], Rule | RowRule):
-            raise ExperimentError(f"a pipeline is any stages, then one rule; found {', '.join(kinds) or 'nothing'}")
+            raise ExperimentError(
+                Problem("a pipeline is any stages, then one rule", found=", ".join(kinds) or "nothing")
+            )
         self.stages: tuple[Stage, ...] = stages
         self.rule: AnyRule = parts[-1]
         if reason := misfit(self.parts):
@@ -226,7 +228,7 @@ class Pipeline:
         prior = None if samples is None else capped_prior(samples, len(updates))
         clear = ClearUpdates([updates], prior=prior, histories=past.histories)
         if samples is not None and (reason := cannot_weigh(self.parts)):
-            raise ExperimentError(f"{reason}; leave samples out")
+            raise ExperimentError(Problem(reason, "samples", hint="leave samples out"))
         context = Context(
             f=0,
             round=past.round,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from refused import refused
 
 from fedrobust.aggregation import NNM, Aggregation, Clip, Context, FLTrust, Pipeline, ZenoPlusPlus, capped_prior
 from fedrobust.aggregation.testing import INSTANCES, check_rule
-from fedrobust.errors import ExperimentError
 from fedrobust.updates import ClearUpdates
 
 SHAPES = [(1, 4, 0), (3, 1, 0), (4, 2, 0), (5, 3, 1), (9, 40, 3), (10, 700, 2), (23, 17, 10)]
@@ -148,7 +148,7 @@ def test_what_rows_are_judged_by():
 
 @pytest.mark.parametrize("rule", [FLTrust(), ZenoPlusPlus()])
 def test_without_the_servers_update_it_says_so(rule):
-    with pytest.raises(ExperimentError, match=f"{rule.name} needs an update that the server trained .*: root"):
+    with refused(path="root", says=rule.name):
         Pipeline([rule]).aggregate(np.ones((3, 2)))
 
 
@@ -165,5 +165,5 @@ def test_options():
     assert read.rule == ZenoPlusPlus(rho=0.01)
     assert Aggregation.model_validate({"rule": "fltrust"}).rule == FLTrust()
     for values in ({"gamma": 0.0}, {"rho": -1.0}, {"epsilon": -1.0}):
-        with pytest.raises(ValidationError, match="greater than"):
+        with refused(ValidationError, path=f"rule.zeno_pp.{next(iter(values))}"):
             Aggregation.model_validate({"rule": {"name": "zeno_pp", **values}})

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from refused import refused
 
 from fedrobust.aggregation import (
     ARC,
@@ -29,7 +30,6 @@ from fedrobust.aggregation import (
     resolve_f,
 )
 from fedrobust.aggregation.testing import INSTANCES
-from fedrobust.errors import ExperimentError
 from fedrobust.seeds import generator
 from fedrobust.updates import ClearUpdates
 
@@ -164,10 +164,10 @@ def test_a_radius_or_a_quantile():
     assert np.allclose(half, Clip().mix(gram, Context(0)), rtol=1e-14)
     assert np.array_equal(Clip(radius="quantile", quantile=1.0).mix(gram, Context(0)), np.eye(8))
     for wrong in ({"quantile": 0.9}, {"radius": "quantile"}, {"radius": 2.0, "quantile": 0.9}):
-        with pytest.raises(ValidationError, match='together with radius: "quantile"'):
+        with refused(ValidationError, path="quantile", says="radius"):
             Clip(**wrong)
     for wrong in (0.0, 1.5):
-        with pytest.raises(ValidationError, match="quantile"):
+        with refused(ValidationError, path="quantile", found=str(wrong)):
             Clip(radius="quantile", quantile=wrong)
 
 
@@ -263,7 +263,7 @@ def test_stages_after_bucketing_see_its_rows():
 )
 def test_the_rule_must_allow_f_of_the_rows_that_are_left(stage, rule, n, largest):
     assert resolve_f("largest", n, rule, [stage]) == largest
-    with pytest.raises(ExperimentError, match=f"largest f here: {largest}"):
+    with refused(hint=f"largest f here: {largest}"):
         Pipeline([stage, rule]).aggregate(np.ones((n, 2)), f=largest + 1)
 
 
@@ -271,7 +271,7 @@ def test_bounds():
     assert Bucketing(s=3).bound(12, 2) == "bucketing needs ⌈n / s⌉ ≥ 2f + 1: n = 12, s = 3, f = 2"
     assert Bucketing(s=3).bound(13, 2) is None
     assert ARC().bound(4, 2) == "arc needs n ≥ 2f + 1: n = 4, f = 2"
-    with pytest.raises(ExperimentError, match="krum needs n ≥ 2f \\+ 3: n = 6, f = 2"):
+    with refused(message=Krum().bound(6, 2)):
         Pipeline([Bucketing(), Krum()]).aggregate(np.ones((12, 2)), f=2)
 
 
@@ -286,6 +286,6 @@ class Remembering(Rule):
 
 
 def test_a_bucket_is_no_client():
-    with pytest.raises(ExperimentError, match="remembering remembers clients; after bucketing"):
+    with refused(says="bucketing"):
         Pipeline([NNM(), Bucketing(), Remembering()])
     Pipeline([NNM(), ARC(), Remembering()])

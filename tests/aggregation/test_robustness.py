@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from refused import refused
 
 from fedrobust.aggregation import NNM, Combination, GeometricMedian, Krum, Mean, Median, RowRule, Rule, TrimmedMean
 from fedrobust.aggregation.testing.robustness import robustness
-from fedrobust.errors import ExperimentError
 from fedrobust.options import members
 
 RULES = {name: rule() for name, rule in members(Rule, RowRule).items()}
@@ -106,7 +106,7 @@ def test_the_same_seed_finds_the_same():
 
 
 def test_robustness_refuses_what_the_rule_refuses():
-    with pytest.raises(ExperimentError, match="krum needs n ≥ 2f \\+ 3"):
+    with refused(says="n ≥ 2f + 3"):
         robustness(Krum(), 6, 2)
-    with pytest.raises(ExperimentError, match="f ≥ 1"):
+    with refused(says="f ≥ 1"):
         robustness(Krum(), 6, 0)
