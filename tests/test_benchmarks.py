@@ -114,7 +114,7 @@ def test_a_goal_that_is_missed_is_called_missed(secure):
 
 
 def test_a_wrong_result_stops_the_benchmark(metered):
-    with pytest.raises(RuntimeError, match="not the one in the clear"):
+    with pytest.raises(RuntimeError, match="clear"):
         metered.check(np.array([1.0, 2.001]), np.array([1.0, 2.0]))
 
 

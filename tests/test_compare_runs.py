@@ -109,7 +109,7 @@ def test_a_run_that_was_tampered_with_is_not_sealed_again(result: fedrobust.Resu
         write_again(folder, tmp_path / "no.pem")
     (folder / "experiment.yaml").write_text("name: another\n")
     (folder / "report.html").unlink()
-    with pytest.raises(AuditError, match=r"experiment\.yaml: is not what the run began with"):
+    with pytest.raises(AuditError, match=r"experiment\.yaml"):
         write_again(folder, KEY)
     assert not (folder / "report.html").exists()
 

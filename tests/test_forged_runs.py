@@ -71,7 +71,7 @@ def test_images_that_were_exchanged_in_the_cache_are_other_data(pool: Pool) -> N
     with np.load(cache) as kept:
         images, failed = kept["images"], kept["failed"]
     np.savez(cache, images=255 - images, failed=failed)
-    with pytest.raises(ExperimentError, match=r"the data of npz changed, or what mlruns.cache holds"):
+    with pytest.raises(ExperimentError, match=r"npz changed.* mlruns.cache"):
         run(*options, resume=stopped.name, pool=pool)
     cache.write_bytes(honest)
     ended_again(options, before, pool)
@@ -84,7 +84,7 @@ def test_a_run_whose_log_was_taken_away_is_not_resumed(pool: Pool) -> None:
     (stopped,) = runs() - before
     (stopped / "audit.jsonl").unlink()
     restate(stopped, audit_offset=0, audit_head="")
-    with pytest.raises(ExperimentError, match="this run has no audit log, or it was taken away"):
+    with pytest.raises(ExperimentError, match="audit log"):
         run("federation.rounds=2", resume=stopped.name, pool=pool)
     assert not (stopped / "audit.jsonl").exists()
 

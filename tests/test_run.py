@@ -172,7 +172,7 @@ def test_a_dead_client_actor_is_replaced_and_changes_nothing(reference: fedrobus
 
 
 def test_resume_refuses_another_experiment_and_other_data(reference: fedrobust.Result, place: Path) -> None:
-    with pytest.raises(ExperimentError, match=r"another experiment: learning\.local\.steps was 3, is 4") as refused:
+    with pytest.raises(ExperimentError, match=r"learning\.local\.steps was 3, is 4") as refused:
         run("learning.local.steps=4", resume=reference.run_id)
     assert refused.value.__traceback__ is not None  # whoever keeps the error does not keep the run locked
     LineFile(reference.folder / "journal.jsonl").close()
@@ -181,7 +181,7 @@ def test_resume_refuses_another_experiment_and_other_data(reference: fedrobust.R
     patches = (place / "patches.npz").read_bytes()
     write_patches(place / "patches.npz", seed=4)
     try:
-        with pytest.raises(ExperimentError, match="cannot be resumed: the data of npz changed"):
+        with pytest.raises(ExperimentError, match="npz changed"):
             run(resume=reference.run_id)
     finally:
         (place / "patches.npz").write_bytes(patches)
@@ -210,9 +210,7 @@ def test_a_run_whose_journal_was_edited_is_not_resumed(reference: fedrobust.Resu
     honest = journal.read_bytes()
     journal.write_bytes(honest.replace(b'"kind":"round","round":1,', b'"kind":"round","round":9,'))
     try:
-        with pytest.raises(
-            ExperimentError, match=r"cannot be resumed: audit\.jsonl: line 2: the journal says otherwise \(round\)"
-        ):
+        with pytest.raises(ExperimentError, match=r"audit\.jsonl: line 2: .*\(round\)"):
             run(resume=reference.run_id)
     finally:
         journal.write_bytes(honest)
@@ -231,7 +229,7 @@ def test_a_model_that_was_exchanged_is_made_again(reference: fedrobust.Result, p
 def test_a_run_that_another_process_holds_is_refused(reference: fedrobust.Result) -> None:
     with (
         LineFile(reference.folder / "journal.jsonl"),
-        pytest.raises(ExperimentError, match="another process is running"),
+        pytest.raises(ExperimentError, match="another process"),
     ):
         run(resume=reference.run_id)
 
@@ -249,7 +247,7 @@ def test_crashes_around_the_end_lose_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(journal, "write_checkpoint", crash)
-        with pytest.raises(FederationError, match=r"could not be written: crash; go on with: --resume"):
+        with pytest.raises(FederationError, match=r"crash; .*--resume"):
             run(*short, pool=pool)
     first = ended_again(short, before, pool)
 
@@ -321,7 +319,7 @@ def test_stragglers_are_left_out_after_the_deadline(reference: fedrobust.Result,
 
 
 def test_without_a_single_update_the_run_stops(reference: fedrobust.Result, pool: Pool) -> None:
-    with pytest.raises(FederationError, match="round 1: no update arrived by the deadline"):
+    with pytest.raises(FederationError, match=r"round 1: .*deadline"):
         # With three steps a hospital may be back before the last one has been asked.
         run("federation.deadline=1e-6", "learning.local.steps=100", pool=pool)
 

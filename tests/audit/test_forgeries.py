@@ -374,21 +374,19 @@ def test_a_run_whose_log_was_taken_away_does_not_go_on_without_one(tmp_path: Pat
     without_log(stopped)
     for name in also:
         (stopped / name).unlink()
-    with pytest.raises(
-        ExperimentError, match=r"run r1 cannot be resumed: .*this run has no audit log, or it was taken"
-    ):
+    with pytest.raises(ExperimentError, match=r"r1.* audit log"):
         refuse_changed(stopped, KEY)
-    with pytest.raises(ExperimentError, match="cannot be continued: it has no audit log, or the log was taken away"):
+    with pytest.raises(ExperimentError, match="audit log"):
         Journal(stopped, KEY)
     (stopped / "audit.jsonl").write_bytes(b"")
-    with pytest.raises(ExperimentError, match=r"cannot be resumed: .*the log is empty"):
+    with pytest.raises(ExperimentError, match="empty"):
         refuse_changed(stopped, KEY)
 
 
 def test_without_a_key_a_run_with_a_log_does_not_go_on(tmp_path: Path) -> None:
     stopped = ended(tmp_path / "r1", steps=3)
     without_log(stopped)
-    with pytest.raises(ExperimentError, match="cannot be continued without the key"):
+    with pytest.raises(ExperimentError, match="key"):
         Journal(stopped)
 
 
@@ -414,7 +412,7 @@ def test_a_seal_holds_what_its_maker_made_and_nothing_else(tmp_path: Path) -> No
     assert verify_all(folder).files == tuple(
         sorted(["audit.jsonl", "audit.pub", "checkpoint.npz", "experiment.yaml", "journal.jsonl", "report.html"])
     )
-    with pytest.raises(AuditError, match="has not ended, and cannot be sealed"):
+    with pytest.raises(AuditError, match="sealed"):
         seal_files(ended(tmp_path / "stopped" / "r1", steps=3), KEY)
 
 

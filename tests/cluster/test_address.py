@@ -117,7 +117,7 @@ def test_a_folder_names_no_cluster_and_no_token(
 
 def test_where_the_cluster_is(monkeypatch: pytest.MonkeyPatch, workplace: Path, home: Path) -> None:
     (home / ".ray" / "auth_token").unlink()
-    with pytest.raises(ClusterError, match="no cluster is named"):
+    with pytest.raises(ClusterError, match="named"):
         find_cluster()
     monkeypatch.setenv("RAY_ADDRESS", "http://ray:8265")
     assert find_cluster() == Cluster("http://ray:8265")
@@ -170,11 +170,11 @@ def test_the_cluster_of_the_folder_is_found_with_its_own_token(
         assert find_cluster(server.address).token == "of-the-cluster"
         assert find_cluster("http://there").token == "of-the-user"
         monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-        with pytest.raises(ClusterError, match="no cluster is named"):
+        with pytest.raises(ClusterError, match="named"):
             find_cluster()
         monkeypatch.chdir(workplace)
         (place / "token").unlink()
-        with pytest.raises(ClusterError, match="token cannot be read: there is no such file"):
+        with pytest.raises(ClusterError, match=r"token.* no such file"):
             find_cluster()
 
 
@@ -229,14 +229,14 @@ def test_no_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(ClusterError, match="there is no home of yours"):
+    with pytest.raises(ClusterError, match="home"):
         find_cluster("http://x")
 
 
 def test_tokens_are_looked_for_in_the_order_of_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path) -> None:
     assert find_cluster("http://x").token == "of-the-user"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    with pytest.raises(ClusterError, match="token cannot be read: there is no such file"):
+    with pytest.raises(ClusterError, match=r"token.* no such file"):
         find_cluster("http://x")
     for content, told in {
         b" \n": "holds no token",
@@ -251,11 +251,11 @@ def test_tokens_are_looked_for_in_the_order_of_ray(monkeypatch: pytest.MonkeyPat
         assert "secret" not in str(caught.value)
     (tmp_path / "token").unlink()
     (tmp_path / "token").mkdir()
-    with pytest.raises(ClusterError, match="token cannot be read: it is no file"):
+    with pytest.raises(ClusterError, match=r"token.* no file"):
         find_cluster("http://x")
     (tmp_path / "token").rmdir()
     os.mkfifo(tmp_path / "token")
-    with pytest.raises(ClusterError, match="token cannot be read: it is no file"):
+    with pytest.raises(ClusterError, match=r"token.* no file"):
         find_cluster("http://x")
     (tmp_path / "token").unlink()
     (tmp_path / "token").write_text("filed")
@@ -296,13 +296,13 @@ def test_a_redirect_carries_the_token_nowhere(
             "to https": f"https://127.0.0.1:{stranger.server_port}",
         }[there]
         server.location, server.status = lambda path: target + path, status
-        with pytest.raises(ClusterError, match=f"{server.address} sends us on to {target}.*, where we do not go"):
+        with pytest.raises(ClusterError, match=f"{server.address}.*{target}"):
             jobs(find_cluster(server.address))
         assert len(server.heard) == 1
         # Ray's own client asks more than the first question.
         monkeypatch.setattr("fedrobust.cluster.ray_jobs._knock", lambda cluster: None)
         (workplace / "small.yaml").write_text("name: small\n")
-        with pytest.raises(ClusterError, match=f"sends us on to {target}"):
+        with pytest.raises(ClusterError, match=target):
             submit(["run", "small.yaml"], find_cluster(server.address))
     assert len(server.heard) == 2 and server.heard_a_secret()
     assert not stranger.heard

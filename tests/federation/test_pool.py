@@ -57,9 +57,9 @@ def test_as_many_teams_as_there_is_room_for(
 
 
 def test_more_than_the_cluster_has_is_refused() -> None:
-    with pytest.raises(FederationError, match="need 4, the cluster has 2"):
+    with pytest.raises(FederationError, match=r"4, .* 2"):
         share(Workers(count=2, cpus=2.0), {"CPU": 2.0}, 10)
-    with pytest.raises(FederationError, match=r"GPUs each need 0\.5, the cluster has 0"):
+    with pytest.raises(FederationError, match=r"GPUs .*0\.5, .* 0"):
         share(Workers(count=2, gpus=0.25), {"CPU": 2.0}, 10)
 
 
@@ -75,10 +75,10 @@ def test_silence_and_failure_name_what_was_awaited(ray_local: None) -> None:
         raise ValueError("a bad batch")
 
     reference = slow.remote()
-    with pytest.raises(FederationError, match=r"no answer for 0\.1 s while waiting for the slow one"):
+    with pytest.raises(FederationError, match=r"0\.1 s .* the slow one"):
         answer(reference, "the slow one", 0.1)
     ray.cancel(reference, force=True)
-    with pytest.raises(FederationError, match="the broken one failed: ValueError: a bad batch"):
+    with pytest.raises(FederationError, match=r"the broken one .*ValueError: a bad batch"):
         answer(broken.remote(), "the broken one", 60)
 
 
@@ -128,7 +128,7 @@ def test_a_pool_whose_teams_find_no_place_says_so(ray_local: None, monkeypatch: 
             kill(team.adversary)
         monkeypatch.setattr(pool_module, "PATIENCE", 3.0)
         monkeypatch.setattr(Team, "mend", lambda team: False)
-        with pytest.raises(FederationError, match="for 3 s: The actor is dead because it was killed"), pool.lease():
+        with pytest.raises(FederationError, match=r"for 3 s: .*killed"), pool.lease():
             raise AssertionError("a broken team was leased")
 
 
@@ -214,14 +214,14 @@ def test_pools_that_start_at_once_do_not_each_keep_half(machine: Cores) -> None:
 
 
 def test_what_the_same_thread_holds_is_not_waited_for(machine: Cores) -> None:
-    with Pool(Workers(count=2), clients=2), pytest.raises(FederationError, match="no room for 2 actors"):
+    with Pool(Workers(count=2), clients=2), pytest.raises(FederationError, match="2 actors"):
         Pool(Workers(count=2), clients=2).__enter__()
     assert machine.free == 2
 
 
 def test_what_other_programs_hold_has_an_end(machine: Cores) -> None:
     machine.free = 1.0
-    with pytest.raises(FederationError, match=r"no room for 2 actors with .* each within .*; free: {'CPU': 1.0}"):
+    with pytest.raises(FederationError, match=r"2 actors .*{'CPU': 1.0}"):
         Pool(Workers(count=2), clients=2).__enter__()
     assert machine.free == 1.0
 

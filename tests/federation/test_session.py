@@ -195,7 +195,7 @@ def test_after_one_that_was_shut_down_another_is_started(stand_in: StandIn, besi
 
 
 def test_an_error_under_a_ray_that_was_shut_down_says_so(stand_in: StandIn) -> None:
-    with pytest.raises(NoPlaceError, match="Ray was shut down, or has ended, while"), ray_session():
+    with pytest.raises(NoPlaceError, match="shut down"), ray_session():
         stand_in.shutdown()
         raise ValueError("ActorHandle objects are not valid across Ray sessions")
     with pytest.raises(FederationError, match="a quorum"), ray_session():
@@ -337,7 +337,7 @@ def test_no_folder_for_temporary_files_at_all(stand_in: StandIn, monkeypatch: py
 
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr(tempfile, "gettempdir", none)
-    with pytest.raises(ExperimentError, match=r"No usable temporary directory found .*; set RAY_TMPDIR"):
+    with pytest.raises(ExperimentError, match="RAY_TMPDIR"):
         check_ray()
 
 

@@ -217,15 +217,15 @@ def test_steps_are_counted(engine: str) -> None:
     client = trainer(engine=engine)
     endless = itertools.cycle(list(batches()))
     assert np.array_equal(client.train(WEIGHTS, endless, STEPS, COUNTS, seed=7).update, train(client).update)
-    with pytest.raises(ValueError, match="4 steps were asked for, but there were 2 batches"):
+    with pytest.raises(ValueError, match=r"4 steps .* 2 batches"):
         client.train(WEIGHTS, batches(2), STEPS, COUNTS, seed=7)
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
     client = trainer(carry_momentum=True)
-    with pytest.raises(ValueError, match="the vector has shape"):
+    with pytest.raises(ValueError, match="shape"):
         client.train(WEIGHTS[:-1], batches(), STEPS, COUNTS, seed=0)
-    with pytest.raises(ValueError, match="the vector has shape"):
+    with pytest.raises(ValueError, match="shape"):
         train(client, state=WEIGHTS[:-1])
 
 

@@ -51,7 +51,7 @@ def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_generator
 
 
 def test_images_that_are_too_small_are_refused_with_the_remedy() -> None:
-    with pytest.raises(ExperimentError, match=r"3 blocks .* 7 pixels .* at most 2 entries"):
+    with pytest.raises(ExperimentError, match=r"3 blocks .* 7 pixels .* 2 entries"):
         Cnn().build(2, 7, seed=0)
     assert Cnn(channels=(4, 4)).build(2, 7, seed=0)
 
@@ -136,7 +136,7 @@ def test_kept_batch_norm_has_no_running_statistics() -> None:
 
 
 def test_a_network_that_cannot_train_on_one_patch_is_refused() -> None:
-    with pytest.raises(ExperimentError, match="cannot train on a patch of 28 pixels: Expected more than 1 value"):
+    with pytest.raises(ExperimentError, match="28 pixels: Expected"):
         Timm(model="resnet18", batch_norm="keep").build(3, 28, seed=0)
     with pytest.raises(ExperimentError, match="model timm"):
         Timm(model="test_vit").build(3, 30, seed=0)
@@ -161,9 +161,9 @@ class Wide(Statistics):
 
 
 def test_users_networks_are_checked() -> None:
-    with pytest.raises(ExperimentError, match=r"'1\.running_mean' is a running statistic"):
+    with pytest.raises(ExperimentError, match=r"'1\.running_mean'"):
         Statistics().build(2, 8, seed=0)
-    with pytest.raises(ExperimentError, match=r"\(1, 3\) for one image, not \(1, 2\)"):
+    with pytest.raises(ExperimentError, match=r"\(1, 3\) .* \(1, 2\)"):
         Wide().build(2, 8, seed=0)
 
 
@@ -183,7 +183,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
 
 
 def test_pretrained_weights_offline_are_one_clear_line(hub: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ExperimentError, match=r"not on this machine .*refused.* set pretrained: false") as caught:
+    with pytest.raises(ExperimentError, match=r"refused.* pretrained: false") as caught:
         Timm(model=TINY, pretrained=True).build(2, 32, seed=0)
     assert "\n" not in str(caught.value)
 

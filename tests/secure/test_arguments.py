@@ -57,7 +57,7 @@ def test_a_difference_is_given_once_whatever_its_number_is_called() -> None:
     server = played.servers[0]
     assert isinstance(server, ShareServer)
     for chunk in (False, 0.0, np.zeros(1), None, "0", -1, 1):
-        with pytest.raises(OpeningError, match="is none of the 1"):
+        with pytest.raises(OpeningError, match="none of the 1"):
             server.difference(chunk)  # type: ignore[arg-type]
     for same in (0, np.int64(0)):
         with pytest.raises(OpeningError, match="difference 0 is done"):
@@ -73,7 +73,7 @@ def test_words_that_hide_what_they_are_are_no_weights(name: str) -> None:
         with pytest.raises(OpeningError, match="as words"):
             played.ask(step, words)
     for rows, coefficients in (([0], hidden[:1]), ([True], np.ones(1, int)), (3, None), ([[0]], np.ones(1, int))):
-        with pytest.raises(OpeningError, match="histories grow by different rows"):
+        with pytest.raises(OpeningError, match="histories"):
             played.servers[0].remember(rows, coefficients)  # type: ignore[arg-type]
     for history, client in (([], 0), ("sum", "0"), ("sum", None), ("other", 0)):
         with pytest.raises(OpeningError, match=r"no history|a client is a number"):
@@ -116,13 +116,13 @@ def test_a_server_that_goes_on_after_a_round_has_nothing_of_a_later_one() -> Non
     ):
         with pytest.raises(OpeningError, match=r"no round has begun|must come first"):
             step()
-    with pytest.raises(OpeningError, match="no round has begun"):
+    with pytest.raises(OpeningError, match="no round"):
         host(0).agree(OWNER, b"")
 
 
 def test_servers_that_have_not_met_seal_nothing() -> None:
     for number, step in ((0, lambda server: server.secrets()), (1, lambda server: server.links.sealed(0))):
-        with pytest.raises(MessageError, match=f"server {number} has no key of server {1 - number}"):
+        with pytest.raises(MessageError, match=f"server {number} .* server {1 - number}"):
             step(ShareServer(number, RUN, D))
 
 

@@ -108,10 +108,10 @@ def test_too_few_updates_open_nothing(monkeypatch):
     game = Round()
     game.keys()
     game.shares()
-    with pytest.raises(MaskingError, match=r"4 of the 8 neighbours of client 0 are left, 6 are needed: nothing is"):
+    with pytest.raises(MaskingError, match=r"4 of the 8 .* client 0 .* 6 "):
         game.masked(updates(), gone=(5, 6, 7, 8))
     removed = fresh(monkeypatch)
-    with pytest.raises(MaskingError, match="the round is over"):
+    with pytest.raises(MaskingError, match="over"):
         game.server.open()
     assert not removed
 
@@ -124,26 +124,26 @@ def test_too_few_answers_open_nothing(monkeypatch):
     for i in range(6):  # of client 0, which answers for others, five have answered
         game.send(game.clients[i].unmask(game.survivors))
     removed = fresh(monkeypatch)
-    with pytest.raises(MaskingError, match="client 0 have sent their share of its secret, 6 are needed"):
+    with pytest.raises(MaskingError, match=r"client 0 .* secret, 6 "):
         game.server.open()
     assert not removed
-    with pytest.raises(MaskingError, match="the round is over"):
+    with pytest.raises(MaskingError, match="over"):
         game.server.open()
 
 
 @pytest.mark.parametrize("step", ["keys", "shares"])
 def test_too_few_from_the_start(step):
     game = Round(n=4)
-    with pytest.raises(MaskingError, match=f"2 clients sent {step}, at least 3 are needed"):
+    with pytest.raises(MaskingError, match=f"2 clients sent {step}, .* 3 "):
         game.keys((1, 2)) if step == "keys" else (game.keys(), game.shares((0, 1)))
 
 
 def test_where_all_have_too_few_neighbours_the_round_is_over():
     game = Round()
     game.keys()
-    with pytest.raises(MaskingError, match="4 of the 8 neighbours of client 0 sent shares, 6 are needed"):
+    with pytest.raises(MaskingError, match=r"4 of the 8 .* client 0 .*shares, 6 "):
         game.shares(gone=(5, 6, 7, 8))
-    with pytest.raises(MaskingError, match="the server has taken 4 steps"):
+    with pytest.raises(MaskingError, match=r"server .* 4 steps"):
         game.server.survivors()
 
 
@@ -152,7 +152,7 @@ def test_a_client_with_too_few_neighbours_sends_nothing():
     game.keys()
     game.shares()
     rows = np.frombuffer(game.deliveries[0].body, dtype=SEALED)
-    with pytest.raises(MaskingError, match="4 of the 8 neighbours of client 0 sent shares, 6 are needed"):
+    with pytest.raises(MaskingError, match=r"4 of the 8 .* client 0 .*shares, 6 "):
         game.clients[0].masked(replace(game.deliveries[0], body=rows[:4].tobytes()), updates()[0])
 
 

@@ -22,22 +22,22 @@ def test_what_is_sent_twice_late_or_by_a_stranger_is_refused():
     game = Round()
     first = game.clients[0].keys()
     game.send(first)
-    with pytest.raises(MessageError, match="client 0 has sent its message already"):
+    with pytest.raises(MessageError, match=r"client 0 .*already"):
         game.server.receive(first)
-    with pytest.raises(MessageError, match="client 99 is not awaited"):
+    with pytest.raises(MessageError, match="client 99"):
         game.server.receive(replace(first, sender=99))
     for i in range(1, N - 1):
         game.send(game.clients[i].keys())
     late = game.clients[N - 1].keys()
     game.directory = game.server.directory()
-    with pytest.raises(MessageError, match="expected a message key_shares, got keys"):
+    with pytest.raises(MessageError, match="key_shares, got keys"):
         game.server.receive(late)
     game.shares(gone=(N - 1,))
     game.masked(updates(), gone=(4, N - 1))
-    with pytest.raises(MessageError, match="expected a message unmask, got masked"):
+    with pytest.raises(MessageError, match="unmask, got masked"):
         game.server.receive(game.clients[4].masked(game.deliveries[4], updates()[4]))
     assert game.unmask(gone=(4, N - 1)).survivors == (0, 1, 2, 3, 5, 6, 7)
-    with pytest.raises(MessageError, match="the round is over"):
+    with pytest.raises(MessageError, match="over"):
         game.server.receive(late)
 
 
@@ -47,9 +47,9 @@ def test_replays_from_other_rounds_and_runs_are_refused(change):
     for game in (ours, other):
         game.keys()
         game.shares()
-    with pytest.raises(MessageError, match="masked of sender 0 belongs to"):
+    with pytest.raises(MessageError, match="masked of sender 0"):
         ours.server.receive(other.clients[0].masked(other.deliveries[0], updates()[0]))
-    with pytest.raises(MessageError, match="key_shares of sender -1 belongs to"):
+    with pytest.raises(MessageError, match="key_shares of sender -1"):
         ours.clients[1].masked(other.deliveries[1], updates()[1])
 
 
@@ -82,9 +82,9 @@ def test_a_message_of_the_server_for_somebody_else_is_refused():
 
 def test_steps_out_of_order_are_refused():
     game = Round()
-    with pytest.raises(MaskingError, match="client 0 has taken 0 steps of the round, this is number 1"):
+    with pytest.raises(MaskingError, match=r"client 0 .* 0 steps .* 1"):
         game.clients[0].shares(game.clients[1].keys())
-    with pytest.raises(MaskingError, match="server has taken 0 steps of the round, this is number 2"):
+    with pytest.raises(MaskingError, match=r"server .* 0 steps .* 2"):
         game.server.survivors()
 
 
@@ -94,9 +94,9 @@ def test_a_client_that_refused_a_step_has_left_the_round():
     with pytest.raises(MessageError, match="belongs to round"):
         game.clients[0].shares(replace(game.directory, round=9))
     for step in (game.clients[0].shares, lambda message: game.clients[0].masked(message, updates()[0])):
-        with pytest.raises(MaskingError, match="client 0 has left the round"):
+        with pytest.raises(MaskingError, match=r"client 0 .*left"):
             step(game.directory)
-    with pytest.raises(MaskingError, match="client 0 has left the round"):
+    with pytest.raises(MaskingError, match=r"client 0 .*left"):
         game.clients[0].unmask(game.directory)
 
 
@@ -216,7 +216,7 @@ def test_shares_go_to_neighbours_alone():
     stranger = next(i for i in range(1, N) if i not in graph[0])
     rows = np.frombuffer(first.body, dtype=SEALED, offset=32).copy()
     rows["client"][0] = stranger
-    with pytest.raises(MessageError, match="to its neighbours, by ascending id"):
+    with pytest.raises(MessageError, match="ascending id"):
         game.server.receive(replace(first, body=first.body[:32] + rows.tobytes()))
     game.send(first)
     for i in range(1, N):
@@ -229,7 +229,7 @@ def test_shares_go_to_neighbours_alone():
         client = MaskingClient(game.terms, 0, entropy_of("0/0"))
         client.keys()
         client.shares(game.directory)
-        with pytest.raises(MaskingError, match="shares twice, or from who is no neighbour"):
+        with pytest.raises(MaskingError, match="twice"):
             client.masked(replace(delivery, body=body), updates()[0])
 
 

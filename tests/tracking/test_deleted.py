@@ -67,9 +67,7 @@ def test_a_run_that_was_deleted_says_how_to_restore_it(
             client.delete_run(run_id)
         else:
             client.delete_experiment(client.get_run(run_id).info.experiment_id)
-        with pytest.raises(
-            TrackingError, match=f"run {run_id} has been deleted in .*; restore it: mlflow {what}s"
-        ) as told:
+        with pytest.raises(TrackingError, match=f"{run_id} .*deleted .* mlflow {what}s") as told:
             use()
         run_command(command_in(told.value), monkeypatch)
     assert sync(folder) == 0
@@ -96,7 +94,7 @@ def test_the_command_names_the_store_where_nothing_else_does(
     run_command(command_in(told.value), monkeypatch)
     assert Tracker.resume(tracker.run_id, []).close()
     client.delete_experiment(client.get_experiment_by_name("x").experiment_id)
-    with pytest.raises(TrackingError, match=r"'x' has been deleted; .* or restore it: ") as told:
+    with pytest.raises(TrackingError, match=r"'x' .*deleted") as told:
         Tracker.open("x", {}, {})
     run_command(command_in(told.value), monkeypatch)
     assert Tracker.open("x", {}, {}).close()
@@ -134,7 +132,7 @@ def test_what_was_deleted_for_good_is_not_restored(
         lambda: tracking.end_children(tracker.run_id),
     ]
     for use in uses:
-        with pytest.raises(UnknownRunError, match=f"run {tracker.run_id} is not in {database}.*mlflow gc") as told:
+        with pytest.raises(UnknownRunError, match=f"{tracker.run_id} .* {database}.*mlflow gc") as told:
             use()
         assert "server" not in str(told.value) and "restore" not in str(told.value)
 
@@ -144,9 +142,7 @@ def test_a_folder_whose_parent_run_is_gone_for_good_can_have_another(tmp_path: P
 
     (tmp_path / PARENT).write_text("0123\n")
     with (
-        pytest.raises(
-            UnknownRunError, match=rf"run 0123 is not in .*; to go on with a new one: rm {tmp_path}/{PARENT}$"
-        ),
+        pytest.raises(UnknownRunError, match=rf"0123 .* rm {tmp_path}/{PARENT}$"),
         parent_run(tmp_path, "x", {}, {}, "sweep", []),
     ):
         pass

@@ -124,9 +124,9 @@ def test_what_must_not_be_seen_is_refused():
     assert np.array_equal(
         Pipeline([Krum()]).run(updates, Context(f=1)).aggregate, Pipeline([Krum()]).aggregate(rows, f=1)
     )
-    with pytest.raises(NotRevealed, match="median needs rows; of these updates only gram, sum may be seen"):
+    with pytest.raises(NotRevealed, match=r"median needs rows; .* gram, sum"):
         Pipeline([Median()]).run(updates, Context(f=1))
-    with pytest.raises(NotRevealed, match="only gram, sum may be seen"):
+    with pytest.raises(NotRevealed, match="gram, sum"):
         updates.total(lambda chunk, columns: None)
 
 

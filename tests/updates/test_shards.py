@@ -141,5 +141,5 @@ def count_positive(chunk, columns):
 def test_columns_that_are_no_whole_sections_are_refused():
     with pytest.raises(ValueError, match="no whole sections"):
         ShardedUpdates.of([np.zeros((2, 100)), np.zeros((2, D - 100))])
-    with pytest.raises(ValueError, match="anchor 'momentum' has the shape"):
+    with pytest.raises(ValueError, match="'momentum'"):
         scattered(updates(), 2).gram({"momentum": np.zeros(3)})
