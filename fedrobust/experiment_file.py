@@ -102,7 +102,10 @@ class Draft:
     def _problems(self, error: ValidationError) -> list[Problem]:
         """What is wrong; of a value that fits none of several types, together what each of them expected."""
         expected: dict[Problem, list[str]] = {}
-        for item in map(dict[str, Any], error.errors()):
+        items = list(map(dict[str, Any], error.errors()))
+        for item in items:
+            if item["type"] == "too_short" and any(item["loc"] == each["loc"][:-1] for each in items):
+                continue  # of a list that has entries, but wrong ones
             keys, node = self._located(item)
             problem, text = _reason(item, node)
             problem = replace(problem, path=_dotted(keys), origins=(self.origin_of(*keys),))

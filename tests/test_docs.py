@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from refused import refused
 
 import fedrobust
 from fedrobust.aggregation import Context, RowRule, Rule
 from fedrobust.attacks import Attackers, craft
 from fedrobust.duel import Duel, load_duel
-from fedrobust.errors import ExperimentError
 from fedrobust.options import members
 from fedrobust.tuning import Sweep, load_sweep
 from fedrobust.tuning.pruners import Pruner
@@ -73,7 +73,7 @@ def test_the_experiment_of_write_a_rule_can_be_run(own_files: Path) -> None:
     experiment = fedrobust.load("ours.yaml")
     assert experiment.aggregation.rule.name == "ordinary_norm:OrdinaryNorm"
     assert experiment.resolved()["aggregation"]["rule"]["keep"] == 6
-    with pytest.raises(ExperimentError, match=r"aggregation\.rule\.keep"):
+    with refused(path="aggregation.rule.keep", found="'six'"):
         fedrobust.load("ours.yaml", ["aggregation.rule.keep=six"])
 
 

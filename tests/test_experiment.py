@@ -35,6 +35,8 @@ WRONG = [
     ("negative rounds", "federation:\n  rounds: -1\n", {"line": 2, "path": "federation.rounds", "found": "-1", "says": "1"}),  # noqa: E501
     ("not a number", "learning:\n  local:\n    optimizer: {name: sgd, lr: .nan}\n", {"line": 3, "path": "learning.local.optimizer.lr", "found": "nan", "says": "finite"}),  # noqa: E501
     ("list for a mapping", "data: [histology]\n", {"line": 1, "path": "data", "found": "a list"}),
+    ("entry that is none", "trust:\n  detector: {parts: [nrom]}\n", {"line": 2, "path": "trust.detector.parts.0", "found": "'nrom'"}),  # noqa: E501
+    ("list without entries", "trust:\n  detector: {parts: []}\n", {"line": 2, "path": "trust.detector.parts", "found": "a list"}),  # noqa: E501
     ("missing name", "attacks:\n  - {fraction: 0.2}\n", {"line": 2, "path": "attacks.0.name", "allows": "sign_flip"}),
     ("who attacks is not said", "attacks:\n  - {name: sign_flip}\n", {"line": 2, "path": "attacks.0", "found": "none"}),
     ("everybody attacks", "federation: {clients: 4}\nattacks:\n  - {name: sign_flip, count: 4}\n", {"line": 2, "path": "attacks", "says": "honest"}),  # noqa: E501

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from refused import refused
 from tiny import YAML, write_patches
 
 import fedrobust
@@ -112,18 +113,16 @@ def test_a_name_of_another_form_imports_nothing(
     from fedrobust.experiment import Experiment
     from fedrobust.experiment_file import Draft
 
-    with pytest.raises(ExperimentError, match=field.replace(".", r"\.")):
+    with pytest.raises(ExperimentError) as caught:
         Draft.read("e.yaml").changed({field: value}, "a test").checked(Experiment)
+    assert all(each.path.startswith(field) and each.origin.text == "a test" for each in caught.value.problems)
 
 
 def test_a_name_that_an_installed_module_has_is_told(workplace: Path) -> None:
     (workplace / "colorsys.py").write_text(RULE)
     (workplace / "e.yaml").write_text("aggregation: {rule: 'colorsys:First'}\n")
-    with pytest.raises(
-        ExperimentError, match=r"'colorsys' is already .*colorsys\.py, not .*colorsys\.py: give yours another"
-    ) as caught:
+    with refused(path="aggregation.rule", found="'colorsys:First'", says=f"not {workplace / 'colorsys.py'}"):
         fedrobust.load("e.yaml")
-    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_two_files_of_one_name_are_not_mistaken_for_each_other(workplace: Path) -> None:
@@ -132,7 +131,7 @@ def test_two_files_of_one_name_are_not_mistaken_for_each_other(workplace: Path) 
         (workplace / name / "ours.py").write_text(RULE)
         (workplace / name / "e.yaml").write_text("aggregation: {rule: 'ours:First'}\n")
     fedrobust.load("a/e.yaml")
-    with pytest.raises(ExperimentError, match="give yours another name"):
+    with refused(path="aggregation.rule", says=f"not {workplace / 'b' / 'ours.py'}"):
         fedrobust.load("b/e.yaml")
     (workplace / "c").symlink_to("a")
     fedrobust.load("c/e.yaml")
@@ -152,7 +151,7 @@ def test_a_class_may_lie_beside_the_matrix_that_names_the_experiment(workplace: 
 def test_code_that_lies_in_a_runs_folder_is_not_loaded(workplace: Path) -> None:
     (workplace / "theirs.py").write_text(PLANTED)
     (workplace / "experiment.yaml").write_text("aggregation: {rule: 'theirs:First'}\n")
-    with pytest.raises(ExperimentError, match="No module named 'theirs'"):
+    with refused(path="aggregation.rule", found="'theirs:First'", says="ModuleNotFoundError"):
         load_recorded(workplace / "experiment.yaml")
     assert not (workplace / "PLANTED").exists()
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.report.story import Run, attack, defence
 
@@ -124,8 +124,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
         again = len(ended) - len(latest)
         notes.append(f"{again} {'runs repeat' if again > 1 else 'run repeats'} another's seed: the last one counts")
     if len(latest) < 2:
-        left = "only one run" if latest else "no run has a result" if runs else "no runs"
-        raise ExperimentError("; ".join([f"nothing to compare: {left}", *notes]))
+        left = "only one run" if latest else "no run with a result" if runs else "no runs"
+        raise ExperimentError(Problem("nothing to compare", found=left, hint="; ".join(notes)))
     grouped: dict[tuple[tuple[str, str], ...], list[tuple[dict[str, str], Run]]] = {}
     for (key, _), member in sorted(latest.items(), key=lambda item: item[0][1]):
         grouped.setdefault(key, []).append(member)

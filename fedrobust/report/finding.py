@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import nearest
 
 
@@ -19,8 +19,9 @@ def find_run(run: str, runs: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ExperimentError(f"run '{run}': {len(found)} runs in {runs} begin so; give more of the id")
-    raise ExperimentError(f"run '{run}': no such run in {runs}; ids are the names of the folders there")
+        reason = f"{len(found)} runs in {runs} begin so; give more of the id"
+        raise ExperimentError(Problem(reason, found=f"'{run}'"))
+    raise ExperimentError(Problem(f"no such run in {runs}; ids are the names of the folders there", found=f"'{run}'"))
 
 
 def find_runs(names: Sequence[str], runs: Path) -> list[Path]:
@@ -39,9 +40,8 @@ def find_runs(names: Sequence[str], runs: Path) -> list[Path]:
         elif name.isalnum() and any(runs.glob(f"{name}*")):
             found.add(find_run(name, runs))
         else:
-            known = f"; experiments there: {_told(sorted(experiments))}" if experiments else ""
-            hint = f"; {meant}" if (meant := nearest(name, experiments)) else ""
-            raise ExperimentError(f"'{name}': no run in {runs} has this id or experiment{hint}{known}")
+            reason, known = f"no run in {runs} has this id or experiment", tuple(_some(sorted(experiments)))
+            raise ExperimentError(Problem(reason, "", f"'{name}'", known, nearest(name, experiments)))
     return sorted(found, key=lambda folder: (_written(folder), folder.name))
 
 
@@ -61,5 +61,5 @@ def _written(folder: Path) -> float:
     return journal.stat().st_mtime if journal.exists() else 0.0
 
 
-def _told(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _some(names: Sequence[str], most: int = 8) -> list[str]:
+    return [*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])]
