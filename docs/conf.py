@@ -15,7 +15,7 @@ author = "The FedRobust authors"
 copyright = "2026, the FedRobust authors. Apache-2.0"
 release = version = fedrobust.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "docstrings", "families"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "docstrings", "families", "offline"]
 exclude_patterns = ["extensions"]
 nitpicky = False
 highlight_language = "text"

@@ -51,9 +51,25 @@ def arguments(text: str, names: Iterable[str]) -> list[tuple[str, str]]:
     either = "|".join(map(re.escape, names))
     if not either or not re.match(rf"({either}): ", text):
         return []
-    starts = list(re.finditer(rf"(?:^|(?<=[.;] )|(?<=\n))({either}): ", text))
+    starts = list(re.finditer(rf"(?:^|(?<=[.;] ))({either}): ", text))
     ends = [*(found.start() for found in starts[1:]), len(text)]
     return [(found[1], text[found.end() : end].strip()) for found, end in zip(starts, ends, strict=True)]
+
+
+ITEM = re.compile(r"(- |\d+\. )")
+
+
+def items(block: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """A block as runs of text and of list items, with the mark of each item; text has none."""
+    mark, lines = "", list[str]()
+    for line in block:
+        found = ITEM.match(line)
+        if found or (mark and not line.startswith(" ")):
+            if lines:
+                yield mark, lines
+            mark, lines = found[1] if found else "", []
+        lines.append(line.removeprefix(mark).strip() if found else line.strip())
+    yield mark, lines
 
 
 def converted(lines: Iterable[str], names: Iterable[str] = ()) -> list[str]:
@@ -61,18 +77,16 @@ def converted(lines: Iterable[str], names: Iterable[str] = ()) -> list[str]:
     made: list[str] = []
     names = list(names)
     for block in paragraphs(lines):
-        if block[0].lstrip().startswith(">>>"):
+        if block[0].startswith(">>>"):
             made += [*block, ""]
             continue
-        if re.match(r"\s*(- |\d+\. )", block[0]):
-            made += [*(re.match(r"\s*", line)[0] + plain(line.strip()) for line in block), ""]
-            continue
-        text = "\n".join(line.strip() for line in block)
-        found = arguments(text, names)
-        made += [f":param {name}: {plain(' '.join(what.split()))}" for name, what in found]
-        if not found:
-            made += plain(text).splitlines()
-        made.append("")
+        for mark, run in items(block):
+            text = " ".join(run)
+            if found := arguments(text, names):
+                made += [f":param {name}: {plain(what)}" for name, what in found]
+            else:
+                made.append(f"{mark}{plain(text)}")
+            made.append("")
     return made
 
 

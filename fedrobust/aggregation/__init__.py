@@ -1,6 +1,10 @@
 """Byzantine-robust aggregation of the rows of an (n, d) array or tensor, usable by itself.
 
-Pipeline([Clip(), NNM(), GeometricMedian()]).aggregate(updates)
+>>> import numpy as np
+>>> updates = np.ones((6, 1000), dtype=np.float32)
+>>> updates[2] *= -50
+>>> Pipeline([Clip(), NNM(), GeometricMedian()]).aggregate(updates, f=1)[:3]
+array([1., 1., 1.], dtype=float32)
 """
 
 from fedrobust.aggregation.base import AnyRule, Context, CoordinateRule, Layer, PipelinePart, RowRule, Rows, Rule, Stage

@@ -1,4 +1,15 @@
-"""Malicious hospitals: who they are, when they attack, what they see, and what they do to data and updates."""
+"""Malicious hospitals: who they are, when they attack, what they see, and what they do to data and updates.
+
+One of five hospitals sends the reverse of its update, four times as long:
+
+>>> import numpy as np
+>>> attackers = Attackers.draw([SignFlip(scale=4.0, count=1)], clients=5, seed=1)
+>>> attackers.names
+{1: 'sign_flip'}
+>>> updates = {client: np.ones(3, dtype=np.float32) for client in range(5)}
+>>> craft(attackers, participants=updates, updates=updates, round=1, seed=1)
+{1: array([-4., -4., -4.], dtype=float32)}
+"""
 
 from fedrobust.attacks.adversary import craft
 from fedrobust.attacks.artefacts import Artefacts

@@ -1,4 +1,12 @@
-"""Patches: where they come from, how they are split, which hospital holds which, and how they are stained."""
+"""Patches: where they come from, how they are split, which hospital holds which, and how they are stained.
+
+>>> patches = Histology(patients=50, patches_per_patient=4, size=16).load(seed=1)
+>>> patches.images.shape, patches.label_names
+((200, 16, 16, 3), ('benign', 'malignant'))
+>>> parts = Split(validation=0.0, test=0.2).indices(patches, seed=1)
+>>> len(parts["train"]), len(parts["test"])
+(160, 40)
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Pictures of a run, as matplotlib figures. Pure functions of plain arrays: no files, no global state."""
+"""Pictures of a run, as matplotlib figures. Pure functions of plain arrays: no files, no global state.
+
+>>> import numpy as np
+>>> counts = np.array([[40, 10], [5, 30]])
+>>> png(partition_figure(counts, ["benign", "malignant"], attackers={1: "sign_flip"}))[:4]
+b'\\x89PNG'
+"""
 
 from fedrobust.figures.comparison import Panel, bands_figure, panels_figure, strips_figure
 from fedrobust.figures.drawing import png

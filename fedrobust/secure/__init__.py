@@ -1,4 +1,13 @@
-"""What a coordinator may see of an update, and the protocols that see to it."""
+"""What a coordinator may see of an update, and the protocols that see to it.
+
+A rule that needs the updates themselves does not go with secret shares, which open their Gram matrix alone:
+
+>>> from fedrobust.aggregation import Aggregation, GeometricMedian, Median
+>>> SharesPrivacy().fits(Aggregation(rule=Median()))
+'median needs rows, which shares does not reveal'
+>>> SharesPrivacy().fits(Aggregation(rule=GeometricMedian())) is None
+True
+"""
 
 from fedrobust.options import find_options
 from fedrobust.secure.privacy import (

@@ -1,4 +1,8 @@
-"""What the command line shows: progress, tables, lists."""
+"""What the command line shows: progress, tables, lists.
+
+>>> sorted(families()["aggregation.stages"])
+['arc', 'bucketing', 'clip', 'nnm']
+"""
 
 from fedrobust.terminal.elements import console
 from fedrobust.terminal.lists import families, show_jobs, show_machine, show_options

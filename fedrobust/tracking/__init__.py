@@ -1,4 +1,8 @@
-"""The only room that knows MLflow. The journal is the truth; what MLflow shows is sent from it, each line once."""
+"""The only room that knows MLflow. The journal is the truth; what MLflow shows is sent from it, each line once.
+
+>>> flatten({"aggregation": {"rule": {"name": "krum"}, "stages": ["clip", "nnm"]}})
+{'aggregation.rule.name': 'krum', 'aggregation.stages': '["clip", "nnm"]'}
+"""
 
 from fedrobust.tracking.artifacts import save_model
 from fedrobust.tracking.entries import flatten, metrics

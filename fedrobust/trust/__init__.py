@@ -1,4 +1,22 @@
-"""Trust: anomaly scores of a round's updates, the reputation that grows out of them, and what follows from it."""
+"""Trust: anomaly scores of a round's updates, the reputation that grows out of them, and what follows from it.
+
+One of six updates points the other way. It scores above one half, and after three such rounds its client is suspected:
+
+>>> import numpy as np
+>>> from fedrobust.aggregation import Context
+>>> from fedrobust.updates import ClearUpdates
+>>> rows = 1 + np.random.default_rng(0).standard_normal((6, 50))
+>>> rows[2] *= -5
+>>> scores = RobustZ().score(ClearUpdates([rows]).gram(), Context(f=1)).score
+>>> np.flatnonzero(scores > 0.5)
+array([2])
+>>> reputation = BetaReputation()
+>>> state = reputation.start(clients=6)
+>>> for _ in range(3):
+...     state = reputation.update(state, dict(enumerate(scores)))
+>>> reputation.suspected(state)
+[2]
+"""
 
 from __future__ import annotations
 

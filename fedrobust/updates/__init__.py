@@ -1,6 +1,10 @@
 """The updates of one round, wherever they lie: every class of `Updates` gives their Gram matrix and a weighted sum.
 
-ClearUpdates([np.eye(3)]).gram().matrix
+>>> import numpy as np
+>>> updates = ClearUpdates([np.array([[3.0, 4.0], [0.0, 2.0]])])
+>>> updates.gram().matrix
+array([[25.,  8.],
+       [ 8.,  4.]])
 """
 
 from fedrobust.updates.clear import ClearUpdates
