@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedrobust.cluster.local_state import TOKEN, home, kept, owned_text, read_state, runs, small_text
-from fedrobust.errors import ClusterError
+from fedrobust.errors import ClusterError, Origin, Problem
 from fedrobust.texts import visible
 
 LOCAL = Path("mlruns/cluster")
@@ -107,7 +107,7 @@ def _checked(address: str) -> str:
 def _token() -> tuple[str, str]:
     """The token and where it comes from, in Ray's order: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return _proper(token, "RAY_AUTH_TOKEN"), "RAY_AUTH_TOKEN"
+        return _proper(token, Origin(text="RAY_AUTH_TOKEN")), "RAY_AUTH_TOKEN"
     if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return _read(Path(given).expanduser()), f"{visible(given)} (RAY_AUTH_TOKEN_PATH)"
     usual = home() / ".ray" / "auth_token"
@@ -116,15 +116,16 @@ def _token() -> tuple[str, str]:
 
 def _read(path: Path, read: Callable[[Path], str] = small_text) -> str:
     try:
-        return _proper(read(path).strip(), visible(path))
+        return _proper(read(path).strip(), Origin(path))
     except FileNotFoundError:
-        raise ClusterError(f"the token in {visible(path)} cannot be read: there is no such file") from None
+        raise ClusterError(Problem("the token cannot be read: there is no such file").at(path)) from None
 
 
-def _proper(token: str, origin: str) -> str:
+def _proper(token: str, origin: Origin) -> str:
     """The token, if an HTTP header takes it; an error of HTTP's would show it."""
     if not token:
-        raise ClusterError(f"{origin} holds no token")
+        raise ClusterError(Problem("holds no token").at(origin))
     if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise ClusterError(f"{origin} holds no token: there are blanks or characters in it that no header takes")
+        reason = "holds no token: there are blanks or characters in it that no header takes"
+        raise ClusterError(Problem(reason).at(origin))
     return token

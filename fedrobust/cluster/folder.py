@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fedrobust.cluster.local_state import home, open_file
-from fedrobust.errors import ClusterError
+from fedrobust.errors import ClusterError, Origin, Problem
 from fedrobust.texts import visible
 
 MOST = 100_000_000
@@ -108,7 +108,7 @@ def select(folder: Path, most: int = MOST) -> Selection:
     """
     own = home().resolve()
     if folder in (own, *own.parents):
-        raise ClusterError(f"{folder} holds your home: go to a folder of its own, which is what is shipped")
+        raise ClusterError(Problem("holds your home: go to a folder of its own, which is what is shipped").at(folder))
     names, ignored = _listed(folder)
     kept, left = sort_out(names)
     sources = dict(_sources(folder, kept, left))
@@ -117,9 +117,8 @@ def select(folder: Path, most: int = MOST) -> Selection:
     files = {name: _read(folder, source, most) for name, (source, _) in sources.items()}
     for name, content in files.items():
         if line := key_in(content):
-            raise ClusterError(
-                f"{visible(name)}, line {line}, holds a private key: take it out of {folder}, or have git ignore it"
-            )
+            reason = f"holds a private key: take it out of {folder}, or have git ignore it"
+            raise ClusterError(Problem(reason).at(Origin(Path(name), line)))
     return Selection(files, left)
 
 
@@ -195,7 +194,8 @@ def _listed(folder: Path) -> tuple[list[str], list[str]]:
         if any((each / ".git").exists() for each in (folder, *folder.parents)) or any(
             PurePosixPath(name).name == ".gitignore" for name in names
         ):
-            raise ClusterError(f"{folder}: there is a .gitignore or a repository, and no git: install it") from None
+            reason = "there is a .gitignore or a repository, and no git: install it"
+            raise ClusterError(Problem(reason).at(folder)) from None
         return names, []
 
 
@@ -230,7 +230,7 @@ def _git(folder: Path, *words: str) -> list[str]:
     if done.returncode:
         told = os.fsdecode(done.stderr).strip().splitlines()
         kind = _NoRepositoryError if any("not a git repository" in line for line in told) else ClusterError
-        raise kind(f"git cannot list {folder}: {visible(told[0] if told else done.returncode)}")
+        raise kind(Problem(f"git cannot list it: {told[0] if told else done.returncode}").at(folder))
     return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
 
 
@@ -268,7 +268,7 @@ def _sources(
         except (FileNotFoundError, NotADirectoryError):  # deleted, and git does not know it yet
             continue
         except OSError as error:
-            raise ClusterError(f"{visible(name)} cannot be read: {error.strerror}") from None
+            raise ClusterError(Problem(f"cannot be read: {error.strerror}").at(Path(name))) from None
         if stat.S_ISREG(status.st_mode):
             yield name, (source, status)
         elif not stat.S_ISDIR(status.st_mode):
@@ -279,10 +279,9 @@ def _refuse_big(folder: Path, sizes: Mapping[str, int], most: int) -> None:
     if (total := sum(sizes.values())) > most:
         biggest = sorted(sizes, key=lambda name: -sizes[name])[:5]
         shown = ", ".join(f"{visible(name)} ({size(sizes[name])})" for name in biggest)
-        raise ClusterError(
-            f"{folder} has {size(total)} to ship, more than {size(most)}; the biggest files: {shown}; "
-            "move them to data/ or mlruns/, which stay here, or have git ignore them"
-        )
+        reason = f"{size(total)} to ship, more than {size(most)}; the biggest files: {shown}"
+        hint = "move them to data/ or mlruns/, which stay here, or have git ignore them"
+        raise ClusterError(Problem(reason, hint=hint).at(folder))
 
 
 def _read(folder: Path, name: str, most: int) -> bytes:
@@ -296,9 +295,9 @@ def _read(folder: Path, name: str, most: int) -> bytes:
         with open_file(last, follow=False, below=here) as file:
             content = file.read(most + 1)
     except OSError as error:
-        raise ClusterError(f"{visible(name)} cannot be read: {error.strerror}") from None
+        raise ClusterError(Problem(f"cannot be read: {error.strerror}").at(Path(name))) from None
     finally:
         os.close(here)
     if len(content) > most:
-        raise ClusterError(f"{visible(name)} grows while it is read")
+        raise ClusterError(Problem("grows while it is read").at(Path(name)))
     return content

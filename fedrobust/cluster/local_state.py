@@ -17,7 +17,7 @@ from typing import Annotated, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedrobust.errors import ClusterError
+from fedrobust.errors import ClusterError, Problem
 from fedrobust.texts import visible
 
 STATE, TOKEN = "state.json", "token"
@@ -86,9 +86,8 @@ def read_state(folder: Path) -> State | None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         why = visible(f"{where}: {first['msg']}" if where else first["msg"])
-        raise ClusterError(
-            f"{path} is damaged ({why}): end the cluster's processes by hand, if it runs, and delete {path.parent}"
-        ) from None
+        hint = f"end the cluster's processes by hand, if it runs, and delete {path.parent}"
+        raise ClusterError(Problem(f"is damaged ({why})", hint=hint).at(path)) from None
 
 
 def owned_text(path: Path) -> str:
@@ -98,7 +97,7 @@ def owned_text(path: Path) -> str:
     """
     folder = path.parent.lstat()
     if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.geteuid() or folder.st_mode & 0o022:
-        raise ClusterError(f"{path.parent} is not a folder that is yours, and that only you can write to")
+        raise ClusterError(Problem("is not a folder that is yours, and that only you can write to").at(path.parent))
     return small_text(path, private=True)
 
 
@@ -111,18 +110,18 @@ def small_text(path: Path, private: bool = False) -> str:
         with open_file(path, follow=not private) as file:
             status = os.fstat(file.fileno())
             if private and (status.st_uid != os.geteuid() or status.st_mode & 0o077):
-                raise ClusterError(f"{path} is not a file that only you can read and write")
+                raise ClusterError(Problem("is not a file that only you can read and write").at(path))
             content = file.read(MOST + 1)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ClusterError(f"{path} cannot be read: {error.strerror}") from None
+        raise ClusterError(Problem(f"cannot be read: {error.strerror}").at(path)) from None
     if len(content) > MOST:
-        raise ClusterError(f"{path} has more than {MOST} bytes")
+        raise ClusterError(Problem(f"has more than {MOST} bytes").at(path))
     try:
         return content.decode()
     except UnicodeDecodeError:
-        raise ClusterError(f"{path} is no text in UTF-8") from None
+        raise ClusterError(Problem("is no text in UTF-8").at(path)) from None
 
 
 def open_file(path: str | Path, follow: bool, below: int | None = None) -> BinaryIO:

@@ -20,7 +20,7 @@ from typing import Any
 
 from fedrobust.cluster.address import Cluster, redirected
 from fedrobust.cluster.shipping import GRACE, entrypoint, environment, names_file, pack, prepare
-from fedrobust.errors import ClusterError
+from fedrobust.errors import ClusterError, Problem
 from fedrobust.texts import visible
 
 ANSWER = 30.0
@@ -158,8 +158,9 @@ def _find(client: Any, job: str) -> Job:
     found = _jobs(client)
     fitting = [each for each in found if each.id == job] or [each for each in found if each.id.startswith(job)]
     if len(fitting) != 1:
-        known = ", ".join(each.id for each in (fitting or found)[-5:]) or "none"
-        raise ClusterError(f"{'several jobs begin' if fitting else 'no job begins'} with '{job}'; there are: {known}")
+        known = tuple(each.id for each in (fitting or found)[-5:])
+        reason = f"{'several jobs begin' if fitting else 'no job begins'} like this"
+        raise ClusterError(Problem(reason, "", f"'{job}'", known))
     return fitting[0]
 
 

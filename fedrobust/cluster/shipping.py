@@ -14,9 +14,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path, PurePosixPath
 
 from fedrobust.cluster.folder import Selection, select
-from fedrobust.errors import ClusterError
+from fedrobust.errors import ClusterError, Problem
 from fedrobust.naming import commit
-from fedrobust.texts import visible
 
 DRIVERS = ("run", "matrix", "sweep", "duel")
 """The commands that may be submitted: those that read a file and run federations."""
@@ -61,14 +60,14 @@ def prepare(command: Sequence[str], folder: Path | None = None) -> Shipment:
     an installed one; and as `select` does.
     """
     folder = (folder or Path.cwd()).resolve()
-    allowed = ", ".join(DRIVERS)
     if not command:
-        raise ClusterError(f"nothing to submit: give a command after --, one of {allowed}")
+        raise ClusterError(Problem("nothing to submit: give a command after --", allowed=tuple(DRIVERS)))
     if command[0] not in DRIVERS:
-        raise ClusterError(f"'{command[0]}' cannot be submitted; what can: {allowed}")
+        raise ClusterError(Problem("this cannot be submitted", "", f"'{command[0]}'", tuple(DRIVERS)))
     named = [word for word in command[1:] if names_file(word)]
     if not named:
-        raise ClusterError(f"'{shlex.join(command)}' names no file: {command[0]} reads a .yaml file")
+        reason = f"names no file: {command[0]} reads a .yaml file"
+        raise ClusterError(Problem(reason, found=f"'{shlex.join(command)}'"))
     relative = {word: _inside(word, folder) for word in named}
     selection = select(folder)
     texts, seen = [word for word in command[1:] if word not in named], set[str]()
@@ -88,9 +87,8 @@ def refuse_hiding(names: Iterable[str]) -> None:
         path = PurePosixPath(name)
         module = path.parent if path.name == "__init__.py" else path.with_suffix("")
         if path.suffix == ".py" and len(module.parts) == 1 and module.name in _installed():
-            raise ClusterError(
-                f"{visible(name)} would be imported in the place of the installed module {module.name}: rename it"
-            )
+            reason = f"would be imported in the place of the installed module {module.name}: rename it"
+            raise ClusterError(Problem(reason).at(Path(name)))
 
 
 @cache
@@ -106,11 +104,10 @@ def _inside(name: str, folder: Path) -> str:
     path = folder / name
     path = path.parent.resolve() / path.name  # a file that is a link stays what it is called
     if not path.is_relative_to(folder):
-        raise ClusterError(
-            f"{visible(name)} lies outside of {folder}, which is what is shipped: copy it there, or go where it is"
-        )
+        reason = f"lies outside of {folder}, which is what is shipped: copy it there, or go where it is"
+        raise ClusterError(Problem(reason).at(Path(name)))
     if not path.is_file():
-        raise ClusterError(f"{visible(name)}: there is no such file in {folder}")
+        raise ClusterError(Problem(f"there is no such file in {folder}").at(Path(name)))
     return path.relative_to(folder).as_posix()
 
 
@@ -126,19 +123,21 @@ def _check_names(folder: Path, name: str, selection: Selection, texts: Sequence[
         for start in (beside, PurePosixPath()):
             path = start.joinpath(*module.split("."))
             for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-                _refuse_missing(folder, candidate.as_posix(), selection, f", whose class {visible(name)} names,")
+                _refuse_missing(folder, candidate.as_posix(), selection, name)
     for other in (os.path.normpath(beside / found) for found in _FILE.findall(own)):
-        _refuse_missing(folder, other, selection, f", which {visible(name)} names,")
+        _refuse_missing(folder, other, selection, name)
         if other in selection.files and other not in seen:
             _check_names(folder, other, selection, (), seen)
 
 
-def _refuse_missing(folder: Path, name: str, selection: Selection, named: str = "") -> None:
+def _refuse_missing(folder: Path, name: str, selection: Selection, by: str = "") -> None:
+    """by: the file that names this one."""
     if name in selection.files or not (folder / name).is_file():
         return
     outside = name.startswith(("../", "/"))
     why = f"it lies outside of {folder}" if outside else f"it belongs to {selection.why_not(name)}"
-    raise ClusterError(f"{visible(name)}{named} is not shipped: {why}")
+    problem = Problem(f"is not shipped: {why}").at(Path(name))
+    raise ClusterError(problem.at(Path(by)) if by else problem)
 
 
 def pack(files: Mapping[str, bytes], package: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from cluster_state import DAMAGES, began, damage, started
 from jobs_server import TOKEN, Server
+from refused import refused
 
 from fedrobust.cli import main
 from fedrobust.cluster import Cluster, ClusterError, find_cluster, jobs, logs, submit
@@ -174,7 +175,7 @@ def test_the_cluster_of_the_folder_is_found_with_its_own_token(
             find_cluster()
         monkeypatch.chdir(workplace)
         (place / "token").unlink()
-        with pytest.raises(ClusterError, match=r"token.* no such file"):
+        with refused(ClusterError, file=place / "token", says="no such file"):
             find_cluster()
 
 
@@ -236,26 +237,26 @@ def test_no_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tokens_are_looked_for_in_the_order_of_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path) -> None:
     assert find_cluster("http://x").token == "of-the-user"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    with pytest.raises(ClusterError, match=r"token.* no such file"):
+    with refused(ClusterError, file=tmp_path / "token", says="no such file"):
         find_cluster("http://x")
     for content, told in {
-        b" \n": "holds no token",
-        b"a b": "holds no token: there are blanks or characters in it that no header takes",
-        b"secret\r\nX-Header: y": "holds no token: there are blanks",
-        b"\xff": "is no text in UTF-8",
-        bytes(2_000_000): "has more than 1000000 bytes",
+        b" \n": "no token",
+        b"a b": "blanks",
+        b"secret\r\nX-Header: y": "blanks",
+        b"\xff": "UTF-8",
+        bytes(2_000_000): "1000000",
     }.items():
         (tmp_path / "token").write_bytes(content)
-        with pytest.raises(ClusterError, match=told) as caught:
+        with refused(ClusterError, file=tmp_path / "token", says=told) as caught:
             find_cluster("http://x")
         assert "secret" not in str(caught.value)
     (tmp_path / "token").unlink()
     (tmp_path / "token").mkdir()
-    with pytest.raises(ClusterError, match=r"token.* no file"):
+    with refused(ClusterError, file=tmp_path / "token", says="no file"):
         find_cluster("http://x")
     (tmp_path / "token").rmdir()
     os.mkfifo(tmp_path / "token")
-    with pytest.raises(ClusterError, match=r"token.* no file"):
+    with refused(ClusterError, file=tmp_path / "token", says="no file"):
         find_cluster("http://x")
     (tmp_path / "token").unlink()
     (tmp_path / "token").write_text("filed")
