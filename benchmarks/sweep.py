@@ -35,17 +35,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import nn
 
-import fedrobust.parallel as parallel
+import fedrobust.studies.teams as teams_room
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump
 from fedrobust.federation.pool import Pool
-from fedrobust.parallel import leased_pool
 from fedrobust.preparation import hospitals_of
 from fedrobust.records import read_journal
 from fedrobust.runner import RUNS
+from fedrobust.studies.teams import leased_pool
 from fedrobust.tracking import Tracker
 from fedrobust.tuning.running import run_sweep
-from fedrobust.tuning.sweep import Plan, load_sweep
+from fedrobust.tuning.sweep import SweepPlan, load_sweep
 
 TEAMS, CLIENTS, ROUNDS, STEPS, BATCH = 2, 8, 10, 8, 32
 BATCHED = 8
@@ -85,7 +85,7 @@ class Timed:
     """Share of the teams' time that goes to MLflow."""
 
 
-def settings(plan: Plan, trials: Sequence[Any]) -> list[dict[str, Any]]:
+def settings(plan: SweepPlan, trials: Sequence[Any]) -> list[dict[str, Any]]:
     """The learning options of trials."""
     return [plan.experiment(trial.values, seed=1).resolved()["learning"] for trial in trials]
 
@@ -188,7 +188,7 @@ def sweep(trials: int, name: str, pool: Pool) -> tuple[Timed, list[dict[str, Any
     plan = load_sweep("sweep.yaml", [f"trials={trials}", f"parallel={BATCHED}", f"name={name}"])
     begun: list[float] = []
     ended: list[float] = []
-    run = parallel.run
+    run = teams_room.run
 
     def noted(*arguments: Any, **options: Any) -> Any:
         begun.append(time.perf_counter())
@@ -196,13 +196,13 @@ def sweep(trials: int, name: str, pool: Pool) -> tuple[Timed, list[dict[str, Any
         ended.append(time.perf_counter())
         return result
 
-    parallel.run = noted
+    teams_room.run = noted
     try:
         with tracking_seconds() as tracked:
             found = run_sweep(plan, pool=pool)
             sent = tracked()
     finally:
-        parallel.run = run
+        teams_room.run = run
     seconds = ended[-1] - begun[0]
     rounds = [_seconds_of_rounds(json.loads(line)["run_id"]) for line in (found.folder / "runs.jsonl").open()]
     overhead = (TEAMS * seconds - sum(rounds)) / len(rounds)

@@ -32,7 +32,6 @@ def main() -> None:
         objective=worth,
         trials=int(sys.argv[1]) if len(sys.argv) > 1 else 12,
         fresh=[11, 12],
-        resume=True,  # goes on where it was stopped
     )
     for again in found.fresh:
         print(f"trial {again.trial.number}: {again.trial.outcome}, fresh seeds {again.values}: {again.trial.values}")

@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-import fedrobust.parallel as parallel
+import fedrobust.studies.study as study_room
+import fedrobust.studies.teams as teams_room
 import fedrobust.tuning.running as running
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
 from fedrobust.tuning.files import write_trials
-from fedrobust.tuning.running import Findings, run_sweep
+from fedrobust.tuning.running import SweepResult, TrialDone, run_sweep
 from fedrobust.tuning.study import SweepStudy, Trial
-from fedrobust.tuning.sweep import Plan, load_sweep
+from fedrobust.tuning.sweep import SweepPlan, load_sweep
 from fedrobust.tuning.views import SweepView
 
 BASE = """
@@ -129,13 +130,13 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Played:
         stage.told += journal[len(stage.told) :]
         yield stage
 
-    def table(folder: Path, plan: Plan, study: SweepStudy, fresh: object) -> None:
+    def table(folder: Path, plan: SweepPlan, study: SweepStudy, fresh: object) -> None:
         write_trials(folder / "trials.csv", SweepView.of(plan, study))
 
     monkeypatch.setattr(running, "write_study", table)
-    monkeypatch.setattr(parallel, "run", stage.run)
-    monkeypatch.setattr(parallel, "hospitals_of", lambda experiment: None)
-    monkeypatch.setattr(running, "parent_run", parent)
+    monkeypatch.setattr(teams_room, "run", stage.run)
+    monkeypatch.setattr(teams_room, "hospitals_of", lambda experiment: None)
+    monkeypatch.setattr(study_room, "parent_run", parent)
     return stage
 
 
@@ -154,10 +155,11 @@ class Watching:
         self.plans: list[tuple[int, int]] = []
         self._stop_after = stop_after
 
-    def plan(self, trials: int, finished: int) -> None:
-        self.plans.append((trials, finished))
+    def plan(self, items: int, finished: int) -> None:
+        self.plans.append((items, finished))
 
-    def trial(self, trial: Trial, best: Sequence[Trial]) -> None:
+    def done(self, item: TrialDone) -> None:
+        trial, best = item
         self.trials.append(trial)
         self.best.append(list(best))
         if len(self.trials) == self._stop_after:
@@ -167,6 +169,6 @@ class Watching:
         pass
 
 
-def sweep(*overrides: str, teams: int = 2, **options: Any) -> Findings:
+def sweep(*overrides: str, teams: int = 2, **options: Any) -> SweepResult:
     """Run `sweep.yaml` on so many threads."""
     return run_sweep(load_sweep("sweep.yaml", overrides), pool=SimpleNamespace(teams=teams), **options)  # type: ignore[arg-type]

@@ -162,7 +162,7 @@ def commands_of_sweeps() -> list[list[str]]:
 
 def test_the_commands_of_sweeps_are_accepted(sweeps: Path) -> None:
     loaded = [
-        {"sweep": load_sweep, "duel": load_duel}[words[1]](words[2], [word for word in words[3:] if word != "--resume"])
+        {"sweep": load_sweep, "duel": load_duel}[words[1]](words[2], words[3:])
         for words in commands_of_sweeps()
         if words[:2] in (["fedrobust", "sweep"], ["fedrobust", "duel"])
     ]

@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"figures"},
     {"report", "preparation"},
     {"runner"},
-    {"parallel"},
+    {"studies"},
     {"matrix", "tuning", "cluster"},
     {"duel"},
     {"terminal"},

@@ -11,23 +11,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 OPEN = {
-    "Defence",
-    "Findings",
-    "Grid",
-    "Median",
     "Model",
-    "Outcome",
     "Record",
-    "Reduction",
-    "Run",
-    "Seeds",
-    "State",
-    "Values",
-    "Verdict",
-    "Watch",
 }
 """Names that two rooms still share. The list must shrink: what is in it and no longer shared fails, too."""
-HIDING = {"Match"}
+HIDING: set[str] = set()
 """Public classes that hide a name of `typing`; must shrink as well."""
 
 

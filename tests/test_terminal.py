@@ -25,14 +25,14 @@ from fedrobust import cli
 from fedrobust.audit.verification import Verdict
 from fedrobust.cluster import Job
 from fedrobust.duel.results import Turn
-from fedrobust.duel.running import Findings as DuelFindings
+from fedrobust.duel.running import DuelResult
 from fedrobust.experiment import Experiment
-from fedrobust.matrix.cells import Outcome
-from fedrobust.matrix.results import Verdict as MatrixVerdict
-from fedrobust.matrix.running import Findings as MatrixFindings
+from fedrobust.matrix.results import DefenceSummary
+from fedrobust.matrix.running import MatrixResult
 from fedrobust.matrix.statistics import Estimate
 from fedrobust.report import Run, compare
 from fedrobust.runner import Result
+from fedrobust.studies.finished import FinishedRun
 from fedrobust.terminal import (
     DuelProgress,
     MatrixProgress,
@@ -42,9 +42,9 @@ from fedrobust.terminal import (
     lists,
     show_comparison,
     show_duel,
-    show_findings,
     show_jobs,
     show_machine,
+    show_matrix,
     show_options,
     show_result,
     show_sweep,
@@ -53,7 +53,7 @@ from fedrobust.terminal import (
 from fedrobust.texts import visible
 from fedrobust.tuning import Objective
 from fedrobust.tuning.again import Fresh
-from fedrobust.tuning.running import Findings as SweepFindings
+from fedrobust.tuning.running import SweepResult
 from fedrobust.tuning.study import Completed, Failed, Trial
 
 
@@ -232,13 +232,13 @@ def comparison(out: Console, name: str) -> None:
 
 def findings(out: Console, name: str) -> None:
     estimates = [Estimate(0.5, 0.4, 0.6)] * 4
-    judged = MatrixVerdict(name, name, name, *estimates, name, *estimates[:2], 1.0, 0)
+    judged = DefenceSummary(name, name, name, *estimates, name, *estimates[:2], 1.0, 0)
     table = pd.DataFrame({"state": ["done", "failed"]})
-    show_findings(out, MatrixFindings(Path("x") / visible(name), table, [judged]))
+    show_matrix(out, MatrixResult(Path("x") / visible(name), table, [judged]))
     cell = SimpleNamespace(label=name)
     with MatrixProgress(out) as progress:
-        for outcome in (Outcome("d", name), Outcome("d", name, failed=name)):
-            progress.cell(cast(Any, cell), outcome)
+        for outcome in (FinishedRun("d", name), FinishedRun("d", name, failed=name)):
+            progress.done((cast(Any, cell), outcome))
             assert progress._bar.tasks[0].description == visible(name)
 
 
@@ -246,9 +246,9 @@ def sweep(out: Console, name: str) -> None:
     done, failed = (Trial(1, {name: name}, end, {}) for end in (Completed((0.5,)), Failed(name)))
     plan: Any = SimpleNamespace(sweep=SimpleNamespace(name=name, objectives=[Objective(metric=name)]))
     again = Fresh(done, (0.5,), {7: None}, {7: name})
-    show_sweep(out, SweepFindings(Path("x") / visible(name), plan, [done, failed], [done], [again]))
+    show_sweep(out, SweepResult(Path("x") / visible(name), plan, [done, failed], [done], [again]))
     with SweepProgress(out) as progress:
-        progress.trial(failed, [done])
+        progress.done((failed, [done]))
 
 
 def duel(out: Console, name: str) -> None:
@@ -257,10 +257,10 @@ def duel(out: Console, name: str) -> None:
         Turn(name, "defender", 1, {}, {}, {}, failed=f"why {name}"),
     ]
     match: Any = SimpleNamespace(duel=SimpleNamespace(objective=Objective(metric=name), defences=[name]))
-    show_duel(out, DuelFindings(Path("x") / visible(name), match, turns))
+    show_duel(out, DuelResult(Path("x") / visible(name), match, turns))
     with DuelProgress(out) as progress:
         for turn in turns:
-            progress.turn(turn)
+            progress.done(turn)
 
 
 def jobs(out: Console, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -50,18 +50,15 @@ def _before(
 
 
 @contextmanager
-def stoppable(more: Sequence[str] | None = ()) -> Iterator[None]:
-    """After a Ctrl-C in the block, say what goes on: the same command with `more`, or a run with its id.
-
-    None: nothing goes on but a run that has committed something.
-    """
+def stoppable(goes_on: bool) -> Iterator[None]:
+    """After a Ctrl-C in the block, say what goes on: a run that has committed something with its id, and, where the
+    command `goes_on` by itself, the same command."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        if isinstance(stop, Interrupted):
-            more = ("--resume", stop.run)
+        resume = ["--resume", stop.run] if isinstance(stop, Interrupted) else []
         resumed = any(word.partition("=")[0] == "--resume" for word in sys.argv)
-        words = shlex.join(["fedrobust", *sys.argv[1:], *([] if resumed else more or [])])
-        told = "nothing is committed yet" if more is None else f"go on with: {words}"
-        print(f"stopped; {told}", file=sys.stderr)
+        words = shlex.join(["fedrobust", *sys.argv[1:], *([] if resumed else resume)])
+        said = f"go on with: {words}" if goes_on or resume else "nothing is committed yet"
+        print(f"stopped; {said}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None

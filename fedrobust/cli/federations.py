@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,13 +16,23 @@ from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.screen import harmless
 
 if TYPE_CHECKING:
-    pass
+    from fedrobust.duel.running import DuelResult
+    from fedrobust.matrix.running import MatrixResult
+    from fedrobust.terminal import DuelProgress, MatrixProgress, SweepProgress
+    from fedrobust.tuning.running import SweepResult
 
+_Bar = TypeVar("_Bar")
+_Found = TypeVar("_Found")
 
 File = Annotated[Path, typer.Argument(help="An experiment file (YAML).", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. seed=3 or aggregation.rule=krum.")
 ]
+TeamsOption = Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default as many as cores.")]
+StorageOption = Annotated[
+    str | None, typer.Option(metavar="URL", help="An Optuna storage, instead of mlruns/optuna.db.")
+]
+OutOption = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where tables and pictures go.")]
 
 
 @app.command()
@@ -33,7 +44,10 @@ def run(
         Path | None, typer.Option("--json", metavar="OUT", help="Write run id and final metrics to this file.")
     ] = None,
 ) -> None:
-    """Run an experiment: one federation, recorded in MLflow."""
+    """Run an experiment: one federation, recorded in MLflow.
+
+    Each command begins a new run; one that stopped goes on with --resume and its id.
+    """
     from fedrobust.experiment_file import load
     from fedrobust.terminal import Progress, console, show_code, show_result
 
@@ -42,11 +56,11 @@ def run(
     experiment = load(file, overrides or ())
     out = console()
     show_code(out)
-    with stoppable(None), Progress(out, experiment) as progress:
+    with stoppable(goes_on=False), Progress(out, experiment) as progress:
         from fedrobust.runner import run as run_experiment
 
         hooks, say = [harmless(progress.on_record)], harmless(progress.say)
-        result = run_experiment(experiment, resume=resume, hooks=hooks, say=say)
+        result = run_experiment(experiment, hooks=hooks, say=say)
     unwritten = None if json_out is None else _unwritten(json_out, {"run_id": result.run_id, **result.final})
     harmless(lambda what: show_result(out, what, experiment))(result)
     if unwritten is not None:
@@ -79,24 +93,24 @@ def matrix(
         typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. worst=2 or only.defences=[mean,median]."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small version of it, as its file says.")] = False,
-    teams: Annotated[int | None, typer.Option(min=1, help="Cells at a time; by default as many as cores.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where cells and tables go.")] = None,
+    teams: TeamsOption = None,
+    out: OutOption = None,
 ) -> None:
     """Run attacks × defences × settings × seeds, and tell what each defence is worth.
 
-    Cells that are finished are not run again: a matrix that was stopped goes on when it is started again.
+    The same command goes on where it stopped: runs that are finished are not made again.
     """
     from fedrobust.matrix import load_matrix
-    from fedrobust.terminal import MatrixProgress, console, show_code, show_findings
+    from fedrobust.terminal import MatrixProgress, show_matrix
 
     grid = load_matrix(file, overrides or (), quick)
-    screen = console()
-    show_code(screen)
-    with stoppable(), MatrixProgress(screen) as progress:
+
+    def run(progress: MatrixProgress) -> MatrixResult:
         from fedrobust.matrix.running import run_matrix
 
-        findings = run_matrix(grid, progress, teams, out)
-    show_findings(screen, findings)
+        return run_matrix(grid, progress, teams=teams, out=out)
+
+    _watched(MatrixProgress, run, show_matrix)
 
 
 @app.command()
@@ -106,25 +120,26 @@ def sweep(
         list[str] | None,
         typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. trials=8 or sampler.startup=4."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that stopped.")] = False,
-    storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="An Optuna storage, instead of mlruns/optuna.db.")
-    ] = None,
-    teams: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default as many as cores.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where tables and pictures go.")] = None,
+    storage: StorageOption = None,
+    teams: TeamsOption = None,
+    out: OutOption = None,
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,  # of older scripts: it is the rule now
 ) -> None:
-    """Search the options of an experiment: for the best defence, or for the worst attack."""
-    from fedrobust.terminal import SweepProgress, console, show_code, show_sweep
+    """Search the options of an experiment: for the best defence, or for the worst attack.
+
+    The same command goes on where it stopped: runs that are finished are not made again.
+    """
+    from fedrobust.terminal import SweepProgress, show_sweep
     from fedrobust.tuning import load_sweep
 
     plan = load_sweep(file, overrides or ())
-    screen = console()
-    show_code(screen)
-    with stoppable(["--resume"]), SweepProgress(screen) as progress:
+
+    def run(progress: SweepProgress) -> SweepResult:
         from fedrobust.tuning.running import STORAGE, run_sweep
 
-        findings = run_sweep(plan, progress, resume=resume, storage=storage or STORAGE, teams=teams, out=out)
-    show_sweep(screen, findings)
+        return run_sweep(plan, progress, storage=storage or STORAGE, teams=teams, out=out)
+
+    _watched(SweepProgress, run, show_sweep)
 
 
 @app.command()
@@ -134,25 +149,38 @@ def duel(
         list[str] | None,
         typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. turns=1 or attacker.trials=8."),
     ] = None,
-    storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="An Optuna storage, instead of mlruns/optuna.db.")
-    ] = None,
-    teams: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default as many as cores.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where sweeps, table and curve go.")] = None,
+    storage: StorageOption = None,
+    teams: TeamsOption = None,
+    out: OutOption = None,
 ) -> None:
     """Search an attacker against each defence, tune the defence against what was found, and so on.
 
-    What is finished is not run again: a duel that was stopped goes on when it is started again.
+    The same command goes on where it stopped: runs that are finished are not made again.
     """
     from fedrobust.duel import load_duel
-    from fedrobust.terminal import DuelProgress, console, show_code, show_duel
+    from fedrobust.terminal import DuelProgress, show_duel
 
     match = load_duel(file, overrides or ())
-    screen = console()
-    show_code(screen)
-    with stoppable(), DuelProgress(screen) as progress:
+
+    def run(progress: DuelProgress) -> DuelResult:
         from fedrobust.duel.running import run_duel
         from fedrobust.tuning.running import STORAGE
 
-        findings = run_duel(match, progress, storage=storage or STORAGE, teams=teams, out=out)
-    show_duel(screen, findings)
+        return run_duel(match, progress, storage=storage or STORAGE, teams=teams, out=out)
+
+    _watched(DuelProgress, run, show_duel)
+
+
+def _watched(
+    progress: Callable[[Any], AbstractContextManager[_Bar]],
+    run: Callable[[_Bar], _Found],
+    show: Callable[[Any, _Found], None],
+) -> None:
+    """Run a study below a bar, and show what it found. The bar is there while Ray, torch and MLflow are imported."""
+    from fedrobust.terminal import console, show_code
+
+    screen = console()
+    show_code(screen)
+    with stoppable(goes_on=True), progress(screen) as bar:
+        found = run(bar)
+    show(screen, found)

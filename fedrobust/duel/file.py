@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from fedrobust.options import Many, OneOf, Options, refusal
-from fedrobust.texts import is_name
+from fedrobust.options import OneOf, Options, refusal
+from fedrobust.studies.options import Seeds, StudyOptions
 from fedrobust.tuning.objectives import Objective
 from fedrobust.tuning.samplers import Sampler, Tpe
 from fedrobust.tuning.sweep import OWN
 
 SEARCHED = "searched"
 """What the names of the attacks that a duel has found begin with."""
-
-Seeds = Many[Annotated[int, Field(ge=0, le=2**63 - 1)]]
 
 
 class Side(Options):
@@ -35,7 +33,7 @@ class Attacker(Side):
     """What is searched: `attacks` of an experiment, with ranges and choices as in the space of a sweep file."""
 
 
-class Defence(Options):
+class TunedDefence(Options):
     """A defence: what it begins with, and what its side may tune."""
 
     options: dict[str, Any] = Field(min_length=1)
@@ -53,20 +51,21 @@ class Goal(Objective):
     """The value of a run is the mean over its last so many evaluated rounds."""
 
 
-class Duel(Options):
+class Duel(StudyOptions):
     """An attacker and the side of a defence that search in turn, each against what the other one has found."""
+
+    kind = "duel"
+    folders = Path("mlruns/duels")
+    named = ("attacks", "defences")
+    reserved = (OWN, f"{SEARCHED}*")
 
     name: str = "duel"
     """Name of the duel, and of its folder."""
-    experiment: str
-    """The experiment file that all runs begin with; a relative path is one from this file's folder."""
-    changes: dict[str, Any] = Field(default_factory=dict)
-    """Options of every run, by dotted path."""
-    attacks: dict[str, Any] = Field(min_length=1)
+    attacks: dict[str, Any]
     """The fixed attacks, which both sides know from the start: for each name an attack or a list of them."""
     attacker: Attacker
     """The side that attacks."""
-    defences: dict[str, Defence] = Field(min_length=1)
+    defences: dict[str, TunedDefence]
     """The defences; each has a duel of its own."""
     defender: Side = Side(trials=12)
     """The side that defends."""
@@ -77,32 +76,17 @@ class Duel(Options):
     seeds: Seeds = Field(default=(1,), min_length=1)
     """Both sides search on these."""
     fresh: Seeds = Field(default=(11, 12, 13), min_length=1)
-    """What is told of a turn is measured on these; none of them is one of `seeds`."""
+    """Each turn is judged on these; none of them is one of `seeds`."""
     parallel: int = Field(default=2, ge=1, le=1000)
     """Trials of a batch; see a sweep file."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not is_name(self.name):
-            raise refusal("use letters, digits, blanks, + - _", "name")
-        for field in ("attacks", "defences"):
-            for name in getattr(self, field):
-                if not is_name(name) or name == OWN or name.startswith(SEARCHED):
-                    raise refusal(f"'{name}' cannot be a name here: use letters, digits, blanks, + - _", field)
-        for name, attack in self.attacks.items():
-            for each in attack if isinstance(attack, list) else [attack]:
-                if not isinstance(each, str | Mapping):
-                    raise refusal("expected an attack, or a list of attacks", f"attacks.{name}")
         given = {f"defences.{name}.options": list(each.options) for name, each in self.defences.items()}
         for place, paths in (given | {"changes": list(self.changes)}).items():
             for path in paths:
                 if path.split(".")[0] in ("attacks", "seed"):
                     raise refusal(f"{path} is given by the duel; leave it out", place)
-        for seeds in ("seeds", "fresh"):
-            if len(set(getattr(self, seeds))) < len(getattr(self, seeds)):
-                raise refusal("must name each seed once", seeds)
-        if both := sorted(set(self.fresh) & set(self.seeds)):
-            raise refusal(f"{both[0]} is one of the seeds; what was searched on a seed cannot be judged on it", "fresh")
         if self.objective.attacks != "worst":
             raise refusal("must be worst: a duel tells of the worst attack", "objective.attacks")
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Any, Literal
 from ruamel.yaml.comments import CommentedMap
 
 from fedrobust.duel.file import SEARCHED, Duel
-from fedrobust.errors import ExperimentError, Origin
+from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft, Keys
+from fedrobust.studies.composer import Composer, Mistakes
 from fedrobust.tuning.objectives import unknown
-from fedrobust.tuning.sweep import Plan, Sweep
+from fedrobust.tuning.sweep import Sweep, SweepPlan
 
 Role = Literal["fixed", "attacker", "defender"]
 """Whose turn it is; `fixed` comes before all others: nobody has searched yet."""
@@ -40,20 +41,16 @@ class Standing:
         return replace(now, options=_then(self.options, chosen))
 
 
-class Match:
+class DuelPlan:
     """A duel that can be fought: every experiment that it begins with is one."""
 
     def __init__(self, duel: Duel, draft: Draft) -> None:
         """`draft` is the file of the duel. Raises `ExperimentError` with a line for everything that is wrong."""
         self.duel = duel
         self._draft = draft
-        if reason := unknown(duel.objective.metric):
-            raise ExperimentError(f"{draft.place('objective', 'metric')}: objective.metric: {reason}")
-        try:
-            self._file = Draft.read(draft.path.parent / duel.experiment, beside=draft.beside)
-        except ExperimentError as error:
-            raise ExperimentError(f"{draft.place('experiment')}: experiment: {error}") from None
-        self._base = self._file.changed(duel.changes, f"{draft.place('changes')}: changes")
+        if problem := unknown(duel.objective.metric):
+            raise ExperimentError(problem.at(draft.entry("objective", "metric")))
+        self._composer = Composer(duel, draft)
         self._check()
 
     @cached_property
@@ -74,23 +71,19 @@ class Match:
 
     def begin(self, defence: str) -> Standing:
         """A defence as the file has it, and the fixed attacks."""
-        fixed = {name: each if isinstance(each, list) else [each] for name, each in self.duel.attacks.items()}
-        return Standing(defence, self.duel.defences[defence].options, fixed)
+        return Standing(defence, self.duel.defences[defence].options, self.duel.attack_lists)
 
     def experiment(self, standing: Standing, attack: str, seed: int) -> Experiment:
         """A run of a defence under one of the known attacks. Raises `ExperimentError` where they do not go together."""
-        draft, name = self._base, standing.defence
+        draft, name = self._composer.base, standing.defence
         for path, value in standing.options.items():
             part = "options" if path in self.duel.defences[name].options else "space"
-            place = self._draft.place("defences", name, part, path)
-            draft = draft.changed({path: value}, f"{place}: defences.{name}.{part}.{path}")
-        place = self._draft.place("attacks", attack)
-        draft = draft.changed({"attacks": standing.attacks[attack]}, f"{place}: attacks.{attack}")
-        run_name = f"{name}, {standing.turn} | {attack} | seed {seed} | {self.duel.name}"
-        own = {"seed": seed, "tracking.run_name": run_name, "tracking.model": False}
-        return draft.changed(own, "the duel").checked(Experiment)
+            draft = self._composer.changed(draft, {path: value}, "defences", name, part, path)
+        draft = self._composer.changed(draft, {"attacks": standing.attacks[attack]}, "attacks", attack)
+        label = f"{name}, {standing.turn} | {attack} | seed {seed} | {self.duel.name}"
+        return self._composer.run(draft, label, seed)
 
-    def search(self, standing: Standing, side: Role, number: int) -> Plan:
+    def search(self, standing: Standing, side: Role, number: int) -> SweepPlan:
         """The sweep of a turn. Raises `ExperimentError` with a line for everything that is wrong in it."""
         duel, objective = self.duel, self.duel.objective.model_dump()
         given = CommentedMap(
@@ -112,37 +105,37 @@ class Match:
         given["objectives"] = [objective]
         draft = Draft(self._draft.path, given, _moved(self._draft, moves, given))
         try:
-            return Plan(draft.checked(Sweep), draft, self._file)
+            return SweepPlan(draft.checked(Sweep), draft, self._composer.file)
         except ExperimentError as error:
-            lines = str(error).splitlines()
-            for old, new in [*moves.items(), (("attacker", "space"), ("space",))]:
-                lines = [line.replace(f": {_dotted(new)}", f": {_dotted(old)}", 1) for line in lines]
-            raise ExperimentError("\n".join(lines)) from None
+            moved = [*moves.items(), (("attacker", "space"), ("space",))]
+            raise error.each(partial(_back, [(_dotted(new), _dotted(old)) for old, new in moved])) from None
 
     def _check(self) -> None:
-        """Compose every defence with every fixed attack, and the first search of each side; what is wrong is told
+        """Compose every defence with every fixed attack, and the first search of each side; what is wrong is said
         once, with the defences where it is not so with all of them."""
-        wrong: dict[str, list[str]] = {}
-        for name, defence in self.duel.defences.items():
-            standing = self.begin(name)
-            runs = [partial(self.experiment, standing, attack, self.duel.seeds[0]) for attack in standing.attacks]
-            sides: Sequence[Role] = ("attacker", "defender") if defence.space else ("attacker",)
-            found = _refused(runs) or _refused([partial(self.search, standing, side, 1) for side in sides])
-            for line in found:
-                wrong.setdefault(line, []).append(name)
-        if wrong:
-            everywhere = len(self.duel.defences)
-            lines = [line if len(who) == everywhere else f"{line} ({', '.join(who)})" for line, who in wrong.items()]
-            raise ExperimentError("\n".join(lines))
+        mistakes = Mistakes()
+        for name in self.duel.defences:
+            mistakes.attempt(partial(self._check_defence, name), name)
+        mistakes.refuse()
+
+    def _check_defence(self, name: str) -> None:
+        standing, mistakes = self.begin(name), Mistakes()
+        for attack in standing.attacks:
+            mistakes.attempt(partial(self.experiment, standing, attack, self.duel.seeds[0]))
+        mistakes.refuse()
+        sides: Sequence[Role] = ("attacker", "defender") if self.duel.defences[name].space else ("attacker",)
+        for side in sides:
+            mistakes.attempt(partial(self.search, standing, side, 1))
+        mistakes.refuse()
 
 
-def load_duel(path: str | Path, overrides: Iterable[str] = ()) -> Match:
+def load_duel(path: str | Path, overrides: Iterable[str] = ()) -> DuelPlan:
     """Read a duel file, with `overrides` such as `"turns=1"`, and check the experiments that it begins with.
 
     Raises `ExperimentError` with one line for each thing that is wrong, as `fedrobust.load` does.
     """
     draft = Draft.read(path, overrides)
-    return Match(draft.checked(Duel), draft)
+    return DuelPlan(draft.checked(Duel), draft)
 
 
 def _then(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,16 +170,12 @@ def _moved(draft: Draft, moves: Mapping[Keys, Keys], given: CommentedMap) -> dic
     }
 
 
+def _back(moves: Sequence[tuple[str, str]], problem: Problem) -> Problem:
+    """A problem of a sweep as one of the duel's file, which its parts were moved from."""
+    for here, there in moves:
+        problem = problem.moved(here, there)
+    return problem
+
+
 def _dotted(keys: Keys) -> str:
     return ".".join(map(str, keys))
-
-
-def _refused(attempts: Iterable[Callable[[], object]]) -> list[str]:
-    """What the attempts are refused for, a line for each mistake."""
-    lines: dict[str, None] = {}
-    for attempt in attempts:
-        try:
-            attempt()
-        except ExperimentError as error:
-            lines |= dict.fromkeys(str(error).splitlines())
-    return list(lines)

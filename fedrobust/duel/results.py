@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from fedrobust.figures.comparison import DASHES, GROUP_COLOURS
 from fedrobust.figures.drawing import drawing, png
 from fedrobust.figures.style import INK, apart, bare
-from fedrobust.parallel import drawn
+from fedrobust.studies.writing import drawn
 from fedrobust.texts import cell, code, fit, markdown
 from fedrobust.tuning.objectives import Direction, Objective
 

@@ -1,5 +1,5 @@
 """Grids of runs: attacks × defences × settings × seeds, paired, and what they say about each defence."""
 
-from fedrobust.matrix.grid import Grid, Matrix, load_matrix
+from fedrobust.matrix.grid import Matrix, MatrixPlan, load_matrix
 
-__all__ = ["Grid", "Matrix", "load_matrix"]
+__all__ = ["Matrix", "MatrixPlan", "load_matrix"]

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from fedrobust.figures import png
-from fedrobust.matrix.grid import ORACLE, Grid
+from fedrobust.matrix.grid import ORACLE, MatrixPlan
 from fedrobust.matrix.pictures import heat_map
-from fedrobust.matrix.results import Verdict, attacks_by_seed, detections, harmless, screened, verdicts
+from fedrobust.matrix.results import DefenceSummary, attacks_by_seed, detections, harmless, screened, verdicts
 from fedrobust.matrix.statistics import Estimate, mean_interval
-from fedrobust.parallel import drawn
+from fedrobust.studies.writing import drawn
 from fedrobust.texts import cell, file_names, markdown
 
 AGAIN = "When the matrix is started again with the same command"
 
 
-def write_results(folder: Path, grid: Grid, table: Any, complete: bool = True) -> list[Verdict]:
+def write_results(folder: Path, grid: MatrixPlan, table: Any, complete: bool = True) -> list[DefenceSummary]:
     """Write `cells`, `summary` and `detection` as CSV, `cells.parquet`, `table.md`, a heat map for each setting.
 
     Any of the cells may be missing. complete: False says in `table.md` and the pictures that the matrix was stopped.
@@ -40,7 +40,7 @@ def write_results(folder: Path, grid: Grid, table: Any, complete: bool = True) -
     return found
 
 
-def headline_metrics(found: Iterable[Verdict]) -> dict[str, float]:
+def headline_metrics(found: Iterable[DefenceSummary]) -> dict[str, float]:
     """The headlines under the names that MLflow shows."""
     return {
         f"{verdict.setting}/{verdict.defence}/{name}": getattr(verdict, name).value
@@ -49,7 +49,7 @@ def headline_metrics(found: Iterable[Verdict]) -> dict[str, float]:
     }
 
 
-def page(grid: Grid, table: Any, found: Sequence[Verdict], complete: bool = True) -> str:
+def page(grid: MatrixPlan, table: Any, found: Sequence[DefenceSummary], complete: bool = True) -> str:
     """The whole result as Markdown."""
     done, failed, left = ((table["state"] == state).sum() for state in ("done", "failed", "missing"))
     counts = f"{done} of {len(table)} cells are done, {failed} failed"
@@ -77,7 +77,7 @@ def page(grid: Grid, table: Any, found: Sequence[Verdict], complete: bool = True
     return "\n".join(lines)
 
 
-def _about(grid: Grid, own: Any, setting: str) -> list[str]:
+def _about(grid: MatrixPlan, own: Any, setting: str) -> list[str]:
     ceilings = own[(own["attack"] == ORACLE)]["balanced_accuracy"].dropna()
     seeds = f"screening on {_listed(grid.matrix.screening)}, fresh {_listed(grid.matrix.fresh)}"
     ceiling = mean_interval(list(ceilings))
@@ -89,7 +89,7 @@ def _about(grid: Grid, own: Any, setting: str) -> list[str]:
     ]
 
 
-def _headline(found: Sequence[Verdict]) -> list[str]:
+def _headline(found: Sequence[DefenceSummary]) -> list[str]:
     head = ("defence", "robustness", "worst attack", "to the best", "backdoor gain", "cost", "seconds", "unfinished")
     return _markdown(
         head,
@@ -120,7 +120,7 @@ def _screening(own: Any, setting: str, pale: Sequence[str]) -> list[str]:
     return [*_markdown(["attack", *values.index], lines), "", "Bold: the worst attack of each defence."]
 
 
-def _again(own: Any, found: Sequence[Verdict]) -> list[str]:
+def _again(own: Any, found: Sequence[DefenceSummary]) -> list[str]:
     lines = []
     for verdict in found:
         accuracies = attacks_by_seed(own, verdict.defence, "balanced_accuracy")
@@ -132,7 +132,7 @@ def _again(own: Any, found: Sequence[Verdict]) -> list[str]:
     return _markdown(("defence", "attack", "robustness", "balanced accuracy", "seeds"), lines)
 
 
-def _backdoors(own: Any, found: Sequence[Verdict], backdoors: Sequence[str]) -> list[str]:
+def _backdoors(own: Any, found: Sequence[DefenceSummary], backdoors: Sequence[str]) -> list[str]:
     """Success of every backdoor on the screening seeds, and on the fresh ones where it was measured again."""
     unplanted = [own[own["attack"] == attack]["baseline_success"].mean() for attack in backdoors]
     lines = [["*nobody planted it*", *(f"*{_number(value)}*" for value in unplanted)]]
@@ -167,7 +167,7 @@ def _detection(own: Any) -> list[str]:
     return _markdown(list(head.values()), [[line[name] for name in head] for line in found.to_dict("records")])
 
 
-def _cost(found: Sequence[Verdict]) -> list[str]:
+def _cost(found: Sequence[DefenceSummary]) -> list[str]:
     head = ("defence", "balanced accuracy", "cost", "seconds a cell")
     lines = [(v.defence, _estimate(v.accuracy), _estimate(v.cost), _seconds(v)) for v in found]
     return _markdown(head, lines)
@@ -182,7 +182,7 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
-def _seconds(verdict: Verdict) -> str:
+def _seconds(verdict: DefenceSummary) -> str:
     return f"{verdict.seconds:.1f}" if math.isfinite(verdict.seconds) else "–"
 
 

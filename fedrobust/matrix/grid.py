@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from fedrobust.attacks import Backdoor
-from fedrobust.errors import ExperimentError, Problem
+from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft
 from fedrobust.failures import reason
 from fedrobust.options import Many, Options, nearest, refusal
-from fedrobust.texts import is_name
+from fedrobust.studies.composer import Composer, Mistakes
+from fedrobust.studies.options import Seeds, StudyOptions
+from fedrobust.studies.study import PlannedRun
 
 NOBODY = "nobody"
 """The column in which no hospital is malicious."""
@@ -30,7 +32,6 @@ SIZES = ("fraction", "count", "clients")
 
 
 Names = Many[str]
-Seeds = Many[Annotated[int, Field(ge=0, le=2**63 - 1)]]
 
 
 class Only(Options):
@@ -52,15 +53,18 @@ class Quick(Options):
     backdoors: int | None = Field(default=None, ge=0)
 
 
-class Matrix(Options):
+class Matrix(StudyOptions):
     """A grid of runs: every attack against every defence on the screening seeds, the worst again on fresh seeds."""
+
+    kind = "matrix"
+    folders = Path("mlruns/matrix")
+    finished = "cells.jsonl"
+    named = ("settings", "attacks", "defences")
+    reserved = (NOBODY, ORACLE)
+    first = "screening"
 
     name: str = "matrix"
     """Name of the matrix, and of its folder."""
-    experiment: str
-    """The experiment file that all cells begin with; a relative path is one from this file's folder."""
-    changes: dict[str, Any] = Field(default_factory=dict)
-    """Options of every cell, by dotted path, e.g. `federation.rounds: 20`."""
     settings: dict[str, dict[str, Any]]
     """Where the federation stands: for each name the `fraction` of malicious hospitals, and options by dotted path."""
     attacks: dict[str, Any]
@@ -80,26 +84,16 @@ class Matrix(Options):
     only: Only = Only()
     quick: Quick = Quick()
 
+    def resolved(self) -> dict[str, Any]:
+        """See `StudyOptions`; what `--quick` would change does not count."""
+        return self.model_dump(mode="json", exclude={"quick"})
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for field in ("settings", "attacks", "defences"):
-            named: Mapping[str, Any] = getattr(self, field)
-            if not named:
-                raise refusal("give at least one", field)
-            for name in named:
-                if not is_name(name) or name in (NOBODY, ORACLE):
-                    raise refusal(f"'{name}' cannot be a name here: use letters, digits, blanks, + - _", field)
-        if not is_name(self.name):
-            raise refusal("use letters, digits, blanks, + - _", "name")
         if self.control not in self.defences:
             raise refusal(f"must be one of the defences: {', '.join(self.defences)}", "control")
-        if again := sorted(set(self.fresh) & set(self.screening)):
-            raise refusal(f"{again[0]} is a screening seed; attacks chosen on a seed cannot be judged on it", "fresh")
-        for field in ("screening", "fresh"):
-            if len(set(getattr(self, field))) < len(getattr(self, field)):
-                raise refusal("must name each seed once", field)
         for path, only in (("only", self.only), ("quick.only", self.quick.only)):
-            for field in ("settings", "attacks", "defences"):
+            for field in self.named:
                 for name in getattr(only, field):
                     if name not in (known := getattr(self, field)):
                         reason, hint = f"no '{name}' in this matrix", nearest(name, known)
@@ -112,10 +106,8 @@ class Matrix(Options):
             fraction = setting.get("fraction")
             if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
                 raise refusal("needs the fraction of malicious hospitals, between 0 and 1", f"settings.{name}.fraction")
-        for name, attack in self.attacks.items():
-            for each in attack if isinstance(attack, list) else [attack]:
-                if not isinstance(each, (str, Mapping)):
-                    raise refusal("expected an attack, or a list of attacks", f"attacks.{name}")
+        for name, attacks in self.attack_lists.items():
+            for each in attacks:
                 if given := [size for size in SIZES if size in each and isinstance(each, Mapping)]:
                     raise refusal(f"{given[0]} is the setting's; leave it out", f"attacks.{name}")
         return self
@@ -128,8 +120,8 @@ class Matrix(Options):
         return self.model_copy(update={"name": f"{self.name}-quick", "only": Only(**only), **changes})
 
 
-@dataclass(frozen=True)
-class Cell:
+@dataclass(frozen=True, kw_only=True)
+class Cell(PlannedRun):
     """One run of a matrix."""
 
     setting: str
@@ -138,23 +130,11 @@ class Cell:
     seed: int
     phase: str
     """`control`, `screening` or `fresh`."""
-    experiment: Experiment | None
-    """None where its setting, attack and defence do not go together."""
-    digest: str
-    """The experiment's: a cell that was finished under it need not be run again."""
-
     triggers: tuple[str, ...] = ()
     """Of the oracle: the backdoors whose triggers are tried on it, one for each of its attacks behind the first."""
-    refused: str = ""
-    """Why there is no experiment."""
-
-    @property
-    def label(self) -> str:
-        """What sets it apart from its neighbours."""
-        return f"{self.defence} | {self.attack} | {self.setting} | seed {self.seed}"
 
 
-class Grid:
+class MatrixPlan:
     """A matrix, composed: it makes the cells of each phase."""
 
     def __init__(self, matrix: Matrix, draft: Draft, quick: bool = False) -> None:
@@ -166,18 +146,10 @@ class Grid:
         self.settings = _chosen(matrix.settings, matrix.only.settings)
         self.attacks = _chosen(matrix.attacks, matrix.only.attacks)
         self.defences = _chosen(matrix.defences, matrix.only.defences, matrix.control)
-        self._places = {
-            (field, name): f"{draft.place(field, name)}: {field}.{name}"
-            for field in ("settings", "attacks", "defences")
-            for name in getattr(matrix, field)
-        }
-        try:
-            self._base = Draft.read(draft.path.parent / matrix.experiment, beside=draft.beside)
-        except ExperimentError as error:
-            raise ExperimentError(f"{draft.place('experiment')}: experiment: {error}") from None
-        self._base = self._base.changed(matrix.changes, f"{draft.place('changes')}: changes")
+        self._composer = Composer(matrix, draft)
+        self._base = self._composer.base
         if quick:
-            self._base = self._base.changed(matrix.quick.changes, f"{draft.place('quick', 'changes')}: quick.changes")
+            self._base = self._composer.changed(self._base, matrix.quick.changes, "quick", "changes")
         self._defended: dict[tuple[str, str], Draft] = {}
         self._malicious: dict[str, int] = {}
         self._oracles: dict[str, Experiment] = {}
@@ -207,18 +179,14 @@ class Grid:
         """The attacks that plant a backdoor."""
         return list(dict.fromkeys(name for name, _ in self._triggers))
 
-    @property
-    def tracking(self) -> str:
-        """The MLflow experiment that all of it belongs to."""
-        return self._base.checked(Experiment).tracking.experiment
-
     def check_data(self) -> None:
         """Raise `DataError` where the files of a setting's data are not there."""
         for setting, oracle in self._oracles.items():
             try:
                 oracle.data.source.check()
             except ExperimentError as error:
-                raise type(error)(f"{self._places['settings', setting]}: data.source: {error}") from error
+                entry = self._composer.entry("settings", setting)
+                raise error.each(partial(_of_source, entry)) from error
 
     @property
     def most(self) -> int:
@@ -244,25 +212,27 @@ class Grid:
         ]
 
     def _cell(self, setting: str, attack: str, defence: str, seed: int, phase: str) -> Cell:
-        run_name = f"{defence} | {attack} | {setting} | seed {seed}"
-        own = {"seed": seed, "tracking.run_name": run_name, "tracking.model": False}
-        try:
-            composed = self._composed(setting, attack, defence).changed(own, "the matrix").checked(Experiment)
-            digest = composed.digest()
-        except (Exception, SystemExit) as error:  # a validator of a user's own class may raise anything
-            digest = sha256(run_name.encode()).hexdigest()
-            return Cell(setting, attack, defence, seed, phase, None, digest, refused=reason(error))
+        label = f"{defence} | {attack} | {setting} | seed {seed}"
+        of: dict[str, Any] = {"setting": setting, "attack": attack, "defence": defence, "phase": phase}
+        of |= {"seed": seed, "label": label, "tags": {**of, "seed": str(seed)}}
         triggers = tuple(name for name, _ in self._triggers) if attack == ORACLE else ()
-        return Cell(setting, attack, defence, seed, phase, composed, digest, triggers)
+        try:
+            composed = self._composer.run(self._composed(setting, attack, defence), label, seed)
+            cell = Cell(experiment=composed, triggers=triggers, **of)
+            cell.digest  # noqa: B018
+        except (Exception, SystemExit) as error:  # a validator of a user's own class may raise anything
+            return Cell(experiment=None, refused=reason(error), **of)
+        return cell
 
     def _composed(self, setting: str, attack: str, defence: str) -> Draft:
         if (setting, defence) not in self._defended:
             options = {path: value for path, value in self.settings[setting].items() if path != "fraction"}
-            draft = self._base.changed(options, self._places["settings", setting])
-            draft = draft.changed(self.defences[defence], self._places["defences", defence])
+            draft = self._composer.changed(self._base, options, "settings", setting)
+            draft = self._composer.changed(draft, self.defences[defence], "defences", defence)
             self._defended[setting, defence] = draft
         sized = {"attacks": self._sized(setting, attack)}
-        return self._defended[setting, defence].changed(sized, self._places.get(("attacks", attack), attack))
+        origin = self._composer.entry("attacks", attack) if attack in self.attacks else attack
+        return self._defended[setting, defence].changed(sized, origin)
 
     def _sized(self, setting: str, attack: str) -> list[Any]:
         """The attacks of a column with the setting's fraction put in; several share it out among them."""
@@ -274,53 +244,50 @@ class Grid:
         many = _listed(self.attacks[attack])
         if len(many) == 1:
             return [{**many[0], "fraction": fraction}]
-        total, place = self._malicious[setting], self._places["attacks", attack]
+        total = self._malicious[setting]
         if total < len(many):
-            raise ExperimentError(f"{place}: {total} malicious hospitals cannot share {len(many)} attacks ({setting})")
+            problem = Problem(f"{total} malicious hospitals cannot share {len(many)} attacks", note=setting)
+            raise ExperimentError(problem.at(self._composer.entry("attacks", attack)))
         shares = [total // len(many) + (index < total % len(many)) for index in range(len(many))]
         return [{**each, "count": share} for each, share in zip(many, shares, strict=True)]
 
     def _check(self) -> None:
-        """Compose every attack and every defence once in each setting; what is wrong with many cells is told once."""
-        wrong: dict[str, None] = {}
+        """Compose every attack and every defence once in each setting; what is wrong with many cells is said once."""
+        mistakes = Mistakes(self.matrix.named)
         for setting in self.settings:
-            try:
-                oracle = self._composed(setting, ORACLE, self.matrix.control).checked(Experiment)
-            except ExperimentError as error:
-                wrong |= dict.fromkeys(str(error).splitlines())
+
+            def experiment(attack: str, defence: str, setting: str = setting) -> Experiment | None:
+                def make() -> Experiment:
+                    return self._composed(setting, attack, defence).checked(Experiment)
+
+                return mistakes.attempt(make, f"{setting}, {attack}, {defence}")
+
+            if (oracle := experiment(ORACLE, self.matrix.control)) is None:
                 continue
             self._malicious[setting] = oracle.attacks[0].attackers(oracle.federation.clients)
             self._oracles[setting] = oracle
-            pairs = [(attack, self.matrix.control) for attack in self.attacks]
-            for attack, defence in [*pairs, *((NOBODY, defence) for defence in self.defences)]:
-                try:
-                    attacks = self._composed(setting, attack, defence).checked(Experiment).attacks
-                except ExperimentError as error:
-                    wrong |= dict.fromkeys(self._told(str(error), setting, attack, defence))
-                    continue
-                many = zip(attacks, _listed(self.attacks.get(attack, [])), strict=True)
-                planted = [(attack, each) for built, each in many if isinstance(built, Backdoor)]
-                self._triggers += [pair for pair in planted if pair not in self._triggers]
-        if wrong:
-            raise ExperimentError("\n".join(wrong))
-
-    def _told(self, error: str, setting: str, attack: str, defence: str) -> list[str]:
-        """The lines of an error; those that come from no single entry of the file name the cell."""
-        places = tuple(self._places.values())
-        return [
-            line if line.startswith(places) else f"{line} ({setting}, {attack}, {defence})"
-            for line in error.splitlines()
-        ]
+            for defence in self.defences:
+                experiment(NOBODY, defence)
+            for attack in self.attacks:
+                if (made := experiment(attack, self.matrix.control)) is not None:
+                    many = zip(made.attacks, _listed(self.attacks[attack]), strict=True)
+                    planted = [(attack, each) for built, each in many if isinstance(built, Backdoor)]
+                    self._triggers += [pair for pair in planted if pair not in self._triggers]
+        mistakes.refuse()
 
 
-def load_matrix(path: str | Path, overrides: Iterable[str] = (), quick: bool = False) -> Grid:
+def _of_source(entry: Origin, problem: Problem) -> Problem:
+    return problem.below("data.source").at(entry)
+
+
+def load_matrix(path: str | Path, overrides: Iterable[str] = (), quick: bool = False) -> MatrixPlan:
     """Read a matrix file, with `overrides` such as `"only.defences=[mean, median]"`, and compose its cells.
 
     Raises `ExperimentError` with one line for each thing that is wrong, as `fedrobust.load` does.
     """
     draft = Draft.read(path, overrides)
     matrix = draft.checked(Matrix)
-    return Grid(matrix.quickened() if quick else matrix, draft, quick)
+    return MatrixPlan(matrix.quickened() if quick else matrix, draft, quick)
 
 
 def _chosen(named: Mapping[str, Any], only: Sequence[str], always: str | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from fedrobust.matrix.statistics import BySeed, Estimate
 from fedrobust.texts import visible
 
 if TYPE_CHECKING:
-    from fedrobust.matrix.cells import Outcome
+    from fedrobust.studies.finished import FinishedRun
 
 FIGURES = (
     "balanced_accuracy",
@@ -42,7 +42,7 @@ FIGURES = (
 """Columns of figures, in the order of the files."""
 
 
-def table_of(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> Any:
+def table_of(cells: Sequence[Cell], runs: Mapping[str, FinishedRun]) -> Any:
     """A line for each cell: who met whom, its phase and seed, the `FIGURES`, seconds, run id and, if so, why it failed.
 
     `state` is `done`, `failed` or `missing`. Robustness, and how often a trigger succeeds that nobody planted
@@ -50,20 +50,20 @@ def table_of(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> Any:
     """
     lines = []
     for cell in cells:
-        outcome = outcomes.get(cell.digest)
+        run = runs.get(cell.digest)
         line: dict[str, Any] = {name: getattr(cell, name) for name in ("setting", "attack", "defence", "seed", "phase")}
-        line["state"] = "missing" if outcome is None else "failed" if outcome.failed else "done"
+        line["state"] = "missing" if run is None else "failed" if run.failed else "done"
         line |= dict.fromkeys(FIGURES, math.nan) | {"classes": math.nan}
-        if outcome is not None:
-            line |= {name: float(value) for name, value in outcome.figures.items() if name in line}
-            line |= {"seconds": outcome.seconds, "run_id": outcome.run_id}
-            line["failed"] = visible(outcome.failed, keep="\n")
+        if run is not None:
+            line |= {name: float(value) for name, value in run.figures.items() if name in line}
+            line |= {"seconds": run.seconds, "run_id": run.run_id}
+            line["failed"] = visible(run.failed, keep="\n")
         lines.append({"seconds": math.nan, "run_id": "", "failed": ""} | line)
     table = pd.DataFrame(lines)
     oracles = {
-        (cell.setting, cell.seed): outcomes[cell.digest].figures
+        (cell.setting, cell.seed): runs[cell.digest].figures
         for cell in cells
-        if cell.attack == ORACLE and cell.digest in outcomes
+        if cell.attack == ORACLE and cell.digest in runs
     }
     lines_of = [(oracles.get((line.setting, line.seed), {}), line.attack) for line in table.itertuples()]
     table["oracle"] = [oracle.get("balanced_accuracy", math.nan) for oracle, _ in lines_of]
@@ -80,7 +80,7 @@ def table_of(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> Any:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DefenceSummary:
     """What one defence is worth in one setting."""
 
     setting: str
@@ -117,7 +117,7 @@ class Verdict:
         return line
 
 
-def verdicts(table: Any, control: str, backdoors: Iterable[str]) -> list[Verdict]:
+def verdicts(table: Any, control: str, backdoors: Iterable[str]) -> list[DefenceSummary]:
     """A verdict for each setting and defence, by setting and then from the most to the least robust."""
     found = []
     for setting in table["setting"].unique():
@@ -134,7 +134,7 @@ def verdicts(table: Any, control: str, backdoors: Iterable[str]) -> list[Verdict
             nobody, undefended = (_nobody(own, name) for name in (defence, control))
             paired = [undefended[seed] - nobody[seed] for seed in nobody if seed in undefended]
             found.append(
-                Verdict(
+                DefenceSummary(
                     setting,
                     defence,
                     *headlines[defence],

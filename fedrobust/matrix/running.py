@@ -3,117 +3,91 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack, closing
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fedrobust.federation.pool import Pool
-from fedrobust.matrix.cells import Outcome, missing, run_cells
 from fedrobust.matrix.files import headline_metrics, write_results
-from fedrobust.matrix.grid import Cell, Grid
-from fedrobust.matrix.results import Verdict, table_of, to_measure_again, verdicts
-from fedrobust.parallel import Store, Teams, parent_run, refuse_fruitless, writable, written_in_any_case
+from fedrobust.matrix.grid import Cell, MatrixPlan
+from fedrobust.matrix.measures import baselines, detection, performance
+from fedrobust.matrix.results import DefenceSummary, table_of, to_measure_again, verdicts
 from fedrobust.private import private_files
-from fedrobust.texts import file_name
-from fedrobust.tracking import flatten
+from fedrobust.runner import Result
+from fedrobust.studies.finished import FinishedRun
+from fedrobust.studies.study import Measured, Study, Unwatched, Watch, open_study
+from fedrobust.studies.writing import refuse_fruitless, written_in_any_case
 
-MATRICES = Path("mlruns/matrix")
-"""Where each matrix keeps its folder, below the working folder."""
-GO_ON = "started again with the same command, the matrix goes on"
-"""What is told behind an error that ends one."""
-
-
-class Watch(Protocol):
-    """Is told how far a matrix is; one call at a time, not always from the same thread."""
-
-    def plan(self, cells: int, finished: int) -> None:
-        """There are so many cells, so many of them finished before; told again when the number is known better."""
-
-    def cell(self, cell: Cell, outcome: Outcome) -> None:
-        """A cell has been finished."""
-
-    def say(self, what: str) -> None:
-        """What is being done now."""
+CellDone = tuple[Cell, FinishedRun]
+"""What a matrix's `Watch` hears of a cell."""
 
 
 @dataclass(frozen=True)
-class Findings:
+class MatrixResult:
     """What a matrix leaves."""
 
     folder: Path
     table: Any
     """A pandas table with a line for each cell, as in `cells.csv`."""
-    verdicts: list[Verdict]
+    verdicts: list[DefenceSummary]
+
+
+def measured(study: Study, cell: Cell, result: Result) -> Measured:
+    """The figures of a cell; see `fedrobust.matrix.measures`, and `classes`, the labels that occur in the test."""
+    assert cell.experiment is not None
+    hospitals = study.teams.hospitals(cell.experiment)
+    figures = performance(result.rounds) | baselines(result.rounds, cell.triggers)
+    figures |= detection(result.rounds, result.attackers, hospitals.label_counts())
+    figures["classes"] = hospitals.tested()
+    return Measured({f"cell/{name}": value for name, value in figures.items()}, figures)
 
 
 @private_files()
 def run_matrix(
-    grid: Grid,
-    watch: Watch | None = None,
+    grid: MatrixPlan,
+    watch: Watch[CellDone] | None = None,
+    *,
     teams: int | None = None,
     out: Path | None = None,
     pool: Pool | None = None,
-) -> Findings:
+) -> MatrixResult:
     """Run what is missing of a matrix, and write its tables; those of what there is, where it is stopped.
 
-    A cell that is finished is in `cells.jsonl` of the folder, under the digest of its experiment, and is not run again;
-    one that failed is.
-
-    teams: cells at a time, each on one client actor; by default as many as the cluster has cores.
-    out: the folder, instead of one named after the matrix.
-    pool: leases teams that are there already; `teams` then says nothing.
-
-    A cell that cannot be run, whatever it dies of, has failed. What would end all others, too, ends the matrix:
-    `DataError` where there are no data, `AuditError`, `TrackingError`, `NoPlaceError`, a full disk, and a Ctrl-C; what
-    is finished stays. Raises `FederationError` where every cell has failed, when all is written.
+    A cell that failed is run again. For teams, out and pool, and for what is raised before the first run, see
+    `fedrobust.studies.study.open_study`; for what ends a matrix, see `Study.make_all`: all that is finished stays.
+    Raises `FederationError` where every cell has failed, when all is written.
     """
-    watch = watch or _Silent()
-    folder = out or MATRICES / file_name(grid.matrix.name)
-    with ExitStack() as stack:
-        grid.check_data()
-        cells = [*grid.controls(), *grid.screening()]
-        leased = stack.enter_context(Teams(watch.say, teams, pool))
-        leased.check([cell.experiment for cell in cells if cell.experiment is not None])
-        store = stack.enter_context(closing(Store(folder / "cells.jsonl", Outcome)))
-        with writable(folder):
-            (folder / "matrix.json").write_text(grid.matrix.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        watch.say("opening MLflow")
-        params = flatten(grid.matrix.model_dump(mode="json", exclude={"quick"}))
-        name, tags = grid.matrix.name, {"matrix": grid.matrix.name}
-        opened = parent_run(folder, grid.tracking, params, tags, f"matrix {name}", [])
-        tracker = stack.enter_context(opened)
+    watch = watch or Unwatched()
+    grid.check_data()
+    cells = [*grid.controls(), *grid.screening()]
+    samples = [cell.experiment for cell in cells if cell.experiment is not None]
+    with open_study(grid.matrix, samples, out=out, watch=watch, teams=teams, pool=pool) as study:
 
         def write(complete: bool) -> None:
             watch.say("writing the tables")
-            table = table_of(cells, store.outcomes)
-            found = write_results(folder, grid, table, complete)
+            table = table_of(cells, study.finished.by_digest)
+            found = write_results(study.folder, grid, table, complete)
             if complete:
-                tracker.figures(headline_metrics(found))
+                study.tracker.figures(headline_metrics(found))
             counts = Counter(table["state"])
-            tracker.figures({f"cells/{state}": counts[state] for state in ("done", "failed", "missing")})
-            tracker.upload(folder, again=True)
+            study.tracker.figures({f"cells/{state}": counts[state] for state in ("done", "failed", "missing")})
+            study.tracker.upload(study.folder, again=True)
 
-        watch.plan(grid.most, len(cells) - len(missing(store, cells)))
-        with written_in_any_case(write, GO_ON):
-            run_cells(cells, store, leased, tracker, watch.cell)
-            screened = table_of(cells, store.outcomes)
+        def run(chosen: Sequence[Cell]) -> None:
+            study.make_all(chosen, partial(measured, study), lambda cell, run: watch.done((cell, run)))
+
+        watch.plan(grid.most, len(cells) - len(study.missing(cells)))
+        with written_in_any_case(write):
+            run(cells)
+            screened = table_of(cells, study.finished.by_digest)
             again = to_measure_again(screened, grid.matrix.worst, grid.matrix.backdoors, grid.backdoors)
             fresh = grid.fresh(again)
             cells += fresh
-            watch.plan(len(cells), len(cells) - len(missing(store, fresh)))
-            run_cells(fresh, store, leased, tracker, watch.cell)
-        table = table_of(cells, store.outcomes)
-        refuse_fruitless(list(table["failed"][table["state"] == "failed"]), len(table), "cells", folder / "table.md")
-    return Findings(folder, table, verdicts(table, grid.matrix.control, grid.backdoors))
-
-
-class _Silent:
-    def plan(self, cells: int, finished: int) -> None:
-        pass
-
-    def cell(self, cell: Cell, outcome: Outcome) -> None:
-        pass
-
-    def say(self, what: str) -> None:
-        pass
+            watch.plan(len(cells), len(cells) - len(study.missing(fresh)))
+            run(fresh)
+        table = table_of(cells, study.finished.by_digest)
+        reasons = list(table["failed"][table["state"] == "failed"])
+        refuse_fruitless(reasons, len(table), "cells", study.folder / "table.md")
+        return MatrixResult(study.folder, table, verdicts(table, grid.matrix.control, grid.backdoors))

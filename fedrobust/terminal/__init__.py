@@ -6,7 +6,7 @@
 
 from fedrobust.terminal.elements import console
 from fedrobust.terminal.lists import families, show_jobs, show_machine, show_options
-from fedrobust.terminal.many import MatrixProgress, show_comparison, show_findings
+from fedrobust.terminal.many import MatrixProgress, show_comparison, show_matrix
 from fedrobust.terminal.runs import Progress, show_code, show_result, show_verdict
 from fedrobust.terminal.sweeps import DuelProgress, SweepProgress, show_duel, show_sweep
 
@@ -20,9 +20,9 @@ __all__ = [
     "show_code",
     "show_comparison",
     "show_duel",
-    "show_findings",
     "show_jobs",
     "show_machine",
+    "show_matrix",
     "show_options",
     "show_result",
     "show_sweep",

@@ -15,9 +15,7 @@ from fedrobust.terminal.elements import Bar, columns, number, plain
 from fedrobust.texts import visible
 
 if TYPE_CHECKING:
-    from fedrobust.matrix.cells import Outcome
-    from fedrobust.matrix.grid import Cell
-    from fedrobust.matrix.running import Findings
+    from fedrobust.matrix.running import CellDone, MatrixResult
     from fedrobust.report import Comparison
 
 
@@ -29,24 +27,25 @@ class MatrixProgress(Bar):
         self._cells, self._finished, self._before = 0, 0, 0
         self._began: float | None = None
 
-    def plan(self, cells: int, finished: int) -> None:
+    def plan(self, items: int, finished: int) -> None:
         """There are at most so many cells; so many of them are finished, those of earlier sittings included."""
         ran = self._finished - self._before
         self._began = self._began or time.monotonic()
-        self._cells, self._finished, self._before = cells, finished, finished - ran
-        self._bar.update(self._task, total=cells, completed=finished)
+        self._cells, self._finished, self._before = items, finished, finished - ran
+        self._bar.update(self._task, total=items, completed=finished)
         if not self._out.is_terminal:
-            self._out.print(f"at most {cells} cells, {finished} are there")
+            self._out.print(f"at most {items} cells, {finished} are there")
 
-    def cell(self, cell: Cell, outcome: Outcome) -> None:
+    def done(self, item: CellDone) -> None:
         """A cell has been finished."""
+        cell, run = item
         self._finished += 1
         left = f"{self._left()} left"
         self._bar.update(self._task, completed=self._finished, description=visible(cell.label), behind=left)
-        if outcome.failed:
-            self._out.print(plain(f"{cell.label} failed: {outcome.failed}", keep="\n"), soft_wrap=True)
+        if run.failed:
+            self._out.print(plain(f"{cell.label} failed: {run.failed}", keep="\n"), soft_wrap=True)
         elif not self._out.is_terminal:
-            accuracy = number(outcome.figures.get("balanced_accuracy", math.nan))
+            accuracy = number(run.figures.get("balanced_accuracy", math.nan))
             shown = f"{self._finished}/{self._cells} {cell.label}: balanced accuracy {accuracy}, at most {left}"
             self._out.print(plain(shown), soft_wrap=True)
 
@@ -59,7 +58,7 @@ class MatrixProgress(Bar):
         return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
-def show_findings(out: Console, findings: Findings) -> None:
+def show_matrix(out: Console, findings: MatrixResult) -> None:
     """The headline of every defence, and where the rest is."""
     for setting in dict.fromkeys(verdict.setting for verdict in findings.verdicts):
         title = plain(f"{setting}: least robustness over the attacks, fresh seeds")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,8 +16,8 @@ from fedrobust.terminal.elements import Bar, number, plain
 
 if TYPE_CHECKING:
     from fedrobust.duel.results import Turn
-    from fedrobust.duel.running import Findings as Duel
-    from fedrobust.tuning.running import Findings
+    from fedrobust.duel.running import DuelResult
+    from fedrobust.tuning.running import SweepResult, TrialDone
     from fedrobust.tuning.study import Trial
 
 
@@ -28,15 +28,16 @@ class SweepProgress(Bar):
         super().__init__(out, "reading", None)
         self._trials = 0
 
-    def plan(self, trials: int, finished: int) -> None:
+    def plan(self, items: int, finished: int) -> None:
         """There are so many trials; so many of them are finished, those of earlier sittings included."""
-        self._trials = trials
-        self._bar.update(self._task, total=trials, completed=finished, behind="")
+        self._trials = items
+        self._bar.update(self._task, total=items, completed=finished, behind="")
         if not self._out.is_terminal:
-            self._out.print(f"{trials} trials, {finished} are there")
+            self._out.print(f"{items} trials, {finished} are there")
 
-    def trial(self, trial: Trial, best: Sequence[Trial]) -> None:
+    def done(self, item: TrialDone) -> None:
         """A trial has been finished."""
+        trial, best = item
         front = f"best {_values(best[0])} (trial {best[0].number})" if len(best) == 1 else f"{len(best)} none beats"
         self._bar.update(self._task, completed=trial.number + 1, behind=front if best else "")
         reason = getattr(trial.outcome, "reason", "")
@@ -50,13 +51,17 @@ class SweepProgress(Bar):
 class DuelProgress(SweepProgress):
     """A bar over the trials of a turn's search, and a line for each turn."""
 
-    def turn(self, turn: Turn) -> None:
-        """A turn has been judged, or has failed."""
+    def done(self, item: Turn | TrialDone) -> None:
+        """A turn has been judged, or has failed; or a trial of its search has been finished."""
+        if isinstance(item, tuple):
+            super().done(item)
+            return
+        turn = item
         shown = f"failed: {turn.failed}" if turn.failed else f"{turn.value:.3f}, under {turn.worst}"
         self._out.print(plain(f"{turn.defence}, {turn.label}: {shown}", keep="\n"), soft_wrap=True)
 
 
-def show_duel(out: Console, findings: Duel) -> None:
+def show_duel(out: Console, findings: DuelResult) -> None:
     """What each defence was worth after each turn, and where the rest is."""
     labels = list(dict.fromkeys(turn.label for turn in findings.turns))
     objective = findings.match.duel.objective
@@ -74,7 +79,7 @@ def show_duel(out: Console, findings: Duel) -> None:
     out.print(plain(f"every attack and seed, what was found, the curve: {findings.folder}"), soft_wrap=True)
 
 
-def show_sweep(out: Console, findings: Findings) -> None:
+def show_sweep(out: Console, findings: SweepResult) -> None:
     """The best trials, what they are worth on fresh seeds, and where the rest is."""
     metrics = [objective.metric for objective in findings.plan.sweep.objectives]
     again = {each.trial.number: each.values for each in findings.fresh}
@@ -95,7 +100,7 @@ def show_sweep(out: Console, findings: Findings) -> None:
                 plain(f"trial {each.trial.number}, fresh seed {seed} failed: {reason}", keep="\n"), soft_wrap=True
             )
     if any(each.failed for each in findings.fresh):
-        out.print("runs on fresh seeds that failed are made again with --resume")
+        out.print("runs on fresh seeds that failed are made again when the same command is given again")
     out.print(plain(f"tables, pictures, best.yaml: {findings.folder}"), soft_wrap=True)
 
 

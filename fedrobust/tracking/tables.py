@@ -32,7 +32,7 @@ HALF = r"\.{}\.[0-9a-f]{{16}}(-journal)?"
 FRESH = 10.0
 """Seconds after which what is half made is no longer being made."""
 
-State = Literal["ready", "bare", "older", "half made"]
+SchemaState = Literal["ready", "bare", "older", "half made"]
 
 
 def prepare(url: str) -> None:
@@ -71,7 +71,7 @@ def _left_of(file: Path) -> list[Path]:
     ]
 
 
-def _state(url: str) -> State:
+def _state(url: str) -> SchemaState:
     """What the database is: `ready`, `bare` of MLflow's tables, of an `older` MLflow, or a file that is `half made`.
 
     Raises `TrackingError` for one of a newer MLflow, and for a file of another program.

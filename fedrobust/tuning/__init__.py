@@ -3,6 +3,6 @@
 from fedrobust.tuning.objectives import Objective
 from fedrobust.tuning.pruners import Pruner
 from fedrobust.tuning.samplers import Sampler
-from fedrobust.tuning.sweep import Plan, Sweep, load_sweep
+from fedrobust.tuning.sweep import Sweep, SweepPlan, load_sweep
 
-__all__ = ["Objective", "Plan", "Pruner", "Sampler", "Sweep", "load_sweep"]
+__all__ = ["Objective", "Pruner", "Sampler", "Sweep", "SweepPlan", "load_sweep"]

@@ -10,13 +10,14 @@ from pathlib import Path
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment_file import dump
 from fedrobust.failures import reason
+from fedrobust.studies.finished import FinishedRun
 from fedrobust.texts import cell
 from fedrobust.tuning.objectives import NOT_FINITE, Results, reduced
 from fedrobust.tuning.study import Trial
-from fedrobust.tuning.sweep import OWN, Plan
-from fedrobust.tuning.trials import Place, Run, Runs
+from fedrobust.tuning.sweep import OWN, SweepPlan
+from fedrobust.tuning.trials import Runs, TrialRun, trial_run
 
-Values = tuple[float, ...] | None
+ObjectiveValues = tuple[float, ...] | None
 """One number for each objective; None where a run failed, or one of them is not finite."""
 
 
@@ -25,24 +26,24 @@ class Fresh:
     """A trial measured again on the fresh seeds."""
 
     trial: Trial
-    values: Values
+    values: ObjectiveValues
     """Over all fresh seeds, as the objectives say."""
-    by_seed: Mapping[int, Values]
+    by_seed: Mapping[int, ObjectiveValues]
     """Those of each fresh seed alone."""
     failed: Mapping[int, str] = field(default_factory=dict)
-    """Why runs of a fresh seed failed, by seed; `--resume` makes them again."""
+    """Why runs of a fresh seed failed, by seed; the same command makes them again."""
 
 
-def measure_again(plan: Plan, best: Sequence[Trial], runs: Runs) -> list[Fresh]:
+def measure_again(plan: SweepPlan, best: Sequence[Trial], runs: Runs) -> list[Fresh]:
     """Run trials on the fresh seeds of the sweep, under all of its attacks."""
-    places = {trial.number: _places(plan, trial) for trial in best}
-    made = iter(runs.all([place for own in places.values() for place in own]))
-    return [_fresh(plan, trial, [next(made) for _ in places[trial.number]]) for trial in best if places[trial.number]]
+    runs_of = {trial.number: _runs(plan, trial) for trial in best}
+    made = iter(runs.all([run for own in runs_of.values() for run in own]))
+    return [_fresh(plan, trial, [next(made) for _ in runs_of[trial.number]]) for trial in best if runs_of[trial.number]]
 
 
-def measured_again(plan: Plan, best: Sequence[Trial], runs: Runs) -> list[Fresh]:
+def measured_again(plan: SweepPlan, best: Sequence[Trial], runs: Runs) -> list[Fresh]:
     """Those of the trials whose runs on the fresh seeds are all on disk; nothing is run."""
-    kept = {trial.number: [runs.kept(place) for place in _places(plan, trial)] for trial in best}
+    kept = {trial.number: [runs.kept(run) for run in _runs(plan, trial)] for trial in best}
     whole = {number: [run for run in found if run is not None] for number, found in kept.items()}
     return [
         _fresh(plan, trial, whole[trial.number])
@@ -51,7 +52,7 @@ def measured_again(plan: Plan, best: Sequence[Trial], runs: Runs) -> list[Fresh]
     ]
 
 
-def write_fresh(folder: Path, plan: Plan, fresh: Iterable[Fresh]) -> None:
+def write_fresh(folder: Path, plan: SweepPlan, fresh: Iterable[Fresh]) -> None:
     """Write `fresh.csv`: a line for each trial and fresh seed, and one for all of them together; none, no file."""
     place = folder / "fresh.csv"
     place.unlink(missing_ok=True)
@@ -71,14 +72,14 @@ def write_fresh(folder: Path, plan: Plan, fresh: Iterable[Fresh]) -> None:
                 table.writerow(map(cell, (number, seed, *(values or [""] * len(plan.sweep.objectives)), reason)))
 
 
-def write_best(folder: Path, plan: Plan, best: Sequence[Trial], runs: Runs) -> list[Path]:
+def write_best(folder: Path, plan: SweepPlan, best: Sequence[Trial], runs: Runs) -> list[Path]:
     """Write the experiment of the best trial as `best.yaml`; with several objectives `best_<trial>.yaml` for each.
 
     It runs as it is, with the first seed, and of several attacks under the one that it did worst under.
     """
     written = []
     for trial in best:
-        found = runs.known(plan, trial)
+        found = runs.results(plan, trial)
         experiment = plan.experiment(trial.values, _worst_attack(plan, found), plan.sweep.seeds[0])
         written.append(folder / ("best.yaml" if len(plan.sweep.objectives) == 1 else f"best_{trial.number}.yaml"))
         written[-1].write_text(dump(experiment), encoding="utf-8")
@@ -87,28 +88,24 @@ def write_best(folder: Path, plan: Plan, best: Sequence[Trial], runs: Runs) -> l
     return written
 
 
-def _places(plan: Plan, trial: Trial) -> list[Place]:
+def _runs(plan: SweepPlan, trial: Trial) -> list[TrialRun]:
     """The runs of a trial on the fresh seeds, in order."""
-    return [
-        Place(trial.number, attack, seed, plan.experiment(trial.values, attack, seed, trial.number), "fresh")
-        for seed in plan.sweep.fresh
-        for attack in plan.attacks
-    ]
+    return [trial_run(plan, trial, attack, seed, "fresh") for seed in plan.sweep.fresh for attack in plan.attacks]
 
 
-def _fresh(plan: Plan, trial: Trial, runs: Sequence[Run]) -> Fresh:
-    """`runs` in the order of `_places`."""
+def _fresh(plan: SweepPlan, trial: Trial, runs: Sequence[FinishedRun]) -> Fresh:
+    """`runs` in the order of `_runs`."""
     keys = [(attack, seed) for seed in plan.sweep.fresh for attack in plan.attacks]
     made = dict(zip(keys, runs, strict=True))
 
-    def value(seeds: Sequence[int]) -> Values:
+    def value(seeds: Sequence[int]) -> ObjectiveValues:
         chosen = {key: run for key, run in made.items() if key[1] in seeds}
         if any(run.failed for run in chosen.values()):
             return None
         return reduced(plan.sweep.objectives, {key: run.curves for key, run in chosen.items()})
 
     failed: dict[int, str] = {}
-    by_seed: dict[int, Values] = {}
+    by_seed: dict[int, ObjectiveValues] = {}
     for seed in plan.sweep.fresh:
         wrong = {attack: run.failed for (attack, own), run in made.items() if own == seed and run.failed}
         told = "; ".join(why if attack == OWN else f"{attack}: {why}" for attack, why in wrong.items())
@@ -121,7 +118,7 @@ def _fresh(plan: Plan, trial: Trial, runs: Sequence[Run]) -> Fresh:
     return Fresh(trial, None if failed else value(plan.sweep.fresh), by_seed, failed)
 
 
-def _worst_attack(plan: Plan, found: Results) -> str:
+def _worst_attack(plan: SweepPlan, found: Results) -> str:
     first = plan.sweep.objectives[0]
     by_attack = {
         attack: first.reduced({key: curves for key, curves in found.items() if key[0] == attack})

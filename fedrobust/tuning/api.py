@@ -9,14 +9,15 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap
 
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft
 from fedrobust.federation.pool import Pool
 from fedrobust.runner import Result
+from fedrobust.studies.study import Watch
 from fedrobust.tuning.objectives import SCORE, Direction
-from fedrobust.tuning.running import STORAGE, Findings, Watch, run_sweep
-from fedrobust.tuning.sweep import Plan, Sweep
+from fedrobust.tuning.running import STORAGE, SweepResult, TrialDone, run_sweep
+from fedrobust.tuning.sweep import Sweep, SweepPlan
 
 HERE = Path("fedrobust.sweep")
 """What errors call the arguments, in the place of a file."""
@@ -28,13 +29,12 @@ def sweep(
     space: Mapping[str, Any],
     objective: str | Callable[[Result], float] = "test/balanced_accuracy",
     direction: Direction = "maximize",
-    resume: bool = False,
     storage: str = STORAGE,
-    watch: Watch | None = None,
+    watch: Watch[TrialDone] | None = None,
     teams: int | None = None,
     pool: Pool | None = None,
     **options: Any,
-) -> Findings:
+) -> SweepResult:
     """Search options of an experiment.
 
     >>> found = fedrobust.sweep(
@@ -51,7 +51,9 @@ def sweep(
     options: all others of a sweep file, e.g. `trials`, `seeds`, `attacks`, `sampler`, `pruner`, `fresh`, `name`;
         `objectives` instead of `objective` and `direction` for several.
 
-    The rest is as in `run_sweep`. A function cannot be seen by a later sitting: whoever resumes must give the same one.
+    The rest is as in `run_sweep`. Called again with the same arguments, a sweep goes on where it stopped, and one that
+    has ended returns what it found. If anything is different, `objective` included, it needs another `name`; what the
+    function calls is not looked at.
 
     Raises `ExperimentError`, with a line for everything that is wrong, `TrackingError`, `FederationError`.
     """
@@ -62,9 +64,10 @@ def sweep(
         base = Draft(Path(experiment.name), CommentedMap(experiment.resolved()), {})
     given["experiment"] = experiment.name if isinstance(experiment, Experiment) else fspath(experiment)
     draft = Draft(HERE, CommentedMap(given | options), {})
-    plan = Plan(draft.checked(Sweep), draft, base)
+    plan = SweepPlan(draft.checked(Sweep), draft, base)
     if not isinstance(objective, str):
         if plan.prunes and plan.sweep.pruner.per == "round":
-            raise ExperimentError(f"{HERE}: pruner: a function is called when a run has ended; use none or wilcoxon")
-        return run_sweep(plan, watch, resume=resume, storage=storage, teams=teams, pool=pool, score=objective)
-    return run_sweep(plan, watch, resume=resume, storage=storage, teams=teams, pool=pool)
+            problem = Problem("a function is called when a run has ended; use none or wilcoxon")
+            raise ExperimentError(problem.at(draft.entry("pruner")))
+        return run_sweep(plan, watch, storage=storage, teams=teams, pool=pool, score=objective)
+    return run_sweep(plan, watch, storage=storage, teams=teams, pool=pool)

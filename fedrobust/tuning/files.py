@@ -6,16 +6,16 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedrobust.parallel import drawn
+from fedrobust.studies.writing import drawn
 from fedrobust.texts import cell
 from fedrobust.tuning.again import Fresh
 from fedrobust.tuning.page import sweep_html
 from fedrobust.tuning.study import SweepStudy
-from fedrobust.tuning.sweep import Plan
+from fedrobust.tuning.sweep import SweepPlan
 from fedrobust.tuning.views import SweepView, spelled
 
 
-def write_study(folder: Path, plan: Plan, study: SweepStudy, fresh: Sequence[Fresh] = ()) -> list[Path]:
+def write_study(folder: Path, plan: SweepPlan, study: SweepStudy, fresh: Sequence[Fresh] = ()) -> list[Path]:
     """Write `trials.csv` and `sweep.html`; returns the files.
 
     The study may be unfinished, or have no finished trial. The same trials give the same files.

@@ -9,13 +9,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Options, nearest
+from fedrobust.studies.finished import Curves
 
 Direction = Literal["maximize", "minimize"]
-Reduction = Literal["mean", "min", "max", "median", "worst"]
-Curves = Mapping[int, Mapping[str, float]]
-"""The metrics of a run, by round, of the rounds that were evaluated."""
+Summary = Literal["mean", "min", "max", "median", "worst"]
 Results = Mapping[tuple[str, int], Curves]
 """Those of each run of a trial, by attack and seed."""
 
@@ -61,9 +60,9 @@ class Objective(Options):
     direction: Direction = "maximize"
     rounds: int = Field(default=1, ge=1)
     """The value of a run is the mean over its last so many evaluated rounds."""
-    seeds: Reduction = "mean"
+    seeds: Summary = "mean"
     """What becomes of the values of one attack; `worst` is the smallest if it is maximized, the largest if not."""
-    attacks: Reduction = "worst"
+    attacks: Summary = "worst"
     """What becomes of those of all attacks."""
 
     def reduced(self, results: Results, until: int | None = None) -> float:
@@ -84,7 +83,7 @@ class Objective(Options):
             by_attack.setdefault(attack, []).append(fmean(values) if values else math.nan)
         return self._over([self._over(values, self.seeds) for values in by_attack.values()], self.attacks)
 
-    def _over(self, values: Sequence[float], reduction: Reduction) -> float:
+    def _over(self, values: Sequence[float], reduction: Summary) -> float:
         if not values or not all(map(math.isfinite, values)):
             return math.nan
         if reduction == "worst":
@@ -92,12 +91,12 @@ class Objective(Options):
         return _REDUCTIONS[reduction](values)
 
 
-def unknown(metric: str) -> str:
-    """Why no run can have this metric; empty if some may."""
+def unknown(metric: str) -> Problem | None:
+    """Why no run can have this metric; None if some may."""
     if metric in METRICS or metric == SCORE:
-        return ""
-    hint = nearest(metric, METRICS) or f"there are: {', '.join(METRICS)}"
-    return f"no metric '{metric}'; {hint}"
+        return None
+    hint = nearest(metric, METRICS)
+    return Problem(f"no metric '{metric}'", hint=hint, allowed=() if hint else METRICS)
 
 
 def reduced(objectives: Iterable[Objective], results: Results) -> tuple[float, ...] | None:

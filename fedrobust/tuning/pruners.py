@@ -42,7 +42,7 @@ class NoPruner(Pruner):
         return None
 
 
-class Median(Pruner):
+class MedianPruner(Pruner):
     """Ends a trial whose best value so far is worse than the median of the others' at that round.
 
     Golovin et al., "Google Vizier: A Service for Black-Box Optimization", KDD 2017.
@@ -60,7 +60,7 @@ class Median(Pruner):
         return MedianPruner(n_startup_trials=self.startup, n_warmup_steps=self.warmup)
 
 
-class Hyperband(Pruner):
+class HyperbandPruner(Pruner):
     """Several races side by side; in each, one of `reduction` trials goes on after r, r·reduction, … rounds.
 
     Li, Jamieson, DeSalvo, Rostamizadeh and Talwalkar, "Hyperband: A Novel Bandit-Based Approach to Hyperparameter
@@ -80,7 +80,7 @@ class Hyperband(Pruner):
         return HyperbandPruner(min_resource=least, max_resource=rounds, reduction_factor=self.reduction)
 
 
-class Wilcoxon(Pruner):
+class WilcoxonPruner(Pruner):
     """Ends a trial that is worse than the best one on the same seeds and attacks, by Wilcoxon's signed-rank test.
 
     Wilcoxon, "Individual Comparisons by Ranking Methods", Biometrics Bulletin 1(6), 1945. The runs of a trial are its

@@ -2,56 +2,41 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from types import CodeType
+from typing import Any
 
 from fedrobust.errors import ExperimentError
 from fedrobust.federation.pool import Pool
-from fedrobust.parallel import Store, Teams, parent_run, refuse_fruitless, writable, written_in_any_case
 from fedrobust.private import private_files
-from fedrobust.texts import file_name
-from fedrobust.tracking import flatten
+from fedrobust.studies.study import Unwatched, Watch, open_study
+from fedrobust.studies.writing import GO_ON, refuse_fruitless, written_in_any_case
 from fedrobust.tuning.again import Fresh, measure_again, measured_again, write_best, write_fresh
 from fedrobust.tuning.files import write_study
 from fedrobust.tuning.objectives import SCORE
 from fedrobust.tuning.study import Completed, Failed, Pruned, SweepStudy, Trial, study_of
-from fedrobust.tuning.sweep import Plan
-from fedrobust.tuning.trials import Run, Runs, Score
+from fedrobust.tuning.sweep import SweepPlan
+from fedrobust.tuning.trials import Runs, Score
 
-SWEEPS = Path("mlruns/sweeps")
-"""Where each sweep keeps its folder, below the working folder."""
 STORAGE = "sqlite:///mlruns/optuna.db"
 """Where the studies are, unless an Optuna storage is given."""
 
-GO_ON = "go on with the same command and --resume"
-"""What is told behind an error that ends a sweep."""
-
-
-class Watch(Protocol):
-    """Is told how far a sweep is."""
-
-    def plan(self, trials: int, finished: int) -> None:
-        """There are so many trials, so many of them finished before."""
-
-    def trial(self, trial: Trial, best: Sequence[Trial]) -> None:
-        """A trial has been finished; `best` are the best up to now."""
-
-    def say(self, what: str) -> None:
-        """What is being done now."""
+TrialDone = tuple[Trial, Sequence[Trial]]
+"""What a sweep's `Watch` hears: a trial that is finished, and the best up to then."""
 
 
 @dataclass(frozen=True)
-class Findings:
+class SweepResult:
     """What a sweep leaves."""
 
     folder: Path
-    plan: Plan
+    plan: SweepPlan
     trials: list[Trial]
     best: list[Trial]
     """The best completed trial, or with several objectives all that no other beats."""
@@ -61,88 +46,93 @@ class Findings:
 
 @private_files()
 def run_sweep(
-    plan: Plan,
-    watch: Watch | None = None,
+    plan: SweepPlan,
+    watch: Watch[TrialDone] | None = None,
     *,
-    resume: bool = False,
     storage: str = STORAGE,
     teams: int | None = None,
     out: Path | None = None,
     pool: Pool | None = None,
     score: Score | None = None,
     parent: str | None = None,
-) -> Findings:
+) -> SweepResult:
     """Run what is missing of a sweep, and write its tables and pictures.
 
-    The study is in the Optuna storage; runs that are finished are in `runs.jsonl` of the folder, under the digests of
-    their experiments, and are not made again. With the same file the trials are the same, however often the driver
-    died, and on however many teams they ran.
+    The trials are in the Optuna storage. With the same file they are the same, however often the driver died, and on
+    however many teams they ran.
 
-    resume: go on with a sweep that is there already.
-    teams: runs at a time, each on one client actor; by default as many as the cluster has cores.
-    out: the folder, instead of one named after the sweep.
-    pool: leases teams that are there already; `teams` then says nothing.
     score: makes the metric `score` of a finished run.
     parent: id of the MLflow run that the sweep's own is nested below.
 
-    A trial that cannot be run, whatever its runs die of, has failed, and is finished. What would end all others, too,
-    ends the sweep: `DataError` where there are no data, `AuditError`, `TrackingError`, `StorageError`, `NoPlaceError`,
-    a full disk, and a Ctrl-C; what is finished stays. Raises `FederationError` where every trial has failed, when all
-    is written, and `ExperimentError` where the sweep is not the one that is there.
+    For teams, out and pool, and for what is raised before the first run, see `fedrobust.studies.study.open_study`; for
+    what ends a sweep, see `Study.make_all`: all that is finished stays. A trial that cannot be run, whatever its runs
+    die of, has failed, and is finished. Raises `FederationError` where every trial has failed, when all is written,
+    `StorageError`, and `ExperimentError` where the sweep of this name is another one.
     """
-    watch = watch or _Silent()
-    folder = out or SWEEPS / file_name(plan.sweep.name)
+    watch = watch or Unwatched()
     if score is None and SCORE in [objective.metric for objective in plan.sweep.objectives]:
         raise ExperimentError(f"no function is given that makes the metric '{SCORE}'; see fedrobust.sweep")
     began = time.monotonic()
-    with ExitStack() as stack:
-        leased = stack.enter_context(Teams(watch.say, teams, pool))
-        leased.check(plan.samples)
-        store = stack.enter_context(closing(Store(folder / "runs.jsonl", Run)))
-        study = study_of(plan, storage, resume=resume)
-        settings = plan.sweep.model_dump(mode="json", serialize_as_any=True)
-        with writable(folder):
-            (folder / "sweep.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        watch.say("opening MLflow")
-        told = _Told(plan)
-        journal = [told.line(trial) for trial in study.trials()]
-        name = plan.sweep.name
-        opened = parent_run(folder, plan.tracking, flatten(settings), {"sweep": name}, f"sweep {name}", journal, parent)
-        tracker = stack.enter_context(opened)
-        runs = Runs(store, leased, tracker, score)
-        watch.plan(plan.trials, len(journal))
+    trials: SweepStudy
+    told = _Told(plan)
+
+    def earlier() -> list[dict[str, Any]]:
+        nonlocal trials
+        trials = study_of(plan, storage, "" if score is None else _source(score))
+        return [told.line(trial) for trial in trials.trials()]
+
+    opened = open_study(
+        plan.sweep, plan.samples, out=out, watch=watch, teams=teams, pool=pool, journal=earlier, parent=parent
+    )
+    with opened as study:
+        folder, tracker, runs = study.folder, study.tracker, Runs(study, score)
+        watch.plan(plan.trials, len(trials.trials()))
         fresh: list[Fresh] = []
 
         def write(complete: bool) -> None:
             watch.say("writing tables and pictures")
-            found = fresh or measured_again(plan, study.best(plan.sweep.again), runs)
+            found = fresh or measured_again(plan, trials.best(plan.sweep.again), runs)
             write_fresh(folder, plan, found)
-            write_best(folder, plan, study.best(), runs)
-            write_study(folder, plan, study, found)
-            tracker.figures({f"fresh/{name}": value for name, value in _first(plan, fresh).items()} | _counts(study))
+            write_best(folder, plan, trials.best(), runs)
+            write_study(folder, plan, trials, found)
+            tracker.figures({f"fresh/{name}": value for name, value in _first(plan, fresh).items()} | _counts(trials))
             tracker.upload(folder, again=True)
 
         with written_in_any_case(write, "" if parent else GO_ON):
-            while not _late(plan, began) and (asked := study.ask()):
-                outcomes = runs.batch(asked, plan, study)
-                study.tell(outcomes)
-                finished = {trial.number: trial for trial in study.trials()}
+            while not _late(plan, began) and (asked := trials.ask()):
+                outcomes = runs.batch(asked, plan, trials)
+                trials.tell(outcomes)
+                finished = {trial.number: trial for trial in trials.trials()}
                 for number in sorted(outcomes):
                     tracker.log(told.line(finished[number]))
-                    watch.trial(finished[number], study.best())
+                    watch.done((finished[number], trials.best()))
             if plan.sweep.fresh:
                 watch.say("measuring the best again on fresh seeds")
-            fresh += measure_again(plan, study.best(plan.sweep.again), runs)
-        trials = study.trials()
-        reasons = [trial.outcome.reason for trial in trials if isinstance(trial.outcome, Failed)]
-        refuse_fruitless(reasons, len(trials), "trials", folder / "trials.csv")
-        return Findings(folder, plan, trials, study.best(), fresh)
+            fresh += measure_again(plan, trials.best(plan.sweep.again), runs)
+        ended = trials.trials()
+        reasons = [trial.outcome.reason for trial in ended if isinstance(trial.outcome, Failed)]
+        refuse_fruitless(reasons, len(ended), "trials", folder / "trials.csv")
+        return SweepResult(folder, plan, ended, trials.best(), fresh)
+
+
+def _source(function: Score) -> str:
+    """Digest of a function's text, or of its code where the text is nowhere; of what it calls, nothing is in it."""
+    try:
+        text = inspect.getsource(function).encode()
+    except (OSError, TypeError):  # typed in a prompt, or an object that can be called
+        code = getattr(function, "__code__", None)
+        text = (
+            b""
+            if code is None
+            else code.co_code + repr([c for c in code.co_consts if not isinstance(c, CodeType)]).encode()
+        )
+    return sha256(text).hexdigest()
 
 
 class _Told:
     """The sweep's own run in MLflow: a line for each trial, as a journal has one for each round."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SweepPlan) -> None:
         self._objectives = plan.sweep.objectives
         self._best: float | None = None
 
@@ -165,23 +155,12 @@ def _counts(study: SweepStudy) -> dict[str, float]:
     return {f"trials/{kind.__name__.lower()}": found[kind] for kind in (Completed, Pruned, Failed)}
 
 
-def _late(plan: Plan, began: float) -> bool:
+def _late(plan: SweepPlan, began: float) -> bool:
     return plan.sweep.hours is not None and time.monotonic() - began > 3600 * plan.sweep.hours
 
 
-def _first(plan: Plan, fresh: Sequence[Fresh]) -> dict[str, float]:
+def _first(plan: SweepPlan, fresh: Sequence[Fresh]) -> dict[str, float]:
     """The objectives of the best trial on the fresh seeds."""
     if not fresh or fresh[0].values is None:
         return {}
     return {each.metric: value for each, value in zip(plan.sweep.objectives, fresh[0].values, strict=True)}
-
-
-class _Silent:
-    def plan(self, trials: int, finished: int) -> None:
-        pass
-
-    def trial(self, trial: Trial, best: Sequence[Trial]) -> None:
-        pass
-
-    def say(self, what: str) -> None:
-        pass

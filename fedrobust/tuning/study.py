@@ -30,7 +30,7 @@ from fedrobust.tuning.objectives import Direction
 from fedrobust.tuning.pruners import Pruner
 from fedrobust.tuning.samplers import Random, Sampler
 from fedrobust.tuning.space import Space, Values
-from fedrobust.tuning.sweep import Plan
+from fedrobust.tuning.sweep import SweepPlan
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ PATIENCE = 30
 """Seconds of waiting where another program has locked the database's file; Optuna makes some calls five times."""
 
 _DIGEST = "fedrobust:digest"
+_SCORE = "fedrobust:score"
 _FAILURE = "fedrobust:failure"
 
 
@@ -102,7 +103,7 @@ class SweepStudy:
         batch: int,
         rounds: int,
     ) -> None:
-        """Use `open_study`, which creates or finds the study `name`."""
+        """Use `open_sweep`, which creates or finds the study `name`."""
         self.study = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler())
         """Optuna's own view of it, for figures."""
         self._storage, self._id = storage, storage.get_study_id_from_name(name)
@@ -238,52 +239,49 @@ class SweepStudy:
         return Trial(trial.number, self._space.chosen(trial.params), outcome, dict(trial.intermediate_values))
 
 
-def open_study(url: str, name: str, digest: str, *, resume: bool, **options: Any) -> SweepStudy:
-    """The study `name` in an Optuna storage, e.g. `sqlite:///mlruns/optuna.db`; created where it is not there.
+def open_sweep(url: str, name: str, digest: str, score: str = "", **options: Any) -> SweepStudy:
+    """The sweep `name` in an Optuna storage, e.g. `sqlite:///mlruns/optuna.db`; created where it is not there.
 
-    digest: of the sweep; a study is only resumed under the digest that it was created with.
+    digest: of the sweep; it is only gone on with under the digest that it was created with.
+    score: digest of the function that makes the metric `score`; the same holds for it.
     options: those of `SweepStudy`.
 
-    Raises `ExperimentError` where the storage cannot be used, where the study is there and not to be resumed, and where
-    it is another sweep's.
+    Raises `ExperimentError` where the storage cannot be used, and where the study is another sweep's, or another
+    program's.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = list(options["directions"])
     with _opened(url) as storage:
         names = [study.study_name for study in storage.get_all_studies()]
         if name not in names:
-            study = optuna.create_study(storage=storage, study_name=name, directions=directions)
-            study.set_user_attr(_DIGEST, digest)
-        elif not resume:
-            raise ExperimentError(
-                f"there is a sweep '{name}' in {shown(url)} already: resume it, or give this one another name"
-            )
-        else:
-            known = storage.get_study_id_from_name(name)
-            found = storage.get_study_user_attrs(known).get(_DIGEST)
+            optuna.create_study(storage=storage, study_name=name, directions=directions)
+        known = storage.get_study_id_from_name(name)
+        found = storage.get_study_user_attrs(known)
+        if _DIGEST not in found:  # a new one, or its driver died before a trial was asked for
             ways = [each.name.lower() for each in storage.get_study_directions(known)]
-            if found is None and (ways != directions or storage.get_n_trials(known)):
+            if ways != directions or storage.get_n_trials(known):
                 raise ExperimentError(
                     f"the study '{name}' in {shown(url)} is another program's: give this sweep another name"
                 )
-            if found is None:  # its driver died before a trial was asked for
-                optuna.load_study(study_name=name, storage=storage).set_user_attr(_DIGEST, digest)
-            elif found != digest:
+            storage.set_study_user_attr(known, _SCORE, score)
+            storage.set_study_user_attr(known, _DIGEST, digest)
+        for key, own, what in ((_DIGEST, digest, "file or its experiment"), (_SCORE, score, "objective function")):
+            if found.get(key, own) != own:
                 raise ExperimentError(
-                    f"the sweep '{name}' in {shown(url)} is another one: its file or its experiment has changed since; "
+                    f"the sweep '{name}' in {shown(url)} is another one: its {what} has changed since; "
                     "change it back, or give this one another name"
                 )
     return SweepStudy(storage, name, **options)
 
 
-def study_of(plan: Plan, url: str, *, resume: bool) -> SweepStudy:
-    """The study of a sweep; see `open_study`."""
+def study_of(plan: SweepPlan, url: str, score: str = "") -> SweepStudy:
+    """The trials of a sweep; see `open_sweep`."""
     sweep = plan.sweep
-    return open_study(
+    return open_sweep(
         url,
         sweep.name,
         plan.digest,
-        resume=resume,
+        score,
         space=plan.space,
         sampler=sweep.sampler,
         pruner=sweep.pruner,

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import Draft
-from fedrobust.options import Many, OneOf, Options, refusal
-from fedrobust.texts import is_name
+from fedrobust.options import Many, OneOf, refusal
+from fedrobust.studies.composer import Composer, Mistakes
+from fedrobust.studies.options import Seeds, StudyOptions
 from fedrobust.tuning.objectives import Objective, unknown
 from fedrobust.tuning.pruners import NoPruner, Pruner
 from fedrobust.tuning.samplers import Sampler, Tpe
-from fedrobust.tuning.space import Space, TemplateError, Values, brief, parsed
+from fedrobust.tuning.space import Space, TemplateError, brief, parsed
 
 OWN = "own"
 """The column of a sweep without `attacks`: each trial meets those of its experiment."""
@@ -32,30 +33,27 @@ UNSEARCHED = {
 }
 """Options that are not searched, and why."""
 
-_FOUND = re.compile(r"found [^;]*; |; found .*$")
-"""What of an error differs with the value that was tried."""
 
-
-class Sweep(Options):
+class Sweep(StudyOptions):
     """A search: trials of an experiment whose options are chosen for what earlier trials have shown."""
+
+    kind = "sweep"
+    folders = Path("mlruns/sweeps")
+    reserved = (OWN,)
 
     name: str = "sweep"
     """Name of the sweep, of its study, and of its folder."""
-    experiment: str
-    """The experiment file that all trials begin with; a relative path is one from this file's folder."""
-    changes: dict[str, Any] = Field(default_factory=dict)
-    """Options of every trial, by dotted path, e.g. `federation.rounds: 20`."""
     space: dict[str, Any] = Field(min_length=1)
     """What is searched: for the dotted path of an option `{float: [low, high]}`, `{log: [low, high]}`,
     `{int: [low, high]}`, `{choice: [a, b]}`, `{choice: {name: object}}`, or an object that has some of these in it."""
-    seeds: Many[Annotated[int, Field(ge=0, le=2**63 - 1)]] = Field(default=(1,), min_length=1)
+    seeds: Seeds = Field(default=(1,), min_length=1)
     """Every trial is run with each of them."""
-    fresh: Many[Annotated[int, Field(ge=0, le=2**63 - 1)]] = ()
+    fresh: Seeds = ()
     """Seeds on which the best trials are measured again, none of `seeds`: what was searched for on a seed cannot be
     judged on it."""
     again: int = Field(default=3, ge=1)
     """How many of the best trials that is, of one objective; of several, all that no other beats."""
-    attacks: dict[str, Any] | None = Field(default=None, min_length=1)
+    attacks: dict[str, Any] | None = None
     """For each name an attack, a list of them, or `[]` for none; every trial meets each. Without it, its own."""
     objectives: Many[Objective] = Field(min_length=1)
     """What is searched for; of several, all trials that no other beats in every one."""
@@ -75,26 +73,17 @@ class Sweep(Options):
     makes another sweep."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if not is_name(self.name):
-            raise refusal("use letters, digits, blanks, + - _", "name")
-        for field in ("seeds", "fresh"):
-            if len(set(getattr(self, field))) < len(getattr(self, field)):
-                raise refusal("must name each seed once", field)
-        if both := sorted(set(self.fresh) & set(self.seeds)):
-            raise refusal(f"{both[0]} is one of the seeds; what was searched on a seed cannot be judged on it", "fresh")
-        for name, attack in (self.attacks or {}).items():
-            if not is_name(name) or name == OWN:
-                raise refusal(f"'{name}' cannot be a name here: use letters, digits, blanks, + - _", "attacks")
-            for each in attack if isinstance(attack, list) else [attack]:
-                if not isinstance(each, str | Mapping):
-                    raise refusal("expected an attack, or a list of attacks", f"attacks.{name}")
+    def _pruned(self) -> Self:
         if reason := self.pruner.refusal(len(self.seeds) * len(self.attacks or [OWN]), len(self.objectives)):
             raise refusal(f"{self.pruner.name} {reason}", "pruner")
         return self
 
 
-class Plan:
+_DECISIVE = ("changes", "space", "seeds", "attacks", "objectives", "sampler", "pruner", "seed", "parallel")
+"""The fields of a sweep that decide what its trials are, in the order in which their digest takes them."""
+
+
+class SweepPlan:
     """A sweep, composed: it makes the experiments of each trial."""
 
     def __init__(self, sweep: Sweep, draft: Draft, base: Draft | None = None) -> None:
@@ -103,25 +92,15 @@ class Plan:
         Raises `ExperimentError` with a line for everything that is wrong in it, whichever values are chosen.
         """
         self.sweep = sweep
-        self.attacks: dict[str, list[Any] | None] = {OWN: None}
-        if sweep.attacks is not None:
-            self.attacks = {name: each if isinstance(each, list) else [each] for name, each in sweep.attacks.items()}
-        self._places = {path: f"{draft.place('space', path)}: space.{path}" for path in sweep.space}
-        self._places |= {
-            f"attacks/{name}": f"{draft.place('attacks', name)}: attacks.{name}" for name in sweep.attacks or {}
-        }
+        self.attacks: dict[str, list[Any] | None] = {OWN: None} if sweep.attacks is None else {**sweep.attack_lists}
+        self._composer = Composer(sweep, draft, base)
+        self._entries = {path: self._composer.entry("space", path) for path in sweep.space}
         self.space = self._space(draft)
         if reason := sweep.sampler.refusal(self.space, len(sweep.objectives)):
-            raise ExperimentError(f"{draft.place('sampler')}: sampler: {sweep.sampler.name} {reason}")
+            raise ExperimentError(Problem(f"{sweep.sampler.name} {reason}").at(draft.entry("sampler")))
         for index, objective in enumerate(sweep.objectives):
-            if reason := unknown(objective.metric):
-                place = draft.place("objectives", index, "metric")
-                raise ExperimentError(f"{place}: objectives.{index}.metric: {reason}")
-        try:
-            self._base = base or Draft.read(draft.path.parent / sweep.experiment, beside=draft.beside)
-        except ExperimentError as error:
-            raise ExperimentError(f"{draft.place('experiment')}: experiment: {error}") from None
-        self._base = self._base.changed(sweep.changes, f"{draft.place('changes')}: changes")
+            if problem := unknown(objective.metric):
+                raise ExperimentError(problem.at(draft.entry("objectives", index, "metric")))
         self.samples: list[Experiment] = []
         """Experiments with the middle of all ranges, and with each choice and each end of a range."""
         self._check()
@@ -143,16 +122,11 @@ class Plan:
 
         The order of what is searched matters: it is the order of the draws.
         """
-        free = {"name", "experiment", "trials", "hours", "fresh", "again"}
-        decisive = self.sweep.model_dump(mode="json", serialize_as_any=True, exclude=free)
+        resolved = self.sweep.resolved()
+        decisive = {field: resolved[field] for field in _DECISIVE}
         middle = self.space.chosen(self.space.middle)
         decisive["runs"] = [self.experiment(middle, attack, seed).digest() for attack, seed in self.runs]
         return sha256(json.dumps(decisive).encode()).hexdigest()
-
-    @property
-    def tracking(self) -> str:
-        """The MLflow experiment that all of it belongs to."""
-        return self.samples[0].tracking.experiment
 
     @cached_property
     def rounds(self) -> int:
@@ -175,25 +149,19 @@ class Plan:
 
         Raises `ExperimentError` where these values do not go together.
         """
-        draft = self._base
+        draft = self._composer.base
         for path, value in values.items():
-            draft = draft.changed({path: value}, self._places[path])
+            draft = self._composer.changed(draft, {path: value}, "space", path)
         if (attacks := self.attacks.get(attack)) is not None:
-            draft = draft.changed({"attacks": attacks}, self._places[f"attacks/{attack}"])
-        own: Values = {}
-        if seed is not None:
-            own["seed"] = seed
+            draft = self._composer.changed(draft, {"attacks": attacks}, "attacks", attack)
+        label = None
         if trial is not None:
-            parts = [
-                f"trial {trial}",
-                *([attack] if attack != OWN else []),
-                *([] if seed is None else [f"seed {seed}"]),
-            ]
-            own |= {"tracking.run_name": " | ".join([*parts, self.sweep.name]), "tracking.model": False}
+            own = ([attack] if attack != OWN else []) + ([] if seed is None else [f"seed {seed}"])
+            label = " | ".join([f"trial {trial}", *own, self.sweep.name])
         try:
-            return draft.changed(own, "the sweep").checked(Experiment)
+            return self._composer.run(draft, label, seed)
         except ExperimentError as error:
-            raise ExperimentError("\n".join(map(self._placed, str(error).splitlines()))) from None
+            raise error.each(self._placed) from None
 
     @property
     def _first(self) -> str:
@@ -201,63 +169,58 @@ class Plan:
 
     def _space(self, draft: Draft) -> Space:
         """The templates, checked."""
-        templates, wrong = {}, []
+        templates, wrong = {}, list[Problem]()
         for path, template in self.sweep.space.items():
-            head = path.split(".")[0]
+            head, reason = path.split(".")[0], ""
             if head in UNSEARCHED:
-                wrong.append(f"{self._places[path]}: {head} {UNSEARCHED[head]}; it is not searched")
+                reason = f"{head} {UNSEARCHED[head]}; it is not searched"
             elif head == "attacks" and self.sweep.attacks is not None:
-                wrong.append(f"{self._places[path]}: the sweep's attacks replace them; leave one of the two out")
+                reason = "the sweep's attacks replace them; leave one of the two out"
             elif "" in path.split("."):
-                wrong.append(f"{self._places[path]}: expected the dotted path of an option, e.g. federation.rounds")
+                reason = "expected the dotted path of an option, e.g. federation.rounds"
             elif outer := [other for other in self.sweep.space if path.startswith(f"{other}.")]:
-                wrong.append(f"{self._places[path]}: {outer[0]} is searched as a whole; put it in there")
+                reason = f"{outer[0]} is searched as a whole; put it in there"
+            if reason:
+                wrong.append(Problem(reason).at(self._entries[path]))
             try:
                 templates[path] = parsed(path, template)
             except TemplateError as error:
-                dotted = ".".join(str(key) for key in error.keys)
-                wrong.append(f"{draft.place('space', *error.keys)}: space.{dotted}: {error}")
+                wrong.append(Problem(str(error)).at(draft.entry("space", *error.keys)))
         space = Space(templates)
         if not wrong and not space.searched:
-            wrong.append(f"{draft.place('space')}: space: nothing in it is searched; put fixed values into changes")
+            reason = "nothing in it is searched; put fixed values into changes"
+            wrong.append(Problem(reason).at(draft.entry("space")))
         if wrong:
-            raise ExperimentError("\n".join(wrong))
+            raise ExperimentError(*wrong)
         return space
 
-    def _placed(self, line: str) -> str:
-        """A line of an error; about an object that a searched path leads through, with the place of that path."""
-        if not line.startswith(tuple(self._places.values())):
-            dotted, _, reason = line.partition(": ")[2].partition(": ")
-            for path in self.space.templates:
-                if path.startswith(f"{dotted}."):
-                    return f"{self._places[path]}: {dotted}: {reason}"
-        return line
+    def _placed(self, problem: Problem) -> Problem:
+        """A problem; one with an object that a searched path leads through, with the place of that path."""
+        if not any(origin in self._entries.values() for origin in problem.origins):
+            for path, entry in self._entries.items():
+                if path.startswith(f"{problem.path}."):
+                    return replace(problem, origins=(entry,))
+        return problem
 
     def _check(self) -> None:
-        """Try every choice, both ends of every range, every attack and seed once; what is wrong is told once."""
+        """Try every choice, both ends of every range, every attack and seed once; what is wrong is said once."""
         middle, first = self.space.chosen(self.space.middle), self.sweep.seeds[0]
         tried = [(middle, attack, first, "") for attack in self.attacks]
-        seeds = (*self.sweep.seeds, *self.sweep.fresh)
-        tried += [(middle, self._first, seed, f" (seed {seed})") for seed in seeds]
+        tried += [(middle, self._first, seed, f"seed {seed}") for seed in (*self.sweep.seeds, *self.sweep.fresh)]
         for name, chosen in self.space.variants():
-            tried.append((self.space.chosen(chosen), self._first, first, f" ({name}: {brief(chosen[name])})"))
-        wrong: dict[str, str] = {}
-        for values, attack, seed, why in tried:
-            try:
-                made = self.experiment(values, attack, seed)
-                if (attack, seed) == (self._first, first):
-                    self.samples.append(made)
-            except ExperimentError as error:
-                for line in str(error).splitlines():
-                    wrong.setdefault(_FOUND.sub("", line), f"{line}{why}")
-        if wrong:
-            raise ExperimentError("\n".join(wrong.values()))
+            tried.append((self.space.chosen(chosen), self._first, first, f"{name}: {brief(chosen[name])}"))
+        mistakes = Mistakes()
+        for values, attack, seed, case in tried:
+            made = mistakes.attempt(partial(self.experiment, values, attack, seed), case)
+            if made is not None and (attack, seed) == (self._first, first):
+                self.samples.append(made)
+        mistakes.refuse()
 
 
-def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
+def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
     """Read a sweep file, with `overrides` such as `"trials=8"`, and check the experiments that its trials can be.
 
     Raises `ExperimentError` with one line for each thing that is wrong, as `fedrobust.load` does.
     """
     draft = Draft.read(path, overrides)
-    return Plan(draft.checked(Sweep), draft)
+    return SweepPlan(draft.checked(Sweep), draft)

@@ -10,134 +10,109 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.failures import ends_all, reason
-from fedrobust.naming import Part
-from fedrobust.parallel import Stopped, Store, Teams, failure
 from fedrobust.runner import Result
-from fedrobust.tracking import Tracker
-from fedrobust.tuning.objectives import NOT_FINITE, SCORE, Curves, Objective, Results, reduced
+from fedrobust.studies.finished import FinishedRun
+from fedrobust.studies.study import Measured, PlannedRun, Study
+from fedrobust.studies.teams import Stopped
+from fedrobust.tuning.objectives import NOT_FINITE, SCORE, Objective, Results, reduced
 from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned, SweepStudy, Trial
-from fedrobust.tuning.sweep import OWN, Plan
+from fedrobust.tuning.sweep import OWN, SweepPlan
 
 Heard = Callable[[int, Mapping[str, float] | None], None]
-"""Told of every round that a run has made, without metrics, and then of every round that is evaluated, once."""
+"""Called after every round that a run has made, without metrics, and then for every round that is evaluated, once."""
 Score = Callable[[Result], float]
 """What a run is worth, as a caller's own function says."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run gave: its metrics, or why there are none."""
+@dataclass(frozen=True, kw_only=True)
+class TrialRun(PlannedRun):
+    """A run that is judged by its curves: one attack and seed of a trial."""
 
-    digest: str
-    """That of its experiment; none of a run that failed, which is not kept."""
-    label: str
-    run_id: str = ""
-    rounds: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Round, as a text → name → metric, of the evaluated rounds."""
-    seconds: float = math.nan
-    failed: str = ""
-
-    @property
-    def curves(self) -> Curves:
-        """The metrics by round."""
-        return {int(round): metrics for round, metrics in self.rounds.items()}
-
-
-@dataclass(frozen=True)
-class Place:
-    """A run to be made: one attack and seed of a trial."""
-
-    trial: int
     attack: str
     seed: int
-    experiment: Experiment
-    phase: str = "trial"
 
-    @property
-    def tags(self) -> dict[str, str]:
-        """What a person filters runs by in MLflow."""
-        own = {"trial": str(self.trial), "seed": str(self.seed), "phase": self.phase}
-        return own | ({} if self.attack == OWN else {"attack": self.attack})
+    @classmethod
+    def of(cls, experiment: Experiment, attack: str, seed: int, phase: str, **tags: str) -> TrialRun:
+        """One that has these tags in MLflow, too."""
+        all_tags = {**tags, "seed": str(seed), "phase": phase, **({} if attack == OWN else {"attack": attack})}
+        label = experiment.tracking.run_name or ""
+        return cls(experiment=experiment, label=label, tags=all_tags, attack=attack, seed=seed)
 
 
 class Runs:
-    """Makes the runs of a sweep on leased teams, each experiment once."""
+    """Makes the runs of trials, and keeps their curves."""
 
-    def __init__(self, store: Store[Run], teams: Teams, tracker: Tracker, score: Score | None = None) -> None:
-        self._store, self._teams, self._tracker, self._score = store, teams, tracker, score
+    def __init__(self, study: Study, score: Score | None = None) -> None:
+        self._study, self._score = study, score
 
-    def make(self, place: Place, heard: Heard) -> Run:
-        """One run, or what the store has of it; `heard` is told how far it is, and may raise.
+    def make(self, run: TrialRun, heard: Heard) -> FinishedRun:
+        """One run, or what is on disk of it; `heard` is called with how far it is, and may raise."""
+        finished = self.kept(run)
+        if finished is None:
+            return self._study.make(run, self._measured, [_Listener(heard)])
+        for number, metrics in finished.curves.items():
+            heard(number, metrics)
+        return finished
 
-        What a run dies of is its result, whatever it is; see `fedrobust.errors.ends_all`.
-        """
-        start, listener, part = time.perf_counter(), _Listener(heard), Part(self._tracker.run_id, place.tags)
-        label = place.experiment.tracking.run_name or ""
-        try:
-            digest = place.experiment.digest()
-            if (known := self._store.finished(digest)) is not None:
-                for number, metrics in known.curves.items():
-                    heard(number, metrics)
-                return known
-            result = self._teams.run(place.experiment, part, [listener])
-            rounds = {str(number): metrics for number, metrics in sorted(listener.evaluated.items())}
-            last = rounds[str(max(listener.evaluated))]
-            if self._score is not None:
-                last[SCORE] = float(self._score(result))
-        except (Exception, SystemExit) as error:
-            return Run("", label, failed=failure(error, part, label, self._tracker))
-        self._tracker.figures(last, result.run_id)
-        return Run(digest, label, result.run_id, rounds, round(time.perf_counter() - start, 3))
-
-    def batch(self, asked: Sequence[Asked], plan: Plan, study: SweepStudy) -> dict[int, Outcome]:
+    def batch(self, asked: Sequence[Asked], plan: SweepPlan, sweep: SweepStudy) -> dict[int, Outcome]:
         """Run the trials of a batch to their ends; what is finished is kept, whatever ends the batch."""
-        under_way = [_UnderWay(trial, plan, study) for trial in asked]
+        under_way = [_UnderWay(trial, plan, sweep) for trial in asked]
         for trial in under_way:
             if trial.refused:
                 name, tags = f"trial {trial.number} | {plan.sweep.name}", {"trial": str(trial.number), "phase": "trial"}
-                self._tracker.failed(trial.refused, [], name, tags)
-        if tasks := [partial(trial.run, place, self) for trial in under_way for place in trial.places]:
-            self._teams.each(plan.samples[0], tasks, self.keep)
+                self._study.tracker.failed(trial.refused, [], name, tags)
+        if tasks := [partial(trial.run, run, self) for trial in under_way for run in trial.runs]:
+            self._study.teams.each(plan.samples[0], tasks, self._keep)
         return {trial.number: trial.outcome() for trial in under_way}
 
-    def all(self, places: Sequence[Place]) -> list[Run]:
-        """The runs at these places, in order."""
-        made = [self._store.finished(place.experiment.digest()) for place in places]
+    def all(self, runs: Sequence[TrialRun]) -> list[FinishedRun]:
+        """These runs, in order; those that are missing are made."""
+        return self._study.make_all(runs, self._measured)
 
-        def one(index: int) -> Run:
-            made[index] = run = self.make(places[index], lambda round, metrics: None)
-            return run
+    def kept(self, run: TrialRun) -> FinishedRun | None:
+        """What is on disk of a run."""
+        return self._study.finished.get(run.digest)
 
-        if missing := [index for index, run in enumerate(made) if run is None]:
-            self._teams.each(places[missing[0]].experiment, [partial(one, index) for index in missing], self.keep)
-        return [run for run in made if run is not None]
+    def results(self, plan: SweepPlan, trial: Trial) -> Results:
+        """The curves that are on disk of a trial."""
+        runs = [trial_run(plan, trial, attack, seed) for attack, seed in plan.runs]
+        kept = {(run.attack, run.seed): self.kept(run) for run in runs}
+        return {key: run.curves for key, run in kept.items() if run is not None}
 
-    def kept(self, place: Place) -> Run | None:
-        """What is on disk of the run at this place."""
-        return self._store.finished(place.experiment.digest())
+    def _measured(self, run: TrialRun, result: Result) -> Measured:
+        rounds = {
+            str(record["round"]): _metrics(record["metrics"], record.get("detection"))
+            for record in result.rounds
+            if "metrics" in record
+        }
+        last = rounds[max(rounds, key=int)]
+        if self._score is not None:
+            last[SCORE] = float(self._score(result))
+        return Measured(last, rounds=rounds)
 
-    def known(self, plan: Plan, trial: Trial) -> Results:
-        """What is on disk of the runs of a trial."""
-        found: dict[tuple[str, int], Curves] = {}
-        for attack, seed in plan.runs:
-            run = self._store.finished(plan.experiment(trial.values, attack, seed).digest())
-            if run is not None:
-                found[attack, seed] = run.curves
-        return found
+    def _keep(self, run: FinishedRun | None) -> None:
+        if run is not None:
+            self._study.keep(run)
 
-    def keep(self, run: Run | None) -> None:
-        """Have a run on disk, unless it is there, or was ended early."""
-        if run is not None and run.run_id and self._store.finished(run.digest) is None:
-            self._store.add(run)
+
+def trial_run(plan: SweepPlan, trial: Asked | Trial, attack: str, seed: int, phase: str = "trial") -> TrialRun:
+    """A run of a trial. Raises `ExperimentError` where its values do not go together."""
+    experiment = plan.experiment(trial.values, attack, seed, trial.number)
+    return TrialRun.of(experiment, attack, seed, phase, trial=str(trial.number))
+
+
+def _metrics(evaluated: Mapping[str, Any], detected: Mapping[str, Any] | None) -> dict[str, float]:
+    """The metrics of a round, and what was detected in it."""
+    found = {**evaluated, **(detected or {})}
+    return {name: math.nan if value is None else float(value) for name, value in found.items()}
 
 
 class _Listener:
@@ -149,17 +124,15 @@ class _Listener:
 
     def __init__(self, heard: Heard) -> None:
         self._heard, self._detection = heard, dict[int, Mapping[str, Any]]()
-        self.evaluated: dict[int, dict[str, float]] = {}
+        self._evaluated: set[int] = set()
 
     def __call__(self, record: dict[str, Any]) -> None:
         if record["kind"] == "round":
             self._detection[record["round"]] = record.get("detection") or {}
             self._heard(record["round"], None)
-        elif record["kind"] == "evaluation" and record["round"] not in self.evaluated:
-            found = {**record["metrics"], **self._detection.get(record["round"], {})}
-            metrics = {name: math.nan if value is None else float(value) for name, value in found.items()}
-            self.evaluated[record["round"]] = metrics
-            self._heard(record["round"], metrics)
+        elif record["kind"] == "evaluation" and record["round"] not in self._evaluated:
+            self._evaluated.add(record["round"])
+            self._heard(record["round"], _metrics(record["metrics"], self._detection.get(record["round"])))
 
 
 Key = tuple[str, int]
@@ -169,24 +142,24 @@ Key = tuple[str, int]
 class _UnderWay:
     """A trial whose runs are under way, in any order of time."""
 
-    def __init__(self, asked: Asked, plan: Plan, study: SweepStudy) -> None:
+    def __init__(self, asked: Asked, plan: SweepPlan, study: SweepStudy) -> None:
         self.number = asked.number
-        self.places: list[Place] = []
+        self.runs: list[TrialRun] = []
         self.refused = ""
         """Why it has no runs: the values that were chosen do not go together."""
         try:
-            for attack, seed in plan.runs:
-                composed = plan.experiment(asked.values, attack, seed, asked.number)
-                self.places.append(Place(asked.number, attack, seed, composed))
+            self.runs = [trial_run(plan, asked, attack, seed) for attack, seed in plan.runs]
+            for run in self.runs:
+                run.digest  # noqa: B018
         except (Exception, SystemExit) as error:  # a validator of a user's own class may raise anything
             if ends_all(error):
                 raise
-            self.places, self.refused = [], reason(error)
+            self.runs, self.refused = [], reason(error)
         self._objectives: Sequence[Objective] = plan.sweep.objectives
         self._per = plan.sweep.pruner.per if plan.prunes else None
         self._study = study
         self._lock = threading.Lock()
-        self._order = {(place.attack, place.seed): index for index, place in enumerate(self.places)}
+        self._order = {(run.attack, run.seed): index for index, run in enumerate(self.runs)}
         self._curves: dict[Key, dict[int, Mapping[str, float]]] = {key: {} for key in self._order}
         self._reached = dict.fromkeys(self._order, (0, 0))  # the last round that was made, and that was evaluated
         self._finished: set[Key] = set()
@@ -194,12 +167,12 @@ class _UnderWay:
         self._failure: tuple[tuple[int, ...], str] | None = None
         self._pruned = False
 
-    def run(self, place: Place, runs: Runs) -> Run | None:
+    def run(self, planned: TrialRun, runs: Runs) -> FinishedRun | None:
         """One of its runs; None if it can change nothing any more."""
-        key = place.attack, place.seed
+        key = planned.attack, planned.seed
         try:
             self._go_on(key)
-            run = runs.make(place, partial(self._heard, key))
+            run = runs.make(planned, partial(self._heard, key))
         except _OverError:
             return None
         with self._lock:

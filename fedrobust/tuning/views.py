@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 from fedrobust.tuning.objectives import Direction, Objective
 from fedrobust.tuning.space import Choice, Space
 from fedrobust.tuning.study import Completed, Failed, SweepStudy
-from fedrobust.tuning.sweep import Plan
+from fedrobust.tuning.sweep import SweepPlan
 
 TOP = 0.25
 """Importance is that for being among this share of the trials, the best ones."""
@@ -26,7 +26,7 @@ TOP = 0.25
 LEAST = 8
 """With fewer completed trials than this, importance means nothing."""
 
-State = Literal["completed", "pruned", "failed"]
+RowState = Literal["completed", "pruned", "failed"]
 _STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -35,7 +35,7 @@ class Row:
     """A finished trial."""
 
     number: int
-    state: State
+    state: RowState
     values: tuple[float, ...]
     """One for each objective, finite; none unless it is completed."""
     chosen: Mapping[str, Any]
@@ -65,7 +65,7 @@ class SweepView:
     """What the steps of the reports are."""
 
     @classmethod
-    def of(cls, plan: Plan, study: SweepStudy) -> SweepView:
+    def of(cls, plan: SweepPlan, study: SweepStudy) -> SweepView:
         """What a study has now."""
         searched = plan.space.searched
         params = {trial.number: trial.params for trial in study.study.get_trials(deepcopy=False)}
@@ -100,7 +100,7 @@ class SweepView:
         """Those that ran to their end."""
         return self.having("completed")
 
-    def having(self, state: State) -> tuple[Row, ...]:
+    def having(self, state: RowState) -> tuple[Row, ...]:
         """The trials that ended so."""
         return tuple(row for row in self.rows if row.state == state)
 

@@ -100,7 +100,7 @@ def test_the_search_of_a_side() -> None:
         ("experiment: base.yaml", "experiment: bas.yaml", "experiment:", "experiment: bas.yaml: no such file"),
         ("turns: 1", "turn: 1", "turn: 1", "did you mean 'turns'"),
         ("turns: 1", "turns: 0", "turns: 0", "turns: expected greater than or equal to 1; found 0"),
-        ("fresh: [7, 8]", "fresh: [7, 1]", "fresh:", "fresh: 1 is one of the seeds"),
+        ("fresh: [7, 8]", "fresh: [7, 1]", "fresh:", "fresh: 1 is in seeds"),
         ("fresh: [7, 8]", "fresh: [7, 7]", "fresh:", "fresh: must name each seed once"),
         ("nobody: []", "searched 1: []", "attacks:", "attacks: 'searched 1' cannot be a name here"),
         ("nobody: []", "own: []", "attacks:", "attacks: 'own' cannot be a name here"),

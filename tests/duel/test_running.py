@@ -13,15 +13,15 @@ import pytest
 from played import Played, two_teams
 from rich.console import Console
 
-import fedrobust.duel.running as running
-import fedrobust.parallel as parallel
+import fedrobust.studies.teams as teams_room
 from fedrobust import cli
-from fedrobust.duel import Match, load_duel
+from fedrobust.duel import DuelPlan, load_duel
 from fedrobust.duel.results import Turn
-from fedrobust.duel.running import Findings, run_duel
+from fedrobust.duel.running import DuelResult, run_duel
 from fedrobust.errors import DataError, ExperimentError, FederationError, TrackingError
 from fedrobust.experiment import Experiment
 from fedrobust.terminal import show_duel
+from fedrobust.tuning.running import TrialDone
 
 METRIC = "test/balanced_accuracy"
 BOTH = ["mean + nothing", "clipping"]
@@ -41,29 +41,27 @@ class Watching:
         self.turns, self.trials = list[Turn](), 0
         self._last, self._most = turns, trials
 
-    def plan(self, trials: int, finished: int) -> None:
+    def plan(self, items: int, finished: int) -> None:
         pass
 
-    def trial(self, trial: object, best: object) -> None:
-        self.trials += 1
-        if self.trials == self._most:
-            raise KeyboardInterrupt
-
-    def turn(self, turn: Turn) -> None:
-        self.turns.append(turn)
-        if len(self.turns) == self._last:
+    def done(self, item: Turn | TrialDone) -> None:
+        if isinstance(item, Turn):
+            self.turns.append(item)
+        else:
+            self.trials += 1
+        if self._last == len(self.turns) > 0 or self._most == self.trials > 0:
             raise KeyboardInterrupt
 
     def say(self, what: str) -> None:
         pass
 
 
-def duel(*overrides: str, **options: Any) -> Findings:
+def duel(*overrides: str, **options: Any) -> DuelResult:
     """Run `duel.yaml` on two threads."""
     return run_duel(load_duel("duel.yaml", overrides), pool=SimpleNamespace(teams=2), **options)  # type: ignore[arg-type]
 
 
-def of(found: Findings, defence: str) -> list[Turn]:
+def of(found: DuelResult, defence: str) -> list[Turn]:
     return [turn for turn in found.turns if turn.defence == defence]
 
 
@@ -72,7 +70,7 @@ def lines(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(table))
 
 
-def tried(found: Findings, turn: Turn, name: str) -> dict[float, float]:
+def tried(found: DuelResult, turn: Turn, name: str) -> dict[float, float]:
     """What a turn's search has tried of one option, and what came of it."""
     table = lines(found.folder / f"{turn.defence} {turn.label}" / "trials.csv")
     return {float(row[name]): float(row[METRIC]) for row in table}
@@ -116,7 +114,7 @@ def test_the_sides_take_turns_and_each_meets_what_the_other_has_found(played: Pl
     mlflow_is_told_of_every_turn(found, played, told)
 
 
-def mlflow_is_told_of_every_turn(found: Findings, played: Played, told: list[Any]) -> None:
+def mlflow_is_told_of_every_turn(found: DuelResult, played: Played, told: list[Any]) -> None:
     steps = {("fixed", 0): 0, ("attacker", 1): 1, ("defender", 1): 2, ("attacker", 2): 3, ("defender", 2): 4}
     assert [(line["round"], line["metrics"]) for line in told] == [
         (steps[turn.side, turn.number], {f"worst/{turn.defence}": turn.value}) for turn in found.turns
@@ -192,8 +190,8 @@ def test_a_duel_that_is_stopped_before_a_turn_is_judged_says_so(
     def running(*_: Any, **__: Any) -> Any:
         raise TrackingError("gone")
 
-    monkeypatch.setattr(parallel, "run", running)
-    with pytest.raises(TrackingError, match=r"^gone; started again .* the duel goes on$"):
+    monkeypatch.setattr(teams_room, "run", running)
+    with pytest.raises(TrackingError, match=r"^gone; the same command goes on where it stopped$"):
         duel()
     page = Path("mlruns/duels/played/duel.md").read_text()
     assert "**Incomplete**" in page
@@ -276,12 +274,12 @@ def test_what_a_turn_dies_of_costs_its_defence_and_no_other(
     """Runs that die of anything, values that do not go together, and options of a user's own class that raise."""
     calm = duel(out=Path("calm"), storage="sqlite:///calm.db")
 
-    def refusing(self: Any, standing: Any, *options: Any, of: Any = Match.search) -> Any:
+    def refusing(self: Any, standing: Any, *options: Any, of: Any = DuelPlan.search) -> Any:
         if standing.turn == "attacker 1":
             raise ExperimentError("attacks.0.epsilon: too large")
         return of(self, standing, *options)
 
-    def raising(self: Any, standing: Any, *options: Any, of: Any = Match.experiment) -> Any:
+    def raising(self: Any, standing: Any, *options: Any, of: Any = DuelPlan.experiment) -> Any:
         if (standing.defence, standing.turn) == ("clipping", "attacker 1"):
             raise LookupError("no such organ")
         return of(self, standing, *options)
@@ -293,7 +291,7 @@ def test_what_a_turn_dies_of_costs_its_defence_and_no_other(
     for place, patched in enumerate((("search", refusing), ("experiment", raising), None)):
         with monkeypatch.context() as patch:
             if patched:
-                patch.setattr(Match, *patched)
+                patch.setattr(DuelPlan, *patched)
             played.dies = dying if patched is None else lambda experiment: None
             turns = duel(out=Path(str(place)), storage=f"sqlite:///{place}.db")
         assert of(turns, "mean + nothing") == of(calm, "mean + nothing")
@@ -327,7 +325,7 @@ def test_data_that_are_not_there_are_refused_before_anything_starts(played: Play
 def test_the_command(
     played: Played, told: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(running, "leased_pool", two_teams)
+    monkeypatch.setattr(teams_room, "leased_pool", two_teams)
     monkeypatch.setattr("sys.argv", ["fedrobust", "duel", "duel.yaml", "attacker.trials=3", "--out", "here"])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -357,6 +355,6 @@ def test_a_pool_is_leased_for_all_of_it(played: Played, told: list[Any], monkeyp
         leased.append(teams)
         return two_teams(experiment, say, teams)
 
-    monkeypatch.setattr(running, "leased_pool", pool)
+    monkeypatch.setattr(teams_room, "leased_pool", pool)
     run_duel(load_duel("duel.yaml", ["attacker.trials=2"]), teams=3)
     assert leased == [3]

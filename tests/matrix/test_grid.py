@@ -10,7 +10,7 @@ import pytest
 
 from fedrobust.attacks import draw_attackers
 from fedrobust.errors import DataError, ExperimentError
-from fedrobust.matrix import Grid, Matrix, load_matrix
+from fedrobust.matrix import Matrix, MatrixPlan, load_matrix
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 
@@ -135,7 +135,7 @@ def changed(old: str, new: str) -> None:
         ("scale: 4", "scale: 4, fraction: 0.1", 8, ["attacks.flip", "fraction is the setting's"]),
         ("flip: {name: sign", "nobody: {name: sign", 7, ["'nobody' cannot be a name"]),
         ("worst: 1", "wurst: 1", 16, ["wurst", "did you mean 'worst'"]),
-        ("fresh: [11, 12]", "fresh: [1, 12]", 15, ["fresh", "1 is a screening seed"]),
+        ("fresh: [11, 12]", "fresh: [1, 12]", 15, ["fresh", "1 is among the screening seeds"]),
         ("attacks: [flip]}", "attacks: [flop]}", 19, ["quick.only.attacks", "did you mean 'flip'"]),
         ("experiment: base.yaml", "experiment: bass.yaml", 3, ["experiment: bass.yaml: no such file"]),
         ("name: small", "name: small\ncontrol: none", 3, ["control", "one of the defences: mean, guarded"]),
@@ -184,7 +184,7 @@ def test_data_that_are_not_there_are_refused_before_anything_starts() -> None:
 @pytest.mark.parametrize("name", ["robustness", "robustness_hard"])
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_shipped_matrices_can_be_run(name: str, quick: bool) -> None:
-    grid: Grid = load_matrix(EXPERIMENTS / f"{name}.yaml", quick=quick)
+    grid: MatrixPlan = load_matrix(EXPERIMENTS / f"{name}.yaml", quick=quick)
     assert {"mean", "adaptive_reputation"} <= set(grid.defences)
     assert grid.backdoors
     if name == "robustness" and not quick:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from played import two_teams
 
 import fedrobust.matrix.running as matrix_running
-import fedrobust.parallel as parallel
+import fedrobust.studies.teams as teams_room
 from fedrobust import cli
 from fedrobust.audit.signing import AuditError
 from fedrobust.data.histology import Histology
@@ -24,7 +24,7 @@ from fedrobust.errors import DataError, ExperimentError, FederationError, FedRob
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
 from fedrobust.matrix import load_matrix
-from fedrobust.matrix.running import Findings, run_matrix
+from fedrobust.matrix.running import MatrixResult, run_matrix
 
 BASE = """
 name: base
@@ -107,14 +107,14 @@ def stage(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
         yield made
 
     data = SimpleNamespace(label_counts=lambda: np.ones((6, 2), dtype=np.int64), tested=lambda: 2)
-    monkeypatch.setattr(parallel, "run", made.run)
-    monkeypatch.setattr(parallel, "hospitals_of", lambda experiment: data)
+    monkeypatch.setattr(teams_room, "run", made.run)
+    monkeypatch.setattr(teams_room, "hospitals_of", lambda experiment: data)
     monkeypatch.setattr(matrix_running, "parent_run", parent)
     monkeypatch.setattr("fedrobust.matrix.files.heat_map", lambda *_: Figure((1, 1)))
     return made
 
 
-def matrix(*overrides: str) -> Findings:
+def matrix(*overrides: str) -> MatrixResult:
     return run_matrix(load_matrix("matrix.yaml", overrides), pool=SimpleNamespace(teams=2))  # type: ignore[arg-type]
 
 
@@ -190,7 +190,7 @@ def test_where_every_cell_dies_the_end_says_of_what(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage.dies = lambda experiment: DataError("data: too few patches")
-    monkeypatch.setattr(parallel, "leased_pool", two_teams)
+    monkeypatch.setattr(teams_room, "leased_pool", two_teams)
     monkeypatch.setattr("sys.argv", ["fedrobust", "matrix", "matrix.yaml"])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -207,7 +207,7 @@ def test_data_that_no_cell_can_have_end_it_before_the_first(stage: Stage, monkey
     def damaged(*_: Any) -> Any:
         raise DataError("damaged")
 
-    monkeypatch.setattr(parallel, "hospitals_of", unread)
+    monkeypatch.setattr(teams_room, "hospitals_of", unread)
     with monkeypatch.context() as patch, pytest.raises(DataError, match=r"^data: damaged$"):
         patch.setattr(Histology, "load", damaged)
         matrix()
@@ -226,7 +226,7 @@ def test_figures_that_cannot_be_made_of_a_run_fail_its_cell(stage: Stage) -> Non
         return made if attacked(experiment) != "sign_flip" else SimpleNamespace(rounds=[{}], run_id="run")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "run", without)
+        patch.setattr(teams_room, "run", without)
         table = matrix().table
     assert set(table["state"][table["attack"] == "flip"]) == {"failed"}
     assert set(table["state"][table["attack"] != "flip"]) == {"done"}

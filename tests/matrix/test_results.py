@@ -12,12 +12,12 @@ import pytest
 from nasty import NAMES
 
 import fedrobust.matrix.files as files
-from fedrobust.matrix import Grid, load_matrix
-from fedrobust.matrix.cells import Outcome, missing
+from fedrobust.matrix import MatrixPlan, load_matrix
 from fedrobust.matrix.files import headline_metrics, write_results
 from fedrobust.matrix.grid import Cell
 from fedrobust.matrix.results import harmless, screened, table_of, to_measure_again, verdicts
-from fedrobust.parallel import Store
+from fedrobust.studies.finished import FinishedRun, FinishedRuns
+from fedrobust.studies.study import Study
 from fedrobust.texts import visible
 
 MATRIX = """
@@ -46,7 +46,7 @@ ACCURACY = {
 SUCCESS = {"mean": 0.95, "median": 0.30}
 
 
-def outcome(cell: Cell) -> Outcome:
+def outcome(cell: Cell) -> FinishedRun:
     """Accuracies as above, 0.02 more on seed 12; whoever is attacked is found in the third round."""
     figures = {"balanced_accuracy": ACCURACY[cell.attack, cell.defence] + 0.02 * (cell.seed == 12), "classes": 2}
     if cell.attack == "patch":
@@ -56,18 +56,18 @@ def outcome(cell: Cell) -> Outcome:
     if cell.attack not in ("oracle", "nobody"):
         figures |= {"detection_auroc": 0.5 if cell.attack == "weak" else 1.0, "rounds_to_eject": 3.0, "ejected": 1.0}
     figures |= {"honest_ejected": 0.0, "rarest_ejected": 0.0}
-    return Outcome(cell.digest, cell.label, f"run{cell.digest[:4]}", figures, 10.0)
+    return FinishedRun(cell.digest, cell.label, f"run{cell.digest[:4]}", figures, seconds=10.0)
 
 
 @pytest.fixture
-def grid(workplace: Path) -> Grid:
+def grid(workplace: Path) -> MatrixPlan:
     Path("base.yaml").write_text("federation: {clients: 10}\n")
     Path("matrix.yaml").write_text(MATRIX)
     return load_matrix("matrix.yaml")
 
 
 @pytest.fixture
-def cells(grid: Grid) -> list[Cell]:
+def cells(grid: MatrixPlan) -> list[Cell]:
     first = [*grid.controls(), *grid.screening()]
     table = table_of(first, {cell.digest: outcome(cell) for cell in first})
     return [*first, *grid.fresh(to_measure_again(table, 1, 1, grid.backdoors))]
@@ -95,7 +95,7 @@ def test_each_cell_is_measured_by_the_oracle_of_its_seed(table: Any) -> None:
     assert math.isnan(line(table, attack="flip", defence="mean", seed=1).gain)
 
 
-def test_every_attack_is_screened_and_the_worst_of_each_defence_come_back(grid: Grid, table: Any) -> None:
+def test_every_attack_is_screened_and_the_worst_of_each_defence_come_back(grid: MatrixPlan, table: Any) -> None:
     values = screened(table, "here")
     assert list(values.index) == ["mean", "median"]
     assert list(values.columns) == ["flip", "weak", "patch"]
@@ -105,7 +105,7 @@ def test_every_attack_is_screened_and_the_worst_of_each_defence_come_back(grid: 
     assert harmless(table, "here", "mean") == ["weak"], "the backdoor costs no accuracy, but it works"
 
 
-def test_the_verdicts(grid: Grid, table: Any) -> None:
+def test_the_verdicts(grid: MatrixPlan, table: Any) -> None:
     best, worst = verdicts(table, "mean", grid.backdoors)
     assert (best.defence, worst.defence) == ("median", "mean")
     assert best.worst_attack == "weak"
@@ -124,10 +124,10 @@ def test_the_verdicts(grid: Grid, table: Any) -> None:
     assert headline_metrics([best])["here/median/robustness"] == best.robustness.value
 
 
-def test_failed_and_missing_cells_are_seen(grid: Grid, cells: list[Cell]) -> None:
+def test_failed_and_missing_cells_are_seen(grid: MatrixPlan, cells: list[Cell]) -> None:
     outcomes = {cell.digest: outcome(cell) for cell in cells}
     broken, *missing = [cell for cell in cells if (cell.attack, cell.defence) == ("weak", "median") and cell.seed > 1]
-    outcomes[broken.digest] = Outcome(broken.digest, broken.label, failed="round 3: it died 3 times")
+    outcomes[broken.digest] = FinishedRun(broken.digest, broken.label, failed="round 3: it died 3 times")
     for cell in missing:
         del outcomes[cell.digest]
     table = table_of(cells, outcomes)
@@ -142,7 +142,7 @@ def test_failed_and_missing_cells_are_seen(grid: Grid, cells: list[Cell]) -> Non
     assert "here, weak, median, seed 11: round 3: it died 3 times" in page
 
 
-def test_the_files(grid: Grid, table: Any) -> None:
+def test_the_files(grid: MatrixPlan, table: Any) -> None:
     folder = Path("out")
     folder.mkdir()
     write_results(folder, grid, table)
@@ -177,7 +177,7 @@ def test_names_of_any_script_and_any_reason_are_texts_in_files_of_their_own(
     grid = load_matrix(Path("matrix.yaml"))
     cells = [*grid.controls(), *grid.screening()]
     reasons = dict(zip(dict.fromkeys(cell.digest for cell in cells), cycle(NAMES), strict=False))
-    outcomes = {cell.digest: Outcome(cell.digest, cell.label, failed=reasons[cell.digest]) for cell in cells}
+    outcomes = {cell.digest: FinishedRun(cell.digest, cell.label, failed=reasons[cell.digest]) for cell in cells}
     folder = Path("out")
     folder.mkdir()
     write_results(folder, grid, table_of(cells, outcomes))
@@ -198,7 +198,7 @@ def test_names_of_any_script_and_any_reason_are_texts_in_files_of_their_own(
 @pytest.mark.parametrize("there", ["nothing", "controls", "screening", "one seed", "the first", "the last", "failures"])
 @pytest.mark.parametrize("planned", ["before the fresh seeds", "all"])
 def test_whatever_cells_there_are_there_are_tables(
-    grid: Grid, cells: list[Cell], there: str, planned: str, caplog: pytest.LogCaptureFixture
+    grid: MatrixPlan, cells: list[Cell], there: str, planned: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen = {
         "nothing": [],
@@ -211,7 +211,7 @@ def test_whatever_cells_there_are_there_are_tables(
     }[there]
     outcomes = {cell.digest: outcome(cell) for cell in chosen}
     if there == "failures":
-        outcomes = {cell.digest: Outcome(cell.digest, cell.label, failed="it died") for cell in cells}
+        outcomes = {cell.digest: FinishedRun(cell.digest, cell.label, failed="it died") for cell in cells}
     shown = [cell for cell in cells if planned == "all" or cell.phase != "fresh"]
     table = table_of(shown, outcomes)
     write_results(Path(), grid, table, complete=False)
@@ -234,7 +234,7 @@ def test_whatever_cells_there_are_there_are_tables(
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_table(
-    grid: Grid, table: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    grid: MatrixPlan, table: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> Any:
         raise ValueError("no such glyph")
@@ -248,21 +248,22 @@ def test_a_picture_that_cannot_be_drawn_costs_no_table(
 def test_the_store_keeps_whole_lines_and_the_last_outcome(tmp_path: Path, cells: list[Cell]) -> None:
     path = tmp_path / "cells.jsonl"
     first, second, third = cells[:3]
-    store = Store(path, Outcome)
-    store.add(Outcome(first.digest, first.label, failed="it died"))
+    store = FinishedRuns(path)
+    store.add(FinishedRun(first.digest, first.label, failed="it died"))
     store.add(outcome(second))
-    assert missing(store, [first, second, third, third]) == [first, third], "a failed cell is tried again"
+    study = Study(tmp_path, store, None, None)  # type: ignore[arg-type]
+    assert study.missing([first, second, third, third]) == [first, third], "a failed cell is tried again"
     with pytest.raises(Exception, match="another process is at work in this folder"):
-        Store(path, Outcome)
+        FinishedRuns(path)
     store.add(outcome(first))
     store.close()
     with path.open("ab") as file:
         file.write(b'{"digest": "cut sh')
-    again = Store(path, Outcome)
-    assert again.outcomes == {each.digest: outcome(each) for each in (first, second)}
+    again = FinishedRuns(path)
+    assert again.by_digest == {each.digest: outcome(each) for each in (first, second)}
     again.add(outcome(third))
     again.close()
     assert len(path.read_text().splitlines()) == 4
-    last = Store(path, Outcome)
-    assert not missing(last, [first, second, third])
+    last = FinishedRuns(path)
+    assert not Study(tmp_path, last, None, None).missing([first, second, third])  # type: ignore[arg-type]
     last.close()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,17 +19,17 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-import fedrobust.matrix.running as matrix_running
-import fedrobust.parallel as parallel
+import fedrobust.studies.study as study_room
+import fedrobust.studies.teams as teams_room
 from fedrobust.cli import main
 from fedrobust.errors import FederationError, TrackingError
 from fedrobust.federation.pool import Pool
 from fedrobust.matrix import load_matrix
-from fedrobust.matrix.cells import Outcome, run_cells
-from fedrobust.matrix.grid import Cell
-from fedrobust.matrix.running import Findings, run_matrix
-from fedrobust.parallel import Store, Teams
-from fedrobust.terminal import MatrixProgress, show_findings
+from fedrobust.matrix.running import CellDone, MatrixResult, measured, run_matrix
+from fedrobust.studies.finished import FinishedRun, FinishedRuns
+from fedrobust.studies.study import Study
+from fedrobust.studies.teams import Teams
+from fedrobust.terminal import MatrixProgress, show_matrix
 
 BASE = """
 name: base
@@ -56,14 +57,14 @@ class Seen:
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.plans: list[tuple[int, int]] = []
-        self.cells: list[tuple[Cell, Outcome]] = []
+        self.cells: list[CellDone] = []
         self._stop_after = stop_after
 
-    def plan(self, cells: int, finished: int) -> None:
-        self.plans.append((cells, finished))
+    def plan(self, items: int, finished: int) -> None:
+        self.plans.append((items, finished))
 
-    def cell(self, cell: Cell, outcome: Outcome) -> None:
-        self.cells.append((cell, outcome))
+    def done(self, item: CellDone) -> None:
+        self.cells.append(item)
         if len(self.cells) == self._stop_after:
             raise KeyboardInterrupt
 
@@ -89,7 +90,7 @@ def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def sittings(place: Path, pool: Pool) -> tuple[Seen, Seen, Findings]:
+def sittings(place: Path, pool: Pool) -> tuple[Seen, Seen, MatrixResult]:
     """A matrix that is stopped after four cells, and started again, when one cell's federation fails."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -97,18 +98,18 @@ def sittings(place: Path, pool: Pool) -> tuple[Seen, Seen, Findings]:
         with pytest.raises(KeyboardInterrupt):
             run_matrix(load_matrix("matrix.yaml"), first, pool=pool)
         shutil.copytree("mlruns/matrix/tiny", "stopped")
-        run = parallel.run
+        run = teams_room.run
 
         def failing(experiment: Any, **options: Any) -> Any:
             if experiment.attacks and experiment.attacks[0].name == "patch_backdoor" and experiment.seed == 2:
                 raise FederationError("round 2: worker 0 to train: it died 3 times")
             return run(experiment, **options)
 
-        patch.setattr(parallel, "run", failing)
+        patch.setattr(teams_room, "run", failing)
         return first, second, run_matrix(load_matrix("matrix.yaml"), second, pool=pool)
 
 
-def test_finished_cells_are_not_run_again(sittings: tuple[Seen, Seen, Findings]) -> None:
+def test_finished_cells_are_not_run_again(sittings: tuple[Seen, Seen, MatrixResult]) -> None:
     first, second, findings = sittings
     assert len(first.cells) == 4
     ran = [cell.digest for cell, _ in first.cells + second.cells]
@@ -119,7 +120,7 @@ def test_finished_cells_are_not_run_again(sittings: tuple[Seen, Seen, Findings])
     assert (findings.table["phase"] == "control").sum() == 2 * 3
 
 
-def test_what_there_is_when_a_matrix_is_stopped_is_written(sittings: tuple[Seen, Seen, Findings]) -> None:
+def test_what_there_is_when_a_matrix_is_stopped_is_written(sittings: tuple[Seen, Seen, MatrixResult]) -> None:
     table, page = pd.read_csv("stopped/cells.csv"), Path("stopped/table.md").read_text()
     done = table[table["state"] == "done"]
     ran = [(cell.attack, cell.defence, cell.seed) for cell, _ in sittings[0].cells]
@@ -132,7 +133,7 @@ def test_what_there_is_when_a_matrix_is_stopped_is_written(sittings: tuple[Seen,
     assert "**Incomplete**" not in (sittings[2].folder / "table.md").read_text()
 
 
-def test_cells_hold_the_figures_of_their_runs(sittings: tuple[Seen, Seen, Findings]) -> None:
+def test_cells_hold_the_figures_of_their_runs(sittings: tuple[Seen, Seen, MatrixResult]) -> None:
     table = sittings[2].table
     done = table[table["state"] == "done"]
     assert done["balanced_accuracy"].between(0, 1).all()
@@ -150,7 +151,7 @@ def test_cells_hold_the_figures_of_their_runs(sittings: tuple[Seen, Seen, Findin
     assert not (folder / "report.html").exists()
 
 
-def test_a_cell_that_fails_is_listed(sittings: tuple[Seen, Seen, Findings]) -> None:
+def test_a_cell_that_fails_is_listed(sittings: tuple[Seen, Seen, MatrixResult]) -> None:
     findings = sittings[2]
     failed = findings.table[findings.table["state"] == "failed"]
     assert len(failed) and set(failed["attack"]) == {"patch"}
@@ -159,11 +160,11 @@ def test_a_cell_that_fails_is_listed(sittings: tuple[Seen, Seen, Findings]) -> N
     assert "it died 3 times" in page
     assert "--resume" not in page, "a cell is no run that goes on alone"
     out = Console(record=True, width=140)
-    show_findings(out, findings)
+    show_matrix(out, findings)
     assert f"{len(failed)} cells failed" in out.export_text()
 
 
-def test_mlflow_holds_one_parent_and_a_run_for_each_cell(sittings: tuple[Seen, Seen, Findings]) -> None:
+def test_mlflow_holds_one_parent_and_a_run_for_each_cell(sittings: tuple[Seen, Seen, MatrixResult]) -> None:
     import mlflow
 
     findings = sittings[2]
@@ -187,7 +188,7 @@ def test_mlflow_holds_one_parent_and_a_run_for_each_cell(sittings: tuple[Seen, S
 
 
 def test_run_again_the_failed_cells_are_mended_and_nothing_else_is_run(
-    sittings: tuple[Seen, Seen, Findings],
+    sittings: tuple[Seen, Seen, MatrixResult],
     pool: Pool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -231,11 +232,13 @@ def test_cells_run_side_by_side_and_read_their_data_once(monkeypatch: pytest.Mon
         rounds = [{"round": 1, "attacking": [], "detection": {}, "metrics": {"test/balanced_accuracy": 0.75}}]
         return SimpleNamespace(rounds=rounds, attackers={}, run_id="run")
 
-    monkeypatch.setattr(parallel, "hospitals_of", reading)
-    monkeypatch.setattr(parallel, "run", running)
-    store, seen = Store(tmp_path / "cells.jsonl", Outcome), Seen()
+    monkeypatch.setattr(teams_room, "hospitals_of", reading)
+    monkeypatch.setattr(teams_room, "run", running)
+    store, seen = FinishedRuns(tmp_path / "cells.jsonl"), Seen()
     with Teams(seen.say, pool=FakePool()) as teams:  # type: ignore[arg-type]
-        run_cells(load_matrix("matrix.yaml").controls(), store, teams, FakeTracker(), seen.cell)  # type: ignore[arg-type]
+        study = Study(tmp_path, store, teams, FakeTracker())  # type: ignore[arg-type]
+        cells = load_matrix("matrix.yaml").controls()
+        study.make_all(cells, partial(measured, study), lambda cell, run: seen.done((cell, run)))
     store.close()
     assert len(seen.cells) == 6
     assert sorted(reads) == [1, 2]
@@ -256,17 +259,19 @@ def test_what_is_no_failure_of_a_federation_ends_the_matrix(monkeypatch: pytest.
             hooks[0]({"kind": "round"})
         raise AssertionError("nobody said stop")
 
-    monkeypatch.setattr(parallel, "hospitals_of", lambda experiment: None)
-    monkeypatch.setattr(parallel, "run", running)
-    store, seen = Store(tmp_path / "cells.jsonl", Outcome), Seen()
+    monkeypatch.setattr(teams_room, "hospitals_of", lambda experiment: None)
+    monkeypatch.setattr(teams_room, "run", running)
+    store, seen = FinishedRuns(tmp_path / "cells.jsonl"), Seen()
     with (
         Teams(seen.say, pool=FakePool()) as teams,  # type: ignore[arg-type]
         pytest.raises(TrackingError, match="gone"),
     ):
-        run_cells(load_matrix("matrix.yaml").controls(), store, teams, FakeTracker(), seen.cell)  # type: ignore[arg-type]
+        study = Study(tmp_path, store, teams, FakeTracker())  # type: ignore[arg-type]
+        cells = load_matrix("matrix.yaml").controls()
+        study.make_all(cells, partial(measured, study), lambda cell, run: seen.done((cell, run)))
     store.close()
     assert len(begun) == 3
-    assert not store.outcomes
+    assert not store.by_digest
 
 
 def test_an_error_that_ends_a_matrix_says_how_it_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -279,10 +284,10 @@ def test_an_error_that_ends_a_matrix_says_how_it_goes_on(monkeypatch: pytest.Mon
     def gone(experiment: Any, **options: Any) -> Any:
         raise TrackingError("no answer")
 
-    monkeypatch.setattr(parallel, "hospitals_of", lambda experiment: None)
-    monkeypatch.setattr(parallel, "run", gone)
-    monkeypatch.setattr(matrix_running, "parent_run", parent)
-    with pytest.raises(TrackingError, match=r"^no answer; started again with the same command, the matrix goes on$"):
+    monkeypatch.setattr(teams_room, "hospitals_of", lambda experiment: None)
+    monkeypatch.setattr(teams_room, "run", gone)
+    monkeypatch.setattr(study_room, "parent_run", parent)
+    with pytest.raises(TrackingError, match=r"^no answer; the same command goes on where it stopped$"):
         run_matrix(load_matrix("matrix.yaml"), out=tmp_path, pool=FakePool())  # type: ignore[arg-type]
     assert "0 of 10 cells are done, 0 failed, 10 are missing." in (tmp_path / "table.md").read_text()
 
@@ -291,7 +296,7 @@ def test_a_cell_without_a_figure_is_shown() -> None:
     """An accuracy that no round has is no number, and ends nothing."""
     out = Console(record=True, width=140, force_terminal=False)
     with MatrixProgress(out) as progress:
-        progress.cell(load_matrix("matrix.yaml").controls()[0], Outcome("", ""))
+        progress.done((load_matrix("matrix.yaml").controls()[0], FinishedRun("", "")))
     assert "balanced accuracy –" in out.export_text()
 
 
@@ -306,7 +311,7 @@ def test_the_time_that_is_left_goes_by_the_pace_of_this_sitting(monkeypatch: pyt
         progress.plan(100, 40)
         for _ in range(2):
             now[0] += 150.0
-            progress.cell(cell, Outcome("", "", "", {"balanced_accuracy": 0.75}, 150.0))
+            progress.done((cell, FinishedRun("", "", "", {"balanced_accuracy": 0.75})))
     shown = out.export_text()
     assert "at most 100 cells, 40 are there" in shown
     assert f"41/100 {cell.label}: balanced accuracy 0.750, at most 2 h 28 min left" in shown

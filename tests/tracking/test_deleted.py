@@ -138,7 +138,7 @@ def test_what_was_deleted_for_good_is_not_restored(
 
 
 def test_a_folder_whose_parent_run_is_gone_for_good_can_have_another(tmp_path: Path) -> None:
-    from fedrobust.parallel import PARENT, parent_run
+    from fedrobust.studies.study import PARENT, parent_run
 
     (tmp_path / PARENT).write_text("0123\n")
     with (

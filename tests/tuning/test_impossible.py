@@ -14,7 +14,7 @@ import pytest
 from played import Played, sweep, two_teams
 
 import fedrobust
-import fedrobust.parallel as parallel
+import fedrobust.studies.teams as teams_room
 from fedrobust import cli
 from fedrobust.audit.signing import AuditError
 from fedrobust.data.histology import Histology
@@ -29,7 +29,7 @@ from fedrobust.errors import (
 )
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
-from fedrobust.tuning.pruners import Median
+from fedrobust.tuning.pruners import MedianPruner
 from fedrobust.tuning.running import STORAGE
 from fedrobust.tuning.samplers import Tpe
 from fedrobust.tuning.study import Failed, Trial, study_of
@@ -111,7 +111,7 @@ def test_what_a_trial_dies_of_is_its_result(played: Played) -> None:
     assert played.failures == {f"trial {trial} | seed 1 | played": told for trial, told in why.items()}
     assert played.figured["trials/failed"] == len(deaths)
     begun = played.begun.copy()
-    assert sweep(*options, resume=True).trials == found.trials
+    assert sweep(*options).trials == found.trials
     assert played.begun == begun
 
 
@@ -122,12 +122,12 @@ def test_what_concerns_all_ends_the_sweep_which_goes_on_afterwards(played: Playe
     for last, death in enumerate(EVERYONES.values()):
         played.dies = lambda experiment, last=last, death=death: death() if number(experiment) == last else None
         with pytest.raises(BaseException) as caught:
-            sweep(*options, resume=True)
+            sweep(*options)
         assert type(caught.value) is (FedRobustError if isinstance(death(), OSError) else type(death()))
         table = lines(Path("mlruns/sweeps/played/trials.csv"))
         assert [row["state"] for row in table] == ["completed"] * (last - last % 2)
     played.dies = lambda experiment: None
-    assert sweep(*options, resume=True).trials == straight
+    assert sweep(*options).trials == straight
     assert played.failures == {}
 
 
@@ -206,7 +206,7 @@ def test_a_pruner_that_fails_costs_the_trial_that_it_judges(played: Played, monk
                 raise ArithmeticError("no median")
             return False
 
-    monkeypatch.setattr(Median, "build", lambda *_: Broken())
+    monkeypatch.setattr(MedianPruner, "build", lambda *_: Broken())
     found = sweep("trials=4", "pruner=median")
     assert list(failures(found.trials)) == [1]
     assert failures(found.trials)[1].startswith("ArithmeticError: no median")
@@ -248,7 +248,7 @@ def test_where_every_trial_dies_the_end_says_of_what(
     played: Played, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.dies = lambda experiment: DataError("data: too few patches") if number(experiment) else KeyError("one")
-    monkeypatch.setattr(parallel, "leased_pool", two_teams)
+    monkeypatch.setattr(teams_room, "leased_pool", two_teams)
     monkeypatch.setattr("sys.argv", ["fedrobust", "sweep", "sweep.yaml", "trials=4", "fresh=[9]"])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -263,9 +263,9 @@ def test_where_every_trial_dies_the_end_says_of_what(
 
 
 def test_trials_that_an_earlier_fault_left_running_are_taken_up(played: Played) -> None:
-    assert len(study_of(load_sweep("sweep.yaml", ["trials=4"]), STORAGE, resume=False).ask()) == 3
+    assert len(study_of(load_sweep("sweep.yaml", ["trials=4"]), STORAGE).ask()) == 3
     played.dies = lambda experiment: DataError("too few patches") if number(experiment) == 0 else None
-    found = sweep("trials=4", resume=True)
+    found = sweep("trials=4")
     assert failures(found.trials) == {0: "too few patches"}
     assert len(found.trials) == 4
 
@@ -286,13 +286,13 @@ def test_data_that_no_trial_can_have_end_it_before_the_first(played: Played, mon
             if experiment.federation.clients > 9:
                 raise death
 
-        monkeypatch.setattr(parallel, "hospitals_of", reading)
+        monkeypatch.setattr(teams_room, "hospitals_of", reading)
         with pytest.raises(DataError, match=text):
             sweep("trials=4")
         assert not Path("mlruns").exists()
     Path("base.yaml").write_text(Path("base.yaml").read_text().replace("clients: 10", "clients: 9"))
     Path("sweep.yaml").write_text(IMPOSSIBLE)
-    monkeypatch.setattr(parallel, "hospitals_of", reading)
+    monkeypatch.setattr(teams_room, "hospitals_of", reading)
     found = sweep("name=some")
     assert sorted(trial.values["federation.clients"] for trial in found.trials) == [4, 4, 10, 10]
 
@@ -309,23 +309,21 @@ def test_a_key_that_cannot_be_used_ends_it_before_the_first(played: Played) -> N
     sweep("trials=1")
     Path("mlruns/keys/coordinator.pem").write_text("nonsense")
     with pytest.raises(AuditError, match="no key in PEM format"):
-        sweep("trials=4", resume=True)
+        sweep("trials=4")
     assert sum(played.begun.values()) == 1
 
 
 def test_a_metric_that_only_some_runs_have_fails_the_others(played: Played) -> None:
-    run = parallel.run
+    run = teams_room.run
 
     def playing(experiment: Experiment, hooks: Any, **options: Any) -> Any:
-        def heard(record: dict[str, Any]) -> None:
-            figures = {"attack/success_rate": 0.5} if number(experiment) else {}
-            for hook in hooks:
-                hook(record if record["kind"] == "round" else {**record, "metrics": record["metrics"] | figures})
-
-        return run(experiment, hooks=[heard], **options)
+        result = run(experiment, hooks=hooks, **options)
+        for record in result.rounds if number(experiment) else ():
+            record["metrics"] |= {"attack/success_rate": 0.5}
+        return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "run", playing)
+        patch.setattr(teams_room, "run", playing)
         found = sweep("objectives.0.metric=attack/success_rate", "trials=3")
     assert list(failures(found.trials)) == [0]
     assert failures(found.trials)[0].startswith("no metric 'attack/success_rate' in the run of attack own, seed 1; ")

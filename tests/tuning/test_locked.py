@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import sqlite3
 import threading
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import fedrobust.tuning.study as study
 from fedrobust import cli
 from fedrobust.errors import ExperimentError, StorageError
 from fedrobust.experiment import Experiment
-from fedrobust.tuning.study import Trial
+from fedrobust.tuning.running import TrialDone
 
 DATABASE = Path("mlruns/optuna.db")
 LOCKED = "Optuna storage: mlruns/optuna.db is locked by another program that writes to it"
@@ -42,8 +41,8 @@ class Locking(Watching):
         super().__init__()
         self.lock, self._after, self._seconds = Lock(), after, seconds
 
-    def trial(self, trial: Trial, best: Sequence[Trial]) -> None:
-        super().trial(trial, best)
+    def done(self, item: TrialDone) -> None:
+        super().done(item)
         if len(self.trials) == self._after:
             self.lock.__enter__()
             if self._seconds is not None:
@@ -62,11 +61,11 @@ def test_a_lock_that_stays_ends_a_sweep_with_a_line_and_costs_nothing(
     with pytest.raises(StorageError) as caught:
         sweep(*options, watch=watch)
     assert str(caught.value).startswith(LOCKED)
-    assert str(caught.value).endswith("; go on with the same command and --resume")
+    assert str(caught.value).endswith("; the same command goes on where it stopped")
     assert len(str(caught.value).splitlines()) == 1
     watch.lock.__exit__()
     assert played.failures == {}
-    assert sweep(*options, resume=True).trials == straight
+    assert sweep(*options).trials == straight
 
 
 def test_a_lock_while_trials_run_costs_no_run(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +85,7 @@ def test_a_lock_while_trials_run_costs_no_run(played: Played, monkeypatch: pytes
     lock.__exit__()
     played.accuracy = accuracy
     begun = played.begun.copy()
-    assert sweep("trials=3", resume=True).trials == straight
+    assert sweep("trials=3").trials == straight
     assert played.begun == begun
 
 
@@ -113,7 +112,7 @@ def test_others_may_read_it_all_the_time(played: Played) -> None:
     reader = threading.Thread(target=reading)
     reader.start()
     try:
-        found = sweep("trials=6", "parallel=2", resume=True)
+        found = sweep("trials=6", "parallel=2")
     finally:
         over.set()
         reader.join()
@@ -127,7 +126,7 @@ def test_a_database_that_is_locked_at_the_start_is_told_in_a_line(
 ) -> None:
     sweep("trials=2")
     monkeypatch.setattr(study, "PATIENCE", 0.05)
-    monkeypatch.setattr("sys.argv", ["fedrobust", "sweep", "sweep.yaml", "trials=4", "--resume"])
+    monkeypatch.setattr("sys.argv", ["fedrobust", "sweep", "sweep.yaml", "trials=4"])
     with Lock(), pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 2
@@ -143,7 +142,7 @@ def test_a_study_of_another_program_is_left_alone(played: Played) -> None:
         if name == "trials":
             made.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
         with pytest.raises(ExperimentError, match=f"study '{name}' in .*optuna.db is another program's: give this"):
-            sweep(f"name={name}", resume=True)
+            sweep(f"name={name}")
         assert len(made.trials) == (name == "trials")
 
 
@@ -173,7 +172,7 @@ def test_a_newer_schema_is_told_in_a_line(played: Played) -> None:
         other.execute("update alembic_version set version_num = 'v9.0.0'")
         other.commit()
     with pytest.raises(ExperimentError, match="no longer compatible with the table schema") as caught:
-        sweep("trials=1", resume=True)
+        sweep("trials=1")
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -191,5 +190,5 @@ def test_a_server_that_goes_away_ends_the_sweep(played: Played, monkeypatch: pyt
 
     monkeypatch.setattr(optuna.storages._CachedStorage, "get_all_trials", gone)
     with pytest.raises(StorageError, match="server closed the connection unexpectedly This probably means") as caught:
-        sweep("trials=4", resume=True)
+        sweep("trials=4")
     assert len(str(caught.value).splitlines()) == 1

@@ -247,7 +247,7 @@ def test_a_whole_sweep_is_written(workplace: Path) -> None:
     Path("base.yaml").write_text(BASE)
     Path("sweep.yaml").write_text(SWEEP)
     plan = load_sweep("sweep.yaml")
-    study = study_of(plan, "sqlite:///:memory:", resume=False)
+    study = study_of(plan, "sqlite:///:memory:")
     folder = Path("out/sweep")
     assert [file.name for file in write_study(folder, plan, study)] == ["trials.csv", "sweep.html"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +11,8 @@ from tiny import write_patches
 import fedrobust
 from fedrobust.federation.pool import Pool
 from fedrobust.records import read_journal
-from fedrobust.tuning.running import Findings, run_sweep
-from fedrobust.tuning.study import Completed, Pruned, Trial
+from fedrobust.tuning.running import SweepResult, TrialDone, run_sweep
+from fedrobust.tuning.study import Completed, Pruned
 from fedrobust.tuning.sweep import load_sweep
 
 BASE = """
@@ -46,10 +45,10 @@ class Stopping:
     def __init__(self, after: int) -> None:
         self._left = after
 
-    def plan(self, trials: int, finished: int) -> None:
+    def plan(self, items: int, finished: int) -> None:
         pass
 
-    def trial(self, trial: Trial, best: Sequence[Trial]) -> None:
+    def done(self, item: TrialDone) -> None:
         self._left -= 1
         if self._left == 0:
             raise KeyboardInterrupt
@@ -59,7 +58,7 @@ class Stopping:
 
 
 class Swept(NamedTuple):
-    found: Findings
+    found: SweepResult
     parent: Any
     runs: list[Any]
     client: Any
@@ -87,7 +86,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, pool: Pool) -> Any:
         assert parent.info.status == "KILLED"
         tags = {"mlflow.parentRunId": run_id, "trial": "1"}
         orphan = client.create_run(parent.info.experiment_id, tags=tags).info.run_id
-        found = run_sweep(plan, pool=pool, resume=True)
+        found = run_sweep(plan, pool=pool)
         below = f"tags.`mlflow.parentRunId` = '{run_id}'"
         runs = client.search_runs([parent.info.experiment_id], below)
         yield Swept(found, client.get_run(run_id), runs, client, orphan, place)

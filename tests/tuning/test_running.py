@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from played import Played, Watching, accuracy, sweep, two_teams
@@ -12,13 +13,14 @@ from rich.console import Console
 from studies import Page
 
 import fedrobust
-import fedrobust.parallel as parallel
+import fedrobust.studies.teams as teams_room
 import fedrobust.tuning.files as files
 import fedrobust.tuning.running as running
 from fedrobust import cli
 from fedrobust.errors import ExperimentError, FederationError, TrackingError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
+from fedrobust.studies.finished import FinishedRuns
 from fedrobust.terminal import show_sweep
 from fedrobust.tuning.files import write_study
 from fedrobust.tuning.study import Completed, Failed, Pruned
@@ -116,7 +118,7 @@ def test_a_driver_that_dies_loses_nothing_and_counts_nothing_twice(played: Playe
     for stop_after in (2, 5, None):
         watch = Watching(stop_after)
         try:
-            found = sweep(*ATTACKED, watch=watch, resume=True)
+            found = sweep(*ATTACKED, watch=watch)
         except KeyboardInterrupt:
             continue
     assert found.trials == straight.trials
@@ -128,20 +130,20 @@ def test_a_driver_that_dies_loses_nothing_and_counts_nothing_twice(played: Playe
 
 def test_runs_of_a_batch_that_was_cut_are_kept(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process dies after five runs of the first batch: only the rest of it is run again."""
-    add, count = parallel.Store.add, [0]
+    add, count = FinishedRuns.add, [0]
 
-    def dying(self: parallel.Store[object], outcome: object) -> None:
+    def dying(self: FinishedRuns, outcome: object) -> None:
         add(self, outcome)  # type: ignore[arg-type]
         count[0] += 1
         if count[0] == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(parallel.Store, "add", dying)
+    monkeypatch.setattr(FinishedRuns, "add", dying)
     with pytest.raises(KeyboardInterrupt):
         sweep(*ATTACKED, teams=1)
     kept = {json.loads(line)["label"] for line in Path("mlruns/sweeps/played/runs.jsonl").read_text().splitlines()}
     assert len(kept) == 5
-    again = sweep(*ATTACKED, teams=1, resume=True)
+    again = sweep(*ATTACKED, teams=1)
     assert len(again.trials) == 12
     assert all(played.finished[label] == 1 for label in kept)
 
@@ -159,14 +161,14 @@ def test_a_run_that_fails_fails_its_trial_and_no_other(played: Played) -> None:
 def test_a_metric_that_no_run_has_is_refused_before_anything_starts(played: Played) -> None:
     with pytest.raises(ExperimentError, match=r"no metric 'test/balanced_acuracy'.*did you mean 'test/balanced_accur"):
         sweep("objectives.0.metric=test/balanced_acuracy")
-    with pytest.raises(ExperimentError, match=r"metric 'good'; there are: test/balanced_accuracy, .*defense/auroc$"):
+    with pytest.raises(ExperimentError, match=r"metric 'good'; allowed: test/balanced_accuracy, .*defense/auroc$"):
         sweep("objectives.0.metric=good")
     with pytest.raises(ExperimentError, match="no function is given that makes the metric 'score'"):
         sweep("objectives.0.metric=score")
     assert not Path("mlruns").exists()
     sweep()
     with pytest.raises(ExperimentError, match="another one: its file or its experiment has changed"):
-        sweep("objectives.0.metric=test/accuracy", resume=True)
+        sweep("objectives.0.metric=test/accuracy")
     with pytest.raises(FederationError, match=r"all 12 trials failed: an objective is not a finite number; see .*csv$"):
         sweep("name=other", "objectives.0.metric=test/auroc")
 
@@ -215,12 +217,12 @@ def test_a_time_budget_ends_a_sweep_between_batches(played: Played) -> None:
     assert found.best == []
 
 
-def test_a_sweep_that_is_there_is_only_resumed_when_asked(played: Played) -> None:
-    sweep()
-    with pytest.raises(ExperimentError, match=r"there is a sweep 'played' in .* already: resume it"):
-        sweep()
+def test_the_same_command_goes_on_and_makes_nothing_twice(played: Played) -> None:
+    found = sweep()
     begun = played.begun.copy()
-    more = sweep("trials=14", resume=True)
+    assert sweep().trials == found.trials
+    assert played.begun == begun
+    more = sweep("trials=14")
     assert len(more.trials) == 14
     assert sum((played.begun - begun).values()) == 2, "more trials make no other sweep"
 
@@ -231,7 +233,7 @@ def test_more_trials_are_those_that_there_would_have_been_from_the_start(played:
     options = (median, "parallel=4")
     whole = sweep(*options, "trials=15", storage="sqlite:///whole.db", out=Path("whole")).trials
     for trials in (1, 6, 7, 10, 15):
-        grown = sweep(*options, f"trials={trials}", resume=True).trials
+        grown = sweep(*options, f"trials={trials}").trials
         assert grown == whole[:trials]
     assert any(isinstance(trial.outcome, Pruned) for trial in whole)
 
@@ -240,8 +242,8 @@ def test_an_error_that_ends_a_sweep_says_how_it_goes_on(played: Played, monkeypa
     def gone(*_: object, **__: object) -> object:
         raise TrackingError("no answer")
 
-    monkeypatch.setattr(parallel, "run", gone)
-    with pytest.raises(TrackingError, match=r"^no answer; go on with the same command and --resume$"):
+    monkeypatch.setattr(teams_room, "run", gone)
+    with pytest.raises(TrackingError, match=r"^no answer; the same command goes on where it stopped$"):
         sweep()
     assert lines(Path("mlruns/sweeps/played/trials.csv")) == []
 
@@ -263,7 +265,7 @@ def test_a_run_on_a_fresh_seed_that_fails_says_why_and_is_made_again(
     show_sweep(out, found)
     assert f"fresh seed 8 failed: {reason}" in out.export_text()
     played.fails_in = lambda experiment: 0
-    assert sweep("fresh=[7,8]", "again=1", resume=True).fresh[0].values is not None
+    assert sweep("fresh=[7,8]", "again=1").fresh[0].values is not None
     page = Page.read((found.folder / "sweep.html").read_text(encoding="utf-8"))
     assert "reason" not in page.tables[1][0]
 
@@ -279,11 +281,11 @@ def test_what_is_measured_on_fresh_seeds_is_there_when_a_sweep_is_stopped(played
         sweep("fresh=[7,8]", "again=1")
     assert not Path("mlruns/sweeps/played/fresh.csv").exists()
     played.fails_in = lambda experiment: 0
-    expected = sweep("fresh=[7,8]", "again=1", resume=True)
+    expected = sweep("fresh=[7,8]", "again=1")
     table = Path("mlruns/sweeps/played/fresh.csv").read_bytes()
     played.accuracy = lambda experiment, round: 0.1  # none of the trials to come is better
     with pytest.raises(KeyboardInterrupt):
-        sweep("fresh=[7,8]", "again=1", "trials=18", resume=True, watch=Watching(2))
+        sweep("fresh=[7,8]", "again=1", "trials=18", watch=Watching(2))
     assert Path("mlruns/sweeps/played/fresh.csv").read_bytes() == table
     assert expected.fresh[0].values is not None
 
@@ -314,7 +316,7 @@ def test_a_run_whose_team_has_lost_an_actor_is_begun_again(played: Played, monke
             raise ActorDied("the actor died while waiting for round 2: the coordinator")
         return played.run(experiment, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(parallel, "run", dying)
+    monkeypatch.setattr(teams_room, "run", dying)
     found = sweep()
     assert deaths == [2]
     assert all(isinstance(trial.outcome, Completed) for trial in found.trials)
@@ -338,8 +340,39 @@ def test_from_python_with_a_function_of_ones_own(played: Played) -> None:
         fedrobust.sweep(fedrobust.load("base.yaml"), space={"aggregation.g": {"int": [1, 3]}}, name="c")
 
 
+def test_a_sweep_in_python_goes_on_with_the_same_function_only(played: Played) -> None:
+    def worth(result: fedrobust.Result) -> float:
+        return float(result.final["test/balanced_accuracy"])
+
+    def other(result: fedrobust.Result) -> float:
+        return -float(result.final["test/balanced_accuracy"])
+
+    options: dict[str, Any] = {
+        "space": {"learning.local.optimizer.lr": {"log": [0.001, 1.0]}},
+        "trials": 4,
+        "pool": type("", (), {"teams": 2})(),
+    }
+    found = fedrobust.sweep("base.yaml", objective=worth, **options)
+    begun = played.begun.copy()
+    assert fedrobust.sweep("base.yaml", objective=worth, **options).trials == found.trials
+    with pytest.raises(ExperimentError, match="its objective function has changed"):
+        fedrobust.sweep("base.yaml", objective=other, **options)
+    assert played.begun == begun
+
+
+def test_older_scripts_may_say_that_a_sweep_is_to_go_on(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does anyway, as a matrix and a duel do."""
+    monkeypatch.setattr(teams_room, "leased_pool", two_teams)
+    for words in ([], ["--resume"]):
+        monkeypatch.setattr("sys.argv", ["fedrobust", "sweep", "sweep.yaml", "trials=2", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+    assert sum(played.begun.values()) == 2
+
+
 def test_the_command(played: Played, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(parallel, "leased_pool", two_teams)
+    monkeypatch.setattr(teams_room, "leased_pool", two_teams)
     monkeypatch.setattr("sys.argv", ["fedrobust", "sweep", "sweep.yaml", "trials=5", "fresh=[7]", "--out", "here"])
     with pytest.raises(SystemExit) as end:
         cli.main()

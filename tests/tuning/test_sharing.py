@@ -11,7 +11,7 @@ from dueled import DUEL
 from played import BASE, Played, two_teams
 
 import fedrobust
-import fedrobust.parallel as parallel
+import fedrobust.studies.teams as teams_room
 from fedrobust.duel import load_duel
 from fedrobust.matrix import load_matrix
 from fedrobust.tuning.sweep import load_sweep
@@ -118,7 +118,7 @@ def test_what_a_caller_hands_over_stays_the_callers(monkeypatch: pytest.MonkeyPa
     from played import staged
 
     stage: Played = staged(monkeypatch)
-    monkeypatch.setattr(parallel, "leased_pool", two_teams)
+    monkeypatch.setattr(teams_room, "leased_pool", two_teams)
     attack = {"name": "sign_flip", "count": 1, "scale": 5}
     changes: dict[str, Any] = {"attacks": [attack, attack], "attacks.0.scale": 6}
     space: dict[str, Any] = {"attacks.1.scale": {"choice": [2, 9]}}

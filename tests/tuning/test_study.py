@@ -17,10 +17,10 @@ from sqlalchemy.engine import Engine
 
 from fedrobust.errors import ExperimentError
 from fedrobust.tuning.objectives import Direction
-from fedrobust.tuning.pruners import Hyperband, Median, NoPruner, Pruner, Wilcoxon
+from fedrobust.tuning.pruners import HyperbandPruner, MedianPruner, NoPruner, Pruner, WilcoxonPruner
 from fedrobust.tuning.samplers import CmaEs, Grid, NsgaII, Qmc, Random, Sampler, Tpe
 from fedrobust.tuning.space import Space, Values, parsed
-from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned, SweepStudy, open_study
+from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned, SweepStudy, open_sweep
 
 NUMBERS = {"lr": {"log": [0.001, 1.0]}, "steps": {"int": [2, 16]}, "share": {"float": [0.0, 1.0], "step": 0.1}}
 CHOICES = {
@@ -93,11 +93,11 @@ class Sweep:
         self.run: list[int] = []
         self.pruned_at: dict[int, int] = {}
 
-    def open(self, place: str, resume: bool = True) -> SweepStudy:
-        if resume and not Path(place).exists():
+    def open(self, place: str) -> SweepStudy:
+        if not Path(place).exists():
             Path(place).mkdir()
             copyfile(EMPTY, Path(place, "optuna.db"))
-        return open_study(f"sqlite:///{place}/optuna.db", "tune", "digest", resume=resume, **self.options)
+        return open_sweep(f"sqlite:///{place}/optuna.db", "tune", "digest", **self.options)
 
     def drive(self, place: str, deaths: Sequence[int] = (), order: Callable[[Any], Any] = list) -> SweepStudy:
         """Run all trials; each driver but the last dies after so many steps of its own, and another one takes over."""
@@ -221,7 +221,9 @@ def test_only_whole_batches_of_numbers_are_told(workplace: Path) -> None:
     assert study.finished == 0
 
 
-@pytest.mark.parametrize("pruner", [Median(startup=3, warmup=2), Hyperband(), Wilcoxon()], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "pruner", [MedianPruner(startup=3, warmup=2), HyperbandPruner(), WilcoxonPruner()], ids=lambda each: each.name
+)
 def test_a_pruner_sees_finished_batches_only(pruner: Pruner, workplace: Path) -> None:
     """Whichever trial of a batch is ahead of the others, and wherever the driver dies, the same ones are ended."""
     sweep, behind, broken = (Sweep(Random(), pruner=pruner, batch=3, trials=12) for _ in range(3))
@@ -235,7 +237,7 @@ def test_a_pruner_sees_finished_batches_only(pruner: Pruner, workplace: Path) ->
 
 
 def test_the_median_of_finished_trials_by_hand(workplace: Path) -> None:
-    study = Sweep(Random(), pruner=Median(startup=2, warmup=1), batch=2, trials=4).open("here")
+    study = Sweep(Random(), pruner=MedianPruner(startup=2, warmup=1), batch=2, trials=4).open("here")
     study.ask()
     for step in range(3):
         assert not study.report(0, step, 1.0)
@@ -253,7 +255,7 @@ def test_what_a_dead_driver_wrote_of_a_batch_is_not_compared_with(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It finished one trial of the batch, and died when it had written the reports of the other."""
-    sweep = Sweep(Random(), pruner=Median(startup=2, warmup=1), batch=2, trials=4)
+    sweep = Sweep(Random(), pruner=MedianPruner(startup=2, warmup=1), batch=2, trials=4)
     study = sweep.open("here")
     study.ask()
     for step, (low, high) in enumerate([(0.0, 0.0), (1.0, 3.0), (1.0, 7.0)]):
@@ -308,16 +310,17 @@ def test_qmc_fills_every_choice_evenly(workplace: Path) -> None:
 
 def test_studies_are_found_by_name_and_refused_where_they_do_not_fit(workplace: Path) -> None:
     sweep = Sweep(Random())
-    sweep.open("a/new/folder", resume=False).ask()
     url = "sqlite:///a/new/folder/optuna.db"
-    with pytest.raises(ExperimentError, match=r"there is a sweep 'tune' .* already: resume it"):
-        sweep.open("a/new/folder", resume=False)
+    open_sweep(url, "tune", "digest", **sweep.options).ask()
+    assert len(sweep.open("a/new/folder").ask()) == len(open_sweep(url, "tune", "digest", **sweep.options).ask())
+    with pytest.raises(ExperimentError, match="is another one: its objective function has changed"):
+        open_sweep(url, "tune", "digest", "another function", **sweep.options)
     with pytest.raises(ExperimentError, match="is another one: its file or its experiment has changed"):
-        open_study(url, "tune", "other digest", resume=True, **sweep.options)
-    assert open_study(url, "other", "other digest", resume=True, **sweep.options).finished == 0
+        open_sweep(url, "tune", "other digest", **sweep.options)
+    assert open_sweep(url, "other", "other digest", **sweep.options).finished == 0
     for wrong in ("nonsense", "nosuchdb://x/y", "mysql+nosuchdriver://x/y"):
         with pytest.raises(ExperimentError, match=f"no Optuna storage at '{wrong}'".replace("+", r"\+")):
-            open_study(wrong, "tune", "digest", resume=True, **sweep.options)
+            open_sweep(wrong, "tune", "digest", **sweep.options)
 
 
 def test_trials_with_the_same_options_are_one_of_the_best(workplace: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment_file import dump, load
-from fedrobust.tuning import Plan, load_sweep
+from fedrobust.tuning import SweepPlan, load_sweep
 
 BASE = """
 name: base
@@ -76,7 +76,7 @@ def test_the_experiment_of_a_trial_has_what_was_chosen() -> None:
     assert not found.tracking.model
     assert plan.experiment(values, "nobody", 1).attacks == ()
     assert plan.runs == [("nobody", 1), ("ipm", 1), ("nobody", 2), ("ipm", 2)]
-    assert (plan.rounds, plan.trials, plan.tracking) == (4, 8, "fedrobust")
+    assert (plan.rounds, plan.trials, plan.samples[0].tracking.experiment) == (4, 8, "fedrobust")
 
 
 def test_the_best_trial_is_an_experiment_file_that_runs_as_it_is() -> None:
@@ -123,7 +123,7 @@ def test_the_digest_is_that_of_all_that_decides() -> None:
         ("{log: [0.001, 0.3]}", "{float: [-0.1, 0.3]}", 6, ["optimizer.lr", "greater than 0", "(learning.local.opt"]),
         ("tau: {log: [0.1, 10.0]}", "tau: {log: [0.1]}", 10, ["aggregation.choice.clipping.rule.tau.log", "two ends"]),
         ("tau:", "tao:", 8, ["aggregation.rule.tao", "did you mean 'tau'"]),
-        ("rule: multi_krum", "rule: multikrum", 8, ["did you mean 'multi_krum'", "(aggregation: krum)"]),
+        ("rule: multi_krum", "rule: multikrum", 8, ["did you mean 'multi_krum'", "(aggregation: krum and 2 more)"]),
         ("f: {int: [1, 3]}", "f: {int: [-1, 3]}", 8, ["aggregation.f", "count ≥ 0", "(aggregation.krum.f: -1)"]),
         ("trust.acts: {choice: [true, false]}", "trust.acts: {choice: [true, 1]}", 7, ["must name each value once"]),
         (
@@ -228,7 +228,7 @@ def test_a_grid_has_no_more_trials_than_points() -> None:
 
 def test_rounds_may_be_searched() -> None:
     changed("trust.acts: {choice: [true, false]}", "federation.rounds: {int: [3, 30]}")
-    plan: Plan = load_sweep("sweep.yaml")
+    plan: SweepPlan = load_sweep("sweep.yaml")
     assert plan.rounds == 30
 
 

@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedrobust.studies.finished import FinishedRun
 from fedrobust.tuning.objectives import Objective
 from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned
-from fedrobust.tuning.trials import Place, Run, _OverError, _UnderWay
+from fedrobust.tuning.trials import TrialRun, _OverError, _UnderWay
 
 ROUNDS = 4
 NAMES = ("one", "two", "three")
 Per = Literal["round", "run"]
+EXPERIMENT: Any = SimpleNamespace(tracking=SimpleNamespace(run_name=""), digest=lambda: "")
 
 
 @dataclass(frozen=True)
@@ -76,32 +78,34 @@ def ended(courses: Mapping[str, Course], order: Sequence[str], per: Per, prunes:
 
     sweep = SimpleNamespace(objectives=[Objective(metric="m", attacks="min")], pruner=SimpleNamespace(per=per))
     runs = [(name, 1) for name in courses]
-    plan: Any = SimpleNamespace(experiment=lambda *_: None, runs=runs, sweep=sweep, prunes=prunes)
+    plan: Any = SimpleNamespace(experiment=lambda *_: EXPERIMENT, runs=runs, sweep=sweep, prunes=prunes)
     trial, turns = _UnderWay(Asked(0, {}), plan, SimpleNamespace(report=report)), Turns(order)  # type: ignore[arg-type]
     wrong: list[BaseException] = []
 
-    def make(place: Place, heard: Callable[[int, Mapping[str, float] | None], None]) -> Run:
+    def make(run: TrialRun, heard: Callable[[int, Mapping[str, float] | None], None]) -> FinishedRun:
         """As a federation does it: the figures of a round are there when the next one is made."""
-        course = courses[place.attack]
+        course = courses[run.attack]
         for round in range(1, ROUNDS + 2):
-            turns.take(place.attack)
+            turns.take(run.attack)
             if course.fails_after == round - 1:
-                return Run("", "", failed=f"{place.attack} is lost")
+                return FinishedRun("", "", failed=f"{run.attack} is lost")
             if round <= ROUNDS:
                 heard(round, None)
             if round > 1:
                 heard(round - 1, {"m": course.values[round - 2]})
-        return Run("", "", "id", {str(i): {"m": value} for i, value in enumerate(course.values, start=1)})
+        return FinishedRun(
+            "", "", "id", rounds={str(i): {"m": value} for i, value in enumerate(course.values, start=1)}
+        )
 
-    def one(place: Place) -> None:
+    def one(run: TrialRun) -> None:
         try:
-            trial.run(place, SimpleNamespace(make=make))  # type: ignore[arg-type]
+            trial.run(run, SimpleNamespace(make=make))  # type: ignore[arg-type]
         except BaseException as error:
             wrong.append(error)
         finally:
-            turns.over(place.attack)
+            turns.over(run.attack)
 
-    threads = [threading.Thread(target=one, args=(place,)) for place in trial.places]
+    threads = [threading.Thread(target=one, args=(run,)) for run in trial.runs]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -164,15 +168,15 @@ def test_a_run_goes_no_further_than_it_takes() -> None:
     order = ["two"] * 3 + ["one", "three"] * 6
     trial = _UnderWay.run
 
-    def counting(self: _UnderWay, place: Place, runs: Any) -> Run | None:
-        def make(place: Place, heard: Any) -> Any:
+    def counting(self: _UnderWay, run: TrialRun, runs: Any) -> FinishedRun | None:
+        def make(run: TrialRun, heard: Any) -> Any:
             def counted(round: int, metrics: Any) -> None:
-                seen[place.attack] = round if metrics is None else seen[place.attack]
+                seen[run.attack] = round if metrics is None else seen[run.attack]
                 heard(round, metrics)
 
-            return runs.make(place, counted)
+            return runs.make(run, counted)
 
-        return trial(self, place, SimpleNamespace(make=make))  # type: ignore[arg-type]
+        return trial(self, run, SimpleNamespace(make=make))  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_UnderWay, "run", counting)
@@ -187,7 +191,7 @@ def test_a_run_goes_no_further_than_it_takes() -> None:
 
 def test_a_run_that_can_change_nothing_is_not_begun() -> None:
     plan: Any = SimpleNamespace(
-        experiment=lambda *_: None,
+        experiment=lambda *_: EXPERIMENT,
         runs=[("one", 1), ("two", 1)],
         sweep=SimpleNamespace(objectives=[], pruner=SimpleNamespace(per="round")),
         prunes=False,
@@ -195,12 +199,12 @@ def test_a_run_that_can_change_nothing_is_not_begun() -> None:
     trial = _UnderWay(Asked(0, {}), plan, SimpleNamespace())  # type: ignore[arg-type]
     made: list[str] = []
 
-    def make(place: Place, heard: Any) -> Run:
-        made.append(place.attack)
-        return Run("", "", failed="at once")
+    def make(run: TrialRun, heard: Any) -> FinishedRun:
+        made.append(run.attack)
+        return FinishedRun("", "", failed="at once")
 
-    for place in trial.places:
-        trial.run(place, SimpleNamespace(make=make))  # type: ignore[arg-type]
+    for run in trial.runs:
+        trial.run(run, SimpleNamespace(make=make))  # type: ignore[arg-type]
     assert made == ["one"]
     assert trial.outcome() == Failed("at once")
     with pytest.raises(_OverError):

@@ -1,15 +1,11 @@
-"""Many runs at once: whatever ends them, what finished is kept, and what there is is written."""
+"""Many runs at once: whatever ends them, what finished is kept."""
 
 from __future__ import annotations
 
-import errno
-import json
-import logging
 import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import wait
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,24 +13,18 @@ from typing import Any
 
 import pytest
 
-import fedrobust.parallel as parallel
-from fedrobust.errors import DataError, ExperimentError, FederationError, FedRobustError, TrackingError
+import fedrobust.studies.teams as teams_room
+from fedrobust.errors import DataError, FederationError, TrackingError
 from fedrobust.experiment_file import load
 from fedrobust.naming import Part
-from fedrobust.parallel import Stopped, Store, Teams, drawn, failure, written_in_any_case
+from fedrobust.studies.study import Measured, PlannedRun, Study
+from fedrobust.studies.teams import Stopped, Teams
 
 EXPERIMENT: Any = None
 
 
 def on(threads: int) -> Teams:
     return Teams(lambda what: None, pool=SimpleNamespace(teams=threads))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Given:
-    digest: str
-    value: float = 0.0
-    failed: str = ""
 
 
 class Stage:
@@ -127,7 +117,7 @@ def test_a_ctrl_c_and_a_second_one_cost_nothing_that_is_finished(monkeypatch: py
         assert go_on.wait(20)
         return "two"
 
-    monkeypatch.setattr(parallel, "wait", waiting)
+    monkeypatch.setattr(teams_room, "wait", waiting)
     with on(2) as teams:
         with pytest.raises(KeyboardInterrupt):
             teams.each(EXPERIMENT, [interrupt, finish], kept.append)
@@ -172,101 +162,6 @@ def test_results_are_handed_on_one_at_a_time() -> None:
     assert most == [1]
 
 
-def test_a_disk_that_is_full_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path / "runs.jsonl", Given)
-    store.add(Given("a", 0.25))
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(parallel.os, "fsync", full)
-        with pytest.raises(FedRobustError, match=r"runs\.jsonl: b .*No space left"):
-            store.add(Given("b"))
-    assert store.finished("b") is None
-    store.add(Given("c"))
-    store.close()
-    again = Store(tmp_path / "runs.jsonl", Given)
-    assert again.outcomes == {"a": Given("a", 0.25), "c": Given("c")}
-    again.close()
-
-
-def test_a_disk_that_takes_half_a_line(tmp_path: Path) -> None:
-    store = Store(tmp_path / "runs.jsonl", Given)
-    file, room = store._file, [60]
-
-    class Small:
-        """A file on a disk with so much room."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(file, name)
-
-        def write(self, data: bytes) -> int:
-            if not room[0]:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            written = file.write(data[: min(room[0], 25)])
-            room[0] -= written
-            return written
-
-    store._file = Small()  # type: ignore[assignment]
-    store.add(Given("a"))
-    with pytest.raises(FedRobustError, match="No space left"):
-        store.add(Given("b"))
-    store.close()
-    assert [json.loads(line)["digest"] for line in (tmp_path / "runs.jsonl").read_text().splitlines()] == ["a"]
-
-
-def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ExperimentError, match=r"file/here: .*Not a directory$"):
-        Store(tmp_path / "file" / "here" / "runs.jsonl", Given)
-
-
-@pytest.mark.parametrize("line", ["nonsense", '{"digest": "a", "other": 1}', "[]", '{"digest"'])
-def test_a_line_that_is_no_outcome_is_refused_with_its_place(tmp_path: Path, line: str) -> None:
-    (tmp_path / "runs.jsonl").write_text(f'{{"digest": "a"}}\n{line}\n{{"digest": "b"}}\n')
-    for _ in range(2):
-        with pytest.raises(ExperimentError, match=r"runs\.jsonl: line 2 "):
-            Store(tmp_path / "runs.jsonl", Given)
-
-
-def test_what_there_is_is_written_and_hides_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    written: list[bool] = []
-    with written_in_any_case(written.append):
-        pass
-    for error in (KeyboardInterrupt(), TrackingError("gone"), ZeroDivisionError()):
-        with pytest.raises(type(error)), written_in_any_case(written.append):
-            raise error
-    assert written == [True, False, False, False]
-
-    def full(complete: bool) -> None:
-        raise OSError("the disk is full")
-
-    for go_on, told in (("go on", r"^OSError: the disk is full \(test_parallel.py, line \d+\); go on$"), ("", r"\)$")):
-        with pytest.raises(FedRobustError, match=told), written_in_any_case(written.append, go_on):
-            full(False)
-    with pytest.raises(TrackingError, match=r"^gone; go on$"), written_in_any_case(full, "go on"):
-        raise TrackingError("gone")
-    assert "what there is could not be written: the disk is full" in caplog.text
-    told = r"all runs are made, .* the disk is full; go on$"
-    with pytest.raises(FedRobustError, match=told), written_in_any_case(full, "go on"):
-        pass
-    for refused in (ExperimentError("no metric"), DataError("no file")):
-        with pytest.raises(type(refused), match=f"^{refused}$"), written_in_any_case(written.append, "go on"):
-            raise refused
-
-
-def test_a_picture_that_cannot_be_drawn_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    picture = tmp_path / "a.png"
-    picture.write_bytes(b"of an earlier sitting")
-    with caplog.at_level(logging.WARNING), drawn(picture):
-        raise ValueError("no such glyph")
-    assert not picture.exists()
-    assert "a.png could not be drawn: no such glyph" in caplog.text
-    with pytest.raises(OSError, match="full"), drawn(picture):
-        raise OSError("full")
-
-
 def test_a_run_that_is_a_part_is_not_said_to_go_on_alone(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it is a part of is started again; a run of its own goes on where it stopped."""
     import fedrobust.runner as runner
@@ -288,17 +183,25 @@ def test_a_part_is_told_which_runs_were_begun_for_it(monkeypatch: pytest.MonkeyP
     import fedrobust.runner as runner
 
     Path("e.yaml").write_text("data: {source: {name: histology, patients: 20}}\n")
-    experiment, ids = load("e.yaml"), iter(("one", "two"))
+    experiment, ids = load("e.yaml"), iter(("one", "two", "three", "four"))
     monkeypatch.setattr(runner.Tracker, "open", lambda *_: SimpleNamespace(run_id=next(ids)))
-    part, told = Part("all", {"trial": "3"}), list[Any]()
-    tracker: Any = SimpleNamespace(failed=lambda *given: told.append(given))
-    for _ in range(2):
-        this: Any = SimpleNamespace(experiment=experiment, hospitals=SimpleNamespace(digest="d"), part=part)
-        runner._open_tracker(this, None)
-    assert failure(DataError("too few"), part, "trial 3", tracker) == "too few"
+    told = list[Any]()
+    tracker: Any = SimpleNamespace(run_id="all", failed=lambda *given: told.append(given))
+    teams = SimpleNamespace(run=lambda experiment, part, hooks: _begun_twice(part))
+    study = Study(Path(), None, teams, tracker)  # type: ignore[arg-type]
+    planned = PlannedRun(experiment=experiment, label="trial 3", tags={"trial": "3"})
+
+    def _begun_twice(part: Part) -> Any:
+        for _ in range(2):
+            this: Any = SimpleNamespace(experiment=experiment, hospitals=SimpleNamespace(digest="d"), part=part)
+            runner._open_tracker(this, None)
+        raise deaths.pop()
+
+    deaths = [TrackingError("gone"), DataError("too few")]
+    assert study.make(planned, lambda run, result: Measured({})).failed == "too few"
     assert told == [("too few", ["one", "two"], "trial 3", {"trial": "3"})]
     with pytest.raises(TrackingError):
-        failure(TrackingError("gone"), part, "trial 3", tracker)
+        study.make(planned, lambda run, result: Measured({}))
     assert len(told) == 1
 
 
@@ -311,7 +214,7 @@ def test_a_lack_of_memory_is_not_kept_on_the_shelf(monkeypatch: pytest.MonkeyPat
         reads[0] += 1
         raise deaths[reads[0] - 1]
 
-    monkeypatch.setattr(parallel, "hospitals_of", reading)
+    monkeypatch.setattr(teams_room, "hospitals_of", reading)
     with on(1) as teams:
         for death in (MemoryError, DataError, DataError):
             with pytest.raises(death):

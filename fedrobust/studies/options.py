@@ -1,0 +1,80 @@
+"""What all studies have in common in their files: an experiment, changes, attacks, seeds and fresh seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from fedrobust.options import Many, Options, refusal
+from fedrobust.texts import is_name
+
+Seeds = Many[Annotated[int, Field(ge=0, le=2**63 - 1)]]
+
+
+class StudyOptions(Options):
+    """A study: many runs that begin with one experiment."""
+
+    kind: ClassVar[str]
+    """`matrix`, `sweep` or `duel`: the tag that its runs have in MLflow."""
+    folders: ClassVar[Path]
+    """Where each study of this kind keeps its folder, below the working folder."""
+    finished: ClassVar[str] = "runs.jsonl"
+    """The file of its finished runs, in that folder."""
+    named: ClassVar[tuple[str, ...]] = ("attacks",)
+    """The fields whose keys are names."""
+    reserved: ClassVar[tuple[str, ...]] = ()
+    """Names that mean something else, with `*` for any end."""
+    first: ClassVar[str] = "seeds"
+    """The field of the seeds that `fresh` seeds must not be among."""
+
+    name: str
+    """Name of the study, and of its folder."""
+    experiment: str
+    """The experiment file that all runs begin with; a relative path is one from this file's folder."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Options of every run, by dotted path, e.g. `federation.rounds: 20`."""
+    attacks: dict[str, Any] | None
+    """For each name an attack, or a list of them."""
+    fresh: Seeds
+    """Seeds for what is measured again."""
+
+    @property
+    def attack_lists(self) -> dict[str, list[Any]]:
+        """For each name the list of its attacks."""
+        return {name: each if isinstance(each, list) else [each] for name, each in (self.attacks or {}).items()}
+
+    def resolved(self) -> dict[str, Any]:
+        """All options that count, as JSON has them: they are kept beside the runs."""
+        return self.model_dump(mode="json", serialize_as_any=True)
+
+    @model_validator(mode="after")
+    def _well_named(self) -> Self:
+        if not is_name(self.name):
+            raise refusal("use letters, digits, blanks, + - _", "name")
+        for field in self.named:
+            names: Mapping[str, Any] | None = getattr(self, field)
+            if names is not None and not names:
+                raise refusal("give at least one", field)
+            for name in names or ():
+                if not is_name(name) or any(fnmatch(name, reserved) for reserved in self.reserved):
+                    raise refusal(f"'{name}' cannot be a name here: use letters, digits, blanks, + - _", field)
+        for name, attacks in self.attack_lists.items():
+            if not all(isinstance(each, str | Mapping) for each in attacks):
+                raise refusal("expected an attack, or a list of attacks", f"attacks.{name}")
+        return self
+
+    @model_validator(mode="after")
+    def _fresh_seeds(self) -> Self:
+        """What was chosen, or searched for, on a seed cannot be judged on it."""
+        seeds = getattr(self, self.first)
+        for field, given in ((self.first, seeds), ("fresh", self.fresh)):
+            if len(set(given)) < len(given):
+                raise refusal("must name each seed once", field)
+        if both := sorted(set(self.fresh) & set(seeds)):
+            where = "in seeds" if self.first == "seeds" else f"among the {self.first} seeds"
+            raise refusal(f"{both[0]} is {where}; what was chosen on a seed cannot be judged on it", "fresh")
+        return self
