@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Options
 from fedrobust.updates import Combination, Floats, Gram, Measure, Reduction, Updates
+from fedrobust.updates.chunks import Chunk
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 class Layer(NamedTuple):
@@ -185,14 +186,17 @@ class CoordinateRule(RowRule):
     """A rule that looks at each coordinate of the rows by itself."""
 
     @abstractmethod
-    def reduce(self, rows: Tensor, context: Context) -> Tensor:
-        """Rows (m, w) float32 or float64, a chunk of columns that may be overwritten → (w,)."""
+    def reduce(self, rows: Chunk, context: Context) -> Chunk:
+        """Rows (m, w) float32 or float64, a chunk of columns that may be overwritten → (w,).
+
+        A torch tensor, or a NumPy array where torch is not installed; `updates.chunks` has functions for both.
+        """
 
     def decide(self, rows: Rows, context: Context) -> Reduction:
         """`reduce`, for every chunk."""
         return partial(self._reduce_columns, context=Context(context.f, context.round))
 
-    def _reduce_columns(self, rows: Tensor, columns: slice, context: Context) -> Tensor:
+    def _reduce_columns(self, rows: Chunk, columns: slice, context: Context) -> Chunk:
         return self.reduce(rows, context)
 
 

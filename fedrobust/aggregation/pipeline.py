@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, capped_pri
 from fedrobust.aggregation.numerics import one_blas_thread
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.seeds import generator
+from fedrobust.updates import chunks
 from fedrobust.updates.clear import LARGEST_SQUARE, ClearUpdates
 from fedrobust.updates.gram import Combination, Floats, Gram
 from fedrobust.updates.interface import NotRevealed, Reduction, Updates
@@ -185,17 +186,17 @@ class Pipeline:
             result = clear.weighted_sum(decided)
             if decided.noise:
                 noise = decision.context.generator.standard_normal(clear.d, dtype=np.float32)
-                result += decided.noise * result.new_tensor(noise)
+                result += decided.noise * chunks.like(result, noise)
         else:
             result = clear.reduced(decided, decision.mixing)
         if (memory := options.get("memory")) is not None:
             memory.round += 1
-            memory.previous, memory.step = result.float().cpu().numpy(), None
+            memory.previous, memory.step = chunks.single(result), None
             memory.state = decided.state if isinstance(decided, Combination) else {}
             memory.histories = clear.remembered(self.histories)
         if isinstance(updates, np.ndarray):
-            return result.cpu().numpy().astype(updates.dtype, copy=False)
-        return result.to(updates.dtype)
+            return chunks.host(result).astype(updates.dtype, copy=False)
+        return cast("ArrayT", result.to(updates.dtype))
 
     def combination(self, updates: NDArray[Any] | Tensor, **options: Unpack[AggregateOptions]) -> Combination:
         """The weights on the original rows, without the aggregate; arguments and errors as in `aggregate`.

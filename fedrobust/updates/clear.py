@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,13 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.updates.gram import Combination, Floats, Gram, assembled, centred_products
+from fedrobust.updates import chunks
+from fedrobust.updates.gram import Combination, Floats, Gram, assembled
 from fedrobust.updates.interface import FORGETTING, Measure, Updates, chunks_of, clip_factors, sections
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from fedrobust.updates.interface import Reduction
 
 NOTHING = np.zeros((0, 0), dtype=np.float32)
@@ -72,7 +71,7 @@ class ClearUpdates(Updates):
         starts = np.cumsum([0, *sizes])
         self._block = np.searchsorted(starts, self.order, side="right") - 1
         self._row = self.order - starts[self._block]
-        self._anchors: dict[str, Tensor] = {}
+        self._anchors: dict[str, NDArray[Any]] = {}
 
     def subset(self, keep: NDArray[Any]) -> ClearUpdates:
         """The same without the rows that are not in `keep`, a mask (n,) or indices; priors are rescaled."""
@@ -105,13 +104,10 @@ class ClearUpdates(Updates):
 
     def section_squares(self) -> list[Floats]:
         """The same for each section of these columns."""
-        import torch
-
         found = []
         for section in self._sections:
-            chunks = self._chunks([section], np.arange(self.n))
-            squares = (torch.linalg.vector_norm(chunk, dim=1).square_().cpu().numpy() for _, chunk in chunks)
-            found.append(np.sum(list(squares), axis=0))
+            squares = [chunks.row_squares(chunk) for _, chunk in self._chunks([section], np.arange(self.n))]
+            found.append(np.sum(squares, axis=0))
         return found
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
@@ -120,37 +116,33 @@ class ClearUpdates(Updates):
 
     def products(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> list[Floats]:
         """`centred_products` of each section of these columns; anchors hold these columns alone."""
-        import torch
-
-        self._anchors = {name: torch.as_tensor(np.array(vector)) for name, vector in (anchors or {}).items()}
+        self._anchors = {name: np.array(vector) for name, vector in (anchors or {}).items()}
         for name, vector in self._anchors.items():
             if vector.shape != (self.d,):
-                raise ValueError(f"anchor '{name}' has the shape {tuple(vector.shape)}, the updates have d = {self.d}")
+                raise ValueError(f"anchor '{name}' has the shape {vector.shape}, the updates have d = {self.d}")
         public, past = list(self._anchors.values()), [self.histories.get(name, NOTHING) for name in histories]
         everybody = np.arange(self.n)
         found = []
         for section in self._sections:
-            chunks = self._chunks([section], everybody, public, past, spare=1)
-            found.append(centred_products((chunk for _, chunk in chunks), self.n))
+            lines = self._chunks([section], everybody, public, past, spare=1)
+            found.append(chunks.centred_products((chunk for _, chunk in lines), self.n))
         return found
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
         """The aggregate (d,) float32."""
-        return self.weighted_sum(combination).float().cpu().numpy()
+        return chunks.single(self.weighted_sum(combination))
 
-    def weighted_sum(self, combination: Combination) -> Tensor:
+    def weighted_sum(self, combination: Combination) -> Any:
         """The combination (d,) in the rows' own float32 or float64, on their device. Rows of weight 0 are not read."""
-        import torch
-
         used = np.flatnonzero(combination.weights)
         anchors = {name: value for name, value in combination.anchors.items() if value != 0.0}
-        result = torch.zeros(self.d, dtype=self.dtype, device=self.device)
+        result = chunks.empty(self.d, self.double, self.device)
+        result[:] = 0.0
         if len(used) + len(anchors) == 0:
             return result
-        weights = torch.tensor([*combination.weights[used], *anchors.values()], dtype=torch.float64)
-        weights = weights.to(self.device)
+        weights = np.array([*combination.weights[used], *anchors.values()], dtype=np.float64)
         for columns, chunk in self._chunks(self._sections, used, [self._anchors[name] for name in anchors]):
-            result[self._local(columns)] = torch.mv(chunk.T, weights)
+            result[self._local(columns)] = chunks.combined(chunk, weights)
         return result
 
     def total(self, measure: Measure, mixing: Floats | None = None) -> NDArray[Any]:
@@ -167,16 +159,14 @@ class ClearUpdates(Updates):
 
     def reduce(self, reduction: Reduction, mixing: Floats | None = None) -> NDArray[np.float32]:
         """The aggregate (d,) float32."""
-        return self.reduced(reduction, mixing).float().cpu().numpy()
+        return chunks.single(self.reduced(reduction, mixing))
 
-    def reduced(self, reduction: Reduction, mixing: Floats | None = None) -> Tensor:
+    def reduced(self, reduction: Reduction, mixing: Floats | None = None) -> Any:
         """The aggregate (d,) in the rows' own float32 or float64, on their device."""
-        import torch
-
-        result = torch.empty(self.d, dtype=self.dtype, device=self.device)
+        result = chunks.empty(self.d, self.double, self.device)
         for section in self._sections:
             for columns, chunk in self._mixed_rows(section, mixing):
-                result[self._local(columns)] = reduction(chunk, columns).to(self.dtype)
+                result[self._local(columns)] = reduction(chunk, columns)
         return result
 
     def remembered(self, names: Sequence[str], factors: Floats | None = None) -> dict[str, NDArray[np.float32]]:
@@ -193,85 +183,71 @@ class ClearUpdates(Updates):
             grown[name] = np.zeros((max(count, len(old)), self.d), dtype=np.float32)
             grown[name][: len(old)] = old
         for columns, chunk in self._chunks(self._sections if names else [], np.arange(self.n)):
-            local, rows = self._local(columns), chunk.cpu().numpy()
+            local, rows = self._local(columns), chunks.host(chunk)
             for name, history in grown.items():
                 new = _grown(name, history[self.clients, local], rows, factors)
                 history[self.clients, local] = np.clip(new, -LARGEST_FLOAT, LARGEST_FLOAT)
         return grown
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> Any:
         """Where the rows lie."""
-        import torch
-
-        return torch.device(getattr(self.blocks[0], "device", "cpu"))
+        return getattr(self.blocks[0], "device", "cpu")
 
     @property
-    def dtype(self) -> torch.dtype:
-        """float64 if any block is, else float32."""
-        import torch
-
-        return torch.float64 if any("float64" in str(block.dtype) for block in self.blocks) else torch.float32
+    def double(self) -> bool:
+        """Whether any block is float64; the aggregate is float32 otherwise."""
+        return any("float64" in str(block.dtype) for block in self.blocks)
 
     def _local(self, columns: slice) -> slice:
         return slice(columns.start - self.columns[0], columns.stop - self.columns[0])
 
-    def _mixed_rows(self, section: slice, mixing: Floats | None) -> Iterator[tuple[slice, Tensor]]:
+    def _mixed_rows(self, section: slice, mixing: Floats | None) -> Iterator[tuple[slice, Any]]:
         """Chunks of the rows in float32 or float64, or of `mixing @ rows` in float64; the next one overwrites them."""
-        import torch
-
-        matrix = None if mixing is None else torch.tensor(mixing, device=self.device)
-        dtype = self.dtype if matrix is None else torch.float64
-        for columns, chunk in self._chunks([section], np.arange(self.n), dtype=dtype):
-            yield columns, chunk if matrix is None else torch.mm(matrix, chunk)
+        double = self.double or mixing is not None
+        for columns, chunk in self._chunks([section], np.arange(self.n), double=double):
+            yield columns, chunk if mixing is None else chunks.mixed(chunk, mixing)
 
     def _chunks(
         self,
         cuts: Iterable[slice],
         used: NDArray[np.int64],
-        anchors: Sequence[Tensor] = (),
+        anchors: Sequence[NDArray[Any]] = (),
         histories: Sequence[NDArray[Any]] = (),
         spare: int = 0,
-        dtype: torch.dtype | None = None,
-    ) -> Iterator[tuple[slice, Tensor]]:
+        double: bool = True,
+    ) -> Iterator[tuple[slice, Any]]:
         """Column chunks of the rows `used`, of anchors, histories and unset lines, in one buffer that is used again."""
-        import torch
-
         count, n = len(used) + len(anchors) + len(histories) * self.n + spare, len(used)
-        buffer = torch.empty(0, dtype=dtype or torch.float64, device=self.device)
+        buffer = chunks.empty(0, double, self.device)
         for section in cuts:
-            for columns in chunks_of(section, count, self.device.type):
+            for columns in chunks_of(section, count, getattr(self.device, "type", self.device)):
                 width, local = columns.stop - columns.start, self._local(columns)
-                if buffer.numel() < count * width:
-                    buffer = torch.empty(count * width, dtype=buffer.dtype, device=self.device)
-                lines = buffer[: count * width].view(count, width)
+                if len(buffer) < count * width:
+                    buffer = chunks.empty(count * width, double, self.device)
+                lines = buffer[: count * width].reshape(count, width)
                 self._fill(lines[:n], used, local)
                 for line, vector in enumerate(anchors, start=n):
-                    lines[line] = vector[local]
+                    chunks.copy(lines[line], vector[local])
                 for place, rows in enumerate(histories):
                     first = n + len(anchors) + place * self.n
-                    lines[first : first + self.n] = self._past(rows, local)
+                    chunks.copy(lines[first : first + self.n], self._past(rows, local))
                 yield columns, lines
 
-    def _past(self, history: NDArray[Any], columns: slice) -> Tensor:
+    def _past(self, history: NDArray[Any], columns: slice) -> NDArray[np.float32]:
         """Columns of the history rows of the clients that are here (n, w); zeros for new ones."""
-        import torch
-
         rows = np.zeros((self.n, columns.stop - columns.start), dtype=np.float32)
         known = self.clients < len(history)
         rows[known] = history[self.clients[known], columns] if known.any() else 0.0
-        return torch.as_tensor(rows)
+        return rows
 
-    def _fill(self, buffer: Tensor, used: NDArray[np.int64], columns: slice) -> None:
+    def _fill(self, buffer: Any, used: NDArray[np.int64], columns: slice) -> None:
         """Copy the rows `used` into `buffer`, run by run of neighbouring rows."""
         block, row = self._block[used], self._row[used]
         breaks = np.flatnonzero((np.diff(block) != 0) | (np.diff(row) != 1)) + 1
         for first, last in zip([0, *breaks], [*breaks, len(used)], strict=True):
             source = self.blocks[block[first]][row[first] : row[first] + last - first, columns]
-            if isinstance(source, np.ndarray):  # by NumPy: torch warns of read-only arrays
-                np.copyto(buffer[first:last].numpy(), source)
-            else:
-                buffer[first:last].copy_(source)
+            chunks.copy(buffer[first:last], source)
 
 
 def _grown(name: str, history: NDArray[Any], rows: Floats, factors: Floats | None) -> NDArray[Any]:
@@ -287,9 +263,8 @@ def _detached(block: Any) -> Any:
     if isinstance(block, np.ndarray):
         floating = np.issubdtype(block.dtype, np.floating)
     else:
-        import torch
-
-        if not isinstance(block, torch.Tensor):
+        torch = sys.modules.get("torch")  # who has a tensor has imported it
+        if torch is None or not isinstance(block, torch.Tensor):
             raise ValueError(f"updates must be an array or a tensor (n, d), found {type(block).__name__}")
         block, floating = block.detach(), block.is_floating_point()
     if block.ndim != 2 or not floating:

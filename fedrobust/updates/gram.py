@@ -6,20 +6,15 @@ Gram matrix becomes `M G Mᵀ`, and a rule ends in a linear combination of the r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 Floats = NDArray[np.float64]
 
-BLOCK = 128
-"""Columns of one product within a chunk: so few that BLAS does not split a sum among its threads."""
 ROUNDING = 2e-15
 """A square below this part of the squares that it is the difference of is rounding."""
 
@@ -203,30 +198,6 @@ class Gram:
             products[position, : self.n] = products[: self.n, position] = anchor.products
             products[position, position] = anchor.squared_norm
         return Centred(products, np.zeros(count), 0.0, np.ones(count))
-
-
-def centred_products(chunks: Iterable[Tensor], n: int) -> Floats:
-    """The products (N + 1, N + 1) of N centred rows and their reference, summed over column chunks (N + 1, w).
-
-    The chunks are float64 tensors, which it overwrites: the n updates, then anchors and histories, then a last line as
-    room for the chunk's reference: the update of (lower) median norm. At least half of the updates are no smaller, so a
-    few huge ones cannot cost the others their digits. Products accumulate in float64, block by block and chunk by
-    chunk, so the bits depend on the values and the cutting alone.
-    """
-    import torch
-
-    sums = torch.zeros(())
-    for chunk in chunks:
-        whole = torch.nn.functional.pad(chunk, (0, -chunk.shape[1] % BLOCK)) if chunk.shape[1] % BLOCK else chunk
-        blocks = whole.view(len(chunk), -1, BLOCK)
-        norms = torch.linalg.vector_norm(torch.linalg.vector_norm(blocks[:n], dim=2), dim=1)
-        middle = torch.argsort(norms, stable=True)[(n - 1) // 2]
-        whole[-1] = whole.index_select(0, middle.reshape(1))[0]
-        whole[:-1] -= whole[-1]
-        blocks = blocks.transpose(0, 1)
-        sums = torch.bmm(blocks, blocks.transpose(1, 2)).sum(dim=0) + sums.to(blocks.device)
-    products: Floats = sums.cpu().numpy()
-    return products
 
 
 def assembled(products: Sequence[Floats], prior: Floats, anchors: Sequence[str], histories: Sequence[str]) -> Gram:

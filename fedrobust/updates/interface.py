@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.errors import ExperimentError, FedRobustError
+from fedrobust.updates.chunks import Chunk
 from fedrobust.updates.gram import Combination, Floats, Gram
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 """Size of the float64 buffer for one chunk of columns: it stays in a core's cache, or fills a GPU."""
@@ -26,9 +24,9 @@ NARROWEST = 4096
 FORGETTING = 0.9
 """What is left of the history "average" after a round of new updates."""
 
-Measure = Callable[["Tensor", slice], "NDArray[Any] | None"]
+Measure = Callable[[Chunk, slice], "NDArray[Any] | None"]
 """Rows (m, w), a chunk that may be overwritten, and its columns in the whole update → figures to add up, or nothing."""
-Reduction = Callable[["Tensor", slice], "Tensor"]
+Reduction = Callable[[Chunk, slice], Chunk]
 """Rows (m, w), a chunk that may be overwritten, and its columns in the whole update → the aggregate there (w,).
 
 It is sent to whoever holds the columns, so it must pickle (`functools.partial` of a function or a method), and draw no

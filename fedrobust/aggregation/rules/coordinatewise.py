@@ -13,12 +13,12 @@ from fedrobust.aggregation.base import Context, CoordinateRule, RowRule, honest_
 from fedrobust.aggregation.numerics import ranking
 from fedrobust.aggregation.rules import order_statistics
 from fedrobust.aggregation.rules.selection import krum_scores
+from fedrobust.updates import chunks
+from fedrobust.updates.chunks import Chunk
 from fedrobust.updates.gram import Floats, Gram
 from fedrobust.updates.interface import Reduction
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fedrobust.aggregation.base import Rows
 
 
@@ -36,7 +36,7 @@ class Median(CoordinateRule):
         """Ensure n ≥ 2f + 1."""
         return honest_majority(self.name, n, f)
 
-    def reduce(self, rows: Tensor, context: Context) -> Tensor:
+    def reduce(self, rows: Chunk, context: Context) -> Chunk:
         """The middle of each column."""
         return order_statistics.median(rows)
 
@@ -55,7 +55,7 @@ class TrimmedMean(CoordinateRule):
         """Ensure n ≥ 2f + 1."""
         return honest_majority(self.name, n, f)
 
-    def reduce(self, rows: Tensor, context: Context) -> Tensor:
+    def reduce(self, rows: Chunk, context: Context) -> Chunk:
         """The mean of the middle of each column."""
         return order_statistics.trimmed_mean(rows, context.f)
 
@@ -74,7 +74,7 @@ class MeaMed(CoordinateRule):
         """Ensure n ≥ 2f + 1."""
         return honest_majority(self.name, n, f)
 
-    def reduce(self, rows: Tensor, context: Context) -> Tensor:
+    def reduce(self, rows: Chunk, context: Context) -> Chunk:
         """The mean around the middle of each column."""
         return order_statistics.mean_around_median(rows, len(rows) - context.f)
 
@@ -111,7 +111,7 @@ class Bulyan(RowRule):
         return partial(_around_median_of, picked=picked, keep=rows.n - 4 * f)
 
 
-def _around_median_of(rows: Tensor, columns: slice, picked: NDArray[np.intp], keep: int) -> Tensor:
+def _around_median_of(rows: Chunk, columns: slice, picked: NDArray[np.intp], keep: int) -> Chunk:
     return order_statistics.mean_around_median(rows[picked], keep)
 
 
@@ -141,13 +141,13 @@ class SignVote(RowRule):
         return partial(_vote, step=step)
 
 
-def _sizes(rows: Tensor, columns: slice) -> NDArray[Any]:
+def _sizes(rows: Chunk, columns: slice) -> NDArray[Any]:
     """Σ_k |u_ik| (m,)."""
-    return rows.abs_().double().sum(dim=1).cpu().numpy()
+    return chunks.host(chunks.double(abs(rows)).sum(1))
 
 
-def _vote(rows: Tensor, columns: slice, step: float) -> Tensor:
-    return rows.sign_().sum(dim=0).sign_().double() * step
+def _vote(rows: Chunk, columns: slice, step: float) -> Chunk:
+    return chunks.double(chunks.sign(chunks.sign(rows).sum(0))) * step
 
 
 class RLR(RowRule):
@@ -180,8 +180,6 @@ class RLR(RowRule):
         return partial(_turned, prior=rows.prior, threshold=self.threshold or context.f + 1)
 
 
-def _turned(rows: Tensor, columns: slice, prior: Floats, threshold: int) -> Tensor:
-    import torch
-
-    mean = torch.mv(rows.double().T, torch.tensor(prior, device=rows.device))
-    return torch.where(rows.sign_().sum(dim=0).abs_() >= threshold, mean, -mean)
+def _turned(rows: Chunk, columns: slice, prior: Floats, threshold: int) -> Chunk:
+    mean = chunks.combined(chunks.double(rows), prior)
+    return chunks.where(abs(chunks.sign(rows).sum(0)) >= threshold, mean, -mean)

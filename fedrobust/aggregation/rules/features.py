@@ -11,11 +11,11 @@ from pydantic import Field
 
 from fedrobust.aggregation.base import Context, RowRule, honest_majority
 from fedrobust.aggregation.rules.order_statistics import in_order
+from fedrobust.updates import chunks
+from fedrobust.updates.chunks import Chunk
 from fedrobust.updates.gram import Combination
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fedrobust.aggregation.base import Rows
 
 
@@ -23,50 +23,45 @@ class TwoMeans(NamedTuple):
     """The best two clusters of each column (w,): the number of values in the lower one and the largest of them, the
     distance of the two means, and the root mean squared distance of the values to their own mean."""
 
-    size: Tensor
-    edge: Tensor
-    distance: Tensor
-    spread: Tensor
+    size: Chunk
+    edge: Chunk
+    distance: Chunk
+    spread: Chunk
 
 
-def two_means(rows: Tensor) -> TwoMeans:
+def two_means(rows: Chunk) -> TwoMeans:
     """Exact 2-means of each column (m, w), in float64.
 
     The clusters are a cut of the sorted values, and all m − 1 cuts are tried; of equally good ones (to 12 digits) the
     lowest counts. A single value has no lower cluster, and equal ones are no distance apart.
     """
-    import torch
-
-    ordered = in_order(rows.clone()).contiguous()
-    m, middle = len(ordered), ordered[len(ordered) // 2].double()
-    total, squares, below = torch.zeros_like(middle), torch.zeros_like(middle), torch.zeros_like(middle)
+    ordered = in_order(rows + 0)  # of a copy
+    m, middle = len(ordered), chunks.double(ordered[len(ordered) // 2])
+    total, squares, below = (chunks.filled(middle, 0.0) for _ in range(3))
     for line in ordered:
         total += line - middle
-        squares += (line - middle).square_()
-    best, size = torch.full_like(middle, -1.0), torch.zeros_like(middle)
-    edge, distance = torch.zeros_like(ordered[0]), torch.zeros_like(middle)
+        squares += (line - middle) ** 2
+    best, size = chunks.filled(middle, -1.0), chunks.filled(middle, 0.0)
+    edge, distance = chunks.filled(ordered[0], 0.0), chunks.filled(middle, 0.0)
     for k, line in enumerate(ordered[:-1], start=1):
         below += line - middle
         low, high = below / k, (total - below) / (m - k)
-        between = k * low.square() + (m - k) * high.square()
-        better = between > best + 1e-12 * best.abs()
-        best = torch.where(better, between, best)
-        size = torch.where(better, float(k), size)
-        edge = torch.where(better, line, edge)
-        distance = torch.where(better, high - low, distance)
-    return TwoMeans(size, edge, distance, ((squares - best).clamp_(min=0.0) / m).sqrt_())
+        between = k * low**2 + (m - k) * high**2
+        better = between > best + 1e-12 * abs(best)
+        best = chunks.where(better, between, best)
+        size = chunks.where(better, float(k), size)
+        edge = chunks.where(better, line, edge)
+        distance = chunks.where(better, high - low, distance)
+    return TwoMeans(size, edge, distance, chunks.sqrt((squares - best).clip(min=0.0) / m))
 
 
-def _suspicions(rows: Tensor, columns: slice, alpha: float, relative: bool) -> NDArray[np.int64]:
+def _suspicions(rows: Chunk, columns: slice, alpha: float, relative: bool) -> NDArray[np.int64]:
     """In how many indicative coordinates each row is in the smaller cluster, then their number: (m + 1,)."""
-    import torch
-
     found, m = two_means(rows), len(rows)
     indicative = found.distance > (alpha * found.spread if relative else alpha)
     smaller = (rows <= found.edge) == (2 * found.size < m)  # the row's cluster is the lower one, and so is the smaller
     smaller &= indicative & (2 * found.size != m)
-    figures = torch.cat([smaller.sum(dim=1), indicative.sum().reshape(1)])
-    return np.asarray(figures.cpu().numpy(), dtype=np.int64)
+    return np.append(chunks.host(smaller.sum(1)), int(indicative.sum())).astype(np.int64)
 
 
 class Auror(RowRule):

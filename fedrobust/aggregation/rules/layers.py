@@ -14,12 +14,12 @@ from pydantic import Field
 from fedrobust.aggregation.base import Context, RowRule, honest_majority
 from fedrobust.aggregation.numerics import cosine_distances, shrink
 from fedrobust.errors import ExperimentError, Problem
+from fedrobust.updates import chunks
+from fedrobust.updates.chunks import Chunk
 from fedrobust.updates.gram import Combination, Floats, Gram
 from fedrobust.updates.interface import Reduction
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fedrobust.aggregation.base import Rows
 
 DIGIT = 8
@@ -27,28 +27,17 @@ DIGIT = 8
 Whole = NDArray[np.int64]
 
 
-def _magnitudes(rows: Tensor) -> Tensor:
-    """The bits of |x| in float32 as int32, which have the order of |x|."""
-    import torch
-
-    return rows.float().abs().view(torch.int32)
-
-
-def _digits(rows: Tensor, columns: slice, leading: Whole, shift: int) -> Whole:
+def _digits(rows: Chunk, columns: slice, leading: Whole, shift: int) -> Whole:
     """Of the magnitudes that begin with `leading` (m,), how many have each digit next: (m, 2^DIGIT)."""
-    import torch
-
     m, values = len(rows), 1 << DIGIT
-    top = _magnitudes(rows) >> shift
-    others = (top >> DIGIT) != torch.tensor(leading).to(rows.device)[:, None]
-    bins = (top & (values - 1)).masked_fill_(others, values)
-    bins += torch.arange(m, device=rows.device, dtype=bins.dtype)[:, None] * (values + 1)
-    counts = torch.bincount(bins.flatten(), minlength=m * (values + 1)).view(m, values + 1)[:, :values]
-    return np.asarray(counts.cpu().numpy())
+    top = chunks.host(chunks.magnitudes(rows)) >> shift
+    bins = np.where((top >> DIGIT) != leading[:, None], values, top & (values - 1))
+    bins += np.arange(m)[:, None] * (values + 1)
+    return np.bincount(bins.ravel(), minlength=m * (values + 1)).reshape(m, values + 1)[:, :values]
 
 
 def magnitude_ranked(rows: Rows, rank: int) -> Whole:
-    """The `_magnitudes` of the coordinate of each row (m,) that `rank` others are below, digit by digit."""
+    """The `magnitudes` of the coordinate of each row (m,) that `rank` others are below, digit by digit."""
     found, rank_left = np.zeros(rows.n, dtype=np.int64), np.full((rows.n, 1), rank)
     for shift in range(32 - DIGIT, -1, -DIGIT):
         counts = rows.total(partial(_digits, leading=found, shift=shift))
@@ -59,14 +48,13 @@ def magnitude_ranked(rows: Rows, rank: int) -> Whole:
     return found
 
 
-def _sparse(rows: Tensor, least: Whole) -> Tensor:
+def _sparse(rows: Chunk, least: Whole) -> Chunk:
     """`rows` with zeros where the magnitude is below `least` (m,)."""
-    import torch
+    found = chunks.magnitudes(rows)
+    return chunks.where(found < chunks.like(found, least)[:, None], 0.0, rows)
 
-    return rows.masked_fill_(_magnitudes(rows) < torch.tensor(least).to(rows.device)[:, None], 0.0)
 
-
-def _by_layer(rows: Tensor, columns: slice, edges: Whole) -> Iterator[tuple[int, slice]]:
+def _by_layer(rows: Chunk, columns: slice, edges: Whole) -> Iterator[tuple[int, slice]]:
     """The layers that a chunk has a part of, and which of its columns that is."""
     first = int(np.searchsorted(edges, columns.start, side="right")) - 1
     for layer in range(first, len(edges) - 1):
@@ -77,30 +65,25 @@ def _by_layer(rows: Tensor, columns: slice, edges: Whole) -> Iterator[tuple[int,
             yield layer, part
 
 
-def _layer_figures(rows: Tensor, columns: slice, least: Whole, edges: Whole) -> Floats:
+def _layer_figures(rows: Chunk, columns: slice, least: Whole, edges: Whole) -> Floats:
     """Of each layer of the sparse rows: the sum of squares, the sum of signs, the number of signs (3, layers, m)."""
-    import torch
-
     rows = _sparse(rows, least)
-    figures = torch.zeros((3, len(edges) - 1, len(rows)), dtype=torch.float64, device=rows.device)
+    figures = np.zeros((3, len(edges) - 1, len(rows)))
     for layer, part in _by_layer(rows, columns, edges):
         values = rows[:, part]
-        figures[0, layer] = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64).square()
-        signs = values.sign()
-        figures[1, layer] = signs.sum(dim=1, dtype=torch.float64)
-        figures[2, layer] = signs.abs_().sum(dim=1, dtype=torch.float64)
-    return np.asarray(figures.cpu().numpy())
+        figures[0, layer] = chunks.row_squares(values)
+        signs = chunks.sign(values)
+        figures[1, layer] = chunks.host(chunks.total(signs, 1))
+        figures[2, layer] = chunks.host(chunks.total(abs(signs), 1))
+    return figures
 
 
-def _layer_means(rows: Tensor, columns: slice, least: Whole, edges: Whole, weights: Floats) -> Tensor:
+def _layer_means(rows: Chunk, columns: slice, least: Whole, edges: Whole, weights: Floats) -> Chunk:
     """The sparse rows combined with the weights (layers, m) of the layer that a column is in."""
-    import torch
-
-    rows = _sparse(rows, least).double()
-    each = torch.tensor(weights).to(rows.device)
-    result = torch.empty(rows.shape[1], dtype=torch.float64, device=rows.device)
+    rows = chunks.double(_sparse(rows, least))
+    result = chunks.filled(rows[0], 0.0)
     for layer, part in _by_layer(rows, columns, edges):
-        result[part] = torch.mv(rows[:, part].T, each[layer])
+        result[part] = chunks.combined(rows[:, part], weights[layer])
     return result
 
 
@@ -160,24 +143,22 @@ class LASA(RowRule):
         return partial(_layer_means, least=least, edges=edges, weights=weights)
 
 
-def _last_figures(rows: Tensor, columns: slice, weight: int, bias: int, classes: int) -> Floats | None:
+def _last_figures(rows: Chunk, columns: slice, weight: int, bias: int, classes: int) -> Floats | None:
     """Of each output of the last layer: Σ |weight|, which starts at column `weight`, and the bias (2, m, classes)."""
-    import torch
-
     if columns.stop <= weight:
         return None
     start = max(columns.start, weight)
     rows = rows[:, start - columns.start :]
-    figures = torch.zeros((2, len(rows), classes), dtype=torch.float64, device=rows.device)
+    figures = np.zeros((2, len(rows), classes))
     edges = np.append(np.linspace(weight, bias, classes + 1, dtype=np.int64), bias + classes)  # each output's weights
     for output, part in _by_layer(rows, slice(start, columns.stop), edges):
         values = rows[:, part]
         if output < classes:
-            figures[0, :, output] = values.abs().sum(dim=1, dtype=torch.float64)
+            figures[0, :, output] = chunks.host(chunks.total(abs(values), 1))
         else:
             first = start + part.start - bias
-            figures[1, :, first : first + values.shape[1]] = values
-    return np.asarray(figures.cpu().numpy())
+            figures[1, :, first : first + values.shape[1]] = chunks.host(values)
+    return figures
 
 
 def _clusters(distances: Floats, smallest: int) -> NDArray[np.intp]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from fedrobust.updates import chunks
+from fedrobust.updates.chunks import Chunk
 
 SHORT = 24
 """Columns of at most so many values go through a network of comparators, longer ones are quicker to sort."""
@@ -44,11 +43,13 @@ def selection_network(n: int, wanted: frozenset[int]) -> tuple[tuple[int, int, b
     return tuple(reversed(network))
 
 
-def select(rows: Tensor, ranks: Iterable[int]) -> Tensor:
+def select(rows: Chunk, ranks: Iterable[int]) -> Chunk:
     """The order statistics of `ranks` of each column (m, w) → (len(ranks), w); overwrites `rows`."""
+    ranks = list(ranks)
+    if isinstance(rows, np.ndarray):
+        return np.sort(rows, axis=0)[ranks]
     import torch
 
-    ranks = list(ranks)
     if len(rows) <= SHORT:
         return _through_network(rows, ranks)
     if rows.device.type != "cpu":
@@ -58,12 +59,12 @@ def select(rows: Tensor, ranks: Iterable[int]) -> Tensor:
     return torch.from_numpy(columns.T[ranks])
 
 
-def in_order(rows: Tensor) -> Tensor:
+def in_order(rows: Chunk) -> Chunk:
     """All of them: each column (m, w) sorted from its smallest value to its greatest; overwrites `rows`."""
     return select(rows, range(len(rows)))
 
 
-def _through_network(rows: Tensor, ranks: list[int]) -> Tensor:
+def _through_network(rows: Chunk, ranks: list[int]) -> Chunk:
     import torch
 
     lines, spare = list(rows.unbind()), torch.empty_like(rows[0])
@@ -80,35 +81,33 @@ def _through_network(rows: Tensor, ranks: list[int]) -> Tensor:
     return torch.stack([lines[rank] for rank in ranks])
 
 
-def median(rows: Tensor) -> Tensor:
+def median(rows: Chunk) -> Chunk:
     """The median of each column (m, w), of an even number the mean of the two in the middle: (w,) float64."""
     m = len(rows)
-    return select(rows, sorted({(m - 1) // 2, m // 2})).double().mean(dim=0)
+    return chunks.double(select(rows, sorted({(m - 1) // 2, m // 2}))).mean(0)
 
 
-def trimmed_mean(rows: Tensor, cut: int) -> Tensor:
+def trimmed_mean(rows: Chunk, cut: int) -> Chunk:
     """The mean of each column (m, w) without its `cut` smallest and `cut` greatest values: (w,) float64."""
     middle = select(rows, range(cut, len(rows) - cut)) if cut else rows
-    return middle.double().mean(dim=0)
+    return chunks.double(middle).mean(0)
 
 
-def mean_around_median(rows: Tensor, keep: int) -> Tensor:
+def mean_around_median(rows: Chunk, keep: int) -> Chunk:
     """The mean of the `keep` values of each column (m, w) nearest to its median: (w,) float64.
 
     Of two values at the same distance, to 12 digits, the lower is the nearer one.
     """
-    import torch
-
     m = len(rows)
     if keep == m:
-        return rows.double().mean(dim=0)
+        return chunks.double(rows).mean(0)
     ordered, half = in_order(rows), m // 2
-    centre = (ordered[(m - 1) // 2].double() + ordered[half].double()) / 2
+    centre = (chunks.double(ordered[(m - 1) // 2]) + chunks.double(ordered[half])) / 2
     # What is kept is a window of the sorted values. Distances grow to both sides of the middle, so the value at i is in
     # it if and only if the one at i + keep is not, and each such pair is settled by itself.
     first, last = max(0, half - keep), min(half, m - keep)
-    total = ordered[last : first + keep].sum(dim=0, dtype=torch.float64)
+    total = chunks.total(ordered[last : first + keep], 0)
     for i in range(first, last):
-        low, high = ordered[i].double(), ordered[i + keep].double()
-        total += torch.where(high - centre < (centre - low) * (1.0 - 1e-12), high, low)
+        low, high = chunks.double(ordered[i]), chunks.double(ordered[i + keep])
+        total += chunks.where(high - centre < (centre - low) * (1.0 - 1e-12), high, low)
     return total / keep

@@ -11,11 +11,11 @@ from pydantic import Field
 
 from fedrobust.aggregation.base import Context, RowRule, honest_majority
 from fedrobust.aggregation.numerics import cosine_distances, shrink
+from fedrobust.updates import chunks
+from fedrobust.updates.chunks import Chunk
 from fedrobust.updates.gram import Combination, Floats, Gram
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fedrobust.aggregation.base import Rows
 
 FEWEST = 1000
@@ -34,16 +34,14 @@ def drawn(columns: slice, probability: float, seed: int) -> NDArray[np.bool_]:
     return np.asarray(numbers < probability)
 
 
-def _signs(rows: Tensor, columns: slice, probability: float, seed: int) -> NDArray[np.int64]:
+def _signs(rows: Chunk, columns: slice, probability: float, seed: int) -> NDArray[np.int64]:
     """How many of the drawn coordinates are positive, zero, negative: (3, m)."""
-    import torch
-
-    among = torch.from_numpy(np.flatnonzero(drawn(columns, probability, seed))).to(rows.device)
-    signs = rows.index_select(1, among).sign_()
-    surplus = signs.sum(dim=1, dtype=torch.float64)  # many times faster than to count
-    others = signs.abs_().sum(dim=1, dtype=torch.float64)
-    counts = torch.stack([others + surplus, 2 * (len(among) - others), others - surplus]) / 2
-    return np.asarray(counts.cpu().numpy().astype(np.int64))
+    among = np.flatnonzero(drawn(columns, probability, seed))
+    signs = chunks.sign(rows[:, among])
+    surplus = chunks.host(chunks.total(signs, 1))  # many times faster than to count
+    others = chunks.host(chunks.total(abs(signs), 1))
+    counts = np.stack([others + surplus, 2 * (len(among) - others), others - surplus]) / 2
+    return counts.astype(np.int64)
 
 
 def largest_cluster(points: Floats) -> NDArray[np.bool_]:

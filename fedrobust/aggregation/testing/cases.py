@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedrobust.aggregation.base import Context, Layer
 from fedrobust.aggregation.pipeline import Aggregated, Pipeline
 from fedrobust.seeds import generator
+from fedrobust.updates import chunks
 from fedrobust.updates.clear import ClearUpdates
 from fedrobust.updates.gram import Combination, Floats
 from fedrobust.updates.interface import Measure, Updates
@@ -114,11 +115,11 @@ class Exact(ClearUpdates):
 
     def combine(self, combination: Combination) -> NDArray[Any]:
         """The aggregate (d,)."""
-        return self.weighted_sum(combination).cpu().numpy()
+        return chunks.host(self.weighted_sum(combination))
 
     def reduce(self, reduction: Reduction, mixing: Floats | None = None) -> NDArray[Any]:
         """The aggregate (d,)."""
-        return self.reduced(reduction, mixing).cpu().numpy()
+        return chunks.host(self.reduced(reduction, mixing))
 
 
 class Cut(Exact):

@@ -15,6 +15,7 @@ from fedrobust.aggregation.base import AnyRule, Context, Stage
 from fedrobust.aggregation.pipeline import Pipeline
 from fedrobust.aggregation.testing.cases import layout
 from fedrobust.errors import ExperimentError
+from fedrobust.updates import chunks
 from fedrobust.updates.gram import Combination, Floats, Gram, assembled
 from fedrobust.updates.interface import Measure, Updates
 
@@ -242,16 +243,12 @@ class _Small(Updates):
 
     def total(self, measure: Measure, mixing: Floats | None = None) -> NDArray[Any]:
         """Of the one chunk."""
-        import torch
-
-        found = measure(torch.from_numpy(self._mixed(mixing)), slice(0, self.d))
+        found = measure(chunks.of(self._mixed(mixing)), slice(0, self.d))
         return np.asarray(found)
 
     def reduce(self, reduction: Reduction, mixing: Floats | None = None) -> NDArray[Any]:
         """Of the one chunk."""
-        import torch
-
-        return reduction(torch.from_numpy(self._mixed(mixing)), slice(0, self.d)).numpy()
+        return chunks.host(reduction(chunks.of(self._mixed(mixing)), slice(0, self.d)))
 
     def finite_rows(self) -> NDArray[np.bool_]:
         """All of them."""
