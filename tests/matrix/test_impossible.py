@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from played import two_teams
 
-import fedrobust.matrix.running as matrix_running
+import fedrobust.studies.study as study_room
 import fedrobust.studies.teams as teams_room
 from fedrobust import cli
 from fedrobust.audit.signing import AuditError
@@ -109,7 +109,7 @@ def stage(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     data = SimpleNamespace(label_counts=lambda: np.ones((6, 2), dtype=np.int64), tested=lambda: 2)
     monkeypatch.setattr(teams_room, "run", made.run)
     monkeypatch.setattr(teams_room, "hospitals_of", lambda experiment: data)
-    monkeypatch.setattr(matrix_running, "parent_run", parent)
+    monkeypatch.setattr(study_room, "parent_run", parent)
     monkeypatch.setattr("fedrobust.matrix.files.heat_map", lambda *_: Figure((1, 1)))
     return made
 
