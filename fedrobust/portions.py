@@ -8,7 +8,7 @@ from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
 def portion(share: float, n: int, *, least: bool = False) -> int:
     """How many a share of n is: the nearest whole number, a half upwards; `least`: the smallest that is not below it.
 
-    So who takes part (`participation`), who attacks (`fraction`) and the declared `f` are counted alike: the same share
+    So who takes part (`participation`), who attacks (`fraction`) and the Byzantine f are counted alike: the same share
     of the same hospitals is the same number. A quorum is a `least`. Reckoned in decimals, as the share is written: 0.29
     of 50 is 14.5, which binary floats put just below, and 0.14 of 50 is 7, which they put just above.
     """

@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 class Context:
     """What a part may know besides the updates; all of it is public.
 
-    `f`: the declared number of Byzantine rows. `clients`: (n,) int64 ids of the rows, 0 … n − 1 by default.
+    `f`: how many rows may be Byzantine. `clients`: (n,) int64 ids of the rows, 0 … n − 1 by default.
     `previous`: the last aggregate (d,), the anchor "momentum". `step`: the last change of the global model (d,), the
     last aggregate by default. `root`: the update (d,) that the server trained on data of its own. `layers`: what the d
     coordinates are; empty: one layer. `state`: what the rule handed on in its last `Combination`.

@@ -1,4 +1,4 @@
-"""What the coordinator declares before it aggregates: the number of Byzantine rows, and the prior weights."""
+"""What is settled before rows are aggregated: the Byzantine f, and the prior weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def capped_prior(samples: Sequence[float] | NDArray[Any] | None, n: int) -> Floa
 
 
 def resolve_f(f: ByzantineF, n: int, rule: AnyRule, stages: Sequence[Stage] = (), gram: Gram | None = None) -> int:
-    """The declared number of Byzantine rows: a count, a `portion` of n, the largest, or an estimate.
+    """The Byzantine f: a count, a `portion` of n, the largest, or an estimate.
 
     Allowed is what every part's own bound permits, and an honest majority, n > 2f. ExperimentError names the bound.
     "auto" takes the estimate from `gram`, at most the largest f allowed; without a Gram, the largest.

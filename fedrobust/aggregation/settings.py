@@ -26,9 +26,9 @@ class Aggregation(Options):
     rule: Annotated[AnyRule, OneOf(Rule, RowRule)] = Mean()
     """The rule at the end."""
     f: ByzantineF = "largest"
-    """Byzantine updates the rule is told to expect: a count, or a fraction in (0, 0.5) of the hospitals drawn for the
-    round, which stay as they are whoever is absent or in quarantine; "largest": the most that it allows of the updates
-    that are there; "auto": estimated anew in each round from the gap between the scores of the updates."""
+    """The Byzantine f, how many malicious updates the rule expects: a count, or a fraction in (0, 0.5) of the hospitals
+    drawn for the round, which stay as they are whoever is absent or in quarantine; "largest": the most that it allows
+    of the updates that are there; "auto": estimated anew in each round from the gap between the updates' scores."""
     weighting: Literal["uniform", "samples"] = "uniform"
     """Prior weights: all equal, or by sample count, each counted up to twice the median."""
 

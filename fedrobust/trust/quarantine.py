@@ -23,7 +23,7 @@ class Quarantine(Options):
     reputation, and with that of a stranger: nobody is out for good because it is different.
 
     So many of the clients with an update that the `quorum` would not be left are never in quarantine, nor so many that
-    too few would be left for the declared f: those of the highest reputation then stay out of it, on probation; of
+    too few would be left for the Byzantine f: those of the highest reputation then stay out of it, on probation; of
     equals, the higher ids.
     """
 
