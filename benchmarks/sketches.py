@@ -81,7 +81,7 @@ class Here(Arrival):
     round: int
     updates: np.ndarray
 
-    def receive(self, ids: Sequence[Sequence[int]], weigh: Any, too_few: Any) -> Received:
+    def receive(self, ids: Sequence[Sequence[int]], weigh: Any, too_few: Any, histories: Any) -> Received:
         clients = [client for block in ids for client in block]
         rows = zip(clients, self.updates, strict=True)
         words = {client: encode(row, self.privacy.clip) for client, row in rows if np.isfinite(row).all()}

@@ -27,7 +27,7 @@ from fedrobust.errors import ExperimentError, Problem
 from fedrobust.learning import Cnn, FedAvg, LocalTraining, Model, ServerOptimizer, model_shorthand
 from fedrobust.options import Many, OneOf, Options, refusal
 from fedrobust.portions import portion
-from fedrobust.secure import ClearPrivacy, GroupedPrivacy, PairwiseMasking, Privacy, SecretSharing
+from fedrobust.secure import ClearPrivacy, Privacy
 from fedrobust.trust import Trust
 from fedrobust.trust.defence import Defence
 
@@ -193,9 +193,7 @@ class Experiment(Options):
         if rows < needed:
             reason = f"{rows} of {participants} hospitals at most are ever there, the quorum is {needed}: see attacks"
             raise refusal(reason, "federation.quorum")
-        if isinstance(self.privacy, GroupedPrivacy):
-            rows //= self.privacy.size
-        if unkept := self.aggregation.refusal(rows, participants):
+        if unkept := self.aggregation.refusal(self.privacy.rows(rows), participants):
             raise refusal(unkept, "aggregation.f")
         return self
 
@@ -222,20 +220,18 @@ class Experiment(Options):
             self.aggregation, self.federation.participants(), self.federation.rounds, histories
         ):
             raise refusal(found)
-        if self.workers.shards > 1 and not isinstance(privacy, ClearPrivacy):
+        if self.workers.shards > 1 and not privacy.sharded:
             raise refusal(f"privacy {name} places the updates itself; use 1", "workers.shards")
-        if isinstance(privacy, PairwiseMasking):
+        if not privacy.single:
             if self.trust.acts:
                 raise refusal(f"{name} shows no single update that could be left out or weighed", "trust.acts")
             if "gram" in privacy.reveals and self.trust.detector.histories:
                 reason = f"{self.trust.detector.name} remembers clients; a group is no single client's"
                 raise refusal(reason, "trust.detector")
-        parties, places = 0, self.workers.parties
-        if isinstance(privacy, SecretSharing):
-            parties = privacy.servers + privacy.dealer
-        if places and len(places) != parties:
-            reason = f"expected one resource for each of the {parties} parties of {name}"
-            raise refusal(Problem(reason, "workers.parties", str(len(places))))
+        resources = self.workers.parties
+        if resources and len(resources) != privacy.parties:
+            reason = f"expected one resource for each of the {privacy.parties} parties of {name}"
+            raise refusal(Problem(reason, "workers.parties", str(len(resources))))
 
     def resolved(self) -> dict[str, Any]:
         """Every option with its value, as plain JSON types; `Experiment.model_validate` reads it back."""

@@ -83,7 +83,7 @@ class Answers:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.seen: list[Any] = []
-        for room in ("actors", "delivery", "masked_rounds", "parties", "rounds"):
+        for room in ("actors", "delivery", "masked_rounds", "message_arrival", "parties", "rounds"):
             patch.setattr(f"fedrobust.federation.{room}.answer", self)
 
     def __call__(

@@ -40,11 +40,13 @@ class Arrival(ABC):
         ids: Sequence[Sequence[int]],
         weigh: Callable[[NDArray[np.int64]], Floats],
         too_few: Callable[[int], str | None],
+        histories: Mapping[str, np.ndarray],
     ) -> Received:
         """Wait until they are there.
 
         ids: the clients of each block of updates, in the order of its rows. weigh: clients → their priors. too_few: why
-        nothing is opened where there are so many updates; None if it is. Raises `NotOpened`.
+        nothing is opened where there are so many updates; None if it is. histories: those of the last round, (clients,
+        d) by name, where the coordinator keeps them. Raises `NotOpened`.
         """
 
     def traffic(self, updates: int, d: int) -> dict[str, int]:
@@ -61,18 +63,18 @@ def in_order(ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[n
 
 @dataclass(frozen=True, eq=False)
 class WholeArrival(Arrival):
-    """In the clear and whole: `blocks` (k, d) float32, and the `histories` of the last round."""
+    """In the clear and whole: `blocks` (k, d) float32."""
 
     blocks: Sequence[np.ndarray]
-    histories: Mapping[str, np.ndarray]
 
     def receive(
         self,
         ids: Sequence[Sequence[int]],
         weigh: Callable[[NDArray[np.int64]], Floats],
         too_few: Callable[[int], str | None],
+        histories: Mapping[str, np.ndarray],
     ) -> Received:
         clients, order = in_order(ids)
-        updates = ClearUpdates(self.blocks, order, weigh(clients), self.histories, clients)
+        updates = ClearUpdates(self.blocks, order, weigh(clients), histories, clients)
         self.commitments.update(zip(clients.tolist(), updates.digests(), strict=True))
         return Received(updates, clients)

@@ -59,7 +59,7 @@ class Coordinator:
         participants = sorted(client for block in ids for client in block)
         arrival = arriving[0]
         if not isinstance(arrival, Arrival):
-            arrival = WholeArrival([block for block in arriving if isinstance(block, np.ndarray)], self._histories)
+            arrival = WholeArrival([block for block in arriving if isinstance(block, np.ndarray)])
         rejected, received, own = arrival.refused, None, None if root is None else root[0]
         try:
             received = self._received(arrival, ids)
@@ -100,7 +100,7 @@ class Coordinator:
 
     def _received(self, arrival: Arrival, ids: Sequence[Sequence[int]]) -> Received:
         """The usable updates; `arrival.refused` then names whoever sent others."""
-        updates, clients, malformed = arrival.receive(ids, self._prior, self._too_few)
+        updates, clients, malformed = arrival.receive(ids, self._prior, self._too_few, self._histories)
         usable = updates.finite_rows()
         if usable.all():
             return Received(updates, clients, malformed)

@@ -15,11 +15,12 @@ from fedrobust.arrays import Arrays
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import answer, setup
 from fedrobust.federation.masked_rounds import MasksArrival
+from fedrobust.federation.message_arrival import MessageArrival
 from fedrobust.federation.parties import PartyTeam
 from fedrobust.federation.pool import Team
 from fedrobust.federation.shard_hosts import ShardedArrival
 from fedrobust.records import below
-from fedrobust.secure import PairwiseMasking, SecretSharing
+from fedrobust.secure import OneMessage, PairwiseMasking, SecretSharing
 from fedrobust.secure.masked_updates import draw_groups
 
 LEDGERS: Path | None = Path("mlruns/parties")
@@ -110,6 +111,17 @@ class ToParties(Delivery):
         return self._parties.histories(below(arrays, "party"))
 
 
+class ByMessage(Delivery):
+    """As one message of each hospital to the coordinator."""
+
+    def __init__(self, privacy: OneMessage, d: int, patience: float) -> None:
+        self._privacy, self._d, self._patience = privacy, d, patience
+
+    def send(self, round: int, attempt: int, blocks: Sequence[Block]) -> list[Any]:
+        asked = [(own, holder.send.remote("write", round, own, parts[0])) for own, parts, holder in blocks]
+        return [MessageArrival(self._privacy, self._d, asked, self._patience)]
+
+
 class ByMasks(Delivery):
     """Under pairwise masks, in one group or in several that are drawn anew in each round."""
 
@@ -151,12 +163,13 @@ def delivery(
     """
     privacy, patience, d = experiment.privacy, experiment.workers.patience, columns[-1].stop
     if isinstance(privacy, SecretSharing):
-        count = privacy.servers + privacy.dealer
-        actors = partial(team.parties, count, patience)
+        actors = partial(team.parties, privacy.parties, patience)
         limit = privacy.limit(experiment.aggregation, experiment.federation.rounds, histories)
         place = None if LEDGERS is None else str(LEDGERS.resolve())
         parties = PartyTeam(privacy, experiment.seed, run, d, histories, actors, patience, team.owner, limit, place)
         return ToParties(parties, alive)
+    if isinstance(privacy, OneMessage):
+        return ByMessage(privacy, d, patience)
     if isinstance(privacy, PairwiseMasking):
         return ByMasks(experiment, run, d, samples)
     if team.shards:

@@ -44,6 +44,7 @@ class MasksArrival(Arrival):
         ids: Sequence[Sequence[int]],
         weigh: Callable[[NDArray[np.int64]], Floats],
         too_few: Callable[[int], str | None],
+        histories: Mapping[str, np.ndarray],
     ) -> Received:
         """Play the round to its end. MaskingError if no group could open its sum.
 

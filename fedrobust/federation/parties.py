@@ -104,6 +104,7 @@ class SharesArrival(Arrival):
         ids: Sequence[Sequence[int]],
         weigh: Callable[[NDArray[np.int64]], Floats],
         too_few: Callable[[int], str | None],
+        histories: Mapping[str, np.ndarray],
     ) -> Received:
         """Wait until the servers have the shares, and open the Gram matrix."""
         agreements = {self._answer(each) for each in self.agreed}

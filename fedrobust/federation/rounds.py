@@ -27,7 +27,6 @@ from fedrobust.federation.journal import Journal
 from fedrobust.federation.measures import evaluation_record
 from fedrobust.federation.pool import Team
 from fedrobust.records import Checkpoint, Record
-from fedrobust.secure import PairwiseMasking
 from fedrobust.seeds import generator
 
 Hook = Callable[[Record], None]
@@ -117,9 +116,8 @@ class FederatedTraining:
     def _start(self, round: int, arrays: dict[str, np.ndarray]) -> None:
         """Get coordinator and protocol ready to go on after `round`, whose checkpoint had these arrays."""
         own = self._delivery.setup(round, coordinators(arrays))
-        # Under masks, hospitals weigh their updates themselves, and the coordinator is not told.
-        hidden = isinstance(self.experiment.privacy, PairwiseMasking)
-        samples = np.ones_like(self._samples) if hidden else self._samples
+        # Where a row is of several hospitals, they weigh their updates themselves, and keep the counts to themselves.
+        samples = self._samples if self.experiment.privacy.single else np.ones_like(self._samples)
         arguments = [self.experiment, samples, arrays["weights"], own, self._layers]
         setup([self._team.coordinator], arguments, "the coordinator to get ready", self._patience)
 

@@ -88,6 +88,7 @@ class ShardedArrival(Arrival):
         ids: Sequence[Sequence[int]],
         weigh: Callable[[NDArray[np.int64]], Floats],
         too_few: Callable[[int], str | None],
+        histories: Mapping[str, np.ndarray],
     ) -> Received:
         """Have the actors fetch their parts."""
         clients, order = in_order(ids)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
+from fedrobust.arrays import Vector
 from fedrobust.errors import Problem
 from fedrobust.options import Options, members
 from fedrobust.portions import portion
@@ -27,6 +30,19 @@ class Privacy(Options):
 
     name: str
     reveals: ClassVar[frozenset[str]] = frozenset()
+    single: ClassVar[bool] = True
+    """Whether the coordinator sees rows of single clients, which it can judge, weigh and remember."""
+    sharded: ClassVar[bool] = False
+    """Whether the coordinator's rows may lie in columns on the actors of `workers.shards`."""
+
+    @property
+    def parties(self) -> int:
+        """How many servers and dealers there are beside hospitals and coordinator."""
+        return 0
+
+    def rows(self, updates: int) -> int:
+        """How many rows the coordinator sees of so many updates."""
+        return updates
 
     def fits(self, aggregation: Aggregation) -> str | None:
         """Why the parts of a defence do not go together with the protocol; None if they do."""
@@ -58,6 +74,25 @@ class ClearPrivacy(Privacy):
 
     name: Literal["clear"] = "clear"
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
+    sharded: ClassVar[bool] = True
+
+
+class OneMessage(Privacy):
+    """Base of protocols in which each hospital sends the coordinator one message in a round, and gets no answer.
+
+    A subclass with `write` and `read`, in one file, is a whole protocol: a compression, noise, a cut. The coordinator
+    sees of an update what `read` makes of its message.
+    """
+
+    reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
+
+    @abstractmethod
+    def write(self, update: Vector, generator: np.random.Generator) -> bytes:
+        """What a hospital sends of its update (d,) float32, which is finite. `generator`: its own, for this round."""
+
+    @abstractmethod
+    def read(self, message: bytes, d: int) -> Vector:
+        """The row (d,) float32 that the coordinator makes of a message. MessageError where it is none."""
 
 
 class SecretSharing(Privacy):
@@ -83,6 +118,10 @@ class SecretSharing(Privacy):
     randomness: Randomness = "system"
     """Where secrets come from: the `system`, or the experiment's `seed`, so that a run can be repeated bit for bit, and
     everybody who has the file can work out every secret."""
+
+    @property
+    def parties(self) -> int:
+        return self.servers + self.dealer
 
     @property
     def support(self) -> float:
@@ -149,6 +188,7 @@ class ReplicatedPrivacy(SecretSharing):
 class PairwiseMasking(Privacy):
     """What the protocols of pairwise masks have in common (Bonawitz et al., 2017; Bell et al., 2020)."""
 
+    single: ClassVar[bool] = False
     clip: float = Field(default=10.0, gt=0)
     """C: a hospital cuts its update to this norm, if it is honest: nobody can check it."""
     neighbours: int | None = Field(default=None, ge=2)
@@ -187,6 +227,9 @@ class GroupedPrivacy(PairwiseMasking):
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
     size: int = Field(default=4, ge=3)
     """Hospitals in a group, drawn anew in each round."""
+
+    def rows(self, updates: int) -> int:
+        return updates // self.size
 
     def fits(self, aggregation: Aggregation) -> str | None:
         from fedrobust.secure.masked_updates import remembers

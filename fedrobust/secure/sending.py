@@ -12,9 +12,10 @@ from fedrobust.secure import replicated, shares
 from fedrobust.secure.masking_client import MaskingClient
 from fedrobust.secure.masking_terms import MaskingError, Terms
 from fedrobust.secure.messages import Kind, Message, MessageError, run_id, unpack
-from fedrobust.secure.privacy import PairwiseMasking, Privacy, SecretSharing
+from fedrobust.secure.privacy import OneMessage, PairwiseMasking, Privacy, SecretSharing
 from fedrobust.secure.randomness import entropy
 from fedrobust.secure.ring import encode
+from fedrobust.seeds import generator
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,16 @@ class Sender:
     def __init__(self, privacy: Privacy, seed: int) -> None:
         self._privacy, self._seed = privacy, seed
         self._masking: dict[int, tuple[MaskingClient, NDArray[np.float32], float | None]] = {}
+
+    def write(self, round: int, clients: Sequence[int], block: NDArray[np.float32]) -> dict[int, bytes]:
+        """The one message of each of `clients`, whose updates are the rows of `block` (k, d), where they are finite."""
+        privacy = self._privacy
+        assert isinstance(privacy, OneMessage)
+        return {
+            client: privacy.write(update, generator(self._seed, "message", round, client))
+            for client, update in zip(clients, block, strict=True)
+            if np.isfinite(update).all()
+        }
 
     def share(
         self, run: str, number: int, round: int, clients: Sequence[int], block: NDArray[np.float32]

@@ -107,7 +107,7 @@ class Fuzzed:
         self.rows = {client: encode(row, 1.0) for client, row in enumerate(rows)}
         holder = Actor(self)
         sent = hosted.team.send(round, self.draw.randrange(3), [(list(range(self.n)), None, holder)])
-        found = self.guarded(lambda: sent.receive([range(self.n)], lambda here: np.ones(len(here)), self.too_few))
+        found = self.guarded(lambda: sent.receive([range(self.n)], lambda here: np.ones(len(here)), self.too_few, {}))
         if isinstance(found, Exception):
             self.skipped(found)
             return
