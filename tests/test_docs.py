@@ -20,6 +20,7 @@ from fedrobust.aggregation import Context, RowRule, Rule
 from fedrobust.attacks import Attackers, craft
 from fedrobust.duel import Duel, load_duel
 from fedrobust.options import members
+from fedrobust.secure import MessageError, OneMessage
 from fedrobust.tuning import Sweep, load_sweep
 from fedrobust.tuning.pruners import Pruner
 from fedrobust.tuning.samplers import Sampler
@@ -143,6 +144,19 @@ def test_an_attack_and_a_detector_of_ones_own_do_what_they_say(tmp_path: Path, m
     detector = fedrobust.load(tmp_path / "longest.yaml").trust.detector
     found = detector.score(ClearUpdates([rows]).gram(), Context(f=0))
     assert np.allclose(found.score, np.linalg.norm(rows, axis=1) / np.linalg.norm(rows, axis=1).max())
+
+
+def test_a_protocol_of_ones_own_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for block in blocks("secrecy.md"):
+        if block.file:
+            save(block, tmp_path, monkeypatch)
+    protocol = fedrobust.load(tmp_path / "halves.yaml").privacy
+    assert isinstance(protocol, OneMessage)
+    sent = protocol.write(np.float32([0.1, -2]), np.random.default_rng(0))
+    assert len(sent) == 4
+    assert np.allclose(protocol.read(sent, 2), [0.1, -2], rtol=1e-3)
+    with pytest.raises(MessageError):
+        protocol.read(sent, 3)
 
 
 @pytest.fixture

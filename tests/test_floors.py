@@ -109,3 +109,25 @@ def test_reading_an_experiment_imports_neither_torch_nor_ray_nor_mlflow() -> Non
 def test_no_file_grows_past_its_room() -> None:
     long = {str(path.relative_to(PACKAGE)): n for path in MODULES if (n := len(path.read_text().splitlines())) > 400}
     assert not long, f"a room is missing: {long}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Also not while types are checked: what two modules need of each other belongs below both."""
+    modules = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in MODULES}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    needs: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module in modules:
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= (whole & modules.keys()) or {node.module}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names} & modules.keys()
+        needs[name] = found - {name}
+    # Whoever needs nobody that is left can go; in the end only circles are left.
+    left = dict(needs)
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not sorted(left)

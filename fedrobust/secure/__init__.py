@@ -10,6 +10,7 @@ True
 """
 
 from fedrobust.options import find_options
+from fedrobust.secure.messages import MessageError
 from fedrobust.secure.privacy import (
     ClearPrivacy,
     GroupedPrivacy,
@@ -26,6 +27,7 @@ __all__ = [
     "ClearPrivacy",
     "GroupedPrivacy",
     "MaskedPrivacy",
+    "MessageError",
     "OneMessage",
     "PairwiseMasking",
     "Privacy",
