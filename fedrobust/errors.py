@@ -122,6 +122,11 @@ class FedRobustError(Exception):
         """An error of the same kind with all problems changed, e.g. `error.each(lambda each: each.below("data"))`."""
         return type(self)(*map(change, self.problems))
 
+    def advising(self, advice: str) -> Self:
+        """An error of the same kind that says, at its end, what can be done."""
+        *others, last = self.problems or (Problem(),)
+        return type(self)(*others, replace(last, hint="; ".join(filter(None, (last.hint, advice)))))
+
 
 @contextmanager
 def inside(path: str) -> Iterator[None]:

@@ -186,7 +186,7 @@ def _tracked(this: _Run, resumed: Journal | None) -> Iterator[Future[Tracker]]:
             # A part is made again by what it is a part of; a run that never trained would not train then either.
             goes_on = part is None and not isinstance(error, UntrainedError)
             if goes_on and opening.exception() is None and _goes_on(opening.result().run_id):
-                raise type(error)(f"{error}; go on with: --resume {opening.result().run_id}") from error
+                raise error.advising(f"go on with: --resume {opening.result().run_id}") from error
             raise
         finally:
             if opening.exception() is None and not opening.result().close(status):
