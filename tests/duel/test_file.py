@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dueled import DUEL
 from played import BASE
+from refused import check
 
 from fedrobust.duel import load_duel
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Problem
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 
@@ -26,10 +28,10 @@ def changed(old: str, new: str) -> None:
     Path("duel.yaml").write_text(text.replace(old, new))
 
 
-def wrong(*overrides: str) -> list[str]:
+def wrong(*overrides: str) -> tuple[Problem, ...]:
     with pytest.raises(ExperimentError) as caught:
         load_duel("duel.yaml", overrides)
-    return str(caught.value).splitlines()
+    return caught.value.problems
 
 
 def test_the_turns_of_a_duel() -> None:
@@ -93,63 +95,81 @@ def test_the_search_of_a_side() -> None:
     assert attacker.seed != defender.seed, "another turn, other draws"
 
 
+EPSILON, TAU = "epsilon: {log: [0.01, 1.0]}", "aggregation.rule.tau: {log: [0.01, 1.0]}"
+CLIPPING = "defences.clipping.space"
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "at", "tells"),
+    ("old", "new", "at", "problem"),
     [
-        ("name: played", "name: a/b", "name: a/b", "use letters, digits"),
-        ("experiment: base.yaml", "experiment: bas.yaml", "experiment:", "experiment: bas.yaml: no such file"),
-        ("turns: 1", "turn: 1", "turn: 1", "did you mean 'turns'"),
-        ("turns: 1", "turns: 0", "turns: 0", "turns: expected greater than or equal to 1; found 0"),
-        ("fresh: [7, 8]", "fresh: [7, 1]", "fresh:", "fresh: 1 is in seeds"),
-        ("fresh: [7, 8]", "fresh: [7, 7]", "fresh:", "fresh: must name each seed once"),
-        ("nobody: []", "searched 1: []", "attacks:", "attacks: 'searched 1' cannot be a name here"),
-        ("nobody: []", "own: []", "attacks:", "attacks: 'own' cannot be a name here"),
-        ("nobody: []", "nobody: [3]", "nobody:", "attacks.nobody: expected an attack, or a list of attacks"),
-        ("clipping:", "clip.ping:", "defences:", "defences: 'clip.ping' cannot be a name here"),
-        ("name: sign_flip", "name: sign_flop", "flip:", "attacks.flip: attacks.0.name: found 'sign_flop'"),
-        ("name: sign_flip", "name: sign_flip, scale: -1", "flip:", "attacks.flip: attacks.0.scale: expected"),
-        ("rule: mean", "rule: meen", "meen", "mean + nothing.options.aggregation: aggregation.rule: found 'meen'"),
-        ("{aggregation: {rule: mean}}", "{seed: 3}", "seed: 3", "options: seed is given by the duel; leave it out"),
+        ("name: played", "name: a/b", "name: a/b", {"path": "name", "found": "'a/b'"}),
+        ("turns: 1", "turn: 1", "turn: 1", {"path": "turn", "hint": "did you mean 'turns'?"}),
+        ("turns: 1", "turns: 0", "turns: 0", {"path": "turns", "found": "0"}),
+        ("fresh: [7, 8]", "fresh: [7, 1]", "fresh:", {"path": "fresh", "says": "1 "}),
+        ("fresh: [7, 8]", "fresh: [7, 7]", "fresh:", {"path": "fresh", "says": "once"}),
+        ("nobody: []", "searched 1: []", "attacks:", {"path": "attacks", "says": "'searched 1'"}),
+        ("nobody: []", "own: []", "attacks:", {"path": "attacks", "says": "'own'"}),
+        ("nobody: []", "nobody: [3]", "nobody:", {"path": "attacks.nobody"}),
+        ("clipping:", "clip.ping:", "defences:", {"path": "defences", "says": "'clip.ping'"}),
+        ("name: sign_flip", "name: sign_flop", "flip:", {"entry": "attacks.flip", "found": "'sign_flop'"}),
         (
-            "experiment:",
-            "changes: {attacks: []}\nexperiment:",
-            "changes:",
-            "attacks is given by the duel; leave it out",
+            "name: sign_flip",
+            "name: sign_flip, scale: -1",
+            "flip:",
+            {"entry": "attacks.flip", "path": "attacks.0.scale"},
         ),
-        ("epsilon: {log: [0.01, 1.0]}", "epsilon: {log: [0, 1]}", "epsilon:", "attacker.space.0.epsilon.log: a logari"),
-        ("epsilon: {log: [0.01, 1.0]}", "epsilon: 1.0", "space:", "attacker.space: nothing in it is searched"),
-        ("epsilon: {log", "epsilom: {log", "space:", "attacker.space: attacks.0.epsilom: unknown"),
-        ("name: random", "name: cma_es, population: 2", "sampler:", "attacker.sampler.population: expected greater"),
-        ("name: random", "name: grid", "sampler:", "attacker.sampler: grid tries all values"),
-        ("tau: {log: [0.01, 1.0]}", "tau: 2.0", "tau: 2.0", "defences.clipping.space: nothing in it is searched"),
         (
-            "aggregation.rule.tau: {log: [0.01, 1.0]}",
-            "seed: {int: [1, 2]}",
-            "int:",
-            "clipping.space.seed: seed is given",
+            "rule: mean",
+            "rule: meen",
+            "meen",
+            {"entry": "defences.mean + nothing.options.aggregation", "found": "'meen'"},
         ),
-        ("aggregation.rule.tau: {log: [0.01, 1.0]}", "attacks: {int: [1, 2]}", "int:", "leave one of the two out"),
-        ("tau: {log: [0.01, 1.0]}", "tau: {float: [-1, 1]}", "float:", "clipping.space.aggregation.rule.tau: aggreg"),
-        ("rounds: 1}", "rounds: 1, attacks: mean}", "objective:", "found 'mean'"),
+        ("{aggregation: {rule: mean}}", "{seed: 3}", "seed: 3", {"says": "seed"}),
+        ("experiment:", "changes: {attacks: []}\nexperiment:", "changes:", {"path": "changes", "says": "attacks"}),
+        (
+            EPSILON,
+            "epsilon: {log: [0, 1]}",
+            "epsilon:",
+            {"entry": "attacker.space.0.epsilon.log", "says": "logarithmic"},
+        ),
+        (EPSILON, "epsilon: 1.0", "space:", {"entry": "attacker.space", "says": "searched"}),
+        ("epsilon: {log", "epsilom: {log", "space:", {"entry": "attacker.space", "path": "attacks.0.epsilom"}),
+        ("name: random", "name: cma_es, population: 2", "sampler:", {"path": "attacker.sampler.population"}),
+        ("name: random", "name: grid", "sampler:", {"entry": "attacker.sampler", "says": "grid"}),
+        (TAU, TAU.replace("{log: [0.01, 1.0]}", "2.0"), "tau: 2.0", {"entry": CLIPPING, "says": "searched"}),
+        (TAU, "seed: {int: [1, 2]}", "int:", {"entry": f"{CLIPPING}.seed", "says": "seed"}),
+        (TAU, "attacks: {int: [1, 2]}", "int:", {"entry": f"{CLIPPING}.attacks", "says": "attacks"}),
+        (
+            TAU,
+            "aggregation.rule.tau: {float: [-1, 1]}",
+            "float:",
+            {"entry": f"{CLIPPING}.aggregation.rule.tau", "path": "aggregation.rule.tau"},
+        ),
+        ("rounds: 1}", "rounds: 1, attacks: mean}", "objective:", {"path": "objective.attacks", "found": "'mean'"}),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place(old: str, new: str, at: str, tells: str) -> None:
+def test_what_is_wrong_is_told_with_its_place(old: str, new: str, at: str, problem: dict[str, Any]) -> None:
     changed(old, new)
-    (told,) = wrong()
+    (found,) = wrong()
     line = 1 + next(i for i, text in enumerate(Path("duel.yaml").read_text().splitlines()) if at in text)
-    assert told.startswith(f"duel.yaml:{line}: "), told
-    assert tells in told
+    check(found, file="duel.yaml", line=line, **problem)
+
+
+def test_an_experiment_that_is_not_there_is_told_with_the_line_that_names_it() -> None:
+    changed("experiment: base.yaml", "experiment: bas.yaml")
+    (found,) = wrong()
+    assert [each.file for each in found.origins] == [Path("duel.yaml"), Path("bas.yaml")]
+    assert found.origins[0].path == "experiment"
 
 
 def test_what_an_override_does_wrong_names_the_override() -> None:
-    text = "attacker.space.0.epsilon.log=[0,1]"
-    assert wrong(text) == [
-        f"override '{text}': attacker.space.0.epsilon.log: a logarithmic range must begin above 0; found [0, 1]"
-    ]
-    (told,) = wrong("attacker.sampler=grid")
-    assert told.startswith("override 'attacker.sampler=grid': attacker.sampler: grid tries all values")
-    (told,) = wrong("defences.clipping.space={aggregation.rule.tau: {float: [-1.0, 1.0]}}")
-    assert told.startswith("override 'defences.clipping.space={"), told
+    for override, entry in (
+        ("attacker.space.0.epsilon.log=[0,1]", "attacker.space.0.epsilon.log"),
+        ("attacker.sampler=grid", "attacker.sampler"),
+        (f"{CLIPPING}={{aggregation.rule.tau: {{float: [-1.0, 1.0]}}}}", f"{CLIPPING}.aggregation.rule.tau"),
+    ):
+        (found,) = wrong(override)
+        check(found, override=override, entry=entry)
 
 
 def test_what_is_wrong_with_every_defence_is_told_once_and_with_one_by_its_name() -> None:
@@ -157,9 +177,9 @@ def test_what_is_wrong_with_every_defence_is_told_once_and_with_one_by_its_name(
     assert len(wrong()) == 1
     changed("scale: -1", "scale: 1")
     changed("aggregation: {rule: mean}", "aggregation: {rule: krum, f: 7}")
-    (told,) = wrong()
-    assert told.startswith("duel.yaml:15: defences.mean + nothing.options.aggregation: ")
-    assert told.endswith("(mean + nothing)")
+    (found,) = wrong()
+    entry = "defences.mean + nothing.options.aggregation"
+    check(found, file="duel.yaml", line=15, entry=entry, note="mean + nothing")
 
 
 def test_the_shipped_duel_can_be_fought() -> None:
