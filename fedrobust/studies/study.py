@@ -225,7 +225,7 @@ def parent_run(
             end_children(run_id)
             tracker = Tracker.resume(run_id, journal)
         except UnknownRunError as error:
-            raise UnknownRunError(f"{error}; to go on with a new one: rm {shlex.quote(str(file))}") from error
+            raise error.advising(f"to go on with a new one: rm {shlex.quote(str(file))}") from error
     else:
         tracker = Tracker.open(experiment, params, tags, name, parent)
         file.write_text(f"{tracker.run_id}\n", encoding="utf-8")

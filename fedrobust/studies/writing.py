@@ -35,7 +35,7 @@ def written_in_any_case(write: Callable[[bool], None], go_on: str = GO_ON) -> It
             logger.warning("what there is could not be written: %s", second)
         ended = FedRobustError(reason(error)) if isinstance(error, OSError) else error
         if go_on and isinstance(ended, FedRobustError) and not isinstance(ended, ExperimentError):
-            raise type(ended)(f"{ended}; {go_on}") from error
+            raise ended.advising(go_on) from error
         if ended is not error:
             raise ended from error
         raise

@@ -76,8 +76,8 @@ class Objective(Options):
         for (attack, seed), curves in results.items():
             known = {name for metrics in curves.values() for name in metrics}
             if self.metric not in known:
-                hint = nearest(self.metric, known) or f"there are: {', '.join(sorted(known)) or 'none'}"
-                raise ExperimentError(f"no metric '{self.metric}' in the run of attack {attack}, seed {seed}; {hint}")
+                reason, hint = f"no such metric in the run of attack {attack}, seed {seed}", nearest(self.metric, known)
+                raise ExperimentError(Problem(reason, "metric", f"'{self.metric}'", tuple(sorted(known)), hint))
             counted = sorted(round for round in curves if until is None or round <= until)
             values = [float(curves[round].get(self.metric, math.nan)) for round in counted[-self.rounds :]]
             by_attack.setdefault(attack, []).append(fmean(values) if values else math.nan)

@@ -347,7 +347,7 @@ def _opened(url: str) -> Iterator[BaseStorage]:
             yield cast(BaseStorage, _Reached(storage, url))
     except (StorageError, SQLAlchemyError, OptunaError, ImportError, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, StorageError):
-            raise ExperimentError(str(error)) from None
+            raise ExperimentError(*error.problems) from None
         raise ExperimentError(_unusable(url, error)) from None
 
 

@@ -141,7 +141,7 @@ def test_a_study_of_another_program_is_left_alone(played: Played) -> None:
         made = optuna.create_study(storage=url, study_name=name, directions=directions)
         if name == "trials":
             made.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
-        with pytest.raises(ExperimentError, match=f"study '{name}' in .*optuna.db is another program's: give this"):
+        with pytest.raises(ExperimentError, match=f"'{name}' in .*optuna.db .*another program"):
             sweep(f"name={name}")
         assert len(made.trials) == (name == "trials")
 
@@ -171,7 +171,7 @@ def test_a_newer_schema_is_told_in_a_line(played: Played) -> None:
     with closing(sqlite3.connect(DATABASE)) as other:
         other.execute("update alembic_version set version_num = 'v9.0.0'")
         other.commit()
-    with pytest.raises(ExperimentError, match="no longer compatible with the table schema") as caught:
+    with pytest.raises(ExperimentError, match="table schema") as caught:
         sweep("trials=1")
     assert len(str(caught.value).splitlines()) == 1
 
@@ -189,6 +189,6 @@ def test_a_server_that_goes_away_ends_the_sweep(played: Played, monkeypatch: pyt
         raise raised
 
     monkeypatch.setattr(optuna.storages._CachedStorage, "get_all_trials", gone)
-    with pytest.raises(StorageError, match="server closed the connection unexpectedly This probably means") as caught:
+    with pytest.raises(StorageError, match="unexpectedly This") as caught:
         sweep("trials=4")
     assert len(str(caught.value).splitlines()) == 1

@@ -6,8 +6,8 @@ import math
 
 import pytest
 from pydantic import ValidationError
+from refused import refused
 
-from fedrobust.errors import ExperimentError
 from fedrobust.tuning.objectives import Objective, reduced
 
 RESULTS = {
@@ -58,11 +58,11 @@ def test_a_run_without_a_number_makes_the_trial_fail(bad: float, reduction: str)
 
 
 def test_a_metric_that_is_not_there_is_told() -> None:
-    with pytest.raises(ExperimentError, match=r"'accurracy' in the run of attack nobody, seed 1; did you mean 'accura"):
+    with refused(path="metric", found="'accurracy'", hint="did you mean 'accuracy'?", says="attack nobody, seed 1"):
         Objective(metric="accurracy").reduced(RESULTS)
-    with pytest.raises(ExperimentError, match="there are: accuracy, loss"):
+    with refused(path="metric", found="'zzz'", allowed=("accuracy", "loss"), hint=""):
         Objective(metric="zzz").reduced(RESULTS)
-    with pytest.raises(ExperimentError, match="attack ipm, seed 3"):
+    with refused(path="metric", allowed=(), says="attack ipm, seed 3"):
         reduced([Objective(metric="accuracy")], {**RESULTS, ("ipm", 3): {}})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from played import Played, Watching, accuracy, sweep, two_teams
+from refused import refused
 from rich.console import Console
 from studies import Page
 
@@ -159,17 +160,18 @@ def test_a_run_that_fails_fails_its_trial_and_no_other(played: Played) -> None:
 
 
 def test_a_metric_that_no_run_has_is_refused_before_anything_starts(played: Played) -> None:
-    with pytest.raises(ExperimentError, match=r"no metric 'test/balanced_acuracy'.*did you mean 'test/balanced_accur"):
+    entry = "objectives.0.metric"
+    with refused(entry=entry, hint="did you mean 'test/balanced_accuracy'?", says="'test/balanced_acuracy'"):
         sweep("objectives.0.metric=test/balanced_acuracy")
-    with pytest.raises(ExperimentError, match=r"metric 'good'; allowed: test/balanced_accuracy, .*defense/auroc$"):
+    with refused(entry=entry, allows="test/balanced_accuracy", says="'good'"):
         sweep("objectives.0.metric=good")
-    with pytest.raises(ExperimentError, match="no function is given that makes the metric 'score'"):
+    with refused(says="'score'"):
         sweep("objectives.0.metric=score")
     assert not Path("mlruns").exists()
     sweep()
-    with pytest.raises(ExperimentError, match="another one: its file or its experiment has changed"):
+    with pytest.raises(ExperimentError, match="file or its experiment"):
         sweep("objectives.0.metric=test/accuracy")
-    with pytest.raises(FederationError, match=r"all 12 trials failed: an objective is not a finite number; see .*csv$"):
+    with pytest.raises(FederationError, match=r"all 12 trials .*; see .*csv$"):
         sweep("name=other", "objectives.0.metric=test/auroc")
 
 
@@ -334,9 +336,9 @@ def test_from_python_with_a_function_of_ones_own(played: Played) -> None:
     made = [found.plan.experiment(trial.values, seed=1) for trial in found.trials]
     assert values == pytest.approx([-abs(accuracy(each, 8) - 0.7) for each in made])
     assert found.best[0].outcome == Completed((max(values),))
-    with pytest.raises(ExperimentError, match=r"fedrobust\.sweep: pruner: a function is called when a run has ended"):
+    with refused(file="fedrobust.sweep", entry="pruner", says="function"):
         fedrobust.sweep("base.yaml", space={"aggregation.f": {"int": [1, 3]}}, objective=len, pruner="median", name="b")
-    with pytest.raises(ExperimentError, match=r"fedrobust\.sweep: space\.aggregation\.g"):
+    with refused(file="fedrobust.sweep", entry="space.aggregation.g"):
         fedrobust.sweep(fedrobust.load("base.yaml"), space={"aggregation.g": {"int": [1, 3]}}, name="c")
 
 
@@ -355,7 +357,7 @@ def test_a_sweep_in_python_goes_on_with_the_same_function_only(played: Played) -
     found = fedrobust.sweep("base.yaml", objective=worth, **options)
     begun = played.begun.copy()
     assert fedrobust.sweep("base.yaml", objective=worth, **options).trials == found.trials
-    with pytest.raises(ExperimentError, match="its objective function has changed"):
+    with pytest.raises(ExperimentError, match="objective function"):
         fedrobust.sweep("base.yaml", objective=other, **options)
     assert played.begun == begun
 
