@@ -41,6 +41,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for variable, name in (("IPYTHONDIR", "ipython"), ("JUPYTER_RUNTIME_DIR", "runtime"), ("JUPYTER_DATA_DIR", "data")):
         monkeypatch.setenv(variable, str(tmp_path / "jupyter" / name))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(path.parents[2]), os.environ.get("PYTHONPATH", "")]))
+    (tmp_path / "jupyter").mkdir()
     work = tmp_path / "work"
     work.mkdir()
     before = sorted(path.parent.iterdir())
