@@ -12,7 +12,8 @@ TEXT = "".join(page.read_text(encoding="utf-8") for page in sorted(PAGES.glob("*
 
 
 def test_pages_have_every_family_once() -> None:
-    assert sorted(re.findall(r"^\.\. family:: (\S+)$", TEXT, re.MULTILINE)) == sorted(families())
+    listed = re.findall(r"^\.\. family:: (\S+)$", TEXT, re.MULTILINE)
+    assert sorted(name for name in listed if ":" not in name) == sorted(families())
 
 
 def test_pages_have_every_room_of_a_family() -> None:

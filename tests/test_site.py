@@ -9,6 +9,8 @@ import pytest
 from fedrobust.aggregation import MoNNA, MultiKrum
 from fedrobust.attacks import Alie
 from fedrobust.experiment import Federation
+from fedrobust.matrix import Matrix
+from fedrobust.studies.options import StudyOptions
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +59,8 @@ def test_examples_stay_as_they_are() -> None:
         (Alie, "``direction``: ``plus``, ``minus``; default ``plus``"),
         (Alie, "Also the options of :py:obj:`.Attack`."),
         (Federation, "``participation``: number > 0, ≤ 1; default ``1.0``"),
+        (StudyOptions, "``changes``: mapping"),
+        (Matrix, "``settings``: mapping; required"),
     ],
 )
 def test_an_option_says_what_it_may_be(option: type, line: str) -> None:

@@ -61,7 +61,7 @@ def test_every_command_is_accepted(tutorial: Path, workplace: Path) -> None:
                     fedrobust.run(fedrobust.load(words[1], words[2:]))
                 assert not Path("mlruns").exists()
             elif words[0] == "sweep":
-                load_sweep(words[1], [word for word in words[2:] if word != "--resume"])
+                load_sweep(words[1], words[2:])
             elif words[0] == "run" and not words[1].startswith("mlruns/"):
                 fedrobust.load(words[1], words[2:])
             else:

@@ -1,7 +1,8 @@
 """Two directives of the reference, which need no entry for a new class.
 
-`.. family:: aggregation.rule` documents every class that this part of an experiment file can name. `.. public:: ROOM`
-documents the classes and functions that a room exports, without those of families and those that a page names itself.
+`.. family:: aggregation.rule` documents every class that this part of an experiment file can name, `.. family::
+package.module:Class` every named class below a base. `.. public:: ROOM` documents the classes and functions that a room
+exports, without those of families and those that a page names itself.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from fedrobust.options import Options, members
 from fedrobust.terminal import families
 
 PAGES = Path(__file__).parent.parent / "reference"
@@ -27,10 +29,16 @@ class Family(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         lines: list[str] = []
-        for name, option in families()[self.arguments[0]].items():
+        for name, option in _members(self.arguments[0]).items():
             lines += [f".. index:: {name}", "", f".. rubric:: {name}", ""]
             lines += [f".. autoclass:: {_home(option)}.{option.__name__}", ""]
         return self.parse_text_to_nodes("\n".join(lines))
+
+
+def _members(family: str) -> dict[str, type[Options]]:
+    """The classes of a family of experiment files, or of another base, as `package.module:Class`."""
+    module, _, base = family.partition(":")
+    return members(getattr(import_module(module), base)) if base else families()[family]
 
 
 class Public(SphinxDirective):

@@ -43,10 +43,10 @@ def kind(schema: dict[str, Any]) -> str:
     return " ".join([TYPES.get(schema.get("type", ""), "anything"), ", ".join(bounds)]).strip()
 
 
-def default(schema: dict[str, Any]) -> str:
-    """The default, as an experiment file would have it."""
+def default(schema: dict[str, Any], required: bool) -> str:
+    """The default, as an experiment file would have it; empty where it is empty, too."""
     if "default" not in schema:
-        return "required"
+        return "required" if required else ""
     value = schema["default"]
     if isinstance(value, dict):
         return f"default ``{value['name']}``" if "name" in value else ""
@@ -62,11 +62,12 @@ def options_of(option: type[Options], plain: Callable[[str], str]) -> list[str]:
     )
     shared = family.model_json_schema()["properties"] if family and "name" in family.model_fields else {}
     made: list[str] = []
-    for name, schema in option.model_json_schema().get("properties", {}).items():
+    whole = option.model_json_schema()
+    for name, schema in whole.get("properties", {}).items():
         which = name == "name" and ("const" in schema or "description" not in schema)
         if which or shared.get(name) == schema:
             continue
-        words = "; ".join(word for word in (kind(schema), default(schema)) if word)
+        words = "; ".join(word for word in (kind(schema), default(schema, name in whole.get("required", ()))) if word)
         text = plain(" ".join(schema.get("description", "").split()))
         made += [f"``{name}``: {words}", *([f"   {text}"] if text else ["   \\ "]), ""]
     if shared.keys() - {"name"} and family:
