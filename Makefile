@@ -30,6 +30,11 @@ docs: .venv/ready
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
 	@echo "the site: build/docs/index.html"
 
+# The wheel in environments of its own: without an extra, and with [platform].
+.PHONY: test-wheel
+test-wheel: .venv/ready
+	tests/wheel.sh $(BIN)/python
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
