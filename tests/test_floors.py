@@ -114,7 +114,6 @@ def test_no_file_grows_past_its_room() -> None:
     assert not long, f"a room is missing: {long}"
 
 
-
 def test_no_module_imports_itself_by_way_of_others() -> None:
     """Also not while types are checked: what two modules need of each other belongs below both."""
     modules = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in MODULES}
