@@ -25,7 +25,8 @@ from fedrobust.data import (
 )
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.learning import Cnn, FedAvg, LocalTraining, Model, ServerOptimizer, model_shorthand
-from fedrobust.options import Many, OneOf, Options, refusal
+from fedrobust.metrics import Metric
+from fedrobust.options import Many, OneOf, Options, members, refusal
 from fedrobust.portions import portion
 from fedrobust.secure import ClearPrivacy, Privacy
 from fedrobust.trust import Trust
@@ -93,6 +94,16 @@ class Evaluation(Options):
     """Evaluate after every so many rounds, and always after the last one."""
     last: int | None = Field(default=None, ge=1)
     """Evaluate only the last so many rounds."""
+    metrics: Many[Annotated[Metric, OneOf(Metric)]] = ()
+    """Metrics of your own, `package.module:Class`, beside those that every run has."""
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        names = [*members(Metric), *(metric.key for metric in self.metrics)]
+        for name in names:
+            if names.count(name) > 1:
+                raise refusal(f"there are two metrics '{name}'", "metrics")
+        return self
 
     def due(self, round: int, rounds: int) -> bool:
         """Whether the model after `round` of `rounds` is evaluated."""
@@ -240,4 +251,6 @@ class Experiment(Options):
     def digest(self) -> str:
         """SHA-256 of everything that can change the result; `workers` and `tracking` cannot."""
         decisive = {key: value for key, value in self.resolved().items() if key not in ("workers", "tracking")}
+        if not self.evaluation.metrics:
+            del decisive["evaluation"]["metrics"]  # digests from before there was this option stay what they are
         return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

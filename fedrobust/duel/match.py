@@ -48,10 +48,10 @@ class DuelPlan:
         """`draft` is the file of the duel. Raises `ExperimentError` with a line for everything that is wrong."""
         self.duel = duel
         self._draft = draft
-        if problem := unknown(duel.objective.metric):
-            raise ExperimentError(problem.at(draft.entry("objective", "metric")))
         self._composer = Composer(duel, draft)
         self._check()
+        if problem := unknown(duel.objective.metric, self.samples[0].evaluation.metrics):
+            raise ExperimentError(problem.at(draft.entry("objective", "metric")))
 
     @cached_property
     def samples(self) -> list[Experiment]:

@@ -8,48 +8,55 @@ import numpy as np
 
 from fedrobust.attacks import Attack, Backdoor
 from fedrobust.data.hospitals import Hospitals
+from fedrobust.errors import FederationError
+from fedrobust.experiment import Experiment
+from fedrobust.failures import reason
 from fedrobust.federation.clients import triggered
+from fedrobust.metrics import Predictions, attack_success, measured
 from fedrobust.records import Record
 
 
-def evaluation_record(
-    round: int, hospitals: Hospitals, attacks: tuple[Attack, ...], found: dict[str, np.ndarray]
-) -> Record:
+def evaluation_record(round: int, hospitals: Hospitals, experiment: Experiment, found: dict[str, np.ndarray]) -> Record:
     """The journal's record of a round's evaluation; `found` as `Hosts.collect_evaluation` gives it.
 
     Of several backdoors, the metrics are those of the one that succeeds best; `triggers` has them all, by their place
     among the attacks.
-    """
-    from fedrobust.learning.evaluation import confusion_matrix, hospital_accuracy, metrics
 
+    Raises `FederationError` where a user's own metric cannot be computed.
+    """
     validation, test = hospitals.indices["validation"], hospitals.indices["test"]
     clean = found["clean"][len(validation) :]
+    tested = Predictions(clean, hospitals.labels[test], hospitals.hospital[test])
     figures: dict[str, float] = {}
-    for name, positions, probabilities in (
-        ("validation", validation, found["clean"][: len(validation)]),
-        ("test", test, clean),
-    ):
-        if len(positions):
-            values = metrics(probabilities, hospitals.labels[positions], hospitals.hospital[positions])
-            figures |= {f"{name}/{metric}": value for metric, value in values.items()}
-    rates = _success(hospitals, attacks, clean, found)
+    if len(validation):
+        before = found["clean"][: len(validation)]
+        predictions = Predictions(before, hospitals.labels[validation], hospitals.hospital[validation])
+        figures |= _figures("validation", predictions, experiment)
+    figures |= _figures("test", tested, experiment)
+    rates = _success(hospitals, experiment.attacks, clean, found)
     for name in next(iter(rates.values()), {}):
         figures[f"attack/{name}"] = max(rate[name] for rate in rates.values())
     return {
         "kind": "evaluation",
         "round": round,
         "metrics": figures,
-        "hospitals": hospital_accuracy(clean, hospitals.labels[test], hospitals.hospital[test]),
-        "confusion": confusion_matrix(clean, hospitals.labels[test]).tolist(),
+        "hospitals": tested.by_hospital,
+        "confusion": tested.confusion.tolist(),
     } | ({"triggers": rates} if rates else {})
+
+
+def _figures(part: str, predictions: Predictions, experiment: Experiment) -> dict[str, float]:
+    try:
+        found = measured(predictions, experiment.evaluation.metrics)
+    except Exception as error:  # whatever a user's own metric raises
+        raise FederationError(f"evaluation.metrics: {reason(error)}") from error
+    return {f"{part}/{name}": value for name, value in found.items()}
 
 
 def _success(
     hospitals: Hospitals, attacks: tuple[Attack, ...], clean: np.ndarray, found: dict[str, np.ndarray]
 ) -> dict[int, dict[str, float]]:
     """How often the trigger of each backdoor succeeds, by its place among the attacks."""
-    from fedrobust.learning.evaluation import attack_success
-
     test = hospitals.indices["test"]
     rates = {}
     for index, attack in enumerate(attacks):

@@ -207,7 +207,7 @@ class FederatedTraining:
     def _evaluated(self, round: int, asked: list[Any], weights: Any) -> tuple[Record, np.ndarray]:
         """The record of a round's evaluation, and the probabilities of the test patches."""
         found = self.hosts.collect_evaluation(asked, weights)
-        record = evaluation_record(round, self.hospitals, self.experiment.attacks, found)
+        record = evaluation_record(round, self.hospitals, self.experiment, found)
         return record, found["clean"][len(self.hospitals.indices["validation"]) :]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fedrobust.metrics import in_tables
+
 Record = Mapping[str, Any]
 
 JUDGED = range(11, 21)
@@ -15,19 +17,17 @@ JUDGED = range(11, 21)
 FOR_GOOD = 15
 """Who is in quarantine for so many rounds at the end has been ejected for good."""
 
-_PERFORMANCE = {
-    "balanced_accuracy": "test/balanced_accuracy",
-    "auroc": "test/auroc",
-    "attack_success": "attack/success_rate",
-    "attack_raw": "attack/raw_rate",
-}
+_ATTACK = {"attack/success_rate": "attack_success", "attack/raw_rate": "attack_raw"}
 
 
 def performance(rounds: Iterable[Record]) -> dict[str, float]:
-    """Means over the evaluated rounds; attack success is there only where an attack has a target."""
+    """Means over the evaluated rounds: metrics on the test patches, those that stand in tables (`metrics.in_tables`);
+    and attack success, only where an attack has a target."""
     evaluated = [record["metrics"] for record in rounds if "metrics" in record]
+    names = dict.fromkeys(name for metrics in evaluated for name in metrics)
+    tested = in_tables(name.removeprefix("test/") for name in names if name.startswith("test/"))
     found = {}
-    for name, metric in _PERFORMANCE.items():
+    for metric, name in ({f"test/{key}": key for key in tested} | _ATTACK).items():
         values = [metrics[metric] for metrics in evaluated if metrics.get(metric) is not None]
         if values:
             found[name] = float(np.mean(values))

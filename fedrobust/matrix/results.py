@@ -39,7 +39,7 @@ FIGURES = (
     "rarest_ejected",
     "skipped",
 )
-"""Columns of figures, in the order of the files."""
+"""Columns of figures, in the order of the files; other metrics follow."""
 
 
 def table_of(cells: Sequence[Cell], runs: Mapping[str, FinishedRun]) -> Any:
@@ -48,12 +48,14 @@ def table_of(cells: Sequence[Cell], runs: Mapping[str, FinishedRun]) -> Any:
     `state` is `done`, `failed` or `missing`. Robustness, and how often a trigger succeeds that nobody planted
     (`baseline_success`), are measured by the oracle of the same setting and seed.
     """
+    given = {name for run in runs.values() for name in run.figures if "/" not in name}
+    columns = (*FIGURES, "classes", *sorted(given - {*FIGURES, "classes"}))
     lines = []
     for cell in cells:
         run = runs.get(cell.digest)
         line: dict[str, Any] = {name: getattr(cell, name) for name in ("setting", "attack", "defence", "seed", "phase")}
         line["state"] = "missing" if run is None else "failed" if run.failed else "done"
-        line |= dict.fromkeys(FIGURES, math.nan) | {"classes": math.nan}
+        line |= dict.fromkeys(columns, math.nan)
         if run is not None:
             line |= {name: float(value) for name, value in run.figures.items() if name in line}
             line |= {"seconds": run.seconds, "run_id": run.run_id}

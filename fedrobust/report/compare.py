@@ -14,20 +14,8 @@ from pydantic import ValidationError
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.report.story import Run, attack, defence
+from fedrobust.report.titles import titles
 
-FIGURES = {
-    "test/balanced_accuracy": "balanced accuracy",
-    "test/auroc": "AUROC",
-    "test/worst_hospital_accuracy": "worst hospital",
-    "attack/success_rate": "attack success",
-    "defense/auroc": "detection AUROC",
-    "defense/precision": "suspicion precision",
-    "defense/recall": "suspicion recall",
-    "rounds_skipped": "rounds skipped",
-    "upload_bytes": "uploaded",
-}
-"""The figures of a run that are compared: those after the last round, how many rounds were skipped, if any run has such
-ones, and the bytes of all updates together."""
 APART = ("name", "seed", "tracking", "workers")
 """Options that do not tell groups apart: labels, the seed, and what cannot change a result."""
 
@@ -66,7 +54,7 @@ class Group:
     runs: tuple[Run, ...]
     """By seed."""
     figures: Mapping[str, Spread]
-    """Those of `FIGURES` that there are in any group."""
+    """Those that stand in tables and that there are in any group: after the last round, see `final_figures`."""
 
     def curve(self, metric: str) -> Curve:
         """A metric by round."""
@@ -97,9 +85,9 @@ class Comparison:
     """What a reader has to know: runs that were left out, groups with other seeds."""
 
     @property
-    def figures(self) -> list[str]:
-        """Those of `FIGURES` that there are."""
-        return list(self.groups[0].figures)
+    def figures(self) -> dict[str, str]:
+        """Name → title of the figures that there are."""
+        return titles(self.groups[0].figures)
 
     @property
     def shared(self) -> dict[str, str]:
@@ -133,7 +121,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     columns, differing = telling(all_options)
     labels = _labels(all_options, columns, [members[0][1] for members in grouped.values()])
     values = {id(run): final_figures(run) for _, run in latest.values()}
-    there = [name for name in FIGURES if any(name in own for own in values.values())]
+    there = list(titles({name for own in values.values() for name in own}))
     if not any(own["rounds_skipped"] for own in values.values()):
         there.remove("rounds_skipped")
     groups = []
@@ -185,12 +173,13 @@ def _told(path: str, groups: Sequence[Mapping[str, str]], differing: Sequence[st
 
 
 def final_figures(run: Run) -> dict[str, float]:
-    """Those of `FIGURES` that a run has."""
+    """The figures of a run that stand in tables: those after the last round, how many rounds were skipped, and the
+    bytes of all updates together."""
     uploaded = [record["upload_bytes"] for record in run.rounds if record.get("upload_bytes") is not None]
     found = run.final | {"rounds_skipped": float(run.skips.skipped)}
     if uploaded:
         found["upload_bytes"] = float(sum(uploaded))
-    return {name: found[name] for name in FIGURES if found.get(name) is not None}
+    return {name: found[name] for name in titles(found) if found[name] is not None}
 
 
 def shown(figure: str, spread: Spread, runs: int) -> str:

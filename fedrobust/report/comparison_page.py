@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fedrobust.report.compare import FIGURES, Comparison, Group, Spread, final_figures, shown
+from fedrobust.report.compare import Comparison, Group, Spread, final_figures, shown
 from fedrobust.report.elements import Table, plural, render
 from fedrobust.report.story import attack, defence
 
@@ -48,7 +48,7 @@ def comparison_html(name: str, comparison: Comparison, pictures: Mapping[str, by
 
 def _groups(comparison: Comparison) -> Table:
     """What tells the groups apart, and their final figures."""
-    heads = ["", *comparison.columns, "seeds", *(FIGURES[name] for name in comparison.figures)]
+    heads = ["", *comparison.columns, "seeds", *comparison.figures.values()]
     lines = []
     for place, group in enumerate(comparison.groups, start=1):
         options = [group.options.get(path, "–") for path in comparison.columns]
@@ -58,7 +58,7 @@ def _groups(comparison: Comparison) -> Table:
 
 
 def _runs(comparison: Comparison) -> Table:
-    heads = ["run", "group", "attack against defence", "seed", *(FIGURES[name] for name in comparison.figures)]
+    heads = ["run", "group", "attack against defence", "seed", *comparison.figures.values()]
     lines = []
     for place, group in enumerate(comparison.groups, start=1):
         for run in group.runs:

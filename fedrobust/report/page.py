@@ -10,19 +10,11 @@ import numpy as np
 
 from fedrobust.report.elements import plural, render
 from fedrobust.report.story import Hospital, Run, attack, defence, protocol
+from fedrobust.report.titles import titles_of_one
 from fedrobust.tracking import flatten
 
 LONG_TABLE = 30
 """More hospitals than this, and the table keeps to those that attacked, were suspected, quarantined or rejected."""
-CARDS = {
-    "test/balanced_accuracy": "balanced accuracy",
-    "test/accuracy": "accuracy",
-    "test/auroc": "AUROC",
-    "test/worst_hospital_accuracy": "worst hospital",
-    "attack/success_rate": "attack success",
-    "defense/precision": "suspicion precision",
-    "defense/recall": "suspicion recall",
-}
 
 CHAPTERS = {
     "How well the global model reads, and how well the attack works": {
@@ -64,14 +56,14 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
         f"seed {experiment['seed']}",
         protocol(experiment),
     ]
-    final = run.final
+    final, cards = run.final, titles_of_one(run.final)
     return render(
         "report/templates/run.html.j2",
         title=experiment["name"],
         facts=facts,
         skipped=run.skips.told() if run.skips.reasons else "",
         untrained=run.skips.untrained,
-        cards={name: (title, _number(final[name])) for name, title in CARDS.items() if final.get(name) is not None},
+        cards={name: (title, _number(final[name])) for name, title in cards.items() if final.get(name) is not None},
         verdict=verdict(run),
         captions=CHAPTERS,
         pictures=pictures,

@@ -37,6 +37,7 @@ def families() -> dict[str, dict[str, type[Options]]]:
     from fedrobust.attacks import Attack, Identity, Schedule
     from fedrobust.data import Partition, Source, StainNormalisation
     from fedrobust.learning import LocalLoss, LocalOptimizer, Model, ServerOptimizer
+    from fedrobust.metrics import Metric
     from fedrobust.secure import Privacy
     from fedrobust.trust import Detector, Reputation
 
@@ -56,6 +57,7 @@ def families() -> dict[str, dict[str, type[Options]]]:
         "trust.detector": members(Detector),
         "trust.reputation": members(Reputation),
         "privacy": members(Privacy),
+        "evaluation.metrics": members(Metric),
     }
 
 

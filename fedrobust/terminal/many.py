@@ -80,13 +80,13 @@ def show_matrix(out: Console, findings: MatrixResult) -> None:
 
 def show_comparison(out: Console, comparison: Comparison, page: Path) -> None:
     """The groups and their final figures, what a reader has to know, and where the page is."""
-    from fedrobust.report.compare import FIGURES, shown
+    from fedrobust.report.compare import shown
 
     figures = [name for name in comparison.figures if name not in _IN_THE_PAGE]
     numbers = {"": [str(place) for place in range(1, len(comparison.groups) + 1)]}
     options = {path: [group.options.get(path, "–") for group in comparison.groups] for path in comparison.columns}
     measured = {"n": [str(len(group.runs)) for group in comparison.groups]} | {
-        FIGURES[name]: [shown(name, group.figures[name], len(group.runs)) for group in comparison.groups]
+        comparison.figures[name]: [shown(name, group.figures[name], len(group.runs)) for group in comparison.groups]
         for name in figures
     }
     whole = columns(numbers | options | measured)

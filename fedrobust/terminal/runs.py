@@ -61,15 +61,6 @@ def _figures(metrics: dict[str, float]) -> str:
     return text
 
 
-_SHOWN = {
-    "test/accuracy": "accuracy",
-    "test/balanced_accuracy": "balanced accuracy",
-    "test/auroc": "AUROC",
-    "test/worst_hospital_accuracy": "accuracy at the worst hospital",
-    "attack/success_rate": "attack success",
-}
-
-
 def show_code(out: Console) -> None:
     """Which code of the user's was loaded, and from where."""
     for name, file in loaded().items():
@@ -79,11 +70,12 @@ def show_code(out: Console) -> None:
 def show_result(out: Console, result: Result, experiment: Experiment | None = None) -> None:
     """The final table, and where to look next; of the experiment whether its secrets are any."""
     from fedrobust.naming import NOT_SECRET, secret, shared
+    from fedrobust.report.titles import titles_of_one
 
     table = Table(title=plain(result.name), title_justify="left", show_header=False)
-    for key, label in _SHOWN.items():
-        if key in result.final:
-            table.add_row(label, f"{result.final[key]:.3f}")
+    for name, title in titles_of_one(result.final).items():
+        if result.final.get(name) is not None and not name.startswith("defense/"):  # whom it suspects stands below
+            table.add_row(plain(title), f"{result.final[name]:.3f}")
     if "attack/success_rate" not in result.final:
         table.add_row("attack success", "– (no attack here has a target)")
     skips = Skips.of(result.rounds)

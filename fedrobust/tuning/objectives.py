@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from fedrobust.errors import ExperimentError, Problem
+from fedrobust.metrics import Metric, own
 from fedrobust.options import Options, nearest
 from fedrobust.studies.finished import Curves
 
@@ -22,27 +23,8 @@ NOT_FINITE = "an objective is not a finite number"
 """Why a trial has failed whose runs have not."""
 SCORE = "score"
 """The metric that a caller's own function makes of a run."""
-METRICS = (
-    *(
-        f"{part}/{name}"
-        for part in ("test", "validation")
-        for name in (
-            "balanced_accuracy",
-            "accuracy",
-            "auroc",
-            "macro_f1",
-            "ece",
-            "loss",
-            "worst_hospital_accuracy",
-        )
-    ),
-    "attack/success_rate",
-    "attack/raw_rate",
-    "defense/precision",
-    "defense/recall",
-    "defense/auroc",
-)
-"""All that a run can have; those of `attack/` with a backdoor, of `validation/` where the split has such patches."""
+_OTHERS = ("attack/success_rate", "attack/raw_rate", "defense/precision", "defense/recall", "defense/auroc")
+"""What a run can have beside the metrics of its model: those of `attack/` with a backdoor."""
 
 _REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": fmean,
@@ -91,12 +73,17 @@ class Objective(Options):
         return _REDUCTIONS[reduction](values)
 
 
-def unknown(metric: str) -> Problem | None:
-    """Why no run can have this metric; None if some may."""
-    if metric in METRICS or metric == SCORE:
+def unknown(metric: str, more: Iterable[Metric] = ()) -> Problem | None:
+    """Why no run can have this metric; None if some may. `more` are the experiment's own metrics.
+
+    Those of `validation/` are there where the split has such patches.
+    """
+    keys = [each.key for each in (*own(), *more)]
+    there = (*(f"{part}/{key}" for part in ("test", "validation") for key in keys), *_OTHERS)
+    if metric in there or metric == SCORE:
         return None
-    hint = nearest(metric, METRICS)
-    return Problem(f"no metric '{metric}'", hint=hint, allowed=() if hint else METRICS)
+    hint = nearest(metric, there)
+    return Problem(f"no metric '{metric}'", hint=hint, allowed=() if hint else there)
 
 
 def reduced(objectives: Iterable[Objective], results: Results) -> tuple[float, ...] | None:

@@ -98,12 +98,12 @@ class SweepPlan:
         self.space = self._space(draft)
         if reason := sweep.sampler.refusal(self.space, len(sweep.objectives)):
             raise ExperimentError(Problem(f"{sweep.sampler.name} {reason}").at(draft.entry("sampler")))
-        for index, objective in enumerate(sweep.objectives):
-            if problem := unknown(objective.metric):
-                raise ExperimentError(problem.at(draft.entry("objectives", index, "metric")))
         self.samples: list[Experiment] = []
         """Experiments with the middle of all ranges, and with each choice and each end of a range."""
         self._check()
+        for index, objective in enumerate(sweep.objectives):
+            if problem := unknown(objective.metric, self.samples[0].evaluation.metrics):
+                raise ExperimentError(problem.at(draft.entry("objectives", index, "metric")))
 
     @property
     def trials(self) -> int:

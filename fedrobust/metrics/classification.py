@@ -1,0 +1,129 @@
+"""The metrics that every run has. Each is finite whatever the model and the labels are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from fedrobust.metrics.metric import Metric, Predictions
+
+
+class Accuracy(Metric):
+    """The share of patches that are read rightly."""
+
+    title = "accuracy"
+    headline = False
+
+    name: Literal["accuracy"] = "accuracy"
+
+    def of(self, predictions: Predictions) -> float:
+        """See the class."""
+        return float(predictions.confusion.trace() / predictions.confusion.sum())
+
+
+class BalancedAccuracy(Metric):
+    """The mean recall of the labels that occur: chance is 1 / labels, whatever their mix."""
+
+    title = "balanced accuracy"
+
+    name: Literal["balanced_accuracy"] = "balanced_accuracy"
+
+    def of(self, predictions: Predictions) -> float:
+        """See the class."""
+        matrix, occurring = predictions.confusion, predictions.occurring
+        recall = matrix.diagonal()[occurring] / matrix.sum(axis=1)[occurring]
+        return float(recall.mean())
+
+
+class Auroc(Metric):
+    """The area under the ROC curve, one label against the rest, mean over the labels that occur.
+
+    0.5 where only one label does.
+    """
+
+    title = "AUROC"
+
+    name: Literal["auroc"] = "auroc"
+
+    def of(self, predictions: Predictions) -> float:
+        """See the class."""
+        import torch
+        from torchmetrics.functional.classification import binary_auroc
+
+        occurring = predictions.occurring
+        if len(occurring) < 2:
+            return 0.5
+        scores = torch.from_numpy(predictions.probabilities)
+        truth = torch.from_numpy(np.ascontiguousarray(predictions.labels))
+        return float(np.mean([float(binary_auroc(scores[:, label], truth == label)) for label in occurring]))
+
+
+class MacroF1(Metric):
+    """The mean F1 score of the labels that occur or are predicted."""
+
+    title = "macro F1"
+    headline = False
+
+    name: Literal["macro_f1"] = "macro_f1"
+
+    def of(self, predictions: Predictions) -> float:
+        """See the class."""
+        import torch
+        from torchmetrics.functional.classification import multiclass_f1_score
+
+        scores = torch.from_numpy(predictions.probabilities)
+        truth = torch.from_numpy(np.ascontiguousarray(predictions.labels))
+        return float(multiclass_f1_score(scores, truth, scores.shape[1], average="macro"))
+
+
+class CalibrationError(Metric):
+    """The expected calibration error in 15 bins (Guo et al., ICML 2017): how far confidence is from accuracy."""
+
+    title = "calibration error"
+    headline = False
+
+    name: Literal["ece"] = "ece"
+
+    def of(self, predictions: Predictions) -> float:
+        """See the class."""
+        import torch
+        from torchmetrics.functional.classification import multiclass_calibration_error
+
+        scores = torch.from_numpy(predictions.probabilities)
+        truth = torch.from_numpy(np.ascontiguousarray(predictions.labels))
+        return float(multiclass_calibration_error(scores, truth, scores.shape[1], n_bins=15))
+
+
+class Loss(Metric):
+    """The mean negative log probability of the true label, a probability counting as at least 1e-12."""
+
+    title = "loss"
+    headline = False
+
+    name: Literal["loss"] = "loss"
+
+    def of(self, predictions: Predictions) -> float:
+        """See the class."""
+        of_label = predictions.probabilities[np.arange(len(predictions.labels)), predictions.labels]
+        return float(-np.log(np.maximum(of_label.astype(np.float64), 1e-12)).mean())
+
+
+class WorstHospitalAccuracy(Metric):
+    """The accuracy at the hospital where it is least.
+
+    Of the hospitals with at least `minimum` test patches; of all where none has as many.
+    """
+
+    title = "worst hospital"
+
+    name: Literal["worst_hospital_accuracy"] = "worst_hospital_accuracy"
+    minimum: int = Field(default=10, ge=1)
+    """Test patches below which a hospital's accuracy says too little to be called the worst."""
+
+    def of(self, predictions: Predictions) -> float:
+        """See the class."""
+        patches = {each: int((predictions.hospitals == each).sum()) for each in predictions.by_hospital}
+        large = [value for each, value in predictions.by_hospital.items() if patches[each] >= self.minimum]
+        return min(large or predictions.by_hospital.values())
