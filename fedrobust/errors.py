@@ -107,12 +107,9 @@ class FedRobustError(Exception):
     """Whether it would end every other run, too: a sweep or a matrix then stops, and can be gone on with."""
 
     def __init__(self, *problems: Problem | str) -> None:
-        """Each line of a text is a problem that has nothing but a message."""
+        """A text is a problem that has nothing but this message."""
         super().__init__(*problems)
-        found: list[Problem] = []
-        for each in problems:
-            found += [Problem(line) for line in each.splitlines() if line] if isinstance(each, str) else [each]
-        self.problems = tuple(found)
+        self.problems = tuple(Problem(each) if isinstance(each, str) else each for each in problems)
 
     def __str__(self) -> str:
         """A line for each problem."""
@@ -145,10 +142,6 @@ class ExperimentError(FedRobustError):
 
 class DataError(ExperimentError):
     """Data that is missing, has another layout than the source expects, or would leak patients."""
-
-    def __init__(self, *problems: Problem | str) -> None:
-        """A text is always one problem: what it quotes of other people's files may hold line ends."""
-        super().__init__(*(Problem(each) if isinstance(each, str) else each for each in problems))
 
 
 class TrackingError(FedRobustError):

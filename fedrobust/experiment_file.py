@@ -87,10 +87,6 @@ class Draft:
         """Where a value comes from, with its dotted path: the origin of what the value will set elsewhere."""
         return replace(self.origin_of(*keys), path=_dotted(keys))
 
-    def place(self, *keys: str | int) -> str:
-        """Where a value comes from, as a text."""
-        return str(self.origin_of(*keys))
-
     def checked(self, model: type[Model]) -> Model:
         """The options. Raises `ExperimentError` as `load` does."""
         try:

@@ -57,7 +57,6 @@ def test_an_error_keeps_its_kind_and_its_problems() -> None:
     assert type(below) is MineError and [each.path for each in below.problems] == ["a.aggregation.rule", "a"]
     advised = error.advising("go on with: x").advising("or: y")
     assert type(advised) is MineError and str(advised) == f"{RULE}\ntwo; go on with: x; or: y"
-    assert FedRobustError("one\ntwo").problems == (Problem("one"), Problem("two"))
-    assert DataError("one\ntwo").problems == (Problem("one\ntwo"),), "what others have written begins no problem"
+    assert str(FedRobustError("one\ntwo")) == r"one\ntwo", "what others have written begins no line"
     again = pickle.loads(pickle.dumps(DataError(RULE)))
     assert type(again) is DataError and again.problems == (RULE,)
