@@ -19,6 +19,7 @@ import fedrobust
 from fedrobust.aggregation import Context, RowRule, Rule
 from fedrobust.attacks import Attackers, craft
 from fedrobust.duel import Duel, load_duel
+from fedrobust.metrics import Predictions, measured
 from fedrobust.options import members
 from fedrobust.secure import MessageError, OneMessage
 from fedrobust.tuning import Sweep, load_sweep
@@ -83,6 +84,16 @@ def test_the_commands_of_write_a_rule(own_files: Path) -> None:
     assert commands == ["fedrobust run ours.yaml", "python -m pytest test_ordinary_norm.py"]
     done = subprocess.run([sys.executable, *commands[1].split()[1:]], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_metric_of_write_a_metric_is_measured(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, options = blocks("write-a-metric.md")
+    save(code, workplace, monkeypatch)
+    Path("own.yaml").write_text("data: {source: histology}\n" + options.text, encoding="utf-8")
+    (metric,) = fedrobust.load("own.yaml").evaluation.metrics
+    certain, labels = np.eye(2, dtype=np.float32)[[0, 1, 1, 0]], np.array([0, 1, 1, 1])
+    found = measured(Predictions(certain, labels, np.zeros(4, dtype=np.int64)), [metric])
+    assert (metric.title, found["Sensitivity"]) == ("sensitivity", pytest.approx(2 / 3))
 
 
 def test_the_pipelines_of_aggregation_run_as_written(own_files: Path) -> None:
