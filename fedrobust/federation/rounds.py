@@ -220,7 +220,7 @@ def explained(skipped: str, updates: TrainedUpdates) -> str:
 
 
 def coordinators(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of a checkpoint's arrays, those of the coordinator and of who keeps histories."""
+    """The arrays of a checkpoint but for model weights and client states."""
     elsewhere = ("weights", "client", "previous_weights")
     return {name: array for name, array in arrays.items() if name.split("/")[0] not in elsewhere}
 

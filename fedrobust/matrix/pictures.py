@@ -62,7 +62,7 @@ def heat_map(values: Any, harmless: Collection[str], headlines: Mapping[str, flo
     for side in axes.spines.values():
         side.set_visible(False)
     figure.suptitle(fit(title, int(11 * across)), x=0.02, ha="left", color=INK, fontsize=11)
-    note = "robustness: 1 is a federation without the attackers, 0 is chance\n"
+    note = "robustness: 1 = as accurate as without attackers, 0 = chance\n"
     note += "framed: worst attack, screening; grey name: harmless without a defence"
     figure.supxlabel(note, x=0.02, ha="left", color=MUTED, fontsize=8)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01)

@@ -149,7 +149,7 @@ def short_options(experiment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def telling(groups: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of the options of several groups: the paths that tell them apart, and all that differ.
+    """Of the options of several groups: the paths that separate them, and all that differ.
 
     An option that some groups lack is told by the name of what has it, unless groups with the same name differ in it.
     """

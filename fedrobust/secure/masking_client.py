@@ -5,9 +5,10 @@ the ring of 2^32 or 2^64,
 
     y_u = x_u + PRG(b_u) + Σ_{v ∈ N(u), v > u} PRG(s_uv) − Σ_{v ∈ N(u), v < u} PRG(s_uv)
 
-with a seed b_u of its own and a key s_uv = s_vu that it agrees on with each neighbour. Of who sent y_u the server gets
-b_u, of who did not the secret key behind all its s_uv, never both, from a threshold t of the Shamir shares that its
-neighbours hold. Then Σ x_u = Σ y_u − Σ PRG(b_u) ∓ Σ PRG(s_uv), the last sum over who dropped out and its neighbours.
+with a seed b_u of its own and a key s_uv = s_vu that it agrees on with each neighbour. For each sender the server
+learns b_u, for each dropout its mask key (the secret behind all its s_uv), never both, from a threshold t of the Shamir
+shares that its neighbours hold. Then Σ x_u = Σ y_u − Σ PRG(b_u) ∓ Σ PRG(s_uv), the last sum over the dropouts and their
+neighbours.
 
 J. Bell et al., Secure single-server aggregation with (poly)logarithmic overhead, CCS 2020 (SecAgg+): N(u) are k
 neighbours in a random k-regular graph (Harary's circulant on a random circle) instead of everybody.

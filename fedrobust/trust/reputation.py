@@ -81,7 +81,7 @@ class BetaReputation(Evidence):
 
     α ← λα + 1 − e, β ← λβ + h e, h = `harshness`, e the bad evidence of the round: 0 up to a score of t, 1 for a score
     of 1 and for a rejected update. The reputation is (α + 1) / (α + β + 2), one half for a stranger. With λ = 0.9 the
-    last ten rounds or so count, and the standing of who always has the evidence e tends to (11 − 10 e) / (12 + 40 e).
+    last ten rounds or so count, and a client with constant evidence e converges to (11 − 10 e) / (12 + 40 e).
 
     Trust is lost faster than it is won, or who behaves in every second round would keep half of it. After ten honest
     rounds, an attacker whose malicious updates score 0.9 is below 0.4 at the third of them, whether or not it behaves
@@ -114,8 +114,8 @@ class SubjectiveLogic(Evidence):
     """Belief, disbelief and uncertainty of subjective logic (Jøsang, 2001), as in FRM (Chu et al., NDSS 2023).
 
     P ← λP + κ (1 − e), N ← λN + (1 − κ) e, e the bad evidence of the round. Belief b = P / (P + N + W), uncertainty
-    u = W / (P + N + W), and the reputation is b + a u: `base` for a stranger. The standing of who always has the
-    evidence e tends to (4 − 3 e) / (5 + 4 e) by default.
+    u = W / (P + N + W), and the reputation is b + a u: `base` for a stranger. A client with constant
+    evidence e converges to (4 − 3 e) / (5 + 4 e) by default.
 
     FRM has residuals of its own for evidence, and a window of ten rounds; here e is that of the detector's score, and
     old evidence is forgotten as in `beta`. W outweighs much of what is left, so who misbehaves in every second round

@@ -212,7 +212,7 @@ class Space:
             yield name, {**middle, **forced}
 
     def endless(self) -> list[str]:
-        """Names of what has no end of values, so that a grid cannot have them all."""
+        """Names of continuous parameters: a grid cannot have all of their values."""
         return [name for name, each in self.searched.items() if each.size is None]
 
     @property

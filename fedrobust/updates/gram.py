@@ -73,7 +73,7 @@ class Centred:
     share: Floats
 
     def uncentred(self) -> Floats:
-        """The Gram matrix (N, N) of the rows themselves. One that is lost in rounding beside the reference is zero."""
+        """The Gram matrix (N, N) of the rows themselves. Rows below the rounding error of the reference are zero."""
         cross, common = np.outer(self.with_reference, self.share), self.squared_norm * np.outer(self.share, self.share)
         matrix = self.products + (cross + cross.T) + common
         beside = np.diag(self.products) + np.diag(common)

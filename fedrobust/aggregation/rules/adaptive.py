@@ -54,7 +54,8 @@ class Adaptive(Rule):
     per_client: ClassVar[bool] = True
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "scaling", "breakdown"})
     current: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """a: what this round's update counts beside the average. With 0, who was honest for long may do as it likes."""
+    """a: what this round's update counts beside the average. With 0, a client that was honest for long can attack
+    unnoticed."""
     copies: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """How near a copy is, as a part of its norm; 0: only equal rows are copies."""
     memory: Annotated[float, Field(ge=0, le=1)] = 0.9

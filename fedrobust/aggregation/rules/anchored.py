@@ -33,7 +33,7 @@ class RootRule(Rule):
 
 
 def _length(gram: Gram) -> float:
-    """‖g₀‖; 0 where it is lost in rounding beside the rows."""
+    """‖g₀‖; 0 where its square is below the rounding error of the rows'."""
     return float(lengths(np.array([gram.anchors["root"].squared_norm]), float(np.median(np.diag(gram.matrix))))[0])
 
 
