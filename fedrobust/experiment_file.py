@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fedrobust.experiment import Experiment
 
 Keys = tuple[str | int, ...]
-Model = TypeVar("Model", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -87,7 +87,7 @@ class Draft:
         """Where a value comes from, with its dotted path: the origin of what the value will set elsewhere."""
         return replace(self.origin_of(*keys), path=_dotted(keys))
 
-    def checked(self, model: type[Model]) -> Model:
+    def checked(self, model: type[ModelT]) -> ModelT:
         """The options. Raises `ExperimentError` as `load` does."""
         try:
             with looking_beside(self.beside):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from fedrobust.metrics import in_tables
-
-Record = Mapping[str, Any]
+from fedrobust.records import Record
 
 JUDGED = range(11, 21)
 """The rounds over which precision and recall are averaged: by round 20 the detection should have found its feet."""

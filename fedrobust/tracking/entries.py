@@ -12,8 +12,6 @@ from typing import Any
 
 from fedrobust.texts import visible
 
-Record = Mapping[str, Any]
-
 LONGEST = 500
 """Characters of a parameter's value that every MLflow server accepts."""
 FAILED = "failed"
@@ -53,7 +51,7 @@ def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
             yield path, value
 
 
-def metrics(record: Record, width: int = 2) -> dict[str, float]:
+def metrics(record: Mapping[str, Any], width: int = 2) -> dict[str, float]:
     """The MLflow metrics of one journal record; client ids are padded to `width` digits, so that they sort.
 
     Figures that are not finite are left out: the journal writes null for them.

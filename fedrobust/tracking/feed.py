@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedrobust.tracking.entries import FAILED, Record, allowed, finite, metrics, shortened
+from fedrobust.tracking.entries import FAILED, allowed, finite, metrics, shortened
 
 SYNCED = "fedrobust.synced"
 """Tag: how many journal lines MLflow has."""
@@ -26,7 +26,7 @@ class Feed:
         self._client, self._run_id = client, run.info.run_id
         self._time, self._line, self._width = run.info.start_time, 0, 2
 
-    def send(self, record: Record) -> None:
+    def send(self, record: Mapping[str, Any]) -> None:
         """Send the next line. May be called again for a line that failed: nothing moves on before all has arrived."""
         from mlflow.entities import Metric, RunTag
 
