@@ -60,7 +60,7 @@ def shrink(norms: Floats, radius: float) -> Floats:
 
 
 def lengths(squares: Floats, beside: Floats | float = 0.0) -> Floats:
-    """Norms (n,) from `squares`; 0 where a square is below rounding error `beside` larger ones (default: the median)."""
+    """Norms (n,) from `squares`; 0 where a square is below the rounding error of `beside` (default: the median)."""
     square = np.maximum(squares, 0.0)
     return np.sqrt(np.where(square > ROUNDING * (beside + np.median(square)), square, 0.0))
 
