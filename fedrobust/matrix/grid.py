@@ -22,7 +22,7 @@ from fedrobust.failures import reason
 from fedrobust.options import Many, Options, nearest, refusal
 from fedrobust.studies.composer import Composer, Mistakes
 from fedrobust.studies.options import Seeds, StudyOptions
-from fedrobust.studies.study import PlannedRun
+from fedrobust.studies.planned import PlannedRun
 
 NOBODY = "nobody"
 """The column in which no hospital is malicious."""

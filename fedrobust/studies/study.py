@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +22,7 @@ from fedrobust.naming import Part
 from fedrobust.runner import Result
 from fedrobust.studies.finished import FinishedRun, FinishedRuns
 from fedrobust.studies.options import StudyOptions
+from fedrobust.studies.planned import PlannedRun
 from fedrobust.studies.teams import Teams
 from fedrobust.texts import file_name, visible
 from fedrobust.tracking import Tracker, end_children, flatten
@@ -59,25 +59,6 @@ class Unwatched:
 
     def say(self, what: str) -> None:
         """Nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedRun:
-    """A run that a study wants."""
-
-    experiment: Experiment | None
-    """None where its options do not go together."""
-    label: str
-    """What it is called in MLflow."""
-    tags: Mapping[str, str]
-    """What a person filters runs by in MLflow."""
-    refused: str = ""
-    """Why there is none."""
-
-    @cached_property
-    def digest(self) -> str:
-        """The experiment's: a run that was finished under it is not made again."""
-        return sha256(self.label.encode()).hexdigest() if self.experiment is None else self.experiment.digest()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from fedrobust.experiment import Experiment
 from fedrobust.failures import ends_all, reason
 from fedrobust.runner import Result
 from fedrobust.studies.finished import FinishedRun
-from fedrobust.studies.study import Measured, PlannedRun, Study
+from fedrobust.studies.planned import PlannedRun
+from fedrobust.studies.study import Measured, Study
 from fedrobust.studies.teams import Stopped
 from fedrobust.tuning.objectives import NOT_FINITE, SCORE, Objective, Results, reduced
 from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned, SweepStudy, Trial

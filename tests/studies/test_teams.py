@@ -17,7 +17,8 @@ import fedrobust.studies.teams as teams_room
 from fedrobust.errors import DataError, FederationError, TrackingError
 from fedrobust.experiment_file import load
 from fedrobust.naming import Part
-from fedrobust.studies.study import Measured, PlannedRun, Study
+from fedrobust.studies.planned import PlannedRun
+from fedrobust.studies.study import Measured, Study
 from fedrobust.studies.teams import Stopped, Teams
 
 EXPERIMENT: Any = None
