@@ -17,6 +17,7 @@ HAVE_ONE = {
     "data",
     "figures",
     "learning",
+    "metrics",
     "secure",
     "terminal",
     "tracking",
