@@ -29,6 +29,7 @@ from torch import nn
 
 import fedrobust
 from fedrobust.experiment import Experiment
+from fedrobust.records import Record, RoundRecord
 
 CLIENTS, STEPS, BATCH, SIZE, CLASSES, PROCESSES = 20, 4, 32, 28, 9, 2
 PARAMETERS = 422_089
@@ -138,8 +139,8 @@ def federation(rounds: int, folder: Path, **local: Any) -> list[float]:
     )
     committed: list[float] = []
 
-    def note(record: dict[str, Any]) -> None:
-        if record["kind"] == "round":
+    def note(record: Record) -> None:
+        if isinstance(record, RoundRecord):
             committed.append(time.perf_counter())
 
     home = Path.cwd()

@@ -122,9 +122,7 @@ def trained(experiment: Experiment, hospitals: Hospitals) -> dict[str, float]:
         skipped += "skipped" in record
         blamed += len(set(record["rejected"]) - set(malicious.drawn))
         if round > rounds - 5:
-            found.append(
-                evaluation_record(round, hospitals, experiment.attacks, host.evaluate(weights, 0, 1))["metrics"]
-            )
+            found.append(evaluation_record(round, hospitals, experiment.attacks, host.evaluate(weights, 0, 1)).metrics)
     means = {
         name: float(np.mean([metrics[key] for metrics in found]))
         for name, key in (("accuracy", "test/balanced_accuracy"), ("success", "attack/success_rate"))

@@ -40,7 +40,7 @@ from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump
 from fedrobust.federation.pool import Pool
 from fedrobust.preparation import hospitals_of
-from fedrobust.records import read_journal
+from fedrobust.records import read_run
 from fedrobust.runner import RUNS
 from fedrobust.studies.teams import leased_pool
 from fedrobust.tracking import Tracker
@@ -211,7 +211,7 @@ def sweep(trials: int, name: str, pool: Pool) -> tuple[Timed, list[dict[str, Any
 
 
 def _seconds_of_rounds(run_id: str) -> float:
-    return sum(record["seconds"]["round"] for record in read_journal(RUNS / run_id) if record["kind"] == "round")
+    return sum(record.seconds["round"] or 0.0 for record in read_run(RUNS / run_id).rounds)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

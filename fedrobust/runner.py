@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,18 @@ from fedrobust.learning.vector import load_vector
 from fedrobust.naming import Part, run_name, tags
 from fedrobust.preparation import CACHE, check_attacks, hospitals_of, network_of
 from fedrobust.private import private_files
-from fedrobust.records import Checkpoint, Record, Skips, read_checkpoint, read_journal, versions
+from fedrobust.records import (
+    FORMAT,
+    Checkpoint,
+    Fields,
+    Record,
+    RecordedRun,
+    RunEnd,
+    RunStart,
+    read_checkpoint,
+    read_run,
+    versions,
+)
 from fedrobust.report import finding, save_partition, write_report
 from fedrobust.tracking import Tracker, flatten, save_model
 
@@ -57,8 +69,8 @@ class Result:
     run_id: str
     name: str
     folder: Path
-    rounds: list[dict[str, Any]]
-    """The journal's records of the rounds, in order, each with its evaluation's `metrics` where there was one."""
+    recorded: RecordedRun
+    """What the journal says: typed records of the start, the rounds, the evaluations and the end."""
     final: dict[str, Any]
     """The last figures under their MLflow names, and `model_sha256`, the digest of the state dict."""
     state_dict: dict[str, Any]
@@ -66,6 +78,15 @@ class Result:
     """The truth of the simulation: malicious hospital → name of its attack."""
     suspected: list[int]
     """Hospitals whose reputation was below the threshold at the end."""
+
+    @cached_property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The journal's records of the rounds, in order, each with its evaluation's `metrics` where there was one, and
+        with `triggers` where there was a backdoor. Hospitals are texts, as in JSON: `rounds[-1]["weights"]["3"]`."""
+        kept = ("metrics", "triggers")
+        found = {record.round: record.fields() for record in self.recorded.evaluations}
+        evaluated = {round: {name: own[name] for name in kept if name in own} for round, own in found.items()}
+        return [record.fields() | evaluated.get(record.round, {}) for record in self.recorded.rounds]
 
 
 @dataclass(frozen=True)
@@ -126,9 +147,10 @@ def run(
             _report(this, folder, opening.result())
         else:
             seal_files(folder, this.key)
-        if (skips := Skips.of(read_journal(folder))).untrained:
-            raise UntrainedError(f"run {folder.name}: {skips.no_result()}; its record is in {folder}")
-    return _result(this, folder)
+        recorded = read_run(folder)
+        if recorded.skips.untrained:
+            raise UntrainedError(f"run {folder.name}: {recorded.skips.no_result()}; its record is in {folder}")
+    return _result(this, folder, recorded)
 
 
 def find_run(run: str) -> Path:
@@ -158,14 +180,14 @@ def _same(folder: Path, this: _Run) -> None:
     options = folder / "experiment.yaml"
     if options.read_text(encoding="utf-8") != dump(before):  # the same options, but who wrote the rest of it?
         options.write_text(dump(before), encoding="utf-8")
-    if read_journal(folder)[0]["digest"] != this.hospitals.digest:
+    if read_run(folder).start.digest != this.hospitals.digest:
         cached = "" if isinstance(experiment.data.stain_normalisation, NoNormalisation) else f", or what {CACHE} holds"
         name = experiment.data.source.name
         raise ExperimentError(f"run {folder.name} cannot be resumed: the data of {name} changed{cached}")
 
 
 def _ended(journal: Journal) -> bool:
-    return bool(read_journal(journal.folder)[-1]["kind"] == "end")
+    return read_run(journal.folder).end is not None
 
 
 @contextmanager
@@ -200,7 +222,7 @@ def _goes_on(run: str) -> bool:
 
 def _open_tracker(this: _Run, resumed: Journal | None) -> Tracker:
     if resumed is not None:
-        return Tracker.resume(resumed.folder.name, read_journal(resumed.folder))
+        return Tracker.resume(resumed.folder.name, read_run(resumed.folder).records)
     experiment, part = this.experiment, this.part
     all_tags = tags(experiment) | {"data_digest": this.hospitals.digest} | dict(part.tags if part else {})
     name, params = experiment.tracking.experiment, flatten(experiment.resolved())
@@ -249,11 +271,11 @@ def _trained(this: _Run, resumed: Journal | None, opening: Future[Tracker], pool
         this.say("training")
         outcome = federation.run(journal, hooks)
         load_vector(this.network, outcome.weights)
-        final = _final(read_journal(folder), outcome, this.network)
-        rounds = experiment.federation.rounds
-        end = {"kind": "end", "round": rounds, "final": final, "misread": misread(hospitals, outcome.probabilities)}
-        journal.commit([outcome.evaluation, end], Checkpoint(rounds, {"weights": outcome.weights}))
-        for record in (outcome.evaluation, end):
+        final, rounds = _final(read_run(folder), outcome, this.network), experiment.federation.rounds
+        end = RunEnd.of({"round": rounds, "final": final, "misread": misread(hospitals, outcome.probabilities)})
+        last: list[Record] = [outcome.evaluation, end]
+        journal.commit(last, Checkpoint(rounds, {"weights": outcome.weights}))
+        for record in last:
             for hook in hooks:
                 hook(record)
     return folder
@@ -274,38 +296,28 @@ def _report(this: _Run, folder: Path, tracker: Tracker) -> None:
         save_model(this.network, images.shape[1], folder / "model")
     made = [path for pattern in MADE for path in folder.glob(pattern)]
     seal_files(folder, this.key, [path.relative_to(folder).as_posix() for path in made])
-    untrained = Skips.of(read_journal(folder)).untrained
+    untrained = read_run(folder).skips.untrained
     tracker.upload(folder, again=True, register=None if untrained else tracking.register)
     this.say("sending the rest to MLflow")
 
 
-def _result(this: _Run, folder: Path) -> Result:
+def _result(this: _Run, folder: Path, recorded: RecordedRun) -> Result:
     load_vector(this.network, read_checkpoint(folder).arrays["weights"])
-    records = read_journal(folder)
-    attackers = {int(client): attack for client, attack in records[0]["attackers"].items()}
-    final = records[-1]["final"]
-    return Result(
-        folder.name,
-        run_name(this.experiment),
-        folder,
-        _rounds(records),
-        final,
-        _state_dict(this.network),
-        attackers,
-        final["suspected"],
-    )
+    final = recorded.end.final if recorded.end is not None else {}
+    name, state, suspected = run_name(this.experiment), _state_dict(this.network), list(final["suspected"])
+    return Result(folder.name, name, folder, recorded, final, state, recorded.attackers, suspected)
 
 
-def _start(this: _Run, run_id: str, weights: np.ndarray) -> Record:
+def _start(this: _Run, run_id: str, weights: np.ndarray) -> RunStart:
     experiment, hospitals = this.experiment, this.hospitals
-    return {
-        "kind": "start",
+    fields = {
+        "format": FORMAT,
         "run": run_id,
         "name": run_name(experiment),
         "experiment": experiment.resolved(),
         "clients": experiment.federation.clients,
         "label_names": list(hospitals.label_names),
-        "attackers": {str(client): name for client, name in experiment.attackers.names.items()},
+        "attackers": experiment.attackers.names,
         "hospital_labels": hospitals.label_counts().tolist(),
         "parameters": len(weights),
         "digest": hospitals.digest,
@@ -313,33 +325,23 @@ def _start(this: _Run, run_id: str, weights: np.ndarray) -> Record:
         "versions": versions() | {"commit": tags(experiment)["git_commit"]},
         "model": sha256(weights.tobytes()).hexdigest(),
     }
+    return RunStart.of(fields)
 
 
-def _final(records: list[Record], outcome: FinalModel, network: nn.Module) -> dict[str, Any]:
-    rounds = [record for record in records if record["kind"] == "round"]
-    digest = sha256()
+def _final(recorded: RecordedRun, outcome: FinalModel, network: nn.Module) -> Fields:
+    """The last figures; those of the model are there, too, where every round was skipped."""
+    digest, last = sha256(), recorded.rounds[-1]
     for name, value in _state_dict(network).items():
         digest.update(name.encode() + value.numpy().tobytes())
     return {
-        **outcome.evaluation["metrics"],
-        **rounds[-1]["detection"],
-        "suspected": rounds[-1]["suspected"],
-        "rounds_skipped": Skips.of(records).skipped,
+        **outcome.evaluation.metrics,
+        **last.detection,
+        "suspected": last.suspected,
+        "rounds_skipped": recorded.skips.skipped,
         "model_sha256": digest.hexdigest(),
-        "seconds": sum(record["seconds"]["round"] for record in rounds),
+        "seconds": sum(record.seconds["round"] or 0.0 for record in recorded.rounds),
     }
 
 
 def _state_dict(network: nn.Module) -> dict[str, Any]:
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-
-def _rounds(records: list[Record]) -> list[dict[str, Any]]:
-    """The records of the rounds, each with the `metrics`, and `triggers` if there are any, of its evaluation."""
-    kept = ("metrics", "triggers")
-    evaluated = {
-        record["round"]: {name: record[name] for name in kept if name in record}
-        for record in records
-        if record["kind"] == "evaluation"
-    }
-    return [record | evaluated.get(record["round"], {}) for record in records if record["kind"] == "round"]

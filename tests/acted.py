@@ -20,7 +20,7 @@ from fedrobust.federation.coordinator import Coordinator
 from fedrobust.federation.delivery import Block, delivery
 from fedrobust.federation.party_host import PartyHost
 from fedrobust.federation.rounds import FederatedTraining
-from fedrobust.records import Record
+from fedrobust.records import Fields
 from fedrobust.secure.messages import OVERHEAD, Message, unpack
 from fedrobust.secure.sending import Sender
 
@@ -128,7 +128,7 @@ class House:
         self.hospitals = [Actor(Hospitals(self.experiment)) for _ in range(workers)]
         self.parties: list[Actor] = []
         self.arrays: Arrays = {"weights": np.zeros(d, dtype=np.float32)}
-        self.records: list[Record] = []
+        self.records: list[Fields] = []
         self.federation = FederatedTraining.__new__(FederatedTraining)
         team = SimpleNamespace(parties=self._found, owner=b"o" * 16, shards=[], coordinator=Actor(self.coordinator))
         defence = self.experiment.defence()
@@ -161,7 +161,7 @@ class House:
 
     def round(
         self, updates: np.ndarray, root: np.ndarray | None = None, clients: Sequence[int] | None = None
-    ) -> Record:
+    ) -> Fields:
         """A round with the rows of `updates` (n, d) as those of `clients`; returns its record."""
         number, ids = len(self.records) + 1, list(range(len(updates)) if clients is None else clients)
         blocks = []

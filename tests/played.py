@@ -19,6 +19,8 @@ import fedrobust.studies.teams as teams_room
 import fedrobust.tuning.running as running
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
+from fedrobust.records import EvaluationRecord, RoundRecord
+from fedrobust.tracking import StepFigures
 from fedrobust.tuning.files import write_trials
 from fedrobust.tuning.running import SweepResult, TrialDone, run_sweep
 from fedrobust.tuning.study import SweepStudy, Trial
@@ -64,7 +66,7 @@ class Played:
         self.begun: Counter[str] = Counter()
         self.finished: Counter[str] = Counter()
         self.rounds: dict[str, int] = {}
-        self.told: list[dict[str, Any]] = []
+        self.told: list[StepFigures] = []
         self.figured: dict[str, float] = {}
         """What the sweep's own MLflow run was told of no round."""
         self.failures: dict[str, str] = {}
@@ -88,23 +90,27 @@ class Played:
             raise death
         if self.fails(experiment):
             raise FederationError("round 1: no update arrived")
-        rounds = []
+        rounds, evaluations = list[RoundRecord](), list[EvaluationRecord]()
         for round in range(1, experiment.federation.rounds + 1):
             time.sleep(self.wait(experiment))
             if round == self.fails_in(experiment):
                 raise FederationError(f"round {round}: no update arrived from seed {experiment.seed}")
             metrics = {"test/balanced_accuracy": self.accuracy(experiment, round), "test/auroc": None}
-            rounds.append({"kind": "round", "round": round, "detection": {"defense/recall": 0.5}, "metrics": metrics})
+            made = RoundRecord.of({"round": round, "participants": [], "detection": {"defense/recall": 0.5}})
+            evaluated = EvaluationRecord.of({"round": round, "metrics": metrics})
+            rounds.append(made)
+            evaluations.append(evaluated)
             with self.lock:
                 self.rounds[name] = round
-            for record in (rounds[-1], {"kind": "evaluation", "round": round, "metrics": metrics}):
+            for record in (made, evaluated):
                 for hook in hooks:
                     hook(record)
         with self.lock:
             self.finished[name] += 1
-        return SimpleNamespace(run_id=f"run of {name}", rounds=rounds, final=rounds[-1]["metrics"])
+        recorded = SimpleNamespace(rounds=rounds, evaluations=evaluations)
+        return SimpleNamespace(run_id=f"run of {name}", recorded=recorded, final=evaluations[-1].metrics)
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: StepFigures) -> None:
         self.told.append(record)
 
     def figures(self, figures: dict[str, float], run_id: str | None = None) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fedrobust.records import RecordedRun, run_of, written
+
 
 def journal(clients: int = 6, rounds: int = 5, attackers: tuple[int, ...] = (1, 4), weights: bool = True) -> list[Any]:
     """A run in which hospital 1 is caught from round 3 on, hospital 0 is wrongly suspected once, and 5 is rejected."""
@@ -76,6 +78,19 @@ def quarantining(acts: bool = True) -> list[Any]:
             if number > 2:
                 record["identities"] = {"4": 6 if number < 5 else 7}
     return records
+
+
+def recorded(records: list[Any]) -> RecordedRun:
+    """The run that these lines of a journal say."""
+    return run_of(b"".join(map(written, records)))
+
+
+def one_round(accuracy: float, clients: int = 5) -> RecordedRun:
+    """A run of one round, in which nobody attacks."""
+    start, made, evaluated, _ = journal(clients=clients, rounds=1, attackers=())
+    metrics = {"test/balanced_accuracy": accuracy}
+    own = {"suspected": [], "detection": {}, "anomaly": {}}
+    return recorded([start, made | own, evaluated | {"metrics": metrics}])
 
 
 def write(folder: Path, records: list[Any]) -> Path:

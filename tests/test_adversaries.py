@@ -25,7 +25,7 @@ def stopped_after(round: int, *overrides: str, pool: Pool) -> fedrobust.Result:
     before = set(Path("mlruns/runs").iterdir())
 
     def stop(record: dict[str, Any]) -> None:
-        if record["kind"] == "round" and record["round"] == round:
+        if record.kind == "round" and record.round == round:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from fedrobust import tracking
-from fedrobust.records import read_journal
+from fedrobust.records import read_run
 from fedrobust.report import write_report
 from fedrobust.tracking import Tracker, flatten, metrics
 from fedrobust.tracking.artifacts import stored_files
@@ -37,7 +37,7 @@ EXPERIMENT = {
 
 
 def sync(folder: Path) -> int:
-    return tracking.sync(folder, read_journal(folder))
+    return tracking.sync(folder, read_run(folder))
 
 
 class Server:

@@ -15,7 +15,6 @@ from reported import journal
 
 from fedrobust.cli import main
 from fedrobust.errors import FedRobustError
-from fedrobust.records import reading
 from fedrobust.report import write_again, write_comparison
 
 RUN, OTHER = "0123456789abcdef0123456789abcdef", "f" * 32
@@ -155,8 +154,7 @@ def test_whatever_a_field_holds_a_report_is_made_or_the_journal_is_named(
             continue
     (run / "journal.jsonl").write_bytes(written(lines))
     try:
-        with reading(run):
-            write_again(run, Path("nowhere.pem"))
+        write_again(run, Path("nowhere.pem"))
         write_comparison([RUN, OTHER], run.parent, Path("out"))
     except FedRobustError as error:
         assert len(str(error).splitlines()) == 1 and "journal" in str(error)

@@ -55,7 +55,7 @@ def runs() -> set[Path]:
 
 def stop_after(number: int) -> Callable[[dict[str, Any]], None]:
     def stop(record: dict[str, Any]) -> None:
-        if record["kind"] == "round" and record["round"] == number:
+        if record.kind == "round" and record.round == number:
             raise KeyboardInterrupt
 
     return stop

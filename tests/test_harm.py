@@ -163,7 +163,7 @@ def test_what_attackers_know_of_the_last_step_survives_a_crash(pool: Pool, name:
     before = set(Path("mlruns/runs").iterdir())
 
     def stop(record: dict[str, Any]) -> None:
-        if record["kind"] == "round" and record["round"] == 2:
+        if record.kind == "round" and record.round == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -20,6 +20,7 @@ PLAYED = """
 import os, sys, types
 from pathlib import Path
 from fedrobust.errors import Interrupted
+from fedrobust.records import RoundRecord, Skips
 
 def run(experiment, resume=None, hooks=(), say=print):
     try:
@@ -28,14 +29,16 @@ def run(experiment, resume=None, hooks=(), say=print):
             os.kill(os.getpid(), int(os.environ["STOP"]))
     except KeyboardInterrupt as stop:
         raise Interrupted("abc") from stop
-    rounds = [{"kind": "round", "round": number, "skipped": "reason – ×"} for number in range(1, 401)]
-    for record in rounds:
+    reason = "reason – ×"
+    for number in range(1, 401):
+        record = RoundRecord(round=number, participants=(), skipped=reason)
         for hook in hooks:
             hook(record)
     Path("trained").write_text("all rounds")
     names = dict(run_id="abc", name="a – b × 训练", folder=Path("mlruns/runs/abc"))
     final = {"test/accuracy": 0.5}
-    return types.SimpleNamespace(**names, rounds=rounds, attackers={}, suspected=[], final=final)
+    recorded = types.SimpleNamespace(skips=Skips.of([reason] * 400))
+    return types.SimpleNamespace(**names, recorded=recorded, attackers={}, suspected=[], final=final)
 
 sys.modules["fedrobust.runner"] = types.ModuleType("fedrobust.runner")
 sys.modules["fedrobust.runner"].run = run

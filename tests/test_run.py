@@ -23,7 +23,7 @@ from fedrobust.audit.verification import verify_all
 from fedrobust.errors import DataError, ExperimentError, FederationError, TrackingError
 from fedrobust.federation import journal
 from fedrobust.federation.pool import Pool
-from fedrobust.records import Checkpoint, LineFile, read_journal, write_checkpoint
+from fedrobust.records import Checkpoint, LineFile, read_run, write_checkpoint
 from fedrobust.runner import KEY, find_run
 
 pytestmark = pytest.mark.usefixtures("in_place")
@@ -122,7 +122,7 @@ def test_killed_in_round_5_and_resumed_with_the_same_bits(reference: fedrobust.R
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     (folder,) = set(Path("mlruns/runs").iterdir()) - before
-    assert [r["round"] for r in read_journal(folder) if r["kind"] == "round"] == [1, 2, 3, 4]
+    assert [record.round for record in read_run(folder).rounds] == [1, 2, 3, 4]
     with (folder / "journal.jsonl").open("a") as file:  # a line that was written, and not committed
         file.write('{"kind":"round","round":5}\n')
     resumed = run(resume=folder.name[:12], pool=pool)
@@ -130,7 +130,7 @@ def test_killed_in_round_5_and_resumed_with_the_same_bits(reference: fedrobust.R
     assert [r["metrics"] for r in resumed.rounds] == [r["metrics"] for r in reference.rounds]
     whole, stopped = (check((each / "audit.jsonl").read_bytes()).entries for each in (reference.folder, folder))
     assert stopped[1:] == whole[1:]  # the first lines name the runs
-    assert len(whole) == len(read_journal(reference.folder))
+    assert len(whole) == len(read_run(reference.folder).records)
 
     import mlflow
 
@@ -153,7 +153,7 @@ def test_killed_from_outside_at_any_moment(reference: fedrobust.Result, place: P
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     (folder,) = set(Path("mlruns/runs").iterdir()) - before
-    if any(record["kind"] == "end" for record in read_journal(folder)):
+    if read_run(folder).end is not None:
         pytest.fail("the run ended before it could be killed")
     assert run(resume=folder.name, pool=pool).final["model_sha256"] == reference.final["model_sha256"]
 
@@ -163,7 +163,7 @@ def test_a_dead_client_actor_is_replaced_and_changes_nothing(reference: fedrobus
         pass
 
     def kill(record: dict[str, Any]) -> None:
-        if record["kind"] == "round" and record["round"] in (3, 4):
+        if record.kind == "round" and record.round in (3, 4):
             ray.kill(team.workers[record["round"] - 3])
 
     survived = run(hooks=[kill], pool=pool)
@@ -265,7 +265,7 @@ def test_a_resumed_run_keeps_what_absent_hospitals_carry(reference: fedrobust.Re
     before = set(Path("mlruns/runs").iterdir())
 
     def stop(record: dict[str, Any]) -> None:
-        if record["kind"] == "round" and record["round"] == 3:
+        if record.kind == "round" and record.round == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -308,14 +308,12 @@ def test_stragglers_are_left_out_after_the_deadline(reference: fedrobust.Result,
     slow = "attacks=[{name: 'slow:Slow', clients: [7]}]"
     done = subprocess.run([*command, slow], cwd=place, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
-    (record,) = [
-        r for r in read_journal(find_run(json.loads(Path("slow.json").read_text())["run_id"])) if r["kind"] == "round"
-    ]
+    (record,) = read_run(find_run(json.loads(Path("slow.json").read_text())["run_id"])).rounds
     for word in ("balanced accuracy", "attack success", "suspected", "fedrobust ui"):
         assert word in done.stdout
-    assert record["late"] == [7]
-    assert record["participants"] == list(range(7))
-    assert set(record["weights"]) == {str(client) for client in range(7)}
+    assert record.late == (7,)
+    assert record.participants == tuple(range(7))
+    assert record.weights is not None and set(record.weights) == set(range(7))
 
 
 def test_without_a_single_update_the_run_stops(reference: fedrobust.Result, pool: Pool) -> None:
@@ -384,7 +382,7 @@ def test_what_a_rule_remembers_survives_a_crash_and_other_shards(
     before = set(Path("mlruns/runs").iterdir())
 
     def stop(record: dict[str, Any]) -> None:
-        if record["kind"] == "round" and record["round"] == 2:
+        if record.kind == "round" and record.round == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -114,7 +114,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     before = set(Path("mlruns/runs").iterdir())
 
     def stop(record: dict[str, Any]) -> None:
-        if record["kind"] == "round" and record["round"] == 3:
+        if record.kind == "round" and record.round == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nasty import NAMES
-from reported import compared
+from reported import compared, journal, recorded
 from rich.console import Console
 
 from fedrobust import cli
@@ -30,7 +30,8 @@ from fedrobust.experiment import Experiment
 from fedrobust.matrix.results import DefenceSummary
 from fedrobust.matrix.running import MatrixResult
 from fedrobust.matrix.statistics import Estimate
-from fedrobust.report import Run, compare
+from fedrobust.records import EvaluationRecord, RecordedRun, RoundRecord
+from fedrobust.report import compare
 from fedrobust.runner import Result
 from fedrobust.studies.finished import FinishedRun
 from fedrobust.terminal import (
@@ -118,20 +119,25 @@ def test_doctor_says_what_limits_this_process(out: Console, workplace: Path, mon
 def test_the_table_tells_who_was_suspected_and_rightly_so(out: Console, suspected: list[int], told: str) -> None:
     final = {"test/accuracy": 0.5, "test/balanced_accuracy": 0.25, "attack/success_rate": 0.125}
     attackers = {3: "sign_flip", 5: "ipm"}
-    show_result(out, Result("abc", "a[/b] name", Path("mlruns/runs/abc"), [], final, {}, attackers, suspected))
+    show_result(out, Result("abc", "a[/b] name", Path("mlruns/runs/abc"), skipping(), final, {}, attackers, suspected))
     shown = out.export_text()
     assert "a[/b] name" in shown
     for word in (told, "0.250", "0.125", "3 (sign_flip), 5 (ipm)", "abc", "fedrobust ui"):
         assert word in shown, shown
 
 
+def skipping(*reasons: str | None) -> RecordedRun:
+    """A run with a round for each reason, skipped for it; None: not skipped."""
+    rounds = [{"kind": "round", "round": number, "participants": []} for number in range(1, len(reasons) + 1)]
+    told = [own if why is None else own | {"skipped": why} for own, why in zip(rounds, reasons, strict=True)]
+    return recorded([journal()[0], *told])
+
+
 def test_the_table_tells_how_many_rounds_were_skipped_and_why(out: Console) -> None:
-    rounds: list[dict[str, Any]] = [{"kind": "round", "round": number} for number in range(1, 6)]
-    for record, reason in zip(rounds, ["a[/b]", "other", "a[/b]"], strict=False):
-        record["skipped"] = reason
-    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), rounds, {}, {}, {}, []))
+    reasons = ["a[/b]", "other", "a[/b]", None, None]
+    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), skipping(*reasons), {}, {}, {}, []))
     assert "3 of 5: in 2 rounds: a[/b]; in 1 round: other" in out.export_text()
-    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), rounds[3:], {}, {}, {}, []))
+    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), skipping(None, None), {}, {}, {}, []))
     assert "none of 2" in out.export_text()
 
 
@@ -149,7 +155,7 @@ def test_the_table_tells_how_many_rounds_were_skipped_and_why(out: Console) -> N
 )
 def test_the_table_tells_whether_secrets_are_any(out: Console, privacy: dict[str, str], told: str | None) -> None:
     experiment = Experiment.model_validate({"privacy": privacy, "federation": {"clients": 10}})
-    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), [], {}, {}, {}, []), experiment)
+    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), skipping(), {}, {}, {}, []), experiment)
     shown = out.export_text()
     assert ("secrecy" in shown) == (told is not None) and (told or "") in shown
 
@@ -159,11 +165,11 @@ def test_the_bar_tells_of_skipped_rounds_and_not_of_the_initial_models_figures()
     metrics = {"test/balanced_accuracy": 0.5}
     with Progress(out, Experiment.model_validate({"federation": {"rounds": 3}})) as progress:
         for number, more in ((1, {"skipped": "not [finite]"}), (2, {"skipped": "late"}), (3, {})):
-            progress.on_record({"kind": "round", "round": number} | more)
+            progress.on_record(RoundRecord.of({"round": number, "participants": []} | more))
             if number > 1:
-                progress.on_record({"kind": "evaluation", "round": number - 1, "metrics": metrics})
+                progress.on_record(EvaluationRecord.of({"round": number - 1, "metrics": metrics}))
         assert "2 skipped" in str(progress._bar.tasks[0].description)
-        progress.on_record({"kind": "evaluation", "round": 3, "metrics": metrics})
+        progress.on_record(EvaluationRecord.of({"round": 3, "metrics": metrics}))
     assert isinstance(out.file, io.StringIO)
     assert [line for line in out.file.getvalue().splitlines() if line.startswith("round")] == [
         "round 1/3 skipped: not [finite]",
@@ -201,7 +207,7 @@ def test_a_command_that_is_stopped_ends_without_a_traceback(
 def test_a_comparison_is_one_table_or_two_whose_lines_have_the_same_numbers(width: int) -> None:
     out = Console(record=True, width=width, highlight=False)
     journals = [compared(rule, seed, 0.5) for rule in ("krum", "median") for seed in (1, 2)]
-    show_comparison(out, compare([Run.of(journal) for journal in journals]), Path("mlruns/compare/a[b]/compare.html"))
+    show_comparison(out, compare([recorded(journal) for journal in journals]), Path("mlruns/compare/a[b]/compare.html"))
     shown = out.export_text()
     assert shown.count("┏") == (1 if width == 250 else 2)
     assert "0.500 ± 0.000" in shown and "5.0 MB" in shown and "median" in shown
@@ -213,8 +219,7 @@ def screen() -> Console:
 
 
 def result(out: Console, name: str) -> None:
-    rounds: list[dict[str, Any]] = [{"kind": "round", "round": 1, "skipped": name}]
-    show_result(out, Result(name, name, Path("x") / visible(name), rounds, {}, {}, {3: name}, []))
+    show_result(out, Result(name, name, Path("x") / visible(name), skipping(name), {}, {}, {3: name}, []))
 
 
 def verdict(out: Console, name: str) -> None:
@@ -227,7 +232,7 @@ def comparison(out: Console, name: str) -> None:
     journals = [compared(rule, seed, 0.5) for rule in (f"a{name}", f"b{name}") for seed in (1, 2)]
     journals.append(compared("krum")[:2])
     journals[-1][0]["run"] = name[:8]
-    show_comparison(out, compare([Run.of(journal) for journal in journals]), Path("x") / visible(name))
+    show_comparison(out, compare([recorded(journal) for journal in journals]), Path("x") / visible(name))
 
 
 def findings(out: Console, name: str) -> None:
@@ -271,7 +276,7 @@ def skipped(out: Console, name: str) -> None:
     with Progress(out, Experiment()) as progress:
         progress.say(name)
         assert progress._bar.tasks[0].description == visible(name)
-        progress.on_record({"kind": "round", "round": 1, "skipped": name})
+        progress.on_record(RoundRecord.of({"round": 1, "participants": [], "skipped": name}))
 
 
 SHOWN = (result, verdict, comparison, findings, sweep, duel, jobs, skipped)

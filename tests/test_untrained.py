@@ -20,7 +20,7 @@ from fedrobust.errors import FederationError, UntrainedError
 from fedrobust.federation.hosts import TrainedUpdates
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import explained
-from fedrobust.records import read_journal
+from fedrobust.records import read_run
 
 pytestmark = pytest.mark.usefixtures("in_place")
 
@@ -50,11 +50,10 @@ def test_a_run_whose_updates_are_all_rejected_fails_and_says_why(pool: Pool) -> 
     reason = "0 of 8 updates were usable, below the quorum of 0.5 (not finite: 8)"
     assert f"no round changed the model; rounds skipped: 3 of 3: in 3 rounds: {reason}" in told
     assert "Lower learning.local.optimizer.lr" in told and "\n" not in told and "--resume" not in told
-    records = read_journal(folder)
-    rounds = [record for record in records if record["kind"] == "round"]
-    assert [record["suspected"] for record in rounds] == [[], [], []]
-    assert len({record["model"] for record in [records[0], *rounds]}) == 1
-    assert records[-1]["kind"] == "end" and records[-1]["final"]["rounds_skipped"] == 3
+    recorded = read_run(folder)
+    assert [record.suspected for record in recorded.rounds] == [(), (), ()]
+    assert len({record.model for record in (recorded.start, *recorded.rounds)}) == 1
+    assert recorded.end is not None and recorded.end.final["rounds_skipped"] == 3
 
     verdict = verify_all(folder)
     assert (verdict.broken, verdict.rounds, verdict.skipped) == ("", 3, 3)
@@ -71,7 +70,7 @@ def test_a_run_whose_updates_are_all_rejected_fails_and_says_why(pool: Pool) -> 
 
     with pytest.raises(UntrainedError, match="no round"):
         run(*DIVERGED, resume=folder.name, pool=pool)
-    assert read_journal(folder) == records
+    assert read_run(folder).records == recorded.records
     assert client.get_run(folder.name).info.status == "FAILED"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 import fedrobust
 from fedrobust.federation.pool import Pool
-from fedrobust.records import read_journal
+from fedrobust.records import read_run
 
 YAML = """
 name: tiny
@@ -49,7 +49,7 @@ def ended_again(overrides: list[str], before: set[Path], pool: Pool) -> fedrobus
     (folder,) = set(Path("mlruns/runs").iterdir()) - before
     resumed = run(*overrides, resume=folder.name, pool=pool)
     assert (folder / "report.html").exists()
-    assert [record["kind"] for record in read_journal(folder)].count("end") == 1
+    assert [record.kind for record in read_run(folder).records].count("end") == 1
     return resumed
 
 

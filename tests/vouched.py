@@ -15,7 +15,7 @@ from fedrobust.audit.verification import seal_files
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump
 from fedrobust.federation.journal import Journal
-from fedrobust.records import Checkpoint
+from fedrobust.records import FORMAT, Checkpoint, EvaluationRecord, Record, RoundRecord, RunEnd, RunStart
 
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2))
 ROUNDS = 4
@@ -59,20 +59,24 @@ def digest(array: np.ndarray) -> str:
     return sha256(array.tobytes()).hexdigest()
 
 
-def commits(run: str, seconds: float = 1.0) -> list[tuple[list[dict[str, Any]], Checkpoint]]:
+def evaluation(round: int, accuracy: float) -> EvaluationRecord:
+    return EvaluationRecord.of({"round": round, "metrics": {"test/accuracy": accuracy}})
+
+
+def commits(run: str, seconds: float = 1.0) -> list[tuple[list[Record], Checkpoint]]:
     """What a run of four rounds commits, in order."""
-    start = {"kind": "start", "run": run, "clients": 2, "digest": "d", "model": digest(weights(0, run))}
-    start |= {"experiment": EXPERIMENT.resolved(), "configuration": EXPERIMENT.digest()}
-    found = [([start], Checkpoint(0, {"weights": weights(0, run)}))]
+    start = {"format": FORMAT, "run": run, "clients": 2, "digest": "d", "model": digest(weights(0, run))}
+    start |= {"experiment": EXPERIMENT.resolved(), "configuration": EXPERIMENT.digest(), "parameters": 5}
+    start |= {"label_names": ["benign", "tumour"], "attackers": {}, "hospital_labels": [[3, 4], [5, 6]]}
+    found: list[tuple[list[Record], Checkpoint]] = [([RunStart.of(start)], Checkpoint(0, {"weights": weights(0, run)}))]
     for round in range(1, ROUNDS + 1):
-        record = {"kind": "round", "round": round, "participants": [0, 1], "weights": {0: 0.5, 1: np.float64(0.5)}}
+        record: dict[str, Any] = {"round": round, "participants": [0, 1], "weights": {0: 0.5, 1: np.float64(0.5)}}
         record |= {"anomaly": {0: np.nan, 1: 0.1}, "model": digest(weights(round, run)), "seconds": {"round": seconds}}
-        evaluated = [{"kind": "evaluation", "round": round - 1, "metrics": {"test/accuracy": 0.5}}] if round > 1 else []
+        evaluated = [evaluation(round - 1, 0.5)] if round > 1 else []
         arrays = {"weights": weights(round, run), "trust/reputation": np.full(2, round / 10), "seen": np.array(round)}
-        found.append(([record, *evaluated], Checkpoint(round, arrays, pending=round)))
-    last = {"kind": "evaluation", "round": ROUNDS, "metrics": {"test/accuracy": 0.75}}
-    end = {"kind": "end", "round": ROUNDS, "final": {"test/accuracy": 0.75, "seconds": seconds}}
-    return [*found, ([last, end], Checkpoint(ROUNDS, {"weights": weights(ROUNDS, run)}))]
+        found.append(([RoundRecord.of(record), *evaluated], Checkpoint(round, arrays, pending=round)))
+    end = RunEnd.of({"round": ROUNDS, "final": {"test/accuracy": 0.75, "seconds": seconds}})
+    return [*found, ([evaluation(ROUNDS, 0.75), end], Checkpoint(ROUNDS, {"weights": weights(ROUNDS, run)}))]
 
 
 def ended(

@@ -17,6 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedrobust.audit.signing import AuditError, canonical, check_signature, is_hex, public_hex
+from fedrobust.records import other_format
 
 Entry = dict[str, Any]
 
@@ -149,7 +150,9 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def _signer(first: Entry, key: str | None) -> str:
-    if first.get("format") != FORMAT or not is_hex(first.get("key"), 32):
+    if isinstance(found := first.get("format"), int) and found > FORMAT:
+        raise AuditError(f"the log {other_format(found, FORMAT, first.get('versions'))}")
+    if found != FORMAT or not is_hex(first.get("key"), 32):
         raise AuditError(f"this is no first line of an audit log of format {FORMAT}: lines are missing before it")
     if key is not None and first["key"] != key:
         raise AuditError(f"the log was signed with another key, {first['key']}, than the one given, {key}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedrobust.audit.signing import AuditError, canonical, check_signature, is_hex
+from fedrobust.records import other_format
 from fedrobust.secure.messages import digest
 
 if TYPE_CHECKING:
@@ -27,8 +28,11 @@ def seal(key: Ed25519PrivateKey, run: str, head: str, files: Mapping[str, str]) 
     return canonical(body | {"signature": _signed(key, SEAL, body)}) + b"\n"
 
 
-def open_seal(data: bytes, key: str, head: str) -> dict[str, str]:
-    """The files that a seal names, with their digests. Raises `AuditError` if it is not this log's seal."""
+def open_seal(data: bytes, key: str, head: str, wrote: object = None) -> dict[str, str]:
+    """The files that a seal names, with their digests. Raises `AuditError` if it is not this log's seal.
+
+    key, head: the log's. wrote: the versions that its first line names, for a seal of another format.
+    """
     try:
         found = json.loads(data)
         whole = canonical(found) + b"\n" == data
@@ -37,8 +41,9 @@ def open_seal(data: bytes, key: str, head: str) -> dict[str, str]:
     if not isinstance(found, dict):
         raise AuditError("the seal is damaged: this is no seal")
     if found.get("format") != FORMAT:
-        told = f"of format {found['format']}" if "format" in found else "of an older format, which left files out"
-        raise AuditError(f"the seal is {str(told)[:60]}; this version checks format {FORMAT}")
+        if "format" in found:
+            raise AuditError(f"the seal {other_format(found['format'], FORMAT, wrote)}")
+        raise AuditError(f"the seal is of an older format, which left files out; this version checks format {FORMAT}")
     if not whole:
         raise AuditError("the seal is damaged: these are not the bytes that were written")
     files = found.get("files")

@@ -16,7 +16,7 @@ from fedrobust.audit.seals import arrays_digest, check_state, open_seal, seal
 from fedrobust.audit.signing import AuditError, canonical, public_hex, read_public
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment_file import read_options
-from fedrobust.records import Checkpoint, Record, exact_records, read_checkpoint
+from fedrobust.records import Checkpoint, Fields, check_format, exact_records, read_checkpoint
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -53,6 +53,8 @@ class Verdict:
     """What is there, and is not vouched for."""
     seal: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The digests that the seal holds, by path."""
+    versions: object = None
+    """Which versions computed the run, as its log has it."""
 
 
 def verify(folder: Path, key: str | None = None, run: str | None = None) -> Verdict:
@@ -85,6 +87,7 @@ def verify(folder: Path, key: str | None = None, run: str | None = None) -> Verd
         ended=last.get("kind") == "end",
         skipped=sum("skipped" in entry for entry in chain.entries if entry.get("kind") == "round"),
         missing=() if saved else ("checkpoint.npz",),
+        versions=chain.entries[0].get("versions") if chain.entries else None,
     )
     if chain.reason:
         return _broken(verdict, len(chain.entries) + 1, chain.reason)
@@ -105,6 +108,7 @@ def _fitting(folder: Path, here: set[str], chain: Chain, saved: Checkpoint | Non
     if "journal.jsonl" not in here:
         raise ExperimentError(f"{folder / 'journal.jsonl'}: no such file")
     text = _read(folder, "journal.jsonl")
+    check_format(text, Path("journal.jsonl"))
     committed = text if saved is None else text[: saved.offset]
     records = exact_records(committed)
     try:
@@ -142,7 +146,7 @@ def _check_checkpoint(saved: Checkpoint, chain: Chain, journal: bytes) -> None:
         raise AuditError("checkpoint.npz: its arrays are not those of the last commit")
 
 
-def _check_options(folder: Path, start: Record) -> None:
+def _check_options(folder: Path, start: Fields) -> None:
     """Raise `AuditError` for an experiment file with other options than the log's first line vouches for.
 
     The start record holds all of them, and the line holds its digest. No class that the file names is imported.
@@ -197,7 +201,7 @@ def _sealed(folder: Path, verdict: Verdict, besides: Callable[[str], bool]) -> V
             f"{SEAL}: no such file: it was taken away, or the run stopped before it was made; --resume makes it"
         )
     try:
-        files = open_seal(_read(folder, SEAL), verdict.key, verdict.head)
+        files = open_seal(_read(folder, SEAL), verdict.key, verdict.head, verdict.versions)
     except AuditError as error:
         raise AuditError(f"{SEAL}: {error}") from None
     compared = [name for name in sorted(here - {SEAL}) if not besides(name)]

@@ -32,25 +32,22 @@ def compare(
 @app.command()
 def report(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
     """Write a run's report again, and say where it is."""
-    from fedrobust.records import reading
     from fedrobust.report import write_again
     from fedrobust.runner import KEY, find_run
 
     folder = find_run(run)
-    with reading(folder):
-        print(write_again(folder, KEY))
+    print(write_again(folder, KEY))
 
 
 @app.command()
 def sync(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
     """Send to MLflow what a run recorded while the tracking server was away."""
-    from fedrobust.records import read_journal, reading
+    from fedrobust.records import read_run
     from fedrobust.runner import find_run
     from fedrobust.tracking import sync as sync_run
 
     folder = find_run(run)
-    with reading(folder):
-        count = sync_run(folder, read_journal(folder))
+    count = sync_run(folder, read_run(folder))
     print(f"{count} records sent" if count else "nothing to send: the tracking server has everything")
 
 

@@ -19,6 +19,7 @@ from fedrobust.studies.finished import Curves, FinishedRun
 from fedrobust.studies.study import Study, Unwatched, Watch, open_study
 from fedrobust.studies.writing import refuse_fruitless, written_in_any_case
 from fedrobust.texts import file_name
+from fedrobust.tracking import StepFigures
 from fedrobust.tuning.objectives import Objective
 from fedrobust.tuning.running import STORAGE, TrialDone, run_sweep
 from fedrobust.tuning.sweep import SweepPlan
@@ -91,7 +92,7 @@ def run_duel(
                     lost.add(name)
                 elif not lost:  # MLflow takes what it is told of a duel in one order: the rest when nothing fails
                     step = 2 * number - (side == "attacker")
-                    tracker.log({"kind": "turn", "round": step, "metrics": {f"worst/{name}": turn.value}})
+                    tracker.log(StepFigures(step, {f"worst/{name}": turn.value}))
                 watch.done(turn)
         refuse_fruitless([turn.failed for turn in turns if turn.failed], len(turns), "turns", folder / "duel.md")
         return DuelResult(folder, match, turns)

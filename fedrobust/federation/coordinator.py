@@ -13,7 +13,7 @@ from fedrobust.aggregation import Layer, capped_prior
 from fedrobust.arrays import Arrays
 from fedrobust.experiment import Experiment
 from fedrobust.federation.arrival import Arrival, Received, WholeArrival
-from fedrobust.records import Record, below
+from fedrobust.records import Fields, below
 from fedrobust.trust import detection
 from fedrobust.trust.defence import DefendedRound, guilty
 from fedrobust.updates import NotOpened
@@ -48,7 +48,7 @@ class Coordinator:
         attacking: Sequence[int],
         root: np.ndarray | None,
         *arriving: np.ndarray | Arrival,
-    ) -> tuple[Record, np.ndarray, Arrays]:
+    ) -> tuple[Fields, np.ndarray, Arrays]:
         """One round: returns its record, the new global weights (d,) float32, and the arrays for the checkpoint.
 
         `ids[b]` are the clients of the b-th block of updates: of `arriving[b]` (k, d) float32 in the clear, else of one
@@ -69,7 +69,7 @@ class Coordinator:
             done = self._defence.defend(self._memory, updates, clients, round, own, list(rejected), malformed)
         except NotOpened as error:
             done = self._defence.unjudged(self._memory, participants, list(rejected), str(error))
-        record: Record = {
+        record: Fields = {
             "kind": "round",
             "round": round,
             "participants": participants,
@@ -136,7 +136,7 @@ class Coordinator:
             self._weights, self._server = self._experiment.learning.server.step(before, aggregate, self._server)
             self._memory = done.stepped(self._weights - before)
 
-    def _standing(self) -> Record:
+    def _standing(self) -> Fields:
         """Reputations after the round, who is suspected, and who is in quarantine."""
         reputation, state = self._experiment.trust.reputation, self._memory.trust
         return {
@@ -151,13 +151,13 @@ class Coordinator:
         return arrays | self._defence.arrays(self._memory)
 
 
-def figures(done: DefendedRound, received: Received) -> Record:
+def figures(done: DefendedRound, received: Received) -> Fields:
     """What the defence made of a round's clients, for its record."""
     judgement, aggregated = done.judgement, done.aggregated
     assert judgement is not None
     updates, clients, _ = received
     rows, scores = updates.groups or [(int(client),) for client in clients], judgement.scores
-    record: Record = {}
+    record: Fields = {}
     if "gram" in updates.reveals:
         parts = {part: by_client(rows, values) or {} for part, values in scores.parts.items()}
         record = {

@@ -21,7 +21,7 @@ from fedrobust.audit.log import Log
 from fedrobust.audit.seals import arrays_digest, sign_state
 from fedrobust.audit.signing import public_pem
 from fedrobust.errors import ExperimentError, FederationError
-from fedrobust.records import Checkpoint, LineFile, Record, finite, read_checkpoint, write_checkpoint, written
+from fedrobust.records import Checkpoint, LineFile, Record, read_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -74,7 +74,7 @@ class Journal:
 
     def commit(self, records: Iterable[Record], checkpoint: Checkpoint) -> None:
         """Append `records`, then make `checkpoint` the point to go on from. `FederationError` if the disk refuses."""
-        lines = [written(finite(record)) for record in records]
+        lines = [record.line() for record in records]
         try:
             self._records.append(b"".join(lines))
             checkpoint = replace(checkpoint, offset=self._records.length)

@@ -13,10 +13,12 @@ from fedrobust.experiment import Experiment
 from fedrobust.failures import reason
 from fedrobust.federation.clients import triggered
 from fedrobust.metrics import Predictions, attack_success, measured
-from fedrobust.records import Record
+from fedrobust.records import EvaluationRecord
 
 
-def evaluation_record(round: int, hospitals: Hospitals, experiment: Experiment, found: dict[str, np.ndarray]) -> Record:
+def evaluation_record(
+    round: int, hospitals: Hospitals, experiment: Experiment, found: dict[str, np.ndarray]
+) -> EvaluationRecord:
     """The journal's record of a round's evaluation; `found` as `Hosts.collect_evaluation` gives it.
 
     Of several backdoors, the metrics are those of the one that succeeds best; `triggers` has them all, by their place
@@ -36,13 +38,13 @@ def evaluation_record(round: int, hospitals: Hospitals, experiment: Experiment, 
     rates = _success(hospitals, experiment.attacks, clean, found)
     for name in next(iter(rates.values()), {}):
         figures[f"attack/{name}"] = max(rate[name] for rate in rates.values())
-    return {
-        "kind": "evaluation",
+    fields = {
         "round": round,
         "metrics": figures,
         "hospitals": tested.by_hospital,
         "confusion": tested.confusion.tolist(),
-    } | ({"triggers": rates} if rates else {})
+    }
+    return EvaluationRecord.of(fields | ({"triggers": rates} if rates else {}))
 
 
 def _figures(part: str, predictions: Predictions, experiment: Experiment) -> dict[str, float]:

@@ -26,7 +26,7 @@ from fedrobust.federation.hosts import Hosts, TrainedUpdates
 from fedrobust.federation.journal import Journal
 from fedrobust.federation.measures import evaluation_record
 from fedrobust.federation.pool import Team
-from fedrobust.records import Checkpoint, Record
+from fedrobust.records import Checkpoint, EvaluationRecord, Fields, Record, RoundRecord
 from fedrobust.seeds import generator
 
 Hook = Callable[[Record], None]
@@ -37,7 +37,7 @@ class FinalModel:
     """The end of a run: the model, and the last evaluation of it."""
 
     weights: np.ndarray
-    evaluation: Record
+    evaluation: EvaluationRecord
     probabilities: np.ndarray
     """(n, classes) float32 of the test patches, in the order of `Hospitals.indices["test"]`."""
 
@@ -93,11 +93,12 @@ class FederatedTraining:
             previous = evaluated if keeps else None
             # The next round trains while this one's evaluation is collected and its end written to disk.
             tasks = self._ask_training(round + 1, reference, states, previous)
-            records = [record] if old is None else [record, self._evaluated(old, asked, evaluated)[0]]
+            evaluations = [] if old is None else [self._evaluated(old, asked, evaluated)[0]]
             pending = round if evaluation.due(round, settings.rounds) else None
             ended = time.perf_counter()
             record["seconds"] |= {"train": trained - began, "round": ended - began}
             began = ended
+            records: list[Record] = [RoundRecord.of(record), *evaluations]
             arrays = {"weights": weights, **before, **kept}
             arrays |= {f"client/{id}": state for id, state in sorted(states.items())}
             journal.commit(records, Checkpoint(round, arrays, pending))
@@ -148,7 +149,7 @@ class FederatedTraining:
 
     def _aggregate(
         self, round: int, updates: TrainedUpdates, arrays: dict[str, np.ndarray]
-    ) -> tuple[Record, np.ndarray, dict[str, np.ndarray]]:
+    ) -> tuple[Fields, np.ndarray, dict[str, np.ndarray]]:
         """The adversary replaces its rows, the coordinator aggregates what then arrives.
 
         `arrays` are those of the last checkpoint: a round in which a party of the protocol dies begins again from them.
@@ -187,7 +188,7 @@ class FederatedTraining:
 
     def _aggregated(
         self, round: int, blocks: list[Block], malicious: list[int], root: Any, arrays: dict[str, np.ndarray]
-    ) -> tuple[Record, np.ndarray, dict[str, np.ndarray]]:
+    ) -> tuple[Fields, np.ndarray, dict[str, np.ndarray]]:
         """What the coordinator makes of the updates, by way of the protocol."""
         way, ids = self._delivery, [block.clients for block in blocks]
         for attempt in range(way.attempts):
@@ -204,7 +205,7 @@ class FederatedTraining:
                     raise
         raise AssertionError
 
-    def _evaluated(self, round: int, asked: list[Any], weights: Any) -> tuple[Record, np.ndarray]:
+    def _evaluated(self, round: int, asked: list[Any], weights: Any) -> tuple[EvaluationRecord, np.ndarray]:
         """The record of a round's evaluation, and the probabilities of the test patches."""
         found = self.hosts.collect_evaluation(asked, weights)
         record = evaluation_record(round, self.hospitals, self.experiment, found)
@@ -225,7 +226,7 @@ def coordinators(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if name.split("/")[0] not in elsewhere}
 
 
-def by_hospital(record: Record, elsewhere: dict[int, int], clients: int) -> Record:
+def by_hospital(record: Fields, elsewhere: dict[int, int], clients: int) -> Fields:
     """A coordinator's record, in which figures belong to ids, told by hospital: `elsewhere` is hospital → its id.
 
     Ids that no hospital uses in this round, because it has left or not yet taken them, are left out.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from fedrobust.metrics import in_tables
-from fedrobust.records import Record
+from fedrobust.records import EvaluationRecord, RoundRecord
 
 JUDGED = range(11, 21)
 """The rounds over which precision and recall are averaged: by round 20 the detection should have found its feet."""
@@ -18,37 +18,37 @@ FOR_GOOD = 15
 _ATTACK = {"attack/success_rate": "attack_success", "attack/raw_rate": "attack_raw"}
 
 
-def performance(rounds: Iterable[Record]) -> dict[str, float]:
+def performance(evaluations: Iterable[EvaluationRecord]) -> dict[str, float]:
     """Means over the evaluated rounds: metrics on the test patches, those that stand in tables (`metrics.in_tables`);
     and attack success, only where an attack has a target."""
-    evaluated = [record["metrics"] for record in rounds if "metrics" in record]
+    evaluated = [evaluation.metrics for evaluation in evaluations]
     names = dict.fromkeys(name for metrics in evaluated for name in metrics)
     tested = in_tables(name.removeprefix("test/") for name in names if name.startswith("test/"))
     found = {}
     for metric, name in ({f"test/{key}": key for key in tested} | _ATTACK).items():
-        values = [metrics[metric] for metrics in evaluated if metrics.get(metric) is not None]
+        values = [value for metrics in evaluated if (value := metrics.get(metric)) is not None]
         if values:
             found[name] = float(np.mean(values))
     return found
 
 
-def baselines(rounds: Iterable[Record], triggers: Sequence[str]) -> dict[str, float]:
+def baselines(evaluations: Iterable[EvaluationRecord], triggers: Sequence[str]) -> dict[str, float]:
     """`baseline/<attack>`: how often the triggers of backdoors that nobody planted succeed all the same.
 
     `triggers` are the names of the attacks behind the first one of the experiment; of a name with several triggers, it
     is the one that succeeds best.
     """
-    evaluated = [record["triggers"] for record in rounds if "triggers" in record]
+    figures = [evaluation.triggers for evaluation in evaluations]
     found: dict[str, float] = {}
     for index, attack in enumerate(triggers, start=1):
-        rates = [by_place[str(index)]["success_rate"] for by_place in evaluated if str(index) in by_place]
+        rates = [rate for by_place in figures if (rate := by_place.get(index, {}).get("success_rate")) is not None]
         if rates:
             name = f"baseline/{attack}"
             found[name] = max(float(np.mean(rates)), found.get(name, 0.0))
     return found
 
 
-def detection(rounds: Sequence[Record], malicious: Iterable[int], label_counts: np.ndarray) -> dict[str, float]:
+def detection(rounds: Sequence[RoundRecord], malicious: Iterable[int], label_counts: np.ndarray) -> dict[str, float]:
     """How well the malicious hospitals were found, and what the honest ones suffered.
 
     `label_counts` (hospitals, labels) are the hospitals' training patches; ids beyond are new ids of malicious ones.
@@ -65,15 +65,15 @@ def detection(rounds: Sequence[Record], malicious: Iterable[int], label_counts: 
 
     A figure that has no value (nobody attacks, nobody was ejected) is left out.
     """
-    quarantined = [{int(client) for client in record.get("quarantined") or ()} for record in rounds]
-    attacking = [{int(client) for client in record["attacking"]} for record in rounds]
+    quarantined = [set(record.quarantined) for record in rounds]
+    attacking = [set(record.attacking) for record in rounds]
     hospitals = range(len(label_counts))
     bad = sorted({*malicious}.union(*attacking))
     honest = [client for client in hospitals if client not in bad]
     stays = [stay for client in honest for stay in _stays([client in inside for inside in quarantined])]
     for_good = set(honest).intersection(*quarantined[-FOR_GOOD:]) if quarantined else set()
     found = {
-        "skipped": float(sum("skipped" in record for record in rounds)),
+        "skipped": float(sum(record.skipped is not None for record in rounds)),
         "honest_quarantined": float(len(set(honest) & set().union(*quarantined))),
         "honest_ejected": float(len(for_good)),
         "rarest_ejected": float(rarest(label_counts, honest) in for_good),
@@ -92,24 +92,25 @@ def rarest(label_counts: np.ndarray, among: Sequence[int]) -> int:
     return min(among, key=lambda client: (int(held[client].min()), int(held[client].sum()), client))
 
 
-def _suspicions(rounds: Sequence[Record]) -> dict[str, float]:
+def _suspicions(rounds: Sequence[RoundRecord]) -> dict[str, float]:
     found = {}
     for name in ("precision", "recall"):
-        values = [record["detection"].get(f"defense/{name}") for record in rounds if record["round"] in JUDGED]
-        values = [value for value in values if value is not None]
+        judged = [record.detection.get(f"defense/{name}") for record in rounds if record.round in JUDGED]
+        values = [value for value in judged if value is not None]
         if values:
             found[name] = float(np.mean(values))
-    last = [record["detection"]["defense/auroc"] for record in rounds if "defense/auroc" in record["detection"]]
-    return found | ({"last_auroc": float(last[-1])} if last else {})
+    last = [value for record in rounds if (value := record.detection.get("defense/auroc")) is not None]
+    return found | ({"last_auroc": last[-1]} if last else {})
 
 
-def _scores(rounds: Sequence[Record], bad: Sequence[int]) -> dict[str, float]:
+def _scores(rounds: Sequence[RoundRecord], bad: Sequence[int]) -> dict[str, float]:
     """`detection_auroc`, unless one kind of hospitals has no scores."""
     given: dict[int, list[float]] = {}
     for record in rounds:
-        if record["attacking"] and record["round"] < JUDGED.stop:
-            for client, score in (record.get("anomaly") or {}).items():
-                given.setdefault(int(client), []).append(score)
+        if record.attacking and record.round < JUDGED.stop:
+            for client, score in record.anomaly.items():
+                if score is not None:
+                    given.setdefault(client, []).append(score)
     scores = np.array([np.mean(own) for own in given.values()])
     malicious = np.isin(list(given), bad)
     if not malicious.any() or malicious.all():

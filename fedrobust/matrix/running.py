@@ -38,8 +38,9 @@ def measured(study: Study, cell: Cell, result: Result) -> Measured:
     """The figures of a cell; see `fedrobust.matrix.measures`, and `classes`, the labels that occur in the test."""
     assert cell.experiment is not None
     hospitals = study.teams.hospitals(cell.experiment)
-    figures = performance(result.rounds) | baselines(result.rounds, cell.triggers)
-    figures |= detection(result.rounds, result.attackers, hospitals.label_counts())
+    recorded = result.recorded
+    figures = performance(recorded.evaluations) | baselines(recorded.evaluations, cell.triggers)
+    figures |= detection(recorded.rounds, recorded.attackers, hospitals.label_counts())
     figures["classes"] = hospitals.tested()
     return Measured({f"cell/{name}": value for name, value in figures.items()}, figures)
 

@@ -1,24 +1,49 @@
-"""What runs leave on disk: files of lines, what the lines say, and what a run goes on from."""
+"""What runs leave on disk: files of lines, what the lines of a journal say, and what a run goes on from."""
 
 from __future__ import annotations
 
 from fedrobust.records.checkpoint import Checkpoint, below, read_checkpoint, write_checkpoint
+from fedrobust.records.kinds import (
+    FORMAT,
+    EvaluationRecord,
+    Fields,
+    MisreadPatches,
+    Record,
+    RecordedExperiment,
+    RoundRecord,
+    RunEnd,
+    RunStart,
+    StageRecord,
+    written,
+)
 from fedrobust.records.lines import LineFile
-from fedrobust.records.reading import Record, exact_records, finite, read_journal, reading, written
+from fedrobust.records.reading import check_format, exact_records, read_run, run_of
+from fedrobust.records.run import RecordedRun
 from fedrobust.records.skips import Skips
-from fedrobust.records.versions import versions
+from fedrobust.records.versions import other_format, versions
 
 __all__ = [
+    "FORMAT",
     "Checkpoint",
+    "EvaluationRecord",
+    "Fields",
     "LineFile",
+    "MisreadPatches",
     "Record",
+    "RecordedExperiment",
+    "RecordedRun",
+    "RoundRecord",
+    "RunEnd",
+    "RunStart",
     "Skips",
+    "StageRecord",
     "below",
+    "check_format",
     "exact_records",
-    "finite",
+    "other_format",
     "read_checkpoint",
-    "read_journal",
-    "reading",
+    "read_run",
+    "run_of",
     "versions",
     "write_checkpoint",
     "written",

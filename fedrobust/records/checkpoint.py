@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Origin, Problem
+from fedrobust.records.kinds import FORMAT
+from fedrobust.records.versions import first_line, other_format
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,12 @@ class Checkpoint:
     """Digest of the arrays (`arrays_digest`)."""
     signature: str = ""
     """The coordinator's signature of all that but the arrays."""
+    format: int = FORMAT
 
     def facts(self) -> dict[str, Any]:
-        """What is signed."""
-        return {
+        """What is signed. Format 0 has no number."""
+        numbered = {"format": self.format} if self.format else {}
+        return numbered | {
             "round": self.round,
             "pending": self.pending,
             "offset": self.offset,
@@ -81,20 +85,34 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         with np.load(path, allow_pickle=False) as saved:
             arrays = {name: saved[name] for name in saved.files if name != "facts"}
-            found = Checkpoint(arrays=arrays, **json.loads(saved["facts"].tobytes()))
+            facts = {"format": 0} | json.loads(saved["facts"].tobytes())
+        if facts["format"] not in (0, FORMAT):
+            journal = folder / "journal.jsonl"
+            first = first_line(journal.read_bytes() if journal.exists() else b"")
+            said = other_format(facts["format"], FORMAT, first.get("versions"))
+            raise ExperimentError(Problem(said, origins=(Origin(path),)))
+        found = Checkpoint(arrays=arrays, **facts)
         _check_types(found)
         return found
     except FileNotFoundError:
         raise ExperimentError(
             f"{path}: no such file; the run stopped before its first round and cannot be resumed"
         ) from None
+    except ExperimentError:
+        raise
     except Exception as error:  # whatever a damaged archive makes NumPy raise
         raise ExperimentError(f"{path}: damaged checkpoint: {error}") from None
 
 
 def _check_types(found: Checkpoint) -> None:
     """Raise `ValueError` for a checkpoint that cannot have been written here."""
-    lengths = (found.round, found.offset, found.audit_offset, 0 if found.pending is None else found.pending)
+    lengths = (
+        found.format,
+        found.round,
+        found.offset,
+        found.audit_offset,
+        0 if found.pending is None else found.pending,
+    )
     texts = (found.audit_head, found.journal, found.state, found.signature)
     if not all(type(each) is int and each >= 0 for each in lengths) or not all(type(each) is str for each in texts):
         raise ValueError("its facts are none")

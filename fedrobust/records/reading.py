@@ -1,27 +1,30 @@
-"""The lines of a journal: written, and read again."""
+"""The lines of a run's journal, read again: typed, or as exactly the bytes that were written."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.records.checkpoint import Checkpoint, read_checkpoint
+from fedrobust.records.kinds import FORMAT, Record, RecordedExperiment, RunStart, written
+from fedrobust.records.run import RecordedRun
+from fedrobust.records.versions import first_line, other_format
 
-Record = dict[str, Any]
+_RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+_LONGEST = 60
+"""Characters of a value that an error shows."""
 
 
-def read_journal(folder: Path, checkpoint: Checkpoint | None = None) -> list[Record]:
-    """The committed records of a run's journal; of a journal without a checkpoint, those that are whole.
+def read_run(folder: Path, checkpoint: Checkpoint | None = None) -> RecordedRun:
+    """What the journal of a run's folder says, up to the last commit; of one without a checkpoint, its whole lines.
 
-    `checkpoint` is the run's last one, if it has been read already. Raises `ExperimentError` where there is no journal,
-    or a line of it is no record.
+    checkpoint: the run's last one, if it has been read already.
+
+    Raises `ExperimentError` where there is no journal, another version wrote it, or a line of it is damaged.
     """
     path = folder / "journal.jsonl"
     try:
@@ -30,66 +33,68 @@ def read_journal(folder: Path, checkpoint: Checkpoint | None = None) -> list[Rec
         raise ExperimentError(f"{path}: no such file") from None
     except OSError as error:
         raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from None
+    check_format(text, path)
     if checkpoint is None and (folder / "checkpoint.npz").exists():
         checkpoint = read_checkpoint(folder)
-    if checkpoint is not None:
-        text = text[: checkpoint.offset]
-    records = []
-    for number, line in enumerate(text.split(b"\n")[:-1], 1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-            raise ExperimentError(f"{path}: line {number}: damaged, this is no record")
-        records.append(record)
-    return records
+    return run_of(text if checkpoint is None else text[: checkpoint.offset], path)
 
 
-@contextmanager
-def reading(what: str | Path) -> Iterator[None]:
-    """What a record that lacks a field, or has another kind of value in it, breaks in the block, is told as that.
-
-    what: whose records they are. Raises `ExperimentError`.
-    """
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        fault = f"no field {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-        told = f"{what}: the journal is damaged, or written by another version: {fault}"
-        raise ExperimentError(" ".join(told.split())[:400]) from error
+def check_format(text: bytes, path: Path) -> None:
+    """Raise `ExperimentError` for the journal of a version whose records are others, with what to do about it."""
+    first = first_line(text)
+    if (found := first.get("format", 0)) not in range(FORMAT + 1):
+        raise ExperimentError(Problem(other_format(found, FORMAT, first.get("versions")), origins=(Origin(path, 1),)))
 
 
-def written(record: Record) -> bytes:
-    """The line of the journal for a record, with its newline. Raises `ValueError` for NaN and infinity."""
-    return json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+def run_of(text: bytes, path: Path = Path("journal.jsonl")) -> RecordedRun:
+    """What the whole lines of a journal say. `path` is what errors call it. Raises `ExperimentError` as `read_run`."""
+    records = [_parsed(line, Origin(path, number)) for number, line in enumerate(text.split(b"\n")[:-1], 1)]
+    return RecordedRun.of(records, path)
 
 
-def exact_records(text: bytes) -> list[Record]:
-    """The records of a journal's whole lines, byte for byte as they were written: other readers read the same.
+def exact_records(text: bytes) -> list[dict[str, Any]]:
+    """The fields of a journal's whole lines, byte for byte as they were written: other readers read the same.
 
     Raises `ExperimentError` for a line that `written` does not write: keys that stand there twice, other spaces, other
     spellings of a number or text, and what is no JSON.
     """
     records = []
     for number, line in enumerate(text.split(b"\n")[:-1], 1):
+        origin = Origin(text=f"journal.jsonl: line {number}")
         try:
             record = json.loads(line)
             exact = isinstance(record, dict) and written(record) == line + b"\n"
         except (ValueError, RecursionError):
-            raise ExperimentError(f"journal.jsonl: line {number}: damaged, this is no JSON object") from None
+            raise ExperimentError(Problem("damaged, this is no JSON object", origins=(origin,))) from None
         if not exact:
-            raise ExperimentError(f"journal.jsonl: line {number}: these are not the bytes that were written")
+            raise ExperimentError(Problem("these are not the bytes that were written", origins=(origin,)))
         records.append(record)
     return records
 
 
-def finite(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity: null stands for both."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _parsed(line: bytes, origin: Origin) -> Record:
+    """The record in a line. Raises `ExperimentError` where it is none."""
+    try:
+        try:
+            record = _RECORD.validate_json(line)
+        except ValidationError as error:
+            if error.errors()[0]["type"] != "json_invalid":
+                raise
+            record = _RECORD.validate_python(json.loads(line))  # Python's texts may hold what is no Unicode
+        if isinstance(record, RunStart):
+            record.options  # noqa: B018 (they can be read)
+    except ValidationError as error:
+        raise ExperimentError(_problem(error, origin)) from None
+    except (ValueError, RecursionError):
+        raise ExperimentError(Problem("damaged, this is no JSON object", origins=(origin,))) from None
+    return record
+
+
+def _problem(error: ValidationError, origin: Origin) -> Problem:
+    """The first thing that is wrong with a record."""
+    first = error.errors(include_url=False)[0]
+    loc = ("experiment", *first["loc"]) if error.title == RecordedExperiment.__name__ else first["loc"][1:]
+    missing = first["type"] == "missing"
+    found = None if missing else repr(first["input"])[:_LONGEST]
+    said = "is missing" if missing else f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    return Problem(f"damaged: {said}", ".".join(map(str, loc)), found, origins=(origin,))

@@ -1,11 +1,10 @@
-"""Rounds that were skipped: how many, why, and whether any round was made at all. Pure, from a journal's records."""
+"""Rounds that were skipped: how many, why, and whether any round was made at all. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,10 +19,10 @@ class Skips:
     """Reason → how many rounds were skipped for it, the most frequent one first."""
 
     @classmethod
-    def of(cls, records: Iterable[Mapping[str, Any]]) -> Skips:
-        """Those among the records of a journal, of which only the rounds count."""
-        rounds = [record for record in records if record["kind"] == "round"]
-        return cls(len(rounds), dict(Counter(each["skipped"] for each in rounds if "skipped" in each).most_common()))
+    def of(cls, reasons: Iterable[str | None]) -> Skips:
+        """Those of so many rounds, by why each was skipped; None if it was not."""
+        found = list(reasons)
+        return cls(len(found), dict(Counter(each for each in found if each is not None).most_common()))
 
     @property
     def skipped(self) -> int:

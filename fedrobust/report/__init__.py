@@ -4,13 +4,14 @@ from fedrobust.report.compare import Comparison, compare
 from fedrobust.report.comparison_files import write_comparison
 from fedrobust.report.files import make_figures, save_partition, write_again, write_report
 from fedrobust.report.page import CHAPTERS, verdict
-from fedrobust.report.story import Run
+from fedrobust.report.story import Hospital, hospitals
 
 __all__ = [
     "CHAPTERS",
     "Comparison",
-    "Run",
+    "Hospital",
     "compare",
+    "hospitals",
     "make_figures",
     "save_partition",
     "verdict",

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment
-from fedrobust.report.story import Run, attack, defence
+from fedrobust.records import RecordedRun
 from fedrobust.report.titles import titles
 
 APART = ("name", "seed", "tracking", "workers")
@@ -51,7 +51,7 @@ class Group:
     """What sets it apart, in a few words."""
     options: Mapping[str, str]
     """Dotted path → value, as `short_options` has it."""
-    runs: tuple[Run, ...]
+    runs: tuple[RecordedRun, ...]
     """By seed."""
     figures: Mapping[str, Spread]
     """Those that stand in tables and that there are in any group: after the last round, see `final_figures`."""
@@ -67,8 +67,9 @@ class Group:
 
     def trust(self) -> np.ndarray:
         """Mean reputation of the attackers and of the others by round, over hospitals and seeds: (2, rounds)."""
-        lines = np.vstack([run.by_client("reputation") for run in self.runs])
-        attacks = np.array([client in run.attackers for run in self.runs for client in range(run.start["clients"])])
+        rounds = min(len(run.rounds) for run in self.runs)  # all have as many, unless somebody cut a journal
+        lines = np.vstack([run.by_client("reputation")[:, :rounds] for run in self.runs])
+        attacks = np.array([client in run.attackers for run in self.runs for client in range(run.start.clients)])
         return np.array([_mean(lines[attacks]), _mean(lines[~attacks])])
 
 
@@ -95,7 +96,7 @@ class Comparison:
         return {path: value for path, value in self.groups[0].options.items() if path not in self.differing}
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare(runs: Sequence[RecordedRun]) -> Comparison:
     """Group runs by everything but the seed; of several with the same options and seed, the last one counts.
 
     Runs that have not ended, or in which no round was made, are left out, and said to be. Raises `ExperimentError`
@@ -103,9 +104,9 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """
     ended = [run for run in runs if run.end is not None and not run.skips.untrained]
     notes = [_left_out(run) for run in runs if run.end is None or run.skips.untrained]
-    options = [short_options(run.start["experiment"]) for run in ended]
+    options = [short_options(run.start.experiment) for run in ended]
     latest = {
-        (tuple(sorted(own.items())), run.start["experiment"]["seed"]): (own, run)
+        (tuple(sorted(own.items())), run.start.options.seed): (own, run)
         for own, run in zip(options, ended, strict=True)
     }
     if len(latest) < len(ended):
@@ -114,7 +115,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     if len(latest) < 2:
         left = "only one run" if latest else "no run with a result" if runs else "no runs"
         raise ExperimentError(Problem("nothing to compare", found=left, hint="; ".join(notes)))
-    grouped: dict[tuple[tuple[str, str], ...], list[tuple[dict[str, str], Run]]] = {}
+    grouped: dict[tuple[tuple[str, str], ...], list[tuple[dict[str, str], RecordedRun]]] = {}
     for (key, _), member in sorted(latest.items(), key=lambda item: item[0][1]):
         grouped.setdefault(key, []).append(member)
     all_options = [members[0][0] for members in grouped.values()]
@@ -129,7 +130,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
         group = tuple(run for _, run in members)
         spreads = {name: Spread.of(values[id(run)].get(name) for run in group) for name in there}
         groups.append(Group(label, own, group, spreads))
-    seeds = {tuple(run.start["experiment"]["seed"] for run in group.runs) for group in groups}
+    seeds = {tuple(run.start.options.seed for run in group.runs) for group in groups}
     if len(seeds) > 1:
         notes.append("the groups do not have the same seeds, so part of a difference may be the seeds'")
     return Comparison(columns, differing, tuple(sorted(groups, key=_accuracy, reverse=True)), tuple(notes))
@@ -172,14 +173,14 @@ def _told(path: str, groups: Sequence[Mapping[str, str]], differing: Sequence[st
     return False
 
 
-def final_figures(run: Run) -> dict[str, float]:
+def final_figures(run: RecordedRun) -> dict[str, float]:
     """The figures of a run that stand in tables: those after the last round, how many rounds were skipped, and the
     bytes of all updates together."""
-    uploaded = [record["upload_bytes"] for record in run.rounds if record.get("upload_bytes") is not None]
+    uploaded = [record.upload_bytes for record in run.rounds if record.upload_bytes is not None]
     found = run.final | {"rounds_skipped": float(run.skips.skipped)}
     if uploaded:
         found["upload_bytes"] = float(sum(uploaded))
-    return {name: found[name] for name in titles(found) if found[name] is not None}
+    return {name: value for name in titles(found) if (value := found[name]) is not None}
 
 
 def shown(figure: str, spread: Spread, runs: int) -> str:
@@ -215,13 +216,13 @@ def _short(options: Mapping[str, Any], prefix: str) -> dict[str, str]:
     return flat
 
 
-def _labels(groups: Sequence[Mapping[str, str]], columns: Sequence[str], runs: Sequence[Run]) -> list[str]:
+def _labels(groups: Sequence[Mapping[str, str]], columns: Sequence[str], runs: Sequence[RecordedRun]) -> list[str]:
     """What sets each group apart; made distinct by a number where the columns alone do not do it."""
     labels = []
     for group, run in zip(groups, runs, strict=True):
         words = [_word(path, group[path]) for path in columns if path in group]
-        experiment = run.start["experiment"]
-        labels.append(" · ".join(words) or f"{attack(experiment)} against {defence(experiment)}")
+        options = run.start.options
+        labels.append(" · ".join(words) or f"{options.attack} against {options.defence}")
     return [f"{label} ({labels[: place + 1].count(label)})" if labels.count(label) > 1 else label
             for place, label in enumerate(labels)]  # fmt: skip
 
@@ -235,8 +236,8 @@ def _word(path: str, value: str) -> str:
     return value if value[:1].isalpha() and value not in ("true", "false", "null") else f"{last} {value}"
 
 
-def _by_round(run: Run, metric: str) -> dict[int, float]:
-    found = {record["round"]: record["metrics"].get(metric) for record in run.evaluations}
+def _by_round(run: RecordedRun, metric: str) -> dict[int, float]:
+    found = {record.round: record.metrics.get(metric) for record in run.evaluations}
     return {round: float(value) for round, value in found.items() if value is not None}
 
 
@@ -253,9 +254,9 @@ def _accuracy(group: Group) -> float:
     return spread.mean if spread is not None and spread.n else -math.inf
 
 
-def _left_out(run: Run) -> str:
-    name = f"run {str(run.start['run'])[:8]}"
+def _left_out(run: RecordedRun) -> str:
+    name = f"run {run.start.run[:8]}"
     if run.end is not None:
         return f"{name} never changed its model and is left out; rounds skipped: {run.skips.told(1)}"
-    rounds = run.start["experiment"].get("federation", {}).get("rounds", "?")
+    rounds = run.start.options.federation.rounds or "?"
     return f"{name} has not ended (round {len(run.rounds)} of {rounds}) and is left out"

@@ -10,11 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedrobust import figures
-from fedrobust.records import read_journal, reading
+from fedrobust.records import RecordedRun, read_run
 from fedrobust.report.compare import Comparison, compare
 from fedrobust.report.comparison_page import PICTURED, comparison_html
 from fedrobust.report.finding import find_runs
-from fedrobust.report.story import Run
 from fedrobust.texts import file_name
 
 CURVES = {
@@ -31,11 +30,9 @@ def write_comparison(names: Sequence[str], runs: Path, out: Path) -> tuple[Compa
     Writes `compare.html` and `figures/*.png` into a folder below `out`, named after what is compared. Raises
     `ExperimentError` where a name means no run, or there is nothing to compare.
     """
-    read = [_read(folder) for folder in find_runs(names, runs)]
-    with reading(f"one of the runs in {runs}"):
-        comparison = compare(read)
-        pictures = {name: figures.png(figure) for name, figure in make_comparison_figures(comparison).items()}
-        text = comparison_html(_title(names), comparison, pictures)
+    comparison = compare([read_run(folder) for folder in find_runs(names, runs)])
+    pictures = {name: figures.png(figure) for name, figure in make_comparison_figures(comparison).items()}
+    text = comparison_html(_title(names), comparison, pictures)
     folder = out / folder_name(names)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
@@ -43,11 +40,6 @@ def write_comparison(names: Sequence[str], runs: Path, out: Path) -> tuple[Compa
     page = folder / "compare.html"
     page.write_text(text, encoding="utf-8")
     return comparison, page
-
-
-def _read(folder: Path) -> Run:
-    with reading(folder):
-        return Run.of(read_journal(folder))
 
 
 def make_comparison_figures(comparison: Comparison) -> dict[str, Figure]:
@@ -81,7 +73,7 @@ def _short(name: str) -> str:
     return name[:8] if re.fullmatch("[0-9a-f]{32}", name) else name
 
 
-def _panel(label: str, run: Run) -> figures.Panel:
+def _panel(label: str, run: RecordedRun) -> figures.Panel:
     marks = figures.Marks(attacking=run.marks("attacking"), quarantined=run.marks("quarantined"), acts=run.acts)
-    rounds = [record["round"] for record in run.rounds]
+    rounds = [record.round for record in run.rounds]
     return figures.Panel(label, run.by_client("reputation"), rounds, run.attackers, marks)

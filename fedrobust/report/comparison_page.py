@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from fedrobust.report.compare import Comparison, Group, Spread, final_figures, shown
 from fedrobust.report.elements import Table, plural, render
-from fedrobust.report.story import attack, defence
 
 PICTURED = 9
 """More groups than this, and the pictures keep to the best of them."""
@@ -62,10 +61,10 @@ def _runs(comparison: Comparison) -> Table:
     lines = []
     for place, group in enumerate(comparison.groups, start=1):
         for run in group.runs:
-            experiment, values = run.start["experiment"], final_figures(run)
+            options, values = run.start.options, final_figures(run)
             figures = [shown(name, Spread.of([values.get(name)]), 1) for name in group.figures]
-            who = f"{attack(experiment)} against {defence(experiment)}"
-            lines.append([str(run.start["run"]), str(place), who, str(experiment["seed"]), *figures])
+            who = f"{options.attack} against {options.defence}"
+            lines.append([run.start.run, str(place), who, str(options.seed), *figures])
     return heads, lines
 
 
@@ -77,7 +76,7 @@ def _differing(comparison: Comparison) -> Table:
 
 
 def _seeds(groups: Sequence[Group]) -> str:
-    seeds = sorted({run.start["experiment"]["seed"] for group in groups for run in group.runs})
+    seeds = sorted({run.start.options.seed for group in groups for run in group.runs})
     return f"seed{'s' if len(seeds) > 1 else ''} " + (
         ", ".join(map(str, seeds)) if len(seeds) <= 12 else f"{len(seeds)} in all"
     )

@@ -14,9 +14,8 @@ from fedrobust import figures
 from fedrobust.audit.contents import contents
 from fedrobust.audit.signing import AuditError, open_key, public_hex
 from fedrobust.audit.verification import seal_files, verify, verify_all
-from fedrobust.records import read_journal
+from fedrobust.records import RecordedRun, read_run
 from fedrobust.report.page import html
-from fedrobust.report.story import Run
 
 MONTAGE = "figures/misread.png"
 """The one picture that needs the patches themselves."""
@@ -46,7 +45,7 @@ def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
     `images` (n, H, W, 3) uint8 are the patches that the `end` record's `misread` indices point into; without them the
     montage is the one that is there, if any. A run that stopped early gives a report of what there is.
     """
-    run = Run.of(read_journal(folder))
+    run = read_run(folder)
     pictures = {name: figures.png(figure) for name, figure in make_figures(run, images).items()}
     (folder / "figures").mkdir(exist_ok=True)
     kept = {MONTAGE} if images is None else set()
@@ -58,7 +57,7 @@ def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
     if images is None and (folder / MONTAGE).exists():
         pictures["misread"] = (folder / MONTAGE).read_bytes()
     if not (folder / "partition.png").exists():
-        save_partition(folder, np.array(run.start["hospital_labels"]), run.start["label_names"], run.attackers)
+        save_partition(folder, np.array(run.start.hospital_labels), run.start.label_names, run.attackers)
     pictures["partition"] = (folder / "partition.png").read_bytes()
     page = folder / "report.html"
     page.write_text(html(run, pictures, _audit(folder)), encoding="utf-8")
@@ -71,7 +70,7 @@ def write_again(folder: Path, key: Path) -> Path:
     `key`: the file of the key that signed the log. Raises `AuditError`, and writes nothing, where the key is not there,
     or anything that is not written again is not what the log and the seal say.
     """
-    if not (folder / "audit.jsonl").exists() or Run.of(read_journal(folder)).end is None:
+    if not (folder / "audit.jsonl").exists() or read_run(folder).end is None:
         return write_report(folder)
     if not key.exists():
         raise AuditError(f"{key}: no such file; the run's seal, which holds its report, is made with this key")
@@ -106,21 +105,21 @@ def _audit(folder: Path) -> str:
     return f"audit log unbroken: {verdict.lines} lines, signed by {verdict.key[:16]}"
 
 
-def make_figures(run: Run, images: np.ndarray | None = None) -> dict[str, Figure]:
+def make_figures(run: RecordedRun, images: np.ndarray | None = None) -> dict[str, Figure]:
     """All the figures that the records allow, by name, in the order of the report."""
-    names = run.start["label_names"]
-    rounds = [record["round"] for record in run.rounds]
+    names = run.start.label_names
+    rounds = [record.round for record in run.rounds]
     found: dict[str, Figure] = {}
     evaluations = [] if run.skips.untrained else run.evaluations  # the initial model is no result
     if evaluations:
         curves = {}
         for title, metric in CURVES.items():
-            points = [(record["round"], record["metrics"].get(metric)) for record in evaluations]
-            points = [point for point in points if point[1] is not None]
-            if points:
-                curves[title] = ([round for round, _ in points], [float(value) for _, value in points])
-        attacking = {record["round"]: len(record["attacking"]) for record in run.rounds}
-        tested = sum(any(row) for row in evaluations[-1]["confusion"])  # balanced accuracy is over these labels
+            points = [(record.round, record.metrics.get(metric)) for record in evaluations]
+            there = [(round, value) for round, value in points if value is not None]
+            if there:
+                curves[title] = ([round for round, _ in there], [value for _, value in there])
+        attacking = {record.round: len(record.attacking) for record in run.rounds}
+        tested = sum(any(row) for row in evaluations[-1].confusion)  # balanced accuracy is over these labels
         found["curves"] = figures.curves_figure(curves, attacking, chance=1 / max(tested, 1))
     marks = figures.Marks(attacking=run.marks("attacking"), renewed=run.renewed(), acts=run.acts)
     quarantined, rejected = run.marks("quarantined"), run.marks("rejected")
@@ -136,9 +135,9 @@ def make_figures(run: Run, images: np.ndarray | None = None) -> dict[str, Figure
     if parts := run.parts():
         found["parts"] = figures.parts_figure(parts, rounds, run.attackers, marks)
     if evaluations:
-        found["confusion"] = figures.confusion_figure(np.array(evaluations[-1]["confusion"]), names)
-    misread = None if run.skips.untrained else (run.end or {}).get("misread")
-    if images is not None and misread and misread["indices"]:
-        read = (misread["truth"], misread["predicted"], misread["confidence"])
-        found["misread"] = figures.misread_figure(images[misread["indices"]], *read, names)
+        found["confusion"] = figures.confusion_figure(np.array(evaluations[-1].confusion), names)
+    misread = None if run.end is None or run.skips.untrained else run.end.misread
+    if images is not None and misread is not None and misread.indices:
+        read = (misread.truth, misread.predicted, misread.confidence)
+        found["misread"] = figures.misread_figure(images[list(misread.indices)], *read, names)
     return found

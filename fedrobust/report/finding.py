@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import nearest
+from fedrobust.records import run_of
 
 
 def find_run(run: str, runs: Path) -> Path:
@@ -48,12 +48,11 @@ def find_runs(names: Sequence[str], runs: Path) -> list[Path]:
 def _experiments(folder: Path) -> set[str]:
     """The names that a run's experiment goes by; none where its journal cannot be read."""
     try:
-        with (folder / "journal.jsonl").open(encoding="utf-8") as file:
-            experiment = json.loads(file.readline())["experiment"]
-        names = [experiment["name"], experiment.get("tracking", {}).get("experiment", experiment["name"])]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        with (folder / "journal.jsonl").open("rb") as file:
+            options = run_of(file.readline()).start.options
+    except (OSError, ExperimentError):
         return set()
-    return {name for name in names if isinstance(name, str)}
+    return {options.name, options.tracking.experiment or options.name}
 
 
 def _written(folder: Path) -> float:

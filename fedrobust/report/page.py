@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fedrobust.records import RecordedRun
 from fedrobust.report.elements import plural, render
-from fedrobust.report.story import Hospital, Run, attack, defence, protocol
+from fedrobust.report.story import Hospital, hospitals
 from fedrobust.report.titles import titles_of_one
 from fedrobust.tracking import flatten
 
@@ -41,25 +42,25 @@ CHAPTERS = {
 """The report's chapters: the pictures in each, with their captions."""
 
 
-def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
+def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "") -> str:
     """The report as one page without scripts or references to anything outside it.
 
     `audit` says whether the run's audit log verifies.
     """
-    experiment = run.start["experiment"]
-    partition = experiment["data"]["partition"]
+    options = run.start.options
+    partition = options.data.partition
     facts = [
-        f"{attack(experiment)} against {defence(experiment)}",
-        plural(run.start["clients"], "hospital"),
-        " ".join(str(partition[key]) for key in ("name", "alpha") if key in partition),
+        f"{options.attack} against {options.defence}",
+        plural(run.start.clients, "hospital"),
+        partition.name if partition.alpha is None else f"{partition.name} {partition.alpha}",
         plural(len(run.rounds), "round"),
-        f"seed {experiment['seed']}",
-        protocol(experiment),
+        f"seed {options.seed}",
+        options.protocol,
     ]
     final, cards = run.final, titles_of_one(run.final)
     return render(
         "report/templates/run.html.j2",
-        title=experiment["name"],
+        title=options.name,
         facts=facts,
         skipped=run.skips.told() if run.skips.reasons else "",
         untrained=run.skips.untrained,
@@ -70,20 +71,20 @@ def html(run: Run, pictures: Mapping[str, bytes], audit: str = "") -> str:
         rounds=len(run.rounds),
         hospitals=_hospitals(run),
         steps=_steps(run),
-        settings=flatten({key: value for key, value in experiment.items() if key != "name"}),
-        labels=run.start["label_names"],
+        settings=flatten({key: value for key, value in run.start.experiment.items() if key != "name"}),
+        labels=run.start.label_names,
         start=run.start,
         seconds=_seconds(run),
         audit=audit,
     )
 
 
-def verdict(run: Run) -> str:
+def verdict(run: RecordedRun) -> str:
     """Who attacked, who was found out after the last round, and whether rightly so, in one or two sentences.
 
     Found out is who is in quarantine, or, where quarantine does not act, who is suspected.
     """
-    stories = run.hospitals()
+    stories = hospitals(run)
     if run.skips.untrained and not run.judged:
         attacked = f"{plural(len(run.attackers), 'hospital')} attacked" if run.attackers else "No hospital attacked"
         return f"{attacked}; nobody was judged, as no round had an update to compare with others."
@@ -91,7 +92,7 @@ def verdict(run: Run) -> str:
     attackers, found = count["caught"] + count["missed"], count["caught"] + count["wrongly"]
     state = "quarantined" if run.acts else "suspected"
     told = f"{plural(found, 'hospital')} {'is' if found == 1 else 'are'} {state}"
-    when = f"after round {run.rounds[-1]['round']}" if run.rounds else "so far"
+    when = f"after round {run.rounds[-1].round}" if run.rounds else "so far"
     if not attackers:
         return f"No hospital attacked; {when}, {told}{', wrongly' if found else ''}."
     outcome = f": {count['caught']} rightly, {count['wrongly']} wrongly" if found else ""
@@ -102,9 +103,9 @@ def verdict(run: Run) -> str:
     )
 
 
-def _hospitals(run: Run) -> dict[str, Any]:
+def _hospitals(run: RecordedRun) -> dict[str, Any]:
     """The table of the hospitals: its heads, each hospital with its cells, how many are not in it and why."""
-    stories = run.hospitals()
+    stories = hospitals(run)
     shown = [s for s in stories if len(stories) <= LONG_TABLE or _matters(s)]
     renamed = any(len(story.identities) > 1 for story in stories)
     inside = "rounds quarantined" if run.acts else "quarantine, recorded only"
@@ -160,34 +161,39 @@ def _identities(story: Hospital) -> str:
     return ", ".join(map(str, ids)) + (f" and {more} more" if more > 0 else "")
 
 
-def _steps(run: Run) -> dict[str, Any]:
+def _steps(run: RecordedRun) -> dict[str, Any]:
     """What each part of the defence made of every hospital in the last round, and what the rules noted."""
-    aggregated = [record for record in run.rounds if record.get("stages")]
+    aggregated = [record for record in run.rounds if record.stages]
     if not aggregated:
         return {}
     last = aggregated[-1]
-    usable = (int(client) for client in last["participants"] if str(client) not in last["rejected"])
+    usable = (client for client in last.participants if client not in last.rejected)
     clients = sorted(usable, key=lambda c: (c not in run.attackers, c))
     shown = clients if len(clients) <= LONG_TABLE else [c for c in clients if c in run.attackers]
-    parts = last.get("anomaly_parts") or {}
+    parts = last.anomaly_parts
     seen = list(dict.fromkeys(part for own in parts.values() for part in own))
-    columns = [(stage, kind) for stage in last["stages"] for kind in ("scores", "weights") if stage[kind]]
+    columns = [
+        (f"{stage.name}: {kind}", figures)
+        for stage in last.stages
+        for kind, figures in (("score", stage.scores), ("weight", stage.weights))
+        if figures
+    ]
     names = [f"anomaly: {part.replace('_', ' ')}" for part in seen]
-    names += [f"{stage['name']}: {kind[:-1]}" for stage, kind in columns]
+    names += [name for name, _ in columns]
     rows = []
     for client in shown:
         cells = [str(client), run.attackers.get(client, "honest")]
-        cells += [_figure_of(parts.get(str(client), {}).get(part)) for part in seen]
-        cells += [_figure_of(stage[kind].get(str(client), stage[kind].get(client))) for stage, kind in columns]
+        cells += [_figure_of(parts.get(client, {}).get(part)) for part in seen]
+        cells += [_figure_of(figures.get(client)) for _, figures in columns]
         rows.append((client in run.attackers, cells))
     return {
-        "round": last["round"],
-        "f": last["f"],
+        "round": last.round,
+        "f": last.f,
         "parts": seen,
         "heads": ["hospital", "truth", *names],
         "rows": rows,
         "rest": len(clients) - len(shown),
-        "notes": Counter(note for record in run.rounds for note in record.get("notes", ())).most_common(),
+        "notes": Counter(note for record in run.rounds for note in record.notes).most_common(),
     }
 
 
@@ -197,8 +203,8 @@ def _figure_of(value: float | None) -> str:
     return f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else "< 0.001" if value > 0 else "> −0.001"
 
 
-def _seconds(run: Run) -> str:
-    seconds = [record["seconds"]["round"] for record in run.rounds if record.get("seconds", {}).get("round")]
+def _seconds(run: RecordedRun) -> str:
+    seconds = [seconds for record in run.rounds if (seconds := record.seconds.get("round"))]
     return f"{sum(seconds):,.0f} s in all, {np.median(seconds):.2f} s a round" if seconds else "no round was finished"
 
 

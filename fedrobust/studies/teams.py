@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from fedrobust.audit.signing import open_key
 from fedrobust.data.hospitals import Hospitals
@@ -148,7 +148,7 @@ class Teams:
         self._say(f"running {teams} at a time")
         return self._threads
 
-    def _go_on(self, record: dict[str, Any]) -> None:
+    def _go_on(self, record: object) -> None:
         """Hook of every run: ends it where everything is being stopped."""
         if self._stopping.is_set():
             raise Stopped

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from fedrobust.databases import without_password
-from fedrobust.records import Skips
+from fedrobust.records import EvaluationRecord, Record, RoundRecord
 from fedrobust.terminal.elements import Bar, plain
 from fedrobust.users_code import loaded
 
@@ -31,34 +32,33 @@ class Progress(Bar):
         self._first, self._made = 0, math.inf
         """The first round that it is told of, and the first one that was made."""
 
-    def on_record(self, record: dict[str, Any]) -> None:
+    def on_record(self, record: Record) -> None:
         """Hook of the federation: a committed record of the journal."""
-        if record["kind"] == "round":
-            self._first = self._first or record["round"]
-            if "skipped" in record:
+        if isinstance(record, RoundRecord):
+            self._first = self._first or record.round
+            if record.skipped is not None:
                 self._skipped += 1
             else:
-                self._made = min(self._made, record["round"])
+                self._made = min(self._made, record.round)
             training = f"training, {self._skipped} skipped" if self._skipped else "training"
-            self._bar.update(self._task, completed=record["round"], description=training)
-            if "skipped" in record and not self._out.is_terminal:
-                self._line(f"round {record['round']}/{self._rounds} skipped: {record['skipped']}")
-        elif record["kind"] == "evaluation":
-            untrained = self._first == 1 and record["round"] < self._made
-            figures = "no round made yet" if untrained else _figures(record["metrics"])
+            self._bar.update(self._task, completed=record.round, description=training)
+            if record.skipped is not None and not self._out.is_terminal:
+                self._line(f"round {record.round}/{self._rounds} skipped: {record.skipped}")
+        elif isinstance(record, EvaluationRecord):
+            untrained = self._first == 1 and record.round < self._made
+            figures = "no round made yet" if untrained else _figures(record.metrics)
             self._bar.update(self._task, behind=figures)
             if not self._out.is_terminal:
-                self._line(f"round {record['round']}/{self._rounds}: {figures}")
+                self._line(f"round {record.round}/{self._rounds}: {figures}")
 
     def _line(self, text: str) -> None:
         self._out.print(plain(text), soft_wrap=True)
 
 
-def _figures(metrics: dict[str, float]) -> str:
-    text = f"balanced accuracy {metrics['test/balanced_accuracy']:.3f}"
-    if "attack/success_rate" in metrics:
-        text += f"  attack success {metrics['attack/success_rate']:.3f}"
-    return text
+def _figures(metrics: Mapping[str, float | None]) -> str:
+    names = {"balanced accuracy": "test/balanced_accuracy", "attack success": "attack/success_rate"}
+    there = {title: value for title, name in names.items() if (value := metrics.get(name)) is not None}
+    return "  ".join(f"{title} {value:.3f}" for title, value in there.items())
 
 
 def show_code(out: Console) -> None:
@@ -78,7 +78,7 @@ def show_result(out: Console, result: Result, experiment: Experiment | None = No
             table.add_row(plain(title), f"{result.final[name]:.3f}")
     if "attack/success_rate" not in result.final:
         table.add_row("attack success", "– (no attack here has a target)")
-    skips = Skips.of(result.rounds)
+    skips = result.recorded.skips
     table.add_row("rounds skipped", plain(skips.told() or f"none of {skips.rounds}"))
     table.add_section()
     attackers = ", ".join(f"{client} ({name})" for client, name in sorted(result.attackers.items()))

@@ -5,9 +5,19 @@
 """
 
 from fedrobust.tracking.artifacts import save_model
-from fedrobust.tracking.entries import flatten, metrics
+from fedrobust.tracking.entries import StepFigures, flatten, metrics
 from fedrobust.tracking.feed import SYNCED
 from fedrobust.tracking.store import tracking_uri
 from fedrobust.tracking.tracker import Tracker, end_children, sync
 
-__all__ = ["SYNCED", "Tracker", "end_children", "flatten", "metrics", "save_model", "sync", "tracking_uri"]
+__all__ = [
+    "SYNCED",
+    "StepFigures",
+    "Tracker",
+    "end_children",
+    "flatten",
+    "metrics",
+    "save_model",
+    "sync",
+    "tracking_uri",
+]

@@ -7,9 +7,11 @@ import math
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeGuard
 
+from fedrobust.records import EvaluationRecord, Record, RoundRecord
 from fedrobust.texts import visible
 
 LONGEST = 500
@@ -22,7 +24,14 @@ LONGEST_NAME = 250
 
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
 """Characters that MLflow does not take in a name."""
-_CLIENT_METRICS = {"reputation": "reputation", "anomaly": "anomaly", "weights": "weight"}
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Figures that come from no run's record, e.g. those of a sweep after a trial."""
+
+    step: int
+    figures: Mapping[str, float]
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -51,36 +60,42 @@ def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
             yield path, value
 
 
-def metrics(record: Mapping[str, Any], width: int = 2) -> dict[str, float]:
-    """The MLflow metrics of one journal record; client ids are padded to `width` digits, so that they sort.
+def metrics(record: Record | StepFigures, width: int = 2) -> dict[str, float]:
+    """The MLflow metrics of one record; client ids are padded to `width` digits, so that they sort.
 
-    Figures that are not finite are left out: the journal writes null for them.
+    Figures that are not finite are left out: records have None for them.
     """
-    found: dict[str, Any] = {**record.get("metrics", {}), **record.get("detection", {})}
-    for field, name in _CLIENT_METRICS.items():
-        for client, value in (record.get(field) or {}).items():
-            found[f"{name}/{int(client):0{width}d}"] = value
-    for client, parts in (record.get("anomaly_parts") or {}).items():
-        found |= {f"anomaly_{part}/{int(client):0{width}d}": value for part, value in parts.items()}
-    if "quarantined" in record:
-        found["defense/quarantined"] = len(record["quarantined"])
-    for field in ("quarantined", "attacking"):
+    found: dict[str, float | None] = {}
+    if isinstance(record, StepFigures):
+        found |= record.figures
+    elif isinstance(record, EvaluationRecord):
+        found |= record.metrics
+    elif isinstance(record, RoundRecord):
+        found |= _of_round(record, width)
+    return {allowed(name): float(value) for name, value in found.items() if finite(value)}
+
+
+def _of_round(record: RoundRecord, width: int) -> Mapping[str, float | None]:
+    found: dict[str, float | None] = dict(record.detection)
+    by_client = {"reputation": record.reputation, "anomaly": record.anomaly, "weight": record.weights or {}}
+    for name, figures in by_client.items():
+        found |= {f"{name}/{client:0{width}d}": value for client, value in figures.items()}
+    for client, parts in record.anomaly_parts.items():
+        found |= {f"anomaly_{part}/{client:0{width}d}": value for part, value in parts.items()}
+    found["defense/quarantined"] = len(record.quarantined)
+    for name, named in (("quarantined", record.quarantined), ("attacking", record.attacking)):
         # Of everyone who takes part, 0 included: a curve that only had ones would never come down.
-        named = {int(client) for client in record.get(field) or ()}
-        present = record["participants"] if field in record and "participants" in record else ()
-        found |= {f"{field}/{int(client):0{width}d}": int(client) in named for client in present}
-    if record.get("kind") == "round":
-        found["round/skipped"] = "skipped" in record
-        found["round/rejected"] = len(record.get("rejected") or ())
-    losses = [loss for loss in (record.get("train_loss") or {}).values() if finite(loss)]
+        found |= {f"{name}/{client:0{width}d}": client in named for client in record.participants}
+    found["round/skipped"] = record.skipped is not None
+    found["round/rejected"] = len(record.rejected)
+    losses = [loss for loss in record.train_loss.values() if loss is not None]
     if losses:
         found["train/loss"] = sum(losses) / len(losses)
-    for name, seconds in (record.get("seconds") or {}).items():
+    for name, seconds in record.seconds.items():
         found["round/seconds" if name == "round" else f"round/{name}_seconds"] = seconds
     for name in ("upload_bytes", "server_bytes", "functionals"):
-        if name in record:
-            found[f"round/{name}"] = record[name]
-    return {allowed(name): float(value) for name, value in found.items() if finite(value)}
+        found[f"round/{name}"] = getattr(record, name)
+    return found
 
 
 def allowed(name: str) -> str:
@@ -102,6 +117,6 @@ def shortened(text: str, longest: int = LONGEST) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def finite(value: Any) -> bool:
+def finite(value: float | None) -> TypeGuard[float]:
     """Whether MLflow can show `value`: a number that is neither NaN nor infinite."""
     return value is not None and math.isfinite(value)

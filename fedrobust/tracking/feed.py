@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedrobust.tracking.entries import FAILED, allowed, finite, metrics, shortened
+from fedrobust.records import Record, RoundRecord, RunStart
+from fedrobust.tracking.entries import FAILED, StepFigures, allowed, finite, metrics, shortened
 
 SYNCED = "fedrobust.synced"
 """Tag: how many journal lines MLflow has."""
@@ -26,15 +27,20 @@ class Feed:
         self._client, self._run_id = client, run.info.run_id
         self._time, self._line, self._width = run.info.start_time, 0, 2
 
-    def send(self, record: Mapping[str, Any]) -> None:
+    def send(self, record: Record | StepFigures) -> None:
         """Send the next line. May be called again for a line that failed: nothing moves on before all has arrived."""
         from mlflow.entities import Metric, RunTag
 
-        clients = record.get("clients")
-        width = max(2, len(str(clients - 1))) if isinstance(clients, int) else self._width
-        time = self._time + int(1000 * ((record.get("seconds") or {}).get("round") or 0))
+        width, time, step = self._width, self._time, 0
+        if isinstance(record, RunStart):
+            width = max(2, len(str(record.clients - 1)))
+        elif isinstance(record, StepFigures):
+            step = record.step
+        else:
+            step = record.round
+        if isinstance(record, RoundRecord):
+            time += int(1000 * (record.seconds.get("round") or 0.0))
         if self._line >= self.sent:
-            step = record.get("round", 0)
             rows = [Metric(name, value, time, step) for name, value in metrics(record, width).items()]
             while len(rows) > BATCH:
                 self._client.log_batch(self._run_id, metrics=rows[:BATCH])

@@ -12,9 +12,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from fedrobust.records import Skips
+from fedrobust.records import Record, RecordedRun
 from fedrobust.tracking.artifacts import upload
-from fedrobust.tracking.entries import LONGEST_NAME, shortened
+from fedrobust.tracking.entries import LONGEST_NAME, StepFigures, shortened
 from fedrobust.tracking.faults import fault, refuse_deleted
 from fedrobust.tracking.feed import Feed, mark_failed, send_figures
 from fedrobust.tracking.store import experiment_id, reaching, tracking_uri
@@ -33,7 +33,7 @@ class Tracker:
     `log` must be called once for every line of the journal, in the journal's order, after the line is committed.
     """
 
-    def __init__(self, client: Any, run: Any, journal: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, client: Any, run: Any, journal: Sequence[Record | StepFigures] = ()) -> None:
         self._uri = tracking_uri()
         self.run_id: str = run.info.run_id
         """MLflow's id of the run, and the name of the run's folder."""
@@ -79,7 +79,7 @@ class Tracker:
             return cls(client, run)
 
     @classmethod
-    def resume(cls, run_id: str, journal: Sequence[Mapping[str, Any]]) -> Tracker:
+    def resume(cls, run_id: str, journal: Sequence[Record | StepFigures]) -> Tracker:
         """Go on with a run whose committed records are `journal`; those that MLflow lacks are sent first.
 
         Raises `TrackingError` as `open` does, and if the store does not know the run or has it as deleted.
@@ -88,7 +88,7 @@ class Tracker:
             client.update_run(run_id, status="RUNNING")
             return cls(client, run, journal)
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: Record | StepFigures) -> None:
         """Have a journal record sent; returns at once."""
         self._put(partial(self._feed.send, record))
 
@@ -143,24 +143,23 @@ class Tracker:
         raise AssertionError("unreachable")
 
 
-def sync(folder: Path, journal: Sequence[Mapping[str, Any]]) -> int:
-    """Send MLflow what it lacks of the run in `folder`, whose name is the run's id; returns how many journal records.
+def sync(folder: Path, recorded: RecordedRun) -> int:
+    """Send MLflow what it lacks of the run in `folder`, whose name is the run's id; returns how many records.
 
-    `journal` are the run's committed records. A run that has ended becomes FINISHED, or FAILED and its model is not
+    A run that has ended becomes FINISHED, or FAILED and its model is not
     registered where all rounds were skipped. Raises `TrackingError` as `Tracker.resume` does.
     """
     run_id = folder.name
     with _known(run_id) as (client, run):
         feed = Feed(client, run)
-        missing = max(0, len(journal) - feed.sent)
-        for record in journal:
+        missing = max(0, len(recorded.records) - feed.sent)
+        for record in recorded.records:
             feed.send(record)
-        settings = journal[0].get("experiment", {}) if journal else {}
-        untrained = Skips.of(journal).untrained
-        register = None if untrained else settings.get("tracking", {}).get("register")
+        untrained = recorded.skips.untrained
+        register = None if untrained else recorded.start.options.tracking.registered
         upload(client, run_id, folder, register=register)
         status = "FAILED" if untrained else "FINISHED"
-        if journal and journal[-1]["kind"] == "end" and run.info.status != status:
+        if recorded.end is not None and run.info.status != status:
             client.set_terminated(run_id, status)
         return missing
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from types import CodeType
-from typing import Any
 
 from fedrobust.errors import ExperimentError
 from fedrobust.federation.pool import Pool
 from fedrobust.private import private_files
 from fedrobust.studies.study import Unwatched, Watch, open_study
 from fedrobust.studies.writing import GO_ON, refuse_fruitless, written_in_any_case
+from fedrobust.tracking import StepFigures
 from fedrobust.tuning.again import Fresh, measure_again, measured_again, write_best, write_fresh
 from fedrobust.tuning.files import write_study
 from fedrobust.tuning.objectives import SCORE
@@ -76,7 +76,7 @@ def run_sweep(
     trials: SweepStudy
     told = _Told(plan)
 
-    def earlier() -> list[dict[str, Any]]:
+    def earlier() -> list[StepFigures]:
         nonlocal trials
         trials = study_of(plan, storage, "" if score is None else _source(score))
         return [told.line(trial) for trial in trials.trials()]
@@ -136,7 +136,7 @@ class _Told:
         self._objectives = plan.sweep.objectives
         self._best: float | None = None
 
-    def line(self, trial: Trial) -> dict[str, Any]:
+    def line(self, trial: Trial) -> StepFigures:
         """The next trial's objectives and, of a single one, the best up to then; the step is the trial's number."""
         figures: dict[str, float] = {}
         if isinstance(trial.outcome, Completed):
@@ -146,7 +146,7 @@ class _Told:
                 value, choose = trial.outcome.values[0], max if self._objectives[0].direction == "maximize" else min
                 self._best = value if self._best is None else choose(self._best, value)
                 figures[f"best/{self._objectives[0].metric}"] = self._best
-        return {"kind": "trial", "round": trial.number, "metrics": figures}
+        return StepFigures(trial.number, figures)
 
 
 def _counts(study: SweepStudy) -> dict[str, float]:

@@ -13,11 +13,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.failures import ends_all, reason
+from fedrobust.records import EvaluationRecord, Record, RoundRecord
 from fedrobust.runner import Result
 from fedrobust.studies.finished import FinishedRun
 from fedrobust.studies.planned import PlannedRun
@@ -89,10 +89,10 @@ class Runs:
         return {key: run.curves for key, run in kept.items() if run is not None}
 
     def _measured(self, run: TrialRun, result: Result) -> Measured:
+        detected = {record.round: record.detection for record in result.recorded.rounds}
         rounds = {
-            str(record["round"]): _metrics(record["metrics"], record.get("detection"))
-            for record in result.rounds
-            if "metrics" in record
+            str(record.round): _metrics(record.metrics, detected.get(record.round, {}))
+            for record in result.recorded.evaluations
         }
         last = rounds[max(rounds, key=int)]
         if self._score is not None:
@@ -110,10 +110,9 @@ def trial_run(plan: SweepPlan, trial: Asked | Trial, attack: str, seed: int, pha
     return TrialRun.of(experiment, attack, seed, phase, trial=str(trial.number))
 
 
-def _metrics(evaluated: Mapping[str, Any], detected: Mapping[str, Any] | None) -> dict[str, float]:
+def _metrics(evaluated: Mapping[str, float | None], detected: Mapping[str, float | None]) -> dict[str, float]:
     """The metrics of a round, and what was detected in it."""
-    found = {**evaluated, **(detected or {})}
-    return {name: math.nan if value is None else float(value) for name, value in found.items()}
+    return {name: math.nan if value is None else value for name, value in {**evaluated, **detected}.items()}
 
 
 class _Listener:
@@ -124,16 +123,16 @@ class _Listener:
     """
 
     def __init__(self, heard: Heard) -> None:
-        self._heard, self._detection = heard, dict[int, Mapping[str, Any]]()
+        self._heard, self._detection = heard, dict[int, Mapping[str, float | None]]()
         self._evaluated: set[int] = set()
 
-    def __call__(self, record: dict[str, Any]) -> None:
-        if record["kind"] == "round":
-            self._detection[record["round"]] = record.get("detection") or {}
-            self._heard(record["round"], None)
-        elif record["kind"] == "evaluation" and record["round"] not in self._evaluated:
-            self._evaluated.add(record["round"])
-            self._heard(record["round"], _metrics(record["metrics"], self._detection.get(record["round"])))
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, RoundRecord):
+            self._detection[record.round] = record.detection
+            self._heard(record.round, None)
+        elif isinstance(record, EvaluationRecord) and record.round not in self._evaluated:
+            self._evaluated.add(record.round)
+            self._heard(record.round, _metrics(record.metrics, self._detection.get(record.round, {})))
 
 
 Key = tuple[str, int]

@@ -170,7 +170,7 @@ ATTACKS: dict[str, tuple[int, bytes, str]] = {
     "an empty line": (3, b"\n", "not JSON"),
     "nested a million times": (3, b"[" * 1_000_000 + b"\n", "not JSON"),
     "another key": (0, forged(LINES[0], OTHER, key=public_hex(OTHER)), ""),
-    "another format": (0, forged(LINES[0], KEY, format=2), "no first line of an audit log of format 1"),
+    "another format": (0, forged(LINES[0], KEY, format=2), "the log has format 2, written by FedRobust"),
     "a key that is none": (0, forged(LINES[0], KEY, key="zz"), "no first line"),
 }
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reported
 
 from fedrobust.errors import ExperimentError, FederationError
 from fedrobust.federation.journal import Journal
-from fedrobust.records import Checkpoint, read_checkpoint, read_journal
+from fedrobust.records import Checkpoint, RoundRecord, RunStart, read_checkpoint, read_run
 
 
 def checkpoint(round: int) -> Checkpoint:
@@ -20,9 +21,18 @@ def checkpoint(round: int) -> Checkpoint:
 
 def committed(folder: Path, rounds: int) -> Journal:
     journal = Journal(folder)
+    journal.commit([RunStart.of(reported.journal()[0])], checkpoint(0))
     for round in range(1, rounds + 1):
-        journal.commit([{"kind": "round", "round": round}], checkpoint(round))
+        journal.commit([made(round)], checkpoint(round))
     return journal
+
+
+def made(round: int) -> RoundRecord:
+    return RoundRecord.of({"round": round, "participants": [0, 1]})
+
+
+def rounds_in(folder: Path) -> list[int]:
+    return [record.round for record in read_run(folder).rounds]
 
 
 def test_a_commit_reads_back(tmp_path: Path) -> None:
@@ -32,7 +42,7 @@ def test_a_commit_reads_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.arrays["weights"], np.array([2, 3, 4], dtype=np.float32))
     assert found.arrays["weights"].dtype == np.float32
     np.testing.assert_array_equal(found.below("client")["7"], [2, 2])
-    assert [record["round"] for record in read_journal(tmp_path)] == [1, 2]
+    assert rounds_in(tmp_path) == [1, 2]
 
 
 @pytest.mark.parametrize("tail", [b'{"kind":"round","round":3}\n', b'{"kind":"rou', b"\xff\xfe"])
@@ -43,8 +53,8 @@ def test_lines_after_the_last_commit_are_cut_off(tmp_path: Path, tail: bytes) ->
     (tmp_path / "checkpoint.partial").write_bytes(b"half a checkpoint")
     journal = Journal(tmp_path)
     assert journal.checkpoint is not None and journal.checkpoint.round == 2
-    journal.commit([{"kind": "round", "round": 3}], checkpoint(3))
-    assert [record["round"] for record in read_journal(tmp_path)] == [1, 2, 3]
+    journal.commit([made(3)], checkpoint(3))
+    assert rounds_in(tmp_path) == [1, 2, 3]
 
 
 def test_a_crash_before_the_rename_commits_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,18 +62,18 @@ def test_a_crash_before_the_rename_commits_nothing(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("crash")))
         with pytest.raises(FederationError, match=r"round 2 .*crash"):
-            journal.commit([{"kind": "round", "round": 2}], checkpoint(2))
+            journal.commit([made(2)], checkpoint(2))
     journal.close()
     again = Journal(tmp_path).checkpoint
     assert again is not None and again.round == 1
-    assert [record["round"] for record in read_journal(tmp_path)] == [1]
+    assert rounds_in(tmp_path) == [1]
 
 
 def test_only_committed_records_are_read(tmp_path: Path) -> None:
     committed(tmp_path, 2).close()
     with (tmp_path / "journal.jsonl").open("ab") as file:
         file.write(b'{"kind":"end","round":2}\n')
-    assert [record["round"] for record in read_journal(tmp_path)] == [1, 2]
+    assert rounds_in(tmp_path) == [1, 2]
 
 
 def test_a_journal_has_one_writer(tmp_path: Path) -> None:
@@ -75,16 +85,18 @@ def test_a_journal_has_one_writer(tmp_path: Path) -> None:
 
 
 def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    record = {
+    journal = committed(tmp_path, 0)
+    figures = {0: math.nan, 1: np.float32(np.inf), 4: np.float64(0.5), 5: None}
+    fields = {"round": 1, "participants": [np.int64(3)], "train_loss": figures, "aggregate_norm": -math.inf}
+    journal.commit([RoundRecord.of(fields)], checkpoint(1))
+    (found,) = read_run(tmp_path).rounds
+    assert found.fields() == {
         "kind": "round",
         "round": 1,
-        "a": math.nan,
-        "b": [np.float32(np.inf), np.int64(3)],
-        "c": {4: np.float64(0.5)},
+        "participants": [3],
+        "aggregate_norm": None,
+        "train_loss": {"0": None, "1": None, "4": 0.5, "5": None},
     }
-    journal.commit([record], checkpoint(1))
-    assert read_journal(tmp_path) == [{"kind": "round", "round": 1, "a": None, "b": [None, 3], "c": {"4": 0.5}}]
 
 
 def test_damage_is_told_in_one_line(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from reported import IMAGES, journal
+from reported import IMAGES, journal, recorded
 
 from fedrobust import figures
 from fedrobust.figures.style import apart
-from fedrobust.report import Run, make_figures
+from fedrobust.report import make_figures
 
 
 @pytest.mark.parametrize(("clients", "rounds", "labels"), [(1, 1, 2), (3, 500, 9), (200, 2, 20), (40, 30, 4)])
@@ -54,7 +54,7 @@ def test_partition_bars_are_the_counts(counts: np.ndarray) -> None:
 
 
 def test_misread_patches_are_shown_with_the_surest_first() -> None:
-    run = Run.of(journal())
+    run = recorded(journal())
     figure = make_figures(run, IMAGES)["misread"]
     panels = [axes for axes in figure.axes if axes.images]
     np.testing.assert_array_equal(panels[0].images[0].get_array(), IMAGES[0])
@@ -63,7 +63,7 @@ def test_misread_patches_are_shown_with_the_surest_first() -> None:
 
 
 def test_curves_hold_the_evaluations_and_leave_out_what_is_missing() -> None:
-    upper: Any = make_figures(Run.of(journal()))["curves"].axes[0]
+    upper: Any = make_figures(recorded(journal()))["curves"].axes[0]
     lines = [line for line in upper.get_lines() if len(line.get_xdata()) == 5]
     assert [np.round(line.get_ydata(), 6).tolist() for line in lines] == [[0.1, 0.2, 0.3, 0.4, 0.5], [0.9] * 5]
     assert lines[0].get_xdata().tolist() == [1, 2, 3, 4, 5]
@@ -79,7 +79,7 @@ def test_chance_is_that_of_the_labels_that_occur(confusion: list[list[int]], cha
     for record in records:
         if record["kind"] == "evaluation":
             record["confusion"] = confusion
-    upper: Any = make_figures(Run.of(records))["curves"].axes[0]
+    upper: Any = make_figures(recorded(records))["curves"].axes[0]
     (line,) = [line for line in upper.get_lines() if line.get_linestyle() != "-" and len(set(line.get_ydata())) == 1]
     assert line.get_ydata()[0] == pytest.approx(chance)
 
@@ -98,5 +98,5 @@ def test_drawing_leaves_matplotlib_as_it_was() -> None:
     import matplotlib.pyplot as plt
 
     before = dict(matplotlib.rcParams)
-    make_figures(Run.of(journal()), IMAGES)
+    make_figures(recorded(journal()), IMAGES)
     assert dict(matplotlib.rcParams) == before and plt.get_fignums() == []

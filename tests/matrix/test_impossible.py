@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from played import two_teams
+from reported import one_round
 
 import fedrobust.studies.study as study_room
 import fedrobust.studies.teams as teams_room
@@ -83,8 +84,7 @@ class Stage:
             raise death
         self.made.append(experiment.tracking.run_name or "")
         accuracy = 0.9 if experiment.aggregation.rule.name == "median" else 0.7
-        rounds = [{"round": 1, "attacking": [], "detection": {}, "metrics": {"test/balanced_accuracy": accuracy}}]
-        return SimpleNamespace(rounds=rounds, attackers={}, run_id="run")
+        return SimpleNamespace(recorded=one_round(accuracy), run_id="run")
 
     def figures(self, figures: dict[str, float], run_id: str | None = None) -> None:
         self.figured |= figures if run_id is None else {}
@@ -223,7 +223,7 @@ def test_figures_that_cannot_be_made_of_a_run_fail_its_cell(stage: Stage) -> Non
 
     def without(experiment: Experiment, **options: Any) -> Any:
         made = run(experiment, **options)
-        return made if attacked(experiment) != "sign_flip" else SimpleNamespace(rounds=[{}], run_id="run")
+        return made if attacked(experiment) != "sign_flip" else SimpleNamespace(recorded=None, run_id="run")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teams_room, "run", without)

@@ -9,32 +9,36 @@ import numpy as np
 import pytest
 
 from fedrobust.matrix.measures import baselines, detection, performance, rarest
+from fedrobust.records import EvaluationRecord, RoundRecord
 
 COUNTS = np.array([[30, 30], [40, 2], [5, 50], [20, 20], [60, 5]])
 """Five hospitals, two labels: hospital 1 has the rarest data."""
 
 
-def record(round: int, **fields: Any) -> dict[str, Any]:
-    return {"round": round, "attacking": [], "detection": {}, **fields}
+def record(round: int, **fields: Any) -> RoundRecord:
+    return RoundRecord.of({"round": round, "participants": [], **fields})
+
+
+def evaluation(round: int, **fields: Any) -> EvaluationRecord:
+    return EvaluationRecord.of({"round": round, "metrics": {}, **fields})
 
 
 def test_performance_is_the_mean_over_the_evaluated_rounds() -> None:
     rounds = [
-        record(1),
-        record(2, metrics={"test/balanced_accuracy": 0.6, "test/auroc": 0.7, "attack/success_rate": 0.2}),
-        record(3, metrics={"test/balanced_accuracy": 0.8, "test/auroc": None, "attack/success_rate": 0.4}),
+        evaluation(2, metrics={"test/balanced_accuracy": 0.6, "test/auroc": 0.7, "attack/success_rate": 0.2}),
+        evaluation(3, metrics={"test/balanced_accuracy": 0.8, "test/auroc": None, "attack/success_rate": 0.4}),
     ]
     assert performance(rounds) == pytest.approx({"balanced_accuracy": 0.7, "auroc": 0.7, "attack_success": 0.3})
 
 
 def test_baselines_are_named_after_the_attacks_behind_the_first() -> None:
     rounds = [
-        record(1, triggers={str(place): {"success_rate": rate} for place, rate in ((1, 0.1), (2, 0.3), (3, 0.05))}),
-        record(2, triggers={str(place): {"success_rate": rate} for place, rate in ((1, 0.3), (2, 0.5), (3, 0.05))}),
+        evaluation(1, triggers={str(place): {"success_rate": rate} for place, rate in ((1, 0.1), (2, 0.3), (3, 0.05))}),
+        evaluation(2, triggers={str(place): {"success_rate": rate} for place, rate in ((1, 0.3), (2, 0.5), (3, 0.05))}),
     ]
     found = baselines(rounds, ["patch", "both", "both"])
     assert found == pytest.approx({"baseline/patch": 0.2, "baseline/both": 0.4})
-    assert baselines([record(1)], ["patch"]) == {}
+    assert baselines([evaluation(1)], ["patch"]) == {}
 
 
 def test_suspicions_are_judged_over_rounds_eleven_to_twenty() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from reported import one_round
 from rich.console import Console
 
 import fedrobust.studies.study as study_room
@@ -229,8 +230,7 @@ def test_cells_run_side_by_side_and_read_their_data_once(monkeypatch: pytest.Mon
     def running(experiment: Any, **options: Any) -> Any:
         together.wait(timeout=20)
         assert options["part"].parent == "parent"
-        rounds = [{"round": 1, "attacking": [], "detection": {}, "metrics": {"test/balanced_accuracy": 0.75}}]
-        return SimpleNamespace(rounds=rounds, attackers={}, run_id="run")
+        return SimpleNamespace(recorded=one_round(0.75), run_id="run")
 
     monkeypatch.setattr(teams_room, "hospitals_of", reading)
     monkeypatch.setattr(teams_room, "run", running)

@@ -30,6 +30,7 @@ from fedrobust.metrics import (
     own,
 )
 from fedrobust.options import members
+from fedrobust.records import EvaluationRecord
 from fedrobust.report.titles import titles
 from fedrobust.tuning.objectives import unknown
 from fedrobust.tuning.sweep import load_sweep
@@ -178,15 +179,14 @@ def mine(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     return load("base.yaml")
 
 
-def evaluated(experiment: Experiment) -> dict[str, float]:
+def evaluated(experiment: Experiment) -> dict[str, float | None]:
     """The figures of a model that reads everything as label 1."""
     labels = np.arange(12) % 2
     hospitals: Any = SimpleNamespace(
         labels=labels, hospital=np.arange(12) % 3, indices={"validation": np.arange(4), "test": np.arange(4, 12)}
     )
     clean = np.tile(np.array([[0.25, 0.75]], dtype=np.float32), (12, 1))
-    found: dict[str, float] = evaluation_record(3, hospitals, experiment, {"clean": clean})["metrics"]
-    return found
+    return evaluation_record(3, hospitals, experiment, {"clean": clean}).metrics
 
 
 def test_a_metric_of_ones_own_is_one_class_and_stands_everywhere(mine: Experiment) -> None:
@@ -197,8 +197,9 @@ def test_a_metric_of_ones_own_is_one_class_and_stands_everywhere(mine: Experimen
     assert list(titles(found)) == [f"test/{key}" for key in in_tables([metric.key for metric in own()])] + [
         "test/Sensitivity"
     ]
-    rounds = [{"round": 1, "metrics": found}, {"round": 2, "metrics": found | {"test/Sensitivity": 0.5}}]
-    assert performance(rounds)["Sensitivity"] == 0.75
+    half = found | {"test/Sensitivity": 0.5}
+    evaluations = [EvaluationRecord.of({"round": 1, "metrics": each}) for each in (found, half)]
+    assert performance(evaluations)["Sensitivity"] == 0.75
     assert load_sweep("sweep.yaml").sweep.objectives[0].metric == "test/Sensitivity"
     with pytest.raises(ExperimentError) as refused:
         load_sweep("sweep.yaml", ["objectives.0.metric=test/Specificity"])

@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 from nasty import NAMES
 from refused import refused
-from reported import compared, quarantining, write
+from reported import compared, quarantining, recorded, write
 
-from fedrobust.report import Run, compare, write_comparison
+from fedrobust.records import RecordedRun
+from fedrobust.report import compare, write_comparison
 from fedrobust.report.compare import Spread, short_options, shown, telling
 from fedrobust.report.comparison_files import folder_name
 
 IPM = {"name": "ipm", "count": 1, "epsilon": 0.5}
 
 
-def runs(*journals: list[Any]) -> list[Run]:
-    return [Run.of(journal) for journal in journals]
+def runs(*journals: list[Any]) -> list[RecordedRun]:
+    return [recorded(journal) for journal in journals]
 
 
-def two_groups() -> list[Run]:
+def two_groups() -> list[RecordedRun]:
     """krum with 0.2, 0.4 and 0.6, median with 0.8 and 0.9."""
     krum = [compared("krum", seed, accuracy) for seed, accuracy in ((3, 0.6), (1, 0.2), (2, 0.4))]
     return runs(*krum, compared("median", 1, 0.8), compared("median", 2, 0.9))
@@ -34,7 +35,7 @@ def test_groups_have_mean_and_deviation_over_their_seeds_the_best_first() -> Non
     found = compare(two_groups())
     assert found.columns == ("aggregation.rule",)
     assert [group.label for group in found.groups] == ["median", "krum"]
-    assert [run.start["experiment"]["seed"] for run in found.groups[1].runs] == [1, 2, 3]
+    assert [run.start.options.seed for run in found.groups[1].runs] == [1, 2, 3]
     accuracy = found.groups[1].figures["test/balanced_accuracy"]
     assert accuracy == pytest.approx(Spread(0.4, 0.2, 3))
     assert found.groups[0].figures["test/balanced_accuracy"] == pytest.approx(Spread(0.85, 0.1 / math.sqrt(2), 2))

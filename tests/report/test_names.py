@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from nasty import NAMES
-from reported import IMAGES, compared, journal, quarantining, write
+from reported import IMAGES, compared, journal, quarantining, recorded, write
 
-from fedrobust.report import Run, compare, write_report
+from fedrobust.report import compare, write_report
 from fedrobust.report.comparison_page import comparison_html
 from fedrobust.report.page import html
 from fedrobust.texts import visible
@@ -41,10 +41,10 @@ def report(name: str) -> str:
     """A report in which everything that is a text, or may be one in a journal of somebody else's, is `name`."""
     records = quarantining()
     experiment = records[0]["experiment"]
-    experiment |= {"name": name, "seed": name, "privacy": {"name": name}}
+    experiment |= {"name": name, "privacy": {"name": name}}
     experiment["aggregation"] = {"stages": [{"name": name, "option": name}], "rule": {"name": name, "list": [name, 1]}}
     experiment["attacks"] = [{"name": name}]
-    experiment["data"]["partition"] |= {"name": name, "alpha": name}
+    experiment["data"]["partition"] |= {"name": name}
     records[0] |= {"attackers": {"1": name, "4": name}, "label_names": [name, name], "run": name, "digest": name}
     for record in records:
         if record["kind"] == "round":
@@ -52,11 +52,9 @@ def report(name: str) -> str:
             record["anomaly_parts"] = {client: {name: 0.5} for client in record["anomaly_parts"]}
             scores = dict.fromkeys(record["anomaly_parts"], 0.5)
             record["stages"] = [{"name": name, "scores": scores, "weights": scores}]
-            record["f"] = name
             if record["round"] == 2:
                 record["skipped"] = name
-    records[-3]["round"] = name
-    return html(Run.of(records), {"curves": b"\x89PNG" + bytes(20)}, audit=name)
+    return html(recorded(records), {"curves": b"\x89PNG" + bytes(20)}, audit=name)
 
 
 def comparison(name: str) -> str:
@@ -67,7 +65,9 @@ def comparison(name: str) -> str:
         experiment["data"]["partition"]["name"] = name + experiment["aggregation"]["rule"]["name"]
         records[0]["run"] = name
     journals[0][0]["experiment"][name] = [name, 0]
-    return comparison_html(name, compare([Run.of(records) for records in journals]), {"curves": b"\x89PNG" + bytes(20)})
+    return comparison_html(
+        name, compare([recorded(records) for records in journals]), {"curves": b"\x89PNG" + bytes(20)}
+    )
 
 
 @pytest.mark.parametrize("page", [report, comparison])

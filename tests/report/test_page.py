@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reported import IMAGES, journal, quarantining, write
+from reported import IMAGES, journal, quarantining, recorded, write
 
-from fedrobust.report import CHAPTERS, Run, save_partition, verdict, write_report
+from fedrobust.report import CHAPTERS, hospitals, save_partition, verdict, write_report
 
 
 @pytest.mark.parametrize("acts", [True, False])
 def test_where_quarantine_acts_it_is_what_counts(acts: bool) -> None:
     records = quarantining(acts)
     records[-3] |= {"suspected": [], "quarantined": [1, 2]}
-    stories = {story.client: story.verdict for story in Run.of(records).hospitals()}
+    stories = {story.client: story.verdict for story in hospitals(recorded(records))}
     assert [stories[1], stories[2]] == (["caught", "wrongly quarantined"] if acts else ["missed", "honest"])
-    text = verdict(Run.of(records))
+    text = verdict(recorded(records))
     told = "2 hospitals are quarantined: 1 rightly, 1 wrongly; 1 of the attackers was missed."
     assert text.endswith(told if acts else "no hospitals are suspected; 2 of the attackers were missed.")
 
@@ -42,8 +42,8 @@ def test_the_verdict_says_who_was_suspected_rightly(
 ) -> None:
     records = journal(clients=4, rounds=2, attackers=attackers)
     records[-3]["suspected"] = suspected
-    assert verdict(Run.of(records)).endswith(text)
-    assert not attackers or verdict(Run.of(records)).startswith(
+    assert verdict(recorded(records)).endswith(text)
+    assert not attackers or verdict(recorded(records)).startswith(
         f"{len(attackers)} of 4 hospitals attacked. After round 2"
     )
 

@@ -8,7 +8,8 @@ import pytest
 from nasty import NAMES
 from tracked import journal
 
-from fedrobust.tracking import flatten, metrics
+from fedrobust.records import RoundRecord
+from fedrobust.tracking import StepFigures, flatten, metrics
 from fedrobust.tracking.entries import LONGEST, allowed
 
 
@@ -26,19 +27,22 @@ def test_metrics_have_the_documented_names() -> None:
         "round/upload_bytes": 120.0,
         "round/skipped": 0.0,
         "round/rejected": 0.0,
+        "defense/quarantined": 0.0,
     }
-    failed = metrics(record | {"skipped": "below the quorum", "rejected": {"1": "not finite", "2": "truncated"}})
+    skipped = {"skipped": "below the quorum", "rejected": {1: "not finite", 2: "truncated"}}
+    failed = metrics(record.model_copy(update=skipped))
     assert (failed["round/skipped"], failed["round/rejected"]) == (1.0, 2.0)
 
 
 def test_parts_quarantine_and_the_truth_are_metrics_of_every_participant() -> None:
-    record = {
+    fields = {
+        "round": 1,
         "participants": [0, 2],
         "attacking": [2],
         "quarantined": [1, 2],  # 1 is absent
         "anomaly_parts": {"0": {"norm": 0.25, "average_cosine": None}, "2": {"norm": 0.5, "average_cosine": 0.75}},
     }
-    assert metrics(record) == {
+    assert metrics(RoundRecord.of(fields)) == {
         "anomaly_norm/00": 0.25,
         "anomaly_norm/02": 0.5,
         "anomaly_average_cosine/02": 0.75,
@@ -47,20 +51,26 @@ def test_parts_quarantine_and_the_truth_are_metrics_of_every_participant() -> No
         "quarantined/02": 1.0,
         "attacking/00": 0.0,
         "attacking/02": 1.0,
+        "round/skipped": 0.0,
+        "round/rejected": 0.0,
     }
-    freed = metrics(record | {"quarantined": []})
+    freed = metrics(RoundRecord.of(fields | {"quarantined": []}))
     assert (freed["defense/quarantined"], freed["quarantined/02"]) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
 def test_figures_that_are_not_finite_are_left_out_live_as_in_the_journal(value: float | None) -> None:
-    record = {"round": 1, "weights": None, "anomaly": {"1": value}, "train_loss": {0: 2.0, 1: value}}
-    assert metrics(record) == {"train/loss": 2.0}
+    fields = {"round": 1, "participants": [], "anomaly": {1: value}, "train_loss": {0: 2.0, 1: value}}
+    found = metrics(RoundRecord.of(fields | {"weights": None}))
+    assert found == {"train/loss": 2.0, "round/skipped": 0.0, "round/rejected": 0.0, "defense/quarantined": 0.0}
+    assert metrics(StepFigures(1, {"value": math.nan if value is None else value, "other": 1.0})) == {"other": 1.0}
 
 
 def test_client_ids_sort() -> None:
-    names = list(metrics({"reputation": dict.fromkeys(range(120), 1.0)}, width=3))
-    assert names == sorted(names)
+    reputation = dict.fromkeys(range(120), 1.0)
+    names = list(metrics(RoundRecord.of({"round": 1, "participants": [], "reputation": reputation}), width=3))
+    clients = [name for name in names if name.startswith("reputation")]
+    assert len(clients) == 120 and clients == sorted(clients)
 
 
 def test_flatten_gives_dotted_paths_and_short_texts() -> None:

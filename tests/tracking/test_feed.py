@@ -19,7 +19,7 @@ def test_more_metrics_than_one_request_may_hold(database: Path) -> None:
         tracker.log(record)
     assert tracker.close()
     found = Counter((key, step) for key, step, _, _ in rows(database, tracker.run_id))
-    assert len(found) == 3 * 400 + 9 and set(found.values()) == {1}
+    assert len(found) == 3 * 400 + 10 and set(found.values()) == {1}
 
 
 @pytest.mark.parametrize("sent", [0, 3, 6])
@@ -45,7 +45,10 @@ def test_lines_run_again_after_a_crash_are_not_sent_twice(database: Path, tmp_pa
     tracker.close("FAILED")
     write(tmp_path / tracker.run_id, records[:6])
     assert sync(tmp_path / tracker.run_id) == 6
-    slower = [record | {"seconds": {"round": 9.0}} if record["kind"] == "round" else record for record in records]
+    slower = [
+        record.model_copy(update={"seconds": {"round": 9.0}}) if record.kind == "round" else record
+        for record in records
+    ]
     again = Tracker.resume(tracker.run_id, records[:4])
     for record in slower[4:]:
         again.log(record)

@@ -24,7 +24,7 @@ from tracked import journal, rows, sync, write
 from fedrobust import tracking
 from fedrobust.databases import safe_url, sqlite_file, sqlite_url
 from fedrobust.errors import TrackingError
-from fedrobust.tracking import Tracker
+from fedrobust.tracking import StepFigures, Tracker
 from fedrobust.tracking.artifacts import stored_files
 from fedrobust.tracking.store import reaching
 
@@ -75,7 +75,7 @@ def record(folder: Path, model: Path) -> str:
     run = folder / "mlruns" / "runs" / tracker.run_id
     write(run, journal())
     shutil.copytree(model, run / "model")
-    tracker.log({"kind": "evaluation", "round": 1, "metrics": {"test/accuracy": 0.5}})
+    tracker.log(StepFigures(1, {"test/accuracy": 0.5}))
     tracker.upload(run, register="tumour")
     assert tracker.close()
     return tracker.run_id

@@ -12,7 +12,7 @@ from tracked import ROUNDS, exactly_once, journal, rows, status, sync, write
 
 from fedrobust import tracking
 from fedrobust.errors import TrackingError
-from fedrobust.tracking import SYNCED, Tracker, flatten
+from fedrobust.tracking import SYNCED, StepFigures, Tracker, flatten
 
 
 class Failing:
@@ -73,9 +73,9 @@ def test_a_run_without_a_round_that_was_made_has_failed_when_it_is_sent_later(da
     for made in (True, False):
         tracker = Tracker.open("untrained", {}, {})
         tracker.close("KILLED")
-        for record in records:
-            if record["kind"] == "round" and not made:
-                record["skipped"] = "below the quorum"
+        if not made:
+            skipped = {"skipped": "below the quorum"}
+            records = [each.model_copy(update=skipped) if each.kind == "round" else each for each in records]
         folder = tmp_path / tracker.run_id
         write(folder, records)
         sync(folder)
@@ -183,7 +183,7 @@ def test_runs_below_one_whose_process_died_are_ended(database: Path) -> None:
 
 def test_names_that_mlflow_does_not_take_are_written_otherwise(database: Path) -> None:
     tracker = Tracker.open("names", flatten({"defences": {"nnm + median": 3, "a/b c-d.e:f_g": 1}}), {})
-    tracker.log({"kind": "turn", "round": 2, "metrics": {"worst/nnm + median": 0.5}})
+    tracker.log(StepFigures(2, {"worst/nnm + median": 0.5}))
     tracker.figures({"fresh/a@b": 0.25})
     assert tracker.close()
     assert {(name, value) for name, _, value, _ in rows(database, tracker.run_id)} == {

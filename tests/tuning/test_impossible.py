@@ -318,8 +318,8 @@ def test_a_metric_that_only_some_runs_have_fails_the_others(played: Played) -> N
 
     def playing(experiment: Experiment, hooks: Any, **options: Any) -> Any:
         result = run(experiment, hooks=hooks, **options)
-        for record in result.rounds if number(experiment) else ():
-            record["metrics"] |= {"attack/success_rate": 0.5}
+        for record in result.recorded.evaluations if number(experiment) else ():
+            record.metrics["attack/success_rate"] = 0.5
         return result
 
     with pytest.MonkeyPatch.context() as patch:

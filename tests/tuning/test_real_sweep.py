@@ -10,7 +10,7 @@ from tiny import write_patches
 
 import fedrobust
 from fedrobust.federation.pool import Pool
-from fedrobust.records import read_journal
+from fedrobust.records import RecordedRun, read_run
 from fedrobust.tuning.running import SweepResult, TrialDone, run_sweep
 from fedrobust.tuning.study import Completed, Pruned
 from fedrobust.tuning.sweep import load_sweep
@@ -96,17 +96,17 @@ def test_the_trial_that_learns_nothing_is_ended_in_its_first_rounds(swept: Swept
     found = swept.found
     assert [type(trial.outcome) for trial in found.trials] == [Completed, Completed, Pruned]
     assert found.trials[2].values == {"learning.local.optimizer.lr": 1e-9}
-    kinds = {number: [record["kind"] for record in journal_of(swept, number)] for number in range(3)}
+    kinds = {number: [record.kind for record in journal_of(swept, number).records] for number in range(3)}
     assert kinds[0].count("round") == kinds[1].count("round") == 4
     assert kinds[2].count("round") < 4
     assert "end" not in kinds[2]
 
 
-def journal_of(swept: Swept, number: int) -> list[dict[str, Any]]:
+def journal_of(swept: Swept, number: int) -> RecordedRun:
     (run,) = [
         run for run in swept.runs if (run.data.tags["trial"], run.data.tags.get("phase")) == (str(number), "trial")
     ]
-    return read_journal(swept.place / "mlruns" / "runs" / run.info.run_id)
+    return read_run(swept.place / "mlruns" / "runs" / run.info.run_id)
 
 
 def test_mlflow_holds_the_sweep_and_below_it_each_run(swept: Swept) -> None:

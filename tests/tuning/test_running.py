@@ -21,6 +21,7 @@ from fedrobust import cli
 from fedrobust.errors import ExperimentError, FederationError, TrackingError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
+from fedrobust.records import EvaluationRecord
 from fedrobust.studies.finished import FinishedRuns
 from fedrobust.terminal import show_sweep
 from fedrobust.tuning.files import write_study
@@ -51,7 +52,7 @@ def test_a_sweep_finds_what_is_best_and_writes_it_down(played: Played, monkeypat
     assert found.best[0].values["aggregation"] == {"rule": "median"}
     assert abs(best.values["learning.local.optimizer.lr"] - 0.03) < 0.02
     assert watch.best[-1] == found.best
-    assert played.told[-1]["metrics"]["best/test/balanced_accuracy"] == best.outcome.values[0]  # type: ignore[union-attr]
+    assert played.told[-1].figures["best/test/balanced_accuracy"] == best.outcome.values[0]  # type: ignore[union-attr]
     assert fedrobust.load(found.folder / "best.yaml") == load_sweep("sweep.yaml").experiment(best.values, seed=1)
     assert len(lines(found.folder / "trials.csv")) == 24
     assert {"trials.csv", "sweep.html"} <= {path.name for path in found.folder.iterdir()}
@@ -156,7 +157,7 @@ def test_a_run_that_fails_fails_its_trial_and_no_other(played: Played) -> None:
     assert found.trials[4].outcome == Failed("round 1: no update arrived")
     row = lines(found.folder / "trials.csv")[4]
     assert (row["state"], row["reason"]) == ("failed", "round 1: no update arrived")
-    assert played.told[4]["metrics"] == {}
+    assert played.told[4].figures == {}
 
 
 def test_a_metric_that_no_run_has_is_refused_before_anything_starts(played: Played) -> None:
@@ -314,7 +315,7 @@ def test_a_run_whose_team_has_lost_an_actor_is_begun_again(played: Played, monke
         if experiment.tracking.run_name == "trial 2 | seed 1 | played" and deaths[0] < 2:
             deaths[0] += 1
             for hook in options["hooks"]:  # type: ignore[attr-defined]
-                hook({"kind": "evaluation", "round": 1, "metrics": {"test/balanced_accuracy": 0.0}})
+                hook(EvaluationRecord.of({"round": 1, "metrics": {"test/balanced_accuracy": 0.0}}))
             raise ActorDied("the actor died while waiting for round 2: the coordinator")
         return played.run(experiment, **options)  # type: ignore[arg-type]
 

@@ -1,0 +1,256 @@
+"""What the lines of a run's journal say: one frozen model for each kind of line.
+
+A journal is a `RunStart`, then a `RoundRecord` for each round, an `EvaluationRecord` behind the next round's record,
+and a `RunEnd`. The start says the format of all lines, and which versions wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT = 1
+"""Of journals and checkpoints. Version 0, of before there was a number, has the same fields."""
+
+Fields = dict[str, Any]
+"""Of a record that is still being put together."""
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Figure = Annotated[float, Field(allow_inf_nan=False)] | None
+"""A number; None where it was not finite."""
+ByClient = dict[int, Figure]
+"""Figures of hospitals, by their number."""
+
+
+class RecordModel(BaseModel):
+    """Frozen, and tolerant of fields that a later version has added: they are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RecordLine(RecordModel):
+    """A line of a journal."""
+
+    kind: str
+
+    @classmethod
+    def of(cls, fields: Fields) -> Self:
+        """The record with these fields. NaN and infinity become None; NumPy's numbers become Python's."""
+        return cls.model_validate(_plain(fields))
+
+    def line(self) -> bytes:
+        """The line for the fields that are set, with its newline."""
+        return written({"kind": self.kind, **self.model_dump(exclude_unset=True)})
+
+    def fields(self) -> Fields:
+        """The fields that are set, as they read back from the line: JSON's types, texts for keys."""
+        found: Fields = json.loads(self.line())
+        return found
+
+
+class _Named(RecordModel):
+    name: str
+
+
+class _Aggregation(RecordModel):
+    stages: tuple[_Named, ...] = ()
+    rule: _Named
+
+
+class _Partition(_Named):
+    alpha: float | None = None
+
+
+class _Data(RecordModel):
+    partition: _Partition
+
+
+class _Federation(RecordModel):
+    rounds: Count | None = None
+
+
+class _Trust(RecordModel):
+    acts: bool = False
+
+
+class _Privacy(_Named):
+    randomness: str | None = None
+
+
+class _Tracking(RecordModel):
+    experiment: str | None = None
+    registered: str | None = Field(default=None, alias="register")
+
+
+class RecordedExperiment(RecordModel):
+    """What is asked of a run's options afterwards, whichever version wrote them."""
+
+    name: str
+    seed: int
+    data: _Data
+    federation: _Federation = _Federation()
+    attacks: tuple[_Named, ...] = ()
+    aggregation: _Aggregation
+    trust: _Trust = _Trust()
+    privacy: _Privacy = _Privacy(name="clear")
+    tracking: _Tracking = _Tracking()
+
+    @property
+    def defence(self) -> str:
+        """The stages and the rule, as `clip → nnm → geometric_median`."""
+        return " → ".join([stage.name for stage in self.aggregation.stages] + [self.aggregation.rule.name])
+
+    @property
+    def attack(self) -> str:
+        """The attacks, as `sign_flip + label_flip`, or `no attack`."""
+        return " + ".join(attack.name for attack in self.attacks) or "no attack"
+
+    @property
+    def protocol(self) -> str:
+        """The protocol, and whether its secrets are any, as `privacy shares, real secrets`."""
+        if self.privacy.randomness is None:
+            return f"privacy {self.privacy.name}"
+        real = self.privacy.randomness == "system"
+        secrets = "real secrets" if real else "NOT SECRET: all secrets come from the seed"
+        return f"privacy {self.privacy.name}, {secrets}"
+
+
+class RunStart(RecordLine):
+    """The first line: what is run, and the truth of the simulation."""
+
+    kind: Literal["start"] = "start"
+    format: int = 0
+    """Of all lines of the journal."""
+    run: str
+    """The run's id, and the name of its folder."""
+    name: str = ""
+    experiment: dict[str, Any]
+    """All options, resolved."""
+    clients: Count
+    label_names: tuple[str, ...]
+    attackers: dict[int, str]
+    """Malicious hospital → name of its attack."""
+    hospital_labels: tuple[tuple[Count, ...], ...]
+    """(hospitals, labels) training patches."""
+    parameters: Count
+    """Of the model."""
+    digest: str
+    """Of the data."""
+    configuration: str = ""
+    """Digest of the options that can change the result."""
+    versions: dict[str, str] = {}
+    """Of what computed the run: package → version."""
+    model: str = ""
+    """SHA-256 of the first weights."""
+
+    @cached_property
+    def options(self) -> RecordedExperiment:
+        """Those of the experiment's options that everybody who reads a run asks for."""
+        return RecordedExperiment.model_validate(self.experiment)
+
+
+class StageRecord(RecordModel):
+    """What one part of a defence made of the updates."""
+
+    name: str
+    scores: ByClient | None = None
+    weights: ByClient | None = None
+
+
+class RoundRecord(RecordLine):
+    """What happened in a round. Figures are by hospital; None stands for one that was not finite."""
+
+    kind: Literal["round"] = "round"
+    round: Count
+    participants: tuple[Count, ...]
+    attacking: tuple[Count, ...] = ()
+    """The truth: who attacked."""
+    rejected: dict[int, str] = {}
+    """Whose update was refused, and why."""
+    commitments: dict[int, str] = {}
+    """Digests of what arrived."""
+    skipped: str | None = None
+    """Why nothing was aggregated; None if something was."""
+    anomaly: ByClient = {}
+    anomaly_parts: dict[int, dict[str, Figure]] = {}
+    update_norm: ByClient = {}
+    f: Count | None = None
+    """How many malicious updates the rule allowed for."""
+    stages: tuple[StageRecord, ...] = ()
+    weights: ByClient | None = None
+    """Shares in the aggregate; None where the rule gives none."""
+    aggregate_norm: Figure = None
+    notes: tuple[str, ...] = ()
+    upload_bytes: Count | None = None
+    server_bytes: Count | None = None
+    functionals: Count | None = None
+    """How many linear functionals of every update were opened."""
+    reputation: ByClient = {}
+    suspected: tuple[Count, ...] = ()
+    quarantined: tuple[Count, ...] = ()
+    detection: dict[str, Figure] = {}
+    model: str = ""
+    """SHA-256 of the weights after it."""
+    seconds: dict[str, Figure] = {}
+    identities: dict[int, Count] = {}
+    """Hospital → the id under which it appeared, where that is not its own."""
+    train_loss: ByClient = {}
+    late: tuple[Count, ...] = ()
+    """Who missed the deadline."""
+
+
+class EvaluationRecord(RecordLine):
+    """How the model did after a round."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    round: Count
+    metrics: dict[str, Figure]
+    hospitals: ByClient = {}
+    """Accuracy."""
+    confusion: tuple[tuple[Count, ...], ...] = ()
+    """(truth, predicted) test patches."""
+    triggers: dict[int, dict[str, Figure]] = {}
+    """How often the trigger of each backdoor succeeds, by its place among the attacks."""
+
+
+class MisreadPatches(RecordModel):
+    """The test patches that the final model was most certain about, and wrong."""
+
+    indices: tuple[Count, ...] = ()
+    truth: tuple[Count, ...] = ()
+    predicted: tuple[Count, ...] = ()
+    confidence: tuple[float, ...] = ()
+
+
+class RunEnd(RecordLine):
+    """The last line of a run that has come to its end."""
+
+    kind: Literal["end"] = "end"
+    round: Count
+    final: dict[str, Any]
+    """The last figures under their MLflow names, `suspected`, `model_sha256`, `seconds`."""
+    misread: MisreadPatches = MisreadPatches()
+
+
+Record = RunStart | RoundRecord | EvaluationRecord | RunEnd
+
+
+def written(record: Mapping[str, Any]) -> bytes:
+    """The line of a journal for the fields of a record, with its newline. Raises `ValueError` for NaN and infinity."""
+    return json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity: None stands for both."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
