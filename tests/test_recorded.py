@@ -1,7 +1,8 @@
 """The same files give the same bits as before: three runs, a matrix and a sweep, beside what was recorded of them.
 
 `tests/recorded/expected.json` was made from the version of November 2026, before records, studies and errors were
-redesigned, by `tests/recorded/play.py`. It is only made anew where the arithmetic is meant to change.
+redesigned, by `tests/recorded/play.py`. It is only made anew where the arithmetic is meant to change. The bits are those
+of one kind of processor; on another one, only who attacks and which cells there are is compared.
 """
 
 from __future__ import annotations
@@ -32,9 +33,14 @@ def test_the_same_files_give_the_same_bits(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = json.loads((tmp_path / "found.json").read_text())
-    for row, before in zip(found["matrix"], expected["matrix"], strict=True):
+    cells = [(row["attack"], row["defence"], row["seed"], row["state"]) for row in expected["matrix"]]
+    assert [(row["attack"], row["defence"], row["seed"], row["state"]) for row in found["matrix"]] == cells
+    for name in ("plain", "shared", "masked"):
+        assert found[name]["attackers"] == expected[name]["attackers"]
+    if found["processor"] != expected["processor"]:
+        pytest.skip(f"the bits are those of {expected['processor']}, here is {found['processor'] or 'another'}")
+    for row, before in zip(found.pop("matrix"), expected.pop("matrix"), strict=True):
         assert {name: row[name] for name in before} == before  # a new column is no other result
-    del found["matrix"], expected["matrix"]
     for name, value in expected.items():
         assert found[name] == value, name
 

@@ -47,6 +47,13 @@ def compared(record: Any) -> Any:
     return record
 
 
+def processor() -> str:
+    """What Linux calls it; empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
 def command(*args: str) -> None:
     sys.argv = ["fedrobust", *args]
     try:
@@ -99,6 +106,7 @@ def main() -> None:
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR")
     found = {name: played_run(name) for name in RUNS}
     found |= {"matrix": played_matrix(), "sweep": played_sweep()}  # type: ignore[dict-item]
+    found["processor"] = processor()  # type: ignore[assignment]
     found["versions"] = {package: version(package) for package in ("numpy", "scipy", "torch", "optuna")}
     ray.shutdown()
     Path("found.json").write_text(json.dumps(found, indent=1) + "\n")
