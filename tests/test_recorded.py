@@ -1,8 +1,8 @@
 """The same files give the same bits as before: three runs, a matrix and a sweep, beside what was recorded of them.
 
 `tests/recorded/expected.json` was made from the version of November 2026, before records, studies and errors were
-redesigned, by `tests/recorded/play.py`. It is only made anew where the arithmetic is meant to change. The bits are those
-of one kind of processor; on another one, only who attacks and which cells there are is compared.
+redesigned, by `tests/recorded/play.py`. It is only made anew where the arithmetic is meant to change. The bits are
+those of one kind of processor; on another one, only who attacks and which cells there are is compared.
 """
 
 from __future__ import annotations
