@@ -75,7 +75,7 @@ def test_curves_hold_the_evaluations_and_leave_out_what_is_missing() -> None:
 def test_chance_is_that_of_the_labels_that_occur(confusion: list[list[int]], chance: float) -> None:
     """Balanced accuracy is a mean over these."""
     records = journal()
-    records[0]["label_names"] = ["a", "b", "c"][: len(confusion)]
+    records[0] |= {"label_names": ["a", "b", "c"][: len(confusion)], "hospital_labels": [[1] * len(confusion)] * 6}
     for record in records:
         if record["kind"] == "evaluation":
             record["confusion"] = confusion
