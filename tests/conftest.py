@@ -61,11 +61,11 @@ def pool(ray_local: None) -> Iterator[Pool]:
 
 @pytest.fixture(scope="session")
 def sharded(ray_local: None) -> Iterator[Pool]:
-    """A team whose updates lie in three shards."""
+    """A team of one client actor, whose updates lie in two shards."""
     from fedrobust.experiment import Workers
     from fedrobust.federation.pool import Pool
 
-    with Pool(Workers(count=2, shards=3), clients=8) as made:
+    with Pool(Workers(count=1, shards=2), clients=8) as made:
         yield made
 
 

@@ -66,8 +66,6 @@ def test_more_than_the_cluster_has_is_refused() -> None:
 def test_silence_and_failure_name_what_was_awaited(ray_local: None) -> None:
     @ray.remote(num_cpus=0)
     def slow() -> None:
-        import time
-
         time.sleep(30)
 
     @ray.remote(num_cpus=0)
@@ -82,7 +80,19 @@ def test_silence_and_failure_name_what_was_awaited(ray_local: None) -> None:
         answer(broken.remote(), "the broken one", 60)
 
 
-def test_a_team_is_leased_and_given_back_and_its_room_is_free_afterwards(ray_local: None) -> None:
+@pytest.fixture
+def idle(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actors that do nothing, and are there at once."""
+
+    class Idle:
+        def __init__(self, *_: object) -> None:
+            pass
+
+    for name in ("ClientHost", "Coordinator", "Adversary"):
+        monkeypatch.setattr(pool_module, name, Idle)
+
+
+def test_a_team_is_leased_and_given_back_and_its_room_is_free_afterwards(idle: None) -> None:
     before = ray.available_resources().get("CPU")
     with Pool(Workers(count=2), clients=4) as pool:
         with pool.lease() as team:
@@ -93,8 +103,6 @@ def test_a_team_is_leased_and_given_back_and_its_room_is_free_afterwards(ray_loc
     for _ in range(100):
         if ray.available_resources().get("CPU") == before:
             break
-        import time
-
         time.sleep(0.1)
     assert ray.available_resources().get("CPU") == before
 
@@ -108,7 +116,7 @@ def kill(actor: ActorHandle) -> None:
             time.sleep(0.1)
 
 
-def test_a_team_that_has_lost_an_actor_is_started_again(ray_local: None) -> None:
+def test_a_team_that_has_lost_an_actor_is_started_again(idle: None) -> None:
     with Pool(Workers(count=2, cpus=0.5), clients=4) as pool:
         with pool.lease() as team:
             before = team.coordinator
@@ -121,7 +129,7 @@ def test_a_team_that_has_lost_an_actor_is_started_again(ray_local: None) -> None
             assert team.coordinator is kept
 
 
-def test_a_pool_whose_teams_find_no_place_says_so(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_whose_teams_find_no_place_says_so(idle: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the nodes had gone: a broken team is not leased, and the wait for a place has an end."""
     with Pool(Workers(count=1, cpus=0.5), clients=4) as pool:
         with pool.lease() as team:
