@@ -40,7 +40,7 @@ class Cluster:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The address, and which token goes there, for a person."""
         if not self.token:
             return f"{self.address}, without a token"

@@ -76,7 +76,7 @@ def submit(
     """
     shipment = prepare(command, folder)
     command = shipment.command
-    for line in (*shipment.selection.summary(), f"goes to {cluster.told}"):
+    for line in (*shipment.selection.summary(), f"goes to {cluster.description}"):
         if tell is not None:
             tell(line)
     stem = Path(next(word for word in command if names_file(word))).stem

@@ -54,7 +54,7 @@ class Npz(FileSource):
         archive.require("images", "labels")
         counts = {key: shape[0] if shape else 0 for key, shape in archive.shapes.items()}
         for key in ("labels", *self._optional):
-            with self.told(file):
+            with self.naming(file):
                 refuse_uneven(key, counts.get(key, counts["images"]), counts["images"])
         return archive
 
@@ -65,7 +65,7 @@ class Npz(FileSource):
         if arrays["images"].size and arrays["images"][:256].max() == 1:  # the first ones say it
             reason = "the brightest pixel is 1 of 255: scale images of 0..1 by 255 before .astype"
             raise DataError(Problem(reason, "images").at(file))
-        with self.told(file):
+        with self.naming(file):
             names = arrays.pop("label_names") if "label_names" in arrays else numbering(labels)
         if self.limit is not None:
             self.patches(file, **arrays, label_names=names)  # says what is wrong before anything is picked
@@ -101,7 +101,7 @@ class Medmnist(FileSource):
 
     def locate(self) -> Path:
         usual = Path.home() / ".medmnist"
-        place = self.place()
+        place = self.location()
         folders = [usual] if place is None else [place.parent if place.name == self.file_name else place, usual]
         for folder in folders:
             if (folder / self.file_name).is_file():
@@ -117,7 +117,7 @@ class Medmnist(FileSource):
 
         information = medmnist.INFO[self.dataset]
         if self.download and self.found() is None:
-            folder = self.place() or Path.home() / ".medmnist"
+            folder = self.location() or Path.home() / ".medmnist"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 dataset = getattr(medmnist, information["python_class"])
@@ -219,7 +219,7 @@ class Pcam(FileSource):
 
     def _labels(self, file: Path, size: int) -> np.ndarray:
         with self._rows(file, "y") as rows:
-            with self.told(file):
+            with self.naming(file):
                 refuse_uneven("y", rows.size, size)
             if not np.issubdtype(rows.dtype, np.integer):
                 raise DataError(Problem("must be the integers 0 and 1", "y", str(rows.dtype)).at(file))
@@ -230,7 +230,7 @@ class Pcam(FileSource):
 
     def _slides(self, table: Path, size: int) -> np.ndarray:
         slides = read_table(table, ["wsi"])["wsi"]
-        with self.told(table):
+        with self.naming(table):
             refuse_uneven("wsi", len(slides), size)
         return slides
 

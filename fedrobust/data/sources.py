@@ -71,14 +71,14 @@ class FileSource(Source):
         except DataError:
             return None
 
-    def place(self) -> Path | None:
+    def location(self) -> Path | None:
         """Where the user said that the data is, unchecked."""
         text = self.path or os.environ.get(VARIABLE)
         return self.named(text) if text else None
 
     def first(self, fits: Callable[[Path], bool], *below: str) -> Path:
-        """The first of `place()/below...`, `place()` that `fits`, or a DataError that says where to get the data."""
-        place = self.place()
+        """The first of `location()/below...`, `location()` that `fits`, or a DataError that says where to get the data."""
+        place = self.location()
         if place is None:
             raise self.missing(f"neither `path` nor the environment variable {VARIABLE} says where the data are")
         for candidate in [*(place / name for name in below), place]:
@@ -107,14 +107,14 @@ class FileSource(Source):
 
     def patches(self, where: Path, **arrays: Any) -> Patches:
         """`Patches(**arrays)`, resized; what is wrong with them is said of the file or folder `where`."""
-        with self.told(where):
+        with self.naming(where):
             found = Patches(**arrays)
         if self.size in (None, found.size):
             return found
         return Patches(**{**arrays, "images": resized(found.images, self.size)})
 
     @contextmanager
-    def told(self, where: Path) -> Iterator[None]:
+    def naming(self, where: Path) -> Iterator[None]:
         """What is wrong with the data in the block is said of the file or folder `where`."""
         try:
             yield

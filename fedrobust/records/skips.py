@@ -39,7 +39,7 @@ class Skips:
         """`3 of 20`."""
         return f"{self.skipped} of {self.rounds}"
 
-    def told(self, most: int = 3) -> str:
+    def summary(self, most: int = 3) -> str:
         """`3 of 20: in 2 rounds: krum needs …; in 1 round: …`, the `most` frequent; empty if none was skipped."""
         if not self.reasons:
             return ""
@@ -51,8 +51,8 @@ class Skips:
 
     def no_result(self) -> str:
         """Of a run that is `untrained`: what happened, and what is to be done."""
-        hint = "Lower learning.local.optimizer.lr" if "not finite" in self.told(1) else "Mend what the reason names"
+        hint = "Lower learning.local.optimizer.lr" if "not finite" in self.summary(1) else "Mend what the reason names"
         return (
-            f"no round changed the model; rounds skipped: {self.told(1)}. {hint}, and start a new "
+            f"no round changed the model; rounds skipped: {self.summary(1)}. {hint}, and start a new "
             "run: resuming this one changes nothing"
         )

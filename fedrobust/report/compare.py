@@ -257,6 +257,6 @@ def _accuracy(group: Group) -> float:
 def _left_out(run: RecordedRun) -> str:
     name = f"run {run.start.run[:8]}"
     if run.end is not None:
-        return f"{name} never changed its model and is left out; rounds skipped: {run.skips.told(1)}"
+        return f"{name} never changed its model and is left out; rounds skipped: {run.skips.summary(1)}"
     rounds = run.start.options.federation.rounds or "?"
     return f"{name} has not ended (round {len(run.rounds)} of {rounds}) and is left out"

@@ -62,7 +62,7 @@ def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "") -> st
         "report/templates/run.html.j2",
         title=options.name,
         facts=facts,
-        skipped=run.skips.told() if run.skips.reasons else "",
+        skipped=run.skips.summary() if run.skips.reasons else "",
         untrained=run.skips.untrained,
         cards={name: (title, _number(final[name])) for name, title in cards.items() if final.get(name) is not None},
         verdict=verdict(run),

@@ -79,7 +79,7 @@ def show_result(out: Console, result: Result, experiment: Experiment | None = No
     if "attack/success_rate" not in result.final:
         table.add_row("attack success", "– (no attack here has a target)")
     skips = result.recorded.skips
-    table.add_row("rounds skipped", plain(skips.told() or f"none of {skips.rounds}"))
+    table.add_row("rounds skipped", plain(skips.summary() or f"none of {skips.rounds}"))
     table.add_section()
     attackers = ", ".join(f"{client} ({name})" for client, name in sorted(result.attackers.items()))
     table.add_row("malicious hospitals", plain(attackers or "none"))

@@ -165,7 +165,7 @@ def test_the_cluster_of_the_folder_is_found_with_its_own_token(
         place = started(workplace, server.address)
         monkeypatch.setenv("RAY_AUTH_TOKEN", "of-the-user")
         assert (found := find_cluster()).token == "of-the-cluster"
-        assert found.told == f"{server.address}, with the token from make cluster"
+        assert found.description == f"{server.address}, with the token from make cluster"
         assert "of-the-cluster" not in repr(found)
         assert not jobs(found)
         assert find_cluster(server.address).token == "of-the-cluster"
@@ -275,8 +275,8 @@ def test_tokens_are_looked_for_in_the_order_of_ray(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_what_is_said_of_a_token(address: str, told: str, home: Path) -> None:
-    assert find_cluster(address).told == told.format(home / ".ray" / "auth_token")
-    assert Cluster(address).told == f"{address}, without a token"
+    assert find_cluster(address).description == told.format(home / ".ray" / "auth_token")
+    assert Cluster(address).description == f"{address}, without a token"
 
 
 @pytest.mark.parametrize(
