@@ -77,7 +77,7 @@ class FileSource(Source):
         return self.named(text) if text else None
 
     def first(self, fits: Callable[[Path], bool], *below: str) -> Path:
-        """The first of `location()/below...`, `location()` that `fits`, or a DataError that says where to get the data."""
+        """The first of `location()/below...`, `location()` that `fits`; else a DataError says where to get the data."""
         place = self.location()
         if place is None:
             raise self.missing(f"neither `path` nor the environment variable {VARIABLE} says where the data are")
