@@ -101,7 +101,7 @@ def show_sweep(out: Console, findings: SweepResult) -> None:
             )
     if any(each.failed for each in findings.fresh):
         out.print("runs on fresh seeds that failed are made again when the same command is given again")
-    out.print(plain(f"tables, pictures, best.yaml: {findings.folder}"), soft_wrap=True)
+    out.print(plain(f"tables, sweep.html, best.yaml: {findings.folder}"), soft_wrap=True)
 
 
 def _numbers(trial: Trial) -> list[str]:

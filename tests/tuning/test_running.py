@@ -390,4 +390,4 @@ def test_the_command(played: Played, monkeypatch: pytest.MonkeyPatch, capsys: py
         row for row in lines(Path("here/fresh.csv")) if (row["number"], row["seed"]) == (str(values.index(best)), "all")
     ]
     assert f"{float(fresh['test/balanced_accuracy']):.3f}" in shown
-    assert "5 trials completed\ntables, pictures, best.yaml: here\n" in shown
+    assert "5 trials completed\ntables, sweep.html, best.yaml: here\n" in shown
