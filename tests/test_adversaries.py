@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny import ended_again, journal_without_seconds, run
 
 import fedrobust
 from fedrobust.federation.pool import Pool
+from fedrobust.records import Record
 
 pytestmark = pytest.mark.usefixtures("in_place")
 
@@ -24,7 +24,7 @@ def stopped_after(round: int, *overrides: str, pool: Pool) -> fedrobust.Result:
     """A run that was stopped after a round, and resumed."""
     before = set(Path("mlruns/runs").iterdir())
 
-    def stop(record: dict[str, Any]) -> None:
+    def stop(record: Record) -> None:
         if record.kind == "round" and record.round == round:
             raise KeyboardInterrupt
 

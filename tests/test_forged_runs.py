@@ -18,6 +18,7 @@ from fedrobust.audit.verification import verify_all
 from fedrobust.errors import ExperimentError
 from fedrobust.federation.pool import Pool
 from fedrobust.naming import Part
+from fedrobust.records import Record
 from fedrobust.runner import KEY
 
 pytestmark = pytest.mark.usefixtures("in_place")
@@ -54,7 +55,7 @@ def runs() -> set[Path]:
 
 
 def stop_after(number: int) -> Callable[[dict[str, Any]], None]:
-    def stop(record: dict[str, Any]) -> None:
+    def stop(record: Record) -> None:
         if record.kind == "round" and record.round == number:
             raise KeyboardInterrupt
 

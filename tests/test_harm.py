@@ -14,6 +14,7 @@ from fedrobust.attacks import Attack, Backdoor
 from fedrobust.data.stain import HAEMATOXYLIN_EOSIN, transmitted
 from fedrobust.federation.pool import Pool
 from fedrobust.options import members
+from fedrobust.records import Record
 
 YAML = """
 name: harm
@@ -162,7 +163,7 @@ def test_what_attackers_know_of_the_last_step_survives_a_crash(pool: Pool, name:
     whole = run(pool, attack, *short)
     before = set(Path("mlruns/runs").iterdir())
 
-    def stop(record: dict[str, Any]) -> None:
+    def stop(record: Record) -> None:
         if record.kind == "round" and record.round == 2:
             raise KeyboardInterrupt
 

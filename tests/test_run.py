@@ -26,7 +26,7 @@ from fedrobust.errors import DataError, ExperimentError, FederationError, Tracki
 from fedrobust.federation import journal
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import FederatedTraining
-from fedrobust.records import Checkpoint, LineFile, read_run, write_checkpoint
+from fedrobust.records import Checkpoint, LineFile, Record, read_run, write_checkpoint
 from fedrobust.runner import KEY, find_run
 
 pytestmark = pytest.mark.usefixtures("in_place")
@@ -166,7 +166,7 @@ def test_a_dead_client_actor_is_replaced_and_changes_nothing(reference: fedrobus
     with pool.lease() as team:
         pass
 
-    def kill(record: dict[str, Any]) -> None:
+    def kill(record: Record) -> None:
         if record.kind == "round" and record.round == 3:
             ray.kill(team.workers[0])
 
@@ -268,7 +268,7 @@ def test_a_resumed_run_keeps_what_absent_hospitals_carry(reference: fedrobust.Re
     whole = run(*options, pool=pool)
     before = set(Path("mlruns/runs").iterdir())
 
-    def stop(record: dict[str, Any]) -> None:
+    def stop(record: Record) -> None:
         if record.kind == "round" and record.round == 3:
             raise KeyboardInterrupt
 
@@ -386,7 +386,7 @@ def test_what_a_rule_remembers_survives_a_crash_other_shards_and_workers(
     whole = run(*options, pool=pool)
     before = set(Path("mlruns/runs").iterdir())
 
-    def stop(record: dict[str, Any]) -> None:
+    def stop(record: Record) -> None:
         if record.kind == "round" and record.round == 2:
             raise KeyboardInterrupt
 

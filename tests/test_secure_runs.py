@@ -17,6 +17,7 @@ from fedrobust.audit.verification import verify_all
 from fedrobust.federation.delivery import ByMasks
 from fedrobust.federation.parties import PartyTeam
 from fedrobust.federation.pool import Pool
+from fedrobust.records import Record
 
 pytestmark = pytest.mark.usefixtures("in_place")
 
@@ -113,7 +114,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
 ) -> None:
     before = set(Path("mlruns/runs").iterdir())
 
-    def stop(record: dict[str, Any]) -> None:
+    def stop(record: Record) -> None:
         if record.kind == "round" and record.round == 3:
             raise KeyboardInterrupt
 
