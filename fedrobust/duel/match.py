@@ -50,8 +50,6 @@ class DuelPlan:
         self._draft = draft
         self._composer = Composer(duel, draft)
         self._check()
-        if problem := unknown(duel.objective.metric, self.samples[0].evaluation.metrics):
-            raise ExperimentError(problem.at(draft.entry("objective", "metric")))
 
     @cached_property
     def samples(self) -> list[Experiment]:
@@ -121,8 +119,11 @@ class DuelPlan:
     def _check_defence(self, name: str) -> None:
         standing, mistakes = self.begin(name), Mistakes()
         for attack in standing.attacks:
-            mistakes.attempt(partial(self.experiment, standing, attack, self.duel.seeds[0]))
+            made = mistakes.attempt(partial(self.experiment, standing, attack, self.duel.seeds[0]))
         mistakes.refuse()
+        own = () if made is None else made.evaluation.metrics
+        if problem := unknown(self.duel.objective.metric, own):
+            raise ExperimentError(problem.at(self._draft.entry("objective", "metric")))
         sides: Sequence[Role] = ("attacker", "defender") if self.duel.defences[name].space else ("attacker",)
         for side in sides:
             mistakes.attempt(partial(self.search, standing, side, 1))

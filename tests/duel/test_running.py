@@ -117,7 +117,7 @@ def test_the_sides_take_turns_and_each_meets_what_the_other_has_found(played: Pl
 
 def mlflow_is_told_of_every_turn(found: DuelResult, played: Played, told: list[Any]) -> None:
     steps = {("fixed", 0): 0, ("attacker", 1): 1, ("defender", 1): 2, ("attacker", 2): 3, ("defender", 2): 4}
-    assert [(line["round"], line["metrics"]) for line in told] == [
+    assert [(line.step, line.figures) for line in told] == [
         (steps[turn.side, turn.number], {f"worst/{turn.defence}": turn.value}) for turn in found.turns
     ]
     judging = {name: tags for name, tags in played.tags.items() if tags["phase"] == "fresh"}
