@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tracked import ROUNDS, exactly_once, journal, rows, status, sync, write
 
 from fedrobust import tracking
 from fedrobust.errors import TrackingError
+from fedrobust.records import read_run
 from fedrobust.tracking import SYNCED, StepFigures, Tracker, flatten
 
 
@@ -221,3 +223,15 @@ def test_the_module_is_imported_without_mlflow() -> None:
 
     code = "import sys, fedrobust.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_run_from_before_records_had_a_format_is_synchronised(database: Path, tmp_path: Path) -> None:
+    (recorded,) = (Path(__file__).parent.parent / "recorded" / "runs").iterdir()
+    tracker = Tracker.open("old", {}, {}, "a run of an older version")
+    folder = Path(shutil.copytree(recorded, tmp_path / "runs" / tracker.run_id))
+    assert sync(folder) == len(read_run(recorded).records) == 12
+    assert sync(folder) == 0
+    exactly_once(database, tracker.run_id, list(read_run(recorded).records))
+    figures = {(key, step): value for key, step, value, _ in rows(database, tracker.run_id)}
+    assert figures["test/balanced_accuracy", 5] == 1.0
+    assert status(database, tracker.run_id) == "FINISHED"
