@@ -1,4 +1,4 @@
-"""Names for arrays that go from room to room."""
+"""Names for the arrays that are passed between rooms."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays = dict[str, np.ndarray]
-"""Arrays by name, as a checkpoint holds them; a slash in a name stands for a folder."""
+"""Arrays by name, as a checkpoint stores them; a slash in a name separates folder and file."""
 Vector = NDArray[np.float32]
-"""All trainable parameters of a model, or a change of them, (d,) float32."""
+"""All trainable parameters of a model, or a change of them: (d,) float32."""

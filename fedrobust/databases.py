@@ -1,4 +1,4 @@
-"""The databases that MLflow and Optuna write to: their addresses, who may make one, and what is wrong with one."""
+"""The databases that MLflow and Optuna write to: their addresses, locks, and messages for their errors."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 BUSY = 20
-"""Seconds of patience with a database that another program has locked."""
+"""Seconds to wait for a database that another program has locked."""
 SILENCE = 10
-"""Seconds of patience with a server of a database that does not answer."""
+"""Seconds to wait for a database server that does not answer."""
 LONGEST_PATH = 500
-"""Bytes of a file's path that SQLite takes, about."""
+"""Approximate limit of SQLite for the length of a file's path, in bytes."""
 TURNS = {
     "postgresql": "select pg_try_advisory_lock(7304180914)",
     "mysql": "select get_lock(concat('fedrobust ', database()), 0)",
 }
-"""By kind of server: what says whether one may make the tables now. A server lets go of it when the connection ends."""
+"""For each kind of server, the query that asks for the right to create the tables. The server releases this lock when
+the connection ends."""
 
 _AWAY = "move it away, with what lies beside it (mv {file}* SOMEWHERE): the next run makes a new one"
 CAUSES = (
@@ -39,13 +40,13 @@ CAUSES = (
     ("disk I/O error", "the disk of {path} refuses to read or write: it may be full, or its network may be gone"),
     ("locking protocol", "the file system of {path} knows no locks, which SQLite needs; start from another folder"),
 )
-"""What is said for which words in an error that comes of a SQLite database."""
+"""Pairs of words in an error of a SQLite database and the message that explains this error."""
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite database; None for servers, for other databases, and for one in memory.
+    """Return the file of a SQLite database; None for servers, for other databases, and for a database in memory.
 
-    Raises `ValueError` for what is no address of one, and where a `?` in the path would cut it.
+    Raises `ValueError` if `url` is not the address of a database, or contains a `?` that would cut the path.
     """
     if not url.startswith("sqlite"):
         return None
@@ -64,8 +65,8 @@ def sqlite_file(url: str) -> Path | None:
 
 
 def sqlite_url(file: Path) -> str:
-    """The address of a SQLite database, whatever characters are in its path. Raises `ValueError` for one that is no
-    text."""
+    """Return the address of a SQLite database; its path may have any characters. Raises `ValueError` if the path is not
+    valid UTF-8."""
     from sqlalchemy.engine import URL
 
     plain = URL.create("sqlite", database=str(file))
@@ -75,30 +76,32 @@ def sqlite_url(file: Path) -> str:
         raise ValueError(f"{os.fsencode(file)!r}: the path of a database must be UTF-8") from None
     if address == f"sqlite:///{file}":
         return address
-    # MLflow makes the folder of an address as it is written, `what%3F` beside `what?`, unless the driver is named.
+    # Unless the driver is named, MLflow makes the folder as the address is written: `what%3F` beside `what?`.
     return plain.set(drivername="sqlite+pysqlite").render_as_string()
 
 
 def safe_url(url: str) -> str:
-    """`url`, with the path of a SQLite database written as `sqlite_url` does. Raises `ValueError` as `sqlite_file`."""
+    """Return `url`; the path of a SQLite database is written as in `sqlite_url`. Raises `ValueError` as
+    `sqlite_file`."""
     file = sqlite_file(url)
     return url if file is None or "?" in url else sqlite_url(file)
 
 
 def shown(url: str) -> str:
-    """What a person calls the database at `url`: the file's path, or the address without user name and password."""
+    """Return what messages call the database at `url`: the file's path, or the address without user name and
+    password."""
     file = sqlite_file(url)
     return without_password(url) if file is None else str(file)
 
 
 def without_password(text: str) -> str:
-    """`text` without the user name and password of an address."""
+    """Return `text`, with user name and password removed from the addresses in it."""
     return re.sub(r"://[^/@\s]*@", "://", text)
 
 
 @contextmanager
 def connected(url: str) -> Iterator[Connection]:
-    """A connection of its own to a database, that commits each statement; it fails soon where nobody answers."""
+    """Yield a new connection to a database. It commits each statement, and fails soon if no server answers."""
     from sqlalchemy import NullPool, create_engine
     from sqlalchemy.engine import make_url
 
@@ -112,9 +115,9 @@ def connected(url: str) -> Iterator[Connection]:
 
 @contextmanager
 def turn(url: str) -> Iterator[None]:
-    """Only one process at a time is in the block for a database, so that one makes its tables while the others wait.
+    """Let only one process at a time into the block for the database at `url`: one makes the tables, the others wait.
 
-    Raises what `fedrobust.locks.alone` and the database's driver raise.
+    Raises the errors of `fedrobust.locks.alone` and of the database's driver.
     """
     from sqlalchemy import text
     from sqlalchemy.engine import make_url
@@ -133,7 +136,7 @@ def turn(url: str) -> Iterator[None]:
 
 
 def cause(error: BaseException, file: Path) -> str | None:
-    """What is wrong with the SQLite database in `file`, by an error that came of it, and what to do, if it is known."""
+    """Explain `error`, which came from the SQLite database in `file`, and say what to do; None for unknown errors."""
     words = str(error)
     if isinstance(error, OSError):
         words = "unable to open database file" if error.errno is not None else words
@@ -142,10 +145,10 @@ def cause(error: BaseException, file: Path) -> str | None:
 
 
 def _access(file: Path, error: BaseException) -> str:
-    """Why a file cannot be opened."""
+    """Say why a file cannot be opened."""
     if len(os.fsencode(file.absolute())) > LONGEST_PATH:
         return "its path is longer than SQLite takes; start from a folder with a shorter one"
-    if os.path.isdir(file):  # noqa: PTH112 - says no, and raises nothing, where its folder may not be entered
+    if os.path.isdir(file):  # noqa: PTH112 - False, without an error, if the folder around it may not be entered
         return "it is a folder; move it away: the next run makes a database"
     if isinstance(error, OSError) and not isinstance(error, PermissionError):
         return str(error.strerror)

@@ -1,4 +1,4 @@
-"""Errors that are meant for a person: what was wrong, where, and what is allowed.
+"""Errors for users: what was wrong, where, and what is allowed.
 
 An error carries its problems as data: code and tests look at `error.problems`. Only `Problem.__str__` makes texts.
 """
@@ -14,39 +14,39 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value comes from: a line of a file, or what else has set it."""
+    """Where a value comes from: a line of a file, or another source."""
 
     file: Path | None = None
     line: int | None = None
-    """Counted from 1."""
+    """Line number, counted from 1."""
     text: str = ""
-    """In place of a file: `override 'seed=3'`, `the sweep`."""
+    """Description of a source that is not a file: `override 'seed=3'`, `the sweep`."""
     path: str = ""
-    """The dotted path there, where the value was set under another name than it has in the experiment."""
+    """The dotted path in this source, if the value has another path in the experiment."""
 
     def __str__(self) -> str:
-        """`e.yaml:3: path`."""
+        """Return a text such as `e.yaml:3: path`."""
         file = "" if self.file is None else f"{self.file}:{self.line}" if self.line else str(self.file)
         return ": ".join(filter(None, (file, self.text, self.path)))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong. Its text is one printable line, whatever the files of others hold that it quotes."""
+    """One thing that is wrong. Its text is one printable line, even if it quotes unprintable characters from a file."""
 
     message: str = ""
     path: str = ""
-    """The dotted path of the option; of data, what of them it is, e.g. `labels`."""
+    """The dotted path of the option; for data, which part of them is wrong, e.g. `labels`."""
     found: str | None = None
-    """What stands there, as it is shown, e.g. `'krumm'` or `a list`; empty where the message says it."""
+    """The value that was found, as it is shown, e.g. `'krumm'` or `a list`; None if the message already says it."""
     allowed: tuple[str, ...] = ()
-    """The names that may stand there."""
+    """The names that are allowed there."""
     hint: str = ""
-    """What may have been meant."""
+    """What the user may have meant."""
     note: str = ""
-    """Of many runs, which have the problem."""
+    """For problems in many runs: which of the runs have it."""
     origins: tuple[Origin, ...] = ()
-    """Where it is, from the outermost file that leads there to the innermost."""
+    """Where the problem is, from the outermost file that leads there to the innermost."""
 
     def __str__(self) -> str:
         r"""`e.yaml:3: aggregation.rule: found 'krumm'; allowed: mean, krum; did you mean 'krum'?`."""
@@ -59,12 +59,12 @@ class Problem:
 
     @property
     def origin(self) -> Origin:
-        """The innermost origin; an empty one where there is none."""
+        """Return the innermost origin; an empty one if there is none."""
         return self.origins[-1] if self.origins else Origin()
 
     @property
     def file(self) -> Path | None:
-        """The file that it is in."""
+        """Return the file that contains the problem."""
         return self.origin.file
 
     @property
@@ -73,11 +73,11 @@ class Problem:
         return self.origin.line
 
     def at(self, origin: Origin | Path) -> Problem:
-        """The problem as one of what comes from `origin`, or stands in this file."""
+        """Return this problem with `origin`, which may be just a file, added as the outermost origin."""
         return replace(self, origins=(Origin(origin) if isinstance(origin, Path) else origin, *self.origins))
 
     def below(self, path: str) -> Problem:
-        """The problem as one of a part, which stands at this dotted path."""
+        """Return this problem with `path`, the dotted path of the part that has it, put in front of its own path."""
         if not self.origins:
             return replace(self, path=".".join(filter(None, (path, self.path))))
         first, *inner = self.origins
@@ -86,7 +86,7 @@ class Problem:
         return self.at(Origin(path=path))
 
     def moved(self, old: str, new: str) -> Problem:
-        """The problem where what stands at the dotted path `old`, with all below it, stands at `new`."""
+        """Return this problem after the options at and below the dotted path `old` have been moved to `new`."""
 
         def moved(path: str) -> str:
             return new + path[len(old) :] if f"{path}.".startswith(f"{old}.") else path
@@ -95,39 +95,40 @@ class Problem:
         return replace(self, path=moved(self.path), origins=origins)
 
     def noting(self, note: str) -> Problem:
-        """The problem with a note on which of many runs have it."""
+        """Return this problem with a note that says which of many runs have it."""
         return replace(self, note=note)
 
 
 class FedRobustError(Exception):
-    """Something the user can mend; the command line prints a line for each problem, never a traceback."""
+    """An error that the user can correct; the command line prints a line for each problem, never a traceback."""
 
     exit_code = 1
     everywhere = False
-    """Whether it would end every other run, too: a sweep or a matrix then stops, and can be gone on with."""
+    """Whether the error would end every other run, too: a sweep or a matrix then stops, and can be continued."""
 
     def __init__(self, *problems: Problem | str) -> None:
-        """A text is a problem that has nothing but this message."""
+        """`problems`: a text becomes a problem that has only this message."""
         super().__init__(*problems)
         self.problems = tuple(Problem(each) if isinstance(each, str) else each for each in problems)
 
     def __str__(self) -> str:
-        """A line for each problem."""
+        """Return a line for each problem."""
         return "\n".join(map(str, self.problems))
 
     def each(self, change: Callable[[Problem], Problem]) -> Self:
-        """An error of the same kind with all problems changed, e.g. `error.each(lambda each: each.below("data"))`."""
+        """Return an error of the same kind with `change` applied to every problem, e.g. `error.each(lambda each:
+        each.below("data"))`."""
         return type(self)(*map(change, self.problems))
 
     def advising(self, advice: str) -> Self:
-        """An error of the same kind that says, at its end, what can be done."""
+        """Return an error of the same kind with `advice`, what the user can do, at its end."""
         *others, last = self.problems or (Problem(),)
         return type(self)(*others, replace(last, hint="; ".join(filter(None, (last.hint, advice)))))
 
 
 @contextmanager
 def inside(path: str) -> Iterator[None]:
-    """What is wrong in the block is wrong with a part that stands at this dotted path."""
+    """Errors in the block are errors of a part: their dotted paths begin with `path`."""
     try:
         yield
     except FedRobustError as error:
@@ -141,7 +142,7 @@ class ExperimentError(FedRobustError):
 
 
 class DataError(ExperimentError):
-    """Data that is missing, has another layout than the source expects, or would leak patients."""
+    """Data that are missing, have a different layout than the source expects, or would leak patients."""
 
 
 class TrackingError(FedRobustError):
@@ -157,25 +158,25 @@ class StorageError(FedRobustError):
 
 
 class UnknownRunError(TrackingError):
-    """The tracking store does not know a run, or has deleted it for good."""
+    """The tracking store has no run with this id, or has deleted it for good."""
 
 
 class FederationError(FedRobustError):
-    """A federation that cannot go on: too few clients left, an actor that stays silent."""
+    """A federation that cannot go on: too few clients are left, or an actor does not answer."""
 
 
 class UntrainedError(FederationError):
-    """A run that has ended, every round of it skipped: its model is the initial one, and stays it if resumed."""
+    """A run that has ended with every round skipped: its model is the initial one, also after resuming."""
 
 
 class ClusterError(FedRobustError):
-    """A cluster that cannot be reached or keeps us out, a job that is not there, a command that cannot be sent."""
+    """A cluster cannot be reached or refuses access, a job does not exist, or a command cannot be sent."""
 
     exit_code = 2
 
 
 class NoPlaceError(FederationError):
-    """The cluster has no place for any run."""
+    """The cluster has no room for any run."""
 
     everywhere = True
 

@@ -1,4 +1,4 @@
-"""The experiment: one frozen object, composed of the options that the rooms below own, checked as a whole."""
+"""The experiment: one frozen object that combines the options of the rooms below and is checked as a whole."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ class Federation(Options):
     participation: float = Field(default=1.0, gt=0, le=1)
     """Share of the hospitals that is drawn, anew for each round, to train in it; at least one."""
     quorum: float = Field(default=0.5, gt=0, le=1)
-    """Share of the drawn hospitals whose updates must be usable; below it the model stays as it is for a round. Who is
-    drawn and sends nothing counts among the drawn."""
+    """Share of the drawn hospitals whose updates must be usable; below it the model is not changed in this round. Drawn
+    hospitals that send nothing count as drawn."""
     deadline: float | None = Field(default=None, gt=0)
-    """Seconds after which a round goes on without its stragglers, provided that the quorum is there; waited for three
-    times at most. Off by default: it makes a run depend on chance."""
+    """Seconds after which a round goes on without late hospitals, if the quorum is reached; waited for three times at
+    most. Off by default, because it makes a run depend on chance."""
 
     def participants(self) -> int:
-        """How many hospitals are drawn for a round."""
+        """Return how many hospitals are drawn for a round."""
         return max(1, portion(self.participation, self.clients))
 
     def needed(self) -> int:
-        """How many usable updates make the quorum of a round."""
+        """Return how many usable updates a round needs for its quorum."""
         return portion(self.quorum, self.participants(), least=True)
 
 
@@ -106,13 +106,13 @@ class Evaluation(Options):
         return self
 
     def due(self, round: int, rounds: int) -> bool:
-        """Whether the model after `round` of `rounds` is evaluated."""
+        """Return whether the model after `round` of `rounds` is evaluated."""
         late_enough = self.last is None or round > rounds - self.last
         return round == rounds or (round % self.every == 0 and late_enough)
 
 
 class Workers(Options):
-    """Client actors, each hosting a share of the hospitals. Their number changes the speed, and no bit of a result."""
+    """Client actors; each hosts a share of the hospitals. Their number changes the speed, but no bit of a result."""
 
     count: int | Literal["auto"] = "auto"
     """Number of client actors; `auto`: one for each core, or for each share of a GPU, at most one a hospital."""
@@ -123,7 +123,7 @@ class Workers(Options):
     threads: int = Field(default=1, ge=1)
     """Threads that torch uses in each actor. Like a GPU, more than one may change the last bits of a result."""
     shards: int = Field(default=1, ge=1)
-    """Actors that hold the updates, a part of the columns each, where they are too large for the coordinator alone."""
+    """Actors that hold the updates, a part of the columns each, if they are too large for the coordinator alone."""
     parties: Many[str] = ()
     """Custom Ray resources of the nodes that hold the servers of a protocol, in order, and last its dealer; by default
     they are beside the first client actor."""
@@ -142,12 +142,12 @@ class Workers(Options):
         return self
 
 
-# Only `ABCMeta.register` is shadowed, which says nothing about options.
+# The field hides only `ABCMeta.register`, which options do not need.
 warnings.filterwarnings("ignore", message='Field name "register" in "Tracking" shadows', category=UserWarning)
 
 
 LONGEST = 250
-"""Characters of a name that every database of MLflow takes."""
+"""Characters that a name may have in every database of MLflow."""
 
 
 class Tracking(Options):
@@ -210,21 +210,24 @@ class Experiment(Options):
 
     @property
     def attackers(self) -> Attackers:
-        """The malicious hospitals, drawn by the seed; whoever asks more than once keeps them."""
+        """Return the malicious hospitals, drawn with the seed. Each call draws again, so callers keep the result."""
         return Attackers.draw(self.attacks, self.federation.clients, self.seed)
 
     def defence(self, layers: Sequence[Layer] = ()) -> Defence:
-        """Detector, reputation, quarantine and pipeline as one; `layers` say what the coordinates of an update are."""
+        """Return detector, reputation, quarantine and pipeline as one object.
+
+        layers: which coordinates of an update belong to which layer of the model.
+        """
         return Defence(self.aggregation, self.trust, self.federation.participants(), self.seed, layers)
 
     def _most_there(self) -> int:
-        """How many of the drawn hospitals send an update where as few as possible are absent."""
+        """Return how many of the drawn hospitals send an update if as many as possible take part."""
         never = [each for each in self.attacks if isinstance(each, Absent) and isinstance(each.schedule, Always)]
         present = self.federation.clients - sum(attack.attackers(self.federation.clients) for attack in never)
         return min(self.federation.participants(), present)
 
     def _private(self) -> None:
-        """Refuse what does not go together with the protocol."""
+        """Refuse options that do not fit the protocol."""
         privacy, name = self.privacy, self.privacy.name
         histories = self.trust.detector.histories
         if found := privacy.refusal(
@@ -245,12 +248,12 @@ class Experiment(Options):
             raise refusal(Problem(reason, "workers.parties", str(len(resources))))
 
     def resolved(self) -> dict[str, Any]:
-        """Every option with its value, as plain JSON types; `Experiment.model_validate` reads it back."""
+        """Return every option with its value, as plain JSON types; `Experiment.model_validate` reads it back."""
         return self.model_dump(mode="json", serialize_as_any=True)
 
     def digest(self) -> str:
-        """SHA-256 of everything that can change the result; `workers` and `tracking` cannot."""
+        """Return the SHA-256 of everything that can change the result; `workers` and `tracking` cannot."""
         decisive = {key: value for key, value in self.resolved().items() if key not in ("workers", "tracking")}
         if not self.evaluation.metrics:
-            del decisive["evaluation"]["metrics"]  # digests from before there was this option stay what they are
+            del decisive["evaluation"]["metrics"]  # this option is newer than the first digests, which must not change
         return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

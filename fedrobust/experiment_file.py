@@ -27,10 +27,11 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     """Read an experiment from a YAML file.
 
-    `overrides` are texts such as `"aggregation.rule=krum"` or `"attacks.0.scale=4"`; the value is read as YAML.
+    path: the file.
+    overrides: texts such as `"aggregation.rule=krum"` or `"attacks.0.scale=4"`; the value is read as YAML.
 
-    Raises `ExperimentError` with a `Problem` for each thing that is wrong: where it stands (file, line, dotted path),
-    what was found, what is allowed, and the nearest right spelling.
+    Raises `ExperimentError` with a `Problem` for each error: its position (file, line, dotted path), what was found,
+    what is allowed, and the nearest correct spelling.
     """
     from fedrobust.experiment import Experiment
 
@@ -38,7 +39,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
 
 
 def load_recorded(path: Path) -> Experiment:
-    """The experiment in a file that `dump` wrote into a run's folder: no code that lies there is loaded.
+    """Read the experiment that `dump` wrote into a run's folder. No code from that folder is loaded.
 
     Raises `ExperimentError` as `load` does.
     """
@@ -49,27 +50,32 @@ def load_recorded(path: Path) -> Experiment:
 
 @dataclass(frozen=True)
 class Draft:
-    """A file of options as it was read and changed, before it is checked; it knows where each value comes from."""
+    """A file of options after reading and overrides, but before validation; it remembers where each value comes
+    from."""
 
     path: Path
     tree: CommentedMap
     origin: Mapping[Keys, Origin]
-    """Where the values come from that are not the file's own, in the order in which they were set."""
+    """The origins of values that were set later and do not come from the file itself, in the order in which they were
+    set."""
     beside: tuple[Path, ...] = ()
-    """Folders in which a user's classes may lie that it names."""
+    """Folders that may contain the user's classes that the file names."""
 
     @classmethod
     def read(cls, path: str | Path, overrides: Iterable[str] = (), beside: Sequence[Path] = ()) -> Draft:
-        """The file with `overrides`, texts such as `"seed=3"`. Raises `ExperimentError` where it cannot be read.
+        """Read the file at `path` and apply `overrides`, texts such as `"seed=3"`.
 
-        A user's classes may lie beside the file, and in the folders `beside`: those of files that name it.
+        beside: further folders that may contain the user's classes, besides the file's own: those of files that name
+            this one.
+
+        Raises `ExperimentError` if the file cannot be read.
         """
         tree, texts = read_tree(Path(path)), list(overrides)
         origin = {_override(tree, text): _origin_of(text) for text in texts}
         return cls(Path(path), tree, origin, (Path(path).parent, *beside))
 
     def changed(self, changes: Mapping[str, Any], origin: Origin | str) -> Draft:
-        """A copy with the values of `changes`, by dotted path; problems with them will name `origin`."""
+        """Return a copy with `changes`, dotted path → value, applied; problems with these values will name `origin`."""
         origin = Origin(text=origin) if isinstance(origin, str) else origin
         tree = deepcopy(self.tree)
         keys = [_set(tree, dotted, value, origin) for dotted, value in changes.items()]
@@ -77,18 +83,20 @@ class Draft:
         return Draft(self.path, tree, {**before, **dict.fromkeys(keys, origin)}, self.beside)
 
     def origin_of(self, *keys: str | int) -> Origin:
-        """Where a value comes from: the override, or the file and the line of the deepest of the keys that is in it."""
+        """Return where the value at `keys` comes from: the override, or the file and the line of the deepest key that
+        the file has."""
         for set_keys in reversed(list(self.origin)):
             if keys[: len(set_keys)] == set_keys:
                 return self.origin[set_keys]
         return Origin(self.path, _line_of(self.tree, keys))
 
     def entry(self, *keys: str | int) -> Origin:
-        """Where a value comes from, with its dotted path: the origin of what the value will set elsewhere."""
+        """Return where the value at `keys` comes from, with its dotted path: the origin for options that this value
+        sets."""
         return replace(self.origin_of(*keys), path=_dotted(keys))
 
     def checked(self, model: type[ModelT]) -> ModelT:
-        """The options. Raises `ExperimentError` as `load` does."""
+        """Validate the options as `model`, and return them. Raises `ExperimentError` as `load` does."""
         try:
             with looking_beside(self.beside):
                 return model.model_validate(_plain(self.tree))
@@ -96,12 +104,12 @@ class Draft:
             raise ExperimentError(*self._problems(error)) from None
 
     def _problems(self, error: ValidationError) -> list[Problem]:
-        """What is wrong; of a value that fits none of several types, together what each of them expected."""
+        """Collect the problems; if a value fits none of several types, one problem lists what each of them expected."""
         expected: dict[Problem, list[str]] = {}
         items = list(map(dict[str, Any], error.errors()))
         for item in items:
             if item["type"] == "too_short" and any(item["loc"] == each["loc"][:-1] for each in items):
-                continue  # of a list that has entries, but wrong ones
+                continue  # a second error about a list whose entries are wrong
             keys, node = self._located(item)
             problem, text = _reason(item, node)
             problem = replace(problem, path=_dotted(keys), origins=(self.origin_of(*keys),))
@@ -112,14 +120,14 @@ class Draft:
         ]
 
     def _located(self, error: Mapping[str, Any]) -> tuple[list[str | int], Any]:
-        """The keys of what an error of pydantic is about, and what stands there."""
+        """Return the keys of the value that a pydantic error is about, and the value found there."""
         keys, node = list[str | int](), cast(Any, self.tree)
         for part in error["loc"]:
             if _has(node, part):
                 node = node[part]
                 keys.append(part)
             elif error["type"] == "missing" and part == error["loc"][-1]:
-                keys.append(part)  # all other parts that are not in the file are tags of unions
+                keys.append(part)  # parts that the file does not have are tags of unions
         raised: Problem = error.get("ctx", {}).get("problem", Problem())
         if raised.path and not isinstance(node, str):  # `rule: krum` is short for `rule: {name: krum}`
             for part in raised.path.split("."):
@@ -130,9 +138,9 @@ class Draft:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """The values in a YAML file that `dump` wrote, unchecked: no class that they name is looked for.
+    """Read the values of a YAML file that `dump` wrote, without validation; classes that it names are not imported.
 
-    Raises `ExperimentError` as `load` does, and for anchors, with which a few lines can stand for gigabytes.
+    Raises `ExperimentError` as `load` does, and for anchors, because a few lines of them can expand to gigabytes.
     """
     tree = read_tree(path)
     if has_anchors(path):
@@ -142,7 +150,7 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def dump(experiment: Experiment) -> str:
-    """The experiment as YAML with every option resolved; `load` reads it back."""
+    """Return the experiment as YAML with every option resolved; `load` reads it back."""
     out = StringIO()
     yaml = YAML()
     yaml.indent(mapping=2, sequence=4, offset=2)
@@ -164,7 +172,7 @@ def _origin_of(override: str) -> Origin:
 
 
 def _set(tree: CommentedMap, dotted: str, value: Any, origin: Origin) -> Keys:
-    """Set a copy of the value at a dotted path of `tree`; return the path."""
+    """Set a copy of `value` at the path `dotted` of `tree`; return the path."""
     value = unshared(value, origin)
     keys = _keys(tree, dotted)
     node: Any = tree
@@ -190,7 +198,7 @@ def _set(tree: CommentedMap, dotted: str, value: Any, origin: Origin) -> Keys:
 
 
 def _keys(tree: CommentedMap, dotted: str) -> list[str | int]:
-    """The keys of a dotted path; a key of the file that has dots itself, as in `changes`, is one."""
+    """Split a dotted path into keys; a key of the file that itself contains dots, as in `changes`, stays one key."""
     left, keys, node = dotted.split("."), list[str | int](), cast(Any, tree)
     while left:
         known = [n for n in range(len(left), 1, -1) if isinstance(node, Mapping) and ".".join(left[:n]) in node]
@@ -201,7 +209,7 @@ def _keys(tree: CommentedMap, dotted: str) -> list[str | int]:
 
 
 def _child(node: Any, keys: Sequence[str | int], origin: Origin) -> Any:
-    """What stands in `node` under the last of the keys."""
+    """Return the value in `node` under the last of the keys."""
     *outer, key = keys
     if isinstance(node, MutableSequence):
         if not isinstance(key, int) or key >= len(node):
@@ -216,7 +224,7 @@ def _dotted(keys: Iterable[str | int]) -> str:
 
 
 def _plain(node: Any) -> Any:
-    """The tree without ruamel's own types, which strict validation would refuse."""
+    """Return the tree without ruamel's own types, which strict validation would refuse."""
     if isinstance(node, Mapping):
         return {key: _plain(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -232,7 +240,7 @@ def _has(node: Any, key: str | int) -> bool:
 
 
 def _reason(error: Mapping[str, Any], node: Any) -> tuple[Problem, str]:
-    """What is wrong, and what was expected where nothing else is to be said."""
+    """Return the problem, and what was expected if there is nothing else to say."""
     if error["type"] == "refused":
         raised: Problem = error["ctx"]["problem"]
         scalar = node is not None and not isinstance(node, (Mapping, list))
@@ -241,7 +249,7 @@ def _reason(error: Mapping[str, Any], node: Any) -> tuple[Problem, str]:
     if error["type"] == "missing":
         return Problem("missing, and it has no default"), ""
     problem = Problem(found=shown(node), hint=_meant(node))
-    if error["type"] in ("value_error", "assertion_error"):  # of a user's own validator
+    if error["type"] in ("value_error", "assertion_error"):  # from a validator of the user's own class
         return replace(problem, message=_line(str(error["ctx"]["error"]))), ""
     return problem, _line(_TYPES.get(error["type"], str(error["msg"]).removeprefix("Input should be ")))
 
@@ -251,12 +259,12 @@ def _line(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a file as a problem shows it."""
+    """Return a value from a file in the form in which problems quote it."""
     return f"a {kind(value)}" if isinstance(value, (Mapping, list)) else _short(repr(_plain(value)))
 
 
 def _meant(found: Any) -> str:
-    """What to write instead of a word that means something in another language."""
+    """Return what to write instead of a word that has a different meaning in YAML."""
     if not isinstance(found, str):
         return ""
     return "for nothing at all, write null" if found.lower() in ("none", "nil") else ""
@@ -276,7 +284,7 @@ def _short(text: str) -> str:
 
 
 def _line_of(tree: CommentedMap, keys: Sequence[str | int]) -> int | None:
-    """The line of the deepest of the keys that is in the file, counted from 1."""
+    """Return the line of the deepest key that the file has, counted from 1."""
     line: int | None = None
     node: Any = tree
     for key in keys:

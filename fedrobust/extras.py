@@ -1,6 +1,6 @@
-"""Optional packages: what an extra of this package needs, and one line that says what is missing.
+"""Optional packages: which packages an extra needs, and a one-line message that names the missing ones.
 
-The bounds are those of `pyproject.toml`, read from the installed metadata.
+Version bounds are those of `pyproject.toml`, read from the installed metadata.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from fedrobust.errors import FedRobustError
 
 MOST = 4
-"""Packages that a message names at most."""
+"""The most packages that a message names."""
 
 
 class MissingExtraError(FedRobustError, ImportError):
-    """Packages that are not installed, or too old, for what was asked for."""
+    """Packages that an operation needs are not installed, or too old."""
 
     exit_code = 2
 
 
 def require(extra: str, what: str) -> None:
-    """Raise `MissingExtraError` unless every package of `fedrobust[extra]` is installed in a version that it admits.
+    """Raise `MissingExtraError` unless all packages of `fedrobust[extra]` are installed in allowed versions.
 
-    what: the thing that needs them, as the beginning of a sentence, e.g. `fedrobust run`.
+    what: what needs them, as the beginning of a sentence, e.g. `fedrobust run`.
     """
     lacking = list(missing(extra))
     if lacking:
@@ -32,7 +32,8 @@ def require(extra: str, what: str) -> None:
 
 
 def missing(extra: str) -> Iterator[str]:
-    """The packages of `fedrobust[extra]` that are absent, by name; a version that is not admitted is named, too."""
+    """Yield the packages of `fedrobust[extra]` that are absent, by name, or that have a version which is not
+    allowed."""
     from packaging.requirements import Requirement
 
     for line in requires("fedrobust") or ():

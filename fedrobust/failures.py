@@ -1,4 +1,4 @@
-"""What ended a run: whether it would end others, too, and what is told of it."""
+"""Errors that ended a run: whether they would also end other runs, and how they are reported."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from fedrobust.errors import FedRobustError
 from fedrobust.texts import visible
 
 _EVERYWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
-"""What the operating system says where the next run would fare no better: a full disk, no more open files."""
+"""Error numbers of the operating system that the next run would meet, too: a full disk, too many open files."""
 _LONGEST = 1000
-"""Characters of a reason."""
+"""Maximum length of a reason, in characters."""
 
 
 def ends_all(error: BaseException) -> bool:
-    """Whether what ended a run would end all others of a sweep or matrix: a Ctrl-C, a server that is away, a full disk.
+    """Return whether `error`, which ended a run, would end all other runs of a study: a Ctrl-C, no server, a full disk.
 
-    Anything else is the run's own, whatever raised it: its options, its data, a user's class.
+    All other errors concern this run alone, whatever raised them: its options, its data, a user's class.
     """
     return any(
         not isinstance(each, Exception | SystemExit)
@@ -29,8 +29,8 @@ def ends_all(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What ended a run, in one visible line; of an error that is no `FedRobustError` with its kind, and with the file
-    and the line that raised it."""
+    """Describe in one visible line the error that ended a run. For errors other than `FedRobustError`, add the type,
+    the file and the line that raised it."""
     if isinstance(error, FedRobustError):
         return _cut("; ".join(map(str, error.problems))) or type(error).__name__
     told = "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip())
@@ -49,7 +49,7 @@ def _cut(text: str) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it came from, and what Ray says that a task died of."""
+    """Yield an error, its causes, and the error that ended a Ray task."""
     seen, todo = set[int](), [error]
     while todo:
         each = todo.pop()

@@ -1,4 +1,4 @@
-"""One process at a time: for files that several processes share, and the first one of them makes."""
+"""Locks between processes, for files that several processes share and the first of them makes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 NOTICE = 10.0
-"""Seconds of waiting after which it is said what is waited for."""
+"""Seconds of waiting after which a log message says what is waited for."""
 LONGEST = 600.0
-"""Seconds after which nobody waits any longer."""
+"""Seconds after which waiting ends with an error."""
 PAUSE = 0.05
 """Seconds between two attempts."""
 
@@ -25,19 +25,19 @@ _UNKNOWN = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class WaitError(TimeoutError):
-    """Another process has had the lock for too long; the text names it."""
+    """Another process has held the lock for too long; the text names it."""
 
 
 @contextmanager
 def alone(file: Path) -> Iterator[None]:
-    """Only one process, and only one thread of it, is in the block for `file` at a time; the others wait.
+    """Let only one process, and only one of its threads, into the block for `file` at a time; the others wait.
 
-    The lock is one of the system's, on the file `.NAME.lock` beside it, which stays there: the system lets go of it
-    when its process ends, in whatever way, and on a network's file system it holds between machines. Where a file
-    system knows no locks, nobody waits.
+    This is a lock of the operating system on the file `.NAME.lock` beside `file`, which stays there. The system
+    releases it when the process ends, in any way; on a network file system it works between machines. If the file
+    system has no locks, nothing waits.
 
-    Raises `WaitError`, which names the process that has the lock, after `LONGEST` seconds, and `OSError` where the
-    lock's file cannot be made.
+    Raises `WaitError`, which names the process that holds the lock, after `LONGEST` seconds, and `OSError` if the lock
+    file cannot be made.
     """
     place = file.with_name(f".{file.name}.lock")
     lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -53,14 +53,14 @@ def alone(file: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_UN)  # not left to the last copy of it that a forked process may have
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a forked process may still have a copy of the lock
         os.close(lock)
 
 
 def try_lock(file: int) -> bool:
-    """Lock an open file, by its descriptor, without waiting; False where another process has it locked.
+    """Lock an open file, given by its descriptor, without waiting; return False if another process has locked it.
 
-    Where a file system knows no locks, everybody has one. Raises `OSError`.
+    If the file system has no locks, return True. Raises `OSError`.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -73,7 +73,8 @@ def try_lock(file: int) -> bool:
 
 
 def wait_for(attempt: Callable[[], bool], holder: Callable[[], str]) -> None:
-    """Attempt something again and again until it succeeds; a long wait is told, with who is waited for.
+    """Call `attempt` again and again until it returns True. A long wait is logged, with `holder`, the description of
+    the process that has the lock.
 
     Raises `WaitError` after `LONGEST` seconds.
     """

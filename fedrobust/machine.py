@@ -1,4 +1,4 @@
-"""How much of the machine this process may use: batch systems and containers give a share of it, not all."""
+"""How much of the machine this process may use: batch systems and containers may allow only a part."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ ROOT = Path("/")
 
 
 def core_limits(environment: Mapping[str, str] = os.environ, root: Path = ROOT) -> dict[str, float]:
-    """What limits the cores of this process: the limit's name → cores, in fractions where a control group says so.
+    """Return the limits on the cores of this process: name of the limit → cores, fractions for control groups.
 
-    environment: where Slurm says what a job has got.
-    root: the folder below which `proc` and `sys` are looked for.
+    environment: the variables in which Slurm sets the job's limits.
+    root: the folder that contains `proc` and `sys`.
     """
     limits: dict[str, float] = {"machine": os.cpu_count() or 1}
     if hasattr(os, "sched_getaffinity"):
@@ -28,12 +28,18 @@ def core_limits(environment: Mapping[str, str] = os.environ, root: Path = ROOT) 
 
 
 def usable_cores(environment: Mapping[str, str] = os.environ, root: Path = ROOT) -> int:
-    """How many cores this process may keep busy: the whole ones of the least of its limits, at least one."""
+    """Return how many whole cores this process may keep busy: its lowest limit, rounded down, and at least 1.
+
+    Arguments as in `core_limits`.
+    """
     return max(1, int(min(core_limits(environment, root).values())))
 
 
 def memory_limits(root: Path = ROOT) -> dict[str, int]:
-    """What limits the memory of this process and those that it starts: the limit's name → bytes."""
+    """Return the limits on the memory of this process and its children: name of the limit → bytes.
+
+    root: the folder that contains `proc` and `sys`.
+    """
     limits = {"machine": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
     names = ("memory.max", "memory.limit_in_bytes")
     given = [_number(folder / name) for folder in _groups("memory", root) for name in names]
@@ -43,9 +49,10 @@ def memory_limits(root: Path = ROOT) -> dict[str, int]:
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """The folders of the control groups that this process is in, each below the next outer one.
+    """Yield the folders of the control groups of this process, from the outermost to the innermost.
 
-    In a container the path may be the host's, and nothing lies there; what the container may use is then at the top.
+    In a container the path may be that of the host, which does not exist here; the container's limit is then at the
+    top.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -64,7 +71,7 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _cores(folder: Path) -> float | None:
-    """Processor time per time that a control group has, in either version; None: as much as there is."""
+    """Return the cores (processor time per time) that a control group may use, in cgroup v1 or v2; None: no limit."""
     try:
         quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run is called, what it is a part of, and the tags that a person filters runs by."""
+"""Names and tags of runs, and the study that a run is part of."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from fedrobust.secure import SecretSharing
 from fedrobust.texts import visible
 
 NOT_SECRET = "not secret"
-"""The tag `secrecy` of runs whose secrets come from the experiment's seed."""
+"""The tag `secrecy` of runs that derive their secrets from the experiment's seed."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A run that is one of many: its journal is all it leaves, and `fedrobust sync` can send MLflow the curves."""
+    """Marks a run as one of many: it leaves only its journal, and `fedrobust sync` can send the curves to MLflow."""
 
     parent: str
-    """Id of the MLflow run that it is nested below."""
+    """Id of the MLflow run that contains it."""
     tags: Mapping[str, str]
-    """Tags beside, or instead of, those that every run has."""
+    """Additional tags; they override those that every run has."""
     opened: list[str] = field(default_factory=list)
-    """Filled with the ids of the MLflow runs that are begun for it: one, or more where it is begun again."""
+    """The ids of the MLflow runs that were begun for it are appended here: one, or more if it is restarted."""
 
 
 def run_name(experiment: Experiment) -> str:
-    """What sets the run apart from its neighbours in a list: defence, attacks, partition, seed, experiment."""
+    """Return what distinguishes the run in a list: defence, attacks, partition, seed, experiment."""
     if experiment.tracking.run_name:
         return visible(experiment.tracking.run_name)
     parts = tags(experiment)
-    # The defence first: lists cut long names off at the end.
+    # The defence first, because lists cut the ends of long names.
     told = (parts["defence"], parts["attack"], parts["partition"], f"seed {experiment.seed}", parts["experiment"])
     return " | ".join(told)
 
 
 def tags(experiment: Experiment) -> dict[str, str]:
-    """What a person filters runs by."""
+    """Return the tags by which users filter runs."""
     sizes = [
         f"{attack.name} {attack.attackers(experiment.federation.clients)}/{experiment.federation.clients}"
         for attack in experiment.attacks
@@ -65,30 +65,32 @@ def tags(experiment: Experiment) -> dict[str, str]:
 
 
 def shared(experiment: Experiment) -> bool:
-    """Whether its updates are shared between servers, under secrets."""
+    """Return whether the updates are split into secret shares between servers."""
     return isinstance(experiment.privacy, SecretSharing)
 
 
 def secret(experiment: Experiment) -> bool:
-    """Whether the secrets of a protocol are any: not where they come from the seed, which everybody knows."""
+    """Return whether the protocol's secrets are really secret; they are not if they derive from the seed, which is
+    public."""
     return not (isinstance(experiment.privacy, SecretSharing) and experiment.privacy.randomness == "seed")
 
 
 def repeatable(experiment: Experiment) -> bool:
-    """Whether the same experiment gives the same bits: not with a deadline, and not where secrets are drawn anew."""
+    """Return whether the same experiment gives the same bits; with a deadline or with newly drawn secrets it does
+    not."""
     return experiment.federation.deadline is None and not (shared(experiment) and secret(experiment))
 
 
 @cache
 def commit() -> str:
-    """The commit of the code that runs, marked where files differ from it; 'unknown' outside of a repository.
+    """Return the commit of the running code, marked if files differ from it; 'unknown' outside of a repository.
 
-    A job on a cluster, where the repository is not, has it from the environment: FEDROBUST_COMMIT.
+    On a cluster, where the repository is missing, a job reads it from the environment variable FEDROBUST_COMMIT.
     """
     if given := os.environ.get("FEDROBUST_COMMIT"):
         return given
     repository = Path(__file__).parent.parent
-    if not (repository / ".git").exists():  # an installed package may lie in somebody else's repository
+    if not (repository / ".git").exists():  # an installed package may be inside the repository of another project
         return "unknown"
     command = ["git", "-C", os.fspath(repository), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

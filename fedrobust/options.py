@@ -1,8 +1,8 @@
-"""Options are the objects: a rule, an attack or a data source is one frozen pydantic model.
+"""Options are objects: a rule, an attack or a data source is one frozen pydantic model.
 
-Its fields are its options, its methods are its behaviour, its docstring is its paper. `OneOf(Rule)` makes a field
-that holds any subclass of `Rule` in this package, told apart by `name`, or a user's own class as
-`name: "package.module:Class"`. There is no other registry.
+Its fields are its options, its methods implement it, its docstring cites the paper. `OneOf(Rule)` makes a field that
+holds any subclass of `Rule` in this package, selected by `name`, or a user's own class as `name:
+"package.module:Class"`. There is no other registry.
 """
 
 from __future__ import annotations
@@ -26,30 +26,33 @@ from fedrobust.users_code import FORM, named
 T = TypeVar("T")
 
 Many = Annotated[tuple[T, ...], Field(strict=False)]
-"""An immutable list: YAML lists are accepted, the items stay strictly typed."""
+"""An immutable list: YAML lists are accepted, the items are still strictly typed."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """`did you mean 'x'?` for the entry of `allowed` closest to `word`, or an empty text."""
+    """Return `did you mean 'x'?` for the entry of `allowed` closest to `word`, or an empty text."""
     close = difflib.get_close_matches(word, list(allowed), n=1)
     return f"did you mean '{close[0]}'?" if close else ""
 
 
 def refusal(problem: Problem | str, path: str = "") -> PydanticCustomError:
-    """An error to raise in a validator: a problem, or what it says and the dotted path below the object that raises it.
+    """Return an error that a validator can raise.
 
-    What was found need not be told: whoever reads the file knows what stands at the path.
+    problem: the problem, or its message.
+    path: the dotted path of the wrong value, relative to the object that raises the error.
+
+    The value that was found can be left out: the code that reads the file adds it.
     """
     problem = Problem(problem, path) if isinstance(problem, str) else problem
     return PydanticCustomError("refused", "{problem}", {"problem": problem})
 
 
 LARGEST = 2**63 - 1
-"""No whole number among the options is larger: neither NumPy nor torch takes it, nor can a float hold any."""
+"""Largest whole number of an option: NumPy and torch take no larger one, and a float cannot hold all of them."""
 
 
 class Options(BaseModel):
-    """Base of everything that an experiment file can name: frozen, strictly typed, unknown keys refused."""
+    """Base of all options of experiment files: frozen, strictly typed, unknown keys are refused."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -76,7 +79,7 @@ class Options(BaseModel):
 
     @classmethod
     def _of_default_class(cls, key: str, value: Any) -> Any:
-        """`optimizer: {lr: 0.1}` without a name means the class of the field's default."""
+        """Handle `optimizer: {lr: 0.1}`: without a name, the class is that of the field's default."""
         field = cls.model_fields[key]
         chosen = any(isinstance(item, OneOfClasses) for item in field.metadata) and isinstance(field.default, Options)
         if chosen and isinstance(value, Mapping) and "name" not in value:
@@ -85,7 +88,7 @@ class Options(BaseModel):
 
 
 def _numbers(path: str, value: Any) -> Iterator[tuple[str, int]]:
-    """The whole numbers of an option, and where they stand."""
+    """Yield the whole numbers in an option's value, each with its dotted path."""
     items = enumerate(value) if isinstance(value, (list, tuple)) else ()
     for place, each in [(path, value), *((f"{path}.{number}", each) for number, each in items)]:
         if isinstance(each, int):
@@ -93,12 +96,12 @@ def _numbers(path: str, value: Any) -> Iterator[tuple[str, int]]:
 
 
 def summary(option: type[Options]) -> str:
-    """The first line of a class's docstring."""
+    """Return the first line of a class's docstring."""
     return (option.__doc__ or "").strip().splitlines()[0] if option.__doc__ else ""
 
 
 def tag(option: type[BaseModel]) -> str | None:
-    """The literal `name` of a class of this package; None for abstract and users' classes."""
+    """Return the literal `name` of a class of this package; None for abstract classes and users' classes."""
     field = option.model_fields.get("name")
     if field is None or get_origin(field.annotation) is not Literal:
         return None
@@ -109,9 +112,10 @@ NAMED = re.compile(r"^    name: Literal\[", re.MULTILINE)
 
 
 def find_options(package: str) -> None:
-    """Import the modules of a package that define named classes, whatever files they are in: `members` then has them.
+    """Import all modules of a package that define named classes, so that `members` finds these classes.
 
-    The source tells which they are. Other modules may need torch, which takes seconds, and stay where they are.
+    The source text shows which modules these are. Other modules are not imported, since they may need torch, which
+    takes seconds.
     """
     for module in iter_modules(import_module(package).__path__):
         source = Path(str(getattr(module.module_finder, "path", ""))) / f"{module.name}.py"
@@ -120,7 +124,8 @@ def find_options(package: str) -> None:
 
 
 def members(*bases: type[Options]) -> dict[str, type[Options]]:
-    """Every class of this package below `bases` that has a name, by name, in order of definition."""
+    """Return the classes of this package that derive from `bases` and have a name: name → class, in order of
+    definition."""
     found: dict[str, type[Options]] = {}
     todo = [sub for base in bases for sub in base.__subclasses__()]
     while todo:
@@ -133,15 +138,16 @@ def members(*bases: type[Options]) -> dict[str, type[Options]]:
 
 
 def imported(path: str) -> Any:
-    """What stands at "package.module:Name", which may lie beside the file that is being checked."""
+    """Import and return the object "package.module:Name", which may be defined beside the file that is being
+    checked."""
     try:
         return named(path)
-    except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
+    except (Exception, SystemExit) as error:  # importing a user's module may raise anything
         raise refusal(f"cannot import '{path}': {type(error).__name__}: {error}", "name") from error
 
 
 def user_class(path: str, bases: tuple[type[Options], ...]) -> type[Options]:
-    """The class at "package.module:Class", which must be a subclass of one of `bases`."""
+    """Return the class "package.module:Class", which must be a subclass of one of `bases`."""
     found = imported(path)
     if not (isinstance(found, type) and issubclass(found, bases)):
         kinds = " or ".join(base.__name__ for base in bases)
@@ -195,8 +201,8 @@ class OneOfClasses:
 
 
 def OneOf(*bases: type[Options], shorthand: Callable[[str], Mapping[str, Any] | None] | None = None) -> OneOfClasses:  # noqa: N802
-    """Metadata for a field that holds one subclass of `bases`: `Annotated[Rule, OneOf(Rule)]`.
+    """Return metadata for a field that holds one subclass of `bases`: `Annotated[Rule, OneOf(Rule)]`.
 
-    A bare string stands for an object of that name with its defaults; `shorthand` may read further spellings.
+    A bare string means an object of that name with its defaults; `shorthand` may accept further spellings.
     """
     return OneOfClasses(bases, shorthand)

@@ -1,4 +1,4 @@
-"""What a run needs before anything is started: its data, attacks that fit them, and a model that fits both."""
+"""What a run needs before anything starts: its data, attacks that fit the data, and a model that fits both."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 CACHE = Path("mlruns/cache")
-"""Where normalised patches are kept."""
+"""Folder of the cached normalised patches."""
 COPIES = 4
-"""Of its weights, that a training has in memory at least: they, their gradient, the optimiser's state, the update."""
+"""Copies of the weights that training keeps in memory at least: weights, gradient, optimiser state, update."""
 
 
 def hospitals_of(experiment: Experiment) -> Hospitals:
-    """The data of an experiment, read and divided. Raises `DataError`, with the dotted path of what is wrong."""
+    """Read the data of an experiment and divide them among hospitals. Raises `DataError` with the dotted path of what
+    is wrong."""
     data, clients = experiment.data, experiment.federation.clients
     stain = data.stain_shift, data.stain_normalisation
     with inside("data.source"):
@@ -39,9 +40,9 @@ def check_attacks(experiment: Experiment, hospitals: Hospitals) -> None:
 
 
 def network_of(experiment: Experiment, hospitals: Hospitals) -> nn.Module:
-    """The model on the CPU, with its initial weights.
+    """Return the model on the CPU, with its initial weights.
 
-    Raises `ExperimentError` where it does not fit the data, or has more weights than the memory can hold.
+    Raises `ExperimentError` if the model does not fit the data, or has more weights than fit into memory.
     """
     classes, size = len(hospitals.label_names), hospitals.images.shape[1]
     with inside("learning.model"):

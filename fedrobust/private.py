@@ -1,4 +1,4 @@
-"""Files that only their owner can read: checkpoints, journals and databases hold what nobody else may see."""
+"""Files that only their owner can read: checkpoints, journals and databases hold private content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 OTHERS = 0o077
-"""The permissions that are kept from everyone but the owner."""
+"""The permissions that everyone except the owner is denied."""
 
 _lock = threading.Lock()
 _blocks, _before = 0, 0
@@ -18,11 +18,11 @@ _blocks, _before = 0, 0
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """What this process makes while the block runs is its owner's alone from the start, whatever the umask was.
+    """Files that this process makes during the block are readable only by their owner from the start, whatever the
+    umask.
 
-    The umask is that of the whole process, and of the processes that it starts: files that other threads make meanwhile
-    are private, too. Blocks may lie inside each other and beside each other in threads; with the last one the umask
-    comes back.
+    The umask applies to the whole process and its child processes, so files that other threads make meanwhile are
+    private, too. Blocks may be nested or run in several threads; the last one to end restores the umask.
     """
     global _blocks, _before
     with _lock:
@@ -39,16 +39,18 @@ def private_files() -> Iterator[None]:
 
 
 def private_folder(path: Path) -> None:
-    """Make a folder that only its owner may enter, and what is missing above it; one that is there stays as it is."""
+    """Make a folder that only its owner may enter, and missing folders above it; an existing folder is not changed."""
     with private_files():
         path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Make a file that is whole as soon as it is there, and its owner's alone: the block writes it to the path given.
+    """Make a private file at `path` that is complete as soon as it exists: the block writes to the yielded temporary
+    path.
 
-    Whoever comes second keeps the first one's file. Raises what the block raises; nothing is left of it then.
+    If `path` already exists at the end of the block, it is kept. Raises what the block raises, after deleting the
+    temporary file.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -60,7 +62,7 @@ def whole(path: Path) -> Iterator[Path]:
             path.hardlink_to(partial)
         except FileExistsError:
             pass
-        except OSError:  # a file system without links, such as a memory stick's
+        except OSError:  # this file system has no hard links, e.g. a memory stick
             if not path.exists():
                 partial.rename(path)
     finally:

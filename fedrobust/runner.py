@@ -53,24 +53,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUNS = Path("mlruns/runs")
-"""Where each run keeps its folder, below the working folder."""
+"""Folder that contains the folder of each run, below the working folder."""
 COMPARISONS = Path("mlruns/compare")
-"""Where comparisons of runs are written."""
+"""Folder of comparisons of runs."""
 KEY = Path("mlruns/keys/coordinator.pem")
-"""What the audit logs of runs are signed with; made by the first run."""
+"""The key that signs the audit logs of runs; made by the first run."""
 MADE = ("partition.png", "report.html", "figures/*.png", "model/**/*")
-"""What a run leaves beside what its log vouches for."""
+"""Files of a run that are not covered by its audit log."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: its figures per round, the final ones, and the model."""
+    """The result of a run: its figures per round, the final ones, and the model."""
 
     run_id: str
     name: str
     folder: Path
     recorded: RecordedRun
-    """What the journal says: typed records of the start, the rounds, the evaluations and the end."""
+    """The journal: typed records of the start, the rounds, the evaluations and the end."""
     final: dict[str, Any]
     """The last figures under their MLflow names, and `model_sha256`, the digest of the state dict."""
     state_dict: dict[str, Any]
@@ -81,8 +81,11 @@ class Result:
 
     @cached_property
     def rounds(self) -> list[dict[str, Any]]:
-        """The journal's records of the rounds, in order, each with its evaluation's `metrics` where there was one, and
-        with `triggers` where there was a backdoor. Hospitals are texts, as in JSON: `rounds[-1]["weights"]["3"]`."""
+        """Return the journal's records of the rounds, in order.
+
+        Each has its evaluation's `metrics` if the model was evaluated, and `triggers` if there was a backdoor.
+        Hospitals are texts, as in JSON: `rounds[-1]["weights"]["3"]`.
+        """
         kept = ("metrics", "triggers")
         found = {record.round: record.fields() for record in self.recorded.evaluations}
         evaluated = {round: {name: own[name] for name in kept if name in own} for round, own in found.items()}
@@ -91,15 +94,15 @@ class Result:
 
 @dataclass(frozen=True)
 class _Run:
-    """What everything in a run is done with."""
+    """What the steps of a run share."""
 
     experiment: Experiment
     hospitals: Hospitals
     network: nn.Module
     key: Ed25519PrivateKey
-    """Of the audit log."""
+    """Key that signs the audit log."""
     part: Part | None
-    """What it is a part of; then it has no report, model and curves in MLflow."""
+    """The study that the run is part of; the run then has no report, model and curves in MLflow."""
     hooks: Sequence[Hook]
     say: Callable[[str], None]
 
@@ -114,20 +117,21 @@ def run(
     hospitals: Hospitals | None = None,
     part: Part | None = None,
 ) -> Result:
-    """Run an experiment and record it. Meanwhile the umask is 077: what this process writes is its owner's alone.
+    """Run an experiment and record it. Meanwhile the umask is 077: only the owner can read files of this process.
 
-    resume: id of a run of the same experiment that stopped; it ends with the bits that it would have ended with. Of a
-        run that has ended, the report is written again and MLflow gets what it lacks.
+    experiment: the options, as `fedrobust.load` returns them.
+    resume: id of a run of the same experiment that stopped; it continues, and ends with the same bits as without the
+        stop. If the run has ended, its report is written again and MLflow gets missing records.
     hooks: called with every committed record of the journal.
-    say: told what is being done, for a progress bar.
-    pool: leases a team that is there already, so that many short runs do not each start actors; the experiment's own
-        `workers` then say nothing.
-    hospitals: what `hospitals_of` made for an experiment with the same data, number of hospitals and seed.
+    say: called with short texts about the current step, e.g. for a progress bar.
+    pool: leases an existing team of actors, so that many short runs do not each start their own; the experiment's own
+        `workers` are then ignored.
+    hospitals: the result of `hospitals_of` for an experiment with the same data, number of hospitals and seed.
     part: makes this a run without report, model and curves in MLflow, below a parent.
 
-    Raises `ExperimentError` (nothing has been started or written), `TrackingError`, `FederationError`, its
-    `UntrainedError` where the run has ended and every round was skipped, and `AuditError` where the key of the audit
-    log cannot be used.
+    Raises `ExperimentError` (nothing has been started or written), `TrackingError`, `FederationError`, its subclass
+    `UntrainedError` if the run has ended with every round skipped, and `AuditError` if the key of the audit log cannot
+    be used.
     """
     earlier = None if resume is None else find_run(resume)
     if earlier is None:
@@ -154,12 +158,13 @@ def run(
 
 
 def find_run(run: str) -> Path:
-    """The folder of the run with this id, or the only one whose id begins with it. Raises `ExperimentError`."""
+    """Return the folder of the run with this id, or the only one whose id begins with `run`. Raises
+    `ExperimentError`."""
     return finding.find_run(run, RUNS)
 
 
 def _reopened(folder: Path, key: Ed25519PrivateKey) -> Journal:
-    """The journal of a run that stopped; it stays locked until it is closed."""
+    """Open the journal of a run that stopped; it stays locked until it is closed."""
     if not (folder / "checkpoint.npz").exists():
         raise ExperimentError(f"run {folder.name} stopped before its first round, and cannot be resumed")
     refuse_changed(folder, key)
@@ -169,7 +174,7 @@ def _reopened(folder: Path, key: Ed25519PrivateKey) -> Journal:
 
 
 def _same(folder: Path, this: _Run) -> None:
-    """Refuse to go on with another experiment, or other data, than those that the run began with."""
+    """Refuse to continue a run with a different experiment, or with different data."""
     before, experiment = load_recorded(folder / "experiment.yaml"), this.experiment
     if before.digest() != experiment.digest():
         old, new = (flatten(each.resolved()) for each in (before, experiment))
@@ -178,7 +183,7 @@ def _same(folder: Path, this: _Run) -> None:
         told = ", ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changes)
         raise ExperimentError(f"run {folder.name} cannot be resumed with another experiment: {told}")
     options = folder / "experiment.yaml"
-    if options.read_text(encoding="utf-8") != dump(before):  # the same options, but who wrote the rest of it?
+    if options.read_text(encoding="utf-8") != dump(before):  # same options, but is the rest of the file ours?
         options.write_text(dump(before), encoding="utf-8")
     if read_run(folder).start.digest != this.hospitals.digest:
         cached = "" if isinstance(experiment.data.stain_normalisation, NoNormalisation) else f", or what {CACHE} holds"
@@ -192,7 +197,7 @@ def _ended(journal: Journal) -> bool:
 
 @contextmanager
 def _tracked(this: _Run, resumed: Journal | None) -> Iterator[Future[Tracker]]:
-    """The run's tracker, opened beside other work; closed with the status that the block ends with."""
+    """Open the run's tracker in the background; at the end of the block, close it with the matching status."""
     with ThreadPoolExecutor(1) as beside:
         opening, part = beside.submit(_open_tracker, this, resumed), this.part
         status = "FAILED"
@@ -205,7 +210,7 @@ def _tracked(this: _Run, resumed: Journal | None) -> Iterator[Future[Tracker]]:
                 raise Interrupted(opening.result().run_id) from stop
             raise
         except FedRobustError as error:
-            # A part is made again by what it is a part of; a run that never trained would not train then either.
+            # A part is repeated by its study; a run that never trained would not train after resuming either.
             goes_on = part is None and not isinstance(error, UntrainedError)
             if goes_on and opening.exception() is None and _goes_on(opening.result().run_id):
                 raise error.advising(f"go on with: --resume {opening.result().run_id}") from error
@@ -216,7 +221,7 @@ def _tracked(this: _Run, resumed: Journal | None) -> Iterator[Future[Tracker]]:
 
 
 def _goes_on(run: str) -> bool:
-    """Whether anything of a run is committed."""
+    """Return whether any record of a run is committed."""
     return (RUNS / run / "checkpoint.npz").exists()
 
 
@@ -245,7 +250,8 @@ def _picture_of_partition(folder: Path, this: _Run) -> None:
 
 
 def _trained(this: _Run, resumed: Journal | None, opening: Future[Tracker], pool: Pool | None) -> Path:
-    """Run the rounds until the end is committed: records go to the journal, the hooks and, unless a part, to MLflow."""
+    """Run the rounds until the end is committed. Records go to the journal, to the hooks and, unless the run is a part,
+    to MLflow."""
     experiment, hospitals = this.experiment, this.hospitals
     this.say("starting actors")
     with ExitStack() as stack:
@@ -282,9 +288,9 @@ def _trained(this: _Run, resumed: Journal | None, opening: Future[Tracker], pool
 
 
 def _report(this: _Run, folder: Path, tracker: Tracker) -> None:
-    """Write report and model of a run whose end is committed, seal them, and have them uploaded.
+    """Write report and model of a run whose end is committed, seal them, and upload them.
 
-    All of them are made anew, so that what is sealed came from here, whoever wrote into the folder before.
+    All of them are written anew, so that the seal covers only files made by this process.
     """
     this.say("writing the report")
     load_vector(this.network, read_checkpoint(folder).arrays["weights"])
@@ -292,7 +298,7 @@ def _report(this: _Run, folder: Path, tracker: Tracker) -> None:
     _picture_of_partition(folder, this)
     write_report(folder, images)
     if tracking.model or (folder / "model").exists():
-        shutil.rmtree(folder / "model", ignore_errors=True)  # half of it may be there
+        shutil.rmtree(folder / "model", ignore_errors=True)  # it may be incomplete
         save_model(this.network, images.shape[1], folder / "model")
     made = [path for pattern in MADE for path in folder.glob(pattern)]
     seal_files(folder, this.key, [path.relative_to(folder).as_posix() for path in made])
@@ -329,7 +335,7 @@ def _start(this: _Run, run_id: str, weights: np.ndarray) -> RunStart:
 
 
 def _final(recorded: RecordedRun, outcome: FinalModel, network: nn.Module) -> Fields:
-    """The last figures; those of the model are there, too, where every round was skipped."""
+    """Return the last figures; those of the model are included even if every round was skipped."""
     digest, last = sha256(), recorded.rounds[-1]
     for name, value in _state_dict(network).items():
         digest.update(name.encode() + value.numpy().tobytes())

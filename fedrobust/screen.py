@@ -1,4 +1,4 @@
-"""Standard output and error that never end a command: what cannot be shown is lost, and the work goes on."""
+"""Standard output and error that never end a command: what cannot be written is dropped, and the work goes on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fedrobust.texts import visible
 
 
 class Unfailing:
-    """A text stream whose reader may go away, as that of `| head -1` does, or whose disk may be full.
+    """A text stream that drops its output after an error, e.g. a closed reader (`| head -1`) or a full disk.
 
-    What its encoding does not have is written as `?` or as an escape code.
+    Characters that its encoding lacks are written as `?` or as an escape code.
     """
 
     def __init__(self, stream: TextIO, told: str = "") -> None:
-        """`told` is said on standard error, with the reason, when nothing can be written any more."""
+        """`told` is printed on standard error, with the reason, when writing fails for the first time."""
         self._stream, self._told = stream, told
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None and stream.errors in ("strict", "surrogateescape"):
@@ -27,7 +27,7 @@ class Unfailing:
             reconfigure(errors="backslashreplace" if is_unicode else "replace")
 
     def write(self, text: str) -> int:
-        """Write, or give up for good."""
+        """Write `text`; after an error, write nothing any more."""
         try:
             self._stream.write(text)
         except (OSError, ValueError) as error:
@@ -35,7 +35,7 @@ class Unfailing:
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or give up for good."""
+        """Flush; after an error, write nothing any more."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
@@ -44,7 +44,7 @@ class Unfailing:
     def _give_up(self, error: Exception) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
-            os.dup2(nowhere, self._stream.fileno())  # so that what is buffered goes there, too, at the end of Python
+            os.dup2(nowhere, self._stream.fileno())  # also drops the buffered rest that Python flushes at its end
         except (OSError, ValueError):
             self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
         finally:
@@ -59,7 +59,7 @@ class Unfailing:
 
 
 def harmless(show: Callable[[Any], object]) -> Callable[[Any], None]:
-    """`show` as a function whose faults end nothing: the first is told on standard error, and nothing is shown then."""
+    """Return `show` without its errors: the first error is reported on standard error, and later calls show nothing."""
     failed = False
 
     def shown(what: Any) -> None:
@@ -78,15 +78,15 @@ def harmless(show: Callable[[Any], object]) -> Callable[[Any], None]:
 
 @contextmanager
 def unfailing_output(told: str = "") -> Iterator[None]:
-    """While the block runs, standard output and error are unfailing; `told` as for `Unfailing`, of standard output.
+    """Make standard output and error unfailing in the block; `told` is as in `Unfailing`, for standard output.
 
-    Where one of the three standard streams is closed, nothing else that is opened gets its number.
+    If one of the three standard streams is closed, its number is reserved, so that no other file gets it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
         cast(TextIO, Unfailing(stream or io.StringIO(), words))

@@ -1,4 +1,4 @@
-"""One seed, many independent streams: every random draw of a run names the place it is for."""
+"""One seed, many independent streams: every random draw of a run names its purpose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def derived_seed(seed: int, *path: int | str) -> int:
-    """A 63-bit seed for the stream at `path`, e.g. `derived_seed(1, "batches", round, client)`.
+    """Return a 63-bit seed for the stream named by `path`, e.g. `derived_seed(1, "batches", round, client)`.
 
     Streams of different paths are independent; the same path gives the same seed on every machine.
     """
@@ -17,5 +17,5 @@ def derived_seed(seed: int, *path: int | str) -> int:
 
 
 def generator(seed: int, *path: int | str) -> np.random.Generator:
-    """A NumPy generator for the stream at `path` (see `derived_seed`)."""
+    """Return a NumPy generator for the stream named by `path` (see `derived_seed`)."""
     return np.random.default_rng(derived_seed(seed, *path))

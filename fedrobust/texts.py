@@ -1,7 +1,7 @@
-"""Texts that are not the program's own, as a terminal, a picture, a page, a table or a folder takes them.
+"""Texts from outside the program, made safe for a terminal, a picture, a page, a table or a folder.
 
-Names of labels, experiments, attacks and options, what errors and journals say, what a cluster calls its jobs: all of
-it may hold anything. Pure functions.
+Names of labels, experiments, attacks and options, messages in errors and journals, names of jobs on a cluster: all of
+these may contain any characters. Pure functions.
 """
 
 from __future__ import annotations
@@ -13,38 +13,39 @@ from collections.abc import Iterable
 from hashlib import sha256
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206f\ud800-\udfff]")
-"""Controls of terminals, of lines and of the direction of writing; halves of characters, which no file takes."""
+"""Control characters of terminals, lines and writing direction, and surrogates, which no file accepts."""
 _FORMULA = tuple("=+-@＝＋－＠")
 _MARKDOWN = re.compile(r"[\\`*\[\]<>&|~$#]|(?<!\w)_|_(?!\w)")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-"""Names that Windows keeps for devices."""
+"""Device names that Windows reserves."""
 _DIGEST = re.compile(r"-[0-9a-f]{8}")
 
 
 def visible(text: object, keep: str = "") -> str:
-    r"""`text` with its control characters as they are written in Python, e.g. `\x1b`; those in `keep` stay.
+    r"""Return `text` with control characters written as in Python, e.g. `\x1b`, except those in `keep`.
 
-    So it cannot move a terminal's cursor, fill its clipboard, begin a line or turn the direction of what follows.
+    So a text cannot move a terminal's cursor, fill its clipboard, begin a line or reverse the direction of what
+    follows.
     """
     return _UNSEEN.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], str(text))
 
 
 class VisibleFormatter(logging.Formatter):
-    """Log lines without control characters; their lines stay lines."""
+    """Formats log messages without control characters, except line breaks."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's message, and what was raised if it says so."""
+        """Return the record's message, and its traceback if it has one."""
         return visible(super().format(record), keep="\n\t")
 
 
 def width(text: str) -> int:
-    """How many columns a text takes: wide characters two, marks above or below others none."""
+    """Return how many columns a text takes: two for wide characters, none for combining marks."""
     unseen = sum(unicodedata.category(each) in ("Mn", "Me", "Cf") for each in text)
     return len(text) - unseen + sum(unicodedata.east_asian_width(each) in "WF" for each in text)
 
 
 def head(text: str, most: int) -> str:
-    """The beginning of a text, as much as `most` columns take; of marks on marks, four characters a column."""
+    """Return the beginning of `text`, at most `most` columns wide, and at most four characters a column."""
     text = text[: 4 * most]
     while (over := width(text) - most) > 0:
         text = text[: -max(1, over // 2)]
@@ -52,9 +53,9 @@ def head(text: str, most: int) -> str:
 
 
 def fit(text: str, most: int) -> str:
-    """A name in a picture: visible, of at most `most` columns; one that is empty says so.
+    """Return a name for a picture: visible characters, at most `most` columns, and a placeholder if `text` is empty.
 
-    One that is written from right to left is isolated, so that it does not turn around what stands beside it.
+    Right-to-left names are isolated, so that they do not reverse the text beside them.
     """
     text = visible(text) if width(text.strip()) else "(empty)"
     text = text if text == head(text, most) else f"{head(text, most - 1)}…"
@@ -63,12 +64,12 @@ def fit(text: str, most: int) -> str:
 
 
 def markdown(text: object) -> str:
-    """`text` in a line of Markdown: what would be a sign there is escaped, and a line's end is a blank."""
+    """Return `text` for a line of Markdown: special characters are escaped, and line ends become blanks."""
     return _MARKDOWN.sub(r"\\\g<0>", visible(" ".join(str(text).splitlines())))
 
 
 def code(text: object) -> str:
-    """`text` as code in a line of Markdown, whatever backticks are in it."""
+    """Return `text` as code in a line of Markdown; it may contain backticks."""
     line = visible(" ".join(str(text).splitlines()))
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     blank = " " if "`" in line else ""
@@ -76,7 +77,8 @@ def code(text: object) -> str:
 
 
 def cell(value: object) -> object:
-    """A value of a CSV file. A text that a spreadsheet would run as a formula gets a `'` in front; numbers get none."""
+    """Return a value for a CSV file. A text that a spreadsheet would run as a formula gets a `'` in front; numbers do
+    not."""
     if not isinstance(value, str):
         return value
     text = visible(value, keep="\n")
@@ -84,19 +86,19 @@ def cell(value: object) -> object:
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` can name a part of a matrix, sweep or duel: letters of any script, digits, blanks, `+`, `-`, `_`.
+    """Return whether `text` can name a part of a study: letters of any script, digits, blanks, `+`, `-`, `_`.
 
-    It begins with a letter, a digit or `_`.
+    It must begin with a letter, a digit or `_`.
     """
     begins = text[:1].isalnum() or text[:1] == "_"
     return begins and all(each in " +-_" or unicodedata.category(each)[0] in "LMN" for each in text)
 
 
 def file_name(name: str, longest: int = 120) -> str:
-    """A name for a file or folder that every system takes, of at most `longest` bytes in UTF-8, 40 or more.
+    """Return a file or folder name that every system accepts, of at most `longest` bytes in UTF-8 (40 or more).
 
-    Letters, digits and pictures of any script, blanks inside and `_-+.` stay. A name that cannot stay as it is gets a
-    digest behind it, so that two names never share a file.
+    Letters, digits and pictographs of any script, inner blanks and `_-+.` are kept. If `name` has to be changed, a
+    digest is appended, so that two names never share a file.
     """
     plain = unicodedata.normalize("NFC", name)
     safe = "".join(each if each in "_-+. " or _is_letter(each) else "_" for each in plain)
@@ -108,12 +110,12 @@ def file_name(name: str, longest: int = 120) -> str:
 
 
 def file_names(names: Iterable[str], longest: int = 120) -> dict[str, str]:
-    """Names for files beside each other: also of names that differ in upper and lower case alone, each has its own."""
+    """Return file names for several `names`, name → file name; names that differ only in case get different files."""
     found: dict[str, str] = {}
     for name in names:
         made = file_name(name, longest)
         if made.casefold() in {each.casefold() for each in found.values()}:
-            made = _with_digest(made, name, longest)  # no name that has a digest is left as it is
+            made = _with_digest(made, name, longest)  # unchanged names have no digest, so this cannot collide with them
         found[name] = made
     return found
 

@@ -1,7 +1,7 @@
-"""Code of the user's that an experiment file names as "package.module:Name".
+"""The user's own code, which an experiment file names as "package.module:Name".
 
-It may lie beside the file. That folder is not trusted for anything else: it comes last in the search for modules, and
-only when a name of this form is looked for, so that a `numpy.py` that lies there is never imported in place of NumPy.
+It may be in the same folder as the file. That folder is not trusted for anything else: it is searched last, and only
+for names of this form, so that a `numpy.py` there is never imported instead of NumPy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 FORM = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
-"""How such a name is written."""
+"""The form of such a name."""
 
 _beside: ContextVar[tuple[Path, ...]] = ContextVar("beside", default=())
 _folders: list[str] = []
@@ -25,7 +25,7 @@ _loaded: dict[str, str] = {}
 
 @contextmanager
 def looking_beside(folders: Sequence[Path]) -> Iterator[None]:
-    """While the block runs, names are looked for in these folders, too: those of the files that name them."""
+    """During the block, also search these folders, those of the files that name the code."""
     token = _beside.set(tuple(folder.absolute() for folder in folders))
     try:
         yield
@@ -34,10 +34,10 @@ def looking_beside(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def named(name: str) -> Any:
-    """What stands at "package.module:Name"; its module is imported. Raises whatever the module does then.
+    """Import the module of "package.module:Name" and return the object. Raises whatever the import raises.
 
-    Raises `ValueError` for a name of another form, and `ImportError` where a file of that name lies beside the
-    experiment file, and another one, which was found before it, would be taken for it.
+    Raises `ValueError` if the name has another form, and `ImportError` if a file of that name is beside the experiment
+    file but a different module of the same name would be imported.
     """
     if not FORM.fullmatch(name):
         raise ValueError("expected the form package.module:Name")
@@ -56,7 +56,7 @@ def named(name: str) -> Any:
 
 
 def look_in(folders: Sequence[str]) -> None:
-    """Have modules be looked for in these folders, after everywhere else."""
+    """Add `folders` at the end of the search path for modules."""
     for folder in folders:
         if folder not in sys.path:
             sys.path.append(folder)
@@ -65,12 +65,12 @@ def look_in(folders: Sequence[str]) -> None:
 
 
 def folders() -> list[str]:
-    """The folders that `look_in` has put at the end of `sys.path` in this process."""
+    """Return the folders that `look_in` has added to `sys.path` in this process."""
     return list(_folders)
 
 
 def loaded() -> dict[str, str]:
-    """What was named and imported in this process: name → file."""
+    """Return what was named and imported in this process: name → file."""
     return dict(_loaded)
 
 

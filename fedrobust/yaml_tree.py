@@ -1,4 +1,4 @@
-"""YAML as a tree of values that knows its lines: read with limits, and without nodes that stand in two places."""
+"""YAML as a tree of values with line numbers: read with limits, and no node occurs twice in the tree."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from ruamel.yaml.tokens import AnchorToken, CommentToken, StreamEndToken
 from fedrobust.errors import ExperimentError, Origin, Problem
 
 LARGEST = 200_000
-"""Bytes of a file of options. ruamel needs some ten seconds for so many."""
+"""Maximum size of a file of options, in bytes; ruamel needs some ten seconds for so many."""
 MOST = 100_000
-"""Values in a tree, with every alias written out: a few lines of aliases of aliases would stand for gigabytes."""
+"""Maximum number of values in a tree after aliases are expanded; a few lines of nested aliases could mean gigabytes."""
 DEEPEST = 100
-"""Mappings and lists inside each other."""
+"""Maximum depth of nested mappings and lists."""
 
 _UNREADABLE = (YAMLError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
-"""What ruamel raises, one way or another, on what it cannot read."""
+"""The errors that ruamel raises on input that it cannot read."""
 
 
 def read_tree(path: Path) -> CommentedMap:
-    """The mapping in a YAML file; every node stands in one place, aliases and merged keys are written out.
+    """Read the mapping in a YAML file. Aliases and merged keys are expanded, so that no node occurs twice.
 
-    Raises `ExperimentError`, with file and line where there is one, for what cannot be read, or is too large.
+    Raises `ExperimentError`, with file and line if known, if the file cannot be read or is too large.
     """
     text, origin = _text(path), Origin(path)
     _refuse_deep(text, origin)
     try:
-        if "*" in text:  # ruamel makes a null of an alias that contains itself
+        if "*" in text:  # ruamel turns an alias that contains itself into null
             _refuse_large(YAML().compose(text), origin)
         tree = YAML().load(text)
     except MarkedYAMLError as error:
@@ -51,12 +51,12 @@ def read_tree(path: Path) -> CommentedMap:
 
 
 def has_anchors(path: Path) -> bool:
-    """Whether a readable file has an anchor, which an alias may repeat."""
+    """Return whether a readable file has an anchor, which an alias may repeat."""
     return any(isinstance(token, AnchorToken) for token in YAML().scan(_text(path)))
 
 
 def read_value(text: str, origin: Origin) -> Any:
-    """One value in YAML, as an override has it. Raises `ExperimentError`, whose problem is at `origin`."""
+    """Read one value in YAML, such as that of an override. Raises `ExperimentError`, whose problem is at `origin`."""
     if len(text) > LARGEST:
         raise _refused(f"the value is longer than {LARGEST:,} characters", origin)
     _refuse_deep(text, origin)
@@ -73,17 +73,17 @@ def read_value(text: str, origin: Origin) -> Any:
 
 
 def unshared(value: Any, origin: Origin) -> Any:
-    """A copy of mappings, lists and plain values, in which no mapping or list stands in two places.
+    """Return a copy of mappings, lists and plain values in which no mapping or list occurs twice.
 
-    Of ruamel's mappings and lists the lines are kept; merged keys (`<<`) become the mapping's own. Raises
-    `ExperimentError`, whose problem is at `origin`, where it would have more than `MOST` values, or is too deep.
+    Line numbers of ruamel's mappings and lists are kept; merged keys (`<<`) become keys of the mapping itself. Raises
+    `ExperimentError`, whose problem is at `origin`, if the copy would have more than `MOST` values, or be too deep.
     """
     _refuse_large(value, origin)
     return _copied(value)
 
 
 def kind(value: Any) -> str:
-    """What a person calls this kind of value."""
+    """Return what messages call this kind of value."""
     if isinstance(value, Mapping):
         return "mapping"
     if isinstance(value, list):
@@ -95,7 +95,7 @@ def _text(path: Path) -> str:
     origin = Origin(path)
     try:
         with path.open("rb") as file:
-            data = file.read(LARGEST + 1)  # of a device that never ends, too
+            data = file.read(LARGEST + 1)  # limited, since a device file may never end
         if len(data) > LARGEST:
             raise _refused(f"longer than {LARGEST:,} bytes; no file of options is", origin)
         return data.decode("utf-8-sig")
@@ -114,7 +114,7 @@ def _refused(message: str, origin: Origin) -> ExperimentError:
 
 
 def _refuse_deep(text: str, origin: Origin) -> None:
-    """Raise `ExperimentError` for brackets inside each other, for which ruamel would need minutes."""
+    """Raise `ExperimentError` for deeply nested brackets, for which ruamel would need minutes."""
     depth = 0
     for sign in re.findall(r"[\[\]{}]", text):
         depth = max(0, depth + (1 if sign in "[{" else -1))
@@ -123,7 +123,7 @@ def _refuse_deep(text: str, origin: Origin) -> None:
 
 
 def _refuse_large(value: Any, origin: Origin) -> None:
-    """Raise `ExperimentError` for values, or nodes of YAML, that are too many, or too deep."""
+    """Raise `ExperimentError` for values, or YAML nodes, that are too many or too deep."""
     try:
         if _count(value, {}, 0) > MOST:
             raise _refused(f"has more than {MOST:,} values, with its aliases written out", origin)
@@ -132,7 +132,7 @@ def _refuse_large(value: Any, origin: Origin) -> None:
 
 
 def _count(value: Any, known: dict[int, int], depth: int) -> int:
-    """How many values there are with all aliases written out; each node is counted once, so this is quick."""
+    """Return the number of values with all aliases expanded; each node is visited once, so this is quick."""
     if depth > DEEPEST:
         raise RecursionError
     inside: Iterable[Any] = ()

@@ -1,4 +1,4 @@
-"""Grids of runs: attacks × defences × settings × seeds, paired, and what they say about each defence."""
+"""Grids of runs: attacks × defences × settings × seeds, paired, and their statistics for each defence."""
 
 from fedrobust.matrix.grid import Matrix, MatrixPlan, load_matrix
 

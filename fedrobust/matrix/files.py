@@ -1,4 +1,4 @@
-"""What a matrix leaves in its folder: tables for programs, one page of Markdown for people, pictures."""
+"""The files of a matrix: tables for programs, one page of Markdown for readers, pictures."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ AGAIN = "When the matrix is started again with the same command"
 
 
 def write_results(folder: Path, grid: MatrixPlan, table: Any, complete: bool = True) -> list[DefenceSummary]:
-    """Write `cells`, `summary` and `detection` as CSV, `cells.parquet`, `table.md`, a heat map for each setting.
+    """Write `cells`, `summary` and `detection` as CSV, `cells.parquet`, `table.md`, and a heat map for each setting.
 
-    Any of the cells may be missing. complete: False says in `table.md` and the pictures that the matrix was stopped.
+    folder: must exist.
+    table: the cells, as `results.table_of` makes them; cells may be missing.
+    complete: False marks `table.md` and the pictures as those of a matrix that was stopped.
+
+    Returns the verdicts, one for each setting and defence.
     """
     found = verdicts(table, grid.matrix.control, grid.backdoors)
     _write_csv(table, folder / "cells.csv")
@@ -41,7 +45,7 @@ def write_results(folder: Path, grid: MatrixPlan, table: Any, complete: bool = T
 
 
 def headline_metrics(found: Iterable[DefenceSummary]) -> dict[str, float]:
-    """The headlines under the names that MLflow shows."""
+    """Return the headlines under the names that MLflow shows."""
     return {
         f"{verdict.setting}/{verdict.defence}/{name}": getattr(verdict, name).value
         for verdict in found
@@ -50,7 +54,7 @@ def headline_metrics(found: Iterable[DefenceSummary]) -> dict[str, float]:
 
 
 def page(grid: MatrixPlan, table: Any, found: Sequence[DefenceSummary], complete: bool = True) -> str:
-    """The whole result as Markdown."""
+    """Return the whole result as Markdown; arguments as in `write_results`, `found` is what it returns."""
     done, failed, left = ((table["state"] == state).sum() for state in ("done", "failed", "missing"))
     counts = f"{done} of {len(table)} cells are done, {failed} failed"
     lines = [f"# {grid.matrix.name}", "", f"{counts}, {left} are missing." if left else f"{counts}.", ""]
@@ -133,7 +137,7 @@ def _again(own: Any, found: Sequence[DefenceSummary]) -> list[str]:
 
 
 def _backdoors(own: Any, found: Sequence[DefenceSummary], backdoors: Sequence[str]) -> list[str]:
-    """Success of every backdoor on the screening seeds, and on the fresh ones where it was measured again."""
+    """Return the success of every backdoor on the screening seeds, and on the fresh ones if it was measured again."""
     unplanted = [own[own["attack"] == attack]["baseline_success"].mean() for attack in backdoors]
     lines = [["*nobody planted it*", *(f"*{_number(value)}*" for value in unplanted)]]
     for verdict in found:

@@ -1,7 +1,7 @@
-"""A matrix file: which attacks meet which defences in which settings, and the experiments that this makes.
+"""A matrix file: which attacks meet which defences in which settings, and the experiments that follow from it.
 
-Everything is paired: a cell's seed alone decides split, initial weights, batches and attackers, so two cells of a
-setting and seed differ in nothing but attack and defence.
+All comparisons are paired: the seed of a cell alone determines split, initial weights, batches and attackers, so two
+cells with the same setting and seed differ only in attack and defence.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedrobust.studies.planned import PlannedRun
 NOBODY = "nobody"
 """The column in which no hospital is malicious."""
 ORACLE = "oracle"
-"""The control that leaves the true attackers out: the ceiling that robustness is measured by."""
+"""The control in which the true attackers are absent: the upper limit in the definition of robustness."""
 SIZES = ("fraction", "count", "clients")
 
 
@@ -35,7 +35,7 @@ Names = Many[str]
 
 
 class Only(Options):
-    """Names that a matrix is narrowed down to; where none is given, all stay."""
+    """Names to which a matrix is restricted; where none is given, all are used."""
 
     settings: Names = ()
     attacks: Names = ()
@@ -85,7 +85,7 @@ class Matrix(StudyOptions):
     quick: Quick = Quick()
 
     def resolved(self) -> dict[str, Any]:
-        """See `StudyOptions`; what `--quick` would change does not count."""
+        """See `StudyOptions`; the changes of `--quick` are left out."""
         return self.model_dump(mode="json", exclude={"quick"})
 
     @model_validator(mode="after")
@@ -113,7 +113,7 @@ class Matrix(StudyOptions):
         return self
 
     def quickened(self) -> Matrix:
-        """The matrix of `--quick`, under a name and thus in a folder of its own."""
+        """Return the matrix of `--quick`; it has its own name and thus its own folder."""
         given = {field: getattr(self.quick, field) for field in ("fresh", "worst", "backdoors")}
         changes = {field: value for field, value in given.items() if value is not None}
         only = {field: getattr(self.quick.only, field) or getattr(self.only, field) for field in Only.model_fields}
@@ -131,16 +131,20 @@ class Cell(PlannedRun):
     phase: str
     """`control`, `screening` or `fresh`."""
     triggers: tuple[str, ...] = ()
-    """Of the oracle: the backdoors whose triggers are tried on it, one for each of its attacks behind the first."""
+    """For the oracle: the backdoors whose triggers are tested on it, one for each of its attacks after the first."""
 
 
 class MatrixPlan:
-    """A matrix, composed: it makes the cells of each phase."""
+    """A matrix with its experiments: it makes the cells of each phase."""
 
     def __init__(self, matrix: Matrix, draft: Draft, quick: bool = False) -> None:
-        """`draft` is the file of the matrix; `quick`: `matrix` is the small version of it.
+        """Compose every attack and every defence once in each setting.
 
-        Raises `ExperimentError` with a line for everything that is wrong in any cell.
+        matrix: the options.
+        draft: the file of the matrix.
+        quick: `matrix` is the small version.
+
+        Raises `ExperimentError` with a line for each error in any cell.
         """
         self.matrix = matrix
         self.settings = _chosen(matrix.settings, matrix.only.settings)
@@ -157,17 +161,17 @@ class MatrixPlan:
         self._check()
 
     def controls(self) -> list[Cell]:
-        """The oracle and nobody's attack, on all seeds."""
+        """Return the cells of the oracle and of no attack, on all seeds."""
         pairs = [(ORACLE, self.matrix.control), *((NOBODY, defence) for defence in self.defences)]
         return self._cells(self.settings, self._seeds, pairs, "control")
 
     def screening(self) -> list[Cell]:
-        """Every attack against every defence on the screening seeds."""
+        """Return the cells of every attack against every defence, on the screening seeds."""
         pairs = [(attack, defence) for attack in self.attacks for defence in self.defences]
         return self._cells(self.settings, self.matrix.screening, pairs, "screening")
 
     def fresh(self, chosen: Mapping[tuple[str, str], Sequence[str]]) -> list[Cell]:
-        """The attacks `chosen` for each (setting, defence), on the fresh seeds."""
+        """Return the cells of the fresh seeds; `chosen`: (setting, defence) → attacks."""
         found = []
         for setting in self.settings:
             pairs = [(attack, defence) for defence in self.defences for attack in chosen.get((setting, defence), ())]
@@ -176,11 +180,11 @@ class MatrixPlan:
 
     @property
     def backdoors(self) -> list[str]:
-        """The attacks that plant a backdoor."""
+        """Return the names of the attacks that plant a backdoor."""
         return list(dict.fromkeys(name for name, _ in self._triggers))
 
     def check_data(self) -> None:
-        """Raise `DataError` where the files of a setting's data are not there."""
+        """Raise `DataError` if the data files of a setting are missing."""
         for setting, oracle in self._oracles.items():
             try:
                 oracle.data.source.check()
@@ -190,7 +194,7 @@ class MatrixPlan:
 
     @property
     def most(self) -> int:
-        """How many cells there can be at most."""
+        """Return the maximum number of cells."""
         settings, defences, seeds = len(self.settings), len(self.defences), self._seeds
         again = min(self.matrix.worst + self.matrix.backdoors, len(self.attacks))
         screened = len(self.attacks) * defences * len(self.matrix.screening)
@@ -203,7 +207,7 @@ class MatrixPlan:
     def _cells(
         self, settings: Iterable[str], seeds: Iterable[int], pairs: Sequence[tuple[str, str]], phase: str
     ) -> list[Cell]:
-        # Cells of the same data next to each other: they are then read once.
+        # Cells with the same data are adjacent, so that the data are read once.
         return [
             self._cell(setting, attack, defence, seed, phase)
             for setting in settings
@@ -235,11 +239,11 @@ class MatrixPlan:
         return self._defended[setting, defence].changed(sized, origin)
 
     def _sized(self, setting: str, attack: str) -> list[Any]:
-        """The attacks of a column with the setting's fraction put in; several share it out among them."""
+        """Return the attacks of a column with the setting's fraction; several attacks share it."""
         if attack == NOBODY:
             return []
         fraction = float(self.settings[setting]["fraction"])
-        if attack == ORACLE:  # nobody plants the backdoors; their triggers are tried all the same
+        if attack == ORACLE:  # the backdoors are not planted; only their triggers are tested
             return [{"name": "absent", "fraction": fraction}, *({**each, "count": 0} for _, each in self._triggers)]
         many = _listed(self.attacks[attack])
         if len(many) == 1:
@@ -252,7 +256,7 @@ class MatrixPlan:
         return [{**each, "count": share} for each, share in zip(many, shares, strict=True)]
 
     def _check(self) -> None:
-        """Compose every attack and every defence once in each setting; what is wrong with many cells is said once."""
+        """Compose every attack and every defence once in each setting; an error of many cells is reported once."""
         mistakes = Mistakes(self.matrix.named)
         for setting in self.settings:
 
@@ -281,9 +285,13 @@ def _of_source(entry: Origin, problem: Problem) -> Problem:
 
 
 def load_matrix(path: str | Path, overrides: Iterable[str] = (), quick: bool = False) -> MatrixPlan:
-    """Read a matrix file, with `overrides` such as `"only.defences=[mean, median]"`, and compose its cells.
+    """Read a matrix file and compose its cells.
 
-    Raises `ExperimentError` with one line for each thing that is wrong, as `fedrobust.load` does.
+    path: the file.
+    overrides: texts such as `"only.defences=[mean, median]"`.
+    quick: use the small version, as `--quick` does.
+
+    Raises `ExperimentError` with one line for each error, as `fedrobust.load` does.
     """
     draft = Draft.read(path, overrides)
     matrix = draft.checked(Matrix)

@@ -1,4 +1,4 @@
-"""The figures of one cell, from the records of its rounds."""
+"""The figures of one cell, computed from the records of its rounds."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from fedrobust.metrics import in_tables
 from fedrobust.records import EvaluationRecord, RoundRecord
 
 JUDGED = range(11, 21)
-"""The rounds over which precision and recall are averaged: by round 20 the detection should have found its feet."""
+"""The rounds over which precision and recall are averaged; by round 20, detection should work reliably."""
 FOR_GOOD = 15
-"""Who is in quarantine for so many rounds at the end has been ejected for good."""
+"""A hospital in quarantine for the last so many rounds counts as permanently ejected."""
 
 _ATTACK = {"attack/success_rate": "attack_success", "attack/raw_rate": "attack_raw"}
 
 
 def performance(evaluations: Iterable[EvaluationRecord]) -> dict[str, float]:
-    """Means over the evaluated rounds: metrics on the test patches, those that stand in tables (`metrics.in_tables`);
-    and attack success, only where an attack has a target."""
+    """Return means over the evaluated rounds: the metrics on the test patches that tables show (`metrics.in_tables`)
+    and, if an attack has a target, attack success."""
     evaluated = [evaluation.metrics for evaluation in evaluations]
     names = dict.fromkeys(name for metrics in evaluated for name in metrics)
     tested = in_tables(name.removeprefix("test/") for name in names if name.startswith("test/"))
@@ -33,10 +33,10 @@ def performance(evaluations: Iterable[EvaluationRecord]) -> dict[str, float]:
 
 
 def baselines(evaluations: Iterable[EvaluationRecord], triggers: Sequence[str]) -> dict[str, float]:
-    """`baseline/<attack>`: how often the triggers of backdoors that nobody planted succeed all the same.
+    """Return `baseline/<attack>`: how often the triggers of backdoors succeed although no backdoor was planted.
 
-    `triggers` are the names of the attacks behind the first one of the experiment; of a name with several triggers, it
-    is the one that succeeds best.
+    triggers: names of the attacks after the first one of the experiment; for a name with several triggers, the most
+        successful one counts.
     """
     figures = [evaluation.triggers for evaluation in evaluations]
     found: dict[str, float] = {}
@@ -49,21 +49,25 @@ def baselines(evaluations: Iterable[EvaluationRecord], triggers: Sequence[str]) 
 
 
 def detection(rounds: Sequence[RoundRecord], malicious: Iterable[int], label_counts: np.ndarray) -> dict[str, float]:
-    """How well the malicious hospitals were found, and what the honest ones suffered.
+    """Measure how well the malicious hospitals were found, and how the honest ones were affected.
 
-    `label_counts` (hospitals, labels) are the hospitals' training patches; ids beyond are new ids of malicious ones.
+    rounds: the records of all rounds.
+    malicious: ids of the malicious hospitals.
+    label_counts: (hospitals, labels) int, training patches of each hospital; ids beyond are new ids of malicious ones.
 
-    - `detection_auroc`: that of the mean anomaly score of each hospital, up to round 20, over the rounds in which
-      somebody attacks; `last_auroc` that of the scores of the last such round;
-    - `precision`, `recall`: means over rounds 11 to 20 of what the suspicions are worth;
-    - `ejected`: share of the malicious that ever were in quarantine; `rounds_to_eject`: after how many rounds of
-      attack, on average of those; `slowest_ejection`: at most, infinite where one never was;
-    - `rounds_to_forgive`: an honest hospital's mean stay in quarantine; `honest_quarantined`: how many had one;
-    - `honest_ejected`: honest hospitals in quarantine for the last fifteen rounds; `rarest_ejected`: 1 where the one
-      with the rarest data is among them, else 0;
+    Returns:
+
+    - `detection_auroc`: AUROC of each hospital's mean anomaly score, up to round 20, over the rounds with an attack;
+      `last_auroc`: AUROC of the scores of the last such round;
+    - `precision`, `recall` of the suspicions: means over rounds 11 to 20;
+    - `ejected`: share of the malicious hospitals that were ever in quarantine; `rounds_to_eject`: after how many rounds
+      of attack, mean over these; `slowest_ejection`: the maximum, infinite if one was never ejected;
+    - `rounds_to_forgive`: mean stay of an honest hospital in quarantine; `honest_quarantined`: how many had one;
+    - `honest_ejected`: honest hospitals in quarantine for the last fifteen rounds; `rarest_ejected`: 1 if the one with
+      the rarest data is among them, else 0;
     - `skipped`: rounds in which nothing was aggregated.
 
-    A figure that has no value (nobody attacks, nobody was ejected) is left out.
+    A figure without a value (no attack, no ejection) is left out.
     """
     quarantined = [set(record.quarantined) for record in rounds]
     attacking = [set(record.attacking) for record in rounds]
@@ -84,9 +88,12 @@ def detection(rounds: Sequence[RoundRecord], malicious: Iterable[int], label_cou
 
 
 def rarest(label_counts: np.ndarray, among: Sequence[int]) -> int:
-    """The hospital with the fewest patches of its rarest label; of several, the one with the fewest patches.
+    """Return the hospital with the fewest patches of its rarest label; in a tie, the one with the fewest patches.
 
-    A label that no hospital has is nobody's rarest.
+    label_counts: (hospitals, labels) int.
+    among: ids of the hospitals to choose from.
+
+    A label that no hospital has is ignored.
     """
     held = label_counts[:, label_counts.any(axis=0)]
     return min(among, key=lambda client: (int(held[client].min()), int(held[client].sum()), client))
@@ -104,7 +111,7 @@ def _suspicions(rounds: Sequence[RoundRecord]) -> dict[str, float]:
 
 
 def _scores(rounds: Sequence[RoundRecord], bad: Sequence[int]) -> dict[str, float]:
-    """`detection_auroc`, unless one kind of hospitals has no scores."""
+    """Return `detection_auroc`, unless the malicious or the honest hospitals have no scores."""
     given: dict[int, list[float]] = {}
     for record in rounds:
         if record.attacking and record.round < JUDGED.stop:
@@ -134,7 +141,7 @@ def _ejections(bad: Sequence[int], attacking: Sequence[set[int]], quarantined: S
 
 
 def _stays(inside: Sequence[bool]) -> list[int]:
-    """Lengths of the unbroken stretches of True."""
+    """Return the lengths of the unbroken stretches of True."""
     edges = np.flatnonzero(np.diff(np.array([False, *inside, False], dtype=np.int8)))
     lengths: list[int] = (edges[1::2] - edges[::2]).tolist()
     return lengths

@@ -1,4 +1,4 @@
-"""The picture of a matrix: which attack leaves how much of which defence."""
+"""The picture of a matrix: robustness of each defence under each attack."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from fedrobust.texts import fit
 
 @drawing()
 def heat_map(values: Any, harmless: Collection[str], headlines: Mapping[str, float], title: str) -> Figure:
-    """Robustness, defence × attack, each row's worst cell framed; in a column of its own the minimum on fresh seeds.
+    """Draw robustness, defence × attack; the worst cell of each row is framed; an extra column: the minimum on fresh
+    seeds.
 
-    `values` is a table with defences as index and attacks as columns; rows go from the most to the least robust by
-    `headlines`. Attacks that are `harmless` without a defence are named in grey. A cell that failed is empty.
+    values: a table with defences as index and attacks as columns; a cell that failed is empty.
+    harmless: attacks that do no harm without a defence; their names are grey.
+    headlines: defence → robustness on fresh seeds; it sorts the rows, the most robust first.
+    title: the title.
     """
     order = [defence for defence in headlines if defence in values.index]
     attacks, rows = list(values.columns), values.loc[order].to_numpy(dtype=float)

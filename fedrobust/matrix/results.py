@@ -1,4 +1,4 @@
-"""The cells of a matrix as one table, and what each defence is worth by it. Pure: tables in, tables out."""
+"""The cells of a matrix as one table, and the summary of each defence. Pure: tables in, tables out."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ FIGURES = (
     "rarest_ejected",
     "skipped",
 )
-"""Columns of figures, in the order of the files; other metrics follow."""
+"""The columns of figures, in the order of the files; other metrics follow."""
 
 
 def table_of(cells: Sequence[Cell], runs: Mapping[str, FinishedRun]) -> Any:
-    """A line for each cell: who met whom, its phase and seed, the `FIGURES`, seconds, run id and, if so, why it failed.
+    """Return a line for each cell: its names, phase and seed, the `FIGURES`, seconds, run id and, if it failed, why.
 
-    `state` is `done`, `failed` or `missing`. Robustness, and how often a trigger succeeds that nobody planted
-    (`baseline_success`), are measured by the oracle of the same setting and seed.
+    runs: digest → finished run.
+
+    `state` is `done`, `failed` or `missing`. Robustness, and how often a trigger succeeds that was not planted
+    (`baseline_success`), are relative to the oracle of the same setting and seed.
     """
     given = {name for run in runs.values() for name in run.figures if "/" not in name}
     columns = (*FIGURES, "classes", *sorted(given - {*FIGURES, "classes"}))
@@ -83,33 +85,34 @@ def table_of(cells: Sequence[Cell], runs: Mapping[str, FinishedRun]) -> Any:
 
 @dataclass(frozen=True)
 class DefenceSummary:
-    """What one defence is worth in one setting."""
+    """The figures of one defence in one setting."""
 
     setting: str
     defence: str
     worst_attack: str
     """The attack with the lowest mean robustness on the fresh seeds."""
     robustness: Estimate
-    """That mean: the headline. Simultaneous over the attacks that were measured again."""
+    """That mean: the headline. Its interval is simultaneous over the attacks that were measured again."""
     to_the_best: Estimate
-    """The headline less that of the best defence, paired by seed."""
+    """The headline minus that of the best defence, paired by seed."""
     accuracy: Estimate
-    """Balanced accuracy with nobody attacking, over all seeds."""
+    """Balanced accuracy without attack, over all seeds."""
     cost: Estimate
-    """What the defence takes from the balanced accuracy when nobody attacks, paired by seed, over all seeds."""
+    """How much balanced accuracy the defence costs without attack, paired by seed, over all seeds."""
     worst_backdoor: str
     """The backdoor that gains the most on the fresh seeds."""
     gain: Estimate
-    """How much oftener its trigger succeeds than where nobody planted it; simultaneous over the backdoors measured."""
+    """How much more often its trigger succeeds than if it had not been planted; simultaneous over the backdoors
+    measured."""
     success: Estimate
-    """How often it succeeds; of the backdoors measured, the highest."""
+    """How often it succeeds; the highest of the backdoors measured."""
     seconds: float
-    """Mean duration of its cells."""
+    """Mean duration of the cells."""
     unfinished: int
-    """Cells that failed, or are missing; the figures are made without them."""
+    """Number of cells that failed or are missing; the figures do not include them."""
 
     def flat(self) -> dict[str, Any]:
-        """One line of a table."""
+        """Return one line of a table."""
         line: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, Estimate):
@@ -120,7 +123,12 @@ class DefenceSummary:
 
 
 def verdicts(table: Any, control: str, backdoors: Iterable[str]) -> list[DefenceSummary]:
-    """A verdict for each setting and defence, by setting and then from the most to the least robust."""
+    """Return a summary for each setting and defence, sorted by setting and then from the most to the least robust.
+
+    table: the cells, see `table_of`.
+    control: the defence that is none.
+    backdoors: the attacks that plant a backdoor.
+    """
     found = []
     for setting in table["setting"].unique():
         own = table[(table["setting"] == setting) & (table["attack"] != ORACLE)]
@@ -154,7 +162,7 @@ def verdicts(table: Any, control: str, backdoors: Iterable[str]) -> list[Defence
 
 
 def attacks_by_seed(table: Any, defence: str, column: str, phase: str = "fresh") -> dict[str, BySeed]:
-    """A figure of one defence: attack → seed → value, where there is one."""
+    """Return a figure of one defence: attack → seed → value, without missing values."""
     own = table[(table["defence"] == defence) & (table["phase"] == phase) & table[column].notna()]
     found: dict[str, dict[int, float]] = {}
     for line in own.itertuples():
@@ -163,14 +171,14 @@ def attacks_by_seed(table: Any, defence: str, column: str, phase: str = "fresh")
 
 
 def screened(table: Any, setting: str, column: str = "robustness") -> Any:
-    """Defence × attack, means over the screening seeds, in the order of the cells."""
+    """Return a table defence × attack of means over the screening seeds, in the order of the cells."""
     own = table[(table["setting"] == setting) & (table["phase"] == "screening")]
     pivot = own.pivot_table(column, "defence", "attack", "mean", dropna=False)
     return pivot.reindex(index=own["defence"].unique(), columns=own["attack"].unique())
 
 
 def harmless(table: Any, setting: str, control: str) -> list[str]:
-    """The attacks that do not hurt the undefended federation on the screening seeds."""
+    """Return the attacks that do no harm on the screening seeds without a defence, i.e. with `control`."""
     accuracy, gain = (screened(table, setting, name) for name in ("balanced_accuracy", "gain"))
     if control not in accuracy.index:
         return []
@@ -187,10 +195,13 @@ def harmless(table: Any, setting: str, control: str) -> list[str]:
 def to_measure_again(
     table: Any, worst: int, backdoors: int, kinds: Iterable[str]
 ) -> dict[tuple[str, str], Sequence[str]]:
-    """The attacks that each (setting, defence) meets again on the fresh seeds; `kinds` are those that are backdoors.
+    """Return the attacks to measure again on the fresh seeds: (setting, defence) → attacks.
 
-    `worst` of those whose cells have all failed are met again beside the others: they must be seen, and must not take
-    the place of an attack that can be made.
+    table: the cells, see `table_of`. worst, backdoors: how many attacks, as in the matrix file.
+    kinds: the attacks that are backdoors.
+
+    Up to `worst` attacks whose cells have all failed are added: they must be reported, and must not displace an attack
+    that can be made.
     """
     chosen: dict[tuple[str, str], Sequence[str]] = {}
     screening = table[table["phase"] == "screening"]
@@ -212,9 +223,9 @@ def to_measure_again(
 
 
 def detections(table: Any) -> Any:
-    """Defence by defence, what its cells under attack say of the detection: means, and the worst attack's AUROC.
+    """Return a table with the detection figures of each defence under attack: means, and the AUROC of the worst attack.
 
-    A defence is there once a cell of it is done.
+    A defence is listed once one of its cells is done.
     """
     attacked = table[~table["attack"].isin((NOBODY, ORACLE)) & (table["state"] == "done")]
     means = ("detection_auroc", "precision", "recall", "ejected", "rounds_to_eject", "rounds_to_forgive")

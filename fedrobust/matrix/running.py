@@ -1,4 +1,4 @@
-"""A matrix from start to end: controls, screening, the worst again on fresh seeds, tables."""
+"""A matrix from start to end: controls, screening, the worst attacks again on fresh seeds, tables."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from fedrobust.studies.study import Measured, Study, Unwatched, Watch, open_stud
 from fedrobust.studies.writing import refuse_fruitless, written_in_any_case
 
 CellDone = tuple[Cell, FinishedRun]
-"""What a matrix's `Watch` hears of a cell."""
+"""The item that a matrix's `Watch` receives."""
 
 
 @dataclass(frozen=True)
 class MatrixResult:
-    """What a matrix leaves."""
+    """The result of a matrix."""
 
     folder: Path
     table: Any
@@ -35,7 +35,8 @@ class MatrixResult:
 
 
 def measured(study: Study, cell: Cell, result: Result) -> Measured:
-    """The figures of a cell; see `fedrobust.matrix.measures`, and `classes`, the labels that occur in the test."""
+    """Return the figures of a cell; see `fedrobust.matrix.measures`, and `classes`: the number of labels that occur in
+    the test."""
     assert cell.experiment is not None
     hospitals = study.teams.hospitals(cell.experiment)
     recorded = result.recorded
@@ -54,11 +55,11 @@ def run_matrix(
     out: Path | None = None,
     pool: Pool | None = None,
 ) -> MatrixResult:
-    """Run what is missing of a matrix, and write its tables; those of what there is, where it is stopped.
+    """Run what is missing of a matrix, and write its tables; if it is stopped, the tables of what there is.
 
-    A cell that failed is run again. For teams, out and pool, and for what is raised before the first run, see
-    `fedrobust.studies.study.open_study`; for what ends a matrix, see `Study.make_all`: all that is finished stays.
-    Raises `FederationError` where every cell has failed, when all is written.
+    Failed cells are run again. For watch, teams, out and pool, and for errors before the first run, see
+    `fedrobust.studies.study.open_study`; for errors that end a matrix, see `Study.make_all`: finished cells are kept.
+    Raises `FederationError` if every cell has failed, after all files are written.
     """
     watch = watch or Unwatched()
     grid.check_data()

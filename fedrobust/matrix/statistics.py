@@ -1,9 +1,9 @@
-"""What many runs say about a defence: robustness, its minimum over attacks, and how sure that is. Pure numbers.
+"""Statistics of many runs of a defence: robustness, its minimum over attacks, and their uncertainty. Pure numbers.
 
 The headline of a defence is the minimum over attacks of its mean robustness over seeds. Bootstrapping that minimum
-would be biased low: of many equal attacks, the one that chance made look worst is always among them. So every attack
-gets a t interval over the seeds at the level of Bonferroni (1936): all of them hold at once, and therefore the true
-minimum lies between the least of the lower ends and the least of the upper ends.
+would be biased low: among many equal attacks, the minimum is the one that looks worst by chance. So every attack gets a
+t interval over the seeds at the level of Bonferroni (1936): all of them hold at once, and therefore the true minimum
+lies between the least of the lower ends and the least of the upper ends.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import numpy as np
 from scipy import stats
 
 HARMLESS = 0.02
-"""An attack that takes less balanced accuracy from the undefended federation does not hurt it."""
+"""An attack is harmless if it takes less balanced accuracy than this from the undefended federation."""
 HARMLESS_GAIN = 0.05
-"""… and nor does a backdoor whose trigger succeeds there hardly oftener than where nobody planted it."""
+"""A backdoor is harmless only if planting it raises its success there by less than this, too."""
 LEARNT = 0.02
-"""An oracle that is not so much better than chance has learnt nothing."""
+"""An oracle that is not better than chance by this margin has learnt nothing."""
 FEWEST = 3
-"""Seeds that an interval takes: two would give one that is wider than all that is possible."""
+"""Seeds that an interval needs: with two it would be wider than the range of possible values."""
 LEVEL = 0.95
-"""How often all intervals of a defence hold at once."""
+"""Probability that all intervals of a defence hold at once."""
 
 BySeed = Mapping[int, float]
-"""A figure for each seed; those of failed cells are not there."""
+"""Seed → figure; seeds of failed cells are absent."""
 
 
 class Estimate(NamedTuple):
-    """A figure, and an interval around it; without ends where fewer than three seeds were run."""
+    """A figure with an interval; the ends are NaN with fewer than three seeds."""
 
     value: float
     low: float = math.nan
@@ -39,16 +39,17 @@ class Estimate(NamedTuple):
 
 
 def robustness(balanced_accuracy: float, oracle: float, classes: int) -> float:
-    """(balanced accuracy − chance) / (oracle − chance), chance = 1 / classes; NaN where the oracle learnt nothing.
+    """Return (balanced accuracy − chance) / (oracle − chance), chance = 1 / classes; NaN if the oracle learnt nothing.
 
-    `classes` are the labels that occur in the test: balanced accuracy is a mean over these.
+    balanced_accuracy, oracle: in [0, 1].
+    classes: number of labels that occur in the test; balanced accuracy is a mean over these.
     """
     chance = 1.0 / classes
     return (balanced_accuracy - chance) / (oracle - chance) if oracle - chance >= LEARNT else math.nan
 
 
 def mean_interval(values: Sequence[float], intervals: int = 1, level: float = LEVEL) -> Estimate:
-    """The mean and its t interval, one of so many `intervals` that are to hold at once with the given level."""
+    """Return the mean and its t interval, one of `intervals` intervals that hold at once with probability `level`."""
     known = np.array([value for value in values if math.isfinite(value)])
     if len(known) < FEWEST:
         return Estimate(float(known.mean()) if len(known) else math.nan)
@@ -58,7 +59,7 @@ def mean_interval(values: Sequence[float], intervals: int = 1, level: float = LE
 
 
 def least(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Estimate]:
-    """The attack with the lowest mean, and the minimum over all of them with its simultaneous interval."""
+    """Return the attack with the lowest mean, and the minimum over all of them with its simultaneous interval."""
     found = {name: mean_interval(list(seeds.values()), len(attacks), level) for name, seeds in attacks.items()}
     known = {name: estimate for name, estimate in found.items() if math.isfinite(estimate.value)}
     if not known:
@@ -69,17 +70,20 @@ def least(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Est
 
 
 def greatest(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Estimate]:
-    """The attack with the highest mean, and the maximum with its simultaneous interval."""
+    """Return the attack with the highest mean, and the maximum with its simultaneous interval."""
     negated = {name: {seed: -value for seed, value in seeds.items()} for name, seeds in attacks.items()}
     name, found = least(negated, level)
     return name, Estimate(-found.value, -found.high, -found.low)
 
 
 def difference(ours: Mapping[str, BySeed], theirs: Mapping[str, BySeed], level: float = LEVEL) -> Estimate:
-    """The minimum of one defence less the minimum of another, paired by seed.
+    """Return the minimum of one defence minus the minimum of another, paired by seed.
+
+    ours, theirs: attack → seed → figure.
+    level: probability that the interval holds.
 
     min_a x_a − min_b y_b = min_a max_b (x_a − y_b), so the interval comes from the paired differences of all pairs of
-    attacks, at once; min and max keep the order of their ends.
+    attacks, simultaneously; min and max keep the order of their ends.
     """
     pairs = {
         first: {
@@ -96,9 +100,11 @@ def difference(ours: Mapping[str, BySeed], theirs: Mapping[str, BySeed], level: 
 
 
 def worst_attacks(robustness: Mapping[str, float], gains: Mapping[str, float], worst: int, backdoors: int) -> list[str]:
-    """The attacks of a defence to measure again: the `worst` by robustness, and the `backdoors` that gain the most.
+    """Return the attacks of a defence to measure again: the `worst` least robust, and the `backdoors` with the highest
+    gains.
 
-    A figure that is missing (a failed cell) counts as worst of all: it has to be seen.
+    robustness, gains: attack → figure. A missing figure (a failed cell) counts as the worst of all, because it must be
+    reported.
     """
     order = sorted(robustness, key=lambda name: (_or(robustness[name], -math.inf), name))
     chosen = order[:worst]
@@ -107,7 +113,10 @@ def worst_attacks(robustness: Mapping[str, float], gains: Mapping[str, float], w
 
 
 def harmless(nobody: float, attacked: float, gain: float = math.nan) -> bool:
-    """Whether an attack leaves the undefended federation as it was: its accuracy and, of a backdoor, the `gain`."""
+    """Return whether an attack leaves the undefended federation as it was, in accuracy and, for a backdoor, in `gain`.
+
+    nobody, attacked: balanced accuracy without and with the attack.
+    """
     return nobody - attacked < HARMLESS and not gain >= HARMLESS_GAIN
 
 

@@ -1,7 +1,7 @@
 """Studies: many runs that begin with one experiment.
 
-A study says which runs come next: a matrix enumerates them, a sweep asks Optuna, a duel alternates two searches. What
-they have in common is here: the options of their files, how experiments are composed, teams of actors, the store of
-finished runs, the parent run in MLflow, and that tables and pages are written also where a study is stopped. Whatever
-stopped it, the same command goes on: runs that are finished are not made again.
+A study decides which runs come next: a matrix enumerates them, a sweep asks Optuna, a duel alternates two searches.
+This room has what the three have in common: the options of their files, the composition of experiments, teams of
+actors, the store of finished runs, the parent run in MLflow, and the rule that tables and pages are written even if a
+study is stopped. The same command continues a study that was stopped for any reason: finished runs are not repeated.
 """

@@ -1,4 +1,5 @@
-"""From the file of a study to the experiments of its runs: an error in one names the line that it comes from."""
+"""From the file of a study to the experiments of its runs: an error in one of them names the line that it comes
+from."""
 
 from __future__ import annotations
 
@@ -15,12 +16,16 @@ Composed = TypeVar("Composed")
 
 
 class Composer:
-    """The experiment that a study begins with, and the changes that make its runs of it."""
+    """The experiment that a study begins with, and the changes that turn it into its runs."""
 
     def __init__(self, options: StudyOptions, draft: Draft, base: Draft | None = None) -> None:
-        """`draft` is the file of the study, `base` that of its experiment, where it is not to be read.
+        """Read the experiment's file, and apply the changes that all runs share.
 
-        Raises `ExperimentError` where the experiment's file cannot be read.
+        options: the options of the study.
+        draft: the file of the study.
+        base: the file of its experiment, if it has already been read.
+
+        Raises `ExperimentError` if the experiment's file cannot be read.
         """
         self._kind, self._draft = options.kind, draft
         try:
@@ -29,20 +34,23 @@ class Composer:
         except ExperimentError as error:
             raise error.each(lambda problem: problem.at(self.entry("experiment"))) from None
         self.base = self.changed(self.file, options.changes, "changes")
-        """What all runs have in common."""
+        """The options that all runs have in common."""
 
     def entry(self, *keys: str | int) -> Origin:
-        """Where a value of the study's file stands, with its dotted path."""
+        """Return the origin of the value at `keys` of the study's file, with its dotted path."""
         return self._draft.entry(*keys)
 
     def changed(self, draft: Draft, changes: Mapping[str, Any], *keys: str | int) -> Draft:
-        """With the values of `changes`, by dotted path, that stand at `keys` of the study's file."""
+        """Return `draft` with `changes`, dotted path → value, applied; they come from `keys` of the study's file."""
         return draft.changed(changes, self.entry(*keys))
 
     def run(self, draft: Draft, label: str | None, seed: int | None) -> Experiment:
-        """The experiment of a run that MLflow knows as `label`; without one, a sample. Without a seed, with its own.
+        """Return the experiment of a run.
 
-        Raises `ExperimentError` where its options do not go together.
+        label: name of the run in MLflow; None for a sample, which is not run.
+        seed: the seed of the run; None keeps that of the experiment.
+
+        Raises `ExperimentError` if its options do not fit together.
         """
         own: dict[str, Any] = {} if seed is None else {"seed": seed}
         if label is not None:
@@ -51,16 +59,16 @@ class Composer:
 
 
 class Mistakes:
-    """What is wrong with many experiments: each mistake once, whatever value was found, and a case that has it."""
+    """Collects the errors of many experiments: each error once, whatever value was found, with one case that has it."""
 
     def __init__(self, named: Collection[str] = ()) -> None:
-        """`named`: fields of the study's file; a mistake in an entry of theirs needs no cases."""
+        """`named`: fields of the study's file whose entries have names; an error in such an entry needs no cases."""
         self._named, self._attempts = named, 0
         self._found: dict[Problem, tuple[Problem, list[str]]] = {}
 
     def attempt(self, make: Callable[[], Composed], case: str = "") -> Composed | None:
-        """What is made; None where an `ExperimentError` refuses it, whose problems are noted. Without a case, nobody
-        has to be told which one it was."""
+        """Return the result of `make`; None if it raises an `ExperimentError`, whose problems are noted with `case`. An
+        empty `case` means that messages do not name it."""
         self._attempts += 1
         try:
             return make()
@@ -70,7 +78,7 @@ class Mistakes:
             return None
 
     def refuse(self) -> None:
-        """Raise `ExperimentError` if anything is wrong."""
+        """Raise `ExperimentError` if any problem was noted."""
         if self._found:
             raise ExperimentError(*(self._noted(*each) for each in self._found.values()))
 

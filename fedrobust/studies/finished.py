@@ -1,4 +1,4 @@
-"""The finished runs of a study, on disk before anything else: none is made twice, however often the driver dies."""
+"""The finished runs of a study, written to disk at once, so that no run is repeated after the driver has died."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.records.lines import LineFile
 
 FORMAT = 1
-"""Of the lines; a line without one is of that format, too."""
+"""Format of the lines; a line without a format has this one, too."""
 Curves = Mapping[int, Mapping[str, float]]
-"""Round → metric → value, of the rounds that were evaluated."""
+"""Round → metric → value, for the rounds that were evaluated."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run of a study gave, or why it gave nothing."""
+    """The result of one run of a study, or the reason why it has none."""
 
     digest: str
-    """That of its experiment; empty where its options do not even make one."""
+    """Digest of its experiment; empty if its options do not make an experiment."""
     label: str
-    """What it is called in MLflow."""
+    """Its name in MLflow."""
     run_id: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """What is measured over the whole run; of a matrix, see `fedrobust.matrix.measures`."""
+    """Figures of the whole run; for a matrix, see `fedrobust.matrix.measures`."""
     rounds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Round, as a text → metric → value, of the evaluated rounds; what a sweep keeps."""
+    """Round (as text) → metric → value, for the evaluated rounds; used by sweeps."""
     seconds: float = math.nan
     failed: str = ""
     """The error that ended it; empty if none did."""
 
     @property
     def curves(self) -> Curves:
-        """The metrics by round."""
+        """Return the metrics by round."""
         return {int(round): metrics for round, metrics in self.rounds.items()}
 
 
 class FinishedRuns:
-    """The file of what is finished: a line for each run; of several runs of an experiment, the last counts."""
+    """The file of finished runs: one line for each run; if an experiment has several runs, the last one counts."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, and read it.
+        """Open and read the file at `path`.
 
-        Raises `ExperimentError` if it cannot be written to, another process that is alive writes to it, or a line of
-        it is no finished run.
+        Raises `ExperimentError` if it cannot be written to, if another living process writes to it, or if one of its
+        lines is not a finished run.
         """
         self._file = LineFile(path, f"{path.parent}: another process is at work in this folder")
         try:
@@ -58,10 +58,10 @@ class FinishedRuns:
             self._file.close()
             raise
         self.by_digest = {run.digest: run for run in runs}
-        """The last run of each experiment."""
+        """Digest → the last run of this experiment."""
 
     def add(self, run: FinishedRun) -> None:
-        """Keep a run for good. Raises `FedRobustError` if the disk refuses; the file is then as it was before."""
+        """Write `run` to disk. Raises `FedRobustError` if this fails; the file is then unchanged."""
         try:
             self._file.append((json.dumps({"format": FORMAT, **asdict(run)}) + "\n").encode())
         except OSError as error:
@@ -69,17 +69,17 @@ class FinishedRuns:
         self.by_digest[run.digest] = run
 
     def get(self, digest: str) -> FinishedRun | None:
-        """The run of an experiment that has not failed."""
+        """Return the run of the experiment with this digest if it has not failed, else None."""
         run = self.by_digest.get(digest)
         return None if run is None or run.failed else run
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file, so that other processes may write to it."""
         self._file.close()
 
 
 def _parsed(line: bytes, where: str) -> FinishedRun:
-    """The run of a line. Raises `ExperimentError`."""
+    """Return the run of a line. Raises `ExperimentError`."""
     try:
         fields = json.loads(line)
         found = fields.pop("format", FORMAT)

@@ -1,4 +1,4 @@
-"""What all studies have in common in their files: an experiment, changes, attacks, seeds and fresh seeds."""
+"""The options that all study files have in common: an experiment, changes, attacks, seeds and fresh seeds."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class StudyOptions(Options):
     """A study: many runs that begin with one experiment."""
 
     kind: ClassVar[str]
-    """`matrix`, `sweep` or `duel`: the tag that its runs have in MLflow."""
+    """`matrix`, `sweep` or `duel`: a tag of its runs in MLflow."""
     folders: ClassVar[Path]
-    """Where each study of this kind keeps its folder, below the working folder."""
+    """The folder that contains the folders of all studies of this kind, below the working folder."""
     finished: ClassVar[str] = "runs.jsonl"
-    """The file of its finished runs, in that folder."""
+    """The name of the file of its finished runs, in its folder."""
     named: ClassVar[tuple[str, ...]] = ("attacks",)
     """The fields whose keys are names."""
     reserved: ClassVar[tuple[str, ...]] = ()
-    """Names that mean something else, with `*` for any end."""
+    """Names that have a special meaning; `*` stands for any ending."""
     first: ClassVar[str] = "seeds"
-    """The field of the seeds that `fresh` seeds must not be among."""
+    """The field of seeds that must not contain any of the `fresh` seeds."""
 
     name: str
     """Name of the study, and of its folder."""
@@ -44,11 +44,11 @@ class StudyOptions(Options):
 
     @property
     def attack_lists(self) -> dict[str, list[Any]]:
-        """For each name the list of its attacks."""
+        """Return the attacks of each name as a list."""
         return {name: each if isinstance(each, list) else [each] for name, each in (self.attacks or {}).items()}
 
     def resolved(self) -> dict[str, Any]:
-        """All options that count, as JSON has them: they are kept beside the runs."""
+        """Return all options that affect results, as JSON types; they are saved beside the runs."""
         return self.model_dump(mode="json", serialize_as_any=True)
 
     @model_validator(mode="after")
@@ -69,7 +69,7 @@ class StudyOptions(Options):
 
     @model_validator(mode="after")
     def _fresh_seeds(self) -> Self:
-        """What was chosen, or searched for, on a seed cannot be judged on it."""
+        """Refuse fresh seeds on which something was chosen or searched, because they cannot judge it."""
         seeds = getattr(self, self.first)
         for field, given in ((self.first, seeds), ("fresh", self.fresh)):
             if len(set(given)) < len(given):

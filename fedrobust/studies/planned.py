@@ -1,4 +1,4 @@
-"""A run before it is made. Light to import: reading a matrix file needs it."""
+"""A run that has not started yet. Light to import, because reading a matrix file needs it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from fedrobust.experiment import Experiment
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """A run that a study wants."""
+    """A run that a study wants to make."""
 
     experiment: Experiment | None
-    """None where its options do not go together."""
+    """None if its options do not fit together."""
     label: str
-    """What it is called in MLflow."""
+    """Its name in MLflow."""
     tags: Mapping[str, str]
-    """What a person filters runs by in MLflow."""
+    """The tags by which users filter runs in MLflow."""
     refused: str = ""
-    """Why there is none."""
+    """Why there is no experiment."""
 
     @cached_property
     def digest(self) -> str:
-        """The experiment's: a run that was finished under it is not made again."""
+        """Return the digest of the experiment: a run that is finished under this digest is not repeated."""
         return sha256(self.label.encode()).hexdigest() if self.experiment is None else self.experiment.digest()

@@ -1,4 +1,4 @@
-"""A study from start to end: its folder, its teams, its run in MLflow, and the runs that it is made of."""
+"""A study from start to end: its folder, its teams, its run in MLflow, and the runs that it consists of."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from fedrobust.tracking import Tracker, end_children, flatten
 logger = logging.getLogger(__name__)
 
 PARENT = "parent.txt"
-"""File with the id of the MLflow run that the runs of a folder are nested below."""
+"""The file with the id of the parent run in MLflow of all runs in a folder."""
 
 Item = TypeVar("Item", contravariant=True)
 
 
 class Watch(Protocol[Item]):
-    """Hears how far a study is; one call at a time, not always from the same thread."""
+    """Receives the progress of a study; one call at a time, but not always from the same thread."""
 
     def plan(self, items: int, finished: int) -> None:
-        """There are so many items, so many of them finished before; called again when the number is known better."""
+        """There are `items` items, of which `finished` were finished before; called again with better numbers."""
 
     def done(self, item: Item) -> None:
         """An item is finished: the cell of a matrix, a trial of a sweep, a turn of a duel."""
 
     def say(self, what: str) -> None:
-        """What is being done now."""
+        """`what` is the current step, a short text."""
 
 
 class Unwatched:
-    """The `Watch` of a study that nobody watches."""
+    """A `Watch` that does nothing."""
 
     def plan(self, items: int, finished: int) -> None:
         """Nothing."""
@@ -63,7 +63,7 @@ class Unwatched:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a study keeps of a run, see `FinishedRun`, and what MLflow shows of it."""
+    """The results that a study keeps of a run, see `FinishedRun`, and the figures that MLflow shows."""
 
     shown: Mapping[str, float]
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Study:
         self.folder, self.finished, self.teams, self.tracker = folder, finished, teams, tracker
 
     def missing(self, planned: Sequence[Planned]) -> list[Planned]:
-        """The runs to make: those that are not finished or failed, each experiment once."""
+        """Return the runs that are still to be made: not finished, or failed; each experiment once."""
         first: dict[str, Planned] = {}
         for each in planned:
             first.setdefault(each.digest, each)
@@ -93,12 +93,14 @@ class Study:
         measure: MeasureRun[Planned],
         then: Callable[[Planned, FinishedRun], None] = lambda planned, run: None,
     ) -> list[FinishedRun]:
-        """Make what is missing of the runs, as many at once as there are teams; all of them, in order.
+        """Make the missing ones of the `planned` runs, as many at once as there are teams; return all of them, in
+        order.
 
-        then: is called with each run that was made.
+        measure: returns what is kept of a run, from the plan and the result.
+        then: called with each run that was made.
 
-        A run that cannot be made, whatever it dies of, has failed, and is kept as that. What would end all others, too,
-        a Ctrl-C say, ends those under way within a round, and is raised again; see `fedrobust.failures.ends_all`.
+        A run that cannot be made, for any reason, is kept as failed. An error that would end all other runs, too, e.g.
+        a Ctrl-C, ends the others within a round, and is raised again; see `fedrobust.failures.ends_all`.
         """
 
         def keep(made: tuple[Planned, FinishedRun]) -> None:
@@ -117,7 +119,7 @@ class Study:
         return [self.finished.by_digest[each.digest] for each in planned]
 
     def make(self, planned: Planned, measure: MeasureRun[Planned], hooks: Sequence[Hook] = ()) -> FinishedRun:
-        """Make one run, to be called in a task of `teams.each`. What it dies of is its result; see `make_all`."""
+        """Make one run; called in a task of `teams.each`. An error becomes the result of the run; see `make_all`."""
         start, part, digest = time.perf_counter(), Part(self.tracker.run_id, planned.tags), ""
         try:
             assert planned.experiment is not None
@@ -135,7 +137,7 @@ class Study:
         return FinishedRun(digest, planned.label, result.run_id, measured.figures, measured.rounds, seconds)
 
     def keep(self, run: FinishedRun) -> None:
-        """Have a run on disk, unless it is there."""
+        """Write a run to disk, unless it is already there."""
         if run.digest and self.finished.get(run.digest) is None:
             self.finished.add(run)
 
@@ -155,18 +157,20 @@ def open_study(
     journal: Callable[[], Sequence[Any]] = list,
     parent: str | None = None,
 ) -> Iterator[Study]:
-    """See to all that a study needs, before its first run: data, key, folder, MLflow. Ray starts with the first run.
+    """Prepare what a study needs before its first run: data, key, folder, MLflow. Ray starts with the first run.
 
-    samples: experiments, all kinds of data that the runs can have among theirs; the first says how MLflow is reached.
-    out: the folder, instead of one named after the study.
-    teams: runs at a time, each on one client actor; by default as many as the cluster has cores.
-    pool: leases teams that are there already; `teams` then says nothing.
-    journal: makes, when the folder is this process's alone, the lines that the study's own run in MLflow has heard, or
-        should have heard, in earlier sittings.
-    parent: id of the MLflow run that the study's own is nested below.
+    options: the options of the study.
+    samples: experiments that cover all kinds of data of the runs; the first one determines how MLflow is reached.
+    out: the folder; by default it has the name of the study.
+    watch: receives the progress.
+    teams: number of simultaneous runs, each on one client actor; by default the number of cores of the cluster.
+    pool: leases existing teams; `teams` is then ignored.
+    journal: called once this process has locked the folder; returns the lines for the study's own run in MLflow from
+        earlier executions, which MLflow may already have.
+    parent: id of the MLflow run that contains the study's own run.
 
-    Raises `DataError` where there are no data, `AuditError`, `TrackingError`, and `ExperimentError` where the folder
-    cannot be used.
+    Raises `DataError` if data are missing, `AuditError`, `TrackingError`, and `ExperimentError` if the folder cannot be
+    used.
     """
     kind, folder = options.kind, out or options.folders / file_name(options.name)
     with ExitStack() as stack:
@@ -194,10 +198,11 @@ def parent_run(
     journal: Sequence[Any],
     parent: str | None = None,
 ) -> Iterator[Tracker]:
-    """The run in MLflow that others are nested below: the one of an earlier sitting, if there was one.
+    """Open the MLflow run that contains the runs of a study; if an earlier execution has made one, continue it.
 
-    `journal` are the lines that it has heard, or should have heard, in earlier sittings; see `Tracker`. `parent` is the
-    id of a run that it is nested below itself.
+    folder: the study's folder; `PARENT` in it keeps the run's id. experiment, params, tags, name: as in `Tracker.open`.
+    journal: the lines of earlier executions, which MLflow may already have; see `Tracker`.
+    parent: id of the MLflow run that contains this one.
     """
     file = folder / PARENT
     if file.exists():

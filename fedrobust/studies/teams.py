@@ -1,4 +1,4 @@
-"""Many experiments at once, on the teams of one pool, whose data are read once."""
+"""Many experiments at once, on the teams of one pool; the same data are read only once."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ from fedrobust.runner import KEY, Result, run
 Done = TypeVar("Done")
 
 ATTEMPTS = 3
-"""Attempts per run when an actor dies that it cannot do without, e.g. with a node of the cluster."""
+"""Attempts per run if an actor dies that the run needs, e.g. together with a node of the cluster."""
 MOMENT = 1.0
-"""Seconds of waiting at a time: a Ctrl-C that comes just before a wait is only seen after it."""
+"""Seconds of one wait: a Ctrl-C that arrives just before a wait is noticed only after it."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised in a run that is to end at its next round."""
+    """Raised in a run to end it at its next round."""
 
 
 @contextmanager
 def leased_pool(experiment: Experiment, say: Callable[[str], None], teams: int | None = None) -> Iterator[Pool]:
-    """Ray, and so many teams of one client actor each as the experiment's `workers` say; by default all that fit."""
+    """Start Ray and `teams` teams of one client actor each, sized as the experiment's `workers` say; by default all
+    that fit."""
     say("starting actors")
     workers = experiment.workers.model_copy(update={"count": 1})
     with ray_session(), Pool(workers, 1, teams or teams_that_fit(workers)) as pool:
@@ -49,7 +50,7 @@ class Teams:
     """Runs experiments on a pool of teams of one client actor each. Ray starts with the first task."""
 
     def __init__(self, say: Callable[[str], None], teams: int | None = None, pool: Pool | None = None) -> None:
-        """`teams`: how many to start, by default as many as there is room for; or a `pool` that is there already."""
+        """`teams`: how many to start, by default as many as there is room for; `pool`: one that exists already."""
         self._say, self._teams, self._pool = say, teams, pool
         self._shelf = _Shelf()
         self._stopping = threading.Event()
@@ -65,12 +66,14 @@ class Teams:
     def each(
         self, first: Experiment, tasks: Sequence[Callable[[], Done]], then: Callable[[Done], None] = lambda done: None
     ) -> None:
-        """Do all tasks, as many at once as there are teams, and hand each result to `then` when it is there.
+        """Do all tasks, as many at once as there are teams, and pass each result to `then` as soon as it is there.
 
-        `then` is called by the thread that did the task, once at a time. What a task or `then` raises, or a Ctrl-C,
-        ends the runs under way within a round, and is raised again; a run that has come to its end by then is handed
-        on all the same, and what that raises is not told. `first` is one of the experiments: its `workers` are those
-        of all.
+        first: one of the experiments; all of them use its `workers`.
+        tasks: functions without arguments.
+        then: called in the thread of the task, one call at a time.
+
+        An error of a task or of `then`, or a Ctrl-C, ends the running tasks within a round, and is raised again. The
+        result of a run that ends by itself in that time is still passed on; errors of these calls are not reported.
         """
         threads, one = self._threads or self._started(first), threading.Lock()
 
@@ -82,7 +85,7 @@ class Teams:
                 with one:
                     then(done)
             except BaseException:
-                self._stopping.set()  # at once, so that this thread begins no other task
+                self._stopping.set()  # at once, so that this thread starts no other task
                 raise
 
         under_way: list[Future[None]] = []
@@ -92,12 +95,12 @@ class Teams:
             while left:
                 done, left = wait(left, MOMENT, FIRST_COMPLETED)
                 for task in under_way:
-                    if task in done and not isinstance(task.exception(), Stopped):  # what it was stopped for will come
+                    if task in done and not isinstance(task.exception(), Stopped):  # its cause follows
                         task.result()
             if self._stopping.is_set():
                 raise Stopped
         except BaseException:
-            with suppress(KeyboardInterrupt):  # a second one: whoever closes the teams waits for them
+            with suppress(KeyboardInterrupt):  # a second Ctrl-C: closing the teams waits for the tasks
                 self._stopping.set()
                 for task in under_way:
                     task.cancel()
@@ -106,7 +109,7 @@ class Teams:
             raise
 
     def run(self, experiment: Experiment, part: Part, hooks: Sequence[Hook] = ()) -> Result:
-        """One run, to be called in a task. Raises as `fedrobust.run` does."""
+        """Make one run; called in a task. Raises as `fedrobust.run` does."""
         hospitals = self.hospitals(experiment)
         for _ in range(ATTEMPTS - 1):
             try:
@@ -116,12 +119,12 @@ class Teams:
         return run(experiment, hooks=[self._go_on, *hooks], pool=self._pool, hospitals=hospitals, part=part)
 
     def check(self, experiments: Sequence[Experiment]) -> None:
-        """See to what every run needs, before the first: data that can be read, and the key of the audit log.
+        """Check what every run needs, before the first one: readable data, and the key of the audit log.
 
-        experiments: all kinds of data that the runs can have are among theirs. Where there are several kinds, it is
-        enough that the source of one can be read: what else is wrong with its data may be right for other runs.
+        experiments: they cover all kinds of data of the runs. If there are several kinds, one readable source is
+            enough: other errors in the data of one kind may not concern other runs.
 
-        Raises `DataError` where no run could have its data, and `AuditError` where the key cannot be used.
+        Raises `DataError` if no run could have its data, and `AuditError` if the key cannot be used.
         """
         self._say("reading the data")
         kinds: dict[str, Experiment] = {}
@@ -129,15 +132,15 @@ class Teams:
             kinds.setdefault(data_key(each), each)
         _any([each.data.source.check for each in kinds.values()])
         sources = [partial(each.data.source.load, each.seed) for each in kinds.values() if len(kinds) > 1]
-        _any([*(partial(self.hospitals, each) for each in experiments[:1]), *sources])  # kept for the first run
+        _any([*(partial(self.hospitals, each) for each in experiments[:1]), *sources])  # cached for the first run
         open_key(KEY)
 
     def hospitals(self, experiment: Experiment) -> Hospitals:
-        """The data of an experiment; those of the last few are kept."""
+        """Return the data of an experiment; the last few are cached."""
         return self._shelf.get(experiment)
 
     def pool(self, experiment: Experiment) -> Pool:
-        """The pool, started if need be as the experiment's `workers` say, for others that lease from it, too."""
+        """Return the pool, also for other users; if necessary, start it as the experiment's `workers` say."""
         if self._pool is None:
             self._pool = self._stack.enter_context(leased_pool(experiment, self._say, self._teams))
         return self._pool
@@ -149,25 +152,25 @@ class Teams:
         return self._threads
 
     def _go_on(self, record: object) -> None:
-        """Hook of every run: ends it where everything is being stopped."""
+        """Hook of every run: ends the run if everything is being stopped."""
         if self._stopping.is_set():
             raise Stopped
 
 
 def data_key(experiment: Experiment) -> str:
-    """What decides who holds which patches: experiments with the same key have the same data."""
+    """Return a key of what determines the division of the patches: experiments with the same key have the same data."""
     resolved = experiment.resolved()
     return json.dumps([resolved["data"], resolved["federation"]["clients"], experiment.seed], sort_keys=True)
 
 
 def _any(attempts: Iterable[Callable[[], object]]) -> None:
-    """Make the attempts until one works. Raises what the first of them raised, as a `FedRobustError`, if none does."""
+    """Make the attempts until one succeeds. If none does, raise the first one's error, as a `FedRobustError`."""
     wrong: list[Exception] = []
     for attempt in attempts:
         try:
             attempt()
             return
-        except (Exception, SystemExit) as error:  # whatever a user's own class raises
+        except (Exception, SystemExit) as error:  # a user's own class may raise anything
             wrong.append(error if isinstance(error, FedRobustError) else DataError(f"data: {reason(error)}"))
     if wrong:
         raise wrong[0]
@@ -181,7 +184,7 @@ class _Shelf:
         self._held: OrderedDict[str, Future[Hospitals]] = OrderedDict()
 
     def get(self, experiment: Experiment) -> Hospitals:
-        """The hospitals of an experiment; a thread that asks for what another one is reading waits for it."""
+        """Return the hospitals of an experiment; if another thread is reading the same data, wait for it."""
         key = data_key(experiment)
         with self._lock:
             held, first = self._held.get(key), key not in self._held
@@ -194,7 +197,7 @@ class _Shelf:
                 held.set_result(hospitals_of(experiment))
             except BaseException as error:
                 held.set_exception(error)
-                if not isinstance(error, ExperimentError):  # which would come again; a lack of memory may not
+                if not isinstance(error, ExperimentError):  # that would occur again; a lack of memory may not
                     with self._lock:
                         self._held.pop(key, None)
         return held.result()

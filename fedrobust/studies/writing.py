@@ -1,4 +1,4 @@
-"""What a study leaves in its folder is written in any case, also where it is stopped or a picture cannot be drawn."""
+"""A study's files are always written, even if it is stopped or a picture cannot be drawn."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from fedrobust.failures import reason
 logger = logging.getLogger(__name__)
 
 GO_ON = "the same command goes on where it stopped"
-"""How a study that was stopped is resumed; it stands behind the error that stopped it."""
+"""How to resume a study that was stopped; appended to the error that stopped it."""
 
 
 @contextmanager
 def written_in_any_case(write: Callable[[bool], None], go_on: str = GO_ON) -> Iterator[None]:
-    """Call `write` when the block ends, with True, or when it is stopped, with False.
+    """Call `write` at the end of the block: with True if the block completed, with False if it was stopped.
 
-    What stopped the block is raised again, whatever becomes of the writing; what the disk raised as a `FedRobustError`.
-    go_on: how to go on after an error that is none of the experiments; it stands behind the error.
+    write: writes the files.
+    go_on: how to continue; appended to errors other than `ExperimentError`.
 
-    Raises `FedRobustError` where the block came to its end and the disk refuses what is written.
+    The error that stopped the block is raised again, even if writing fails; an `OSError` as a `FedRobustError`. Raises
+    `FedRobustError` if the block completed but the files cannot be written.
     """
     try:
         yield
     except BaseException as error:
         try:
             write(False)
-        except BaseException as second:  # it must not hide the first
+        except BaseException as second:  # this must not hide the first error
             logger.warning("what there is could not be written: %s", second)
         ended = FedRobustError(reason(error)) if isinstance(error, OSError) else error
         if go_on and isinstance(ended, FedRobustError) and not isinstance(ended, ExperimentError):
@@ -48,21 +49,27 @@ def written_in_any_case(write: Callable[[bool], None], go_on: str = GO_ON) -> It
 
 @contextmanager
 def drawn(picture: Path) -> Iterator[None]:
-    """The block writes a picture; where it cannot be drawn, a warning says so, and it costs nothing else.
+    """The block draws and writes a picture; if it cannot be drawn, a warning is logged, and nothing else fails.
 
-    Raises what the disk raises.
+    Raises `OSError` if the file cannot be written.
     """
     try:
         yield
     except OSError:
         raise
-    except Exception as error:  # whatever a library of pictures makes of names and figures that nobody has foreseen
-        picture.unlink(missing_ok=True)  # an earlier one would be taken for it
+    except Exception as error:  # unexpected names or figures may make a plotting library raise anything
+        picture.unlink(missing_ok=True)  # an old picture would look current
         logger.warning("%s could not be drawn: %s", picture, error)
 
 
 def refuse_fruitless(reasons: Sequence[str], made: int, what: str, table: Path) -> None:
-    """Raise `FederationError` where all that was made has failed; `reasons` are those of what has."""
+    """Raise `FederationError` if all that was made has failed.
+
+    reasons: why the failed ones failed.
+    made: how many there are.
+    what: their name in the message, in the plural.
+    table: the file that the message refers to.
+    """
     if reasons and len(reasons) == made:
         most, times = Counter(reasons).most_common(1)[0]
         often = "" if times == made else f"{times} of them, "
