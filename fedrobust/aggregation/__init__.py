@@ -26,7 +26,7 @@ from fedrobust.aggregation.stages import ARC, NNM, Bucketing, Clip
 from fedrobust.options import find_options
 from fedrobust.updates import Anchor, Combination, Gram, History, Reduction
 
-# Before the options that hold any stage and rule.
+# Options that accept any stage and rule are imported after this.
 find_options("fedrobust.aggregation")
 find_options("fedrobust.aggregation.rules")
 

@@ -1,4 +1,4 @@
-"""What is settled before rows are aggregated: the Byzantine f, and the prior weights."""
+"""What is decided before rows are aggregated: the Byzantine f and the prior weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from fedrobust.portions import portion
 from fedrobust.updates.gram import Floats, Gram
 
 ByzantineF = int | float | Literal["largest", "auto"]
-"""A count, a fraction of those asked for a row, "largest": the most that the parts allow, or "auto": estimated."""
+"""A count, a fraction of the clients that were asked for an update, "largest" (the most that the parts allow) or "auto"
+(estimated)."""
 
 
 def capped_prior(samples: Sequence[float] | NDArray[Any] | None, n: int) -> Floats:
-    """Sample counts (n,) as weights that sum to 1, uniform for None.
+    """Sample counts as prior weights (n,) float64 that sum to 1.
 
-    A count is a client's own claim, so each counts up to twice the median.
+    samples: (n,) positive sample counts; None: uniform weights. A count is a client's own claim, so each counts up to
+        twice the median.
+    n: number of rows.
+
+    Raises `ExperimentError` unless there are n finite, positive counts.
     """
     counts = np.asarray(np.ones(n) if samples is None else samples, dtype=np.float64)
     if counts.shape != (n,) or not np.isfinite(counts).all() or (counts <= 0).any():
@@ -30,10 +35,16 @@ def capped_prior(samples: Sequence[float] | NDArray[Any] | None, n: int) -> Floa
 
 
 def resolve_f(f: ByzantineF, n: int, rule: AnyRule, stages: Sequence[Stage] = (), gram: Gram | None = None) -> int:
-    """The Byzantine f: a count, a `portion` of n, the largest, or an estimate.
+    """The Byzantine f as a number of rows: a count, a `portion` of n, the largest, or an estimate.
 
-    Allowed is what every part's own bound permits, and an honest majority, n > 2f. ExperimentError names the bound.
-    "auto" takes the estimate from `gram`, at most the largest f allowed; without a Gram, the largest.
+    f: a count, a fraction of n, "largest" or "auto".
+    n: number of rows.
+    rule: the rule, which limits f by its own bound.
+    stages: the stages before it, which limit f by theirs.
+    gram: the Gram of the rows, for the estimate of "auto", at most the largest f allowed; without it, "auto" is the
+        largest.
+
+    An honest majority, n > 2f, is always needed. Raises `ExperimentError`, which names the bound, where f breaks one.
     """
     parts = (*stages, rule)
     allowed = [k for k in range((n + 1) // 2) if violation(parts, n, k) is None]
@@ -54,13 +65,15 @@ def resolve_f(f: ByzantineF, n: int, rule: AnyRule, stages: Sequence[Stage] = ()
 
 
 def cannot_weigh(parts: Sequence[PipelinePart]) -> str:
-    """Which part has no meaning for prior weights; empty if all have."""
+    """Why prior weights cannot be used: the names of the parts that cannot use them; empty if all can."""
     unable = [part.name for part in parts if not part.weighs]
     return f"{', '.join(unable)} cannot weigh updates by sample counts" if unable else ""
 
 
 def violation(parts: Sequence[PipelinePart], n: int, f: int) -> str | None:
-    """The first bound that n rows with f Byzantine ones violate on their way through the parts."""
+    """The first bound that n rows with f Byzantine ones violate on their way through the parts; None if they violate
+    none.
+    """
     for part in parts:
         if reason := part.bound(n, f):
             return reason
@@ -70,12 +83,12 @@ def violation(parts: Sequence[PipelinePart], n: int, f: int) -> str | None:
 
 
 def estimated_f(gram: Gram) -> int:
-    """How many rows lie apart from the majority: above the largest gap of their sorted scores.
+    """The number of rows that are apart from the majority: those above the largest gap of the sorted scores.
 
-    The score of a row is its distance to the ⌊n/2⌋-th nearest other row, which a minority cannot make small by being
-    alike. Of the gaps above the median score, the largest, measured in log score, counts if a score grows there by a
-    quarter at least; else nobody lies apart, and the estimate is 0. So it sees rows that are far away; it does not see
-    a lie within the spread of the honest rows.
+    The score of a row is its distance to the ⌊n/2⌋-th nearest other row. A minority cannot make it small by being
+    alike. Only gaps above the median score are considered, measured in log score. The largest of them counts if the
+    score grows there by a quarter at least; otherwise the estimate is 0. So the estimate counts rows that are far away;
+    it does not see malicious rows within the spread of the honest ones.
     """
     n = gram.n
     if n < 3:

@@ -1,4 +1,4 @@
-"""Small numerical tools of the rules: rankings with ties, lengths and angles that rounding does not make up."""
+"""Small numerical tools of the rules: rankings with ties, lengths and angles, safe from rounding errors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 from fedrobust.updates.gram import Floats, Gram
 
 Indices = NDArray[np.intp]
-"""Positions of rows."""
+"""Indices of rows."""
 
 ROUNDING = 1e-14
-"""A squared norm below this part of the squares it was computed beside is rounding: such a vector counts as zero."""
+"""A squared norm below this fraction of the squares it was computed with is a rounding error: the vector counts as
+zero."""
 TIE = 1e-12
-"""Cosines that are no further apart are equal."""
+"""Cosines that differ by no more than this are equal."""
 PARALLEL = 1e-12
-"""Cosine distances below it are rounding: the rows count as parallel."""
+"""Cosine distances below this are rounding errors: the rows count as parallel."""
 ZERO = 1e-7
-"""Rows shorter than this part of the median norm count as zero: what the Gram says of their angles is rounding."""
+"""Rows shorter than this fraction of the median norm count as zero: their angles in the Gram are rounding errors."""
 
 
 @lru_cache(maxsize=1)
@@ -32,18 +33,19 @@ def _thread_pools() -> Any:
 
 
 def one_blas_thread() -> AbstractContextManager[Any]:
-    """NumPy's linear algebra on one thread for a while.
+    """A context manager: in it, NumPy's linear algebra uses one thread.
 
-    Matrices (n, n) are too small for more; the other threads would go on spinning, beside those that then sum the rows.
+    Matrices (n, n) are too small for more threads. The other threads would keep spinning, and slow down those that then
+    sum the rows.
     """
     limited: AbstractContextManager[Any] = _thread_pools().limit(limits=1, user_api="blas")
     return limited
 
 
 def ranking(scores: Floats) -> NDArray[np.intp]:
-    """The indices along the last axis from the lowest score to the highest.
+    """The indices along the last axis of `scores`, from the lowest score to the highest.
 
-    Scores that only rounding tells apart (a relative gap of 1e-12) are ties, which the lower index wins: exact ties are
+    Scores that differ only by rounding (a relative gap of 1e-12) are ties; the lower index comes first. Exact ties are
     common, e.g. after clipping to one norm, and must not depend on the order of summation.
     """
     order = np.argsort(scores, axis=-1, kind="stable")
@@ -55,7 +57,7 @@ def ranking(scores: Floats) -> NDArray[np.intp]:
 
 
 def shrink(norms: Floats, radius: float) -> Floats:
-    """min(1, radius / norm) for each norm; 1 for a zero vector."""
+    """min(1, radius / norm) for each of the `norms`; 1 for a zero vector."""
     return np.minimum(1.0, np.divide(radius, norms, out=np.ones_like(norms), where=norms > 0))
 
 
@@ -73,7 +75,7 @@ def cosines(products: Floats, norms: Floats) -> Floats:
 def cosine_distances(gram: Gram) -> Floats:
     """1 − ⟨u_i, u_j⟩ / (‖u_i‖ ‖u_j‖) (n, n); 1 from a zero row to all others, zero or not, and 0 to itself.
 
-    Distances that only rounding tells apart (a relative gap of 1e-12) are made equal, so that ties are ties.
+    Distances that differ only by rounding (a relative gap of 1e-12) are made equal, so that ties are ties.
     """
     norms = gram.norms()
     zero = norms <= ZERO * np.median(norms)

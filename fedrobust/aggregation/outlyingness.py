@@ -1,8 +1,9 @@
-"""How far each row lies from the others, by several measures, from the Gram matrix alone.
+"""How far each row is from the others, by several measures, computed from the Gram matrix alone.
 
-Each function gives figures (n,) float64, one for each row: the higher, the stranger. They are finite for every Gram of
-finite rows, n ≥ 1. None looks at priors: a sample count is the client's own claim. `robust_z` makes figures of
-different units comparable. A history's products are a Gram, too: `of_history` is that of the clients' averages.
+Each function takes the Gram of n rows and returns (n,) float64, one figure for each row: the higher, the more unusual
+the row. The figures are finite for every Gram of finite rows, n ≥ 1. No function uses prior weights: a sample count is
+the client's own claim. `robust_z` makes figures of different units comparable. The products of a history are a Gram,
+too: `of_history` returns that of the clients' averages.
 
 The norm is `Gram.norms`. Measures of distance keep their digits however large the common part of the rows is.
 """
@@ -21,7 +22,7 @@ from fedrobust.updates.gram import Floats, Gram, History
 NEGLIGIBLE = 1e-6
 """Distances below this part of the typical norm are rounding: float32 makes equal rows differ by 1e-7."""
 EQUAL = 1e-9
-"""Top eigenvalues with a smaller relative gap count as one: no direction stands out."""
+"""Top eigenvalues with a smaller relative gap count as equal: no single direction is the main one."""
 
 
 def robust_z(values: Floats, floor: float, centre: float | None = None) -> Floats:
@@ -50,7 +51,7 @@ def centre(gram: Gram) -> Floats:
 
 
 def cosine_distances_to_centre(gram: Gram) -> Floats:
-    """1 − cos(u_i, c) in [0, 2] for the robust centre c; 1 where either is zero. Independent of the rows' lengths."""
+    """1 − cos(u_i, c) in [0, 2] for the robust centre c; 1 where u_i or c is zero. Independent of the rows' lengths."""
     weights = centre(gram)
     products = gram.matrix @ weights
     beside = gram.norms() * np.sqrt(max(float(weights @ products), 0.0))
@@ -58,10 +59,10 @@ def cosine_distances_to_centre(gram: Gram) -> Floats:
 
 
 def disagreements(gram: Gram) -> Floats:
-    """1 − the median cosine between u_i and the other rows, in [0, 2]; 1 for a zero row, 0 for a row that is alone.
+    """1 − the median cosine between u_i and the other rows, in [0, 2]; 1 for a zero row, 0 if there is no other row.
 
-    A minority of copies cannot agree with itself here, as it can with a centre that it has drawn to itself: 8 equal
-    rows among 20 may own the geometric median. Independent of the rows' lengths.
+    A minority of copies cannot agree with itself here. It can agree with a centre that it has pulled to itself: 8 equal
+    rows among 20 may determine the geometric median. Independent of the rows' lengths.
     """
     if gram.n < 2:
         return np.zeros(gram.n)
@@ -72,9 +73,9 @@ def disagreements(gram: Gram) -> Floats:
 
 
 def neighbour_distances(gram: Gram) -> Floats:
-    """‖u_i − u_j‖ to the ⌊n/2⌋-th nearest other row j. A minority of alike rows has too few of its own to be near.
+    """‖u_i − u_j‖ to the ⌊n/2⌋-th nearest other row j. Translation changes nothing.
 
-    Translation changes nothing.
+    In a minority of similar rows, each has too few similar rows to be near its ⌊n/2⌋-th neighbour.
     """
     return np.asarray(np.sort(np.sqrt(gram.distances_squared()), axis=1)[:, gram.n // 2])
 
@@ -83,9 +84,9 @@ def spectral_deviations(gram: Gram) -> Floats:
     """|p_i − median p|, p_i = ⟨u_i − c, v₁⟩: how far out the row is along the direction in which most rows vary.
 
     v₁ is the first eigenvector of Σ s_i s_iᵀ, s_i = (u_i − c) / ‖u_i − c‖ (spherical principal components, Locantore et
-    al., 1999), c the robust centre: every row counts the same, so a few huge ones cannot own v₁. Rows that share a
-    direction, as those of a collusion, add up in it, and honest noise in many dimensions does not. All are 0 where no
-    direction stands out. Take `robust_z` with the centre 0. Translation changes nothing.
+    al., 1999), c the robust centre. Every row counts the same, so a few huge rows cannot determine v₁. Rows that share
+    a direction, as colluding rows do, add up in it; honest noise in many dimensions does not. All are 0 where no
+    direction is the main one. Use `robust_z` with the centre 0. Translation changes nothing.
     """
     around = gram.mixed(np.eye(gram.n) - centre(gram))
     lengths = around.norms()
@@ -100,15 +101,15 @@ def spectral_deviations(gram: Gram) -> Floats:
 def closeness(gram: Gram) -> Floats:
     """ln(median_j e_j / e_i), e_i the distance to the nearest other row, of rows scaled to length 1.
 
-    Copies of one row score high (equal ones 14), noise on them makes it less, and the length of a copy plays no part.
-    Honest rows differ by their own noise at least, so for a majority of them it is near 0, and below 0 for a row
-    that is far from all others. A zero row has no direction, and is no row's copy. With less than three rows all are 0.
+    Copies of one row score high (equal ones 14). Noise on them lowers the score; the length of a copy changes nothing.
+    Honest rows differ by their own noise at least, so a majority of them scores near 0, and a row that is far from all
+    others scores below 0. A zero row has no direction, and is no row's copy. With fewer than three rows all are 0.
     """
     if gram.n < 3:
         return np.zeros(gram.n)
     norms, squares = gram.norms(), np.diag(gram.matrix)
     known = norms > NEGLIGIBLE * typical_norm(gram)
-    # ‖a/|a| − b/|b|‖² from the exact distance; the difference of norms from that of their squares.
+    # ‖a/|a| − b/|b|‖² from the exact distance; the difference of norms from the difference of their squares.
     sums = np.add.outer(norms, norms)
     gaps = np.divide(np.subtract.outer(squares, squares), sums, out=np.zeros_like(sums), where=sums > 0)
     apart = np.full(gram.matrix.shape, 2.0)
@@ -120,9 +121,13 @@ def closeness(gram: Gram) -> Floats:
 
 
 def turns_from_past(gram: Gram, history: History) -> Floats:
-    """1 − cos(u_i, h_i) in [0, 2], h_i what the client sent in the past: `gram.histories["average"]`.
+    """1 − cos(u_i, h_i) in [0, 2], where h_i is the client's past.
 
-    A client without a past, or without an update, has the median of the others: no evidence. 0 if nobody has one.
+    gram: the Gram of this round's rows.
+    history: the clients' moving averages, `gram.histories["average"]`.
+
+    A client without a past, or without an update, gets the median of the others: no evidence. All are 0 if no client
+    has a past.
     """
     norms = np.sqrt(np.maximum(np.diag(history.matrix), 0.0)) * gram.norms()
     known = norms > NEGLIGIBLE**2 * typical_norm(gram) ** 2
@@ -131,7 +136,12 @@ def turns_from_past(gram: Gram, history: History) -> Floats:
 
 
 def of_history(gram: Gram, history: History) -> tuple[Gram, np.ndarray]:
-    """The Gram of the k histories h_i that are not zero, and which rows (n,) bool they belong to. k may be 0."""
+    """The Gram of the k histories h_i that are not zero, and a mask (n,) bool of the rows that they belong to. k may be
+    0.
+
+    gram: the Gram of this round's n rows.
+    history: one of `gram.histories`.
+    """
     known = np.diag(history.matrix) > ROUNDING * typical_norm(gram) ** 2
     count = int(known.sum())
     return Gram(history.matrix[np.ix_(known, known)], np.full(count, 1.0 / max(count, 1))), known

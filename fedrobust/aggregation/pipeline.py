@@ -1,4 +1,4 @@
-"""A whole defence: stages that mix the updates, then the rule that makes one vector of them."""
+"""A whole defence: stages that mix the updates, then a rule that combines them into one vector."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ ArrayT = TypeVar("ArrayT", NDArray[Any], "Tensor")
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What one part of a pipeline made of the original rows.
+    """What one part of a pipeline computed for the original rows.
 
-    `scores` (n,): what it judged them by, higher is worse, NaN for a row that an earlier stage left out; None if it
-    judges none. `weights` (n,): their weights in the (prior-weighted) mean of the rows after a stage, or in the
-    aggregate; None if a rule gives none.
+    name: of the part.
+    scores: (n,) the scores of the rows, higher is worse, NaN for a row that an earlier stage left out; None if the part
+        does not score rows.
+    weights: (n,) the weights of the rows in the (prior-weighted) mean of the rows after a stage, or in the aggregate;
+        None if a rule gives no weights.
     """
 
     name: str
@@ -41,11 +43,18 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Aggregated:
-    """The aggregate (d,) float32, the weights of the original rows (n,) float64 (None: it has none), the Gram
-    (None: it was not asked for).
+    """The result of a pipeline.
 
-    The weights and the coefficients of the anchors give the aggregate, but for its noise:
-    Σ weights_i u_i + Σ anchors[name] v_name. `state` is for the next round's `Context`.
+    aggregate: (d,) float32.
+    weights: (n,) float64, of the original rows; None if the rule gives no weights.
+    anchors: the coefficient of each anchor.
+    gram: of the original rows; None if it was not computed.
+    steps: what each stage and the rule computed.
+    state: for the next round's `Context`.
+    notes: for the run's record, see `Combination`.
+
+    The weights and the coefficients of the anchors give the aggregate, but for its noise: Σ weights_i u_i + Σ
+    anchors[name] v_name.
     """
 
     aggregate: NDArray[np.float32]
@@ -59,10 +68,13 @@ class Aggregated:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What makes the aggregate, before it is made.
+    """How the aggregate will be computed.
 
-    `decided`: weights of the original rows, or a reduction of the rows `mixing` (m, n) makes of them (None: of the
-    original ones). `gram` is that of the original rows; `context` and `seen` are what the parts got and saw.
+    decided: weights of the original rows, or a reduction of the rows that `mixing` makes of them.
+    mixing: (m, n) the product of the stages' matrices; None: no stage mixes the rows.
+    gram: of the original rows.
+    context: what the parts could use.
+    seen: what each part saw.
     """
 
     decided: Combination | Reduction
@@ -74,29 +86,29 @@ class Decision:
 
 @dataclass
 class Memory:
-    """What `Pipeline.aggregate` carries from round to round, for rules that start from the last aggregate or remember
-    clients: hand the same one to every round. Row i is client i's in each of them.
+    """What `Pipeline.aggregate` carries from round to round. Pass the same object to every round.
 
-    `histories` are (clients, d) float32, a row for each client: a rule that asks for one needs that much memory.
+    Rules need it that start from the last aggregate or remember clients. Row i must be client i's in every round.
+    `histories` are (clients, d) float32, a row for each client: a rule that uses one needs that much memory.
     """
 
     round: int = 0
     previous: NDArray[np.float32] | None = None
     step: NDArray[np.float32] | None = None
-    """The last change of the global model, where that is not the last aggregate."""
+    """(d,) the last change of the global model, where it differs from the last aggregate."""
     state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     histories: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class AggregateOptions(TypedDict, total=False):
-    """What `Pipeline.aggregate`, `combination` and `explain` can be given beside the updates (n, d)."""
+    """The optional arguments of `Pipeline.aggregate`, `combination` and `explain`, besides the updates (n, d)."""
 
     samples: Sequence[float] | NDArray[Any] | None
     """Sample counts (n,), each counted up to twice the median; None: uniform weights."""
     f: ByzantineF | None
     """Byzantine rows: a count, a fraction of n, "auto", or None for as many as the parts allow."""
     seed: int
-    """Of the parts' random draws, by default 0."""
+    """The seed of the parts' random draws, by default 0."""
     previous: NDArray[Any] | None
     """The last aggregate (d,), for rules that start from it; by default that of `memory`."""
     root: NDArray[Any] | None
@@ -104,11 +116,14 @@ class AggregateOptions(TypedDict, total=False):
     layers: Sequence[tuple[str, tuple[int, ...]]]
     """Names and shapes of the model's tensors, in the order of the d coordinates."""
     memory: Memory | None
-    """What is carried from round to round."""
+    """What earlier rounds left, see `Memory`."""
 
 
 class Pipeline:
-    """`Pipeline([Clip(), NNM(), GeometricMedian()])`: any stages, in order, then one rule."""
+    """`Pipeline([Clip(), NNM(), GeometricMedian()])`: any stages, in order, then one rule.
+
+    Raises `ExperimentError` for other parts, and where a part cannot follow another one.
+    """
 
     def __init__(self, parts: Sequence[Stage | AnyRule]) -> None:
         kinds = [type(part).__name__ for part in parts]
@@ -129,40 +144,51 @@ class Pipeline:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What has to be revealed of the updates."""
+        """What the updates must reveal: "sum", "gram", "rows"."""
         return frozenset().union(*(part.needs for part in self.parts))
 
     @property
     def anchors(self) -> tuple[str, ...]:
-        """The public vectors that the rule wants in the Gram: "momentum", the last aggregate, "root", the server's."""
+        """The public vectors that the rule needs in the Gram: "momentum" is the last aggregate, "root" the server's own
+        update.
+        """
         return self.rule.anchors if isinstance(self.rule, Rule) else ()
 
     @property
     def histories(self) -> tuple[str, ...]:
-        """The histories of the clients' rows that the rule wants in the Gram: "sum", "average", "last"."""
+        """The histories of the clients' rows that the rule needs in the Gram: "sum", "average", "last"."""
         return self.rule.histories if isinstance(self.rule, Rule) else ()
 
     def gram(self, updates: Updates, context: Context, histories: Sequence[str] = ()) -> Gram:
-        """The Gram of `updates`, with all that the rule wants in it, and more histories.
+        """The Gram of the updates, with the anchors and histories that the rule needs.
 
-        `context.f` plays no part.
+        updates: n updates of d coordinates.
+        context: what is public in this round; its `f` is not used.
+        histories: names of further histories.
         """
         vectors = self.rule.vectors(context) if isinstance(self.rule, Rule) else {}
         return updates.gram(vectors, tuple(dict.fromkeys([*self.histories, *histories])))
 
     def run(self, updates: Updates, context: Context, gram: Gram | None = None) -> Aggregated:
-        """Aggregate `updates`.
+        """Aggregate the updates of one round.
 
-        gram: its Gram from `gram`, where the caller has it already, with any prior.
-        The caller has dropped rows that are not finite (`ClearUpdates.finite_rows`). NotRevealed if they keep secret
-        what a part needs; ExperimentError if n and f violate a bound.
+        updates: n finite rows: the caller has dropped the others, see `ClearUpdates.finite_rows`.
+        context: what is public in this round, with the Byzantine f as a number of rows.
+        gram: the Gram from `gram`, if the caller has it already, with any prior weights.
+
+        Raises `NotRevealed` if the updates keep secret what a part needs, and `ExperimentError` if n and f violate a
+        bound.
         """
         if gram is None:
             gram = Gram.unknown(updates.prior) if self.needs == {"sum"} else self.gram(updates, context)
         return self.carry_out(self.decide(updates, context, gram), updates)
 
     def carry_out(self, decision: Decision, updates: Updates) -> Aggregated:
-        """The aggregate of what was decided on for the rows of `updates`."""
+        """The aggregate, from what `decide` returned for these updates.
+
+        decision: of `decide`.
+        updates: the same updates.
+        """
         decided, steps, context = decision.decided, self._steps(decision), decision.context
         if not isinstance(decided, Combination):
             return Aggregated(updates.reduce(decided, decision.mixing), None, {}, decision.gram, steps)
@@ -175,10 +201,13 @@ class Pipeline:
         )
 
     def aggregate(self, updates: ArrayT, **options: Unpack[AggregateOptions]) -> ArrayT:
-        """The aggregate (d,) of `updates` (n, d), an array or a tensor of any floating type, in the same kind.
+        """The aggregate (d,), of the type of `updates`.
 
-        `AggregateOptions` says what else can be given. `memory` is brought up to date.
-        ExperimentError: a row with NaN or Inf (named), a bound that n and f violate, counts for a rule without weights.
+        updates: (n, d), an array or a tensor of any floating type.
+        options: see `AggregateOptions`. `memory` is updated.
+
+        Raises `ExperimentError` for a row with NaN or Inf (it is named), if n and f violate a bound, and for sample
+        counts with a rule that cannot use prior weights.
         """
         clear, decision = self._decided(updates, options)
         decided = decision.decided
@@ -199,9 +228,9 @@ class Pipeline:
         return cast("ArrayT", result.to(updates.dtype))
 
     def combination(self, updates: NDArray[Any] | Tensor, **options: Unpack[AggregateOptions]) -> Combination:
-        """The weights on the original rows, without the aggregate; arguments and errors as in `aggregate`.
+        """The weights of the original rows, without the aggregate; arguments and errors as in `aggregate`.
 
-        `memory` is read, and stays. ExperimentError for a rule that works on each coordinate by itself.
+        `memory` is read, not changed. Raises `ExperimentError` for a rule that works on each coordinate by itself.
         """
         _, decision = self._decided(updates, options)
         if not isinstance(decision.decided, Combination):
@@ -209,9 +238,9 @@ class Pipeline:
         return decision.decided
 
     def explain(self, updates: NDArray[Any] | Tensor, **options: Unpack[AggregateOptions]) -> tuple[Step, ...]:
-        """The score and the weight that each stage and the rule gave each row; arguments and errors as in `aggregate`.
+        """The score and the weight of each row at each stage and at the rule; arguments and errors as in `aggregate`.
 
-        `memory` is read, and stays.
+        `memory` is read, not changed.
         """
         _, decision = self._decided(updates, options, explained=True)
         return self._steps(decision)
@@ -219,7 +248,7 @@ class Pipeline:
     def _decided(
         self, updates: Any, options: AggregateOptions, explained: bool = False
     ) -> tuple[ClearUpdates, Decision]:
-        """The rows, and what makes the aggregate of them; `explained`: with a Gram in any case."""
+        """The rows, and how their aggregate is computed; `explained`: always with a Gram."""
         if unknown := options.keys() - AggregateOptions.__annotations__.keys():
             raise TypeError(
                 f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(AggregateOptions.__annotations__)}"
@@ -243,7 +272,7 @@ class Pipeline:
         gram = None
         if "gram" in self.needs or f == "auto":
             gram = self.gram(clear, context)
-        if gram is None or not (np.diag(gram.matrix) <= LARGEST_SQUARE).all():  # NaN is not
+        if gram is None or not (np.diag(gram.matrix) <= LARGEST_SQUARE).all():  # false for NaN, too
             _refuse_infinite(clear)
         if self.needs == {"sum"}:
             gram = gram or Gram.unknown(clear.prior)
@@ -255,10 +284,14 @@ class Pipeline:
     def decide(
         self, updates: Updates, context: Context, gram: Gram | None, kept: NDArray[np.bool_] | None = None
     ) -> Decision:
-        """What `run` does before it makes the aggregate; of the rows, only a rule on rows looks at them.
+        """How the aggregate will be computed. Only a rule on rows reads the rows themselves.
 
-        kept: (n,) the rows that count; the others are out before the first part. `context.clients` are those of all n.
-        Without a Gram, which only rules on rows allow, nothing is seen.
+        updates: n finite rows.
+        context: what is public in this round; its `clients` are those of all n rows.
+        gram: of the n rows; None, for rules on rows only: the parts see no Gram.
+        kept: (n,) bool, the rows that count; the others are left out before the first part. None: all rows count.
+
+        Raises `NotRevealed` and `ExperimentError` as `run` does.
         """
         for part in self.parts:
             if hidden := part.needs - updates.reveals:
@@ -292,7 +325,7 @@ class Pipeline:
         return Decision(decided, product, gram, context, tuple(seen))
 
     def _steps(self, decision: Decision) -> tuple[Step, ...]:
-        """How it came about."""
+        """What each stage and the rule computed."""
         decided, seen = decision.decided, decision.seen
         weights: list[Floats | None] = [after.gram.prior @ after.total for after in seen[1:] if after.total is not None]
         weights.append(decided.weights if isinstance(decided, Combination) else None)
@@ -305,15 +338,18 @@ class Pipeline:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What a part of a pipeline sees: mixed rows, the matrix `total` (m, n) that made them of the original ones (None:
-    they are the original ones), and whether rows were merged on the way."""
+    """What a part of a pipeline sees: a Gram of mixed rows, the matrix `total` (m, n) that made them from the original
+    rows (None: they are the original rows), and whether rows were merged on the way.
+    """
 
     gram: Gram
     total: Floats | None
     merged: bool
 
     def of_rows(self, scores: Floats | None) -> Floats | None:
-        """Scores (m,) of its rows for the original rows (n,): of those it went into, if rows were merged."""
+        """Scores (m,) of its rows, as scores (n,) of the original rows: where rows were merged, the mean over the rows
+        that an original row is part of.
+        """
         if scores is None or self.total is None or not self.merged:
             return scores
         parts = np.abs(self.total)
@@ -323,7 +359,10 @@ class _Seen:
 
 
 def misfit(parts: Sequence[PipelinePart]) -> str | None:
-    """Why these parts cannot follow each other; None if they can."""
+    """Why these parts cannot follow each other; None if they can.
+
+    parts: the stages, then the rule.
+    """
     merging = [part.name for part in parts if isinstance(part, Stage) and part.merges]
     remembers = parts[-1].per_client or bool(getattr(parts[-1], "histories", ()))
     if merging and remembers:

@@ -55,7 +55,7 @@ class Aggregation(Options):
         return Pipeline([*self.stages, self.rule])
 
     def refusal(self, n: int, asked: int | None = None, malformed: int = 0) -> str | None:
-        """Why n updates cannot be aggregated like this, so many having been asked for; None if they can."""
+        """Why n updates cannot be aggregated; None if they can. Arguments as for `byzantine_f`."""
         try:
             self.byzantine_f(n, asked, malformed)
         except ExperimentError as error:
@@ -63,13 +63,16 @@ class Aggregation(Options):
         return None
 
     def byzantine_f(self, n: int, asked: int | None = None, malformed: int = 0, gram: Gram | None = None) -> int:
-        """`f` for n rows; ExperimentError if the parts do not allow it among so many.
+        """`f` as a number of the n rows.
 
-        asked: how many clients were drawn for the round, n by default. A fraction is one of them. Rows are fewer where
-            clients are late, dropped out, in quarantine, or behind a mean over a group. They may all be honest, so that
-            lowers neither a count nor a fraction: the liars may all be among those who are left.
-        malformed: rows that arrived and were no update. Whoever sent them is faulty, so f falls by their number.
-        gram: of the n rows, for "auto"; without it "auto" stands for the largest. Both are of the n rows alone.
+        n: how many rows there are.
+        asked: how many clients were drawn for the round, n by default; a fraction refers to them. There are fewer rows
+            where clients are late, dropped out, in quarantine, or averaged over a group. All missing clients may be
+            honest, and all malicious ones among the rest, so missing rows lower neither a count nor a fraction.
+        malformed: how many rows arrived that were no updates. Their senders are faulty, so f falls by this number.
+        gram: of the n rows, for "auto"; without it, "auto" is the largest f. Both look at the n rows alone.
+
+        Raises `ExperimentError` if the parts do not allow this f for n rows.
         """
         f: ByzantineF = self.f
         if isinstance(f, float):

@@ -18,7 +18,7 @@ class Clip(Stage):
     """Scale updates down to a largest norm (Sun et al., 2019).
 
     u_i ← u_i min(1, c / ‖u_i‖). Needs G. Prior: row i keeps prior i. Clipping alone is no robust rule: it bounds what a
-    row can do to the mean. Byzantine rows can set a quantile above (n − f − 1) / (n − 1), which then bounds nothing.
+    row can do to the mean. Byzantine rows can set a quantile above (n − f − 1) / (n − 1); it then bounds nothing.
     """
 
     name: Literal["clip"] = "clip"
@@ -27,7 +27,7 @@ class Clip(Stage):
     """c: a norm in the unit of the updates, or the median or a quantile of the norms of this round's updates, each
     counted once."""
     quantile: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Which one, where the radius is a quantile: 1 is the largest norm."""
+    """Which quantile, with radius "quantile": 1 is the largest norm."""
 
     @model_validator(mode="after")
     def _one_radius(self) -> Clip:
@@ -40,7 +40,7 @@ class Clip(Stage):
         return gram.norms()
 
     def mix(self, gram: Gram, context: Context) -> Floats:
-        """A diagonal matrix."""
+        """The mixing matrix, diagonal."""
         norms = gram.norms()
         if isinstance(self.radius, str):
             return np.diag(shrink(norms, float(np.quantile(norms, self.quantile or 0.5))))
@@ -64,13 +64,13 @@ class NNM(Stage):
         return honest_majority(self.name, n, f)
 
     def scores(self, gram: Gram, context: Context) -> Floats:
-        """The mean of D²_ij over the n − f rows that are mixed."""
+        """The mean of D²_ij over the n − f rows that are averaged."""
         distances = gram.distances_squared()
         nearest = _nearest(distances, context.f)
         return np.asarray(np.take_along_axis(distances, nearest, axis=1).mean(axis=1))
 
     def mix(self, gram: Gram, context: Context) -> Floats:
-        """Each row has n − f entries 1 / (n − f)."""
+        """The mixing matrix: each row has n − f entries 1 / (n − f)."""
         nearest = _nearest(gram.distances_squared(), context.f)
         mixing = np.zeros((gram.n, gram.n))
         np.put_along_axis(mixing, nearest, 1.0 / nearest.shape[1], axis=1)
@@ -102,7 +102,7 @@ class ARC(Stage):
         return gram.norms()
 
     def mix(self, gram: Gram, context: Context) -> Floats:
-        """A diagonal matrix."""
+        """The mixing matrix, diagonal."""
         norms, clipped = gram.norms(), 2 * context.f * (gram.n - context.f) // gram.n
         return np.diag(shrink(norms, float(np.sort(norms)[gram.n - 1 - clipped])))
 
@@ -111,9 +111,9 @@ class Bucketing(Stage):
     """Means of random groups of rows (Karimireddy, He and Jaggi, ICLR 2022).
 
     A random order of the rows is cut into m = ⌈n / s⌉ buckets of s, the last one smaller, and each becomes its mean.
-    That makes rows of different hospitals more alike, and lets f rows spoil f of only m buckets: needs m ≥ 2f + 1, and
+    That makes rows of different hospitals more alike. But f rows can spoil f of only m buckets: needs m ≥ 2f + 1, and
     the rule that follows gets m rows of which f are Byzantine. Needs G. Prior: the mean of a bucket weighs its members,
-    and the bucket's prior is the sum of theirs, so that the mean of all stays as it is; a smaller bucket weighs less.
+    and the bucket's prior is the sum of theirs, so that the mean of all rows is the same; a smaller bucket weighs less.
     """
 
     name: Literal["bucketing"] = "bucketing"
@@ -121,7 +121,7 @@ class Bucketing(Stage):
     spreads: ClassVar[bool] = True
     claims: ClassVar[frozenset[str]] = frozenset({"translation", "scaling", "breakdown"})
     s: Annotated[int, Field(ge=1)] = 2
-    """Rows of a bucket."""
+    """Rows per bucket."""
 
     def bound(self, n: int, f: int) -> str | None:
         """Ensure m ≥ 2f + 1."""
@@ -133,7 +133,7 @@ class Bucketing(Stage):
         return -(-n // self.s)
 
     def mix(self, gram: Gram, context: Context) -> Floats:
-        """Each column has one entry."""
+        """The mixing matrix: each column has one entry."""
         order = context.generator.permutation(gram.n) if self.s > 1 else np.arange(gram.n)  # with n rows, i stays i
         mixing = np.zeros((self.rows(gram.n), gram.n))
         mixing[np.arange(gram.n) // self.s, order] = gram.prior[order]

@@ -1,4 +1,4 @@
-"""Trust: anomaly scores of a round's updates, the reputation that grows out of them, and what follows from it.
+"""Trust: anomaly scores of a round's updates, the reputations that result from them, and their consequences.
 
 One of six updates points the other way. It scores above one half, and after three such rounds its client is suspected:
 
@@ -50,10 +50,10 @@ class Trust(Options):
     """Anomaly scores and reputations of every round, and whether they act on the aggregate."""
 
     detector: Annotated[Detector, OneOf(Detector)] = RobustZ()
-    """What scores the updates of a round."""
+    """Scores the updates of a round."""
     reputation: Annotated[Reputation, OneOf(Reputation)] = BetaReputation()
-    """What the scores of all rounds add up to."""
+    """Turns the scores of all rounds into reputations."""
     quarantine: Quarantine = Quarantine()
-    """Who is left out, and who comes back."""
+    """Which clients are left out, and when they come back."""
     acts: bool = False
-    """Whether reputations multiply the prior weights and quarantine leaves clients out; else all is recorded only."""
+    """Whether reputations multiply the prior weights and quarantine leaves clients out; else both are only recorded."""

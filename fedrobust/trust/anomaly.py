@@ -1,4 +1,4 @@
-"""Anomaly scores: how far each update lies from the majority, told from the Gram matrix alone."""
+"""Anomaly scores: how far each update is from the majority, computed from the Gram matrix alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from fedrobust.options import Many, Options
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """`score` (n,) float64 in [0, 1], one for each row, and the `parts` (n,) it is made of, on the same scale.
+    """The scores of a round's rows.
 
-    `state` is what the detector gets back in the next round as `Context.state`: arrays, which go into the checkpoint.
+    score: (n,) float64 in [0, 1], one for each row.
+    parts: name → (n,), the parts that the score is made of, on the same scale.
+    state: arrays that the detector gets back in the next round as `Context.state`; they go into the checkpoint.
     """
 
     score: np.ndarray
@@ -28,22 +30,29 @@ class Scores:
 
 
 class Detector(Options):
-    """Scores the updates of a round: 0 is ordinary, 1 as strange as can be. Pure: its memory is handed about."""
+    """Scores the updates of a round: 0 is ordinary, 1 is as unusual as possible.
+
+    Pure: what it remembers is passed in and returned.
+    """
 
     name: str
 
     @property
     def histories(self) -> tuple[str, ...]:
-        """The histories of the clients' rows that it wants in the Gram; see `Updates.remembered`."""
+        """The histories of the clients' rows that it needs in the Gram; see `Updates.remembered`."""
         return ()
 
     @abstractmethod
     def score(self, gram: Gram, context: Context) -> Scores:
-        """The scores of the rows of `gram`, which are finite. `context.state` is that of its own last `Scores`."""
+        """The scores of the n rows.
+
+        gram: of the rows, which are finite, with the histories that the detector needs.
+        context: what is public in this round; `state` is that of the detector's own last `Scores`.
+        """
 
 
 AVERAGE = "average_"
-"""Begins the name of a part that looks at the moving averages of the clients' updates."""
+"""The prefix of parts that look at the moving averages of the clients' updates."""
 
 RobustZPart = Literal[
     "norm",
@@ -59,7 +68,7 @@ RobustZPart = Literal[
     "average_spectral",
     "average_duplicates",
 ]
-"""What `RobustZ` can look at."""
+"""The parts that `RobustZ` can use."""
 
 
 class RobustZ(Detector):
@@ -68,50 +77,51 @@ class RobustZ(Detector):
     z = (x − median) / (1.4826 · MAD) (Iglewicz and Hoaglin, 1993) of
     - `norm`: ‖u_i‖, both sides;
     - `cosine`: the cosine between u_i and the geometric median of all rows, low ones;
-    - `agreement`: the median cosine between u_i and the other rows, low ones. Up to half of all rows cannot make
-      themselves agree by being equal, whereas 8 of 20 may own the geometric median;
-    - `neighbours`: the distance to the ⌊n/2⌋-th nearest other row, large ones. A minority of equal rows has too few
-      of its own to look near;
+    - `agreement`: the median cosine between u_i and the other rows, low ones. Up to half of all rows cannot raise it
+      by being equal, whereas 8 of 20 may determine the geometric median;
+    - `neighbours`: the distance to the ⌊n/2⌋-th nearest other row, large ones. A minority of equal rows is too small
+      to make it small;
     - `spectral`: how far out u_i lies along the direction in which most rows vary (the first spherical principal
       component), both sides: rows that collude add up in it;
     - `duplicates`: ln of the distance to the nearest other row, all of length 1, small ones: copies, with noise on them
-      or not, of whatever length. A hospital whose update a malicious one copies looks like a copy, too;
-    - `consistency`: the cosine between u_i and the average of what the client sent before, low ones;
+      or not, of any length. A hospital whose update is copied looks like a copy, too;
+    - `consistency`: the cosine between u_i and the average of the client's earlier updates, low ones;
     - `average_cosine`, `average_agreement`, `average_neighbours`, `average_spectral`, `average_duplicates`: the same of
-      the moving averages of the clients' updates, up to the last round. What a client always does stays in them, its
-      noise does not: so a lie behind fresh noise shows here after some rounds, and a constant peculiarity as well.
-    A newcomer has no past, and 0 in the parts that need one. See `fedrobust.aggregation.outlyingness` for the formulas.
+      the moving averages of the clients' updates, up to the last round. The constant part of a client's updates stays
+      in them, its noise does not. So a malicious part behind fresh noise shows here after some rounds, and so does a
+      constant peculiarity of an honest client.
+    A new client has no past, and 0 in the parts that need one. See `fedrobust.aggregation.outlyingness` for formulas.
 
-    A part is z² / (z² + cutoff²); the score is the largest part, so that the reason is in sight. Priors play no role:
-    a sample count is the client's own claim.
+    A part is z² / (z² + cutoff²); the score is the largest part, so that the reason can be seen. Prior weights are not
+    used: a sample count is the client's own claim.
 
-    It measures strangeness, not malice: an honest hospital with rare data is strange too, and a lie within the spread
-    of the honest updates (ALIE, a small IPM among heterogeneous hospitals) need not be. Each further part finds more
-    liars and more honest hospitals.
+    It measures how unusual an update is, not malice. An honest hospital with rare data is unusual too; a malicious
+    update within the spread of the honest ones (ALIE, a small IPM among heterogeneous hospitals) need not be. Each
+    further part finds more attackers and more honest hospitals.
     """
 
     name: Literal["robust_z"] = "robust_z"
     parts: Many[RobustZPart] = Field(default=("norm", "cosine", "neighbours"), min_length=1)
-    """What it looks at."""
+    """The measures that it uses."""
     cutoff: float = Field(default=3.5, gt=0)
     """The z that scores one half."""
     floor: float = Field(default=0.05, gt=0)
-    """The least spread, as a share of the median norm or distance, and as a cosine: rows that agree raise no alarm."""
+    """The least spread, as a share of the median norm or distance, and as a cosine: rows that agree score low."""
 
     @property
     def histories(self) -> tuple[str, ...]:
-        """The averages, if a part looks at the past."""
+        """The averages, if a part uses them."""
         past = any(part == "consistency" or part.startswith(AVERAGE) for part in self.parts)
         return ("average",) if past else ()
 
     def score(self, gram: Gram, context: Context) -> Scores:
-        """The scores. With fewer than three rows there is no majority to differ from, and all are 0."""
+        """The scores. With fewer than three rows there is no majority, and all are 0."""
         z: dict[str, np.ndarray] = {part: self._z(part, gram) for part in self.parts}
         parts = {part: 1.0 - 1.0 / (1.0 + (values / self.cutoff) ** 2) for part, values in z.items()}
         return Scores(np.max(list(parts.values()), axis=0), parts)
 
     def _z(self, part: str, gram: Gram) -> np.ndarray:
-        """The z (n,) of a part, 0 on the side that is no reason for suspicion."""
+        """The z (n,) of a part; 0 on the side that is not suspicious."""
         if gram.n < 3 or not gram.norms().any():
             return np.zeros(gram.n)
         unit = far.typical_norm(gram)
@@ -126,7 +136,7 @@ class RobustZ(Detector):
             return far.robust_z(far.spectral_deviations(gram), self.floor * unit, centre=0.0)
         if part == "neighbours":
             values = far.neighbour_distances(gram)
-            # Rounding alone makes equal float32 rows differ.
+            # Equal float32 rows differ by rounding.
             floor = max(self.floor * float(np.median(values)), far.NEGLIGIBLE * unit)
         else:
             values, floor = _relative(part, gram), self.floor
@@ -134,7 +144,7 @@ class RobustZ(Detector):
 
 
 def _relative(part: str, gram: Gram) -> np.ndarray:
-    """The figures (n,) of the parts that have no unit."""
+    """The figures (n,) of a part that has no unit."""
     if part == "cosine":
         return far.cosine_distances_to_centre(gram)
     if part == "agreement":
@@ -145,13 +155,16 @@ def _relative(part: str, gram: Gram) -> np.ndarray:
 
 
 def detection(scores: np.ndarray, suspected: np.ndarray, malicious: np.ndarray) -> dict[str, float]:
-    """How well scores and suspicions fit the truth: `precision`, `recall` and `auroc`.
+    """How well scores and suspicions match the truth: `precision`, `recall` and `auroc`.
 
-    scores: (n,) anomaly scores; `auroc` is the chance that a malicious client has a higher one than an honest client,
-        ties counting one half. suspected, malicious: (n,) bool.
+    scores: (n,) anomaly scores; `auroc` is the chance that a malicious client has a higher score than an honest one,
+        ties counting one half.
+    suspected: (n,) bool.
+    malicious: (n,) bool.
 
-    A measure that has no value is left out: `precision` where nobody is suspected, `recall` where nobody is malicious,
-    `auroc` where either kind is missing. So with nobody malicious, all that can be found is a `precision` of 0.
+    A measure without a value is left out: `precision` where nobody is suspected, `recall` where nobody is malicious,
+    `auroc` where all clients are malicious or none is. So with no malicious client, the only possible entry is a
+    `precision` of 0.
     """
     hits = float(np.sum(suspected & malicious))
     found: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Each member's own anomaly score where only groups are seen: who explains the bad groups of all rounds."""
+"""Each member's own anomaly score where only groups are seen: which clients explain the bad groups of all rounds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from fedrobust.updates import Floats
 
 CERTAIN = 0.99
-"""A group's score counts up to this: at 1 the others in it could be cleared of nothing."""
+"""The largest score of a group that counts: with a score of 1, no other evidence could clear its members."""
 RIDGE = 0.1
-"""Pulls a client's blame to 0 where what is known does not tell it from that of others."""
+"""Pulls a client's blame to 0 where the data cannot separate it from the blame of others."""
 
 
 def no_blame(clients: int) -> dict[str, Floats]:
-    """What `members_scores` remembers before the first round."""
+    """The memory of `members_scores` before the first round, for so many `clients`."""
     return {"together": np.zeros((clients, clients)), "blame": np.zeros(clients)}
 
 
@@ -25,15 +25,17 @@ def members_scores(
     scores: Sequence[float] | Floats,
     forgetting: float = 0.9,
 ) -> tuple[dict[int, float], dict[str, Floats]]:
-    """Each member's own score, from the scores of the groups in this round and in those before; and the new memory.
+    """Each member's own score, from the scores of the groups in this round and in earlier ones; and the new memory.
 
-    memory: what this returned in the last round, or `no_blame`. groups: the members of each, by client id. scores: one
-    in [0, 1] for each group.
+    memory: the memory returned in the last round, or `no_blame`.
+    groups: the client ids of each group's members.
+    scores: one in [0, 1] for each group.
+    forgetting: the weight of a round, relative to the next one.
 
-    A group is taken to be as good as all its members together, 1 − s_g = Π_{i∈g} (1 − q_i), so −log(1 − s_g) =
-    Σ_{i∈g} z_i with z_i = −log(1 − q_i) ≥ 0. The z fit all groups of all rounds by non-negative least squares, a round
-    weighing `forgetting` times as much as the next one: a client that was once in a good group is cleared of the bad
-    ones that others explain. A member's score is q_i, at most that of its group now.
+    The model: a group is as good as all its members together, 1 − s_g = Π_{i∈g} (1 − q_i), so −log(1 − s_g) = Σ_{i∈g}
+    z_i with z_i = −log(1 − q_i) ≥ 0. The z fit all groups of all rounds by non-negative least squares: a client that
+    was once in a good group is cleared of the bad groups that other clients explain. A member's score is q_i, at most
+    that of its group now.
     """
     from scipy.linalg import cholesky, solve_triangular
     from scipy.optimize import nnls

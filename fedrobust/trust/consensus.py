@@ -1,4 +1,4 @@
-"""The anomaly score of the project's own defence: who does not belong to what the moving averages agree on."""
+"""The anomaly score of the project's own defence: which clients disagree with the majority of the moving averages."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ from fedrobust.aggregation.rules.adaptive import reached
 from fedrobust.trust.anomaly import Detector, Scores
 
 LONG = 1.5
-"""An update of so many times the usual norm begins to be long, and of twice that is as long as can be."""
+"""An update longer than this multiple of the usual norm counts as long; at twice the multiple, the part `length` is 1.
+"""
 
 
 class Consensus(Detector):
-    """Outlyingness by what the rule `adaptive` makes of the updates and their moving averages, whatever the rule is.
+    """Scores from the weights that the rule `adaptive` gives the updates, whatever the experiment's own rule is.
 
     q_i = w_i / max w, the weight that `adaptive` gives row i (of equal priors), r the norm that holds 3/4 of the
     weights. The parts are
-    - `consensus`: max(0, 1 − q_i / `least`) · (1 + min(1, ‖u_i‖ / median norm)) / 2: who counts for nothing; a row that
-      is short scores one half at most, as it can do little harm;
-    - `length`: (‖u_i‖ / r − 1.5) / 1.5, between 0 and 1: for a betrayer, whose average is good for some rounds more.
+    - `consensus`: max(0, 1 − q_i / `least`) · (1 + min(1, ‖u_i‖ / median norm)) / 2: rows of little weight; a short
+      row scores one half at most, as it can do little harm;
+    - `length`: (‖u_i‖ / r − 1.5) / 1.5, between 0 and 1: for a client that turns malicious, whose average stays good
+      for some rounds.
     The score is the larger one.
 
-    Unlike `robust_z` it finds colluders at 40 %, and few honest hospitals: those whose data are of one kind only, and
-    who do alike, count as copies of each other. docs/adaptive.md has figures.
+    Unlike `robust_z` it finds colluders at 40 %, and few honest hospitals: those with data of one kind only and
+    similar updates count as copies of each other. docs/adaptive.md has figures.
     """
 
     name: Literal["consensus"] = "consensus"
     rule: Adaptive = Adaptive()
     """The rule, with options of its own."""
     least: float = Field(default=0.2, gt=0, le=1)
-    """The weight, as a part of the greatest, from which on a row is above suspicion."""
+    """The weight, as a fraction of the greatest, from which on a row is not suspected."""
 
     @property
     def histories(self) -> tuple[str, ...]:
         return self.rule.histories
 
     def score(self, gram: Gram, context: Context) -> Scores:
-        """The scores. With fewer than three rows there is no majority to differ from, and all are 0."""
+        """The scores. With fewer than three rows there is no majority, and all are 0."""
         norms = gram.norms()
         if gram.n < 3 or not norms.any():
             zeros = np.zeros(gram.n)

@@ -1,7 +1,7 @@
 """The defence of a round: scores, reputations, quarantine, and the aggregate of the updates that are left.
 
-Pure: what is remembered is handed in and returned, and nothing changes until the caller keeps it. So a defence can be
-asked what it would make of other updates, which is what an attacker who knows it does.
+Pure: the memory is passed in and returned, and nothing changes until the caller stores the new one. So a defence can be
+asked for its answer to other updates. An attacker that knows the defence does that.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class DefenceMemory:
-    """What a defence remembers between rounds, but for the histories of updates, which lie where the updates lie."""
+    """What a defence remembers between rounds, except the histories of updates, which are stored with the updates."""
 
     trust: ReputationState
-    """Reputations and quarantine, by client id."""
+    """Reputations and quarantine: arrays indexed by client id."""
     rule: Arrays = field(default_factory=dict)
     detector: Arrays = field(default_factory=dict)
     previous: np.ndarray | None = None
@@ -43,32 +43,32 @@ class DefenceMemory:
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """What a defence makes of the n rows of a round.
+    """What a defence decides about the n rows of a round.
 
-    `memory` is what it remembers if the judgement stands, but for the aggregate and the step, which are not made yet.
+    `memory` is the new memory if the judgement is used, without the aggregate and the step, which are not computed yet.
     """
 
     gram: Gram
-    """With the priors that the aggregate is made with."""
+    """With the prior weights of the aggregate."""
     scores: Scores
-    """Of the rows, without parts where there is nothing to judge by."""
+    """Of the rows; without parts where there is no Gram to judge by."""
     anomaly: dict[int, float]
-    """Client → its own score, where there is one."""
+    """Client id → its own score, where there is one."""
     kept: NDArray[np.bool_]
-    """(n,) which rows count; the others are of clients in quarantine."""
+    """(n,) bool: which rows count; the others belong to clients in quarantine."""
     context: Context
     decision: Decision | None
-    """None where the rows that are left cannot be aggregated: see `skipped`."""
+    """None where the remaining rows cannot be aggregated: see `skipped`."""
     skipped: str | None
     memory: DefenceMemory
 
 
 @dataclass(frozen=True, eq=False)
 class DefendedRound:
-    """What came of a round."""
+    """The result of a round."""
 
     memory: DefenceMemory
-    """What is remembered; after an aggregate the coordinator adds the step that it makes of it: `stepped`."""
+    """The new memory; after an aggregate, the coordinator adds the step of the global model with `stepped`."""
     judgement: Judgement | None = None
     """None where nothing was opened that could be judged."""
     histories: Arrays | None = None
@@ -76,17 +76,21 @@ class DefendedRound:
     aggregated: Aggregated | None = None
     """None where the round is skipped."""
     skipped: str | None = None
-    """Why it is."""
+    """Why the round is skipped; None where it is not."""
 
     def stepped(self, step: Vector) -> DefenceMemory:
-        """What is remembered once the aggregate has changed the global model by `step` (d,)."""
+        """The memory after the aggregate has changed the global model by `step` (d,)."""
         return replace(self.memory, step=step)
 
 
 class Defence:
     """Detector, reputation, quarantine and pipeline of an experiment, as one.
 
-    `participants` are drawn for each round; `layers` say what the coordinates of an update are.
+    aggregation: the stages and the rule.
+    trust: detector, reputation, quarantine, and whether they act.
+    participants: how many clients are drawn for each round.
+    seed: the seed of the run.
+    layers: the tensors that the coordinates of an update belong to.
     """
 
     def __init__(
@@ -98,22 +102,22 @@ class Defence:
 
     @property
     def histories(self) -> tuple[str, ...]:
-        """The histories of the clients' rows that rule and detector want."""
+        """The histories of the clients' rows that the rule and the detector need."""
         return tuple(dict.fromkeys([*self.pipeline.histories, *self.trust.detector.histories]))
 
     def start(self, clients: int) -> DefenceMemory:
-        """What is remembered before the first round of so many clients: nothing."""
+        """The memory before the first round, for so many `clients`."""
         return DefenceMemory(self.trust.reputation.start(clients) | self.trust.quarantine.start(clients))
 
     def memory(self, arrays: Arrays, clients: int) -> DefenceMemory:
-        """What is remembered, by the `arrays` of a checkpoint, of so many clients; empty ones: it is the start."""
+        """The memory that `arrays` of a checkpoint hold, for so many `clients`; the start if they hold none."""
         if not (trust := below(arrays, "trust")):
             return self.start(clients)
         parts = below(arrays, "rule"), below(arrays, "detector")
         return DefenceMemory(trust, *parts, arrays.get("previous"), arrays.get("step"))
 
     def arrays(self, memory: DefenceMemory) -> Arrays:
-        """What is remembered, for a checkpoint; (d,) arrays only where the defence looks back at them."""
+        """The `memory` as arrays for a checkpoint; (d,) arrays only where the defence uses them again."""
         folders = {"trust": memory.trust, "rule": memory.rule, "detector": memory.detector}
         arrays = {f"{folder}/{name}": array for folder, own in folders.items() for name, array in own.items()}
         looks_back = self.pipeline.anchors or memory.rule or memory.detector
@@ -131,13 +135,13 @@ class Defence:
         rejected: Sequence[int] = (),
         malformed: int = 0,
     ) -> DefendedRound:
-        """Judge the rows of a round, and carry the judgement out; arguments as for `judge`.
+        """Judge the rows of a round, and compute the aggregate. Arguments as for `judge`.
 
-        Raises `NotOpened` where the rows show nothing to judge by; where they open no aggregate after that, the
-        judgement stands, and the round is skipped.
+        Raises `NotOpened` where the rows open nothing to judge by. If they open no aggregate after that, the judgement
+        is kept, and the round is skipped.
         """
         judgement = self.judge(memory, updates, clients, round, root, rejected, malformed)
-        # What shows no Gram matrix remembers no rows either.
+        # Updates without a Gram matrix remember no rows either.
         histories = updates.remembered(self.histories if "gram" in updates.reveals else ())
         done = DefendedRound(judgement.memory, judgement, dict(histories), skipped=judgement.skipped)
         if judgement.decision is None:
@@ -151,10 +155,14 @@ class Defence:
     def unjudged(
         self, memory: DefenceMemory, participants: Sequence[int], rejected: Sequence[int], reason: str
     ) -> DefendedRound:
-        """What comes of a round that is skipped for this `reason` before anything is judged.
+        """The result of a round that is skipped before any update is judged.
 
-        What is known of its clients is that some were `rejected`. Quarantine, which keeps a quorum of a round's
-        clients, follows with the next judgement.
+        memory: before the round.
+        participants: the clients drawn for the round.
+        rejected: those that sent no valid update. They are the only ones that the reputation learns about.
+        reason: why the round is skipped.
+
+        Quarantine, which keeps a quorum of a round's clients, is updated with the next judgement.
         """
         scores = dict.fromkeys(guilty(participants, rejected), 1.0)
         trust = memory.trust | self.trust.reputation.update(memory.trust, scores)
@@ -170,13 +178,18 @@ class Defence:
         rejected: Sequence[int] = (),
         malformed: int = 0,
     ) -> Judgement:
-        """What it makes of the rows of `updates`, which are finite and come from `clients` (n,), by ascending id.
+        """Judge the rows of a round: scores, reputations, quarantine, and the weights of the pipeline.
 
-        Where the rows are means over groups, `clients` are the members of all. `root` (d,) is the server's own update,
-        `rejected` are clients who sent what is no update; so many of them, `malformed`, sent a row that is none, see
-        `Aggregation.byzantine_f`.
+        memory: before the round.
+        updates: n finite rows, by ascending client id.
+        clients: int64 ids of the rows (n,); where the rows are means over groups, the members of all groups.
+        round: the number of the round.
+        root: (d,) the server's own update.
+        rejected: clients that sent no valid update.
+        malformed: how many of these sent a row that is no update; see `Aggregation.byzantine_f`.
 
-        Quarantine lowers no Byzantine f. Where the parts need more rows for it, the best in quarantine are let out.
+        Quarantine does not lower the Byzantine f. Where the parts need more rows for it, the clients in quarantine with
+        the best reputation are let out.
         """
         groups, n = updates.groups, updates.n
         context = Context(
@@ -221,7 +234,7 @@ class Defence:
     def _own_scores(
         self, memory: DefenceMemory, clients: NDArray[np.int64], groups: Sequence[Sequence[int]] | None, scores: Scores
     ) -> tuple[dict[int, float], Arrays]:
-        """Each client's own score, and what is remembered for the next round's."""
+        """Each client's own score, and what the detector remembers."""
         if groups is None:
             return dict(zip(clients.tolist(), scores.score.tolist(), strict=True)), dict(scores.state)
         everybody = len(self.trust.reputation.value(memory.trust))
@@ -230,7 +243,7 @@ class Defence:
         return dict(sorted(found.items())), {**scores.state, **blame}
 
     def _needed(self, left: int, n: int, malformed: int) -> int:
-        """How many of the n rows the Byzantine f needs, where `left` are too few for it and n are not; else 0."""
+        """How many of the n rows the Byzantine f needs, where `left` rows are too few for it and n are not; else 0."""
 
         def enough(count: int) -> bool:
             return self.aggregation.refusal(count, self.participants, malformed) is None
@@ -242,7 +255,7 @@ class Defence:
     def _trusted(
         self, state: ReputationState, scores: Mapping[int, float], rejected: Collection[int] = (), least: int = 1
     ) -> ReputationState:
-        """Reputations and quarantine after a round with these scores; `least` rows are not in quarantine."""
+        """Reputations and quarantine after a round with these scores; at least `least` rows are not in quarantine."""
         present = sorted(scores)
         after: ReputationState = state | self.trust.reputation.update(state, scores)
         paroled = self.trust.quarantine.due(state, present)
@@ -253,5 +266,9 @@ class Defence:
 
 
 def guilty(participants: Sequence[int], rejected: Sequence[int]) -> list[int]:
-    """Who is rejected, if that sets anybody apart: where all are, the fault may be the experiment's."""
+    """The rejected clients, unless all participants are rejected: then the fault may be in the experiment.
+
+    participants: the clients drawn for the round.
+    rejected: those that sent no valid update.
+    """
     return list(rejected) if len(rejected) < len(participants) else []

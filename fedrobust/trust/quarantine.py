@@ -1,4 +1,4 @@
-"""Quarantine: whom the coordinator leaves out of the aggregate, for how long, and who comes back."""
+"""Quarantine: which clients the coordinator leaves out of the aggregate, for how long, and when they come back."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fedrobust.trust.reputation import ReputationState
 
 
 class Quarantine(Options):
-    """Leaves the updates of clients of low reputation out, while they go on training as probes and are scored.
+    """Leaves clients of low reputation out of the aggregate. They go on training, and their updates are scored.
 
     A client goes in when its reputation falls below `enter`, and comes out when it rises above `leave`: without a gap
     it would go in and out from round to round. Then it is on probation: its reputation counts half, and one below
     `leave` sends it back at once. After `parole` rounds in quarantine it comes back on probation whatever its
-    reputation, and with that of a stranger: nobody is out for good because it is different.
+    reputation, and with that of a new client: no client is out for good because it is different.
 
-    So many of the clients with an update that the `quorum` would not be left are never in quarantine, nor so many that
-    too few would be left for the Byzantine f: those of the highest reputation then stay out of it, on probation; of
-    equals, the higher ids.
+    Quarantine always leaves enough of the clients that sent an update: a `quorum` of them, and as many as the Byzantine
+    f needs. If too few would be left, the clients of the highest reputation stay out of it, on probation; of equals,
+    the higher ids.
     """
 
     enter: float = Field(default=0.4, ge=0, le=1)
@@ -32,9 +32,10 @@ class Quarantine(Options):
     leave: float = Field(default=0.5, ge=0, le=1)
     """The reputation above which it comes back."""
     probation: int = Field(default=3, ge=0)
-    """How many rounds a client that comes back is on probation; only rounds in which it takes part count."""
+    """For how many rounds a client that comes back is on probation; only rounds in which it takes part count."""
     parole: int | None = Field(default=10, ge=1)
-    """Rounds in quarantine after which a client comes back anyway; null: never. Only rounds with it count."""
+    """Rounds in quarantine after which a client comes back anyway; null: never. Only rounds in which it takes part
+    count."""
     quorum: float = Field(default=0.5, gt=0, le=1)
     """The share of the clients with an update that stay, whatever their reputation; one of them at least."""
 
@@ -45,15 +46,19 @@ class Quarantine(Options):
         return self
 
     def start(self, clients: int) -> ReputationState:
-        """The state before the first round: nobody is in, nobody on probation.
+        """The state before the first round, for so many `clients`: no client is in quarantine or on probation.
 
-        `quarantined` (clients,) int64 is 1 for who is in, `served` the rounds that it has been in for, `probation` the
-        rounds of probation that are left.
+        Arrays (clients,) int64: `quarantined` is 1 for clients in quarantine, `served` the rounds they have been there,
+        `probation` the rounds of probation that are left.
         """
         return {name: np.zeros(clients, dtype=np.int64) for name in ("quarantined", "served", "probation")}
 
     def due(self, state: ReputationState, present: Sequence[int]) -> list[int]:
-        """The clients `present` that have been in for as long as anybody stays."""
+        """The clients that have been in quarantine for `parole` rounds.
+
+        state: before the round.
+        present: the clients of the round.
+        """
         if self.parole is None:
             return []
         return [client for client in present if state["quarantined"][client] and state["served"][client] >= self.parole]
@@ -67,11 +72,14 @@ class Quarantine(Options):
         rejected: Collection[int] = (),
         least: int = 1,
     ) -> ReputationState:
-        """The state after a round with the clients `present`; `state` itself stays. Who was absent stays as it is.
+        """The state after a round, as new arrays; absent clients keep their values.
 
-        reputation: (clients,) after the round. paroled: who comes back whatever it is, those that are `due`. rejected:
-        those of the present who sent what is no update: they are not of the quorum. least: how many of the others stay
-        at least, even if the quorum is less.
+        state: before the round.
+        reputation: (clients,) after the round.
+        present: ids of the clients that took part.
+        paroled: ids of those that come back whatever their reputation; see `due`.
+        rejected: ids of those that sent no valid update; they do not count for the quorum.
+        least: how many of the others stay out of quarantine at least, even if the quorum is less.
         """
         inside, probation = state["quarantined"].astype(bool), state["probation"].copy()
         here = np.zeros(len(inside), dtype=bool)
@@ -92,5 +100,7 @@ class Quarantine(Options):
         return {"quarantined": inside.astype(np.int64), "served": served, "probation": probation}
 
     def prior(self, state: ReputationState, reputation: np.ndarray) -> np.ndarray:
-        """What multiplies the prior of each client (clients,): its reputation, half of it on probation."""
+        """The factor on each client's prior weight, (clients,): its `reputation`, or half of it on probation, by
+        `state`.
+        """
         return np.asarray(reputation * np.where(state["probation"] > 0, 0.5, 1.0))

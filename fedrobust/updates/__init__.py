@@ -1,4 +1,4 @@
-"""The updates of one round, wherever they lie: every class of `Updates` gives their Gram matrix and a weighted sum.
+"""The updates of one round, wherever they are stored: every class of `Updates` gives a Gram matrix and a weighted sum.
 
 >>> import numpy as np
 >>> updates = ClearUpdates([np.array([[3.0, 4.0], [0.0, 2.0]])])

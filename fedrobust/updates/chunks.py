@@ -1,6 +1,6 @@
 """Arithmetic on chunks of columns: by torch, or by NumPy where torch is not installed. Both agree up to rounding.
 
-A chunk is a torch tensor (m, w) if torch is installed, whatever came in, else a NumPy array.
+If torch is installed, a chunk is a torch tensor (m, w), whatever type the updates have; otherwise it is a NumPy array.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from fedrobust.updates.gram import Floats
 
 Chunk = Any
-"""(m, w), or a line (w,) of one: a torch tensor or a NumPy array, float32 or float64."""
+"""(m, w), or one row (w,): a torch tensor or a NumPy array, float32 or float64."""
 BLOCK = 128
-"""Columns of one product within a chunk: so few that BLAS does not split a sum among its threads."""
+"""Columns of one product within a chunk: few enough that BLAS does not split a sum among its threads."""
 WITH_TORCH = find_spec("torch") is not None
-"""Whether chunks are tensors."""
+"""Whether chunks are torch tensors."""
 
 
 def empty(count: int, double: bool, device: Any) -> Chunk:
-    """An array (count,) without values, float64 or float32."""
+    """An uninitialised array (count,), float64 if `double`, else float32; with torch on `device`."""
     if not WITH_TORCH:
         return np.empty(count, dtype=np.float64 if double else np.float32)
     import torch
@@ -32,7 +32,7 @@ def empty(count: int, double: bool, device: Any) -> Chunk:
 
 
 def of(array: NDArray[Any]) -> Chunk:
-    """A chunk of the same memory."""
+    """A chunk that shares the memory of `array`."""
     if not WITH_TORCH:
         return array
     import torch
@@ -41,7 +41,7 @@ def of(array: NDArray[Any]) -> Chunk:
 
 
 def copy(chunk: Chunk, source: Any) -> None:
-    """Copy an array or a tensor into a chunk of its shape."""
+    """Copy `source`, an array or a tensor of the same shape, into `chunk`."""
     if isinstance(chunk, np.ndarray):
         np.copyto(chunk, source)
     elif isinstance(source, np.ndarray) and chunk.device.type == "cpu":  # by NumPy: torch warns of read-only arrays
@@ -53,13 +53,13 @@ def copy(chunk: Chunk, source: Any) -> None:
 
 
 def host(chunk: Chunk) -> NDArray[Any]:
-    """As a NumPy array."""
+    """`chunk` as a NumPy array."""
     found: NDArray[Any] = chunk if isinstance(chunk, np.ndarray) else chunk.cpu().numpy()
     return found
 
 
 def single(chunk: Chunk) -> NDArray[np.float32]:
-    """As a NumPy array of float32."""
+    """`chunk` as a NumPy array of float32."""
     if not isinstance(chunk, np.ndarray):
         return host(chunk.float())
     with np.errstate(over="ignore"):
@@ -67,22 +67,22 @@ def single(chunk: Chunk) -> NDArray[np.float32]:
 
 
 def like(chunk: Chunk, values: NDArray[Any]) -> Chunk:
-    """The values as a chunk of the type of `chunk`, where it lies."""
+    """`values` as a chunk of the type and on the device of `chunk`."""
     return values.astype(chunk.dtype) if isinstance(chunk, np.ndarray) else chunk.new_tensor(values)
 
 
 def double(chunk: Chunk) -> Chunk:
-    """In float64."""
+    """`chunk` in float64."""
     return chunk.astype(np.float64, copy=False) if isinstance(chunk, np.ndarray) else chunk.double()
 
 
 def sign(chunk: Chunk) -> Chunk:
-    """−1, 0 or 1."""
+    """−1, 0 or 1 for each value of `chunk`."""
     return np.sign(chunk) if isinstance(chunk, np.ndarray) else chunk.sign()
 
 
 def sqrt(chunk: Chunk) -> Chunk:
-    """√x."""
+    """The square root of each value of `chunk`."""
     return np.sqrt(chunk) if isinstance(chunk, np.ndarray) else chunk.sqrt()
 
 
@@ -96,7 +96,7 @@ def where(condition: Chunk, yes: Chunk | float, no: Chunk | float) -> Chunk:
 
 
 def filled(chunk: Chunk, value: float) -> Chunk:
-    """One of the same shape and type, full of a value."""
+    """A chunk of the shape and type of `chunk`, in which every element is `value`."""
     if isinstance(chunk, np.ndarray):
         return np.full_like(chunk, value)
     import torch
@@ -105,7 +105,7 @@ def filled(chunk: Chunk, value: float) -> Chunk:
 
 
 def total(chunk: Chunk, axis: int) -> Chunk:
-    """The sum along an axis, in float64."""
+    """The sum of `chunk` along an axis, in float64."""
     if isinstance(chunk, np.ndarray):
         return chunk.sum(axis, dtype=np.float64)
     import torch
@@ -114,7 +114,7 @@ def total(chunk: Chunk, axis: int) -> Chunk:
 
 
 def magnitudes(chunk: Chunk) -> Chunk:
-    """The bits of |x| in float32 as int32, which have the order of |x|."""
+    """The bits of |x| in float32 as int32, for each value x of `chunk`. They have the order of |x|."""
     if isinstance(chunk, np.ndarray):
         return np.abs(chunk.astype(np.float32)).view(np.int32)
     import torch
@@ -123,7 +123,7 @@ def magnitudes(chunk: Chunk) -> Chunk:
 
 
 def row_squares(chunk: Chunk) -> Floats:
-    """‖u_i‖² (m,) of each row, in float64."""
+    """‖u_i‖² (m,) in float64 of each row of `chunk` (m, w)."""
     if isinstance(chunk, np.ndarray):
         with np.errstate(over="ignore", invalid="ignore"):
             return np.asarray(np.linalg.norm(double(chunk), axis=1) ** 2)
@@ -133,7 +133,7 @@ def row_squares(chunk: Chunk) -> Floats:
 
 
 def combined(chunk: Chunk, weights: Floats) -> Chunk:
-    """Σ w_i u_i (w,) of float64 rows."""
+    """Σ w_i u_i (w,) of the rows of `chunk` (m, w), float64, with `weights` (m,)."""
     if isinstance(chunk, np.ndarray):
         return weights @ chunk
     import torch
@@ -142,7 +142,7 @@ def combined(chunk: Chunk, weights: Floats) -> Chunk:
 
 
 def mixed(chunk: Chunk, mixing: Floats) -> Chunk:
-    """`mixing` (k, m) @ rows."""
+    """The rows `mixing` (k, m) @ `chunk` (m, w): (k, w)."""
     if isinstance(chunk, np.ndarray):
         return mixing @ chunk
     import torch
@@ -151,12 +151,15 @@ def mixed(chunk: Chunk, mixing: Floats) -> Chunk:
 
 
 def centred_products(chunks: Iterable[Chunk], n: int) -> Floats:
-    """The products (N + 1, N + 1) of N centred rows and their reference, summed over column chunks (N + 1, w).
+    """The products (N + 1, N + 1) of N centred lines and their reference, summed over chunks of columns.
 
-    The chunks are of float64; it overwrites them: the n updates, then anchors and histories, then a last line as room
-    for the chunk's reference: the update of (lower) median norm. At least half of the updates are no smaller, so a few
-    huge ones cannot cost the others their digits. Products accumulate in float64, block by block and chunk by chunk, so
-    the bits depend on the values and the cutting alone.
+    chunks: chunks (N + 1, w) float64, which are overwritten. The lines are the n updates, then anchors and histories;
+        the last line is free, and gets the chunk's reference.
+    n: number of updates.
+
+    The reference of a chunk is the update of (lower) median norm. At least half of the updates are no smaller, so a few
+    huge updates cannot cost the others their digits. Products accumulate in float64, block by block and chunk by chunk,
+    so the bits depend only on the values and on how the columns are cut.
     """
     if not WITH_TORCH:
         return _products_by_numpy(chunks, n)

@@ -1,4 +1,4 @@
-"""Updates in the clear: every row is there, in one piece or in blocks, as NumPy arrays or torch tensors."""
+"""Updates in the clear: all rows are available, in one piece or in blocks, as NumPy arrays or torch tensors."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ LARGEST_SQUARE = 1e300
 
 
 class ClearUpdates(Updates):
-    """Every update in the clear. Blocks of rows stay where they are: only chunks of columns are copied.
+    """Updates that are not hidden. Blocks of rows are not copied, only chunks of columns.
 
-    blocks: arrays or tensors (k, d) of any floating type; read-only NumPy views and GPU tensors are welcome.
-    order: row i of the federation is row order[i] of the concatenated blocks; all of them, in place, by default.
+    blocks: arrays or tensors (k, d) of any floating type; read-only NumPy views and GPU tensors are allowed.
+    order: row i of the federation is row order[i] of the concatenated blocks; by default all rows, in their order.
     prior: (n,) positive, scaled to sum to 1; uniform by default.
-    histories: name → (clients, d), a row for each client id; `clients` (n,) are the rows' ids, 0 … n − 1 by default.
-    columns: (first, whole) where these are the columns from `first` on of updates with `whole` coordinates, whole
-        `sections` of them.
+    histories: name → (clients, d), a row for each client id.
+    clients: (n,) int64 the rows' client ids, 0 … n − 1 by default.
+    columns: (first, whole) if these are the columns from `first` on of updates with `whole` coordinates; they must be
+        whole `sections`. By default the updates are complete.
+
+    Raises `ValueError` where blocks, priors or columns do not fit, and where there is no row or no column.
     """
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
@@ -74,20 +77,20 @@ class ClearUpdates(Updates):
         self._anchors: dict[str, NDArray[Any]] = {}
 
     def subset(self, keep: NDArray[Any]) -> ClearUpdates:
-        """The same without the rows that are not in `keep`, a mask (n,) or indices; priors are rescaled."""
+        """The rows in `keep`, a mask (n,) or indices; priors are rescaled."""
         order, prior, clients = self.order[keep], self.prior[keep], self.clients[keep]
         return ClearUpdates(self.blocks, order, prior, self.histories, clients, self.columns)
 
     def finite_rows(self) -> NDArray[np.bool_]:
-        """(n,) whether a row can be aggregated: no NaN, no Inf, and a square that float64 can hold."""
-        return self.squares() <= LARGEST_SQUARE  # NaN is not
+        """(n,) bool: whether a row can be aggregated: no NaN, no Inf, and a squared norm that float64 can hold."""
+        return self.squares() <= LARGEST_SQUARE  # false for NaN, too
 
     def digests(self) -> list[str]:
         """(n,) a digest of each row: the SHA-256 of the digests of its sections."""
         return joined_digests(self.section_digests())
 
     def section_digests(self) -> list[list[bytes]]:
-        """For each section of these columns, the SHA-256 of each row's bytes there (n,)."""
+        """For each section of these columns, the SHA-256 of the bytes of each row (n,)."""
         first, found = self.columns[0], []
         for section in self._sections:
             columns, digests = slice(section.start - first, section.stop - first), []
@@ -103,7 +106,7 @@ class ClearUpdates(Updates):
         return np.asarray(np.sum(self.section_squares(), axis=0))
 
     def section_squares(self) -> list[Floats]:
-        """The same for each section of these columns."""
+        """(n,) ‖u_i‖² of each section of these columns."""
         found = []
         for section in self._sections:
             squares = [chunks.row_squares(chunk) for _, chunk in self._chunks([section], np.arange(self.n))]
@@ -111,11 +114,19 @@ class ClearUpdates(Updates):
         return found
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
-        """See `centred_products`; the same bits however the rows are split into blocks."""
+        """The Gram of the rows, from `centred_products`; the bits do not depend on how the rows are split into blocks.
+
+        anchors: name → (d,), public vectors.
+        histories: names of histories; see `Updates.remembered`.
+
+        Raises `ValueError` for an anchor of another length.
+        """
         return assembled(self.products(anchors, histories), self.prior, list(anchors or {}), histories)
 
     def products(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> list[Floats]:
-        """`centred_products` of each section of these columns; anchors hold these columns alone."""
+        """`centred_products` of each section of these columns; arguments and errors as for `gram`. `anchors` hold only
+        these columns, `histories` are names.
+        """
         self._anchors = {name: np.array(vector) for name, vector in (anchors or {}).items()}
         for name, vector in self._anchors.items():
             if vector.shape != (self.d,):
@@ -129,11 +140,13 @@ class ClearUpdates(Updates):
         return found
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
-        """The aggregate (d,) float32."""
+        """The aggregate (d,) float32 of a `combination`; its anchors are those of the last call of `gram`."""
         return chunks.single(self.weighted_sum(combination))
 
     def weighted_sum(self, combination: Combination) -> Any:
-        """The combination (d,) in the rows' own float32 or float64, on their device. Rows of weight 0 are not read."""
+        """The aggregate (d,) of a `combination`, in the rows' own float32 or float64, on their device. Rows of weight 0
+        are not read.
+        """
         used = np.flatnonzero(combination.weights)
         anchors = {name: value for name, value in combination.anchors.items() if value != 0.0}
         result = chunks.empty(self.d, self.double, self.device)
@@ -146,11 +159,13 @@ class ClearUpdates(Updates):
         return result
 
     def total(self, measure: Measure, mixing: Floats | None = None) -> NDArray[Any]:
-        """The sum over all chunks; section by section, so that shards change no bit."""
+        """The sum of `measure` over all chunks of the rows, or of `mixing` (m, n) @ rows; section by section, so that
+        shards change no bit.
+        """
         return np.asarray(np.sum(self.totals(measure, mixing), axis=0))
 
     def totals(self, measure: Measure, mixing: Floats | None = None) -> list[NDArray[Any]]:
-        """The sum over the chunks of each section."""
+        """The sum of `measure` over the chunks of each section of the rows, or of `mixing` (m, n) @ rows."""
         found = []
         for section in self._sections:
             figures = (measure(chunk, columns) for columns, chunk in self._mixed_rows(section, mixing))
@@ -158,11 +173,13 @@ class ClearUpdates(Updates):
         return found
 
     def reduce(self, reduction: Reduction, mixing: Floats | None = None) -> NDArray[np.float32]:
-        """The aggregate (d,) float32."""
+        """The aggregate (d,) float32: `reduction` of each chunk of the rows, or of `mixing` (m, n) @ rows."""
         return chunks.single(self.reduced(reduction, mixing))
 
     def reduced(self, reduction: Reduction, mixing: Floats | None = None) -> Any:
-        """The aggregate (d,) in the rows' own float32 or float64, on their device."""
+        """The same as `reduce` for the same `reduction` and `mixing`, but in the rows' own float32 or float64, on their
+        device.
+        """
         result = chunks.empty(self.d, self.double, self.device)
         for section in self._sections:
             for columns, chunk in self._mixed_rows(section, mixing):
@@ -170,9 +187,10 @@ class ClearUpdates(Updates):
         return result
 
     def remembered(self, names: Sequence[str], factors: Floats | None = None) -> dict[str, NDArray[np.float32]]:
-        """The histories (clients, d) after this round, as new arrays; clients that are not here keep theirs.
+        """The histories (clients, d) after this round, as new arrays; clients without a row keep theirs.
 
-        factors: the `clip_factors` of the whole rows, where these are some columns of them.
+        names: the histories, see `Updates.remembered`.
+        factors: (n,) the `clip_factors` of the whole rows, where this object holds only some of their columns.
         """
         if "average" in names and factors is None:
             factors = clip_factors(self.squares())
@@ -191,7 +209,7 @@ class ClearUpdates(Updates):
 
     @property
     def device(self) -> Any:
-        """Where the rows lie."""
+        """The device of the rows."""
         return getattr(self.blocks[0], "device", "cpu")
 
     @property
@@ -203,7 +221,9 @@ class ClearUpdates(Updates):
         return slice(columns.start - self.columns[0], columns.stop - self.columns[0])
 
     def _mixed_rows(self, section: slice, mixing: Floats | None) -> Iterator[tuple[slice, Any]]:
-        """Chunks of the rows in float32 or float64, or of `mixing @ rows` in float64; the next one overwrites them."""
+        """Chunks of the rows in float32 or float64, or of `mixing @ rows` in float64. Each chunk overwrites the last
+        one.
+        """
         double = self.double or mixing is not None
         for columns, chunk in self._chunks([section], np.arange(self.n), double=double):
             yield columns, chunk if mixing is None else chunks.mixed(chunk, mixing)
@@ -217,7 +237,9 @@ class ClearUpdates(Updates):
         spare: int = 0,
         double: bool = True,
     ) -> Iterator[tuple[slice, Any]]:
-        """Column chunks of the rows `used`, of anchors, histories and unset lines, in one buffer that is used again."""
+        """Column chunks of the rows `used`, of anchors, histories and `spare` free lines, in one buffer that is used
+        again.
+        """
         count, n = len(used) + len(anchors) + len(histories) * self.n + spare, len(used)
         buffer = chunks.empty(0, double, self.device)
         for section in cuts:
@@ -235,7 +257,7 @@ class ClearUpdates(Updates):
                 yield columns, lines
 
     def _past(self, history: NDArray[Any], columns: slice) -> NDArray[np.float32]:
-        """Columns of the history rows of the clients that are here (n, w); zeros for new ones."""
+        """Columns of the history (n, w) of the rows' clients; zeros for new clients."""
         rows = np.zeros((self.n, columns.stop - columns.start), dtype=np.float32)
         known = self.clients < len(history)
         rows[known] = history[self.clients[known], columns] if known.any() else 0.0
@@ -263,7 +285,7 @@ def _detached(block: Any) -> Any:
     if isinstance(block, np.ndarray):
         floating = np.issubdtype(block.dtype, np.floating)
     else:
-        torch = sys.modules.get("torch")  # who has a tensor has imported it
+        torch = sys.modules.get("torch")  # if there is a tensor, torch has been imported
         if torch is None or not isinstance(block, torch.Tensor):
             raise ValueError(f"updates must be an array or a tensor (n, d), found {type(block).__name__}")
         block, floating = block.detach(), block.is_floating_point()
@@ -282,5 +304,8 @@ def _summed(figures: Iterable[NDArray[Any] | None]) -> list[NDArray[Any]]:
 
 
 def joined_digests(sections: Sequence[Sequence[bytes]]) -> list[str]:
-    """(n,) the digests of rows from those of all their sections, however many places these lie in."""
+    """(n,) the digests of rows, from the digests of all their sections, whichever shards hold these.
+
+    sections: for each section, the SHA-256 of the bytes of each row (n,).
+    """
     return [sha256(b"".join(row)).hexdigest() for row in zip(*sections, strict=True)]

@@ -1,7 +1,7 @@
-"""The Gram matrix of the updates: all that most robust rules need to know of them.
+"""The Gram matrix of the updates: most robust rules need nothing else.
 
-A whole defence is then algebra on n × n matrices: pre-aggregations are (m, n) mixing matrices `M`, under which the
-Gram matrix becomes `M G Mᵀ`, and a rule ends in a linear combination of the rows.
+A whole defence is then algebra on n × n matrices. Pre-aggregations are (m, n) mixing matrices `M`, which turn the Gram
+matrix into `M G Mᵀ`; a rule returns a linear combination of the rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 ROUNDING = 2e-15
-"""A square below this part of the squares that it is the difference of is rounding."""
+"""A square below this fraction of the squares that were subtracted to get it is a rounding error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,11 @@ class Anchor:
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """A row h_i that the protocol keeps of each client beside its update u_i: all zero for a client that is new.
+    """A row h_i that is kept for each client beside its update u_i: all zero for a new client.
 
-    `matrix` is ⟨h_i, h_j⟩ (n, n), `cross` is ⟨u_i, h_j⟩ (n, n), `anchors` the products ⟨h_i, v⟩ (n,) by name.
+    matrix: ⟨h_i, h_j⟩ (n, n).
+    cross: ⟨u_i, h_j⟩ (n, n).
+    anchors: name → ⟨h_i, v⟩ (n,).
     """
 
     matrix: Floats
@@ -39,7 +41,7 @@ class History:
     anchors: Mapping[str, Floats] = field(default_factory=dict)
 
     def mixed(self, mixing: Floats) -> History:
-        """The same when both, rows and history, are mixed."""
+        """The history after `mixing` (m, n): rows and histories are mixed alike."""
         anchors = {name: mixing @ products for name, products in self.anchors.items()}
         return History(mixing @ self.matrix @ mixing.T, mixing @ self.cross @ mixing.T, anchors)
 
@@ -48,8 +50,11 @@ class History:
 class Combination:
     """What a rule decides: the vector Σ weights_i u_i + Σ anchors[name] v_name, plus Gaussian noise.
 
-    `noise` is the standard deviation of the noise that is added to every coordinate, `state` what the rule gets back
-    in the next round as `Context.state`, `notes` what the run's record should say, e.g. that a search was cut short.
+    weights: (n,) float64.
+    anchors: the coefficient of each anchor.
+    noise: standard deviation of the noise that is added to every coordinate.
+    state: what the rule gets back in the next round as `Context.state`.
+    notes: what the run's record should say, e.g. that a search was cut short.
     """
 
     weights: Floats
@@ -61,10 +66,15 @@ class Combination:
 
 @dataclass(frozen=True, eq=False)
 class Centred:
-    """The same rows, then anchors, seen from a common reference vector r: row i is share_i · r + c_i.
+    """The same rows, then the anchors, relative to a common reference vector r: row i is share_i · r + c_i.
 
-    Differences of rows are differences of the c_i, so distances keep their digits however large the part is that all
-    updates share. `products` is ⟨c_i, c_j⟩ (N, N), `with_reference` is ⟨c_i, r⟩ (N,), N = rows + anchors.
+    Differences of rows are differences of the c_i, so distances keep their digits however large the common part of all
+    updates is.
+
+    products: ⟨c_i, c_j⟩ (N, N), N = rows + anchors.
+    with_reference: ⟨c_i, r⟩ (N,).
+    squared_norm: ‖r‖².
+    share: (N,) share_i.
     """
 
     products: Floats
@@ -73,7 +83,7 @@ class Centred:
     share: Floats
 
     def uncentred(self) -> Floats:
-        """The Gram matrix (N, N) of the rows themselves. Rows below the rounding error of the reference are zero."""
+        """The Gram matrix (N, N) of the rows themselves. Rows below the rounding error of the reference become zero."""
         cross, common = np.outer(self.with_reference, self.share), self.squared_norm * np.outer(self.share, self.share)
         matrix = self.products + (cross + cross.T) + common
         beside = np.diag(self.products) + np.diag(common)
@@ -82,7 +92,7 @@ class Centred:
         return matrix
 
     def mixed(self, mixing: Floats) -> Centred:
-        """The same for the rows `mixing @ rows`."""
+        """The centred products of the rows `mixing @ rows`, for a matrix (M, N)."""
         products = mixing @ self.products @ mixing.T
         return Centred(
             products=(products + products.T) / 2,
@@ -94,10 +104,15 @@ class Centred:
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """The Gram matrix G_ij = ⟨u_i, u_j⟩ (n, n) float64 of the updates u = local − global, priors, anchors, histories.
+    """The Gram matrix of the updates u_i = local − global, with prior weights, anchors and histories.
 
-    `prior` (n,) sums to 1. `centred` holds the same products about a reference, for exact distances; without it the
-    distances come from `matrix`. Arrays are shared, not copied: treat them as read-only.
+    matrix: G_ij = ⟨u_i, u_j⟩ (n, n) float64.
+    prior: (n,) sums to 1.
+    anchors: name → products with a public vector.
+    centred: the same products about a reference, for exact distances; without it the distances come from `matrix`.
+    histories: name → products with a history.
+
+    Arrays are shared, not copied: treat them as read-only.
     """
 
     matrix: Floats
@@ -108,7 +123,7 @@ class Gram:
 
     @classmethod
     def unknown(cls, prior: Floats) -> Gram:
-        """For rules that need a sum only: the priors are known, the products, all NaN, are not."""
+        """A Gram for rules that need a sum only: with `prior` (n,), and NaN for all products."""
         return cls(np.full((len(prior), len(prior)), np.nan), prior)
 
     @property
@@ -117,15 +132,15 @@ class Gram:
         return len(self.matrix)
 
     def weighted(self, prior: Floats) -> Gram:
-        """The same with other priors (n,), scaled to sum to 1."""
+        """The same Gram with other prior weights `prior` (n,), scaled to sum to 1."""
         return replace(self, prior=prior / prior.sum())
 
     def norms(self) -> Floats:
-        """‖u_i‖ (n,)."""
+        """‖u_i‖ (n,) float64."""
         return np.sqrt(np.maximum(np.diag(self.matrix), 0.0))
 
     def distances_squared(self) -> Floats:
-        """‖u_i − u_j‖² (n, n), symmetric, with a zero diagonal."""
+        """‖u_i − u_j‖² (n, n) float64, symmetric, with a zero diagonal."""
         view, n = self._view(), self.n
         squares = np.diag(view.products)[:n]
         reference, share = view.with_reference[:n], np.subtract.outer(view.share[:n], view.share[:n])
@@ -134,7 +149,7 @@ class Gram:
         return np.maximum(distances, 0.0)
 
     def distances_squared_to(self, point: Combination) -> Floats:
-        """‖u_i − z‖² (n,) for the vector z that `point` stands for."""
+        """‖u_i − z‖² (n,) for the vector z that `point` describes."""
         view, n = self._view(), self.n
         used, coefficients = self._coefficients(point)
         products = view.products[:, used] @ coefficients
@@ -145,7 +160,7 @@ class Gram:
         return np.maximum(distances, 0.0)
 
     def squared_norm(self, point: Combination) -> float:
-        """‖z‖² of the vector z that `point` stands for; exact for small differences of rows too."""
+        """‖z‖² of the vector z that `point` describes; exact for small differences of rows, too."""
         view = self._view()
         used, coefficients = self._coefficients(point)
         share, reference = view.share[used] @ coefficients, view.with_reference[used] @ coefficients
@@ -153,17 +168,22 @@ class Gram:
         return max(0.0, float(square + share * (2.0 * reference + share * view.squared_norm)))
 
     def _coefficients(self, point: Combination) -> tuple[NDArray[np.intp], Floats]:
-        """Which of the rows, then anchors, `point` uses, and how much: products of unused anchors may be unknown."""
+        """The indices and coefficients of the rows, then anchors, that `point` uses: products of unused anchors may be
+        NaN.
+        """
         anchors = [point.anchors.get(name, 0.0) for name in self.anchors]
         coefficients = np.concatenate([point.weights, anchors])
         used = np.flatnonzero(coefficients)
         return used, coefficients[used]
 
     def mixed(self, mixing: Floats, merged: bool = False) -> Gram:
-        """The Gram of the rows `mixing @ rows`, for a mixing matrix (m, n).
+        """The Gram of the rows `mixing @ rows`.
 
-        Row i keeps prior i; where rows are merged, or m ≠ n, the prior of an original row goes to the mixed rows in
-        proportion to its coefficients in them, so that a bucket has the sum of its members'.
+        mixing: (m, n).
+        merged: whether rows are merged, as in buckets; always assumed if m ≠ n.
+
+        Row i keeps prior i. Where rows are merged, the prior of an original row is divided among the mixed rows, in
+        proportion to its coefficients in them; so a bucket has the sum of its members' priors.
         """
         m, n = mixing.shape
         prior = self.prior
@@ -201,10 +221,15 @@ class Gram:
 
 
 def assembled(products: Sequence[Floats], prior: Floats, anchors: Sequence[str], histories: Sequence[str]) -> Gram:
-    """The Gram of n = len(prior) updates from the `centred_products` of all their columns, part by part.
+    """The Gram of n = len(prior) updates, from the `centred_products` of all their columns.
 
-    The lines are the n updates, one for each anchor, n for each history, and the reference. The Gram of the rows
-    themselves is restored from the products with the reference.
+    products: (N + 1, N + 1) for each part of the columns. The lines are the n updates, one for each anchor, n for each
+        history, and the reference.
+    prior: (n,) sums to 1.
+    anchors: names of the anchors.
+    histories: names of the histories.
+
+    The Gram of the rows themselves is restored from the products with the reference.
     """
     total = np.sum(products, axis=0)  # one part after the other
     total = (total + total.T) / 2
@@ -214,7 +239,13 @@ def assembled(products: Sequence[Floats], prior: Floats, anchors: Sequence[str],
 
 
 def gram_of_lines(seen: Centred, prior: Floats, anchors: Sequence[str], histories: Sequence[str]) -> Gram:
-    """The Gram of n = len(prior) updates from the centred products of N lines: updates, anchors, n for each history."""
+    """The Gram of n = len(prior) updates, from the centred products of N lines.
+
+    seen: the lines: n updates, then one line for each anchor, then n for each history.
+    prior: (n,) sums to 1.
+    anchors: names of the anchors.
+    histories: names of the histories.
+    """
     n, known = len(prior), len(prior) + len(anchors)
     with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite: the caller looks at the diagonal
         matrix = seen.uncentred()

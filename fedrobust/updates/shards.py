@@ -1,4 +1,6 @@
-"""Updates in the clear whose columns lie in several places, e.g. processes or GPUs, none of which holds a whole row."""
+"""Updates in the clear whose columns are spread over several shards, e.g. processes or GPUs. No shard holds a whole
+row.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ from fedrobust.updates.interface import Measure, Updates, clip_factors, sections
 
 
 def shard_columns(d: int, shards: int) -> list[slice]:
-    """The columns of each of so many shards, or of fewer where d is small: whole sections, as even as can be."""
+    """The columns of each shard: whole sections, divided as evenly as possible.
+
+    d: number of columns.
+    shards: number of shards; there are fewer where d is small.
+    """
     cuts = sections(d)
     count = min(shards, len(cuts))
     edges = [len(cuts) * shard // count for shard in range(count + 1)]
@@ -23,15 +29,18 @@ def shard_columns(d: int, shards: int) -> list[slice]:
 
 
 def cut_columns(block: NDArray[Any], columns: Sequence[slice]) -> list[NDArray[Any]]:
-    """The block (k, d) in as many parts, each contiguous; the block itself where there is one."""
+    """The block (k, d) cut at `columns`: a contiguous array for each slice; the block itself if there is one slice."""
     return [block] if len(columns) == 1 else [np.ascontiguousarray(block[:, part]) for part in columns]
 
 
 class ShardedUpdates(Updates):
-    """n updates, of which each part holds the columns that `shard_columns` says.
+    """n updates whose columns are divided among parts as `shard_columns` says.
 
-    Partial products add up, weights go out, each part combines its columns. Since parts hold whole sections, and the
-    sums over sections are added last, the bits are those of one `ClearUpdates` with everything.
+    parts: the columns of each shard, in order.
+
+    The products of all parts are added up, and each part combines its own columns with the same weights. Parts hold
+    whole sections, and the sums over sections are added last, so the bits are those of one `ClearUpdates` with all
+    columns.
     """
 
     reveals: ClassVar[frozenset[str]] = ClearUpdates.reveals
@@ -42,7 +51,11 @@ class ShardedUpdates(Updates):
 
     @classmethod
     def of(cls, updates: Sequence[Any], prior: Sequence[float] | Floats | None = None) -> ShardedUpdates:
-        """Arrays or tensors (n, d_k), side by side the updates, each on a device of its own if you like."""
+        """Updates from arrays or tensors that each hold some columns.
+
+        updates: (n, d_k) each, side by side; each may be on its own device.
+        prior: (n,) positive, scaled to sum to 1; uniform by default.
+        """
         d, first, parts = sum(part.shape[1] for part in updates), 0, []
         for part in updates:
             parts.append(ClearUpdates([part], prior=prior, columns=(first, d)))
@@ -55,12 +68,12 @@ class ShardedUpdates(Updates):
         self.n, self.d, self.prior = len(prior), edges[-1], prior
 
     def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        """What each part's `method` answers to its arguments."""
+        """The results of each part's `method`, called with its own arguments."""
         each = arguments or [()] * len(self._columns)
         return [getattr(part, method)(*given) for part, given in zip(self._parts, each, strict=True)]
 
     def subset(self, keep: NDArray[Any]) -> ShardedUpdates:
-        """The same without the rows that are not in `keep`, a mask (n,) or indices; priors are rescaled."""
+        """The rows in `keep`, a mask (n,) or indices; priors are rescaled."""
         return ShardedUpdates(self._ask("subset", [(keep,)] * len(self._columns)))
 
     def digests(self) -> list[str]:
@@ -68,11 +81,11 @@ class ShardedUpdates(Updates):
         return joined_digests([section for part in self._ask("section_digests") for section in part])
 
     def finite_rows(self) -> NDArray[np.bool_]:
-        """(n,) whether a row can be aggregated: no NaN, no Inf, and a square that float64 can hold."""
+        """(n,) bool: whether a row can be aggregated: no NaN, no Inf, and a squared norm that float64 can hold."""
         return np.asarray(self._squares() <= LARGEST_SQUARE)
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
-        """The sum of the parts' products."""
+        """The Gram: the sum of the parts' products. Arguments and errors as for `ClearUpdates.gram`."""
         public = anchors or {}
         for name, vector in public.items():
             if vector.shape != (self.d,):
@@ -91,7 +104,7 @@ class ShardedUpdates(Updates):
         return np.asarray(np.sum([section for part in found for section in part], axis=0))
 
     def reduce(self, reduction: Any, mixing: Floats | None = None) -> NDArray[np.float32]:
-        """What the parts make of their columns, side by side."""
+        """The parts' results, side by side."""
         return np.concatenate(self._ask("reduce", [(reduction, mixing)] * len(self._columns)))
 
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:

@@ -1,4 +1,4 @@
-"""Rows that are known combinations of given lines: a defence judges them by algebra, with no pass over the rows."""
+"""Rows that are linear combinations of given lines: a defence can judge them by algebra, without reading the rows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from fedrobust.updates.interface import Measure, Reduction, Updates
 
 
 class Span:
-    """L lines (d,), the histories of n clients, and their products: one pass over the lines for each set of anchors.
+    """L lines (d,), the histories of n clients, and their products. The lines are read once for each set of anchors.
 
-    lines: what `ClearUpdates` takes as blocks. histories: name → (clients, d). clients: (n,) ids of the rows to come.
+    lines: the same as the blocks of `ClearUpdates`.
+    histories: name → (clients, d).
+    clients: (n,) int64 client ids of the rows to come.
     """
 
     def __init__(self, lines: Sequence[Any], histories: Mapping[str, NDArray[Any]], clients: NDArray[np.int64]) -> None:
@@ -24,9 +26,10 @@ class Span:
         self._known: dict[tuple[str, ...], Gram] = {}
 
     def gram(self, anchors: Mapping[str, np.ndarray], histories: Sequence[str]) -> Gram:
-        """The Gram of the lines; the anchors, then the clients' histories are its anchors.
+        """The Gram of the lines. Its anchors are the given anchors, then the clients' histories.
 
-        What it has once seen an anchor's name for, it does not look at again.
+        anchors: name → (d,), public vectors. Results are kept by name: a name always means the same vector.
+        histories: names of histories.
         """
         key = (*anchors, "", *histories)
         if key not in self._known:
@@ -35,7 +38,7 @@ class Span:
         return self._known[key]
 
     def rows(self, coefficients: Floats, prior: Floats) -> SpannedUpdates:
-        """The rows `coefficients` (n, L) @ lines, with priors (n,)."""
+        """The rows `coefficients` (n, L) @ lines, with prior weights `prior` (n,)."""
         return SpannedUpdates(self, coefficients, prior)
 
     def _past(self, name: str, client: int) -> NDArray[Any]:
@@ -44,7 +47,7 @@ class Span:
 
 
 class SpannedUpdates(Updates):
-    """The rows `coefficients` (n, L) @ lines as a protocol in the clear."""
+    """The rows `coefficients` (n, L) @ lines as updates in the clear."""
 
     reveals: ClassVar[frozenset[str]] = ClearUpdates.reveals
 
@@ -55,7 +58,7 @@ class SpannedUpdates(Updates):
         self._lines: Gram | None = None
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
-        """Their Gram, from that of the lines."""
+        """The Gram of the rows, from the Gram of the lines; arguments as for `Updates.gram`."""
         self._anchors = dict(anchors or {})
         self._lines = self._span.gram(self._anchors, histories)
         assert self._lines.centred is not None
@@ -66,34 +69,34 @@ class SpannedUpdates(Updates):
         return gram_of_lines(self._lines.centred.mixed(mixing), self.prior, list(self._anchors), histories)
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
-        """The aggregate (d,) float32."""
+        """The aggregate (d,) float32 that `combination` describes."""
         if self._lines is None:
             self.gram()
         lines = Combination(combination.weights @ self.coefficients, combination.anchors)
         return self._span.lines.combine(lines)
 
     def squared_distance(self, combination: Combination, point: Floats) -> float:
-        """‖z − p‖² of the aggregate z that `combination` stands for and p = point (L,) @ lines; after `gram`."""
+        """‖z − p‖² of the aggregate z that `combination` describes and p = `point` (L,) @ lines. Call `gram` first."""
         assert self._lines is not None
         return self._lines.squared_norm(
             Combination(combination.weights @ self.coefficients - point, combination.anchors)
         )
 
     def finite_rows(self) -> NDArray[np.bool_]:
-        """(n,) all True where the coefficients are finite: lines are."""
+        """(n,) bool: whether the coefficients of a row are finite. The lines are."""
         return np.asarray(np.isfinite(self.coefficients).all(axis=1))
 
     def subset(self, keep: NDArray[Any]) -> Updates:
-        """The same without the rows that are not in `keep`, a mask (n,) or indices."""
+        """The rows in `keep`, a mask (n,) or indices, and no others."""
         span = Span(self._span.lines.blocks, self._span.histories, self._span.clients[keep])
         return SpannedUpdates(span, self.coefficients[keep], self.prior[keep])
 
     def total(self, measure: Measure, mixing: Floats | None = None) -> NDArray[Any]:
-        """The sum of what `measure` says of each chunk of the rows, or of the rows `mixing @ rows`."""
+        """See `Updates.total`: `measure` of the rows, or of `mixing @ rows`."""
         return self._span.lines.total(measure, self._mixed(mixing))
 
     def reduce(self, reduction: Reduction, mixing: Floats | None = None) -> NDArray[np.float32]:
-        """What `reduction` makes of each chunk of the rows, or of the rows `mixing @ rows`, side by side (d,)."""
+        """See `Updates.reduce`: `reduction` of the rows, or of `mixing @ rows`."""
         return self._span.lines.reduce(reduction, self._mixed(mixing))
 
     def _mixed(self, mixing: Floats | None) -> Floats:
