@@ -1,4 +1,4 @@
-"""Duels: an attacker is searched against a defence, the defence tuned against what was found, and so on."""
+"""Duels: search for an attack against a defence, tune the defence against the attacks found, and so on."""
 
 from fedrobust.duel.file import Duel
 from fedrobust.duel.match import DuelPlan, load_duel

@@ -1,4 +1,4 @@
-"""A duel file: defences, the attacks that everybody knows, and what each side may search."""
+"""A duel file: defences, the attacks that both sides know, and what each side may search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedrobust.tuning.samplers import Sampler, Tpe
 from fedrobust.tuning.sweep import OWN
 
 SEARCHED = "searched"
-"""What the names of the attacks that a duel has found begin with."""
+"""The first word of the names of attacks that a duel has found."""
 
 
 class Side(Options):
@@ -39,11 +39,11 @@ class TunedDefence(Options):
     options: dict[str, Any] = Field(min_length=1)
     """The options that make it, by dotted path: `aggregation`, `trust`."""
     space: dict[str, Any] = Field(default_factory=dict)
-    """What is tuned in it, as the space of a sweep file; nothing, and it stays what it is."""
+    """What is tuned in it, as the space of a sweep file; if empty, the defence stays as it is."""
 
 
 class Goal(Objective):
-    """What the defence wants to be large, or small, and the attacker the other way round."""
+    """What the defence maximizes, or minimizes, while the attacker does the opposite."""
 
     metric: str = "test/balanced_accuracy"
     """Name of the metric, as MLflow shows it."""
@@ -72,13 +72,13 @@ class Duel(StudyOptions):
     turns: int = Field(default=2, ge=1, le=1000)
     """Turns of each side; the attacker begins."""
     objective: Goal = Goal()
-    """What is fought for."""
+    """The objective of both sides."""
     seeds: Seeds = Field(default=(1,), min_length=1)
     """Both sides search on these."""
     fresh: Seeds = Field(default=(11, 12, 13), min_length=1)
     """Each turn is judged on these; none of them is one of `seeds`."""
     parallel: int = Field(default=2, ge=1, le=1000)
-    """Trials of a batch; see a sweep file."""
+    """Trials of a batch, as in a sweep file."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,4 +1,4 @@
-"""A duel, composed: what each side knows after a turn, the sweeps of the turns, and the runs that judge them."""
+"""A duel with its experiments: the state after each turn, the sweeps of the turns, and the runs that judge them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from fedrobust.tuning.objectives import unknown
 from fedrobust.tuning.sweep import Sweep, SweepPlan
 
 Role = Literal["fixed", "attacker", "defender"]
-"""Whose turn it is; `fixed` comes before all others: nobody has searched yet."""
+"""The side whose turn it is; `fixed` is the first turn, before any search."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A defence as it is now, and the attacks that are known against it."""
+    """A defence in its current state, and the attacks that both sides have against it so far."""
 
     defence: str
     options: Mapping[str, Any]
-    """Those that make it, by dotted path, each applied after the ones before it."""
+    """The options that make it, by dotted path, applied in this order."""
     attacks: Mapping[str, list[Any]]
     turn: str = "fixed"
     """The last turn in which it changed, e.g. `defender 1`."""
 
     def after(self, side: Role, number: int, chosen: Mapping[str, Any]) -> Standing:
-        """What becomes of it in a turn in which a side has chosen these options."""
+        """Return the state after turn `number` of `side`, in which it has chosen the options `chosen`."""
         now = replace(self, turn=f"{side} {number}")
         if side == "attacker":
             return replace(now, attacks={**self.attacks, f"{SEARCHED} {number}": chosen["attacks"]})
@@ -42,10 +42,10 @@ class Standing:
 
 
 class DuelPlan:
-    """A duel that can be fought: every experiment that it begins with is one."""
+    """A duel whose options and first experiments have been checked."""
 
     def __init__(self, duel: Duel, draft: Draft) -> None:
-        """`draft` is the file of the duel. Raises `ExperimentError` with a line for everything that is wrong."""
+        """`duel`: the options; `draft`: the file of the duel. Raises `ExperimentError` with a line for each error."""
         self.duel = duel
         self._draft = draft
         self._composer = Composer(duel, draft)
@@ -53,14 +53,14 @@ class DuelPlan:
 
     @cached_property
     def samples(self) -> list[Experiment]:
-        """A run of each defence, on a seed that is searched on, and on a fresh one."""
+        """A run of each defence on a search seed, and on a fresh one."""
         begun = [self.begin(name) for name in self.duel.defences]
         seeds = (self.duel.seeds[0], self.duel.fresh[0])
         return [self.experiment(each, next(iter(each.attacks)), seed) for each in begun for seed in seeds]
 
     @property
     def turns(self) -> list[tuple[Role, int, str]]:
-        """The turns in order: whose it is, its number, and the defence; a defence without a space has no defender."""
+        """The turns in order: side, number, and defence; a defence without a space has no defender."""
         sides: list[tuple[Role, int]] = [("fixed", 0)]
         for number in range(1, self.duel.turns + 1):
             sides += [("attacker", number), ("defender", number)]
@@ -68,11 +68,11 @@ class DuelPlan:
         return [(side, n, name) for side, n in sides for name in defences if side != "defender" or defences[name].space]
 
     def begin(self, defence: str) -> Standing:
-        """A defence as the file has it, and the fixed attacks."""
+        """Return a defence with the options of the file, and the fixed attacks."""
         return Standing(defence, self.duel.defences[defence].options, self.duel.attack_lists)
 
     def experiment(self, standing: Standing, attack: str, seed: int) -> Experiment:
-        """A run of a defence under one of the known attacks. Raises `ExperimentError` where they do not go together."""
+        """Return a run of a defence under one of its attacks. Raises `ExperimentError` if they do not fit together."""
         draft, name = self._composer.base, standing.defence
         for path, value in standing.options.items():
             part = "options" if path in self.duel.defences[name].options else "space"
@@ -82,7 +82,7 @@ class DuelPlan:
         return self._composer.run(draft, label, seed)
 
     def search(self, standing: Standing, side: Role, number: int) -> SweepPlan:
-        """The sweep of a turn. Raises `ExperimentError` with a line for everything that is wrong in it."""
+        """Return the sweep of a turn. Raises `ExperimentError` with a line for each error in it."""
         duel, objective = self.duel, self.duel.objective.model_dump()
         given = CommentedMap(
             name=f"{duel.name} {standing.defence} {side} {number}",
@@ -90,7 +90,7 @@ class DuelPlan:
             changes=_then(duel.changes, standing.options),
             trials=(duel.attacker if side == "attacker" else duel.defender).trials,
             seeds=list(duel.seeds),
-            seed=number,  # a defence may be the same as in the last turn: the search is not
+            seed=number,  # a defence may be unchanged since the last turn, but its search must differ
             parallel=duel.parallel,
         )
         moves: dict[Keys, Keys] = {(side, "sampler"): ("sampler",)}
@@ -109,8 +109,8 @@ class DuelPlan:
             raise error.each(partial(_back, [(_dotted(new), _dotted(old)) for old, new in moved])) from None
 
     def _check(self) -> None:
-        """Compose every defence with every fixed attack, and the first search of each side; what is wrong is said
-        once, with the defences where it is not so with all of them."""
+        """Compose every defence with every fixed attack, and the first search of each side. Each error is reported
+        once, with the defences that have it unless all do."""
         mistakes = Mistakes()
         for name in self.duel.defences:
             mistakes.attempt(partial(self._check_defence, name), name)
@@ -131,23 +131,26 @@ class DuelPlan:
 
 
 def load_duel(path: str | Path, overrides: Iterable[str] = ()) -> DuelPlan:
-    """Read a duel file, with `overrides` such as `"turns=1"`, and check the experiments that it begins with.
+    """Read a duel file, and check its first experiments.
 
-    Raises `ExperimentError` with one line for each thing that is wrong, as `fedrobust.load` does.
+    path: the file.
+    overrides: texts such as `"turns=1"`.
+
+    Raises `ExperimentError` with one line for each error, as `fedrobust.load` does.
     """
     draft = Draft.read(path, overrides)
     return DuelPlan(draft.checked(Duel), draft)
 
 
 def _then(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, so that what comes later is applied later: `aggregation.f` counts in what `aggregation` was set to."""
+    """Merge both so that `later` is applied last: `aggregation.f` changes what `aggregation` was set to."""
     return {path: value for path, value in first.items() if path not in later} | dict(later)
 
 
 def _moved(draft: Draft, moves: Mapping[Keys, Keys], given: CommentedMap) -> dict[Keys, Origin]:
-    """Put parts of a file into `given` under other keys, with their lines; returns the origins of the rest.
+    """Copy parts of a file into `given` under other keys, with their lines; return the origins of values set later.
 
-    What the file does not have is left out.
+    Parts that the file does not have are left out.
     """
     for old, new in moves.items():
         source: Any = draft.tree
@@ -172,7 +175,7 @@ def _moved(draft: Draft, moves: Mapping[Keys, Keys], given: CommentedMap) -> dic
 
 
 def _back(moves: Sequence[tuple[str, str]], problem: Problem) -> Problem:
-    """A problem of a sweep as one of the duel's file, which its parts were moved from."""
+    """Turn a problem of a sweep into one of the duel's file, from which the sweep's options were taken."""
     for here, there in moves:
         problem = problem.moved(here, there)
     return problem

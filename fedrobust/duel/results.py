@@ -1,4 +1,4 @@
-"""What a duel leaves: a line for each turn, and the curve of each defence."""
+"""The results of a duel: a line for each turn, and a curve for each defence."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from fedrobust.texts import cell, code, fit, markdown
 from fedrobust.tuning.objectives import Direction, Objective
 
 FIXED = "fixed"
-"""The first turn: nobody has searched yet."""
+"""The first turn, before any search."""
 AGAIN = "When the duel is started again with the same command"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A defence after a turn, measured on the fresh seeds against every attack that is known then."""
+    """A defence after a turn, measured on the fresh seeds against all attacks found so far."""
 
     defence: str
     side: str
     """`fixed`, `attacker` or `defender`."""
     number: int
     by_attack: Mapping[str, float]
-    """The objective under each known attack; where the turn failed, under those whose runs did not."""
+    """The objective under each attack; if the turn failed, only for attacks without a failed run."""
     by_seed: Mapping[str, Mapping[int, float]]
     """Attack → fresh seed → the objective of that run."""
     chosen: Mapping[str, Any]
-    """What the side has found in this turn: options by dotted path."""
+    """The options that the side has found in this turn, by dotted path."""
     direction: Direction = "maximize"
-    """What the defence wants of the objective."""
+    """Whether the defence wants to maximize or to minimize the objective."""
     failed: str = ""
-    """Why the turn has no value; the defence then takes no further one."""
+    """Why the turn has no value; the defence then takes no further turn."""
 
     @property
     def worst(self) -> str:
-        """The known attack that hurts most; of a turn that failed, none."""
+        """The attack that does the most harm; an empty text if the turn failed."""
         if self.failed:
             return ""
         choose = min if self.direction == "maximize" else max
@@ -55,19 +55,23 @@ class Turn:
 
     @property
     def value(self) -> float:
-        """The objective under that attack; NaN of a turn that failed."""
+        """The objective under that attack; NaN if the turn failed."""
         return math.nan if self.failed else self.by_attack[self.worst]
 
     @property
     def label(self) -> str:
-        """What the picture calls it."""
+        """The name of the turn in the picture."""
         return "fixed attacks" if self.side == FIXED else f"{self.side} {self.number}"
 
 
 def write_results(folder: Path, name: str, objective: Objective, turns: Sequence[Turn], complete: bool = True) -> None:
-    """Write `turns.csv`, a line for each turn and attack, `duel.md` and, of turns that have a value, `duel.png`.
+    """Write `turns.csv`, a line for each turn and attack, `duel.md` and, if any turn has a value, `duel.png`.
 
-    complete: False says that the duel was stopped.
+    folder: must exist.
+    name: of the duel.
+    objective: its objective.
+    turns: those so far.
+    complete: False if the duel was stopped.
     """
     with (folder / "turns.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
@@ -90,7 +94,7 @@ def write_results(folder: Path, name: str, objective: Objective, turns: Sequence
 
 
 def turns_written(folder: Path) -> int:
-    """How many turns the table of an earlier sitting has."""
+    """Return the number of turns in the table of an earlier execution."""
     if not (table := folder / "turns.csv").exists():
         return 0
     with table.open(encoding="utf-8", newline="") as file:
@@ -98,7 +102,10 @@ def turns_written(folder: Path) -> int:
 
 
 def page(name: str, objective: Objective, turns: Sequence[Turn], complete: bool = True) -> str:
-    """The duel as Markdown: a line for each defence, a column for each turn, what was found, and what failed."""
+    """Return the duel as Markdown: a line for each defence, a column for each turn, what was found, and what failed.
+
+    Arguments as in `write_results`.
+    """
     labels = list(dict.fromkeys(turn.label for turn in turns))
     lines = [f"# {markdown(name)}", "", f"{code(objective.metric)} under the worst known attack, on fresh seeds.", ""]
     if not complete:
@@ -131,9 +138,11 @@ def _shown(turn: Turn) -> str:
 
 @drawing()
 def curve_figure(objective: Objective, turns: Sequence[Turn], before: str = "") -> Figure:
-    """The objective under the worst known attack after each turn, a line for each defence; `before` the title.
+    """Draw the objective under the worst attack after each turn, a line for each defence.
 
-    `turns` are those that did not fail.
+    objective: its metric is the label of the axis.
+    turns: those that did not fail.
+    before: put in front of the title.
     """
     labels = list(dict.fromkeys(turn.label for turn in turns))
     names = list(dict.fromkeys(turn.defence for turn in turns))

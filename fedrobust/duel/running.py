@@ -30,7 +30,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class DuelResult:
-    """What a duel leaves."""
+    """The result of a duel."""
 
     folder: Path
     match: DuelPlan
@@ -49,14 +49,17 @@ def run_duel(
 ) -> DuelResult:
     """Run what is missing of a duel, and write its table and its picture.
 
-    The search of a turn is a sweep with a folder of its own below the duel's. A duel with more turns goes on where it
-    ended. A turn fails where no trial of its search is completed, or a run that judges it fails or has no finite
-    figure; its defence then takes no further turn, and the others go on. `watch` hears of turns, and of the trials of
-    each search.
+    The search of a turn is a sweep with its own folder inside the duel's. A duel with more turns continues where it
+    ended. A turn fails if no trial of its search is completed, or if a run that judges it fails or has no finite
+    figure; its defence then takes no further turn, and the others go on.
 
-    For teams, out and pool, and for what is raised before the first run, see `fedrobust.studies.study.open_study`; for
-    what ends a duel, see `Study.make_all`: all that is finished stays. Raises `FederationError` where every turn has
-    failed, when all is written, `StorageError`, and `ExperimentError` where a search is another one than was begun.
+    match: the duel.
+    watch: receives the turns, and the trials of each search.
+    storage: address of the Optuna storage.
+
+    For teams, out and pool, and for errors before the first run, see `fedrobust.studies.study.open_study`; for errors
+    that end a duel, see `Study.make_all`: finished runs are kept. Raises `FederationError` if every turn has failed,
+    after all files are written, `StorageError`, and `ExperimentError` if a search is not the one that was begun.
     """
     duel, watch = match.duel, watch or Unwatched()
     turns = list[Turn]()
@@ -64,7 +67,7 @@ def run_duel(
         folder, tracker, runs = study.folder, study.tracker, Runs(study)
 
         def write(complete: bool) -> None:
-            if complete or len(turns) >= turns_written(folder):  # an earlier sitting may have come further
+            if complete or len(turns) >= turns_written(folder):  # an earlier execution may have got further
                 write_results(folder, duel.name, duel.objective, turns, complete)
             tracker.upload(folder, again=True)
 
@@ -90,7 +93,7 @@ def run_duel(
                 turns.append(turn)
                 if turn.failed:
                     lost.add(name)
-                elif not lost:  # MLflow takes what it is told of a duel in one order: the rest when nothing fails
+                elif not lost:  # MLflow takes a duel's lines in one fixed order; the rest follows when nothing fails
                     step = 2 * number - (side == "attacker")
                     tracker.log(StepFigures(step, {f"worst/{name}": turn.value}))
                 watch.done(turn)
@@ -99,7 +102,8 @@ def run_duel(
 
 
 def _composed(make: Callable[[], Made]) -> Made:
-    """What is made of the options. Raises `FederationError` where what the sides have found does not go together."""
+    """Return what `make` makes. Raises `FederationError` if the options that the sides have found do not fit
+    together."""
     try:
         return make()
     except (Exception, SystemExit) as error:  # a validator of a user's own class may raise anything
@@ -109,7 +113,7 @@ def _composed(make: Callable[[], Made]) -> Made:
 def _search(
     plan: SweepPlan, match: DuelPlan, watch: Watch[Turn | TrialDone], storage: str, study: Study
 ) -> Mapping[str, Any]:
-    """What the best trial of a turn's sweep has chosen. Raises `FederationError` where all trials failed."""
+    """Return what the best trial of a turn's sweep has chosen. Raises `FederationError` if all trials failed."""
     folder = study.folder / file_name(plan.sweep.name.removeprefix(f"{match.duel.name} "))
     pool, parent = study.teams.pool(match.samples[0]), study.tracker.run_id
     found = run_sweep(plan, _Quiet(watch), storage=storage, out=folder, pool=pool, parent=parent)
@@ -119,7 +123,7 @@ def _search(
 def _judged(
     match: DuelPlan, standing: Standing, side: Role, number: int, chosen: Mapping[str, Any], runs: Runs
 ) -> Turn:
-    """Measure a defence against all known attacks, on the fresh seeds."""
+    """Measure a defence against all its attacks, on the fresh seeds."""
     objective, name = match.duel.objective, standing.defence
     composed = _composed(
         lambda: [
@@ -152,7 +156,7 @@ def _judged(
 
 
 def _worthless(objective: Objective, planned: TrialRun, run: FinishedRun) -> str:
-    """Why a run that has not failed has no figure; empty if it has one."""
+    """Say why a run that has not failed has no figure; empty if it has one."""
     try:
         value = objective.reduced({(planned.attack, planned.seed): run.curves})
     except ExperimentError as error:
@@ -161,7 +165,7 @@ def _worthless(objective: Objective, planned: TrialRun, run: FinishedRun) -> str
 
 
 class _Quiet(Unwatched):
-    """Passes on how far a sweep is, and not what it says."""
+    """Passes on the progress of a sweep, but not its messages."""
 
     def __init__(self, watch: Watch[Turn | TrialDone]) -> None:
         self.plan, self.done = watch.plan, watch.done  # type: ignore[method-assign, assignment]

@@ -43,7 +43,7 @@ class Only(Options):
 
 
 class Quick(Options):
-    """What `--quick` changes: a look at everything within minutes."""
+    """Changes made by `--quick`: a small version of everything within minutes."""
 
     changes: dict[str, Any] = Field(default_factory=dict)
     """Options of every cell, by dotted path."""
@@ -66,19 +66,20 @@ class Matrix(StudyOptions):
     name: str = "matrix"
     """Name of the matrix, and of its folder."""
     settings: dict[str, dict[str, Any]]
-    """Where the federation stands: for each name the `fraction` of malicious hospitals, and options by dotted path."""
+    """Settings of the federation: for each name the `fraction` of malicious hospitals, and options by dotted path."""
     attacks: dict[str, Any]
     """For each name an attack, or a list of them that share the setting's fraction; without a size of their own."""
     defences: dict[str, dict[str, Any]]
     """For each name the options that make the defence, by dotted path: `aggregation`, `trust`."""
     control: str = "mean"
-    """The defence that is none: an attack that does not hurt it is harmless; without the attackers it is the oracle."""
+    """The defence that stands for none: an attack that does not hurt it is harmless; without the attackers it is the
+    oracle."""
     screening: Seeds = Field(default=(1,), min_length=1)
     """Seeds on which every attack meets every defence."""
     fresh: Seeds = Field(default=(11, 12, 13, 14, 15), min_length=1)
     """Seeds on which the worst attacks of each defence are measured again; none of them is a screening seed."""
     worst: int = Field(default=4, ge=1)
-    """How many attacks of each defence that is, those that leave the least robustness."""
+    """How many attacks of each defence are measured again: those that leave the least robustness."""
     backdoors: int = Field(default=1, ge=0)
     """How many backdoors of each defence, those that succeed best, are measured again as well."""
     only: Only = Only()

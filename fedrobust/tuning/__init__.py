@@ -1,4 +1,4 @@
-"""Sweeps: many experiments, searched for the best or the worst; the only room that knows Optuna."""
+"""Sweeps: many experiments, in search of the best or the worst; the only room that imports Optuna."""
 
 from fedrobust.tuning.objectives import Objective
 from fedrobust.tuning.pruners import Pruner

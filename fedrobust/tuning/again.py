@@ -1,4 +1,4 @@
-"""The best trials of a sweep once more: on seeds that the search has not seen, and as experiment files."""
+"""The best trials of a sweep, measured again on seeds that the search has not used, and written as experiment files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedrobust.tuning.sweep import OWN, SweepPlan
 from fedrobust.tuning.trials import Runs, TrialRun, trial_run
 
 ObjectiveValues = tuple[float, ...] | None
-"""One number for each objective; None where a run failed, or one of them is not finite."""
+"""One number for each objective; None if a run failed, or if a number is not finite."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,22 @@ class Fresh:
 
     trial: Trial
     values: ObjectiveValues
-    """Over all fresh seeds, as the objectives say."""
+    """The objectives over all fresh seeds."""
     by_seed: Mapping[int, ObjectiveValues]
-    """Those of each fresh seed alone."""
+    """The objectives on each fresh seed alone."""
     failed: Mapping[int, str] = field(default_factory=dict)
-    """Why runs of a fresh seed failed, by seed; the same command makes them again."""
+    """Fresh seed → why its runs failed; the same command makes them again."""
 
 
 def measure_again(plan: SweepPlan, best: Sequence[Trial], runs: Runs) -> list[Fresh]:
-    """Run trials on the fresh seeds of the sweep, under all of its attacks."""
+    """Run the trials `best` on the fresh seeds of the sweep, under all of its attacks."""
     runs_of = {trial.number: _runs(plan, trial) for trial in best}
     made = iter(runs.all([run for own in runs_of.values() for run in own]))
     return [_fresh(plan, trial, [next(made) for _ in runs_of[trial.number]]) for trial in best if runs_of[trial.number]]
 
 
 def measured_again(plan: SweepPlan, best: Sequence[Trial], runs: Runs) -> list[Fresh]:
-    """Those of the trials whose runs on the fresh seeds are all on disk; nothing is run."""
+    """Return the results of those trials whose runs on the fresh seeds are all on disk; nothing is run."""
     kept = {trial.number: [runs.kept(run) for run in _runs(plan, trial)] for trial in best}
     whole = {number: [run for run in found if run is not None] for number, found in kept.items()}
     return [
@@ -53,7 +53,8 @@ def measured_again(plan: SweepPlan, best: Sequence[Trial], runs: Runs) -> list[F
 
 
 def write_fresh(folder: Path, plan: SweepPlan, fresh: Iterable[Fresh]) -> None:
-    """Write `fresh.csv`: a line for each trial and fresh seed, and one for all of them together; none, no file."""
+    """Write `fresh.csv`: a line for each trial and fresh seed, and one for all seeds together; no file if `fresh` is
+    empty."""
     place = folder / "fresh.csv"
     place.unlink(missing_ok=True)
     if lines := [
@@ -73,9 +74,11 @@ def write_fresh(folder: Path, plan: SweepPlan, fresh: Iterable[Fresh]) -> None:
 
 
 def write_best(folder: Path, plan: SweepPlan, best: Sequence[Trial], runs: Runs) -> list[Path]:
-    """Write the experiment of the best trial as `best.yaml`; with several objectives `best_<trial>.yaml` for each.
+    """Write the experiment of the best trial as `best.yaml`; with several objectives, `best_<trial>.yaml` for each of
+    `best`.
 
-    It runs as it is, with the first seed, and of several attacks under the one that it did worst under.
+    The file can be run as it is. It has the sweep's first seed and, if there are several attacks, the one with the
+    worst result.
     """
     written = []
     for trial in best:
@@ -89,12 +92,12 @@ def write_best(folder: Path, plan: SweepPlan, best: Sequence[Trial], runs: Runs)
 
 
 def _runs(plan: SweepPlan, trial: Trial) -> list[TrialRun]:
-    """The runs of a trial on the fresh seeds, in order."""
+    """Return the runs of a trial on the fresh seeds, in order."""
     return [trial_run(plan, trial, attack, seed, "fresh") for seed in plan.sweep.fresh for attack in plan.attacks]
 
 
 def _fresh(plan: SweepPlan, trial: Trial, runs: Sequence[FinishedRun]) -> Fresh:
-    """`runs` in the order of `_runs`."""
+    """Return the results of a trial; `runs` are in the order of `_runs`."""
     keys = [(attack, seed) for seed in plan.sweep.fresh for attack in plan.attacks]
     made = dict(zip(keys, runs, strict=True))
 

@@ -20,7 +20,7 @@ from fedrobust.tuning.running import STORAGE, SweepResult, TrialDone, run_sweep
 from fedrobust.tuning.sweep import Sweep, SweepPlan
 
 HERE = Path("fedrobust.sweep")
-"""What errors call the arguments, in the place of a file."""
+"""The name by which errors refer to the arguments, instead of a file."""
 
 
 def sweep(
@@ -45,17 +45,19 @@ def sweep(
     ... )
     >>> found.best[0].values, found.best[0].outcome.values
 
-    experiment: one that is loaded, or its file.
-    space: what is searched, by dotted path, as in a sweep file.
-    objective: a metric's name as MLflow shows it, or a function of a run's `Result`, which the metric `score` is of.
-    options: all others of a sweep file, e.g. `trials`, `seeds`, `attacks`, `sampler`, `pruner`, `fresh`, `name`;
-        `objectives` instead of `objective` and `direction` for several.
+    experiment: a loaded experiment, or its file.
+    space: the searched options, by dotted path, as in a sweep file.
+    objective: a metric's name as MLflow shows it, or a function of a run's `Result`; its value becomes the metric
+        `score`.
+    direction: whether the objective is maximized or minimized.
+    options: all others of a sweep file, e.g. `trials`, `seeds`, `attacks`, `sampler`, `pruner`, `fresh`, `name`; for
+        several objectives, `objectives` instead of `objective` and `direction`.
 
-    The rest is as in `run_sweep`. Called again with the same arguments, a sweep goes on where it stopped, and one that
-    has ended returns what it found. If anything is different, `objective` included, it needs another `name`; what the
-    function calls is not looked at.
+    The other arguments are those of `run_sweep`. Called again with the same arguments, a sweep continues where it
+    stopped, or returns its results if it has ended. If any argument is different, `objective` included, it needs a
+    different `name`; functions that `objective` calls are not compared.
 
-    Raises `ExperimentError`, with a line for everything that is wrong, `TrackingError`, `FederationError`.
+    Raises `ExperimentError`, with a line for each error, `TrackingError`, `FederationError`.
     """
     metric = objective if isinstance(objective, str) else SCORE
     given: dict[str, Any] = {"objectives": [{"metric": metric, "direction": direction}], "space": dict(space)}

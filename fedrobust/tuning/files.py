@@ -1,4 +1,4 @@
-"""What a sweep leaves in its folder: a table for programs, one page with pictures for people."""
+"""The files of a sweep: a table for programs, and one page with pictures for readers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from fedrobust.tuning.views import SweepView, spelled
 
 
 def write_study(folder: Path, plan: SweepPlan, study: SweepStudy, fresh: Sequence[Fresh] = ()) -> list[Path]:
-    """Write `trials.csv` and `sweep.html`; returns the files.
+    """Write `trials.csv` and `sweep.html`; return the files.
 
-    The study may be unfinished, or have no finished trial. The same trials give the same files.
+    folder: must exist.
+    study: the trials; it may be unfinished, or have no finished trial.
+    fresh: the best trials again, on fresh seeds.
+
+    The same trials give the same files.
     """
     view = SweepView.of(plan, study)
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,9 +34,10 @@ def write_study(folder: Path, plan: SweepPlan, study: SweepStudy, fresh: Sequenc
 
 
 def write_trials(file: Path, view: SweepView) -> None:
-    """The finished trials as CSV: `number`, `state`, the objectives, what was searched by dotted path, `reason`.
+    """Write the finished trials as CSV: `number`, `state`, the objectives, the searched options by dotted path,
+    `reason`.
 
-    Numbers are exact. A cell is empty where a trial has no such value; `null` is a choice. See `texts.cell`.
+    Numbers are exact. A cell is empty if a trial has no such value; `null` is a choice. See `texts.cell`.
     """
     names = list(view.space.searched)
     with file.open("w", encoding="utf-8", newline="") as out:

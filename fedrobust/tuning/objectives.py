@@ -17,14 +17,14 @@ from fedrobust.studies.finished import Curves
 Direction = Literal["maximize", "minimize"]
 Summary = Literal["mean", "min", "max", "median", "worst"]
 Results = Mapping[tuple[str, int], Curves]
-"""Those of each run of a trial, by attack and seed."""
+"""The curves of each run of a trial, by attack and seed."""
 
 NOT_FINITE = "an objective is not a finite number"
-"""Why a trial has failed whose runs have not."""
+"""Why a trial failed although none of its runs did."""
 SCORE = "score"
-"""The metric that a caller's own function makes of a run."""
+"""The metric computed by a caller's own function."""
 _OTHERS = ("attack/success_rate", "attack/raw_rate", "defense/precision", "defense/recall", "defense/auroc")
-"""What a run can have beside the metrics of its model: those of `attack/` with a backdoor."""
+"""Metrics that a run can have besides those of its model; the ones in `attack/` need a backdoor."""
 
 _REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": fmean,
@@ -35,7 +35,7 @@ _REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 class Objective(Options):
-    """A number that a sweep makes as large or as small as it can: a metric, reduced over rounds, seeds, attacks."""
+    """A number that a sweep maximizes or minimizes: a metric, reduced over rounds, seeds and attacks."""
 
     metric: str
     """Name of the metric, as MLflow shows it, e.g. `test/balanced_accuracy`."""
@@ -43,16 +43,17 @@ class Objective(Options):
     rounds: int = Field(default=1, ge=1)
     """The value of a run is the mean over its last so many evaluated rounds."""
     seeds: Summary = "mean"
-    """What becomes of the values of one attack; `worst` is the smallest if it is maximized, the largest if not."""
+    """How the values of one attack are combined; `worst` is the smallest if it is maximized, the largest if not."""
     attacks: Summary = "worst"
-    """What becomes of those of all attacks."""
+    """How the values of all attacks are combined."""
 
     def reduced(self, results: Results, until: int | None = None) -> float:
-        """The number for a trial; NaN if that of any of its runs is not finite.
+        """Return the number for a trial; NaN if that of any of its runs is not finite.
 
+        results: the curves of its runs.
         until: the last round that counts.
 
-        Raises `ExperimentError` where a run has no such metric.
+        Raises `ExperimentError` if a run has no such metric.
         """
         by_attack: dict[str, list[float]] = {}
         for (attack, seed), curves in results.items():
@@ -74,9 +75,12 @@ class Objective(Options):
 
 
 def unknown(metric: str, more: Iterable[Metric] = ()) -> Problem | None:
-    """Why no run can have this metric; None if some may. `more` are the experiment's own metrics.
+    """Return why no run can have this metric; None if a run may have it.
 
-    Those of `validation/` are there where the split has such patches.
+    metric: its name.
+    more: the experiment's own metrics.
+
+    Metrics in `validation/` need a split with validation patches.
     """
     keys = [each.key for each in (*own(), *more)]
     there = (*(f"{part}/{key}" for part in ("test", "validation") for key in keys), *_OTHERS)
@@ -87,9 +91,9 @@ def unknown(metric: str, more: Iterable[Metric] = ()) -> Problem | None:
 
 
 def reduced(objectives: Iterable[Objective], results: Results) -> tuple[float, ...] | None:
-    """The numbers of a trial, one for each objective; None where one is NaN, so that the trial has failed.
+    """Return the numbers of a trial, one for each objective; None if one is NaN, so that the trial has failed.
 
-    Raises `ExperimentError` where a run has no such metric.
+    Raises `ExperimentError` if a run has no such metric.
     """
     values = tuple(objective.reduced(results) for objective in objectives)
     return values if not any(map(math.isnan, values)) else None

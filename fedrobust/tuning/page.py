@@ -1,4 +1,4 @@
-"""A sweep as one HTML page with interactive pictures; plotly.js is inside, so it needs no network."""
+"""A sweep as one HTML page with interactive pictures; plotly.js is included, so no network is needed."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ CAPTIONS = {
     "intermediate": "The values that the pruner saw of each trial, step by step. Green: the best trial. A cross: the "
     "trial was pruned there.",
 }
-"""Of the pictures, by name."""
+"""Captions of the pictures, by name."""
 ABSENT = "–"
-"""In tables, instead of what a trial does not have."""
+"""Shown in tables for a value that a trial does not have."""
 
 
 def sweep_html(view: SweepView, fresh: Sequence[Fresh] = ()) -> str:
-    """The page: the best trials, the same on fresh seeds, the pictures that the trials allow, all trials.
+    """Return the page: the best trials, the same on fresh seeds, the pictures that the trials allow, all trials.
 
-    It has no references to outside.
+    It has no references to anything outside it.
     """
     from plotly.offline import get_plotlyjs
 
@@ -59,7 +59,7 @@ def sweep_html(view: SweepView, fresh: Sequence[Fresh] = ()) -> str:
 
 
 def _chapters(view: SweepView) -> dict[str, list[tuple[Markup, str]]]:
-    """Pictures and their captions, by chapter."""
+    """Return pictures and their captions, by chapter."""
     chapters: dict[str, list[tuple[Markup, str]]] = {}
     for chapter, name, figure in make_figures(view):
         inside = figure.to_html(
@@ -73,7 +73,7 @@ def _chapters(view: SweepView) -> dict[str, list[tuple[Markup, str]]]:
 
 
 def _trials(view: SweepView, rows: Sequence[Row], *, states: bool = False) -> Table | None:
-    """Trials with their objectives and what was searched in them."""
+    """Return a table of trials with their objectives and searched values."""
     if not rows:
         return None
     names = list(view.space.searched)
@@ -89,7 +89,7 @@ def _trials(view: SweepView, rows: Sequence[Row], *, states: bool = False) -> Ta
 
 
 def _again(view: SweepView, fresh: Sequence[Fresh]) -> Table | None:
-    """The best trials on the seeds that the search has not seen; each seed alone where there is one objective."""
+    """Return a table of the best trials on fresh seeds; with one objective, also on each seed alone."""
     if not fresh:
         return None
     seeds = list(fresh[0].by_seed)

@@ -1,7 +1,7 @@
-"""The pictures of a sweep, as Optuna draws them with plotly: how it went, what mattered, what was traded for what.
+"""The pictures of a sweep, drawn by Optuna with plotly: the course of the search, importances, trade-offs.
 
-They show a copy of the study in memory that has readable names. What is added here is one look, labels that can be
-read, and marks for the trials that Optuna leaves out: those that were pruned or have failed.
+They show a copy of the study in memory that has readable names. This module adds a common style, readable labels, and
+marks for the trials that Optuna leaves out: those that were pruned or have failed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 COMPLETED, BEST = "#0072b2", "#009e73"
 ORDER_COLOURS = ("#b9d9ec", "#0072b2", "#08306b")
-"""From the first trial to the last."""
+"""Colours from the first trial to the last."""
 ACROSS = 3
-"""Panels beside each other."""
+"""Number of panels in a row."""
 
 _CODES = re.compile(r"(?<!\\)(\\u[0-9a-f]{4})+")
 
 
 def make_figures(view: SweepView) -> Iterator[tuple[str, str, go.Figure]]:
-    """The pictures that the trials allow: the chapter that each belongs to, its name, and itself.
+    """Yield the pictures that the trials allow: the chapter of each, its name, and the figure.
 
-    Names in them are escaped, since plotly takes some HTML in its texts.
+    Names in them are escaped, since plotly interprets some HTML in its texts.
     """
     import optuna.visualization as drawn
 
@@ -52,7 +52,7 @@ def make_figures(view: SweepView) -> Iterator[tuple[str, str, go.Figure]]:
         yield chapter, "history", _history(drawn.plot_optimization_history(study, target_name=name), view)
         if importances(view, index):
             tool, names = evaluator(view, index), [_text(each) for each in present(view)]
-            with warnings.catch_warnings():  # of options that few trials have
+            with warnings.catch_warnings():  # about options that few trials have
                 warnings.simplefilter("ignore", UserWarning)
                 bars = drawn.plot_param_importances(study, evaluator=tool, params=names, target_name=name)
             yield chapter, "importance", _bars(bars)
@@ -68,7 +68,7 @@ def make_figures(view: SweepView) -> Iterator[tuple[str, str, go.Figure]]:
 
 
 def wrapped(path: str, across: int, most: int = 3) -> str:
-    """A dotted path in lines of at most `across` columns, at most `most` of them, broken after dots if possible."""
+    """Break a dotted path into lines of at most `across` columns, at most `most` lines, after dots if possible."""
     lines = [""]
     for part in re.findall(r"[^./ ]*[./ ]?", visible(path)):
         while (begun := head(part, across)) != part:
@@ -85,7 +85,7 @@ def wrapped(path: str, across: int, most: int = 3) -> str:
 
 
 def _fronts(view: SweepView) -> Iterator[go.Figure]:
-    """Every two objectives against each other."""
+    """Yield a figure for each pair of objectives."""
     import optuna.visualization as drawn
 
     names = [_text(label) for label in view.objectives]
@@ -98,7 +98,7 @@ def _fronts(view: SweepView) -> Iterator[go.Figure]:
         figure = drawn.plot_pareto_front(
             study, target_names=[_lines(names[x], 70), _lines(names[y], 40, 2)], targets=values
         )
-        for trace in figure.data:  # letters of other scripts instead of JSON's codes for them
+        for trace in figure.data:  # characters of other scripts instead of their JSON escapes
             trace.text = [_CODES.sub(lambda found: str(json.loads(f'"{found[0]}"')), text) for text in trace.text]
         yield _styled(figure, 460)
 
@@ -120,7 +120,7 @@ def _history(figure: go.Figure, view: SweepView) -> go.Figure:
 
 
 def _bars(figure: go.Figure) -> go.Figure:
-    # The name is data there: in Optuna's template it could be one itself.
+    # Inserts the name as data: in Optuna's template it could act as a template itself.
     figure.update_traces(marker_color=GROUP_COLOURS[0], showlegend=False, hovertemplate="%{y}: %{x:.2f}<extra></extra>")
     names = list(figure.data[0].y)
     figure.update_yaxes(title_text="", tickvals=names, ticktext=[_lines(name, 44) for name in names])
@@ -129,7 +129,7 @@ def _bars(figure: go.Figure) -> go.Figure:
 
 
 def _panels(figure: go.Figure, view: SweepView, objective: int) -> go.Figure:
-    """The panels in rows, each over all that is searched; long names and the names of choices in lines."""
+    """Arrange the panels in rows, each over the whole searched range; long names are broken into lines."""
     searched = {_text(name): each for name, each in view.space.searched.items()}
     axes = list(zip(figure.select_xaxes(), figure.select_yaxes(), strict=True))
     down = math.ceil(len(axes) / ACROSS)
@@ -151,7 +151,7 @@ def _panels(figure: go.Figure, view: SweepView, objective: int) -> go.Figure:
 
 
 def _over_all(axis: Any, searched: Searched) -> None:
-    """Let an axis have all that is searched, and labels that can be read."""
+    """Set an axis to the whole searched range, with readable labels."""
     if isinstance(searched, Choice):
         names = [_short(name) for name in choice_texts(searched)]
         every = math.ceil(len(names) / 16)
@@ -167,7 +167,8 @@ def _over_all(axis: Any, searched: Searched) -> None:
 
 
 def _parallel(view: SweepView) -> go.Figure:
-    """A line for each completed trial through its objectives and what was searched in it; whole names, no overlaps."""
+    """Draw a line for each completed trial through its objectives and searched values; names are whole and do not
+    overlap."""
     import optuna.visualization as drawn
 
     study = in_memory(view, range(len(view.objectives)), _text)
@@ -175,7 +176,7 @@ def _parallel(view: SweepView) -> go.Figure:
     names = [*map(_text, view.objectives), *sorted(map(_text, present(view)))]
     partly = {_text(name) for name in present(view) if any(name not in row.chosen for row in view.completed)}
 
-    def shown(axis: int, text: str) -> str:  # Optuna has "None" for what is missing, and then "None (value)" for a text
+    def shown(axis: int, text: str) -> str:  # Optuna: "None" if missing; then a text "None" is "None (value)"
         return "–" if text == "None" and names[axis] in partly else text
 
     for trace in figure.data[:-1]:
@@ -195,7 +196,7 @@ def _parallel(view: SweepView) -> go.Figure:
 
 
 def _curves(figure: go.Figure, view: SweepView) -> go.Figure:
-    """The best green, those that were ended early dashed, with a cross where the pruner did it."""
+    """Draw the best trial green, and trials that ended early dashed, with a cross where they were pruned."""
     rows = [row for row in view.rows if row.reports]
     for row, trace in zip(rows, figure.data, strict=True):
         colour = BEST if row.number in view.best else COMPLETED if row.state == "completed" else MUTED

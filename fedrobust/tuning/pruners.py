@@ -1,4 +1,4 @@
-"""Pruners: which trials are ended early. They compare a trial with trials of finished batches only."""
+"""Pruners: they end trials early, and compare a trial only with trials of finished batches."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 class Pruner(Options, ABC):
-    """Ends trials early that will not be among the best."""
+    """Ends trials early that are unlikely to be among the best."""
 
     name: str
     per: ClassVar[Literal["round", "run"]] = "round"
-    """What a step is: a round, of all runs of the trial together, or one run of the trial, of an attack and a seed."""
+    """What a step is: a round, over all runs of the trial, or one run of the trial, i.e. one attack and seed."""
 
     def refusal(self, runs: int, objectives: int) -> str | None:
-        """Why it cannot judge trials of so many runs and objectives; None if it can."""
+        """Return why it cannot judge trials with so many `runs` and `objectives`; None if it can."""
         return "compares one objective only; use none" if objectives > 1 else None
 
     @abstractmethod
     def build(self, rounds: int) -> optuna.pruners.BasePruner | None:
-        """Optuna's pruner for trials of so many rounds; None where nothing is pruned."""
+        """Return Optuna's pruner for trials of so many `rounds`; None if nothing is pruned."""
 
 
 class NoPruner(Pruner):
@@ -50,7 +50,7 @@ class MedianPruner(Pruner):
 
     name: Literal["median"] = "median"
     startup: int = Field(default=5, ge=1)
-    """Trials that are completed before the first is ended."""
+    """Number of completed trials before the first trial is ended early."""
     warmup: int = Field(default=5, ge=0)
     """Rounds of every trial before it is judged."""
 
@@ -64,14 +64,15 @@ class HyperbandPruner(Pruner):
     """Several races side by side; in each, one of `reduction` trials goes on after r, r·reduction, … rounds.
 
     Li, Jamieson, DeSalvo, Rostamizadeh and Talwalkar, "Hyperband: A Novel Bandit-Based Approach to Hyperparameter
-    Optimization", JMLR 18, 2018. Which race a trial is in is decided by its number and the name of the sweep.
+    Optimization", JMLR 18, 2018. The number of a trial and the name of the sweep determine the race that the trial is
+    in.
     """
 
     name: Literal["hyperband"] = "hyperband"
     least: int = Field(default=1, ge=1)
     """Rounds of a trial in the shortest race before it is judged."""
     reduction: int = Field(default=3, ge=2)
-    """One of so many goes on."""
+    """One of so many trials goes on."""
 
     def build(self, rounds: int) -> optuna.pruners.BasePruner | None:
         from optuna.pruners import HyperbandPruner
@@ -90,12 +91,12 @@ class WilcoxonPruner(Pruner):
     name: Literal["wilcoxon"] = "wilcoxon"
     per: ClassVar[Literal["round", "run"]] = "run"
     p: float = Field(default=0.1, gt=0, lt=1)
-    """A trial is ended below this p-value."""
+    """A trial is ended if its p-value is below this."""
     startup: int = Field(default=2, ge=2)
     """Runs of a trial before it is judged."""
 
     def refusal(self, runs: int, objectives: int) -> str | None:
-        # The smallest p-value of n pairs is 2⁻ⁿ; a trial must be left to save something, too.
+        # The smallest p-value of n pairs is 2⁻ⁿ; and one run must be left that pruning can save.
         needed = next(n for n in range(2, 64) if 2.0**-n < self.p) + 1
         if runs < needed:
             return f"needs {needed} runs of a trial, attacks times seeds, to end one at p < {self.p:g}; found {runs}"

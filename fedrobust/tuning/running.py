@@ -25,23 +25,23 @@ from fedrobust.tuning.sweep import SweepPlan
 from fedrobust.tuning.trials import Runs, Score
 
 STORAGE = "sqlite:///mlruns/optuna.db"
-"""Where the studies are, unless an Optuna storage is given."""
+"""The default storage of the studies."""
 
 TrialDone = tuple[Trial, Sequence[Trial]]
-"""What a sweep's `Watch` hears: a trial that is finished, and the best up to then."""
+"""What a sweep's `Watch` receives: a trial that is finished, and the best trials up to then."""
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep leaves."""
+    """The result of a sweep."""
 
     folder: Path
     plan: SweepPlan
     trials: list[Trial]
     best: list[Trial]
-    """The best completed trial, or with several objectives all that no other beats."""
+    """The best completed trial; with several objectives, all that no other beats."""
     fresh: list[Fresh] = field(default_factory=list)
-    """The best again, on seeds that the search has not seen."""
+    """The best again, on seeds that the search has not used."""
 
 
 @private_files()
@@ -58,16 +58,18 @@ def run_sweep(
 ) -> SweepResult:
     """Run what is missing of a sweep, and write its tables and pictures.
 
-    The trials are in the Optuna storage. With the same file they are the same, however often the driver died, and on
+    The trials are in the Optuna storage. The same file gives the same trials, however often the driver died, and on
     however many teams they ran.
 
-    score: makes the metric `score` of a finished run.
-    parent: id of the MLflow run that the sweep's own is nested below.
+    plan: the sweep.
+    storage: address of the Optuna storage.
+    score: computes the metric `score` of a finished run.
+    parent: id of the MLflow run that contains the sweep's own run.
 
-    For teams, out and pool, and for what is raised before the first run, see `fedrobust.studies.study.open_study`; for
-    what ends a sweep, see `Study.make_all`: all that is finished stays. A trial that cannot be run, whatever its runs
-    die of, has failed, and is finished. Raises `FederationError` where every trial has failed, when all is written,
-    `StorageError`, and `ExperimentError` where the sweep of this name is another one.
+    For watch, teams, out and pool, and for errors before the first run, see `fedrobust.studies.study.open_study`; for
+    errors that end a sweep, see `Study.make_all`: finished runs are kept. A trial that cannot be run, whatever the
+    error, counts as failed and finished. Raises `FederationError` if every trial has failed, after all files are
+    written, `StorageError`, and `ExperimentError` if a different sweep has this name.
     """
     watch = watch or Unwatched()
     if score is None and SCORE in [objective.metric for objective in plan.sweep.objectives]:
@@ -116,10 +118,11 @@ def run_sweep(
 
 
 def _source(function: Score) -> str:
-    """Digest of a function's text, or of its code where the text is nowhere; of what it calls, nothing is in it."""
+    """Return a digest of a function's source, or of its code if there is no source; functions that it calls are not
+    included."""
     try:
         text = inspect.getsource(function).encode()
-    except (OSError, TypeError):  # typed in a prompt, or an object that can be called
+    except (OSError, TypeError):  # typed at a prompt, or an object that can be called
         code = getattr(function, "__code__", None)
         text = (
             b""
@@ -137,7 +140,8 @@ class _Told:
         self._best: float | None = None
 
     def line(self, trial: Trial) -> StepFigures:
-        """The next trial's objectives and, of a single one, the best up to then; the step is the trial's number."""
+        """Return the next trial's objectives and, for a single one, the best up to then; the step is the trial's
+        number."""
         figures: dict[str, float] = {}
         if isinstance(trial.outcome, Completed):
             for objective, value in zip(self._objectives, trial.outcome.values, strict=True):
@@ -150,7 +154,7 @@ class _Told:
 
 
 def _counts(study: SweepStudy) -> dict[str, float]:
-    """How many trials have ended in which way, under the names that MLflow shows."""
+    """Return how many trials have ended in each way, under the names that MLflow shows."""
     found = Counter(type(trial.outcome) for trial in study.trials())
     return {f"trials/{kind.__name__.lower()}": found[kind] for kind in (Completed, Pruned, Failed)}
 
@@ -160,7 +164,7 @@ def _late(plan: SweepPlan, began: float) -> bool:
 
 
 def _first(plan: SweepPlan, fresh: Sequence[Fresh]) -> dict[str, float]:
-    """The objectives of the best trial on the fresh seeds."""
+    """Return the objectives of the best trial on the fresh seeds."""
     if not fresh or fresh[0].values is None:
         return {}
     return {each.metric: value for each, value in zip(plan.sweep.objectives, fresh[0].values, strict=True)}

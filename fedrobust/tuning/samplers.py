@@ -1,7 +1,7 @@
-"""Samplers: how the parameters of the next trial are chosen.
+"""Samplers: they choose the parameters of the next trial.
 
-Each trial has a generator of its own, seeded by its number. So what it gets depends on the seed, its number and the
-trials before it, and not on when a driver was started.
+Each trial has its own generator, seeded by its number. So its parameters depend on the seed, its number and the trials
+before it, but not on when a driver was started.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import optuna
 
 LARGEST_GRID = 10_000
-"""Points of a grid; more than anybody would run."""
+"""Maximum number of points of a grid."""
 
 
 class Sampler(Options, ABC):
@@ -29,20 +29,20 @@ class Sampler(Options, ABC):
     name: str
 
     def refusal(self, space: Space, objectives: int) -> str | None:
-        """Why it cannot search `space`, or for so many objectives; None if it can."""
+        """Return why it cannot search `space`, or for so many `objectives`; None if it can."""
         return None
 
     def most(self, space: Space) -> int | None:
-        """How many different trials there can be; None where there is no end to them."""
+        """Return how many different trials there can be; None if there is no limit."""
         return None
 
     @abstractmethod
     def build(self, seed: int, number: int, space: Space) -> optuna.samplers.BaseSampler:
-        """Optuna's sampler for the trial `number` of a sweep with that seed."""
+        """Return Optuna's sampler for the trial `number` of a sweep with that `seed`."""
 
 
 class Tpe(Sampler):
-    """Tree-structured Parzen estimator: what was good against what was not, each as a density.
+    """Tree-structured Parzen estimator: it compares the density of the good trials with that of the others.
 
     Bergstra, Bardenet, Bengio and Kégl, "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011. The next point is
     where ℓ(x) / g(x) is largest among `candidates` draws from ℓ, the density of the good trials; g is that of the
@@ -110,7 +110,7 @@ class Qmc(Sampler):
 
 
 class NsgaII(Sampler):
-    """NSGA-II: generations of trials, the next one bred from what no other trial beats in all objectives.
+    """NSGA-II: generations of trials; the next one is bred from the trials that no other beats in all objectives.
 
     Deb, Pratap, Agarwal and Meyarivan, "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", IEEE
     Transactions on Evolutionary Computation 6(2), 2002.
@@ -136,7 +136,7 @@ class NsgaII(Sampler):
 
 
 class Grid(Sampler):
-    """Every combination of all values once, in an order drawn by the seed; what is not chosen makes no combinations."""
+    """Every combination of all values once, in an order drawn by the seed; choices not taken make no combinations."""
 
     name: Literal["grid"] = "grid"
 
@@ -161,7 +161,7 @@ class Grid(Sampler):
 
 
 class Random(Sampler):
-    """Independent draws, even on the scale of each range: what every search must beat.
+    """Independent draws, uniform on the scale of each range: the baseline for every search.
 
     Bergstra and Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 13, 2012.
     """
@@ -175,12 +175,12 @@ class Random(Sampler):
 
 
 def _seed(seed: int, number: int) -> int:
-    """Optuna's generators take 32 bits."""
+    """Return a seed of 32 bits, which Optuna's generators need."""
     return derived_seed(seed, "sweep", "trial", number) % 2**32
 
 
 def _given(point: Callable[[], Values], space: Space) -> optuna.samplers.BaseSampler:
-    """A sampler of one trial whose parameters are known, by name."""
+    """Return a sampler of one trial whose parameters are given, by name."""
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
     from optuna.study import Study

@@ -1,13 +1,13 @@
-"""What a sweep searches: templates of option values, with a range or a choice wherever a value is searched.
+"""The search space of a sweep: templates of option values, with a range or a choice wherever a value is searched.
 
-A template is any YAML value. A mapping with one of these keys stands for a searched value, however deep it is nested:
+A template is any YAML value. A mapping with one of these keys stands for a searched value, at any depth:
 
-- `{float: [low, high]}`, with `step` for a grid of values, with `log: true` even on a logarithmic scale;
+- `{float: [low, high]}`, with `step` for a grid of values, with `log: true` uniform on a logarithmic scale;
 - `{log: [low, high]}`, short for that;
 - `{int: [low, high]}`, with `step` or `log: true` as well;
 - `{choice: [a, b]}` of plain values, or `{choice: {name: template}}` of whole objects.
 
-Both ends belong to a range. What is nested in a choice is searched only where it is chosen. The name of a searched
+Ranges include both ends. A value nested in a choice is searched only if that choice is taken. The name of a searched
 value is its dotted path, with the names of the choices that lead to it, e.g. `aggregation.clipping.rule.tau`.
 """
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 Template = Any
 """Plain values, mappings and lists, with a `Number` or a `Choice` for each searched value."""
 Values = dict[str, Any]
-"""Names of searched values → what was chosen, or dotted paths of options → values."""
+"""Name of a searched value → chosen value, or dotted path of an option → value."""
 
 LARGEST = 2**53
-"""Largest whole number, and number of steps, of a range: what samplers can tell from the next one."""
+"""Largest whole number of a range, and largest number of its steps: larger ones would not be exact in samplers."""
 MOST_CHOICES = 1000
-"""Values of a choice: each is tried when a file is read."""
+"""Most values of a choice; each is tried when a file is read."""
 
 _KINDS = ("float", "log", "int", "choice")
 
 
 class TemplateError(ValueError):
-    """A template that stands for nothing: what is wrong, and at which keys."""
+    """A template that is wrong: the reason, and the keys of the wrong part."""
 
     def __init__(self, keys: tuple[str | int, ...], message: str) -> None:
         super().__init__(message)
@@ -57,7 +57,7 @@ class Number:
     low: int | float
     high: int | float
     step: int | float | None = None
-    """Distance of neighbouring values, a whole number of which lies between the ends; None: all are allowed."""
+    """Distance of neighbouring values; a whole number of steps lies between the ends. None: all values are allowed."""
     log: bool = False
 
     @property
@@ -67,27 +67,27 @@ class Number:
 
     @property
     def size(self) -> int | None:
-        """How many values it can have; None where there is no end to them."""
+        """Number of possible values; None if it is not limited."""
         if self.step is None:
             return None
         return int((_exact(self.high) - _exact(self.low)) / _exact(self.step)) + 1
 
     def nth(self, index: int) -> int | float:
-        """The value at `index` of those with a step, without the error of adding up floats."""
+        """Return the value at `index` of a range with a step, without accumulated rounding errors."""
         exact = _exact(self.low) + index * _exact(self.step or 1)
         return int(exact) if self.whole else float(exact)
 
     def tidied(self, value: int | float) -> int | float:
-        """A value of Optuna's, as it is written down: 0.6 for 0.6000000000000001."""
+        """Return a value of Optuna's without rounding errors: 0.6 for 0.6000000000000001."""
         if self.step is None or self.whole:
             return value
         return self.nth(round((value - self.low) / self.step))
 
     def at(self, share: float) -> int | float:
-        """The value that leaves `share`, in [0, 1), of the range below it, on the scale of the range."""
+        """Return the value at the fraction `share`, in [0, 1), of the range, on the scale of the range."""
         if self.size is not None and not self.log:
             return self.nth(int(share * self.size))
-        low, high = float(self.low), float(self.high) + self.whole  # each integer has the same share of the scale
+        low, high = float(self.low), float(self.high) + self.whole  # each integer gets an equal part of the scale
         if self.log and math.isinf(high / low):
             value = math.exp((1 - share) * math.log(low) + share * math.log(high))
         else:
@@ -96,11 +96,11 @@ class Number:
 
     @property
     def ends(self) -> list[Any]:
-        """What stands for all values where they cannot all be tried."""
+        """The values to try if there are too many to try all."""
         return [self.low, self.high]
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """The range as Optuna knows it."""
+        """Return the range as an Optuna distribution."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
         if self.whole:
@@ -114,32 +114,32 @@ class Choice:
 
     name: str
     templates: tuple[tuple[Any, Template], ...]
-    """What Optuna chooses from, and what each stands for."""
+    """The values that Optuna chooses from, and the template of each."""
 
     @property
     def ends(self) -> list[Any]:
-        """All that can be chosen."""
+        """All values that can be chosen."""
         return [label for label, _ in self.templates]
 
     @property
     def size(self) -> int:
-        """How many can be chosen."""
+        """How many values can be chosen."""
         return len(self.templates)
 
     def of(self, chosen: Any) -> Template:
-        """What `chosen` stands for."""
+        """Return the template of the value `chosen`."""
         return next(template for label, template in self.templates if label == chosen)
 
     def tidied(self, value: Any) -> Any:
-        """The value itself."""
+        """Return the value itself."""
         return value
 
     def at(self, share: float) -> Any:
-        """The one at `share`, in [0, 1), of the list."""
+        """Return the value at the fraction `share`, in [0, 1), of the list."""
         return self.templates[int(share * len(self.templates))][0]
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """The choice as Optuna knows it."""
+        """Return the choice as an Optuna distribution."""
         from optuna.distributions import CategoricalDistribution
 
         return CategoricalDistribution(self.ends)
@@ -156,20 +156,21 @@ class Space:
 
     @property
     def searched(self) -> dict[str, Searched]:
-        """Every searched value by name, those that are only searched where something is chosen included."""
+        """Every searched value by name, including those that are searched only if another value is chosen."""
         return {found.name: found for found in _searched(dict(self.templates))}
 
     @property
     def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        """The same as Optuna knows them."""
+        """Every searched value by name, as an Optuna distribution."""
         return {name: found.distribution() for name, found in self.searched.items()}
 
     def filled(self, choose: Callable[[Searched], Any]) -> Values:
-        """Values of the options by dotted path; `choose` is asked for each searched value that matters, in order."""
+        """Return values of the options by dotted path; `choose` is called for each relevant searched value, in
+        order."""
         return {path: _filled(template, choose) for path, template in self.templates.items()}
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Values:
-        """Values of the options by dotted path, as suggested for a trial."""
+        """Return values of the options by dotted path, as suggested for a trial."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
         def choose(searched: Searched) -> Any:
@@ -184,11 +185,11 @@ class Space:
         return self.filled(choose)
 
     def chosen(self, params: Mapping[str, Any]) -> Values:
-        """Values of the options by dotted path, from those that were chosen, by name."""
+        """Return values of the options by dotted path; `params`: name → chosen value."""
         return self.filled(lambda searched: params[searched.name])
 
     def at(self, shares: Mapping[str, float]) -> Values:
-        """What is chosen, by name, at a point of the unit cube that has a dimension for each searched value."""
+        """Return the chosen values, by name, at a point of the unit cube; `shares`: name → coordinate in [0, 1)."""
         found: Values = {}
 
         def choose(searched: Searched) -> Any:
@@ -200,33 +201,35 @@ class Space:
 
     @property
     def middle(self) -> Values:
-        """The first of every choice and the middle of every range, by name, those that do not matter included."""
+        """The first of every choice and the middle of every range, by name, including values that are not relevant."""
         return {
             name: each.ends[0] if isinstance(each, Choice) else each.at(0.5) for name, each in self.searched.items()
         }
 
     def variants(self) -> Iterator[tuple[str, Values]]:
-        """The middle with each choice and both ends of each range tried once: whose turn it is, and all by name."""
+        """Yield the middle, with each choice and both ends of each range tried once: the varied name, and all values by
+        name."""
         middle = self.middle
         for name, forced in _variants(dict(self.templates), {}):
             yield name, {**middle, **forced}
 
     def endless(self) -> list[str]:
-        """Names of continuous parameters: a grid cannot have all of their values."""
+        """Return the names of continuous parameters, for which no grid is possible."""
         return [name for name, each in self.searched.items() if each.size is None]
 
     @property
     def size(self) -> int:
-        """How many points a grid of all values has; what is not chosen makes no points. Nothing may be endless."""
+        """The number of points of a grid of all values; values in choices not taken do not count. No value may be
+        continuous."""
         return _size(dict(self.templates))
 
     def points(self) -> list[Values]:
-        """All points of that grid: what is chosen, by name."""
+        """Return all points of that grid: the chosen values, by name."""
         return _points(dict(self.templates))
 
 
 def parsed(path: str, template: Any) -> Template:
-    """The template of the option at `path`, checked. Raises `TemplateError`."""
+    """Check and return the template of the option at `path`. Raises `TemplateError`."""
     return _parsed(template, path, (path,))
 
 
@@ -241,7 +244,7 @@ def _parsed(value: Any, name: str, keys: tuple[str | int, ...]) -> Template:
 
 
 def _kind(value: Mapping[str, Any], keys: tuple[str | int, ...]) -> str | None:
-    """Which kind of searched value a mapping stands for, if any."""
+    """Return which kind of searched value a mapping stands for, if any."""
     kinds = [kind for kind in _KINDS if kind in value and kind != "log"]
     if not kinds:
         if "log" not in value or isinstance(value["log"], bool):
@@ -254,7 +257,7 @@ def _kind(value: Mapping[str, Any], keys: tuple[str | int, ...]) -> str | None:
 
 
 def _only(value: Mapping[str, Any], keys: tuple[str | int, ...], *allowed: str) -> None:
-    """Raise `TemplateError` where the mapping has any other key."""
+    """Raise `TemplateError` if the mapping has any other key."""
     for key in value:
         if key not in allowed:
             raise TemplateError((*keys, key), str(Problem("unknown key", "", "", allowed, nearest(str(key), allowed))))
@@ -314,20 +317,20 @@ def _choice(value: Mapping[str, Any], name: str, keys: tuple[str | int, ...]) ->
 def _is_number(value: Any, whole: bool) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         return False
-    return abs(value) <= sys.float_info.max  # math.isfinite cannot have a whole number beyond that
+    return abs(value) <= sys.float_info.max  # math.isfinite fails for larger whole numbers
 
 
 def brief(value: Any) -> str:
-    """A value that was found, as far as it fits in a line."""
+    """Return a value that was found, shortened to fit in a line."""
     try:
         text = visible(value)
-    except ValueError:  # a number with thousands of digits
+    except ValueError:  # an integer with thousands of digits
         return "a number that is too large"
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def _exact(value: float) -> Decimal:
-    """A number as it was written."""
+    """Return a number exactly as it was written."""
     return Decimal(str(value))
 
 

@@ -1,8 +1,9 @@
-"""A study on disk: trials are asked for and told in fixed batches, so that a driver may die at any moment.
+"""A study on disk: trials are started and ended in fixed batches, so that a driver may die at any moment.
 
-The storage has whole trials only: one is written when its parameters are chosen, and again when its batch is finished.
-What is asked, and what a pruner sees, is computed on copies in memory, from what the storage had when the batch began.
-A trial that was running when its driver died is handed out again, under its number and with its parameters.
+The storage contains only complete entries: a trial is written when its parameters are chosen, and again when its batch
+is finished. The next parameters and the pruner's decisions are computed on copies in memory, from the state of the
+storage when the batch began. A trial that was running when its driver died is handed out again, with the same number
+and parameters.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from fedrobust.tuning.sweep import SweepPlan
 logger = logging.getLogger(__name__)
 
 PATIENCE = 30
-"""Seconds of waiting where another program has locked the database's file; Optuna makes some calls five times."""
+"""Seconds to wait while another program has locked the database's file; Optuna makes some calls five times."""
 
 _DIGEST = "fedrobust:digest"
 _SCORE = "fedrobust:score"
@@ -44,11 +45,11 @@ _FAILURE = "fedrobust:failure"
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial to be run."""
+    """A trial that is to be run."""
 
     number: int
     values: Values
-    """Values of the options by dotted path."""
+    """Dotted path of an option → value."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,17 @@ class Completed:
     """A trial that has run to its end."""
 
     values: tuple[float, ...]
-    """One for each objective, finite."""
+    """One value for each objective, finite."""
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """A trial that was ended early, as `report` said."""
+    """A trial that was ended early, as `report` decided."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A trial that could not be run, or whose result is no number."""
+    """A trial that could not be run, or whose result is not a number."""
 
     reason: str
 
@@ -80,14 +81,14 @@ class Trial:
 
     number: int
     values: Values
-    """Values of the options by dotted path."""
+    """Dotted path of an option → value."""
     outcome: Outcome
     reports: Mapping[int, float]
-    """What was reported of it, by step; nothing where there is no pruner."""
+    """Step → reported value; empty without a pruner."""
 
 
 class SweepStudy:
-    """The trials of a sweep, in an Optuna storage. One driver at a time."""
+    """The trials of a sweep, in an Optuna storage. Only one driver at a time may use it."""
 
     def __init__(
         self,
@@ -103,9 +104,16 @@ class SweepStudy:
         batch: int,
         rounds: int,
     ) -> None:
-        """Use `open_sweep`, which creates or finds the study `name`."""
+        """Use `open_sweep`, which creates or finds the study `name`.
+
+        directions: one for each objective.
+        seed: of the sampler.
+        trials: how many there will be.
+        batch: trials of a batch.
+        rounds: of each trial, for the pruner.
+        """
         self.study = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler())
-        """Optuna's own view of it, for figures."""
+        """Optuna's own study object, for pictures."""
         self._storage, self._id = storage, storage.get_study_id_from_name(name)
         self._space, self._sampler, self._pruner, self._directions = space, sampler, pruner, list(directions)
         self._seed, self._trials, self._batch, self._rounds = seed, trials, batch, rounds
@@ -114,14 +122,14 @@ class SweepStudy:
 
     @property
     def finished(self) -> int:
-        """How many trials are finished, in whatever way."""
+        """The number of trials that have completed, failed or been pruned."""
         return sum(trial.state.is_finished() for trial in self._stored())
 
     def ask(self) -> list[Asked]:
-        """The trials of the next batch, in order; those of the last one that are not finished, if there are any.
+        """Return the trials of the next batch, in order; if the last batch has unfinished trials, return those.
 
-        A batch that fewer `trials` have cut short is filled up first, with what it would have had: what came of its
-        other trials is not looked at. Empty when there are no more.
+        If a lower number of `trials` has cut a batch short, the batch is completed first, as it would have been; the
+        results of its other trials are not used. Empty if there are no more trials.
         """
         stored = self._stored()
         first = len(stored) - len(stored) % self._batch
@@ -130,7 +138,7 @@ class SweepStudy:
         wanted = min(self._batch - begun, self._trials - len(stored))
         if wanted > 0:
             copy, storage = self._copy(stored[:first])
-            # The whole batch again: what a sampler works out for its first trial, it uses for the next ones.
+            # Choose the whole batch again, because a sampler reuses what it computes for the first trial.
             for number in range(first, len(stored) + wanted):
                 self._choose(copy, storage, number)
                 if number >= len(stored):
@@ -141,10 +149,10 @@ class SweepStudy:
         return [Asked(trial.number, self._space.chosen(trial.params)) for trial in running]
 
     def report(self, number: int, step: int, value: float) -> bool:
-        """Note the value of a running trial at a step; return whether it should be ended.
+        """Record `value` of the running trial `number` at `step`; return whether the trial should be ended.
 
-        That depends on its own values and on the batches before its own alone, and not on what runs beside it. Without
-        a pruner nothing is kept of it.
+        This depends only on its own values and on earlier batches, not on trials that run beside it. Without a pruner,
+        nothing is recorded.
         """
         pruner = self._pruner.build(self._rounds)
         if pruner is None:
@@ -158,7 +166,10 @@ class SweepStudy:
         return self._judges[number].ends(step, value)
 
     def tell(self, outcomes: Mapping[int, Outcome]) -> None:
-        """Write down how the trials of a batch ended, by number; all that `ask` returned."""
+        """Write how the trials of a batch ended; `outcomes`: number → outcome, for all trials that `ask` returned.
+
+        Raises `ValueError` for other trials, and for values that are not finite.
+        """
         if set(outcomes) != set(self._reports):
             raise ValueError(f"expected the outcomes of trials {sorted(self._reports)}, found {sorted(outcomes)}")
         for outcome in outcomes.values():
@@ -169,12 +180,15 @@ class SweepStudy:
         self._reports, self._judges = {}, {}
 
     def trials(self) -> list[Trial]:
-        """All finished trials, in order."""
+        """Return all finished trials, in order."""
         return [self._told(trial) for trial in self._stored() if trial.state.is_finished()]
 
     def best(self, most: int = 1) -> list[Trial]:
-        """The best completed trials, at most so many, the first of equal ones; with several objectives, all that no
-        other beats. Of trials with the same options, the first."""
+        """Return the best completed trials, at most `most`, the best first; with several objectives, all that no other
+        beats.
+
+        Of equal trials, and of trials with the same options, the first one counts.
+        """
         complete: list[FrozenTrial] = []
         for trial in self._stored():
             if trial.state == TrialState.COMPLETE and all(trial.params != other.params for other in complete):
@@ -190,21 +204,21 @@ class SweepStudy:
         return sorted(self._storage.get_all_trials(self._id, deepcopy=False), key=lambda trial: trial.number)
 
     def _copy(self, trials: Iterable[FrozenTrial]) -> tuple[optuna.Study, BaseStorage]:
-        """A study in memory with these trials, under the same numbers and the same name, and its storage."""
+        """Return a study in memory with these trials, under the same numbers and the same name, and its storage."""
         storage = InMemoryStorage()
         copy = optuna.create_study(storage=storage, study_name=self.study.study_name, directions=self._directions)
         copy.add_trials(trials)
         return copy, storage
 
     def _choose(self, copy: optuna.Study, storage: BaseStorage, number: int) -> None:
-        """Have the parameters of the next trial of a copy chosen: by the sampler, or at random where that fails.
+        """Choose the parameters of the next trial of a copy: by the sampler, or at random if the sampler fails.
 
-        It would fail again, with the same trials before it, so that a search would end there for good.
+        Without this fallback the sampler would fail again after the same trials, and the search could not continue.
         """
         try:
             copy.sampler = self._sampler.build(self._seed, number, self._space)
             self._space.suggest(copy.ask())
-        except Exception as error:  # whatever a library makes of the values that were found
+        except Exception as error:  # a library may raise anything for unusual values
             told = "trial %d is drawn at random, since the sampler %s fails: %s"
             logger.warning(told, number, self._sampler.name, reason(error))
             copy.sampler = Random().build(self._seed, number, self._space)
@@ -216,7 +230,7 @@ class SweepStudy:
 
     def _finish(self, number: int, outcome: Outcome) -> None:
         trial = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-        # The state comes last: until then the trial is running, and its driver may die.
+        # The state is written last: until then the trial is running, and the driver may die.
         for step, value in self._reports[number].items():
             self._storage.set_trial_intermediate_value(trial, step, value)
         if number in self._judges:
@@ -240,14 +254,15 @@ class SweepStudy:
 
 
 def open_sweep(url: str, name: str, digest: str, score: str = "", **options: Any) -> SweepStudy:
-    """The sweep `name` in an Optuna storage, e.g. `sqlite:///mlruns/optuna.db`; created where it is not there.
+    """Open the sweep `name` in an Optuna storage; create it if it does not exist.
 
-    digest: of the sweep; it is only gone on with under the digest that it was created with.
-    score: digest of the function that makes the metric `score`; the same holds for it.
-    options: those of `SweepStudy`.
+    url: address of the storage, e.g. `sqlite:///mlruns/optuna.db`.
+    digest: digest of the sweep; it must be the same as when the sweep was created.
+    score: digest of the function that computes the metric `score`; it must be the same, too.
+    options: the other arguments of `SweepStudy`.
 
-    Raises `ExperimentError` where the storage cannot be used, and where the study is another sweep's, or another
-    program's.
+    Raises `ExperimentError` if the storage cannot be used, or if the study belongs to a different sweep or to another
+    program.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = list(options["directions"])
@@ -275,7 +290,7 @@ def open_sweep(url: str, name: str, digest: str, score: str = "", **options: Any
 
 
 def study_of(plan: SweepPlan, url: str, score: str = "") -> SweepStudy:
-    """The trials of a sweep; see `open_sweep`."""
+    """Open the trials of a sweep in the storage at `url`; see `open_sweep`."""
     sweep = plan.sweep
     return open_sweep(
         url,
@@ -308,12 +323,12 @@ class _Judge:
         return bool(self._pruner.prune(self._study, self._storage.get_trial(self._trial)))
 
     def notes(self) -> dict[str, Any]:
-        """What the pruner wants to know of the trial when it judges others."""
+        """Return what the pruner needs about this trial when it judges others."""
         return dict(self._storage.get_trial(self._trial).system_attrs)
 
 
 def _without_reports(trial: FrozenTrial) -> FrozenTrial:
-    """The trial as it was when it was asked for: its parameters, and nothing that came of them."""
+    """Return the trial as it was when it was started: its parameters, without results."""
     return FrozenTrial(
         number=trial.number,
         state=TrialState.RUNNING,
@@ -331,9 +346,9 @@ def _without_reports(trial: FrozenTrial) -> FrozenTrial:
 
 @contextmanager
 def _opened(url: str) -> Iterator[BaseStorage]:
-    """The storage at `url`, made if need be; no other process makes or opens it during the block.
+    """Open the storage at `url`, or create it; no other process opens or creates it during the block.
 
-    A new SQLite database is made beside its place and put there whole, as a process that makes it may die.
+    A new SQLite database is made under a temporary name and then renamed, since the process that makes it may die.
     """
     try:
         with turn(url):
@@ -341,7 +356,7 @@ def _opened(url: str) -> Iterator[BaseStorage]:
             if file is not None and not file.exists():
                 with whole(file) as partial:
                     optuna.storages.RDBStorage(sqlite_url(partial)).engine.dispose()
-            # With a file, seconds of waiting for a lock; with a server, a look whether a connection is still there.
+            # For a file: seconds to wait for a lock; for a server: test whether the connection still exists.
             options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE}} if file else {"pool_pre_ping": True}
             storage = optuna.storages.get_storage(optuna.storages.RDBStorage(safe_url(url), options))
             yield cast(BaseStorage, _Reached(storage, url))
@@ -352,9 +367,9 @@ def _opened(url: str) -> Iterator[BaseStorage]:
 
 
 class _Reached:
-    """An Optuna storage that is in use: what is wrong with its database becomes a `StorageError`, wherever it shows.
+    """An Optuna storage in use: every error of its database becomes a `StorageError`.
 
-    Nobody waits for it a second time: the study is then at its end, and is opened again when it goes on.
+    After an error, further calls fail at once: the study has ended, and is opened again when it continues.
     """
 
     def __init__(self, storage: BaseStorage, url: str) -> None:
@@ -376,8 +391,8 @@ class _Reached:
 
 
 def _unusable(url: str, error: BaseException) -> str:
-    """Why a storage cannot be used, in a line."""
-    error = error.__cause__ or error  # what the database's driver says, without the statement
+    """Say in one line why a storage cannot be used."""
+    error = error.__cause__ or error  # the message of the database driver, without the statement
     if isinstance(error, ImportError):
         return without_password(f"no Optuna storage at '{url}': {error}; install this driver of the database")
     try:

@@ -1,4 +1,4 @@
-"""A sweep file: an experiment, what is searched in it, and what for; and the experiments that its trials are."""
+"""A sweep file: an experiment, the searched options and the objectives; and the experiments of its trials."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedrobust.tuning.samplers import Sampler, Tpe
 from fedrobust.tuning.space import Space, TemplateError, brief, parsed
 
 OWN = "own"
-"""The column of a sweep without `attacks`: each trial meets those of its experiment."""
+"""The attack name of a sweep without `attacks`: each trial meets those of its experiment."""
 UNSEARCHED = {
     "name": "names the experiment",
     "seed": "is given by the sweep's seeds",
@@ -35,7 +35,7 @@ UNSEARCHED = {
 
 
 class Sweep(StudyOptions):
-    """A search: trials of an experiment whose options are chosen for what earlier trials have shown."""
+    """A search: trials of an experiment whose options are chosen from the results of earlier trials."""
 
     kind = "sweep"
     folders = Path("mlruns/sweeps")
@@ -49,14 +49,14 @@ class Sweep(StudyOptions):
     seeds: Seeds = Field(default=(1,), min_length=1)
     """Every trial is run with each of them."""
     fresh: Seeds = ()
-    """Seeds on which the best trials are measured again, none of `seeds`: what was searched for on a seed cannot be
-    judged on it."""
+    """Seeds on which the best trials are measured again, none of `seeds`: a result found by a search on a seed cannot
+    be judged on it."""
     again: int = Field(default=3, ge=1)
-    """How many of the best trials that is, of one objective; of several, all that no other beats."""
+    """How many of the best trials are measured again, with one objective; with several, all that no other beats."""
     attacks: dict[str, Any] | None = None
     """For each name an attack, a list of them, or `[]` for none; every trial meets each. Without it, its own."""
     objectives: Many[Objective] = Field(min_length=1)
-    """What is searched for; of several, all trials that no other beats in every one."""
+    """The objectives; with several, the search is for all trials that no other beats in every one."""
     sampler: Annotated[Sampler, OneOf(Sampler)] = Tpe()
     """How the next trials are chosen."""
     pruner: Annotated[Pruner, OneOf(Pruner)] = NoPruner()
@@ -66,11 +66,11 @@ class Sweep(StudyOptions):
     trials: int = Field(default=32, ge=1, le=1_000_000)
     """Number of trials."""
     hours: float | None = Field(default=None, gt=0)
-    """Time after which no further batch is begun, counted anew where a sweep is resumed. It makes the number of trials
+    """Time after which no further batch is begun, counted anew if a sweep is resumed. It makes the number of trials
     depend on the machine."""
     parallel: int = Field(default=2, ge=1, le=1000)
-    """Trials of a batch: they are chosen together, run side by side, and their results counted in order. Another number
-    makes another sweep."""
+    """Trials of a batch: they are chosen together, run side by side, and their results are counted in order. A
+    different number makes a different sweep."""
 
     @model_validator(mode="after")
     def _pruned(self) -> Self:
@@ -80,16 +80,20 @@ class Sweep(StudyOptions):
 
 
 _DECISIVE = ("changes", "space", "seeds", "attacks", "objectives", "sampler", "pruner", "seed", "parallel")
-"""The fields of a sweep that decide what its trials are, in the order in which their digest takes them."""
+"""The fields of a sweep that determine its trials, in the order in which their digest takes them."""
 
 
 class SweepPlan:
-    """A sweep, composed: it makes the experiments of each trial."""
+    """A sweep with its experiments: it makes those of each trial."""
 
     def __init__(self, sweep: Sweep, draft: Draft, base: Draft | None = None) -> None:
-        """`draft` is the file of the sweep, `base` that of its experiment, where it is not to be read.
+        """Check the options and compose the experiments.
 
-        Raises `ExperimentError` with a line for everything that is wrong in it, whichever values are chosen.
+        sweep: the options.
+        draft: the file of the sweep.
+        base: the file of its experiment, if it has already been read.
+
+        Raises `ExperimentError` with a line for each error that any choice of values would have.
         """
         self.sweep = sweep
         self.attacks: dict[str, list[Any] | None] = {OWN: None} if sweep.attacks is None else {**sweep.attack_lists}
@@ -107,7 +111,7 @@ class SweepPlan:
 
     @property
     def trials(self) -> int:
-        """How many trials there are: no more than there are different ones."""
+        """Number of trials: not more than there are different ones."""
         most = self.sweep.sampler.most(self.space)
         return self.sweep.trials if most is None else min(most, self.sweep.trials)
 
@@ -118,9 +122,9 @@ class SweepPlan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that decides what the trials are; more of them, or more time, make no other sweep.
+        """SHA-256 of everything that determines the trials; their number and the time limit do not.
 
-        The order of what is searched matters: it is the order of the draws.
+        The order of the searched options matters: it is the order of the draws.
         """
         resolved = self.sweep.resolved()
         decisive = {field: resolved[field] for field in _DECISIVE}
@@ -130,7 +134,7 @@ class SweepPlan:
 
     @cached_property
     def rounds(self) -> int:
-        """Rounds of a trial; where they are searched, the most there are."""
+        """Rounds of a trial; if they are searched, the maximum."""
         return max(each.federation.rounds for each in self.samples)
 
     @property
@@ -141,13 +145,14 @@ class SweepPlan:
     def experiment(
         self, values: Mapping[str, Any], attack: str = OWN, seed: int | None = None, trial: int | None = None
     ) -> Experiment:
-        """The experiment of a trial: `values` by dotted path, as `Space.suggest` gives them.
+        """Return the experiment of a trial.
 
-        attack: one of `attacks`; with the default, those of the experiment.
-        seed: without one, that of the experiment.
-        trial: the number that its run is named by.
+        values: dotted path → value, as `Space.suggest` returns them.
+        attack: one of `attacks`; by default, those of the experiment.
+        seed: by default, that of the experiment.
+        trial: the number in the name of its run.
 
-        Raises `ExperimentError` where these values do not go together.
+        Raises `ExperimentError` if these values do not fit together.
         """
         draft = self._composer.base
         for path, value in values.items():
@@ -168,7 +173,7 @@ class SweepPlan:
         return next(iter(self.attacks))
 
     def _space(self, draft: Draft) -> Space:
-        """The templates, checked."""
+        """Return the checked templates."""
         templates, wrong = {}, list[Problem]()
         for path, template in self.sweep.space.items():
             head, reason = path.split(".")[0], ""
@@ -195,7 +200,8 @@ class SweepPlan:
         return space
 
     def _placed(self, problem: Problem) -> Problem:
-        """A problem; one with an object that a searched path leads through, with the place of that path."""
+        """Return the problem; if it is about an object that contains a searched value, its origin becomes that of the
+        value."""
         if not any(origin in self._entries.values() for origin in problem.origins):
             for path, entry in self._entries.items():
                 if path.startswith(f"{problem.path}."):
@@ -203,7 +209,7 @@ class SweepPlan:
         return problem
 
     def _check(self) -> None:
-        """Try every choice, both ends of every range, every attack and seed once; what is wrong is said once."""
+        """Try every choice, both ends of every range, every attack and seed once; each error is reported once."""
         middle, first = self.space.chosen(self.space.middle), self.sweep.seeds[0]
         tried = [(middle, attack, first, "") for attack in self.attacks]
         tried += [(middle, self._first, seed, f"seed {seed}") for seed in (*self.sweep.seeds, *self.sweep.fresh)]
@@ -218,9 +224,12 @@ class SweepPlan:
 
 
 def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
-    """Read a sweep file, with `overrides` such as `"trials=8"`, and check the experiments that its trials can be.
+    """Read a sweep file, and check the experiments of its possible trials.
 
-    Raises `ExperimentError` with one line for each thing that is wrong, as `fedrobust.load` does.
+    path: the file.
+    overrides: texts such as `"trials=8"`.
+
+    Raises `ExperimentError` with one line for each error, as `fedrobust.load` does.
     """
     draft = Draft.read(path, overrides)
     return SweepPlan(draft.checked(Sweep), draft)

@@ -1,9 +1,9 @@
-"""The trials of one batch under way: their runs go on side by side, and how a trial ends does not depend on the order.
+"""The trials of a running batch: their runs go on side by side, and a trial's outcome does not depend on their order.
 
-The pruner is told of a round when all runs of the trial have reached it, or of a run when those before it have ended.
-Of runs that fail, the one counts that came least far, or is first; what the pruner says of rounds, or runs, before that
-counts more. So where a run fails, the others go on until they are past it: a trial whose run fails in round 7 is pruned
-if its runs are bad enough in round 5, even if the others reach that round only later.
+The pruner gets a value for a round when all runs of the trial have reached it, or for a run when all runs before it
+have ended. If several runs fail, the one that got least far counts, or the first of these. A decision to prune at an
+earlier round, or run, has priority. So if a run fails, the others continue past that point: a trial whose run fails in
+round 7 is pruned if its results are bad enough in round 5, even if the others reach that round only later.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned, Sw
 from fedrobust.tuning.sweep import OWN, SweepPlan
 
 Heard = Callable[[int, Mapping[str, float] | None], None]
-"""Called after every round that a run has made, without metrics, and then for every round that is evaluated, once."""
+"""Called after every round of a run, without metrics, and then once for every round that is evaluated, with metrics."""
 Score = Callable[[Result], float]
-"""What a run is worth, as a caller's own function says."""
+"""A caller's own function that rates a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class TrialRun(PlannedRun):
 
     @classmethod
     def of(cls, experiment: Experiment, attack: str, seed: int, phase: str, **tags: str) -> TrialRun:
-        """One that has these tags in MLflow, too."""
+        """Make a run; `tags` are added to its tags in MLflow."""
         all_tags = {**tags, "seed": str(seed), "phase": phase, **({} if attack == OWN else {"attack": attack})}
         label = experiment.tracking.run_name or ""
         return cls(experiment=experiment, label=label, tags=all_tags, attack=attack, seed=seed)
@@ -55,7 +55,7 @@ class Runs:
         self._study, self._score = study, score
 
     def make(self, run: TrialRun, heard: Heard) -> FinishedRun:
-        """One run, or what is on disk of it; `heard` is called with how far it is, and may raise."""
+        """Make a run, or read it from disk; `heard` is called with its progress, and may raise."""
         finished = self.kept(run)
         if finished is None:
             return self._study.make(run, self._measured, [_Listener(heard)])
@@ -64,7 +64,8 @@ class Runs:
         return finished
 
     def batch(self, asked: Sequence[Asked], plan: SweepPlan, sweep: SweepStudy) -> dict[int, Outcome]:
-        """Run the trials of a batch to their ends; what is finished is kept, whatever ends the batch."""
+        """Run the trials of a batch to their ends; return number → outcome. Finished runs are kept if the batch is
+        stopped."""
         under_way = [_UnderWay(trial, plan, sweep) for trial in asked]
         for trial in under_way:
             if trial.refused:
@@ -75,15 +76,15 @@ class Runs:
         return {trial.number: trial.outcome() for trial in under_way}
 
     def all(self, runs: Sequence[TrialRun]) -> list[FinishedRun]:
-        """These runs, in order; those that are missing are made."""
+        """Return these runs, in order; missing ones are made."""
         return self._study.make_all(runs, self._measured)
 
     def kept(self, run: TrialRun) -> FinishedRun | None:
-        """What is on disk of a run."""
+        """Return the run that is on disk, or None."""
         return self._study.finished.get(run.digest)
 
     def results(self, plan: SweepPlan, trial: Trial) -> Results:
-        """The curves that are on disk of a trial."""
+        """Return the curves of a trial that are on disk."""
         runs = [trial_run(plan, trial, attack, seed) for attack, seed in plan.runs]
         kept = {(run.attack, run.seed): self.kept(run) for run in runs}
         return {key: run.curves for key, run in kept.items() if run is not None}
@@ -105,21 +106,21 @@ class Runs:
 
 
 def trial_run(plan: SweepPlan, trial: Asked | Trial, attack: str, seed: int, phase: str = "trial") -> TrialRun:
-    """A run of a trial. Raises `ExperimentError` where its values do not go together."""
+    """Return a run of a trial. Raises `ExperimentError` if its values do not fit together."""
     experiment = plan.experiment(trial.values, attack, seed, trial.number)
     return TrialRun.of(experiment, attack, seed, phase, trial=str(trial.number))
 
 
 def _metrics(evaluated: Mapping[str, float | None], detected: Mapping[str, float | None]) -> dict[str, float]:
-    """The metrics of a round, and what was detected in it."""
+    """Return the metrics of a round, together with those of the detection."""
     return {name: math.nan if value is None else value for name, value in {**evaluated, **detected}.items()}
 
 
 class _Listener:
-    """Hook of a run: tells of each round, and of each evaluated round with what was detected in it.
+    """Hook of a run: passes on each round, and each evaluated round with the metrics of the detection.
 
-    The figures of a round are committed beside the next one, so its detection is known by then. A run that is begun
-    again tells each evaluated round again; it is heard once.
+    The evaluation of a round comes after its record, so its detection is available by then. If a run is restarted, it
+    evaluates the same rounds again; each evaluation is passed on only once.
     """
 
     def __init__(self, heard: Heard) -> None:
@@ -136,17 +137,17 @@ class _Listener:
 
 
 Key = tuple[str, int]
-"""A run of a trial: its attack and seed."""
+"""Identifies a run of a trial: its attack and seed."""
 
 
 class _UnderWay:
-    """A trial whose runs are under way, in any order of time."""
+    """A trial whose runs are under way, in any order."""
 
     def __init__(self, asked: Asked, plan: SweepPlan, study: SweepStudy) -> None:
         self.number = asked.number
         self.runs: list[TrialRun] = []
         self.refused = ""
-        """Why it has no runs: the values that were chosen do not go together."""
+        """Why it has no runs: the chosen values do not fit together."""
         try:
             self.runs = [trial_run(plan, asked, attack, seed) for attack, seed in plan.runs]
             for run in self.runs:
@@ -168,7 +169,7 @@ class _UnderWay:
         self._pruned = False
 
     def run(self, planned: TrialRun, runs: Runs) -> FinishedRun | None:
-        """One of its runs; None if it can change nothing any more."""
+        """Make one of its runs; return None if the run can no longer affect the outcome."""
         key = planned.attack, planned.seed
         try:
             self._go_on(key)
@@ -180,14 +181,14 @@ class _UnderWay:
                 failure = self._how_far(key), run.failed
                 self._failure = failure if self._failure is None else min(self._failure, failure)
             else:
-                self._curves[key] = dict(run.curves)  # what a caller's own function made of it, too
+                self._curves[key] = dict(run.curves)  # includes the metric of a caller's own function
                 self._finished.add(key)
                 if self._per == "run":
                     self._report_runs()
         return run
 
     def outcome(self) -> Outcome:
-        """How it ended, when all its runs have."""
+        """Return the outcome, after all runs have ended."""
         if self.refused:
             return Failed(self.refused)
         if self._pruned:
@@ -211,7 +212,7 @@ class _UnderWay:
         self._go_on(key)
 
     def _report_runs(self) -> None:
-        """Tell of the finished runs, as far as all before them are finished: the pruner pairs them by their place."""
+        """Report the finished runs up to the first unfinished one: the pruner pairs runs by their position."""
         for step, key in enumerate(self._curves):
             if key not in self._finished:
                 return
@@ -223,15 +224,15 @@ class _UnderWay:
             self._pruned = self._study.report(self.number, step, value)
 
     def _how_far(self, key: Key) -> tuple[int, ...]:
-        """What runs are compared by: the least of those that fail decides. Every run tells its rounds in one order."""
+        """Return a sort key for failed runs: the smallest decides. Every run reports its rounds in the same order."""
         place = self._order[key]
         return (place,) if self._per == "run" else (*self._reached[key], place)
 
     def _go_on(self, key: Key) -> None:
-        """End a run that can change nothing any more: the trial is pruned, or another run has failed before it."""
+        """End a run that can no longer affect the outcome: the trial is pruned, or another run has failed earlier."""
         if self._pruned or (self._failure is not None and self._how_far(key) > self._failure[0]):
             raise _OverError
 
 
 class _OverError(Stopped):
-    """This run can change nothing any more."""
+    """This run can no longer affect the outcome."""

@@ -1,4 +1,4 @@
-"""A sweep as its pictures, tables and page show it: plain rows, and Optuna's studies of them in memory."""
+"""A sweep as its pictures, tables and page show it: plain rows, and copies of Optuna's study in memory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from fedrobust.tuning.study import Completed, Failed, SweepStudy
 from fedrobust.tuning.sweep import SweepPlan
 
 TOP = 0.25
-"""Importance is that for being among this share of the trials, the best ones."""
+"""Importance refers to being among this share of the trials, the best ones."""
 
 LEAST = 8
-"""With fewer completed trials than this, importance means nothing."""
+"""The fewest completed trials for which importance is meaningful."""
 
 RowState = Literal["completed", "pruned", "failed"]
 _STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -37,22 +37,22 @@ class Row:
     number: int
     state: RowState
     values: tuple[float, ...]
-    """One for each objective, finite; none unless it is completed."""
+    """One finite value for each objective; empty unless the trial is completed."""
     chosen: Mapping[str, Any]
-    """What was searched in it, by name; what is only searched elsewhere is missing."""
+    """Name → chosen value; values that were not searched in this trial are missing."""
     reports: Mapping[int, float]
-    """The values that its pruner saw, by step; finite."""
+    """Step → finite value that its pruner received."""
     reason: str = ""
-    """Of its failure."""
+    """Why it failed."""
 
 
 @dataclass(frozen=True)
 class SweepView:
-    """A sweep so far."""
+    """The current state of a sweep."""
 
     name: str
     objectives: tuple[str, ...]
-    """What each is called; no two the same."""
+    """The names of the objectives, all different."""
     directions: tuple[Direction, ...]
     space: Space
     rows: tuple[Row, ...]
@@ -62,11 +62,11 @@ class SweepView:
     planned: int
     """How many trials there will be."""
     step: Literal["round", "run"]
-    """What the steps of the reports are."""
+    """What a step of the reports is."""
 
     @classmethod
     def of(cls, plan: SweepPlan, study: SweepStudy) -> SweepView:
-        """What a study has now."""
+        """Return the current state of a study."""
         searched = plan.space.searched
         params = {trial.number: trial.params for trial in study.study.get_trials(deepcopy=False)}
         rows = []
@@ -97,34 +97,34 @@ class SweepView:
 
     @property
     def completed(self) -> tuple[Row, ...]:
-        """Those that ran to their end."""
+        """The trials that ran to their end."""
         return self.having("completed")
 
     def having(self, state: RowState) -> tuple[Row, ...]:
-        """The trials that ended so."""
+        """Return the trials that ended in this `state`."""
         return tuple(row for row in self.rows if row.state == state)
 
 
 def labels(objectives: Sequence[Objective]) -> tuple[str, ...]:
-    """The metrics of the objectives, with what tells objectives of the same metric apart."""
+    """Return the metrics of the objectives, with additions that distinguish objectives of the same metric."""
     names = [_label_among(each, [other for other in objectives if other.metric == each.metric]) for each in objectives]
     return tuple(f"{name} #{place + 1}" if names.count(name) > 1 else name for place, name in enumerate(names))
 
 
 def better(direction: Direction) -> str:
-    """What a direction means, in words."""
+    """Return what a direction means, in words."""
     return "larger is better" if direction == "maximize" else "smaller is better"
 
 
 def spelled(value: Any) -> str:
-    """A chosen value as a sweep file has it."""
+    """Return a chosen value as a sweep file writes it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def choice_texts(searched: Choice) -> list[str]:
-    """What can be chosen, as a sweep file has it; texts are in quotes where they could be taken for something else."""
+    """Return the possible choices as a sweep file writes them; ambiguous texts are in quotes."""
     texts = [spelled(each) for each in searched.ends]
     return [
         json.dumps(each, ensure_ascii=False) if texts.count(text) > 1 else text
@@ -133,7 +133,10 @@ def choice_texts(searched: Choice) -> list[str]:
 
 
 def in_memory(view: SweepView, objectives: Sequence[int], text: Callable[[str], str] = str) -> optuna.Study:
-    """Optuna's study of the same trials and of these objectives alone; `text` makes the names and choices in it.
+    """Return a copy of Optuna's study with the same trials, but only these objectives.
+
+    objectives: their indices.
+    text: converts names and choices.
 
     Choices are texts there, see `choice_texts`.
     """
@@ -162,30 +165,32 @@ def in_memory(view: SweepView, objectives: Sequence[int], text: Callable[[str], 
 
 
 def evaluator(view: SweepView, objective: int) -> PedAnovaImportanceEvaluator | None:
-    """PED-ANOVA of the best quarter of the completed trials; None where it means nothing.
+    """Return PED-ANOVA for the best quarter of the completed trials; None if it is not meaningful.
 
     Watanabe, Bansal and Hutter, "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary Subspaces",
-    IJCAI 2023. It draws nothing, and knows options that are only searched where something is chosen.
+    IJCAI 2023. It uses no random numbers, and handles options that are searched only if another value is chosen.
+
+    objective: its index.
     """
     values = [row.values[objective] for row in view.completed]
     if len(values) < LEAST:
         return None
     worst = min(values) if view.directions[objective] == "maximize" else max(values)
     top = min(math.ceil(TOP * len(values)), sum(value != worst for value in values))
-    # Optuna takes the ⌈quantile · n⌉ best, and all that are as good as the last of them.
+    # Optuna takes the ⌈quantile · n⌉ best trials, and all that are as good as the last of these.
     return PedAnovaImportanceEvaluator(target_quantile=(top - 0.5) / len(values)) if top else None
 
 
 def importances(view: SweepView, objective: int) -> dict[str, float]:
-    """The share of each searched option in what makes a trial good, by name, the largest first; they add up to 1.
+    """Return the importance of each searched option for a good trial, name → share, largest first; they add up to 1.
 
-    Empty where there are few trials, or none is better than another.
+    Empty if there are too few trials, or if none is better than another.
     """
     tool = evaluator(view, objective)
     names = present(view)
     if tool is None or not names:
         return {}
-    with warnings.catch_warnings():  # of options that few trials have
+    with warnings.catch_warnings():  # about options that few trials have
         warnings.simplefilter("ignore", UserWarning)
         found = tool.evaluate(in_memory(view, [objective]), params=names)
     total = math.fsum(found.values())
@@ -195,7 +200,7 @@ def importances(view: SweepView, objective: int) -> dict[str, float]:
 
 
 def present(view: SweepView) -> list[str]:
-    """Names of what was searched in any completed trial, in the order of the sweep file."""
+    """Return the names of the values that were searched in any completed trial, in the order of the sweep file."""
     return [name for name in view.space.searched if any(name in row.chosen for row in view.completed)]
 
 
