@@ -1,4 +1,4 @@
-"""Waiting for actors: no wait without a limit, and an error that says what was awaited."""
+"""Waiting for actors: every wait has a limit, and errors name what was awaited."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedrobust.texts import visible
 from fedrobust.users_code import folders, look_in
 
 GONE = (RayActorError, OutOfMemoryError)
-"""What Ray raises of an actor that is no more, the second where it has ended it because memory was short."""
+"""What Ray raises for a dead actor; the second, where Ray has ended it because memory was short."""
 SPARE = (
     "fewer actors at a time (workers.count), smaller batches (learning.local.batch_size), "
     "a smaller model or other programs ended leave more"
@@ -27,12 +27,17 @@ SPARE = (
 
 
 def answer(reference: Any, awaited: str, patience: float, passed_on: tuple[type[Exception], ...] = ()) -> Any:
-    """What an actor answers. Raises `FederationError`, naming what was awaited, when it stays silent or fails.
+    """The answer of an actor.
 
-    The death of the actor, or of one that it asked, is an `ActorDied`, which the caller may be able to mend. Exceptions
-    of the kinds in `passed_on` are raised as they are.
+    reference: Ray's reference to it.
+    awaited: what an error names.
+    patience: seconds to wait.
+    passed_on: exceptions of these kinds, raised in the actor, are raised as they are.
+
+    Raises `ActorDied`, which the caller may be able to mend, if the actor has died, or one that it asked. Raises
+    `NoPlaceError` if Ray was shut down or its disk is full, and `FederationError` if the actor stays silent or fails.
     """
-    if not ray.is_initialized():  # else Ray would start another one, which knows nothing of it
+    if not ray.is_initialized():  # else Ray would start another session, without this actor
         raise NoPlaceError(f"Ray was shut down while waiting for {awaited}")
     try:
         return ray.get(reference, timeout=patience)
@@ -56,7 +61,7 @@ class ActorDied(FederationError):  # noqa: N818
 
 @contextmanager
 def in_words() -> Iterator[None]:
-    """What Ray raises in the block, beside the waits for an answer, is raised as a `FederationError`."""
+    """Turn Ray's errors in the block, apart from those of waits for an answer, into a `FederationError`."""
     try:
         yield
     except RayError as error:
@@ -64,9 +69,9 @@ def in_words() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why Ray, or what ran in an actor, raised this: one line, and what to do about it where memory is the reason.
+    """Why Ray, or code in an actor, raised this: one line. Where memory is the reason, it says what to do.
 
-    Ray tells of an actor's end in pages.
+    Ray's own text on an actor's end has pages.
     """
     if isinstance(error, ActorDied):
         return str(error)
@@ -89,14 +94,18 @@ def reason(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What was raised in an actor, if this is Ray's wrapping of it."""
+    """The exception that was raised in an actor, if this is Ray's wrapping of it."""
     return error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
 
 
 def setup(actors: Sequence[ActorHandle], arguments: Sequence[Any], awaited: str, patience: float) -> list[Any]:
     """Call `setup(*arguments)` on all actors and wait for their answers.
 
-    They look for a user's classes, which the arguments may hold, where this process does.
+    awaited: what an error names.
+    patience: seconds to wait in all.
+
+    A user's classes, which the arguments may hold, are found in the actors where this process finds them. Raises as
+    `answer`.
     """
     deadline = time.monotonic() + patience
     if places := [_in_the_copy(folder) for folder in folders()]:
@@ -107,7 +116,7 @@ def setup(actors: Sequence[ActorHandle], arguments: Sequence[Any], awaited: str,
 
 
 def _in_the_copy(folder: str) -> str:
-    """A folder as an actor finds it: of a job, in the copy of the working folder that its node has unpacked."""
+    """A folder as an actor finds it: in a job, inside the copy of the working folder that its node has unpacked."""
     shipped = os.environ.get("FEDROBUST_SHIPPED")
     inside = shipped is not None and Path(folder).is_relative_to(shipped)
     return os.path.relpath(folder, shipped) if inside else folder

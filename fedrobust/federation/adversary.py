@@ -19,10 +19,10 @@ from fedrobust.updates import cut_columns
 
 @dataclass(frozen=True)
 class Outlook:
-    """What attackers can know of a round beside the updates.
+    """What attackers can know of a round besides the updates.
 
-    `step` (d,) is the last change of the global model; `arrays`, only for attacks that are `aware`, what the
-    coordinator keeps between rounds.
+    step: (d,) the last change of the global model.
+    arrays: what the coordinator keeps between rounds; only for attacks that are `aware`.
     """
 
     step: np.ndarray | None = None
@@ -30,7 +30,7 @@ class Outlook:
 
 
 class Adversary:
-    """Replaces the updates of the hospitals that craft theirs. Runs as a Ray actor; knows nothing of Ray."""
+    """Replaces the updates of hospitals that craft theirs. It runs as a Ray actor, but uses nothing of Ray."""
 
     def setup(self, experiment: Experiment, samples: np.ndarray, layers: Sequence[Layer]) -> None:
         """Get ready for an experiment; arguments as for `Coordinator.setup`."""
@@ -40,7 +40,10 @@ class Adversary:
         self._sender = Sender(experiment.privacy, experiment.seed)
 
     def send(self, step: str, *arguments: Any) -> Any:
-        """A step of the protocol for the malicious hospitals; see `Sender`."""
+        """Call a step of the protocol for the malicious hospitals; see `Sender`.
+
+        step: name of the method.
+        """
         return getattr(self._sender, step)(*arguments)
 
     def replace(
@@ -55,8 +58,13 @@ class Adversary:
     ) -> np.ndarray | tuple[np.ndarray, ...]:
         """The updates (k, d) float32 that the clients `crafting` send instead of what they trained, cut into `columns`.
 
-        `ids[b]` are the clients of the b-th block (m, d) of what all participants trained; `parts` are the blocks, one
-        after the other, each cut into `columns`. `root` (1, d) is the server's own update.
+        round: of the training.
+        ids: the clients of each block of trained updates.
+        crafting: the clients whose updates are replaced.
+        columns: how the d coordinates are cut.
+        outlook: what attackers know besides the updates.
+        root: (1, d) the server's own update; None if the rule wants none.
+        parts: the blocks (m, d), one after the other, each cut into `columns`; those of all participants.
         """
         count = len(columns)
         blocks = [parts[i] if count == 1 else np.hstack(parts[i : i + count]) for i in range(0, len(parts), count)]

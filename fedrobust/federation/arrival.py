@@ -14,25 +14,25 @@ from fedrobust.updates import ClearUpdates, Floats, Updates
 
 
 class Received(NamedTuple):
-    """What the coordinator can work on."""
+    """What the coordinator works on."""
 
     updates: Updates
     clients: NDArray[np.int64]
-    """The ids of those behind the rows, ascending; of a row that is a mean of several, all of them."""
+    """The ids of the clients of the rows, ascending; all clients, where a row is the mean of several."""
     malformed: int = 0
-    """How many rows arrived that are no update."""
+    """How many rows arrived that are not updates."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Arrival(ABC):
-    """A round's updates on their way; `receive` is called once."""
+    """A round's updates on their way to the coordinator; call `receive` once."""
 
     refused: dict[int, str] = field(default_factory=dict)
-    """Client → why it has no row, or what it did wrong in spite of it; filled by `receive`, also if that fails."""
+    """Client → why it has no row, or what it did wrong even if it has one. Filled by `receive`, also if that fails."""
     commitments: dict[int, str] = field(default_factory=dict)
-    """Client → digest of what it sent; filled by `receive`, also if that fails."""
+    """Client → digest of what it sent. Filled by `receive`, also if that fails."""
     notes: list[str] = field(default_factory=list)
-    """What the round's record should say; filled by `receive`, also if that fails."""
+    """Notes for the round's record. Filled by `receive`, also if that fails."""
 
     @abstractmethod
     def receive(
@@ -42,20 +42,27 @@ class Arrival(ABC):
         too_few: Callable[[int], str | None],
         histories: Mapping[str, np.ndarray],
     ) -> Received:
-        """Wait until they are there.
+        """Wait for the updates.
 
-        ids: the clients of each block of updates, in the order of its rows. weigh: clients → their priors. too_few: why
-        nothing is opened where there are so many updates; None if it is. histories: those of the last round, (clients,
-        d) by name, where the coordinator keeps them. Raises `NotOpened`.
+        ids: the clients of each block of updates, in the order of its rows.
+        weigh: clients → their prior weights.
+        too_few: number of updates → why nothing is opened for so few; None if they suffice.
+        histories: those of the last round by name, (clients, d), where the coordinator keeps them.
+
+        Raises `NotOpened` if the protocol opens nothing.
         """
 
     def traffic(self, updates: int, d: int) -> dict[str, int]:
-        """The bytes of a round's messages for its record, so many updates of d coordinates being asked for."""
+        """The bytes of the round's messages, for its record.
+
+        updates: how many updates were asked for.
+        d: coordinates of an update.
+        """
         return {"upload_bytes": 4 * updates * d}
 
 
 def in_order(ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The clients of all blocks, ascending, and where in the blocks, one after the other, their rows are."""
+    """The clients of all blocks, ascending, and the positions of their rows in all blocks, one after the other."""
     clients = np.array([client for block in ids for client in block], dtype=np.int64)
     order = np.argsort(clients, kind="stable")
     return clients[order], order
@@ -63,7 +70,7 @@ def in_order(ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[n
 
 @dataclass(frozen=True, eq=False)
 class WholeArrival(Arrival):
-    """In the clear and whole: `blocks` (k, d) float32."""
+    """In the clear and whole: `blocks` of updates (k, d) float32."""
 
     blocks: Sequence[np.ndarray]
 

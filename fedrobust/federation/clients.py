@@ -17,15 +17,16 @@ from fedrobust.secure.sending import Sender
 from fedrobust.updates import cut_columns
 
 EVALUATION_BATCH = 256
-"""Patches in a forward pass of the evaluation. Fixed: a prediction's last bits may depend on its batch."""
+"""Patches in a forward pass of the evaluation. It is fixed, as a prediction's last bits may depend on its batch."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What an actor needs to know about the data beside images and labels."""
+    """What an actor needs to know about the data, besides images and labels."""
 
     indices: tuple[np.ndarray, ...]
-    """For each hospital the positions of its training patches; last, if there is one, the server's root data set."""
+    """For each hospital, the positions of its training patches; last, if there is one, those of the server's root data
+    set."""
     held_out: np.ndarray
     """Positions of the patches to evaluate: validation, then test."""
     test: np.ndarray
@@ -35,7 +36,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Training:
-    """What comes back from training beside the updates; a hospital's state may be large."""
+    """What comes back from training besides the updates; a hospital's state may be large."""
 
     losses: dict[int, float]
     states: dict[int, np.ndarray]
@@ -43,13 +44,18 @@ class Training:
 
 
 def triggered(attack: Backdoor, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Positions of the test patches on which a trigger is tried: all that do not show the target anyway."""
+    """Positions of the test patches on which a trigger is tried: all that do not have the target label anyway.
+
+    attack: the backdoor.
+    labels: (N,) of all patches.
+    test: positions of the test patches.
+    """
     kept: np.ndarray = test[labels[test] != attack.target]
     return kept
 
 
 class ClientHost:
-    """Trains hospitals and evaluates models. Runs as a Ray actor; knows nothing of Ray."""
+    """Trains hospitals and evaluates models. It runs as a Ray actor, but uses nothing of Ray."""
 
     def __init__(self, threads: int, device: str, memory: float = 1.0) -> None:
         """`memory`: the part of a GPU's memory that is this actor's; more, and it is refused, not its neighbours."""
@@ -61,7 +67,12 @@ class ClientHost:
         self._device = device
 
     def setup(self, experiment: Experiment, layout: Layout, images: np.ndarray, labels: np.ndarray) -> int:
-        """Get ready for an experiment, whatever was run before; returns the number of trainable parameters."""
+        """Prepare for an experiment, whatever was run before; returns the number of trainable parameters.
+
+        layout: which patches are whose.
+        images: (N, S, S, 3) uint8.
+        labels: (N,).
+        """
         from fedrobust.learning.training import LocalTrainer
         from fedrobust.learning.vector import parameters_to_vector
 
@@ -75,11 +86,14 @@ class ClientHost:
         return len(self._initial)
 
     def send(self, step: str, *arguments: Any) -> Any:
-        """A step of the protocol for the hospitals here; see `Sender`."""
+        """Call a step of the protocol for the hospitals here; see `Sender`.
+
+        step: name of the method.
+        """
         return getattr(self._sender, step)(*arguments)
 
     def layers(self) -> list[Layer]:
-        """What the d coordinates of an update are."""
+        """The layers to which the d coordinates of an update belong."""
         named = self._trainer.network.named_parameters()
         return [Layer(name, tuple(parameter.shape)) for name, parameter in named if parameter.requires_grad]
 
@@ -98,13 +112,19 @@ class ClientHost:
         previous: np.ndarray | None,
         columns: Sequence[slice],
     ) -> tuple[np.ndarray | Training, ...]:
-        """Train hospitals from the global `weights` (d,) float32.
+        """Train hospitals from the global weights.
 
-        `participants` are all hospitals of the round, `previous` the global weights of the round before, where there
-        was one and an attack asks for them.
+        round: number of the round.
+        honest: hospitals whose updates are sent as they are.
+        crafting: hospitals whose updates the adversary will replace.
+        weights: (d,) float32, the global model.
+        states: hospital → what it keeps from its last round.
+        participants: all hospitals of the round.
+        previous: the global weights of the round before; None if there was none, or no attack asks for them.
+        columns: how the d coordinates are cut.
 
-        Returns the updates of `honest` (k, d), then those of `crafting` (m, d), which the adversary will replace,
-        float32, each cut into the `columns` given; last, what came back beside them.
+        Returns the updates of `honest` (k, d), then those of `crafting` (m, d), float32, each cut into `columns`, and
+        last a `Training`.
         """
         start = time.perf_counter()
         blocks = [np.empty((len(clients), len(weights)), dtype=np.float32) for clients in (honest, crafting)]
@@ -124,7 +144,7 @@ class ClientHost:
     def _attack(
         self, round: int, client: int, participants: Sequence[int], weights: np.ndarray, previous: np.ndarray | None
     ) -> LocalAttack | None:
-        """What a hospital whose attack acts while it trains does in this round; None: it trains honestly."""
+        """What a hospital does in this round if its attack acts during training; None: it trains honestly."""
         attack = self._attackers.attack(client)
         if not isinstance(attack, DataAttack) or not attack.schedule.active(round):
             return None
@@ -183,9 +203,14 @@ class ClientHost:
         return result.loss, result.state
 
     def evaluate(self, weights: np.ndarray, part: int, parts: int) -> dict[str, np.ndarray]:
-        """Probabilities (n, classes) float32 of one of `parts` shares of the held-out patches.
+        """Probabilities (n, classes) float32 for one part of the held-out patches.
 
-        `clean`: validation, then test; `trigger/<i>`: the patches that `triggered` gives, with the trigger of attack i.
+        weights: (d,) float32, the model.
+        part: index of the part.
+        parts: how many parts there are.
+
+        Key `clean`: validation, then test patches. Key `trigger/<i>`: the patches that `triggered` returns, with the
+        trigger of attack i.
         """
         from fedrobust.data.batches import to_tensor
         from fedrobust.learning.evaluation import predict

@@ -1,4 +1,4 @@
-"""The coordinator: sees of the updates what the protocol reveals, and turns them into the next global model."""
+"""The coordinator: it sees of the updates what the protocol reveals, and makes the next global model of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from fedrobust.updates import NotOpened
 
 
 class Coordinator:
-    """Aggregates a round. Runs as a Ray actor; knows nothing of Ray, and of the rows only what `Updates` reveal."""
+    """Aggregates a round. It runs as a Ray actor, but uses nothing of Ray. It sees of the rows only what `Updates`
+    reveal."""
 
     def setup(
         self,
@@ -30,11 +31,12 @@ class Coordinator:
         arrays: Arrays,
         layers: Sequence[Layer] = (),
     ) -> None:
-        """Get ready for an experiment.
+        """Prepare for an experiment.
 
-        `samples` (clients,) are the claimed training patches of every client id, `weights` (d,) float32 the global
-        model, `arrays` the coordinator's part of a checkpoint (empty at the start), `layers` what the d coordinates
-        are.
+        samples: (clients,) the claimed number of training patches of every client id.
+        weights: (d,) float32, the global model.
+        arrays: the coordinator's part of a checkpoint; empty at the start.
+        layers: those to which the d coordinates belong.
         """
         self._experiment, self._samples, self._weights = experiment, samples, weights
         self._defence = experiment.defence(layers)
@@ -49,11 +51,14 @@ class Coordinator:
         root: np.ndarray | None,
         *arriving: np.ndarray | Arrival,
     ) -> tuple[Fields, np.ndarray, Arrays]:
-        """One round: returns its record, the new global weights (d,) float32, and the arrays for the checkpoint.
+        """Aggregate one round: returns its record, the new global weights (d,) float32, and the arrays for the
+        checkpoint.
 
-        `ids[b]` are the clients of the b-th block of updates: of `arriving[b]` (k, d) float32 in the clear, else of one
-        that the only item of `arriving` has on its way. `root` (1, d) is the server's own update, for rules that want
-        one. `attacking` is the truth of the simulation: it is used to measure the detection, never to aggregate.
+        round: number of the round.
+        ids: the clients of each block of updates.
+        attacking: the true attackers of the simulation. They are used to measure the detection, never to aggregate.
+        root: (1, d) the server's own update, for rules that want one; else None.
+        arriving: in the clear the blocks (k, d) float32 themselves; else one `Arrival` that has them on their way.
         """
         start = time.perf_counter()
         participants = sorted(client for block in ids for client in block)
@@ -99,7 +104,7 @@ class Coordinator:
         return record, self._weights, self._arrays()
 
     def _received(self, arrival: Arrival, ids: Sequence[Sequence[int]]) -> Received:
-        """The usable updates; `arrival.refused` then names whoever sent others."""
+        """The usable updates; `arrival.refused` then names the clients that sent others."""
         updates, clients, malformed = arrival.receive(ids, self._prior, self._too_few, self._histories)
         usable = updates.finite_rows()
         if usable.all():
@@ -114,20 +119,20 @@ class Coordinator:
         return capped_prior(samples, len(clients))
 
     def _unusable(self, accepted: int, root: np.ndarray | None) -> str | None:
-        """Why so few updates, beside the server's own, cannot be aggregated; None if they can."""
+        """Why so few updates, not counting the server's own, cannot be aggregated; None if they can."""
         if root is not None and not np.isfinite(root).all():
             return "the server's own update is not finite"
         return self._too_few(accepted)
 
     def _too_few(self, accepted: int) -> str | None:
-        """Why so few usable updates are no round; None if they are."""
+        """Why so few usable updates make no round; None if they suffice."""
         settings, drawn = self._experiment.federation, self._experiment.federation.participants()
         if accepted < settings.needed():
             return f"{accepted} of {drawn} updates were usable, below the quorum of {settings.quorum:g}"
         return None
 
     def _keep(self, done: DefendedRound) -> None:
-        """What a round leaves: memory, histories, and the server's step where there is an aggregate."""
+        """Keep what a round leaves: memory, histories, and the server's step if there is an aggregate."""
         self._memory = done.memory
         if done.histories is not None:
             self._histories = done.histories
@@ -137,7 +142,7 @@ class Coordinator:
             self._memory = done.stepped(self._weights - before)
 
     def _standing(self) -> Fields:
-        """Reputations after the round, who is suspected, and who is in quarantine."""
+        """Reputations after the round, suspected clients, and clients in quarantine."""
         reputation, state = self._experiment.trust.reputation, self._memory.trust
         return {
             "reputation": dict(enumerate(reputation.value(state).tolist())),
@@ -152,7 +157,7 @@ class Coordinator:
 
 
 def figures(done: DefendedRound, received: Received) -> Fields:
-    """What the defence made of a round's clients, for its record."""
+    """What the defence found out about a round's clients, for its record."""
     judgement, aggregated = done.judgement, done.aggregated
     assert judgement is not None
     updates, clients, _ = received
@@ -186,14 +191,22 @@ def figures(done: DefendedRound, received: Received) -> Fields:
 
 
 def counts(rejected: Mapping[int, str]) -> str:
-    """`not finite: 4, truncated: 1`: why updates were rejected, the most frequent reason first; empty if none was."""
+    """`not finite: 4, truncated: 1`: why updates were rejected, the most frequent reason first; empty if none was.
+
+    rejected: client → reason.
+    """
     return ", ".join(f"{reason}: {count}" for reason, count in Counter(rejected.values()).most_common())
 
 
 def by_client(
     rows: Sequence[Sequence[int]], values: np.ndarray | None, shared: bool = False
 ) -> dict[int, float] | None:
-    """Figures (n,) of the rows by client id: that of its row, or, `shared`, its equal part of it."""
+    """Figures of the rows by client id.
+
+    rows: the clients of each row.
+    values: (n,) one for each row; None returns None.
+    shared: give each client of a row an equal part of its figure, instead of the figure itself.
+    """
     if values is None:
         return None
     figures = values.tolist()

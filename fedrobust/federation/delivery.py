@@ -1,4 +1,4 @@
-"""How updates get from where they were made to the coordinator: one class for each way that a protocol takes."""
+"""How updates get from the actors that made them to the coordinator: one class for each way that a protocol takes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from fedrobust.secure import OneMessage, PairwiseMasking, SecretSharing
 from fedrobust.secure.masked_updates import draw_groups
 
 LEDGERS: Path | None = Path("mlruns/parties")
-"""Where servers of secret shares write down what they have opened, below the working folder; None: nowhere."""
+"""Where servers of secret shares keep their ledgers, below the working folder; None: nowhere."""
 
 
 class Block(NamedTuple):
-    """Updates of the clients `clients`: references to their parts (k, d_j), and the actor on which they were made."""
+    """Updates of `clients`: references to their parts (k, d_j), and the actor on which they were made."""
 
     clients: list[int]
     parts: list[Any]
@@ -36,24 +36,35 @@ class Block(NamedTuple):
 
 
 class Delivery(ABC):
-    """The way of one run's updates. `attempts`: how often a round is tried when an actor on the way dies in it."""
+    """The way of one run's updates. `attempts`: how often a round is tried if an actor on the way dies."""
 
     attempts = 1
 
     def setup(self, round: int, arrays: Arrays) -> Arrays:
-        """Get ready to go on after `round`; of a checkpoint's arrays, those that are the coordinator's."""
+        """Prepare to go on after `round`.
+
+        arrays: those of a checkpoint, without model weights and client states.
+
+        Returns those of them that belong to the coordinator.
+        """
         return arrays
 
     @abstractmethod
     def send(self, round: int, attempt: int, blocks: Sequence[Block]) -> list[Any]:
-        """What the coordinator is called with: an `Arrival`, or references to whole blocks."""
+        """Start to send a round's updates.
+
+        attempt: 0 at first; more if the round is repeated.
+        blocks: the updates.
+
+        Returns the arguments for the coordinator: an `Arrival`, or references to whole blocks.
+        """
 
     def arrays(self) -> Arrays:
-        """What others than the coordinator keep between rounds, for the checkpoint."""
+        """What actors other than the coordinator keep between rounds, for the checkpoint."""
         return {}
 
     def histories(self, arrays: Arrays) -> Arrays:
-        """The histories (clients, d) of a checkpoint in the clear, for attackers who know everything."""
+        """The histories (clients, d) of a checkpoint in the clear, for attackers that know everything."""
         return below(arrays, "history")
 
 
@@ -65,7 +76,7 @@ class ToCoordinator(Delivery):
 
 
 class ToShards(Delivery):
-    """In the clear, a part of the columns to each shard."""
+    """In the clear, some of the columns to each shard."""
 
     def __init__(self, shards: Sequence[ActorHandle], columns: Sequence[slice], keeps: bool, patience: float) -> None:
         self._shards, self._columns, self._keeps, self._patience = list(shards), list(columns), keeps, patience
@@ -112,7 +123,7 @@ class ToParties(Delivery):
 
 
 class ByMessage(Delivery):
-    """As one message of each hospital to the coordinator."""
+    """One message of each hospital to the coordinator."""
 
     def __init__(self, privacy: OneMessage, d: int, patience: float) -> None:
         self._privacy, self._d, self._patience = privacy, d, patience
@@ -123,7 +134,7 @@ class ByMessage(Delivery):
 
 
 class ByMasks(Delivery):
-    """Under pairwise masks, in one group or in several that are drawn anew in each round."""
+    """Under pairwise masks, in one group, or in several groups that are drawn anew in each round."""
 
     def __init__(self, experiment: Experiment, run: str, d: int, samples: np.ndarray) -> None:
         assert isinstance(experiment.privacy, PairwiseMasking)
@@ -158,8 +169,12 @@ def delivery(
 ) -> Delivery:
     """The way of the experiment's protocol.
 
-    columns: how the d coordinates are cut. samples: (ids,) training patches of each. histories: what the defence wants
-    to be remembered. alive: an actor → itself, or another one that can share updates in its place.
+    team: the actors of the run.
+    columns: how the d coordinates are cut.
+    run: the run's id.
+    samples: (ids,) training patches of each.
+    histories: those that the defence needs.
+    alive: an actor → itself, or another one that can share updates instead of it.
     """
     privacy, patience, d = experiment.privacy, experiment.workers.patience, columns[-1].stop
     if isinstance(privacy, SecretSharing):

@@ -19,20 +19,20 @@ from fedrobust.federation.pool import Team
 from fedrobust.updates import shard_columns
 
 ATTEMPTS = 3
-"""How often a task is tried when the actor that does it dies."""
+"""How often a task is tried if the actor that does it dies."""
 
 
 @dataclass(frozen=True)
 class TrainedUpdates:
-    """What a round's training left in the object store, and what came back beside it."""
+    """What a round's training left in the object store, and what came back besides."""
 
     honest: list[Block] = field(default_factory=list)
     crafting: list[Block] = field(default_factory=list)
-    """Updates that the adversary is going to replace."""
+    """Updates that the adversary will replace."""
     losses: dict[int, float] = field(default_factory=dict)
     states: dict[int, np.ndarray] = field(default_factory=dict)
     late: list[int] = field(default_factory=list)
-    """Hospitals that were not back by the deadline."""
+    """Hospitals whose updates were not back by the deadline."""
     root: list[Any] = field(default_factory=list)
     """A reference to the server's own update (1, d), where the rule wants one."""
 
@@ -53,7 +53,7 @@ class Hosts:
         self.samples = np.array([len(own) for own in training])
         """(clients,) int64: training patches of each hospital."""
         self._root: int | None = None
-        """The id under which the server trains on its own patches: the one after the last hospital's."""
+        """The id with which the server trains on its own patches: the one after the last hospital's."""
         if "root" in experiment.aggregation.pipeline().anchors:
             self._root = len(training)
             training.append(hospitals.root(experiment.data.root, experiment.seed))
@@ -65,7 +65,7 @@ class Hosts:
         """How the d coordinates of the updates are cut: one part, or one for each shard."""
 
     def layers(self) -> list[Layer]:
-        """What the d coordinates are."""
+        """The layers to which the d coordinates belong."""
         return list(answer(self._team.workers[0].layers.remote(), "the layers of the model", self._patience))
 
     def initial_weights(self) -> np.ndarray:
@@ -75,9 +75,13 @@ class Hosts:
     def ask_training(
         self, round: int, clients: list[int], weights: Any, states: dict[int, np.ndarray], previous: Any = None
     ) -> list[_Task]:
-        """Have hospitals trained; `weights` is a reference, `states` what the hospitals carry from earlier rounds.
+        """Start the training of hospitals.
 
-        `previous` is a reference to the global weights of the round before, or None (see `ClientHost.train`).
+        round: number of the round.
+        clients: the hospitals.
+        weights: reference to the global weights (d,) float32.
+        states: hospital → what it keeps from earlier rounds.
+        previous: reference to the global weights of the round before, or None (see `ClientHost.train`).
         """
         tasks, own = [], [] if self._root is None else [self._root]
         known = clients, previous
@@ -85,13 +89,18 @@ class Hosts:
             if self._root in share:
                 share.remove(self._root)
                 tasks.append(self._ask(worker, round, own, weights, states, known))
-            # With a deadline each hospital is a task of its own, so that none is late because of another one.
+            # With a deadline each hospital is one task, so that none is late because of another one.
             parts = [share] if self._experiment.federation.deadline is None else [[client] for client in share]
             tasks += [self._ask(worker, round, part, weights, states, known) for part in parts if part]
         return tasks
 
     def collect(self, tasks: list[_Task]) -> TrainedUpdates:
-        """Wait for the training. The hospitals of an actor that dies are trained again, to the same bits."""
+        """Wait for the training. If an actor dies, its hospitals are trained again, with the same bits.
+
+        tasks: as `ask_training` returned them.
+
+        Raises `ActorDied` if an actor dies `ATTEMPTS` times in a row.
+        """
         found = TrainedUpdates()
         late = self._late(tasks)
         for task in tasks:
@@ -113,7 +122,7 @@ class Hosts:
         return found
 
     def alive(self, holder: ActorHandle) -> ActorHandle:
-        """The actor itself; if it is a client actor that has died, the one in its place or another."""
+        """The actor itself. If it is a client actor that has died, its replacement or another client actor."""
         for worker, actor in enumerate(self._team.workers):
             if actor is holder:
                 try:
@@ -124,11 +133,20 @@ class Hosts:
         return holder if holder is self._team.adversary else self._team.workers[0]
 
     def ask_evaluation(self, weights: Any) -> list[tuple[ActorHandle, Any]]:
-        """Have the model evaluated on the held-out patches; every actor takes its share."""
+        """Start the evaluation of the model on the held-out patches, a part of them on every actor.
+
+        weights: reference to them.
+        """
         return [self._evaluate(worker, weights) for worker in range(len(self._team.workers))]
 
     def collect_evaluation(self, asked: list[tuple[ActorHandle, Any]], weights: Any) -> dict[str, np.ndarray]:
-        """Wait for the evaluation: probabilities (n, classes) float32 for each question (see `ClientHost.evaluate`)."""
+        """Wait for the evaluation: probabilities (n, classes) float32 for each key of `ClientHost.evaluate`.
+
+        asked: as `ask_evaluation` returned it.
+        weights: as for `ask_evaluation`.
+
+        Raises `ActorDied` if an actor dies `ATTEMPTS` times in a row.
+        """
         answers = [self._evaluated(worker, *task, weights) for worker, task in enumerate(asked)]
         return {key: np.concatenate([part[key] for part in answers]) for key in answers[0]}
 
@@ -149,7 +167,7 @@ class Hosts:
         raise ActorDied(f"{ATTEMPTS} times in a row {last}")
 
     def _late(self, tasks: list[_Task]) -> list[_Task]:
-        """The tasks that the round goes on without: none, unless there is a deadline and a quorum is back by then."""
+        """The tasks that the round does not wait for: none, unless there is a deadline and a quorum is back by then."""
         settings = self._experiment.federation
         if settings.deadline is None:
             return []
@@ -158,13 +176,13 @@ class Hosts:
         for _ in range(ATTEMPTS):
             _, late = ray.wait(waiting, num_returns=len(waiting), timeout=settings.deadline)
             missing = [task for task in tasks if task.training in late]
-            # Who is absent was not asked, and is not back. Where that alone leaves no quorum, waiting brings none.
+            # Absent hospitals have no task. If the others are too few for a quorum, waiting does not help.
             if len(tasks) - len(missing) >= settings.needed() or len(tasks) < settings.needed():
                 break
         return missing
 
     def _divide(self, clients: list[int]) -> list[list[int]]:
-        """Hospitals over workers, the most laborious first, each to the worker with the least to do."""
+        """Hospitals by worker: those with the most work first, each to the worker with the least work."""
         local = self._experiment.learning.local
         labour = {client: local.steps_for(self._sizes[client]) for client in clients}
         shares: list[list[int]] = [[] for _ in self._team.workers]
@@ -208,16 +226,16 @@ class Hosts:
         raise ActorDied(f"{ATTEMPTS} times in a row {last}")
 
     def _revive(self, worker: int, dead: ActorHandle) -> None:
-        """Replace the actor `dead`, unless that has been done: several tasks may have died with it."""
+        """Replace the actor `dead`, unless it has been replaced already: several tasks may have died with it."""
         if self._team.workers[worker] is dead:
-            # With its node the coordinator may have died, and then there is nobody to train for.
+            # The coordinator may have died with the same node, and then there is nobody to train for.
             answer(self._team.coordinator.__ray_ready__.remote(), "the coordinator to answer", self._patience)
             setup([self._team.replace(worker)], self._setup, f"worker {worker} to be replaced", self._patience)
 
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """Training that an actor was asked for: the arguments of `ClientHost.train`, and references to its results."""
+    """Training on an actor: the arguments of `ClientHost.train`, and references to its results."""
 
     worker: int
     actor: ActorHandle

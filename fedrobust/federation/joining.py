@@ -17,9 +17,9 @@ from ray.util import get_node_ip_address
 from fedrobust.errors import ExperimentError, FederationError
 
 CONNECT = 5.0
-"""Seconds within which the host of a cluster must take a connection."""
+"""Seconds within which the host of a cluster must accept a connection."""
 JOIN = 20.0
-"""Seconds within which another process must have joined the cluster, before this one tries."""
+"""Seconds within which another process must have joined the cluster, before this one tries it."""
 FORMS = "HOST:PORT (6379 by default) on a node of the cluster, ray://HOST:10001 from elsewhere, auto, or local"
 """What RAY_ADDRESS may be."""
 TOKENS = "RAY_AUTH_TOKEN, the file in RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token, if RAY_AUTH_MODE is token"
@@ -35,7 +35,10 @@ except Exception as error:
 
 
 def cluster_address(environment: Mapping[str, str] = os.environ) -> str:
-    """RAY_ADDRESS; `local` where it is unset or empty. Raises `ExperimentError` if it cannot be an address."""
+    """RAY_ADDRESS; `local` if it is unset or empty.
+
+    Raises `ExperimentError` if it cannot be an address.
+    """
     given = environment.get("RAY_ADDRESS", "").strip()
     if given in ("", "local", "auto"):
         return given or "local"
@@ -51,7 +54,7 @@ def cluster_address(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def _host_and_port(address: str) -> tuple[str, int | None]:
-    """Raises `ValueError` where it is no address."""
+    """Raises `ValueError` if it is no address."""
     parts = urlsplit(address if address.startswith("ray://") else f"//{address}")
     if parts.scheme not in ("", "ray") or "@" in parts.netloc or parts.query or parts.fragment or parts.path.strip("/"):
         raise ValueError(address)
@@ -59,7 +62,12 @@ def _host_and_port(address: str) -> tuple[str, int | None]:
 
 
 def check_answer(address: str, patience: float = CONNECT) -> None:
-    """Raises `FederationError` where nothing takes a connection at the address of a cluster (`auto` is not tried)."""
+    """Check that something accepts connections at the address of a cluster (`auto` is not tried).
+
+    patience: seconds to wait.
+
+    Raises `FederationError` otherwise.
+    """
     if address in ("local", "auto"):
         return
     host, port = _host_and_port(address)
@@ -71,10 +79,10 @@ def check_answer(address: str, patience: float = CONNECT) -> None:
         try:
             socket.create_connection((host, port), patience).close()
             connecting.set_result(None)
-        except (OSError, UnicodeError) as error:  # the latter of names that none can be
+        except (OSError, UnicodeError) as error:  # the latter for impossible names
             connecting.set_exception(error)
 
-    threading.Thread(target=connect, daemon=True).start()  # names may take longer than that to be looked up
+    threading.Thread(target=connect, daemon=True).start()  # looking up a name may take longer
     try:
         connecting.result(patience)
     except TimeoutError:
@@ -85,14 +93,16 @@ def check_answer(address: str, patience: float = CONNECT) -> None:
 
 
 def check_joining(address: str, patience: float = JOIN) -> None:
-    """Have another process join the cluster at an address: what hangs there, or ends it, does no harm.
+    """Let another process join the cluster at an address: if it hangs or crashes there, that does no harm.
 
-    Raises `FederationError` where it does not succeed in time.
+    patience: seconds to wait.
+
+    Raises `FederationError` if it does not succeed in time.
     """
     if address == "local":
         return
     environment = os.environ | {"RAY_NUM_REDIS_GET_RETRIES": "3", "RAY_gcs_server_request_timeout_seconds": "10"}
-    environment.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)  # it is not the job that it would seem to be
+    environment.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)  # the trial must not look like this job
     command = [sys.executable, "-P", "-c", TRIAL, address]
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -114,6 +124,6 @@ def check_joining(address: str, patience: float = JOIN) -> None:
 
 
 def first_sentence(told: str) -> str:
-    """The first sentence of what Ray says last, without the traceback that may be in it."""
+    """The first sentence of Ray's last message, without a traceback."""
     last = (told.strip().splitlines() or ["no reason was given"])[-1]
     return re.sub(r".*Traceback .* [\w.]+(Error|Exception): ", "", last).split(". ")[0].rstrip(".")

@@ -1,10 +1,10 @@
-"""The journal on disk is the truth: what happened in each round, and a checkpoint to go on from.
+"""The journal on disk is the record of a run: what happened in each round, and a checkpoint to go on from.
 
 A round is committed in this order: its lines are appended to `journal.jsonl` and, with a key, to the audit log
 `audit.jsonl`, and fsynced; the checkpoint, which names the length of both and the hash of the log's last line, is
-written beside its predecessor, fsynced and renamed into place. That rename commits the round. After a crash,
-what was written after the last commit is cut off. With a key, the checkpoint is signed, with the digests
-of its arrays and of the journal in it.
+written beside its predecessor, fsynced and renamed into place. That rename commits the round. After a crash, everything
+behind the last commit is cut off. With a key, the checkpoint is signed, and so are the digests of its arrays and of the
+journal in it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ class Journal:
     """The last commit; None before the first one."""
 
     def __init__(self, folder: Path, key: Ed25519PrivateKey | None = None) -> None:
-        """Open the journal of a new run, or of one that stopped as it was at its last commit.
+        """Open the journal of a new run, or of a run that stopped, as it was at its last commit.
 
-        key: signs the audit log that a new run gets; of a run that stopped, the key that it was begun with.
+        folder: of the run.
+        key: signs the audit log of a new run; of a run that stopped, the key with which it began.
 
-        Raises `ExperimentError` if a run that is alive writes to it, or where journal and audit log are not those that
-        the checkpoint names.
+        Raises `ExperimentError` if a run that is alive writes to it, or if journal and audit log are not those that the
+        checkpoint names.
         """
         self.folder, self._key = folder, key
         stopped = (folder / "checkpoint.npz").exists()
@@ -64,7 +65,7 @@ class Journal:
             self._opened = opened.pop_all()
 
     def _check(self, audit: Path, offset: int) -> None:
-        """Raise `ExperimentError` where the audit log is not there that belongs to the key."""
+        """Raise `ExperimentError` where the audit log for this key is missing."""
         if self._key is not None and not offset:
             raise ExperimentError(f"{self.folder}: cannot be continued: it has no audit log, or the log was taken away")
         if self._key is None and (offset or audit.exists() or audit.with_suffix(".pub").exists()):
@@ -73,7 +74,10 @@ class Journal:
             raise _shorter(audit)
 
     def commit(self, records: Iterable[Record], checkpoint: Checkpoint) -> None:
-        """Append `records`, then make `checkpoint` the point to go on from. `FederationError` if the disk refuses."""
+        """Append `records`, then make `checkpoint` the point to go on from.
+
+        Raises `FederationError` if the disk refuses.
+        """
         lines = [record.line() for record in records]
         try:
             self._records.append(b"".join(lines))
@@ -86,7 +90,7 @@ class Journal:
         self.checkpoint = checkpoint
 
     def _vouched(self, lines: Iterable[bytes], checkpoint: Checkpoint, key: Ed25519PrivateKey) -> Checkpoint:
-        """Have the audit log vouch for lines of the journal, and sign what the checkpoint says of both."""
+        """Add lines of the journal to the audit log, and sign what the checkpoint says of both."""
         self._lines.append(b"".join(self._log.line(json.loads(line)) for line in lines))
         self._digest.update(b"".join(lines))
         stated = replace(
@@ -99,7 +103,7 @@ class Journal:
         return replace(stated, signature=sign_state(key, stated.facts()))
 
     def close(self) -> None:
-        """Close the files; nothing is lost without it."""
+        """Close the files; without it nothing is lost."""
         self._opened.close()
 
 

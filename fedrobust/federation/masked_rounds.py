@@ -1,4 +1,4 @@
-"""Rounds of pairwise masks over actors: the coordinator is the server, the hospitals answer from where they are."""
+"""Rounds of pairwise masks over actors: the coordinator is the server, the hospitals answer from their actors."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Messages = dict[int, bytes]
 
 @dataclass(frozen=True, eq=False)
 class MasksArrival(Arrival):
-    """A round of masks that has begun: the hospitals, where they are, and references to their first messages."""
+    """A round of masks that has begun: the actors of the hospitals, and references to the first messages."""
 
     privacy: PairwiseMasking
     run: str
     round: int
     groups: Sequence[Sequence[int]]
     holders: list[tuple[list[int], ActorHandle, Any]]
-    """For each actor its clients, and a reference to their first messages."""
+    """For each actor: its clients, the actor, and a reference to their first messages."""
     d: int
     patience: float
     _bytes: dict[str, int] = field(default_factory=lambda: {"upload_bytes": 0, "server_bytes": 0})
@@ -46,10 +46,12 @@ class MasksArrival(Arrival):
         too_few: Callable[[int], str | None],
         histories: Mapping[str, np.ndarray],
     ) -> Received:
-        """Play the round to its end. MaskingError if no group could open its sum.
+        """Play the round to its end; arguments as for `Arrival.receive`.
 
-        `refused` names whoever is in no sum, but for clients that did their part in a group that failed; `notes` say
-        which groups opened nothing, and what was wrong and may have been either hospital's fault.
+        `refused` names the clients that are in no sum, except those that did their part in a group that failed. `notes`
+        say which groups opened nothing, and what was wrong and may be the fault of either of two hospitals.
+
+        Raises `MaskingError` if no group could open its sum.
         """
         clients = sorted(client for block in ids for client in block)
         place = {client: index for index, group in enumerate(self.groups) for client in group}
@@ -93,7 +95,8 @@ class MasksArrival(Arrival):
     def _taken(
         self, arrived: Messages, place: Mapping[int, int], servers: Mapping[int, MaskingServer]
     ) -> dict[int, list[int]]:
-        """Give each group's server its clients' messages; whose were taken, for each group that goes on."""
+        """Give each group's server its clients' messages. Returns the clients whose messages were accepted, by group
+        that goes on."""
         came: dict[int, list[int]] = {index: [] for index in servers}
         for client, data in sorted(arrived.items()):
             try:
@@ -110,7 +113,7 @@ class MasksArrival(Arrival):
         return came
 
     def _told(self, server: MaskingServer) -> None:
-        """Put on record what a group's server has found out about its clients."""
+        """Record what a group's server has found out about its clients."""
         for client, why in server.culprits.items():
             self.refused[client] = "; ".join(filter(None, (self.refused.get(client), why)))
         self.notes.extend(server.notes)
@@ -124,14 +127,14 @@ class MasksArrival(Arrival):
         return MaskingError(reason)
 
     def traffic(self, updates: int, d: int) -> dict[str, int]:
-        """Bytes of messages in this round: of all hospitals, and of the coordinator."""
+        """Bytes of the messages in this round: those of all hospitals, and those of the coordinator."""
         return dict(self._bytes)
 
     def _first(self) -> Messages:
         return self._collected([(clients, reference) for clients, _, reference in self.holders])
 
     def _replies(self, outgoing: Mapping[int, bytes]) -> Messages:
-        """What the hospitals answer to these messages."""
+        """The hospitals' answers to these messages."""
         self._bytes["server_bytes"] += sum(map(len, outgoing.values()))
         asked = []
         for clients, holder, _ in self.holders:
@@ -141,9 +144,9 @@ class MasksArrival(Arrival):
         return self._collected(asked)
 
     def _collected(self, asked: Sequence[tuple[Sequence[int], Any]]) -> Messages:
-        """The messages behind the references, each with the clients that were asked; nobody else's count.
+        """The messages behind the references. Only those in the name of clients that were asked count.
 
-        The hospitals of an actor that has died have dropped out.
+        If an actor has died, its hospitals have dropped out.
         """
         found: Messages = {}
         for clients, reference in asked:

@@ -1,4 +1,4 @@
-"""What an evaluation says: the figures of a model from its probabilities on the held-out patches."""
+"""The record of an evaluation: a model's metrics, from its probabilities on the held-out patches."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from fedrobust.records import EvaluationRecord
 def evaluation_record(
     round: int, hospitals: Hospitals, experiment: Experiment, found: dict[str, np.ndarray]
 ) -> EvaluationRecord:
-    """The journal's record of a round's evaluation; `found` as `Hosts.collect_evaluation` gives it.
+    """The journal's record of a round's evaluation.
 
-    Of several backdoors, the metrics are those of the one that succeeds best; `triggers` has them all, by their place
+    found: as `Hosts.collect_evaluation` returns it.
+
+    With several backdoors, the metrics are those of the most successful one; `triggers` has all of them, by their index
     among the attacks.
 
-    Raises `FederationError` where a user's own metric cannot be computed.
+    Raises `FederationError` if a user's own metric cannot be computed.
     """
     validation, test = hospitals.indices["validation"], hospitals.indices["test"]
     clean = found["clean"][len(validation) :]
@@ -50,7 +52,7 @@ def evaluation_record(
 def _figures(part: str, predictions: Predictions, experiment: Experiment) -> dict[str, float]:
     try:
         found = measured(predictions, experiment.evaluation.metrics)
-    except Exception as error:  # whatever a user's own metric raises
+    except Exception as error:  # a user's own metric may raise anything
         raise FederationError(f"evaluation.metrics: {reason(error)}") from error
     return {f"{part}/{name}": value for name, value in found.items()}
 
@@ -58,7 +60,7 @@ def _figures(part: str, predictions: Predictions, experiment: Experiment) -> dic
 def _success(
     hospitals: Hospitals, attacks: tuple[Attack, ...], clean: np.ndarray, found: dict[str, np.ndarray]
 ) -> dict[int, dict[str, float]]:
-    """How often the trigger of each backdoor succeeds, by its place among the attacks."""
+    """Success rates of each backdoor's trigger, by its index among the attacks."""
     test = hospitals.indices["test"]
     rates = {}
     for index, attack in enumerate(attacks):
@@ -71,7 +73,11 @@ def _success(
 
 
 def misread(hospitals: Hospitals, probabilities: np.ndarray, most: int = 24) -> dict[str, list[Any]]:
-    """The test patches that the final model is most certain about, and wrong: `probabilities` (n, classes) of them."""
+    """The wrong predictions of which the final model is most certain, among the test patches.
+
+    probabilities: (n, classes) of the test patches.
+    most: how many are returned at most.
+    """
     test = hospitals.indices["test"]
     truth, predicted = hospitals.labels[test], probabilities.argmax(1)
     confidence = probabilities.max(1)

@@ -34,7 +34,8 @@ class MessageArrival(Arrival):
         too_few: Callable[[int], str | None],
         histories: Mapping[str, np.ndarray],
     ) -> Received:
-        """A message that is wrong or missing costs its hospital the round, and nobody else."""
+        """Wait for the messages; arguments as for `Arrival.receive`. A hospital whose message is wrong or missing has
+        no row."""
         rows: dict[int, NDArray[np.float32]] = {}
         malformed = 0
         for clients, reference in self.asked:

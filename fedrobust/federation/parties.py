@@ -25,9 +25,9 @@ from fedrobust.updates import Floats, NotOpened
 
 
 class RemoteParties(Parties):
-    """The party actors as the coordinator reaches them, in a round whose shares have arrived.
+    """The party actors, as the coordinator reaches them in a round whose shares have arrived.
 
-    What goes from one party to another is passed on by reference: the coordinator's process never holds it.
+    Messages from one party to another are passed on by reference: the coordinator's process never holds them.
     """
 
     def __init__(self, sent: SharesArrival, clients: Sequence[int], commitments: Mapping[int, str]) -> None:
@@ -47,7 +47,7 @@ class RemoteParties(Parties):
                 parts = [self._ask(k, "difference", chunk) for k in range(2)]
                 messages += [self._ask(k, "add_difference", parts[1 - k]) for k in range(2)]
         asked = self._ask_all("gram_share")
-        # First, as they tell why there is no share.
+        # First, as these answers say why there is no share.
         self._answers(messages, "exchange differences")
         return self._answers(asked, "gram_share")
 
@@ -79,7 +79,7 @@ class RemoteParties(Parties):
 
 @dataclass(frozen=True, eq=False)
 class SharesArrival(Arrival):
-    """A round whose shares the driver has handed to the servers: the coordinator gets what comes of them alone."""
+    """A round whose shares the driver has passed to the servers: the coordinator gets only what they open."""
 
     privacy: SecretSharing
     servers: list[ActorHandle]
@@ -88,15 +88,15 @@ class SharesArrival(Arrival):
     """A `run_id`."""
     round: int
     number: int
-    """Of the round in messages: one that is repeated has another."""
+    """Of the round in messages; a round that is repeated has another one."""
     d: int
     histories: Sequence[str]
     lists: list[Any]
     """For each server, a reference to its list of senders."""
     reasons: list[Any]
-    """For each server, a reference to why it refused shares, by client."""
+    """For each server, a reference to its reasons for refusing shares, by client."""
     agreed: list[Any]
-    """For each server, a reference to whose shares it goes on with."""
+    """For each server, a reference to the clients with whose shares it goes on."""
     patience: float
 
     def receive(
@@ -106,7 +106,10 @@ class SharesArrival(Arrival):
         too_few: Callable[[int], str | None],
         histories: Mapping[str, np.ndarray],
     ) -> Received:
-        """Wait until the servers have the shares, and open the Gram matrix."""
+        """Wait until the servers have the shares, and open the Gram matrix; arguments as for `Arrival.receive`.
+
+        Raises `MessageError` if the servers do not agree on the clients, `OpeningError` if they are too few.
+        """
         agreements = {self._answer(each) for each in self.agreed}
         if len(agreements) > 1:
             raise MessageError("the servers do not agree on whose shares are there")
@@ -125,7 +128,8 @@ class SharesArrival(Arrival):
         return Received(opened, np.array(opened.clients, dtype=np.int64), len(opened.dropped))
 
     def traffic(self, updates: int, d: int) -> dict[str, int]:
-        """Bytes of messages in this round, of all hospitals, of servers and dealer; functionals, as servers count."""
+        """Bytes of the messages in this round: those of all hospitals, and those of servers and dealer. Functionals, as
+        servers count them."""
         parties = [*self.servers, *([] if self.dealer is None else [self.dealer])]
         found = np.array([self._answer(party.traffic.remote()) for party in parties])
         upload, between, functionals = found[:, 0].sum(), found[:, 1].sum(), found[:, 2].max()
@@ -136,10 +140,22 @@ class SharesArrival(Arrival):
 
 
 class PartyTeam:
-    """The parties of one run, as the driver reaches them: it sets them up, hands shares on, replaces who dies."""
+    """The parties of one run, as the driver reaches them: it sets them up, passes shares on, and replaces dead ones.
+
+    privacy: the protocol.
+    seed: the experiment's.
+    run: the run's id.
+    d: coordinates of an update.
+    histories: those that the defence needs.
+    actors: returns the actors of servers and dealer, and replaces dead ones.
+    patience: seconds to wait for an answer.
+    owner: 16 bytes; see `PartyHost`.
+    limit: functionals that a server opens at most; None: any number.
+    place: folder for the servers' ledgers; None: they keep none.
+    """
 
     ATTEMPTS = 3
-    """How often a round is tried when a party dies in it."""
+    """How often a round is tried if a party dies in it."""
 
     def __init__(
         self,
@@ -154,14 +170,15 @@ class PartyTeam:
         limit: int | None = None,
         place: str | None = None,
     ) -> None:
-        """`limit`: functionals that a server opens at most. `place`: a folder for what each must not forget."""
         self.privacy, self._seed, self._run, self._d = privacy, seed, run_id(run), d
         self._histories, self._find, self._patience = tuple(histories), actors, patience
         self._owner, self._limit, self._place = owner, limit, place
         self._secrets: Arrays = {}
 
     def setup(self, round: int, arrays: Arrays) -> None:
-        """Get ready to go on after `round`; `arrays` are the parties' parts of its checkpoint.
+        """Prepare to go on after `round`.
+
+        arrays: the parties' parts of its checkpoint.
 
         Parties that are dead are started again.
         """
@@ -187,11 +204,11 @@ class PartyTeam:
         asked += self._meeting()
         for each in asked:
             answer(each, awaited, self._patience)
-        # A server that dies in the first round has to come back with the secret that it began with.
+        # A server that dies in the first round must come back with its first secret.
         self._secrets = {name: array for name, array in self.arrays().items() if name.endswith("/secret")}
 
     def _meeting(self) -> list[Any]:
-        """Have the servers agree on keys: what is to be waited for."""
+        """Let the servers agree on keys; returns references to wait for."""
         servers, owner = self._servers, self._owner
         public = [server.introduce.remote(owner) for server in servers]
         asked = [
@@ -206,7 +223,11 @@ class PartyTeam:
         return asked
 
     def send(self, round: int, attempt: int, blocks: Sequence[tuple[Sequence[int], Any, ActorHandle]]) -> SharesArrival:
-        """Have updates shared where they are; `blocks`: client ids, a reference to their updates, who holds them."""
+        """Let the actors that hold updates share them.
+
+        attempt: 0 at first; more if the round is repeated.
+        blocks: client ids, a reference to their updates, and the actor that holds them.
+        """
         number = (round - 1) * self.ATTEMPTS + attempt
         count = self.privacy.servers
         parts = []
@@ -241,7 +262,7 @@ class PartyTeam:
         )
 
     def histories(self, arrays: Arrays) -> Arrays:
-        """The histories (clients, d) float32 that the parties' `arrays` hold together."""
+        """The histories (clients, d) float32, put together from the parties' `arrays`."""
         found: dict[str, dict[int, Words]] = {}
         for key, line in arrays.items():
             number, name, *place = key.split("/")

@@ -1,4 +1,4 @@
-"""One server of secret shares, or the dealer, as an actor: its own secrets, and the few things it can be asked for."""
+"""One server of secret shares, or the dealer, as an actor: it has its own secrets, and answers only a few calls."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ STEPS = frozenset(
         *("anchor_share", "combine_share", "remember", "forget"),
     }
 )
-"""What a server may be asked for by name in a round: nothing else of it is within reach."""
+"""What a server may be asked for by name in a round; nothing else of it can be reached."""
 
 
 class PartyHost:
-    """One server, or the dealer. Runs as a Ray actor; knows nothing of Ray.
+    """One server, or the dealer. It runs as a Ray actor, but uses nothing of Ray.
 
-    Who sets it up first is its owner: only with the same key (16 bytes) is it set up again, given the hospitals'
-    messages, and shown what it remembers. The coordinator has the handle without the key, and can ask for the steps of
-    the protocol. That keeps its code in bounds, not its operator: whoever has a Ray handle can have any code run there.
+    The first caller of `setup` is its owner. Only with the owner's key (16 bytes) can it be set up again, receive the
+    hospitals' messages, and return what it remembers. The coordinator has the handle without the key, and can ask for
+    the steps of the protocol. That restricts the coordinator's code, not its operator: with a Ray handle any code can
+    be run on the actor.
     """
 
     _party: ShareServer | ReplicatedServer | Dealer | None = None
@@ -58,11 +59,21 @@ class PartyHost:
         owner: bytes,
         place: str | None = None,
     ) -> None:
-        """Be server `number`, or the dealer, in the run with the `run_id` given, whose updates have d coordinates.
+        """Be server `number`, or the dealer, in a run.
 
-        `last` is the number of the last round, `arrays` what `memory` was then (empty at the start). A server that has
-        been one of this run all along knows what it has opened since, and goes on counting; one that is started again
-        finds it in its own file in the folder `place`, if that is still there.
+        privacy: the protocol.
+        seed: the experiment's.
+        number: of the server; None for the dealer.
+        run: a `run_id`.
+        d: coordinates of an update.
+        histories: names as in `Updates.remembered`.
+        last: number of the last round.
+        arrays: what `memory` returned after that round; empty at the start.
+        owner: 16 bytes, the owner's key.
+        place: folder for the server's ledger.
+
+        A server that has been one of this run all along knows what it has opened since, and goes on counting. One that
+        is started again reads it from its ledger in `place`, if that is still there.
         """
         if self._party is not None:
             self._require(owner)
@@ -70,7 +81,7 @@ class PartyHost:
         self._run, self._owner, self._width = run, owner, privacy.sketch or d
         self.received = self.sent = 0
         if number is None:
-            self._party = Dealer()  # what it draws changes no result
+            self._party = Dealer()  # its random numbers change no result
             return
         secret = arrays.get("secret")
         if not known:
@@ -103,7 +114,7 @@ class PartyHost:
         self._counted = party.functionals
 
     def introduce(self, owner: bytes) -> bytes:
-        """A server's public key, for the others."""
+        """A server's public key, for the other servers."""
         return self._introduced(owner).introduce()
 
     def meet(self, owner: bytes, *others: bytes) -> None:
@@ -124,7 +135,13 @@ class PartyHost:
         self._introduced(owner).learn(data)
 
     def ask(self, number: int, method: str, *arguments: Any) -> Any:
-        """What a step of the protocol answers; OpeningError for anything else, and for another round than its own."""
+        """The answer to a step of the protocol.
+
+        number: of the round in messages.
+        method: one of `STEPS`.
+
+        Raises `OpeningError` for any other method, and for another round than the current one.
+        """
         party = self._server()
         if not isinstance(method, str) or method not in STEPS or not hasattr(party, method):
             raise OpeningError(f"{method!r} is no step that a server takes when it is asked")
@@ -142,10 +159,16 @@ class PartyHost:
     def receive(
         self, owner: bytes, number: int, round: int, clients: Sequence[int], *packets: Sequence[Packet]
     ) -> tuple[bytes, dict[int, str]]:
-        """Take in the shares of a round: the list of senders for the other servers, and why others were refused.
+        """Take the shares of a round. Returns the list of senders for the other servers, and why shares were refused,
+        by client.
 
-        For its owner: who could make up the senders could have a sum that rests on one update and on its own.
-        number: of the round in messages. round: of the training; one that is repeated has the same.
+        Only the owner may call it: anybody who could make up senders could get a sum that rests on one update and on
+        his own.
+
+        number: of the round in messages.
+        round: of the training; one that is repeated has the same number.
+        clients: those whose shares are expected.
+        packets: messages with their senders.
         """
         party = self._introduced(owner)
         party.begin(number, clients, round)
@@ -163,7 +186,7 @@ class PartyHost:
         return senders, refused
 
     def reshared(self, messages: Sequence[bytes]) -> None:
-        """Fresh shares of histories, from server 0 to server 1."""
+        """Take fresh shares of histories, from server 0 to server 1."""
         party = self._server()
         if not isinstance(party, ReplicatedServer) or not isinstance(messages, (list, tuple)):
             raise OpeningError("only servers of `replicated` take shares of histories, in a list")
@@ -171,11 +194,17 @@ class PartyHost:
             party.receive_reshared(data)
 
     def agree(self, owner: bytes, *others: bytes) -> tuple[int, ...]:
-        """Whose shares have reached every server, by the other servers' lists of senders."""
+        """The clients whose shares have reached every server, by the other servers' lists of senders."""
         return self._introduced(owner).agree(others)
 
     def triple(self, run: str, number: int, rows: int, columns: int) -> tuple[bytes, bytes]:
-        """The dealer's messages to both servers, for a matrix of rows in the run that it was set up for."""
+        """The dealer's messages to both servers.
+
+        run: the `run_id` that it was set up for.
+        number: of the round in messages.
+        rows: of the matrix.
+        columns: of the matrix.
+        """
         if not isinstance(self._party, Dealer):
             raise OpeningError("this party is no dealer")
         if not isinstance(run, str) or run != self._run or not is_number(columns) or columns != self._width:
@@ -185,7 +214,7 @@ class PartyHost:
         return first, second
 
     def traffic(self) -> tuple[int, int, int]:
-        """Since the last time: bytes of clients' messages that came in, of its own; functionals that it opened."""
+        """Since the last call: bytes of clients' messages received, bytes of its own messages, functionals opened."""
         opened = 0
         if isinstance(self._party, Server):
             opened, self._counted = self._party.functionals - self._counted, self._party.functionals
@@ -193,7 +222,10 @@ class PartyHost:
         return found
 
     def memory(self, owner: bytes) -> Arrays:
-        """What it needs to go on after this round, for its checkpoint. OpeningError for anybody but its owner."""
+        """What it needs to go on after this round, for its checkpoint.
+
+        Raises `OpeningError` for anybody but its owner.
+        """
         self._require(owner)
         if isinstance(self._party, Dealer):
             return {}
@@ -216,7 +248,7 @@ class PartyHost:
         return self._party
 
     def _introduced(self, owner: bytes) -> ShareServer | ReplicatedServer:
-        """The server, for its owner: whoever else might stand between it and another one."""
+        """The server, for its owner: anybody else could stand between two servers."""
         self._require(owner)
         return self._server()
 
@@ -226,7 +258,7 @@ class PartyHost:
 
 
 def _pairs(packets: Sequence[object]) -> Iterator[tuple[int, object]]:
-    """Who sent what, of all that came from where hospitals are; what says not even that is left out."""
+    """Sender and message of each packet from the hospitals' actors; packets that are no such pair are left out."""
     for part in packets:
         for each in part if isinstance(part, (list, tuple)) else ():
             if isinstance(each, tuple) and len(each) == 2 and is_number(each[0]):
@@ -234,6 +266,6 @@ def _pairs(packets: Sequence[object]) -> Iterator[tuple[int, object]]:
 
 
 def _require_own(client: int, data: memoryview) -> None:
-    """MessageError for a message in the name of another client than the one that it came from."""
+    """Raises `MessageError` for a message in the name of another client than the one that it came from."""
     if len(data) >= HEADER.size and (sender := HEADER.unpack_from(data)[4]) != client:
         raise MessageError(f"it is in the name of client {sender}")

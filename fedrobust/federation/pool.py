@@ -1,7 +1,7 @@
 """Teams of Ray actors: made once, leased to one run at a time, given back.
 
 A team is k client actors with their coordinator, adversary, shards and parties, in one placement group, so that teams
-can never starve each other. Importing the stack costs seconds; a short run must not pay for it. Parallelism = number of
+can never starve each other. Importing the stack costs seconds, which a short run must not pay. Parallelism = number of
 teams.
 """
 
@@ -34,18 +34,18 @@ from fedrobust.federation.party_host import PartyHost
 from fedrobust.federation.shard_hosts import ShardHost
 
 PATIENCE = 120.0
-"""Seconds that a team may be without a place in the cluster, at first and after its node has died."""
+"""Seconds for which a team may have no room in the cluster: at first, and after its node has died."""
 RESTART = 60.0
-"""Seconds within which the actors of a team that is started again must be there."""
+"""Seconds within which the actors of a restarted team must answer."""
 MOMENT = 1.0
-"""Seconds of waiting for a place at a time: in between, a Ctrl-C is seen."""
+"""Seconds of each wait for room: a Ctrl-C is noticed between two waits."""
 
 logger = logging.getLogger(__name__)
 
 _starting = threading.Lock()
-"""Held by a pool that takes its places: two that start at once would each wait for what the other one has."""
+"""Held by a pool while it takes its room: two that start at once would each wait for what the other one has."""
 _holders: dict[int, int] = {}
-"""The pools of this process that have their places: id → thread."""
+"""The pools of this process that have their room: id → thread."""
 
 
 @dataclass
@@ -56,15 +56,15 @@ class Team:
     coordinator: ActorHandle
     adversary: ActorHandle
     shards: list[ActorHandle]
-    """Actors that hold the updates, a part of the columns each; none where the coordinator does."""
+    """Actors that hold the updates, some of the columns each; none where the coordinator holds them."""
     group: PlacementGroup
     share: Share
     places: Sequence[str] = ()
-    """Custom resources of the nodes that hold the parties; none: beside the first client actor."""
+    """Custom resources of the nodes that hold the parties; none: on the node of the first client actor."""
     owner: bytes = field(default_factory=partial(token_bytes, 16), repr=False)
-    """Who may set parties up, and see what they remember: see `PartyHost`."""
+    """The key to set parties up, and to see what they remember: see `PartyHost`."""
     lost: str = ""
-    """Why it was last found not to be whole."""
+    """Why the team was incomplete when it was last checked."""
     _parties: list[ActorHandle] = field(default_factory=list)
 
     @property
@@ -73,9 +73,12 @@ class Team:
         return [*self.workers, self.coordinator, self.adversary, *self.shards, *self._parties]
 
     def parties(self, count: int, patience: float) -> list[ActorHandle]:
-        """So many actors for the servers and the dealer of a protocol, started when they are first asked for.
+        """So many actors for the servers and the dealer of a protocol, started when they are first needed.
 
-        Those that have died are replaced; none has been set up.
+        count: how many.
+        patience: seconds to wait for those that are there.
+
+        Dead ones are replaced; none of them is set up.
         """
         for number, actor in enumerate(self._parties):
             try:
@@ -99,7 +102,11 @@ class Team:
         return ray.remote(PartyHost).options(num_cpus=0.0, resources={place: 0.001}).remote()
 
     def whole(self, patience: float) -> bool:
-        """Whether all of its actors answer; at first they have to start, and later to end what nobody waits for."""
+        """Whether all of its actors answer. At first they have to start, and later to finish work that nobody waits
+        for.
+
+        patience: seconds to wait.
+        """
         try:
             ray.get([actor.__ray_ready__.remote() for actor in self.actors], timeout=patience)
         except (*GONE, GetTimeoutError) as error:
@@ -108,33 +115,33 @@ class Team:
         return True
 
     def mend(self) -> bool:
-        """Start all of its actors again, in the place that Ray has found for them; False where there is none yet."""
+        """Start all of its actors again, in the room that Ray has found for them; False if there is none yet."""
         self.end()
         try:
             if not self.group.wait(timeout_seconds=0):
                 return False
-        except Exception:  # a bare one, where the group is gone with the cluster's memory of it
+        except Exception:  # Ray raises a bare one if the cluster has forgotten the group
             return False
         new = _actors(self.group, self.share, len(self.shards))
         self.workers, self.coordinator, self.adversary, self.shards = new
         self._parties.clear()
-        return self.whole(RESTART)  # not, if the place is on a node whose death is not known yet
+        return self.whole(RESTART)  # fails if the room is on a node that Ray does not yet know to be dead
 
     def end(self) -> None:
-        """End its actors; the place stays reserved. Those of a Ray that is no more have ended."""
+        """End its actors; the room stays reserved. Those of an ended Ray have ended with it."""
         for actor in self.actors if ray.is_initialized() else ():
-            with suppress(ValueError):  # it is of a Ray before this one
+            with suppress(ValueError):  # it belongs to an earlier Ray
                 ray.kill(actor)
 
     def replace(self, index: int) -> ActorHandle:
-        """A new client actor in the place of a dead one; it has not been set up."""
+        """Start a new client actor instead of a dead one; it is not set up."""
         self.workers[index] = _client(self.group, index, self.share)
         return self.workers[index]
 
 
 @dataclass(frozen=True)
 class Share:
-    """What each client actor gets of the machine."""
+    """The part of the machine that each client actor gets."""
 
     count: int
     cpus: float
@@ -145,11 +152,15 @@ class Share:
 def share(workers: Workers, resources: dict[str, float], clients: int, teams: int = 1) -> Share:
     """Resolve every `auto` of `workers` for a cluster with these resources.
 
-    Raises `FederationError` where the cluster cannot hold so many actors.
+    resources: as `ray.cluster_resources` returns them.
+    clients: hospitals of the experiment.
+    teams: how many there are at the same time.
+
+    Raises `FederationError` if the cluster cannot hold so many actors.
     """
     cores, cards = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     gpus = workers.gpus if isinstance(workers.gpus, float) else (0.25 if cards else 0.0)
-    slots = int(cards) * max(1, int(1 / gpus + 1e-9)) if gpus else int(cores)  # no actor spans two cards
+    slots = int(cards) * max(1, int(1 / gpus + 1e-9)) if gpus else int(cores)  # no actor uses two cards
     count = workers.count if isinstance(workers.count, int) else max(1, min(slots // teams, clients))
     cpus = workers.cpus if isinstance(workers.cpus, float) else min(1.0, int(cores / (count * teams) * 1000) / 1000)
     if cpus <= 0:
@@ -164,7 +175,7 @@ def share(workers: Workers, resources: dict[str, float], clients: int, teams: in
 
 
 def teams_that_fit(workers: Workers) -> int:
-    """How many teams of one client actor each the running Ray cluster has room for, at least one."""
+    """How many teams of one client actor each fit the running Ray cluster; at least one."""
     resources = ray.cluster_resources()
     cards = resources.get("GPU", 0.0) if workers.gpus != 0 else 0.0
     cpus = workers.cpus if isinstance(workers.cpus, float) else 1.0
@@ -208,10 +219,12 @@ class Pool:
 
     @contextmanager
     def lease(self) -> Iterator[Team]:
-        """A team for one run; waits while all are at work.
+        """Lease a team for one run; waits while all are at work.
 
-        A team that has lost actors, with their node say, is started again, as soon as Ray has found another place for
-        it; until then the others are leased. Raises `NoPlaceError` where no team has had a place for two minutes.
+        If a team has lost actors, with their node say, it is started again as soon as Ray has found room for it; until
+        then the other teams are leased.
+
+        Raises `NoPlaceError` if no team has had room for two minutes.
         """
         with in_words():
             team = self._whole()
@@ -245,7 +258,7 @@ def _actors(
     group: PlacementGroup, split: Share, shards: int
 ) -> tuple[list[ActorHandle], ActorHandle, ActorHandle, list[ActorHandle]]:
     clients = [_client(group, index, split) for index in range(split.count)]
-    # With a core of their own, the others would take the place of a client actor.
+    # They get no core of their own: it would be missing for a client actor.
     coordinator, adversary = _start(Coordinator, group, 0, {}), _start(Adversary, group, 0, {})
     return clients, coordinator, adversary, [_start(ShardHost, group, i % split.count, {}) for i in range(shards)]
 
@@ -258,9 +271,9 @@ def _team(split: Share, workers: Workers) -> Team:
 
 
 def _placed(bundles: list[dict[str, float]]) -> PlacementGroup:
-    """Room for actors with these resources. What another pool of this process holds is waited for.
+    """Room for actors with these resources. If another pool of this process holds it, this waits.
 
-    Raises `FederationError` where there is no room for two minutes, and nobody in this process who will make some.
+    Raises `FederationError` if there is no room for two minutes, and nobody in this process who will free some.
     """
     group, told = placement_group(bundles, strategy="PACK"), False
     try:

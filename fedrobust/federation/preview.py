@@ -1,4 +1,4 @@
-"""What an attacker who knows the defence can work out before it sends: what the defence would make of a round."""
+"""What an attacker that knows the defence can compute before it sends: what the defence would do with a round."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from fedrobust.updates import Span
 
 @dataclass(frozen=True, eq=False)
 class DefencePreview:
-    """The defence, with its state, before a round, as the hospitals `group` of an attack see it.
+    """The defence, with its state, before a round, as the hospitals of one attack see it.
 
-    updates: hospital → what it trained (d,), of all participants. ids: the id under which each of them appears.
-    samples: (ids,) the claimed sample counts of every id, None where they do not count. histories: those of the
-    clients' rows. root: (d,) the server's own update, where the defence has one.
+    defence: stages, rule and detector.
+    memory: its state.
+    group: hospitals of the attack.
+    updates: hospital → what it trained (d,), for all participants.
+    ids: hospital → the id with which it appears.
+    round: number of the round.
+    samples: (ids,) the claimed sample counts of every id; None where they do not count.
+    histories: those of the clients' rows.
+    root: (d,) the server's own update, where the defence needs one.
     """
 
     defence: Defence
@@ -34,7 +40,8 @@ class DefencePreview:
     root: np.ndarray | None = None
 
     def lines(self, extra: Vectors) -> DefenceSearch:
-        """A search in the span of L lines: the own rows, the others' finite ones, then the directions `extra` (d,).
+        """A search in the span of L lines: the group's own rows, the others' finite ones, then the directions `extra`
+        (d,).
 
         Own rows that are not finite count as zeros.
         """
@@ -49,7 +56,7 @@ class DefencePreview:
 
 
 class DefenceSearch:
-    """One round through the defence, asked many times for crafted rows in the span of the same lines (L, d)."""
+    """One round through the defence, evaluated many times for crafted rows in the span of the same lines (L, d)."""
 
     def __init__(
         self, preview: DefencePreview, lines: np.ndarray, line_of: Mapping[int, int], rejected: Sequence[int]
@@ -67,9 +74,10 @@ class DefenceSearch:
         self._prior = capped_prior(samples, len(everybody))[np.isin(everybody, self._clients)]
 
     def damage(self, crafted: NDArray[np.float64]) -> float:
-        """‖aggregate − mean of the others' rows‖ if the attackers sent `crafted @ lines`, for `crafted` (k, L).
+        """‖aggregate − mean of the others' rows‖ if the attackers send `crafted @ lines`; 0 where the round would be
+        skipped.
 
-        0 where the round would be skipped.
+        crafted: (k, L) coefficients.
         """
         coefficients = self._rows.copy()
         coefficients[self._crafted] = crafted

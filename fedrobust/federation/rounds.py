@@ -1,7 +1,7 @@
 """The loop: train, attack, aggregate, evaluate, commit, for as many rounds as the experiment has.
 
-Evaluation of a round's model runs on the client actors while the next round is aggregated. What a run computes does not
-depend on the number of actors: rows are sorted by client, evaluation batches are cut at fixed places.
+A round's model is evaluated on the client actors while the next round is aggregated. The result of a run does not
+depend on the number of actors: rows are sorted by client, and evaluation batches are cut at fixed positions.
 """
 
 from __future__ import annotations
@@ -54,9 +54,12 @@ class FederatedTraining:
         self._samples = self._claimed_samples()
 
     def run(self, journal: Journal, hooks: Sequence[Hook] = ()) -> FinalModel:
-        """Go on after the journal's last commit until the last round; each committed record goes to every hook.
+        """Go on after the journal's last commit until the last round.
 
-        Raises `FederationError` when the federation cannot go on; what is committed stays.
+        journal: has the commit of the first weights, or of a later round.
+        hooks: each is called with every committed record.
+
+        Raises `FederationError` if the federation cannot go on; what is committed stays.
         """
         settings, evaluation, start = self.experiment.federation, self.experiment.evaluation, journal.checkpoint
         assert start is not None, "a run begins with the commit of its first weights"
@@ -82,7 +85,7 @@ class FederatedTraining:
         reference, began = ray.put(weights), time.perf_counter()
         tasks = self._ask_training(start.round + 1, reference, states, previous)
         for round in range(start.round + 1, settings.rounds + 1):
-            # Behind the training in each actor's queue.
+            # Each actor evaluates after its training.
             asked = [] if pending is None else self.hosts.ask_evaluation(reference)
             updates = self.hosts.collect(tasks)
             trained = time.perf_counter()
@@ -91,7 +94,7 @@ class FederatedTraining:
             states |= updates.states
             evaluated, old, reference = reference, pending, ray.put(weights)
             previous = evaluated if keeps else None
-            # The next round trains while this one's evaluation is collected and its end written to disk.
+            # The next round trains while this one's evaluation is collected and the round is written to disk.
             tasks = self._ask_training(round + 1, reference, states, previous)
             evaluations = [] if old is None else [self._evaluated(old, asked, evaluated)[0]]
             pending = round if evaluation.due(round, settings.rounds) else None
@@ -109,15 +112,15 @@ class FederatedTraining:
         return FinalModel(weights, last, probabilities)
 
     def _ask_training(self, round: int, weights: Any, states: dict[int, np.ndarray], previous: Any) -> list[Any]:
-        """Have the participants of a round trained, if there is one."""
+        """Start the training of a round's participants, if there is such a round."""
         if round > self.experiment.federation.rounds:
             return []
         return self.hosts.ask_training(round, self._participants(round), weights, states, previous)
 
     def _start(self, round: int, arrays: dict[str, np.ndarray]) -> None:
-        """Get coordinator and protocol ready to go on after `round`, whose checkpoint had these arrays."""
+        """Prepare coordinator and protocol to go on after `round`, whose checkpoint had these arrays."""
         own = self._delivery.setup(round, coordinators(arrays))
-        # Where a row is of several hospitals, they weigh their updates themselves, and keep the counts to themselves.
+        # If a row stands for several hospitals, they weigh their own updates, and their counts stay secret.
         samples = self._samples if self.experiment.privacy.single else np.ones_like(self._samples)
         arguments = [self.experiment, samples, arrays["weights"], own, self._layers]
         setup([self._team.coordinator], arguments, "the coordinator to get ready", self._patience)
@@ -129,7 +132,7 @@ class FederatedTraining:
         return sorted(set(drawn) - self._attackers.absent(round))
 
     def _claimed_samples(self) -> np.ndarray:
-        """(ids,) training patches of each id under which a hospital ever appears."""
+        """(ids,) training patches of each id with which a hospital ever appears."""
         claimed = np.concatenate([self.hosts.samples, np.ones(self._appear - len(self.hosts.samples), dtype=np.int64)])
         for round in range(1, self.experiment.federation.rounds + 1):
             for hospital, id in self._attackers.new_ids(round).items():
@@ -137,7 +140,7 @@ class FederatedTraining:
         return claimed
 
     def _outlook(self, arrays: dict[str, np.ndarray]) -> Outlook:
-        """What attackers can know of the next round, by the last round's checkpoint."""
+        """What attackers can know of the next round, from the last round's checkpoint."""
         before = arrays.get("previous_weights")
         aware = any(attack.knowledge == "aware" for attack in self.experiment.attacks)
         known = {}
@@ -150,9 +153,9 @@ class FederatedTraining:
     def _aggregate(
         self, round: int, updates: TrainedUpdates, arrays: dict[str, np.ndarray]
     ) -> tuple[Fields, np.ndarray, dict[str, np.ndarray]]:
-        """The adversary replaces its rows, the coordinator aggregates what then arrives.
+        """The adversary replaces its rows, then the coordinator aggregates.
 
-        `arrays` are those of the last checkpoint: a round in which a party of the protocol dies begins again from them.
+        arrays: those of the last checkpoint. A round in which a party of the protocol dies begins again from them.
         """
         if not updates.arrived():
             drawn = self.experiment.federation.participants()
@@ -189,7 +192,7 @@ class FederatedTraining:
     def _aggregated(
         self, round: int, blocks: list[Block], malicious: list[int], root: Any, arrays: dict[str, np.ndarray]
     ) -> tuple[Fields, np.ndarray, dict[str, np.ndarray]]:
-        """What the coordinator makes of the updates, by way of the protocol."""
+        """The coordinator's result for the updates, sent by the protocol."""
         way, ids = self._delivery, [block.clients for block in blocks]
         for attempt in range(way.attempts):
             try:
@@ -213,7 +216,11 @@ class FederatedTraining:
 
 
 def explained(skipped: str, updates: TrainedUpdates) -> str:
-    """What the hospitals tell beside the coordinator's reason for skipping a round; empty if that says it all."""
+    """What the hospitals' side adds to the coordinator's reason for skipping a round; empty if there is nothing to add.
+
+    skipped: the coordinator's reason.
+    updates: of the round.
+    """
     diverged = sum(not math.isfinite(loss) for loss in updates.losses.values())
     told = f", late: {len(updates.late)}" if updates.late else ""
     # Under secret shares and masks an update that is not finite is never sent.
@@ -221,15 +228,18 @@ def explained(skipped: str, updates: TrainedUpdates) -> str:
 
 
 def coordinators(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint but for model weights and client states."""
+    """The arrays of a checkpoint, without model weights and client states."""
     elsewhere = ("weights", "client", "previous_weights")
     return {name: array for name, array in arrays.items() if name.split("/")[0] not in elsewhere}
 
 
 def by_hospital(record: Fields, elsewhere: dict[int, int], clients: int) -> Fields:
-    """A coordinator's record, in which figures belong to ids, told by hospital: `elsewhere` is hospital → its id.
+    """A coordinator's record, whose figures are by id, with figures by hospital.
 
-    Ids that no hospital uses in this round, because it has left or not yet taken them, are left out.
+    elsewhere: hospital → its id, where that is not its own number.
+    clients: how many hospitals there are.
+
+    Ids that no hospital uses in this round, because it has left them or does not use them yet, are left out.
     """
     hospital = {id: client for client, id in ({client: client for client in range(clients)} | elsewhere).items()}
 

@@ -26,28 +26,28 @@ from fedrobust.private import private_files
 from fedrobust.users_code import folders
 
 LONGEST_ROOT = (103 if sys.platform == "darwin" else 107) - 79
-"""Bytes in the path of a folder in which Ray's session finds room: those of a socket, less what Ray puts behind it."""
+"""Most bytes in the path of a folder for Ray's session: the limit for a socket's path, less what Ray appends."""
 ROOM = 100 * 2**20
-"""Bytes that are free there at least: logs alone need some."""
+"""Bytes that must be free there: logs alone need some."""
 STORE = 0.3
-"""The share of its memory that Ray keeps for objects."""
+"""The share of the machine's memory that Ray reserves for objects."""
 STORES = 80 * 2**20, 10**10
-"""Bytes for objects: what Ray wants at least, and the most that it takes where `/dev/shm` is smaller."""
+"""Bytes for objects: the least that Ray wants, and the most that it takes where `/dev/shm` is smaller."""
 
 
 class _Session:
     """A Ray that has been started, or a cluster that has been joined, and how many blocks use it.
 
     It has a thread of its own: the processes that Ray starts are killed with the thread that started them, and in the
-    main thread Ray would put a handler of SIGTERM in the place of the user's.
+    main thread Ray would replace the user's handler of SIGTERM.
     """
 
     def __init__(self) -> None:
-        """Raises `FederationError` where Ray cannot be started, or the cluster cannot be reached."""
+        """Raises `FederationError` if Ray cannot be started, or the cluster cannot be reached."""
         self.users = 0
         self._identity: tuple[str, str] | None = None
         self._begun, self._over = Future[None](), threading.Event()
-        # A daemon: else it would end, and Ray with it, before what is registered for the end of the process.
+        # A daemon: otherwise it, and Ray with it, would end before the functions registered with atexit.
         self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
         try:
             self._thread.start()
@@ -61,9 +61,9 @@ class _Session:
         return ray.is_initialized() and _identity() == self._identity
 
     def end(self) -> None:
-        """Leave Ray, unless it is another one by now, and remove what it has left."""
+        """Leave Ray, unless another one is running by now, and remove what it has left."""
         self._over.set()
-        with suppress(RuntimeError):  # a Ctrl-C came before the thread had begun, which then ends by itself
+        with suppress(RuntimeError):  # after a Ctrl-C before the thread began; it then ends by itself
             self._thread.join()
 
     def _live(self) -> None:
@@ -84,14 +84,14 @@ class _Session:
         else:
             check_answer(address)
             check_joining(address)
-        # A job's actors look in the folder that was sent; those of a client look where its server does.
+        # A job's actors look for modules in the folder that was sent; those of a client, where its server does.
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ and not address.startswith("ray://"):
             options["job_config"] = where_actors_look()
         stack.callback(self._leave)
         try:
             with private_files():
                 ray.init(address=address, logging_level="ERROR", **options)
-        except Exception as error:  # Ray raises many kinds, all of which mean that there is no cluster
+        except Exception as error:  # Ray raises many kinds; all mean that there is no cluster
             reason = first_sentence(" ".join(str(error).split()))
             raise FederationError(f"Ray could not be started at '{address}': {reason}") from error
         self._identity = _identity()
@@ -108,18 +108,19 @@ _session: _Session | None = None
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Ray, for as long as the block runs: the one that is already here, the cluster at RAY_ADDRESS, or a local one.
+    """Ray, for as long as the block runs: the one that is already running, the cluster at RAY_ADDRESS, or a local one.
 
     Blocks may overlap in threads: the first one starts Ray, the others wait for it, and the last one ends it. A Ray
-    that was not started here is never ended here. Raises `ExperimentError` where `RAY_ADDRESS` or `RAY_TMPDIR` will not
-    do, `FederationError` where there is no Ray to be had, and `NoPlaceError` where it was gone before the block ended.
+    that was not started here is never ended here. A bare `ray.init()` would join any cluster that happens to run on the
+    machine.
 
-    A bare `ray.init()` would join any cluster that happens to run on the machine.
+    Raises `ExperimentError` if `RAY_ADDRESS` or `RAY_TMPDIR` is unusable, `FederationError` if no Ray can be had, and
+    `NoPlaceError` if Ray was gone before the block ended.
     """
     session = _entered()
     asked_to_end = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is threading.main_thread() and asked_to_end is not None:
-        signal.signal(signal.SIGTERM, asked_to_end)  # below Python, Ray has put one before it that prints its stack
+        signal.signal(signal.SIGTERM, asked_to_end)  # Ray has installed one below Python, which prints its stack
     try:
         yield
     except Exception as error:
@@ -133,15 +134,15 @@ def ray_session() -> Iterator[None]:
 
 @atexit.register
 def _end_with_the_process() -> None:
-    """What daemon threads have left is removed, too."""
+    """Remove what is left if daemon threads were still using Ray."""
     if _session is not None:
         _session.end()
 
 
 def check_ray() -> None:
-    """What can be said about Ray before anything is done: its address, who answers there, where a session goes.
+    """Check what can be checked about Ray before anything runs: its address, whether it answers, its session's folder.
 
-    Raises `ExperimentError` and `FederationError`.
+    Raises `ExperimentError` and `FederationError`, as `ray_session`.
     """
     if ray.is_initialized():
         return
@@ -174,7 +175,8 @@ def _left(session: _Session) -> None:
 
 
 def _share() -> dict[str, Any]:
-    """What a local Ray may use: it would take the cores and the memory of the whole machine, whatever the job's are."""
+    """What a local Ray may use: by default it would take the cores and the memory of the whole machine, whatever the
+    job's limits are."""
     options: dict[str, Any] = {"include_dashboard": False, "num_cpus": usable_cores()}
     memory = memory_limits()
     if "cgroup" in memory:
@@ -186,8 +188,8 @@ def _share() -> dict[str, Any]:
 def where_actors_look() -> JobConfig:
     """Actors look for modules where this process does.
 
-    Ray would have them look in the current folder first, whatever lies there: a `torch.py` would be imported in place
-    of torch. Only what it does for a client of a remote cluster leaves that out.
+    By default they would look in the current folder first: a `torch.py` there would be imported instead of torch. Ray
+    leaves that out only in what it does for a client of a remote cluster.
     """
     here = Path.cwd()
     trusted = any(Path(folder).absolute() == here for folder in sys.path if folder not in folders())
@@ -195,14 +197,14 @@ def where_actors_look() -> JobConfig:
 
 
 def _identity() -> tuple[str, str]:
-    """What tells the Ray that is running from one that is started after it."""
+    """What distinguishes the running Ray from one that is started after it."""
     context = ray.get_runtime_context()
     return context.get_node_id(), context.get_job_id()
 
 
 @contextmanager
 def _session_folder() -> Iterator[str]:
-    """A folder for Ray's session, which goes with it, inside one that only its owner may enter.
+    """A folder for Ray's session, removed with it, inside one that only its owner may enter.
 
     Ray lets everyone write to the folder that it is given and to its session in it, with sockets, logs and objects that
     did not fit into memory. The path of a socket has 107 bytes at most, and Ray needs 80 of them.
@@ -219,14 +221,14 @@ def _session_folder() -> Iterator[str]:
 
 
 def _place() -> Path:
-    """The folder in which that of Ray's session is made: RAY_TMPDIR, or that for temporary files, or `/tmp`.
+    """The parent folder of Ray's session folder: RAY_TMPDIR, or that for temporary files, or `/tmp`.
 
-    Raises `ExperimentError` where none of them will do.
+    Raises `ExperimentError` if none of them is usable.
     """
     given = os.environ.get("RAY_TMPDIR", "").strip()
     try:
         place = Path(given or tempfile.gettempdir()).absolute()
-    except OSError as error:  # none of those that Python knows can be written to, or the working folder is gone
+    except OSError as error:  # Python finds no folder that it can write to, or the working folder is gone
         raise ExperimentError(f"{error.strerror}; set RAY_TMPDIR to a folder with a short path") from None
     length = len(os.fsencode(place))
     if length > LONGEST_ROOT and not given:

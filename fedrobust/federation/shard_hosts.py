@@ -1,4 +1,4 @@
-"""Updates in several places: actors that hold some columns of all rows each, so that nobody holds the whole."""
+"""Updates on several actors: each holds some columns of all rows, so that none holds the whole."""
 
 from __future__ import annotations
 
@@ -17,25 +17,36 @@ from fedrobust.updates.gram import Floats
 
 
 class ShardHost:
-    """Holds some columns of all updates of a round, and their histories. Runs as a Ray actor; knows nothing of Ray."""
+    """Holds some columns of all updates of a round, and their histories. It runs as a Ray actor, but uses nothing of
+    Ray."""
 
     def setup(self, histories: dict[str, np.ndarray]) -> None:
-        """Get ready for a run; `histories` are its columns of the checkpoint's."""
+        """Prepare for a run.
+
+        histories: its columns of the checkpoint's histories, by name.
+        """
         self._histories: Mapping[str, np.ndarray] = histories
 
     def receive(
         self, order: np.ndarray, prior: Floats, clients: np.ndarray, columns: tuple[int, int], *blocks: np.ndarray
     ) -> None:
-        """This round's updates: the columns from `columns[0]` on of updates with `columns[1]` coordinates."""
+        """Take its columns of this round's updates.
+
+        order: (n,) positions of the rows in all blocks, one after the other.
+        prior: (n,) prior weights.
+        clients: (n,) ids.
+        columns: its first column, and the number of coordinates of an update.
+        blocks: its parts of the blocks (k, d_j).
+        """
         self._updates = ClearUpdates(blocks, order, prior, self._histories, clients, columns)
 
     def subset(self, keep: NDArray[Any]) -> Floats:
-        """Go on without the other rows; returns the priors of those that are left."""
+        """Keep only the rows in `keep`; returns their prior weights."""
         self._updates = self._updates.subset(keep)
         return self._updates.prior
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """What a method of the updates answers."""
+        """The answer of a method of the updates."""
         return getattr(self._updates, method)(*arguments)
 
     def remember(self, names: Sequence[str], factors: Floats | None) -> None:
@@ -68,7 +79,7 @@ class RemoteShardedUpdates(ShardedUpdates):
         return RemoteShardedUpdates(self._actors, self._widths, priors[0], self._patience)
 
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Histories stay where the columns are: the actors keep them, and nothing is returned."""
+        """Histories stay with the columns: the actors keep them, and nothing is returned."""
         if names:
             self._call("remember", [(tuple(names), self._clip_factors(names))] * len(self._actors))
         return {}
@@ -90,7 +101,7 @@ class ShardedArrival(Arrival):
         too_few: Callable[[int], str | None],
         histories: Mapping[str, np.ndarray],
     ) -> Received:
-        """Have the actors fetch their parts."""
+        """Let the actors fetch their parts; arguments as for `Arrival.receive`."""
         clients, order = in_order(ids)
         d, prior = self.columns[-1].stop, weigh(clients)
         calls = [

@@ -1,6 +1,6 @@
-"""What a coordinator may see of an update, and the protocols that see to it.
+"""What a coordinator may see of an update, and the protocols that enforce it.
 
-A rule that needs the updates themselves does not go with secret shares, which open their Gram matrix alone:
+A rule that needs the updates themselves does not work with secret shares, which open only their Gram matrix:
 
 >>> from fedrobust.aggregation import Aggregation, GeometricMedian, Median
 >>> SharesPrivacy().fits(Aggregation(rule=Median()))

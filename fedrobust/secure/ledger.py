@@ -1,4 +1,4 @@
-"""What a server writes down of what it opens, in a file of its own, as it must not forget it when it starts again."""
+"""The ledger of a server: what it has opened so far, in a file of its own, so that it is not forgotten in a restart."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 from fedrobust.secure.weights import OpeningError
 
 Ledger = dict[str, Any]
-"""`functionals` opened so far, and of the last sum the `training` round and the `weights` by client."""
+"""`functionals` opened so far; of the last sum, the `training` round and the `weights` by client."""
 
 
 def nowhere(ledger: Ledger) -> None:
-    """Write nothing down."""
+    """Keep no ledger."""
 
 
 def read_ledger(path: Path) -> Ledger | None:
-    """What a server wrote down of what it has opened; None if there is nothing. OpeningError if it cannot be read."""
+    """The ledger in a file; None if there is none.
+
+    Raises `OpeningError` if it cannot be read.
+    """
     try:
         found = json.loads(path.read_bytes())
         return {"functionals": found["functionals"], "training": found["training"], "weights": dict(found["weights"])}
@@ -29,7 +32,10 @@ def read_ledger(path: Path) -> Ledger | None:
 
 
 def write_ledger(path: Path, ledger: Ledger) -> None:
-    """Write it down, for good, where only the owner of the process can read it. OpeningError if the disk refuses."""
+    """Write a ledger to the disk, where only the owner of the process can read it.
+
+    Raises `OpeningError` if the disk refuses.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial_file = path.with_suffix(".partial")

@@ -1,4 +1,4 @@
-"""What a server holds of a row, an update or a client's history: a seed, words, or nothing; and how histories grow."""
+"""What a server holds of a row (an update, or a client's history): a seed, words, or nothing. How histories grow."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ ADDED = (1 << COEFFICIENT_FRACTION) - KEPT
 
 
 SUMMED = 8
-"""So many rows' worth of a chunk is one piece of a weighted sum, which needs one row at a time."""
+"""A weighted sum needs one row at a time, so its pieces are as wide as chunks of this many rows."""
 
 
 def grown(name: str, history: Words, update: Words, coefficient: int, second: bool) -> Words:
-    """One party's share (w,) of a history after a round. `second`: see `truncated`.
+    """One party's share (w,) of a history after a round.
 
-    "sum": h + u; "average": (KEPT h + coefficient u) / 2^12, both at 20 fraction bits.
+    name: of the history. "sum": h + u; "average": (KEPT h + coefficient u) / 2^12, both at 20 fraction bits.
+    history: (w,) the party's share of h.
+    update: (w,) the party's share of u, at 28 fraction bits.
+    coefficient: at 12 fraction bits.
+    second: which of two parties this is; see `truncated`.
     """
     update = truncated(update, FRACTION - HISTORY_FRACTION, second)
     if name == "sum":
@@ -36,7 +40,8 @@ def grown(name: str, history: Words, update: Words, coefficient: int, second: bo
 
 
 def pieces(lines: Sequence[Line], columns: slice) -> Iterator[Words]:
-    """These columns of each line (w,), to be read only, and before the next one is asked for."""
+    """Yield these columns (w,) of one line after the other. Only read them, and use each before the next one is asked
+    for."""
     width = columns.stop - columns.start
     stream = np.empty(width, dtype=np.int64)
     for line in lines:
@@ -47,7 +52,7 @@ def pieces(lines: Sequence[Line], columns: slice) -> Iterator[Words]:
 
 
 def filled(lines: Sequence[Line], columns: slice) -> Words:
-    """The same as one array (n, w)."""
+    """These columns of all lines, as a new array (n, w)."""
     chunk = np.empty((len(lines), columns.stop - columns.start), dtype=np.int64)
     for row, line in zip(chunk, lines, strict=True):
         if isinstance(line, bytes):
@@ -58,7 +63,11 @@ def filled(lines: Sequence[Line], columns: slice) -> Words:
 
 
 def combined(weights: Words, lines: Sequence[Line], d: int) -> Words:
-    """Σ weights_i lines_i (d,) mod 2^64."""
+    """Σ weights_i lines_i (d,) mod 2^64.
+
+    weights: (n,).
+    lines: n of them, with d columns.
+    """
     total = np.zeros(d, dtype=np.int64)
     for columns in column_chunks(SUMMED, d):
         total[columns] = weighted(weights, pieces(lines, columns), columns.stop - columns.start)
@@ -66,5 +75,5 @@ def combined(weights: Words, lines: Sequence[Line], d: int) -> Words:
 
 
 def whole(line: Line, d: int) -> Words:
-    """A line (d,)."""
+    """A line as words (d,)."""
     return filled([line], slice(0, d)).reshape(d)

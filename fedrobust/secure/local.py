@@ -1,4 +1,4 @@
-"""All parties of `shares` or `replicated` in one process, one round after the other, every message as bytes."""
+"""All parties of `shares` or `replicated` in one process. Rounds follow each other; every message is bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def unchanged(data: bytes) -> bytes:
 
 
 def introduce(servers: Sequence[Server], dealer: Dealer | None = None, wire: Wire = unchanged) -> None:
-    """Have servers agree on their keys, and on the secret of the sketches; a dealer gets to know them."""
+    """Let servers agree on their keys and on the secret of the sketches; a dealer takes their public keys.
+
+    wire: every message passes through it.
+    """
     public = [wire(server.introduce()) for server in servers]
     if dealer is not None:
         dealer.meet(servers[0].run, public)
@@ -39,9 +42,18 @@ def introduce(servers: Sequence[Server], dealer: Dealer | None = None, wire: Wir
 
 
 class LocalParties(Parties):
-    """The servers, and the dealer of `shares`, as plain objects; `options` are those of `Server`.
+    """The servers, and for `shares` the dealer, as plain objects.
 
-    wire: every message passes through it. `refused`: client → why its share was not taken, in this round.
+    name: the protocol.
+    run: a `run_id`.
+    d: coordinates of an update.
+    entropy: where the secrets come from.
+    wire: every message passes through it.
+    histories: names as in `Updates.remembered`.
+    sketch: columns of the sketch that the Gram matrix is of; None: it is of the updates themselves.
+    options: the other options of `Server`.
+
+    `refused`: client → why its share was refused in this round.
     """
 
     def __init__(
@@ -69,12 +81,20 @@ class LocalParties(Parties):
         introduce(self.servers, self.dealer, self.wire)
 
     def sent(self, encoded: Words, round: int, client: int) -> list[bytes]:
-        """A client's messages, one for each server."""
+        """A client's messages, one for each server.
+
+        encoded: (d,) its update, as `ring.encode` returns it.
+        """
         split = shares.share if isinstance(self.servers[0], ShareServer) else replicated.share
         return [message.pack() for message in split(encoded, self.entropy, self.run, round, client)]
 
     def receive(self, round: int, messages: Mapping[int, Sequence[bytes | None]]) -> None:
-        """Start a round with the clients' messages, client → one for each server; None never arrives."""
+        """Start a round with the clients' messages.
+
+        messages: client → one message for each server; None is one that never arrives.
+
+        Raises `MessageError` if the servers do not agree on the clients.
+        """
         self.round, self.refused = round, {}
         for each in self.servers:
             each.begin(round, sorted(messages))
@@ -99,7 +119,13 @@ class LocalParties(Parties):
     def play(
         self, updates: NDArray[Any], round: int, clip: float, prior: Sequence[float] | Floats | None = None
     ) -> SharedUpdates:
-        """A round in which client i sends row i of `updates` (n, d), up to what the coordinator gets to ask."""
+        """Play a round up to the point where the coordinator may ask for what it needs.
+
+        updates: (n, d), row i from client i.
+        round: higher than the last one.
+        clip: the norm to which updates are clipped.
+        prior: (n,) prior weights; all equal by default.
+        """
         sent = {client: self.sent(encode(update, clip), round, client) for client, update in enumerate(updates)}
         self.receive(round, sent)
         return SharedUpdates(self, self.d, clip, prior, self.servers[0].min_support)

@@ -2,9 +2,9 @@
 
 In groups, robust rules work on the groups' means. One malicious client spoils the whole row of its group, so there must
 be more groups than there would have to be rows of single clients. The groups are drawn anew in each round: a client's
-standing comes from the company it was in over the rounds. The same holds for its secret: within a round it is hidden
-among the others of its group, but as far as updates of successive rounds are alike, the means of many rounds' groups
-determine what is common to the updates of each single client.
+reputation comes from the groups that it was in over the rounds. The same holds for its secret: within a round its
+update is hidden among those of its group. But as far as updates of successive rounds are alike, the means of many
+rounds' groups determine what the updates of each single client have in common.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ Groups = Sequence[Sequence[int]]
 """The members of each group, by client id."""
 
 SMALLEST = 3
-"""Members of a group at least: of two, each knows the other's update from the mean."""
+"""Fewest members of a group: in a group of two, each can compute the other's update from the mean."""
 
 
 def draw_groups(clients: Sequence[int], size: int, seed: int, round: int) -> tuple[tuple[int, ...], ...]:
-    """The clients in random groups of `size`, some of one or more above it where it does not divide their number.
+    """Divide the clients into random groups of `size`; some have one or more members above it if it does not divide
+    their number.
 
-    They depend on the seed and the round, not on the order of `clients`. ExperimentError for a group below three.
+    The groups depend on the seed and the round, not on the order of `clients`.
+
+    Raises `ExperimentError` for a size below three.
     """
     if size < SMALLEST or len(clients) < size:
         raise ExperimentError(
@@ -43,17 +46,22 @@ def draw_groups(clients: Sequence[int], size: int, seed: int, round: int) -> tup
 
 
 def remembers(rule: AnyRule) -> str | None:
-    """Why a rule with a memory of clients cannot work on groups; None for other rules."""
+    """Why a rule that remembers clients cannot work on groups; None for other rules."""
     if rule.per_client or (isinstance(rule, Rule) and rule.histories):
         return f"{rule.name} remembers clients; a group of masked updates is no single client's"
     return None
 
 
 def groups_refusal(rule: AnyRule, stages: Sequence[Stage], clients: int, size: int, f: int) -> str | None:
-    """Why `f` malicious clients among so many, in groups of `size`, are too many for these parts; None if they are not.
+    """Why a defence cannot tolerate this many malicious clients in groups; None if it can.
 
-    Each malicious client may be in a group of its own, so f of the ⌊clients / size⌋ rows can be bad: they must not be
-    more than the parts tolerate among so many rows. A rule that remembers clients has nobody to remember.
+    Each malicious client may be in a group of its own, so f of the ⌊clients / size⌋ rows can be bad. The rule and the
+    stages must tolerate f among so many rows. A rule that remembers clients is refused, because no row belongs to one
+    client.
+
+    clients: in a round.
+    size: of a group.
+    f: malicious clients.
     """
     if reason := remembers(rule):
         return reason
@@ -68,7 +76,7 @@ def groups_refusal(rule: AnyRule, stages: Sequence[Stage], clients: int, size: i
 class MaskedSum(Updates):
     """The mean that a round of masks has opened: no row, no product of rows, no other combination.
 
-    `prior` is uniform; where sample counts are hidden weights, the mean is weighted by them and nobody knows them.
+    `prior` is uniform. Where sample counts are hidden weights, the mean is weighted by them, and nobody knows them.
     """
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum"})
@@ -79,27 +87,27 @@ class MaskedSum(Updates):
         self.prior: Floats = np.full(self.n, 1.0 / self.n)
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
-        """NotRevealed."""
+        """Raises `NotRevealed`."""
         raise self._not_revealed()
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
-        """The mean; NotRevealed for any weights but the prior."""
+        """The mean (d,). Raises `NotRevealed` for any weights but the prior."""
         if not np.array_equal(combination.weights, self.prior) or any(combination.anchors.values()):
             raise self._not_revealed()
         return self._opened.mean
 
     def finite_rows(self) -> NDArray[np.bool_]:
-        """(n,) all of them: elements of a ring are finite."""
+        """(n,) all True: elements of a ring are finite."""
         return np.ones(self.n, dtype=np.bool_)
 
     def subset(self, keep: NDArray[Any]) -> MaskedSum:
-        """The same if everybody is kept, else NotRevealed."""
+        """The same updates if all rows are kept. Raises `NotRevealed` otherwise."""
         if not np.array_equal(np.arange(self.n)[keep], np.arange(self.n)):
             raise self._not_revealed()
         return self
 
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Nothing, if nothing is asked for; else NotRevealed."""
+        """Empty, if `names` is empty. Raises `NotRevealed` otherwise."""
         if names:
             raise self._not_revealed()
         return {}
@@ -108,7 +116,8 @@ class MaskedSum(Updates):
 class GroupedUpdates(ClearUpdates):
     """The groups' means in the clear: row i is that of the clients `groups[i]`.
 
-    groups: the members whose updates are in a mean; those who dropped out are not. rows: (m, d) float32.
+    groups: the members whose updates are in each mean, without those that dropped out.
+    rows: (m, d) float32, the means.
     weights: (m,) the sums of the members' weights, which become the prior.
     """
 
@@ -122,25 +131,26 @@ class GroupedUpdates(ClearUpdates):
 
     @classmethod
     def of(cls, opened: Sequence[OpenedSum]) -> GroupedUpdates:
-        """From what was opened of each group; a group whose round of masks failed is left out by the caller."""
+        """The updates from the opened sums, one for each group. The caller leaves out groups whose round of masks
+        failed."""
         if not opened:
             raise ExperimentError("no group has opened its mean")
         rows = np.stack([group.mean for group in opened])
         return cls(rows, [group.survivors for group in opened], [group.weight for group in opened])
 
     def subset(self, keep: NDArray[Any]) -> GroupedUpdates:
-        """The same without the groups that are not in `keep`."""
+        """The same updates without the groups that are not in `keep`, a mask (m,) or indices."""
         kept = np.arange(self.n)[keep]
         return GroupedUpdates(self.blocks[0][kept], [self.groups[row] for row in kept], self.prior[kept])
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
-        """The Gram of the groups' means; NotRevealed with histories, which are clients'."""
+        """The Gram matrix of the groups' means. Raises `NotRevealed` for histories, which belong to clients."""
         if histories:
             raise NotRevealed("groups are drawn anew in each round: there is no history of a client")
         return super().gram(anchors)
 
     def remembered(self, names: Sequence[str], factors: Floats | None = None) -> dict[str, NDArray[np.float32]]:
-        """Nothing, if nothing is asked for; else NotRevealed."""
+        """Empty, if `names` is empty. Raises `NotRevealed` otherwise."""
         if names:
             raise NotRevealed("groups are drawn anew in each round: there is no history of a client")
         return {}

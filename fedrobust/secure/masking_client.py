@@ -11,7 +11,7 @@ shares that its neighbours hold. Then Σ x_u = Σ y_u − Σ PRG(b_u) ∓ Σ PRG
 neighbours.
 
 J. Bell et al., Secure single-server aggregation with (poly)logarithmic overhead, CCS 2020 (SecAgg+): N(u) are k
-neighbours in a random k-regular graph (Harary's circulant on a random circle) instead of everybody.
+neighbours in a random k-regular graph (Harary's circulant on a random circle) instead of all clients.
 
 This is the client's side; the server's is in `masking_server.py`.
 
@@ -19,26 +19,27 @@ A round: keys → directory → shares → delivery → masked → survivors →
 HKDF-SHA-256, shares travel under ChaCha20-Poly1305, masks are AES-CTR streams, all fresh in every round. The sum does
 not depend on any of them, so a run is reproducible although its randomness is real.
 
-What is opened is the sum over who sent y_u, and the sum of their weights. It stays closed to the server and fewer than
-t of a client's neighbours. Since t > k / 2 and everybody answers once, a server that tells one half of the neighbours
-that u is there and the other half that it is not gets one of u's secrets at most; with c of them on its side it takes
-2 t > k + c. The server is trusted with what it passes on: it could invent clients. A client may send any element of
-the ring, its clip is its own affair, so the mean is not robust.
+The round opens the sum of the updates of the clients that sent y_u, and the sum of their weights. Apart from that, a
+client's update stays hidden from the server and fewer than t of the client's neighbours. Since t > k / 2 and every
+neighbour answers once, a server that says to one half of the neighbours that u is there, and to the other half that it
+is not, gets at most one of u's secrets. If c of the neighbours collude with the server, this needs 2 t > k + c. The
+server is trusted with what it passes on: it could invent clients. A client may send any element of the ring, and nobody
+can check that it has clipped its update, so the mean is not robust.
 
-Who is to blame for a wrong share: the one who dealt it, or the one who returns it to the server? Each client publishes,
-beside a commitment to its own mask, a fingerprint of every share that it deals, and the server passes it on with the
-share. An honest neighbour returns no share that does not fit its fingerprint. So
+A wrong share can be the fault of the client that dealt it, or of the client that returns it to the server. Therefore
+each client publishes, together with a commitment to its own mask, a fingerprint of every share that it deals, and the
+server passes it on with the share. An honest neighbour returns no share that does not fit its fingerprint. So
 
-- a returned share that does not fit is the fault of who returned it: its message is refused, like any other that is
-  wrong, and its own update stays in the sum;
-- shares that fit, and do not give what was promised, are the fault of who dealt them: it is named, and up to
-  ⌊(m − t) / 2⌋ wrong ones among m that came back are corrected;
-- of a share that does not come back nobody can say whether it was sealed as rubbish or is kept back: a note says so of
-  both, and neither is blamed.
+- a returned share that does not fit is the fault of the client that returned it: its message is refused, like any other
+  wrong message, and its own update stays in the sum;
+- shares that fit, and do not give what was promised, are the fault of the client that dealt them: it is named, and up
+  to ⌊(m − t) / 2⌋ wrong ones among m returned shares are corrected;
+- if a share does not come back, nobody can say whether it was sealed as rubbish or is kept back: a note says so of both
+  clients, and neither is blamed.
 
-What one client can do to the others: deal more wrong shares than that, so that the round opens nothing, in which case
-it is named; seal rubbish for more than k − t neighbours, with the same outcome and the note; send a weight that cannot
-be, or be masked with other keys than it published, so that the sum is of no use, where nobody knows who it was.
+One client can do this to the others: deal more wrong shares than that, so that the round opens nothing, in which case
+it is named; seal rubbish for more than k − t neighbours, with the same outcome and the note; send an impossible weight,
+or use other keys for its masks than it published, so that the sum is of no use, and nobody knows which client it was.
 """
 
 from __future__ import annotations
@@ -76,15 +77,19 @@ from fedrobust.secure.ring import Entropy
 from fedrobust.secure.shamir import SECRET_BYTES, SHARE_BYTES, split
 
 LEFT = -1
-"""Steps that a client has taken who has left the round."""
+"""The step of a client that has left the round."""
 
 
 class MaskingClient:
-    """A client in one round: each method once, in this order; it holds its own secrets and shares of its neighbours'.
+    """One client in one round: call each method once, in this order. It holds its own secrets, and shares of its
+    neighbours'.
 
-    Each takes the server's message and returns the next one to it. MessageError for one that is not what is due,
-    MaskingError where going on would harm the client or make no sense: it has then left the round.
+    Each method takes the server's message and returns the next message to the server. Raises `MessageError` for a
+    message that is not the expected one, and `MaskingError` where going on would harm the client or make no sense: the
+    client has then left the round.
 
+    terms: those of the round.
+    client: its id.
     entropy: where its secrets come from. A stream that can be made again protects nobody; it changes no sum, either.
     """
 
@@ -97,14 +102,16 @@ class MaskingClient:
         self._received: dict[int, Any] = {}
 
     def keys(self) -> Message:
-        """Its public keys: one for the way to its neighbours, one for masks."""
+        """Its public keys: one for messages to its neighbours, one for masks."""
         self._begin(0)
         row = np.array([(self._client, public_key(self._channel), public_key(self._mask))], dtype=KEYS)
         return self._message(Kind.KEYS, row.tobytes())
 
     def shares(self, directory: Message) -> Message:
-        """A commitment to its own mask, and for each neighbour a share of its mask key and of that mask, sealed, with
-        their fingerprints.
+        """A commitment to its own mask. For each neighbour, a share of its mask key and a share of its own mask, both
+        sealed, and their fingerprints.
+
+        directory: the public keys of all clients.
         """
         self._begin(1)
         read = Directory.read(self._read(directory, Kind.KEYS, KEYS), self._terms)
@@ -122,7 +129,12 @@ class MaskingClient:
         return self._message(Kind.KEY_SHARES, body)
 
     def masked(self, delivery: Message, update: NDArray[Any], count: float | None = None) -> Message:
-        """The masked update. Neighbours whose shares did not come get no mask."""
+        """The masked update. Neighbours whose shares did not arrive get no mask.
+
+        delivery: the sealed shares from its neighbours.
+        update: (d,) numbers.
+        count: its sample count, where counts are weights.
+        """
         self._begin(2)
         rows = np.frombuffer(self._read(delivery, Kind.KEY_SHARES, SEALED), dtype=SEALED)
         self._received = {int(row["client"]): row for row in rows}
@@ -139,10 +151,12 @@ class MaskingClient:
         return self._message(Kind.MASKED, words.tobytes())
 
     def unmask(self, survivors: Message) -> Message:
-        """For each neighbour one share: of its own mask if it is among the survivors, else of its mask key.
+        """For each neighbour one share: of the neighbour's own mask if it is among the survivors, else of its mask key.
 
-        A share that does not open, or is not the one whose fingerprint was published, is left out: the others can go
-        on without it, and sending it would be taken for this client's own fault.
+        A share that cannot be decrypted, or does not fit the published fingerprint, is left out: the others can go on
+        without it, and sending it would count as this client's own fault.
+
+        survivors: the clients that sent a masked update.
         """
         self._begin(3)
         named = np.frombuffer(self._read(survivors, Kind.UNMASK, np.dtype("<i8")), dtype="<i8").tolist()
@@ -173,7 +187,7 @@ class MaskingClient:
             )
 
     def _begin(self, step: int) -> None:
-        """A step that does not come to its end is the client's last one."""
+        """Begin a step. If it fails, it is the client's last one."""
         if self._done != step:
             where = "left the round" if self._done == LEFT else f"taken {self._done} steps of the round"
             raise MaskingError(f"client {self._client} has {where}, this is number {step}")

@@ -1,4 +1,4 @@
-"""The server's side of masked sums: it checks what arrives, and opens the sum. The protocol is in `masking.py`."""
+"""The server's side of masked sums: it checks what arrives, and opens the sum. `masking_client.py` has the protocol."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from fedrobust.secure.shamir import ShareError, recover
 class OpenedSum:
     """What a round opened, which is all that the server learns of the updates.
 
-    `mean` (d,) float32 is the weighted mean over `survivors`, `weight` the sum of their weights: of their sample
-    counts, each capped, or their number.
+    `mean` (d,) float32 is the weighted mean over `survivors`. `weight` is the sum of their weights: of their capped
+    sample counts, or their number.
     """
 
     mean: NDArray[np.float32]
@@ -47,13 +47,13 @@ class OpenedSum:
 
 
 class MaskingServer:
-    """The server in one round: it takes the clients' messages of one step, then says what the next step is.
+    """The server in one round: it takes the clients' messages of one step, then returns what the next step needs.
 
-    Who sends nothing before the next step is called for has dropped out; what it sends later is refused. MaskingError
-    from a step: the round is over, and no mean comes of it.
+    A client that sends nothing before the next step begins has dropped out; what it sends later is refused. A
+    `MaskingError` from a step means that the round is over, without a mean.
 
-    `culprits`: client → what it did wrong beside messages that were refused, for certain. `notes`: what was wrong and
-    may have been either client's fault.
+    `culprits`: client → what it certainly did wrong, apart from messages that were refused. `notes`: what was wrong and
+    may be the fault of either of two clients.
     """
 
     def __init__(self, terms: Terms, clients: Iterable[int]) -> None:
@@ -75,8 +75,8 @@ class MaskingServer:
     def receive(self, message: Message) -> None:
         """Take one client's message.
 
-        MessageError, which names the client and changes nothing: not of this round and step, not awaited, sent before,
-        or not what an honest client sends.
+        Raises `MessageError`, which names the client and changes nothing, for a message of another round or step, from
+        a client that is not awaited or has sent before, or that an honest client would not send.
         """
         sender = message.sender
         if self._step >= len(STEPS):
@@ -92,17 +92,20 @@ class MaskingServer:
         self._arrived.add(sender)
 
     def directory(self) -> Message:
-        """The public keys of all who sent theirs, for all of them."""
+        """The public keys of all clients that sent theirs; the message is for all of them."""
         arrived = self._next(0, "sent keys")
         body = b"".join(self._keys[client] for client in sorted(arrived))
         self._directory = Directory.read(body, self._terms)
         return Message(self._terms.run, self._terms.round, COORDINATOR, "clients", Kind.KEYS, body)
 
     def deliveries(self) -> dict[int, Message]:
-        """For each client that sent shares those that its neighbours sent it."""
+        """Client → the sealed shares from its neighbours, for each client that sent shares.
+
+        Raises `MaskingError` if a client would get too few.
+        """
         arrived = self._next(1, "sent shares")
         for client in sorted(arrived):
-            # It would send no update. The next one on the circle would then have lost as many neighbours, and so on.
+            # It would send no update. Then the next client on the circle would have lost as many neighbours, and so on.
             self._enough(client, self._around(client, arrived), "sent shares")
         rows = {client: [(other, *sent) for other, sent in sorted(self._mailbox[client].items())] for client in arrived}
         self._mailbox = {}
@@ -119,7 +122,10 @@ class MaskingServer:
         }
 
     def survivors(self) -> Message:
-        """Who sent a masked update, for all of them. MaskingError if there are too few to open the sum."""
+        """The clients that sent a masked update; the message is for all of them.
+
+        Raises `MaskingError` if there are too few to open the sum.
+        """
         self._alive = self._next(2, "sent updates")
         for client in self._secrets():
             self._enough(client, self._around(client, self._alive), "are left")
@@ -127,7 +133,10 @@ class MaskingServer:
         return Message(self._terms.run, self._terms.round, COORDINATOR, "clients", Kind.UNMASK, body)
 
     def open(self) -> OpenedSum:
-        """The mean of the survivors' updates. Nothing is unmasked before every secret that is needed is there."""
+        """The mean of the survivors' updates. No mask is removed before all needed secrets are there.
+
+        Raises `MaskingError` if a secret cannot be put together, or the sum is of no use.
+        """
         if self._step != 3:
             raise MaskingError("the updates are not there yet, or the round is over")
         self._step += 1
@@ -139,7 +148,7 @@ class MaskingServer:
         )
         secrets: dict[int, bytes] = {}
         failed: list[MaskingError] = []
-        for client, alive in self._secrets().items():  # all of them, so that every culprit is named
+        for client, alive in self._secrets().items():  # go through all, so that every culprit is named
             try:
                 secrets[client] = self._recovered(client, alive)
             except MaskingError as error:
@@ -162,7 +171,8 @@ class MaskingServer:
         return OpenedSum(mean, weight, tuple(sorted(self._alive)), tuple(gone))
 
     def _secrets(self) -> dict[int, bool]:
-        """Of whom a secret is needed: True its own mask, False, for who dropped out after its shares, its mask key."""
+        """The clients whose secret is needed: True for the own mask of a survivor, False for the mask key of a client
+        that dropped out after it sent its shares."""
         needed = dict.fromkeys(sorted(self._alive), True)
         for client in sorted(set(self._commitments) - self._alive):
             if self._alive.intersection(self._directory.graph[client]):
@@ -170,7 +180,7 @@ class MaskingServer:
         return needed
 
     def _recovered(self, client: int, alive: bool) -> bytes:
-        """Its own mask's seed or its mask key, from shares that fit their fingerprints."""
+        """The seed of its own mask, or its mask key, from shares that fit their fingerprints."""
         around = self._directory.graph[client]
         sent = self._answers.get(client, {})
         self._enough(client, len(sent), "have sent their share of its secret")
@@ -187,7 +197,7 @@ class MaskingServer:
         return secret
 
     def _promised(self, client: int, alive: bool) -> Callable[[bytes], bool]:
-        """Whether a secret is the one that the client is bound to."""
+        """A test of whether a secret is the one that the client is bound to."""
         if alive:
             return lambda secret: commitment(secret) == self._commitments[client]
         public = essence(self._directory.keys[client][1])
@@ -206,7 +216,7 @@ class MaskingServer:
             )
 
     def _next(self, step: int, what: str) -> frozenset[int]:
-        """Close a step, and await from now on who has taken it. With too few of them the round is over."""
+        """Close a step; from now on await the clients that have taken it. With too few of them the round is over."""
         if self._step != step:
             raise MaskingError(f"the server has taken {self._step} steps of the round, this is number {step}")
         arrived = frozenset(self._arrived)
@@ -224,11 +234,11 @@ class MaskingServer:
         row = np.frombuffer(body, dtype=KEYS)[0]
         try:
             channel, mask = essence(bytes(row["channel"])), essence(bytes(row["mask"]))
-        except MaskingError as error:  # everybody's round would end at such a key
+        except MaskingError as error:  # such a key would end the round for all
             raise MessageError(f"client {sender} sent {error}") from error
         if channel == mask:
             raise MessageError(f"client {sender} sent one key for both purposes")
-        for point in (channel, mask):  # nobody but its owner knows a key at this time, unless a link is listened on
+        for point in (channel, mask):  # at this time only its owner knows a key, unless a link is tapped
             if point in self._owners:
                 raise MessageError(f"client {sender} sent a key of another client, {self._owners[point]}")
         self._owners |= {channel: sender, mask: sender}
@@ -271,14 +281,17 @@ class MaskingServer:
 
 
 def unreturned(pairs: Iterable[tuple[int, int]]) -> list[str]:
-    """Notes on shares that did not come back, each a pair of who dealt it and who should have returned it."""
+    """Notes on shares that did not come back.
+
+    pairs: for each share the client that dealt it, and the client that should have returned it.
+    """
     of: defaultdict[int, set[int]] = defaultdict(set)
     by: defaultdict[int, set[int]] = defaultdict(set)
     for dealer, returner in pairs:
         of[dealer].add(returner)
         by[returner].add(dealer)
     notes = []
-    while any(of.values()):  # whoever is in most pairs comes first: that makes few notes, and accuses nobody
+    while any(of.values()):  # the client in most pairs comes first: few notes, and no accusation
         ends, others = max((of, by), (by, of), key=lambda sides: max(map(len, sides[0].values())))
         client = max(sorted(ends), key=lambda each: len(ends[each]))
         partners = ends.pop(client)

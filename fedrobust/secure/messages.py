@@ -20,31 +20,31 @@ VERSION = 1
 HEADER = struct.Struct("<4sB16sQq16sBQ")
 """Magic, version, run, round, sender, receiver, kind, length of the body."""
 SEAL = 32
-"""Bytes of a digest, or of what takes its place, at the end."""
+"""Bytes at the end: a digest, or what replaces it."""
 OVERHEAD = HEADER.size + SEAL
-"""Bytes of a message beside its body."""
+"""Bytes of a message apart from its body."""
 
 COORDINATOR, DEALER = -1, -2
-"""Senders that are no clients; a client's id is never negative."""
+"""Sender ids of parties that are no clients; a client's id is never negative."""
 
 
 def server_id(number: int) -> int:
-    """The sender's id of server 0, 1, 2."""
+    """The sender id of server `number` (0, 1, 2)."""
     return -10 - number
 
 
 def number_of(sender: int) -> int:
-    """The number of the server with this sender's id."""
+    """The number of the server with this sender id."""
     return -10 - sender
 
 
 def server_name(number: int) -> str:
-    """The receiver's name of server 0, 1, 2."""
+    """The receiver name of server `number` (0, 1, 2)."""
     return f"server{number}"
 
 
 class MessageError(NotOpened):
-    """A message that is damaged, or not the one that is expected now."""
+    """A message that is damaged, or is not the expected one."""
 
 
 class Kind(IntEnum):
@@ -57,11 +57,11 @@ class Kind(IntEnum):
     TRIPLE = 3
     """Seeds, and for one server the correction: dealer → server."""
     SENDERS = 4
-    """Whose shares have arrived, with their digests: server → server and coordinator."""
+    """The clients whose shares have arrived, with digests: server → server and coordinator."""
     DIFFERENCE = 5
     """A share of some columns of U − A: server → server."""
     GRAM = 6
-    """A share of the Gram matrix: server → coordinator, like the ones that follow."""
+    """A share of the Gram matrix: server → coordinator, like the next three."""
     ANCHOR = 7
     """A share of the products with a public vector."""
     AGGREGATE = 8
@@ -85,7 +85,7 @@ class Kind(IntEnum):
 
 
 def run_id(name: str) -> str:
-    """The 32 hexadecimal digits that stand for the run called `name` in its messages."""
+    """The 32 hexadecimal digits that identify the run called `name` in its messages."""
     return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
@@ -100,7 +100,7 @@ class Message:
     kind: Kind
     body: bytes = field(repr=False)
     whole: memoryview | None = field(default=None, repr=False, compare=False)
-    """Where the body lies already, with room for the rest: `in_place`."""
+    """Memory that holds the body already and has room for the rest: see `in_place`."""
 
     def header(self) -> bytes:
         """The fixed first bytes."""
@@ -117,10 +117,12 @@ class Message:
             ) from None
 
     def pack(self, key: bytes | None = None) -> bytes:
-        """Header, body, and the BLAKE3 digest of both: the bytes on the wire.
+        """The bytes on the wire: header, body, and the BLAKE3 digest of both.
 
-        With a key (32 bytes, for this message alone) that the receiver has, too, a GMAC takes the place of the digest:
-        it is faster still, and says who sent it.
+        key: 32 bytes that the receiver has, too, for this message alone. With it a GMAC replaces the digest: it is even
+            faster, and proves who sent the message.
+
+        Raises `MessageError` for a `run`, `round` or `receiver` that a header cannot hold.
         """
         header = self.header()
         seal = _seal(header, self.body, key)
@@ -131,12 +133,16 @@ class Message:
 
 
 def borrowed(array: NDArray[Any]) -> bytes:
-    """The memory of an array as a message's body, where a copy would cost too much; such a message does not pickle."""
+    """The memory of an array as the body of a message, where a copy would cost too much. Such a message cannot be
+    pickled."""
     return cast(bytes, array.data.cast("B"))
 
 
 def in_place(size: int) -> tuple[NDArray[np.int64], memoryview]:
-    """Memory for the words of a body of so many bytes, and for the `whole` message around it: nothing is copied."""
+    """Memory for a message whose body has `size` bytes, so that nothing is copied.
+
+    Returns the words of the body (size / 8,), and the memory around them, for `Message.whole`.
+    """
     start = -HEADER.size % 8  # words are aligned
     memory = np.empty(start + OVERHEAD + size, dtype=np.uint8)
     first = start + HEADER.size
@@ -144,7 +150,7 @@ def in_place(size: int) -> tuple[NDArray[np.int64], memoryview]:
 
 
 def digest(*parts: bytes | memoryview) -> bytes:
-    """The BLAKE3 digest (32 bytes) of what the parts are together; several times as fast as SHA-256 on long ones."""
+    """The BLAKE3 digest (32 bytes) of the parts, one after the other; several times as fast as SHA-256 on long ones."""
     hasher = blake3()
     for part in parts:
         hasher.update(part)
@@ -152,7 +158,10 @@ def digest(*parts: bytes | memoryview) -> bytes:
 
 
 def viewed(data: object) -> memoryview:
-    """The bytes of what has arrived, whatever it is. MessageError if it is nothing that has bytes in a row."""
+    """The bytes of what has arrived, whatever its type.
+
+    Raises `MessageError` if it has no contiguous bytes.
+    """
     try:
         return memoryview(data).cast("B")  # type: ignore[arg-type]
     except (TypeError, ValueError, BufferError):
@@ -160,9 +169,13 @@ def viewed(data: object) -> memoryview:
 
 
 def unpack(data: bytes | memoryview, key: bytes | None = None, copy: bool = True) -> Message:
-    """The message in these bytes. MessageError if anything is missing, left over, changed or unknown, or they are none.
+    """Read a message.
 
-    Without `copy` its body is a part of `data`, and no `bytes` of its own.
+    data: the bytes from the wire.
+    key: the one that it was packed with, if any.
+    copy: without it, the body is a view of `data`, and no `bytes` of its own.
+
+    Raises `MessageError` if anything is missing, left over, changed or unknown, or if `data` has no bytes.
     """
     view = viewed(data)
     if len(view) < OVERHEAD:
@@ -207,9 +220,16 @@ def expect(
     size: int | None = None,
     receiver: str | None = None,
 ) -> Message:
-    """The message, if it is the expected one; None allows any sender, size, receiver.
+    """Return the message if it is the expected one; None allows any sender, size or receiver.
 
-    MessageError for another run or round (a replay), another sender, receiver or kind, and for another size.
+    run: a `run_id`.
+    round: the number in messages.
+    sender: a client's id, or as in `server_id`.
+    kind: one or several kinds.
+    size: bytes of the body.
+    receiver: its name.
+
+    Raises `MessageError` for another run or round (a replay), and for another sender, receiver, kind or size.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if message.kind not in kinds:

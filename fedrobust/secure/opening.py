@@ -1,10 +1,10 @@
-"""What the coordinator's side makes of the numbers that servers open for it: the Gram matrix and one weighted sum.
+"""What the coordinator's side computes from the numbers that servers open for it: the Gram matrix and one weighted sum.
 
-A client can add 2^32 to a coordinate in which no other update lives, and the square 2^64 is zero in the ring: norms and
-angles show nothing. Two checks stand against that. Before anything is judged, random combinations of each row, which
-only the servers could choose, show rows that are too long (`sketch.too_long`): those are named and left out. And the
-sum that is opened must have the norm that the Gram matrix gives it, as far as the noise in it and the sketch allow; if
-it has not, the round is skipped. Nothing else is ever opened to find out why: a second sum would show what differs.
+A client can add 2^32 to a coordinate in which all other updates are zero, and the square 2^64 is zero in the ring:
+norms and angles show nothing. There are two checks against that. Before anything is judged, random combinations of each
+row, which only the servers could choose, show rows that are too long (`sketch.too_long`): those are named and left out.
+And the opened sum must have the norm that follows from the Gram matrix, as far as the noise in it and the sketch allow;
+otherwise the round is skipped. Nothing else is opened to find the reason: a second sum would show the difference.
 """
 
 from __future__ import annotations
@@ -23,11 +23,19 @@ from fedrobust.secure.server import NOISE_BITS
 from fedrobust.updates.gram import Anchor, Centred, Floats, Gram, History
 
 DEVIATIONS = 8
-"""Standard deviations of the noise's part in the sum's norm that are no fault: a false alarm in 10^13 rounds."""
+"""Standard deviations by which noise may change the norm of the sum without an alarm: a false alarm in 10^13 rounds."""
 
 
 def joined(messages: Sequence[bytes], run: str, round: int, kind: Kind, count: int) -> Words:
-    """The `count` words whose shares are the bodies of all servers' messages. MessageError if one does not fit."""
+    """Add up the shares in all servers' messages: (count,) words.
+
+    messages: one of each server, by number.
+    run: a `run_id`.
+    round: the number in messages.
+    kind: the expected one.
+
+    Raises `MessageError` if a message does not fit.
+    """
     total = np.zeros(count, dtype=np.int64)
     for number, data in enumerate(messages):
         message = expect(unpack(data), run, round, server_id(number), kind, 8 * count, "coordinator")
@@ -36,7 +44,12 @@ def joined(messages: Sequence[bytes], run: str, round: int, kind: Kind, count: i
 
 
 def largest_history_square(name: str, rounds: int, d: int) -> int:
-    """The largest squared norm of a history that has grown for so many rounds; a truncation adds up to √d or so."""
+    """The largest squared norm of a history after so many rounds; a truncation adds up to √d or so.
+
+    name: of the history.
+    rounds: for which it has grown.
+    d: coordinates of an update.
+    """
     if name == "last":
         return largest_square(d)
     # "average" keeps nine tenths of earlier errors.
@@ -46,7 +59,13 @@ def largest_history_square(name: str, rounds: int, d: int) -> int:
 
 
 def misfit(aggregate: Words, weights: Words, gram: Integers, servers: int, sketch: int | None) -> str | None:
-    """Why an opened sum (d,) is not Σ w_i u_i of rows with these products; None if it may be.
+    """Why an opened sum is not Σ w_i u_i of rows with these products; None if it may be.
+
+    aggregate: (d,) the opened sum.
+    weights: (n,) w, whole numbers.
+    gram: (n, n) G, the exact products of the rows u_i.
+    servers: s, the servers that added noise.
+    sketch: columns of the sketch that `gram` is of; None: it is of the updates themselves.
 
     Let a be the sum without the noise e, whose coordinates are sums of one uniform number in [−R, R) for each of s
     servers, R = 2^16. If nothing wraps around, ‖a‖² = q = wᵀGw over the integers, and
@@ -57,12 +76,12 @@ def misfit(aggregate: Words, weights: Words, gram: Integers, servers: int, sketc
     from its mean with a probability below 2 exp(−32) < 10^-13. That is `allowed`. A row of weight w whose square wraps
     around in the Gram matrix, which is read mod 2^63, makes q too small by w² 2^63 at least, and so is found where
     this is more than twice what is allowed. Below that it moves the sum by √allowed at most, less than an honest row.
-    That takes its products with the other rows for right: a row so long that they wrap around, too, is left out before
-    (`sketch.too_long`), so neither check replaces the other.
+    This assumes that its products with the other rows are right: a row so long that they wrap around, too, is left out
+    before (`sketch.too_long`), so neither check replaces the other.
 
     Where `gram` is of sketches of k columns, q is ‖aS‖², and ‖a‖ ≤ √q / (1 − √(n/k) − 6/√k) for any a in the span of n
     rows: with normal S but for a probability of 2 exp(−18) (Davidson, Szarek, 2001), and so measured for this S. A sum
-    can only be too long then. Where that says nothing it is held against the sum of all rows' lengths.
+    can only be too long then. Where that is no bound, the sum is compared with the sum of all rows' lengths.
     """
     n, d, most = int(np.count_nonzero(weights)), len(aggregate), servers << NOISE_BITS
     exact = sketch is None or sketch >= d
@@ -86,7 +105,13 @@ def misfit(aggregate: Words, weights: Words, gram: Integers, servers: int, sketc
 
 
 def encode_anchor(vector: NDArray[Any], clip: float) -> tuple[Words, int]:
-    """A public vector as words of norm ≤ 1, and the power of two that they are to be multiplied with beside clip."""
+    """A public vector as words (d,) of norm ≤ 1, and a power of two.
+
+    vector: (d,) numbers.
+    clip: C of the updates.
+
+    The words stand for the vector divided by `clip` and by this power of two, which is returned as its exponent.
+    """
     norm = float(np.linalg.norm(np.asarray(vector, dtype=np.float64)))
     exponent = int(np.ceil(np.log2(norm / clip))) if norm > 0 else 0
     return encode(vector, clip * 2.0**exponent), exponent
@@ -95,9 +120,15 @@ def encode_anchor(vector: NDArray[Any], clip: float) -> tuple[Words, int]:
 def gram_of_integers(
     exact: Integers, unit: float, prior: Floats, anchors: Sequence[str], histories: Sequence[str]
 ) -> Gram:
-    """The Gram of n = len(prior) updates from the products of lines: updates, anchors, n for each history.
+    """The Gram of n updates from the exact products of lines.
 
     Differences are taken over the integers, about the row of (lower) median norm, so distances keep all their digits.
+
+    exact: the products of all lines: n updates, the anchors, n rows for each history.
+    unit: what one of these integers stands for.
+    prior: (n,) prior weights.
+    anchors: names of the public vectors.
+    histories: names of the histories.
     """
     n, known = len(prior), len(prior) + len(anchors)
     middle = sorted(range(n), key=lambda row: exact[row, row])[(n - 1) // 2]

@@ -1,4 +1,5 @@
-"""Protocols between hospitals and coordinator, as options: what each reveals of an update, and what does not fit it."""
+"""Protocols between hospitals and coordinator, as options: what each reveals of an update, and which defences it
+excludes."""
 
 from __future__ import annotations
 
@@ -22,11 +23,11 @@ SKETCH = 512
 """Columns of a sketch by default."""
 
 SPARE = 10
-"""Rounds more than an experiment has, for which functionals may be opened."""
+"""So many rounds more than the experiment has may open functionals."""
 
 
 class Privacy(Options):
-    """Base of the protocols. `reveals` is what a rule may need: "sum", "gram", "rows"."""
+    """Base of the protocols. `reveals` lists which of "sum", "gram" and "rows" a rule may ask for."""
 
     name: str
     reveals: ClassVar[frozenset[str]] = frozenset()
@@ -37,7 +38,7 @@ class Privacy(Options):
 
     @property
     def parties(self) -> int:
-        """How many servers and dealers there are beside hospitals and coordinator."""
+        """How many servers and dealers there are, besides hospitals and coordinator."""
         return 0
 
     def rows(self, updates: int) -> int:
@@ -45,7 +46,7 @@ class Privacy(Options):
         return updates
 
     def fits(self, aggregation: Aggregation) -> str | None:
-        """Why the parts of a defence do not go together with the protocol; None if they do."""
+        """Why the stages and the rule of a defence do not work with the protocol; None if they do."""
         for part in (*aggregation.stages, aggregation.rule):
             if hidden := part.needs - self.reveals:
                 return f"{part.name} needs {', '.join(sorted(hidden))}, which {self.name} does not reveal"
@@ -54,13 +55,19 @@ class Privacy(Options):
     def refusal(
         self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
     ) -> Problem | None:
-        """What in an experiment cannot be with this protocol; None if all can. `histories`: those of the detector."""
+        """What in an experiment does not work with this protocol; None if all does.
+
+        aggregation: stages and rule.
+        participants: hospitals in a round.
+        rounds: of the experiment.
+        histories: those that the anomaly detector needs.
+        """
         if reason := self.fits(aggregation):
             return Problem(reason, "aggregation", hint=f"rules that go with it: {', '.join(self._rules())}")
         return None
 
     def _rules(self) -> list[str]:
-        """The names of the rules that, alone, go together with the protocol."""
+        """The names of the rules that, alone, work with the protocol."""
         from fedrobust.aggregation import Aggregation, RowRule, Rule
 
         rules = (rule() for rule in members(Rule, RowRule).values())
@@ -80,44 +87,51 @@ class ClearPrivacy(Privacy):
 class OneMessage(Privacy):
     """Base of protocols in which each hospital sends the coordinator one message in a round, and gets no answer.
 
-    A subclass with `write` and `read`, in one file, is a whole protocol: a compression, noise, a cut. The coordinator
-    sees of an update what `read` makes of its message.
+    A subclass with `write` and `read`, in one file, is a whole protocol: compression, noise, clipping. The coordinator
+    sees of an update what `read` returns for its message.
     """
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
 
     @abstractmethod
     def write(self, update: Vector, generator: np.random.Generator) -> bytes:
-        """What a hospital sends of its update (d,) float32, which is finite. `generator`: its own, for this round."""
+        """The message of one hospital.
+
+        update: (d,) float32, finite.
+        generator: the hospital's own, for this round.
+        """
 
     @abstractmethod
     def read(self, message: bytes, d: int) -> Vector:
-        """The row (d,) float32 that the coordinator makes of a message. MessageError where it is none."""
+        """The row (d,) float32 that the coordinator gets from a message.
+
+        Raises `MessageError` where the message is invalid.
+        """
 
 
 class SecretSharing(Privacy):
-    """What the protocols of secret shares have in common: servers open the Gram matrix, and one weighted sum."""
+    """What the protocols with secret shares have in common: servers open the Gram matrix, and one weighted sum."""
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram"})
     servers: ClassVar[int]
     dealer: ClassVar[bool] = False
     clip: float = Field(default=10.0, gt=0)
-    """C: a hospital cuts its update to this norm. An update is rounded to multiples of 2^−28 C."""
+    """C: a hospital clips its update to this norm. An update is rounded to multiples of 2^−28 C."""
     sketch: int | None = Field(default=SKETCH, ge=128)
-    """k: the servers open the Gram matrix of random sketches of the updates, with k columns, that nobody else knows:
-    faster, and what colluders read from it is blurred. null: the exact Gram matrix of the updates."""
+    """k: the servers open the Gram matrix of random sketches of the updates, with k columns, which nobody else knows.
+    This is faster, and blurs what colluders read from it. null: the exact Gram matrix of the updates."""
     min_support: float = Field(default=3.0, ge=1)
-    """Least Σw²/max w² of what is left of a sum without the `colluders`: on fewer updates it would show single ones."""
+    """Least Σw²/max w² of a sum after the `colluders` are taken out: a sum of fewer updates would show single ones."""
     max_functionals: Annotated[int, Field(ge=0)] | Literal["auto"] | None = "auto"
-    """Linear functionals of every update that may be opened in the whole run: products with public vectors and with
-    what `colluders` send, of the update and of each history. `auto`: what the rule needs, and for ten rounds more, as
+    """Linear functionals of every update that may be opened in the whole run: products of the update, and of each
+    history, with public vectors and with what `colluders` send. `auto`: what the rule needs, and ten rounds more, as
     rounds may be repeated; null: any number."""
     colluders: int = Field(default=0, ge=0)
-    """Hospitals that are expected to tell the coordinator their own update: no sum rests on few updates beside theirs,
-    and each counts as a functional in each round, with h histories as (1 + h)²."""
+    """Hospitals that are expected to show the coordinator their own update: no sum may rest on few updates besides
+    theirs, and each counts as a functional in each round, with h histories as (1 + h)²."""
     randomness: Randomness = "system"
-    """Where secrets come from: the `system`, or the experiment's `seed`, so that a run can be repeated bit for bit, and
-    everybody who has the file can work out every secret."""
+    """Source of secrets: the `system`, or the experiment's `seed`. With `seed` a run can be repeated bit for bit, but
+    everybody who has the file can compute every secret."""
 
     @property
     def parties(self) -> int:
@@ -158,13 +172,20 @@ class SecretSharing(Privacy):
 
     def opened(self, aggregation: Aggregation, histories: Sequence[str] = ()) -> int:
         """Linear functionals of every update that a round opens: with h histories, 1 + h for each public vector of the
-        rule, (1 + h)² for each colluder. `histories`: those of the detector."""
+        rule, and (1 + h)² for each colluder.
+
+        histories: those that the anomaly detector needs.
+        """
         pipeline = aggregation.pipeline()
         known = 1 + len({*pipeline.histories, *histories})
         return len(pipeline.anchors) * known + self.colluders * known**2
 
     def limit(self, aggregation: Aggregation, rounds: int, histories: Sequence[str] = ()) -> int | None:
-        """How many each server opens at most."""
+        """How many of them each server opens at most in the run; None: any number.
+
+        rounds: of the experiment.
+        histories: as for `opened`.
+        """
         if self.max_functionals == "auto":
             return (rounds + SPARE) * self.opened(aggregation, histories)
         return self.max_functionals
@@ -186,19 +207,19 @@ class ReplicatedPrivacy(SecretSharing):
 
 
 class PairwiseMasking(Privacy):
-    """What the protocols of pairwise masks have in common (Bonawitz et al., 2017; Bell et al., 2020)."""
+    """What the protocols with pairwise masks have in common (Bonawitz et al., 2017; Bell et al., 2020)."""
 
     single: ClassVar[bool] = False
     clip: float = Field(default=10.0, gt=0)
-    """C: a hospital cuts its update to this norm, if it is honest: nobody can check it."""
+    """C: an honest hospital clips its update to this norm; nobody can check it."""
     neighbours: int | None = Field(default=None, ge=2)
     """k: with how many others a hospital shares masks; null: with all."""
     threshold: float = Field(default=2 / 3, ge=0.5, lt=1)
-    """The share of its k neighbours above which they can put a hospital's secrets together when it drops out."""
+    """If more than this share of its k neighbours answer, a hospital's secrets can be recovered when it drops out."""
     bits: Literal[32, 64] = 32
-    """Of a masked coordinate: 64 sends twice as much, and rounds 2^15 times as finely."""
+    """Bits of a masked coordinate: 64 sends twice as much, and rounds 2^15 times as finely."""
     largest_count: float | None = Field(default=None, gt=0)
-    """With `weighting: samples`, the hidden sample counts are weights, each counted up to this."""
+    """With `weighting: samples`, the hidden sample counts are weights, each capped at this."""
 
     def refusal(
         self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
@@ -214,7 +235,7 @@ class PairwiseMasking(Privacy):
 
 
 class MaskedPrivacy(PairwiseMasking):
-    """One server and pairwise masks: the coordinator sees the sum of the updates, so there is no defence but a clip."""
+    """One server and pairwise masks: the coordinator sees the sum of the updates, so the only defence is a clip."""
 
     name: Literal["masked"] = "masked"
     reveals: ClassVar[frozenset[str]] = frozenset({"sum"})

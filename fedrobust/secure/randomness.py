@@ -12,9 +12,13 @@ Randomness = Literal["seed", "system"]
 
 
 def entropy(randomness: Randomness, seed: int, *path: int | str) -> Entropy:
-    """The system's source, or the stream of bytes that the seed gives at this path (AES-256 in counter mode).
+    """The system's source of random bytes, or the stream that the seed gives at this path (AES-256 in counter mode).
 
-    Who knows the seed knows the stream: it makes runs that can be repeated, and protects nobody.
+    randomness: which of the two.
+    seed: the experiment's.
+    path: names the use.
+
+    Everybody who knows the seed knows the stream: it makes runs that can be repeated, and protects nobody.
     """
     if randomness == "system":
         return os.urandom

@@ -5,8 +5,8 @@ three-party computation with an honest majority, CCS 2016). Of U Uᵀ = Σ X_j X
 
     T_k = Z + Zᵀ with Z = X_k (X_k + 2 X_{k+1})ᵀ, so that T_k = 2 (X_k X_kᵀ + X_k X_{k+1}ᵀ + X_{k+1} X_kᵀ),
 
-one product, and opens T_k blinded by a share of zero: their sum is twice the Gram matrix. Nothing else goes between the
-servers, unless histories must be truncated. No two of the three may collude.
+one product, and opens T_k blinded by a share of zero: their sum is twice the Gram matrix. The servers exchange nothing
+else, unless histories must be truncated. No two of the three may collude.
 """
 
 from __future__ import annotations
@@ -34,11 +34,18 @@ from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, der
 from fedrobust.secure.server import Server
 
 ENTRY = struct.Struct("<Qq")
-"""Which history, and whose."""
+"""Number of the history, and id of the client."""
 
 
 def share(encoded: Words, entropy: Entropy, run: str, round: int, sender: int) -> tuple[Message, Message, Message]:
-    """A client's messages to the servers 0, 1, 2: x_0 and x_1 are seeds, x_2 d words. Fresh seeds in every round."""
+    """A client's messages to the servers 0, 1 and 2: x_0 and x_1 are seeds, x_2 is words.
+
+    encoded: (d,) the update, as `ring.encode` returns it.
+    entropy: source of the seeds, which must be fresh in every round.
+    run: a `run_id`.
+    round: the number in messages.
+    sender: the client's id.
+    """
     first, second = entropy(SEED_BYTES), entropy(SEED_BYTES)
     room, d = SEED_BYTES // 8, len(encoded)
     (to_1, whole_1), (to_2, whole_2) = (in_place(8 * (room + d)) for _ in range(2))
@@ -55,10 +62,10 @@ def share(encoded: Words, entropy: Entropy, run: str, round: int, sender: int) -
 
 
 class ReplicatedServer(Server):
-    """Server 0, 1 or 2.
+    """Server 0, 1 or 2 of the three; arguments as for `Server`.
 
     After `agree`: `gram_share`. At the end of a round with the histories "sum" or "average", the messages that
-    `remember` of server 0 returns go to server 1, `receive_reshared`.
+    `remember` of server 0 returns go to `receive_reshared` of server 1.
     """
 
     parties: ClassVar[int] = 3
@@ -72,15 +79,15 @@ class ReplicatedServer(Server):
 
     def begin(self, round: int, clients: Sequence[int], training: int | None = None) -> None:
         super().begin(round, clients, training)
-        # What has not come of a history by now is lost: the coordinator finds that the rest cannot be, and has it
-        # start again.
+        # Messages about a history that have not come by now are lost. The coordinator finds that what is left is
+        # impossible, and lets the history start again.
         for name, client in self._awaited:
             for lines in self._past[name].values():
                 lines.pop(client, None)
         self._awaited.clear()
 
     def gram_share(self) -> bytes:
-        """Its part of twice the Gram matrix (rows, rows), once."""
+        """Its part of twice the Gram matrix (rows, rows); once in a round."""
         self._after("check")
         self._open_gram()
         (mine, _), (other, _) = self.holds
@@ -93,10 +100,14 @@ class ReplicatedServer(Server):
         return self._opened(Kind.GRAM, total + total.T, "gram")
 
     def remember(self, rows: Sequence[int], coefficients: Words) -> list[bytes]:
-        """The round's end: the histories grow by these rows, "average" with public coefficients at 12 bits.
+        """End the round: the histories grow by these rows.
 
-        Truncation is for two: server 0 has x_0 + x_1, the others x_2 (P. Mohassel, P. Rindal, ABY3, CCS 2018). The
-        result of server 0 is shared again, x_0 by a seed that it has in common with server 2; x_1 is what it sends.
+        rows: which of the round's updates.
+        coefficients: public ones, at 12 fraction bits, for the history "average".
+
+        Truncation works between two parties: server 0 has x_0 + x_1, the others x_2 (P. Mohassel, P. Rindal, ABY3, CCS
+        2018). The result of server 0 is shared again: x_0 is a seed that it has in common with server 2; x_1 is what it
+        sends.
         """
         self._after("gram")
         require_rows(rows, coefficients, len(self.clients))
@@ -109,7 +120,7 @@ class ReplicatedServer(Server):
         return messages
 
     def receive_reshared(self, data: bytes) -> None:
-        """A component of a history, from server 0 to server 1."""
+        """Take a component of a history, which server 0 sends to server 1."""
         name = server_name(self.number)
         message = expect(unpack(data), self.run, self.round, server_id(0), Kind.RESHARED, ENTRY.size + 8 * self.d, name)
         place, client = ENTRY.unpack_from(message.body)
@@ -145,7 +156,7 @@ class ReplicatedServer(Server):
         past[0][client] = seed = self._reshared(name, client)
         rest -= expand(seed, self.d)
         past[1][client] = rest
-        hidden = rest + self._pad(name, client)  # of three components, whoever passes it on may know two
+        hidden = rest + self._pad(name, client)  # whoever passes it on may know two of three components
         body = ENTRY.pack(self.histories.index(name), client) + hidden.tobytes()
         return self._message(Kind.RESHARED, body, server_name(1))
 
@@ -160,13 +171,13 @@ class ReplicatedServer(Server):
         return total
 
     def _reshared(self, name: str, client: int) -> bytes:
-        """A fresh component 0 of a history, which servers 0 and 2 know without a message."""
+        """A fresh component 0 of a history, which servers 0 and 2 derive without a message."""
         return derived(self.links.edge(0, 2), f"history {self.round}/{name}/{client}")
 
     def _pad(self, name: str, client: int) -> Words:
-        """What hides one message from server 0 to server 1."""
+        """The words that hide one message from server 0 to server 1."""
         return expand(derived(self.links.session_edge(0, 1), f"{self.round}/reshared/{name}/{client}"), self.d)
 
     def _fit(self, digests: Sequence[tuple[bytes, ...]]) -> bool:
-        """Whether each two servers were sent the same of the component that both have."""
+        """Whether each two servers got the same words for the component that both have."""
         return all(digests[k][1] == digests[(k + 1) % 3][0] for k in range(3))

@@ -22,19 +22,19 @@ Words = NDArray[np.int64]
 Integers = NDArray[np.object_]
 """Exact Python integers."""
 Entropy = Callable[[int], bytes]
-"""So many random bytes: `os.urandom`, or a stream that is derived from an experiment's seed."""
+"""Returns so many random bytes: `os.urandom`, or a stream that is derived from an experiment's seed."""
 
 FRACTION = 28
 """Fraction bits of updates and public vectors."""
 LARGEST = 1 << 62
-"""What is opened mod 2^63 lies in [−LARGEST, LARGEST)."""
+"""What is opened mod 2^63 is in [−LARGEST, LARGEST)."""
 SEED_BYTES = 32
 INNER = 1024
-"""Columns of one integer product: so few that both operands stay in a core's cache."""
+"""Columns of one integer product: few enough that both operands stay in a core's cache."""
 TILE = 64
-"""torch's integer product takes so many columns of a row-major right side at once; others cost it a sixth more."""
+"""torch's integer product takes this many columns of a row-major right side at once; others cost it a sixth more."""
 CHUNK_BYTES = 3 << 20
-"""Size of a buffer for one chunk of columns of all rows: larger ones are handed back to the system each time."""
+"""Size of a buffer for one chunk of columns of all rows: larger ones go back to the system each time."""
 ALIGNED = 1024
 """The width of a chunk is a multiple of it."""
 
@@ -45,14 +45,18 @@ PIECE = 1 << 15
 LIMB = 22
 """Bits of a limb in `square_sum`: three of them hold 64 bits."""
 LIMB_COLUMNS = 1 << 18
-"""So many products of two limbs have an int64 sum."""
+"""The sum of this many products of two limbs fits an int64."""
 
 
 def encode(update: NDArray[Any], clip: float) -> Words:
-    """A vector (d,) as fixed-point words: clipped to the norm `clip`, divided by it, times 2^28, rounded.
+    """A vector as fixed-point words (d,): clipped to the norm `clip`, divided by it, times 2^28, rounded.
 
-    The norm of the words is at most 2^28 + √d / 2. ValueError for an update that is not finite, or a clip that is not
-    a positive number.
+    update: (d,) numbers.
+    clip: C > 0.
+
+    The norm of the words is at most 2^28 + √d / 2.
+
+    Raises `ValueError` for an update that is not finite, and for a clip that is not a positive number.
     """
     if not (np.isfinite(clip) and clip > 0):
         raise ValueError(f"clip must be a positive number, found {clip}")
@@ -60,7 +64,7 @@ def encode(update: NDArray[Any], clip: float) -> Words:
     norm = float(np.sqrt(values @ values))
     if not np.isfinite(norm):
         raise ValueError("an update that is not finite cannot be shared")
-    words: Words = values.view(np.int64)  # in place: the memory of a large array costs more than the sums
+    words: Words = values.view(np.int64)  # in place: fresh memory for a large array costs more than the arithmetic
     for part in _slices(len(values), PIECE):
         scaled = values[part]
         scaled *= 2.0**FRACTION / max(norm, clip)
@@ -74,12 +78,21 @@ def largest_square(d: int) -> int:
 
 
 def decode(words: Words, clip: float, bits: int = FRACTION) -> NDArray[np.float64]:
-    """The numbers that words with so many fraction bits stand for."""
+    """The numbers (d,) that words stand for: the inverse of `encode`.
+
+    clip: C.
+    bits: their fraction bits.
+    """
     return np.asarray(words * (clip * 2.0**-bits), dtype=np.float64)
 
 
 def expand(seed: bytes, count: int, offset: int = 0, out: Words | None = None) -> Words:
-    """`count` uniform words: the key stream of AES-256 in counter mode, from word `offset` on, in place if `out`."""
+    """Uniform words (count,): the key stream of AES-256 in counter mode.
+
+    seed: 32 bytes.
+    offset: the first word's position in the stream.
+    out: (count,) where to write the words.
+    """
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     if len(seed) != SEED_BYTES:
@@ -101,7 +114,7 @@ def expand(seed: bytes, count: int, offset: int = 0, out: Words | None = None) -
 
 
 def derived(seed: bytes, label: str) -> bytes:
-    """An independent seed for the use that `label` names (HKDF-SHA256)."""
+    """An independent seed (32 bytes) for the use that `label` names (HKDF-SHA256)."""
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -109,13 +122,13 @@ def derived(seed: bytes, label: str) -> bytes:
 
 
 def column_chunks(rows: int, columns: int) -> list[slice]:
-    """How `columns` are cut so that a chunk of so many rows fits a buffer."""
+    """Cut `columns` into slices so that a chunk of so many rows fits a buffer."""
     width = max(ALIGNED, CHUNK_BYTES // (8 * max(rows, 1)) // ALIGNED * ALIGNED)
     return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
 
 
 def products(left: Words, right: Words) -> Words:
-    """`left @ right.T` (n, m) mod 2^64 of (n, w) and (m, w), exact."""
+    """`left @ right.T` (n, m) mod 2^64 of (n, w) and (m, w); exact."""
     import torch
 
     a, b = torch.from_numpy(left), torch.from_numpy(right)
@@ -130,7 +143,11 @@ def products(left: Words, right: Words) -> Words:
 
 
 def weighted(weights: Words, rows: Iterable[Words], columns: int) -> Words:
-    """Σ weights_i rows_i (columns,) mod 2^64, exact."""
+    """Σ weights_i rows_i (columns,) mod 2^64; exact.
+
+    weights: (n,).
+    rows: n rows (columns,), one after the other.
+    """
     total = np.zeros(columns, dtype=np.int64)
     scaled = np.empty_like(total)
     for weight, row in zip(weights, rows, strict=True):
@@ -140,14 +157,14 @@ def weighted(weights: Words, rows: Iterable[Words], columns: int) -> Words:
 
 
 def square_sum(words: Words) -> int:
-    """Σ words², an exact integer: nothing is reduced."""
+    """Σ words², an exact integer, not reduced."""
     total = 0
     for part in _slices(len(words), LIMB_COLUMNS):
         rest, limbs = words[part], []
         for _ in range(2):
             limbs.append(rest & ((1 << LIMB) - 1))
             rest = rest >> LIMB
-        limbs.append(rest)  # signed: the highest one
+        limbs.append(rest)  # the highest one is signed
         for i, one in enumerate(limbs):
             for j in range(i, 3):
                 total += (int(one @ limbs[j]) << LIMB * (i + j)) * (1 if i == j else 2)
@@ -155,17 +172,23 @@ def square_sum(words: Words) -> int:
 
 
 def halved(doubled: Words) -> Integers:
-    """The integers in [−2^62, 2^62) whose doubles were opened mod 2^64. MessageError for an odd one."""
+    """The integers in [−2^62, 2^62) whose doubles were opened mod 2^64.
+
+    Raises `MessageError` for an odd number.
+    """
     if (doubled & 1).any():
         raise MessageError("a doubled number is odd: the shares do not belong together")
     return (doubled >> 1).astype(object)
 
 
 def truncated(words: Words, bits: int, second: bool) -> Words:
-    """One party's share of x / 2^bits from its share of x, up to ±1; it needs no message.
+    """One party's share of x / 2^bits from its share of x, up to ±1; this needs no message.
 
-    P. Mohassel, Y. Zhang, SecureML, IEEE S&P 2017: of two shares that add up to x, one is shifted, of the `second` the
-    negative. It fails, by a multiple of 2^(64 − bits), with probability |x| / 2^64: for a row of norm 2^k with d
+    words: the share of x.
+    second: which of the two parties this is.
+
+    P. Mohassel, Y. Zhang, SecureML, IEEE S&P 2017: two shares add up to x. The first is shifted; of the second, its
+    negative is. This fails, by a multiple of 2^(64 − bits), with probability |x| / 2^64: for a row of norm 2^k with d
     coordinates at most √d 2^k / 2^64 in all, e.g. 2^-22 for d = 10^6 and k = 32.
     """
     return -(-words >> bits) if second else words >> bits

@@ -1,4 +1,5 @@
-"""Lists of whose shares have arrived at a server, with digests: servers agree by them, an audit log holds them."""
+"""Lists of the clients whose shares have arrived at a server, with digests. Servers agree by them; an audit log keeps
+them."""
 
 from __future__ import annotations
 
@@ -13,13 +14,16 @@ Digests = Mapping[int, tuple[bytes, ...]]
 
 
 def listed(digests: Digests) -> bytes:
-    """The body of a list."""
+    """The body of a message with this list."""
     width = len(next(iter(digests.values()), ()))
     return bytes([width]) + b"".join(struct.pack("<q", c) + b"".join(digests[c]) for c in sorted(digests))
 
 
 def senders_of(message: Message) -> dict[int, tuple[bytes, ...]]:
-    """Client → digests, from a message of `Server.senders`; MessageError if it cannot be read."""
+    """Client → digests, from a message of `Server.senders`.
+
+    Raises `MessageError` if it cannot be read.
+    """
     count, entries = message.body[:1], message.body[1:]
     width = 8 + 32 * int.from_bytes(count, "little")
     if not count or len(entries) % width:
@@ -33,7 +37,11 @@ def senders_of(message: Message) -> dict[int, tuple[bytes, ...]]:
 
 
 def commitments(lists: Sequence[bytes]) -> dict[int, str]:
-    """Client → the SHA-256 of what every server says of its share: an audit log is bound to shares it does not see."""
+    """Client → the SHA-256 of what all servers say about its share: so an audit log is bound to shares that it does not
+    see.
+
+    lists: the message of each server.
+    """
     found = [senders_of(unpack(data)) for data in lists]
     return {
         client: hashlib.sha256(b"".join(b"".join(each[client]) for each in found)).hexdigest()

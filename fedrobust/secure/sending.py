@@ -1,4 +1,4 @@
-"""The hospitals' side of the protocols: how updates leave the place where they were made."""
+"""The hospitals' side of the protocols: how updates leave the actor on which they were made."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fedrobust.seeds import generator
 logger = logging.getLogger(__name__)
 
 Packet = tuple[int, NDArray[np.uint8]]
-"""Who sent it, and a message's bytes as an array: Ray hands those on without a copy."""
+"""Client that sent it, and a message's bytes as an array, which Ray passes on without a copy."""
 
 
 class Sender:
-    """Sends the updates of the hospitals on one actor; of what they hold, only messages leave it.
+    """Sends the updates of the hospitals on one actor; only messages leave the actor.
 
     seed: the experiment's, for protocols whose `randomness` is "seed".
     """
@@ -34,7 +34,10 @@ class Sender:
         self._masking: dict[int, tuple[MaskingClient, NDArray[np.float32], float | None]] = {}
 
     def write(self, round: int, clients: Sequence[int], block: NDArray[np.float32]) -> dict[int, bytes]:
-        """The one message of each of `clients`, whose updates are the rows of `block` (k, d), where they are finite."""
+        """Client → its one message, for each of `clients` whose update is finite.
+
+        block: (k, d) the updates of `clients`.
+        """
         privacy = self._privacy
         assert isinstance(privacy, OneMessage)
         return {
@@ -46,10 +49,12 @@ class Sender:
     def share(
         self, run: str, number: int, round: int, clients: Sequence[int], block: NDArray[np.float32]
     ) -> tuple[list[Packet], ...]:
-        """For each server the messages of `clients`, whose updates are the rows of `block` (k, d), with their senders.
+        """For each server, the messages of `clients` with their senders.
 
-        run: a `run_id`. number: of the round in the messages; one that is repeated has another. An update that is not
-        finite cannot be shared, and is left out.
+        run: a `run_id`.
+        number: of the round in messages; a round that is repeated has another one.
+        round: of the training.
+        block: (k, d) the updates of `clients`. One that is not finite cannot be shared, and is left out.
         """
         privacy = self._privacy
         assert isinstance(privacy, SecretSharing)
@@ -73,9 +78,13 @@ class Sender:
         counts: Mapping[int, float],
         block: NDArray[np.float32],
     ) -> dict[int, bytes]:
-        """Begin a round of masks: the first message of each of `clients`, whose updates are the rows of `block` (k, d).
+        """Begin a round of masks: the first message of each of `clients`.
 
-        groups: client → number of its group. counts: client → sample count, read where they are hidden weights.
+        run: a `run_id`.
+        number: of the round in messages.
+        groups: client → number of its group.
+        counts: client → sample count, used where counts are hidden weights.
+        block: (k, d) the updates of `clients`.
         """
         privacy = self._privacy
         assert isinstance(privacy, PairwiseMasking)
@@ -87,9 +96,12 @@ class Sender:
         return {client: masking.keys().pack() for client, (masking, _, _) in self._masking.items()}
 
     def reply(self, received: Mapping[int, bytes]) -> dict[int, bytes]:
-        """What the clients here answer to the server's messages, client → message; who does not go on is left out.
+        """Client → its answer to the server's message; clients that do not go on are left out.
 
-        That is who refuses to, who is asked without having begun, and who fails: nobody else loses the round by it.
+        These are clients that refuse to go on, that get a message before they have begun, and that fail. The others do
+        not lose the round by it.
+
+        received: client → the server's message.
         """
         sent = {}
         for client, data in received.items():
@@ -113,7 +125,13 @@ def _answer(masking: MaskingClient, update: NDArray[np.float32], count: float | 
 
 
 def terms(privacy: PairwiseMasking, run: str, number: int, group: int, d: int) -> Terms:
-    """What a group agrees on in a round; each group is a run of its own to the others."""
+    """What a group agrees on in a round; for the others each group is a run of its own.
+
+    run: a `run_id`.
+    number: of the round in messages.
+    group: its number.
+    d: coordinates of an update.
+    """
     return Terms(
         run=run_id(f"{run} group {group}"),
         round=number,

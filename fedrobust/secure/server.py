@@ -1,14 +1,14 @@
-"""What a server that holds shares of updates does under every protocol: what it takes in, and what it lets out.
+"""What a server that holds shares of updates does under every protocol: which messages it accepts, and what it opens.
 
 A server holds additive components of each update, as 32-byte seeds or as words. Everything but the Gram matrix is
-linear, so each server opens its part by itself, blinded by shares of zero: who adds up the parts learns the sum, and
-from each part nothing. What is opened of rows in the sum, and for the check of their lengths, has noise of each server
-in it besides.
+linear, so each server opens its part by itself, blinded by shares of zero: adding up the parts gives the sum, and each
+part alone gives nothing. Each server also adds noise to its part of the sum, and of the numbers that check the rows'
+lengths.
 
-Once: `introduce`, `meet` the others, and of server 0 the `secrets` that the others `learn`. The order of a round is
-fixed: `begin`, `receive` from each client, `agree` on who is there, the check and who is dropped for it, the Gram
-matrix, products with public vectors, one weighted sum. Every method refuses to be called out of turn, and a sum of a
-training round that is repeated must be the one that was opened before.
+Once: `introduce`, `meet` the others, and the `secrets` of server 0, which the others `learn`. The order of a round is
+fixed: `begin`, `receive` from each client, `agree` on the clients, the check and the clients that are dropped for it,
+the Gram matrix, products with public vectors, one weighted sum. Every method refuses to be called out of turn. If a
+training round is repeated, its sum must be the one that was opened before.
 """
 
 from __future__ import annotations
@@ -43,25 +43,29 @@ from fedrobust.secure.sketch import MASK_BITS, PROJECTIONS, projected, sketched
 from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, require_short, require_support
 
 CHECKED = 512
-"""Columns of the sketch by which lengths are checked where the Gram matrix is not one of a sketch."""
+"""Columns of the sketch that checks the rows' lengths where the Gram matrix is not one of a sketch."""
 NOISE_BITS = 16
 """Each server adds uniform noise from −2^16 to 2^16 to its part of each coordinate of the sum."""
 
 
 class Server(ABC):
-    """One server; it keeps no update longer than its round, and of the histories only its own components.
+    """One server; it keeps no update longer than its round, and only its own components of the histories.
 
-    number: 0, 1, …; run: a `run_id`; d: coordinates; histories: names as in `Updates.remembered`.
+    number: 0, 1, …
+    run: a `run_id`.
+    d: coordinates of an update.
     entropy: where its own secret comes from. One that can be made again is for reproducible experiments only.
-    secret: its own one (32 bytes), where it is started again.
+    histories: names as in `Updates.remembered`.
     sketch: columns of the sketch that the Gram matrix is of; None: it is of the updates themselves.
     min_support: least Σw²/max w² of a sum that is opened.
     max_functionals: linear functionals of every update, over all rounds, that may be opened; None: any number.
-    colluders: clients who may tell the coordinator their update: each and each of its histories is a known vector.
+    colluders: clients that may show the coordinator their update. Each of them counts as a known vector, and so does
+        each of its histories.
+    secret: its own secret (32 bytes), if it is started again.
     """
 
     holds: tuple[tuple[int, bool], ...]
-    """(component, whether it arrives as a seed); the first is the one it opens."""
+    """(component, whether it arrives as a seed); the first is the one that this server opens."""
     parties: ClassVar[int]
 
     def __init__(
@@ -80,15 +84,15 @@ class Server(ABC):
         self.number, self.run, self.d, self.colluders = number, run, d, colluders
         self.histories, self.min_support, self.max_functionals = tuple(histories), min_support, max_functionals
         self.sketch, self.width = sketch, sketch or d
-        """The Gram matrix is one of rows of this width."""
+        """Columns of the rows that the Gram matrix is of."""
         self.links = Links(number, self.parties, secret or entropy(SEED_BYTES))
         self.round = self.training = -1
-        """Numbers of the last round: that in messages, of which each attempt has its own, and that of the training."""
+        """Numbers of the last round: that in messages, which is new in each attempt, and that of the training."""
         self.functionals = 0
-        """Linear functionals of every update that were opened so far: see `_count`."""
+        """Linear functionals of every update that have been opened so far: see `_count`."""
         self._summed: tuple[int, dict[int, int]] = -1, {}
         self.keep: Callable[[Ledger], None] = nowhere
-        """Is handed what it must not forget, before anything is opened: for `recall` when it is started again."""
+        """Called with the ledger before anything is opened; `recall` takes the ledger after a restart."""
         self._past: dict[str, dict[int, dict[int, Line]]] = {
             name: {component: {} for component, _ in self.holds} for name in histories
         }
@@ -100,24 +104,30 @@ class Server(ABC):
     # Before the first round
 
     def introduce(self) -> bytes:
-        """Its public key, for the other servers."""
+        """Its public key, as a message for the other servers."""
         return Message(self.run, 0, server_id(self.number), "servers", Kind.KEY, self.links.introduction()).pack()
 
     def meet(self, others: Sequence[bytes]) -> None:
-        """Take the public keys of all other servers."""
+        """Take the public keys of all other servers, as `introduce` returned them.
+
+        Raises `MessageError` if one is missing or invalid.
+        """
         found = [expect(unpack(data), self.run, 0, None, Kind.KEY, INTRODUCTION_BYTES, "servers") for data in others]
         self._require_others(found, "key")
         self.links.meet({number_of(message.sender): message.body for message in found})
 
     def secrets(self) -> list[bytes]:
-        """Of server 0: the secret of the sketches for each other server, sealed."""
+        """The secret of the sketches, sealed for each other server; empty for all but server 0."""
         return [
             Message(self.run, 0, server_id(0), server_name(other), Kind.SECRET, self.links.sealed(other)).pack()
             for other in range(1, self.parties if self.number == 0 else 0)
         ]
 
     def learn(self, data: bytes) -> None:
-        """Take the secret of the sketches from server 0."""
+        """Take the secret of the sketches from server 0, one of its `secrets`.
+
+        Raises `MessageError` if it is not from there.
+        """
         name = server_name(self.number)
         message = expect(unpack(data), self.run, 0, server_id(0), Kind.SECRET, SEALED_BYTES, name)
         self.links.learn(message.body)
@@ -127,8 +137,12 @@ class Server(ABC):
     def begin(self, round: int, clients: Sequence[int], training: int | None = None) -> None:
         """Wait for the shares of these clients.
 
-        round: the number in messages, higher than the last one. training: the number of the training round whose
-        updates they are; one that is repeated has the same number, and its sum must be the same.
+        round: the number in messages, higher than the last one.
+        clients: different ids.
+        training: the number of the training round whose updates they are, `round` by default. A training round that is
+            repeated has the same number, and its sum must be the same.
+
+        Raises `OpeningError` if one of them is not as it must be, `MessageError` before the servers have met.
         """
         if not self.links.ready:
             raise MessageError(f"server {self.number} has not met the other servers")
@@ -149,7 +163,10 @@ class Server(ABC):
         self._done = {"begin"}
 
     def receive(self, data: bytes | memoryview) -> None:
-        """The share of a client. MessageError if it is damaged, replayed, from a stranger, or a second one."""
+        """Take the share of a client.
+
+        Raises `MessageError` if it is damaged, replayed, from a stranger, or a second one.
+        """
         self._before("agree")
         data = viewed(data)
         seeds_only = all(seed for _, seed in self.holds)
@@ -169,12 +186,17 @@ class Server(ABC):
         self._digests[message.sender] = self._digests_of(data, parts)
 
     def senders(self) -> bytes:
-        """Whose shares are here, with their digests: for the other servers and the coordinator."""
+        """The clients whose shares are here, with digests: for the other servers and the coordinator."""
         self._after("begin")
         return self._message(Kind.SENDERS, listed(self._digests), "all")
 
     def agree(self, others: Sequence[bytes]) -> tuple[int, ...]:
-        """The clients, ascending, whose shares reached every server and fit; the other shares are dropped."""
+        """The clients, ascending, whose shares reached every server and fit; the other shares are dropped.
+
+        others: the `senders` of the other servers.
+
+        Raises `MessageError` if one is missing or invalid.
+        """
         self._before("agree")
         found = [expect(unpack(data), self.run, self.round, None, Kind.SENDERS, None, "all") for data in others]
         self._require_others(found, "list of senders")
@@ -194,11 +216,12 @@ class Server(ABC):
 
     @property
     def rows(self) -> int:
-        """Lines of the stack that the Gram matrix is of: the updates, and the clients' rows of each history."""
+        """Rows of the stack that the Gram matrix is of: the updates, and the clients' rows of each history."""
         return len(self.clients) * (1 + len(self.histories))
 
     def check_share(self) -> bytes:
-        """Its part of the random combinations (rows, PROJECTIONS) of each line's two sketches, with noise; once."""
+        """Its part of the random combinations (rows, PROJECTIONS) of each row's two sketches, with noise; once in a
+        round."""
         self._after("agree")
         self._once("check")
         own = self.holds[0][0]
@@ -207,14 +230,17 @@ class Server(ABC):
         else:
             lines, seed = partial(filled, self._stacked(own)), self._fresh("check")
             rows = sketched(lines, self.rows, self.d, CHECKED, seed, twice=True)
-        # By client: in a round that is repeated with others, nobody's noise is somebody else's.
+        # Noise by client: if a round is repeated with other clients, no client gets the noise of another.
         labels = [f"check/{place}/{client}" for place in range(1 + len(self.histories)) for client in self.clients]
         noise = [self._noise(PROJECTIONS, label, MASK_BITS) for label in labels]
         share = projected(rows, self._fresh("projections"))
         return self._opened(Kind.PROJECTIONS, share + np.array(noise).reshape(share.shape), "check")
 
     def drop(self, clients: Sequence[int]) -> None:
-        """Leave out clients whose updates the check has found too long; once, before the Gram matrix."""
+        """Leave out clients whose updates are too long by the check; once in a round, before the Gram matrix.
+
+        Raises `OpeningError` for clients that are not in the round.
+        """
         self._after("check")
         self._before("triple")
         self._before("gram")
@@ -229,9 +255,15 @@ class Server(ABC):
                 del lines[client]
 
     def anchor_share(self, vector: Words) -> bytes:
-        """Its part of the products with a public vector (d,) of norm ≤ 1, or of the sketches of both.
+        """Its part of the products with a public vector, or of the sketches of both.
 
-        With the stack, with the round's earlier public vectors, with itself: (rows + number of public vectors,).
+        vector: (d,) of norm ≤ 1.
+
+        The products are those with the rows, with the round's earlier public vectors, and with itself: (rows + number
+        of public vectors,).
+
+        Raises `OpeningError` for a vector that is longer or of another shape, and if too many functionals would be
+        opened.
         """
         self._after("gram")
         self._before("aggregate")
@@ -246,15 +278,18 @@ class Server(ABC):
         own, total = self.holds[0][0], np.zeros(self.rows + len(self._public), dtype=np.int64)
         for columns in column_chunks(self.rows, self.width):
             total[: self.rows] += self._stack(own, columns) @ vector[columns]
-        if self.number == 0:  # what everybody knows is as good as a share of it
+        if self.number == 0:  # a public product is a valid share of itself
             total[self.rows :] = [other @ vector for other in self._public]
         return self._opened(Kind.ANCHOR, total, f"anchor {len(self._public)}")
 
     def combine_share(self, weights: Words) -> bytes:
-        """Its part of the weighted sum (d,) of the updates, with noise; once.
+        """Its part of the weighted sum (d,) of the updates, with noise; once in a round.
 
-        OpeningError for weights that are not short, or lie on too few updates, and for others than those of the sum
-        that was opened of the same training round: the two would differ by single updates.
+        weights: (n,) whole numbers, one for each of `clients`.
+
+        Raises `OpeningError` for weights that are not short, or that lie on too few updates. It is also raised for
+        other weights than those of the sum opened in the same training round: the two sums would differ by single
+        updates.
         """
         self._after("gram")
         require_support(require_short(weights, len(self.clients)), self.min_support)
@@ -268,7 +303,12 @@ class Server(ABC):
         return self._opened(Kind.AGGREGATE, share + self._noise(self.d, "aggregate", NOISE_BITS), "aggregate")
 
     def forget(self, name: str, client: int) -> None:
-        """A client's history is zero again."""
+        """Set a client's history to zero.
+
+        name: of the history.
+
+        Raises `OpeningError` if there is no such history.
+        """
         if not isinstance(name, str) or name not in self._past:
             raise OpeningError(f"there is no history {name!r}")
         if not is_number(client):
@@ -281,12 +321,12 @@ class Server(ABC):
                 rows[line] = 0
 
     def ledger(self) -> Ledger:
-        """What it has opened, to be kept where only it can write."""
+        """What it has opened; to be kept where only this server can write."""
         training, weights = self._summed
         return {"functionals": self.functionals, "training": training, "weights": dict(weights)}
 
     def recall(self, ledger: Ledger) -> None:
-        """Know again what it had opened before it was started again."""
+        """Restore what it had opened before a restart, from its `ledger`."""
         self.functionals = max(self.functionals, int(ledger["functionals"]))
         self._summed = int(ledger["training"]), {int(client): int(w) for client, w in ledger["weights"].items()}
         self.training = max(self.training, self._summed[0])
@@ -296,35 +336,40 @@ class Server(ABC):
         return self._past
 
     def restore(self, memory: Mapping[str, Mapping[int, Mapping[int, Line]]], round: int, functionals: int) -> None:
-        """Go on after `round` with what `memory` was then. It forgets nothing that it has opened since: the count of
-        functionals only grows, and a training round that has begun can only be repeated. What it had of a round is
-        dropped: the next thing is `begin`.
+        """Go on after `round` with an earlier `memory`.
+
+        It forgets nothing that it has opened since: the count of functionals only grows, and a training round that has
+        begun can only be repeated. What it had of a round is dropped: the next step is `begin`.
+
+        memory: as `memory` returned it.
+        round: the number in messages of the last round.
+        functionals: opened until then.
         """
         self._past = {name: {k: dict(lines) for k, lines in parts.items()} for name, parts in memory.items()}
         self.round, self.functionals = round, max(self.functionals, functionals)
         self._done = set()
 
     def _digests_of(self, data: memoryview, parts: Sequence[bytes]) -> tuple[bytes, ...]:
-        """What it says of a client's share: a digest for each component."""
+        """A digest for each component of a client's share."""
         return tuple(digest(part) for part in parts)
 
     @abstractmethod
     def _fit(self, digests: Sequence[tuple[bytes, ...]]) -> bool:
-        """Whether what servers 0, 1, … have of a client belongs together. All judge by the same lists, so all find the
-        same: a client whose share fits at some servers only must not stop the round of the others."""
+        """Whether what servers 0, 1, … have of a client belongs together. All servers judge by the same lists, so all
+        find the same: a client whose share fits at some servers only must not stop the round of the others."""
 
     def _require_others(self, messages: Sequence[Message], what: str) -> None:
-        """MessageError unless there is one message of each other server."""
+        """Raises `MessageError` unless there is one message of each other server."""
         others = [server_id(k) for k in range(self.parties) if k != self.number]
         if sorted(message.sender for message in messages) != sorted(others):
             raise MessageError(f"expected one {what} of each of the {len(others)} other servers")
 
     def _fresh(self, label: str) -> bytes:
-        """A seed that only the servers know, for one training round; an attempt that is repeated has the same."""
+        """A seed that only the servers know, for one training round; it is the same if the round is repeated."""
         return derived(self.links.sketch, f"{self.training}/{label}")
 
     def _noise(self, count: int, label: str, bits: int) -> Words:
-        """The same where a training round is repeated."""
+        """Its own noise (count,); it is the same if a training round is repeated."""
         return self.links.drawn(count, f"{self.training}/{label}", bits)
 
     def _opened(self, kind: Kind, share: Words, label: str) -> bytes:
@@ -335,25 +380,25 @@ class Server(ABC):
         return Message(self.run, self.round, server_id(self.number), receiver, kind, body).pack()
 
     def _stack(self, component: int, columns: slice) -> Words:
-        """Its component of these columns of [updates; histories] (rows, w), or of their sketch: to be written to."""
+        """Its component of these columns of [updates; histories] (rows, w), or of their sketch, as a copy."""
         if self.sketch:
             return self._sketch_of(component)[:, columns].copy()
         return filled(self._stacked(component), columns)
 
     def _lines(self, component: int, columns: slice) -> Iterator[Words]:
-        """The same line by line (w,), to be read only, and before the next one is asked for."""
+        """The same line by line (w,). Only read them, and use each before the next one is asked for."""
         if self.sketch:
             return iter(self._sketch_of(component)[:, columns])
         return pieces(self._stacked(component), columns)
 
     def _sketch_of(self, component: int) -> Words:
-        """The sketch (rows, width) of its component of the stack, made when it is first asked for."""
+        """The sketch (rows, width) of its component of the stack, made when it is first needed."""
         if component not in self._sketched:
             own = component == self.holds[0][0]
             lines, seed = partial(filled, self._stacked(component)), self._fresh("sketch")
             found = sketched(lines, self.rows, self.d, self.width, seed, twice=own)
             self._sketched[component] = found[:, : self.width]
-            if own:  # a second one beside it, for the check alone
+            if own:  # a second sketch, for the check alone
                 self._beside = found[:, self.width :]
         return self._sketched[component]
 
@@ -368,7 +413,7 @@ class Server(ABC):
         return combined(weights[used], [self._current[own][self.clients[row]] for row in used], self.d)
 
     def _open_gram(self) -> None:
-        """Once a round. A colluder's update and its histories are known vectors."""
+        """Once in a round. A colluder's update and its histories are known vectors."""
         self._before("gram")
         self._count(self.colluders * (1 + len(self.histories)) ** 2)
         self._once("gram")

@@ -6,8 +6,8 @@ independent of it.
 
 The polynomials are made by `shamirs`, whose coefficients come from the operating system, never from a seed: a secret
 that is put together again does not depend on them, so a run is reproducible all the same. Putting together takes no
-secret choice. `shamirs` inverts each of the t² differences by an exponentiation (77 ms for t = 33), here t products are
-inverted (0.3 ms), once for all secrets of which the same persons have shares; a test holds one to the other.
+secret choice. `shamirs` inverts each of the t² differences by an exponentiation (77 ms for t = 33). Here t products are
+inverted (0.3 ms), once for all secrets of which the same persons have shares; a test compares the two.
 
 Shares of one polynomial are a word of a Reed-Solomon code (R. J. McEliece and D. V. Sarwate, On sharing secrets and
 Reed-Solomon codes, CACM 1981): of m shares ⌊(m − t) / 2⌋ wrong ones can be found, whatever they are, by a decoder in
@@ -38,7 +38,14 @@ class ShareError(FedRobustError):
 
 
 def split(secret: bytes, count: int, threshold: int) -> list[bytes]:
-    """`count` shares (33 bytes each), of persons 1, 2, …, any `threshold` of which give the secret (32 bytes)."""
+    """Cut a secret into shares.
+
+    secret: 32 bytes.
+    count: how many shares.
+    threshold: any this many shares give the secret.
+
+    Returns the shares (33 bytes each) of persons 1, 2, …
+    """
     import shamirs
 
     if len(secret) != SECRET_BYTES:
@@ -56,7 +63,13 @@ def is_share(share: bytes) -> bool:
 
 
 def join(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """The secret from all these shares, person → share, if none of them is wrong; ShareError if there are too few."""
+    """The secret (32 bytes) from all these shares, if none of them is wrong.
+
+    shares: person → share.
+    threshold: as in `split`.
+
+    Raises `ShareError` if there are too few.
+    """
     constant = _constant(_elements(shares, threshold))
     if constant >= LARGEST:
         raise ShareError("the shares do not belong together")
@@ -66,11 +79,16 @@ def join(shares: Mapping[int, bytes], threshold: int) -> bytes:
 def recover(
     shares: Mapping[int, bytes], threshold: int, right: Callable[[bytes], bool]
 ) -> tuple[bytes, frozenset[int]]:
-    """The secret that is `right`, and whose shares are wrong.
+    """The secret that is `right`, and the persons whose shares are wrong.
 
-    Those that are no elements of the field are left out. Of the m others up to ⌊(m − threshold) / 2⌋ may be wrong;
-    with more of them the right ones are not searched for, and it is a ShareError, as are too few shares. Wrong shares
-    whose errors cancel in the secret do no harm, and are not named.
+    shares: person → share. Those that are no elements of the field are left out.
+    threshold: as in `split`.
+    right: whether a secret is the expected one.
+
+    Of m shares, up to ⌊(m − threshold) / 2⌋ may be wrong. With more wrong ones the right ones are not searched for.
+    Wrong shares whose errors cancel in the secret do no harm, and are not named.
+
+    Raises `ShareError` for too few shares, and for too many wrong ones.
     """
     foreign = frozenset(person for person, share in shares.items() if not is_share(share))
     values = _elements({person: share for person, share in shares.items() if person not in foreign}, threshold)
@@ -94,7 +112,8 @@ def _elements(shares: Mapping[int, bytes], threshold: int) -> dict[int, int]:
 
 
 def _candidates(values: Mapping[int, int], threshold: int) -> Iterator[tuple[int, frozenset[int]]]:
-    """What f(0) may be, with the persons whose shares are wrong then: if nobody's are, and after a search for some."""
+    """Candidates for f(0), with the persons whose shares would be wrong: first none, then the result of a search for
+    some."""
     yield _constant(values), frozenset()
     if (found := _decoded(values, threshold)) is not None:
         yield found
@@ -108,7 +127,7 @@ def _constant(values: Mapping[int, int]) -> int:
 
 @lru_cache(maxsize=128)
 def _factors(persons: tuple[int, ...]) -> tuple[int, ...]:
-    """What the share of each of these persons is multiplied by in the sum that is the secret."""
+    """The factor of each person's share in the sum that is the secret."""
     found = []
     for person in persons:
         others = [other for other in persons if other != person]
@@ -118,7 +137,8 @@ def _factors(persons: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _decoded(values: Mapping[int, int], threshold: int) -> tuple[int, frozenset[int]] | None:
-    """f(0) and who is not on f, the polynomial of degree below t that all but ⌊(m − t) / 2⌋ points lie on, if it is.
+    """f(0) and the persons that are not on f, the polynomial of degree below t through all but ⌊(m − t) / 2⌋ points;
+    None if there is none.
 
     Gao: with g_0 = Π (X − x_i) and g_1 the polynomial through all m points, Euclid's algorithm is run until the
     remainder g = u g_0 + v g_1 has a degree below (m + t) / 2; then f = g / v.

@@ -1,4 +1,4 @@
-"""The protocol object of `shares` and `replicated`: what a defence asks for, by way of the servers."""
+"""The updates of `shares` and `replicated`, as a defence sees them: it asks, and the servers answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedrobust.updates.interface import Updates, clip_factors
 
 
 class Parties(ABC):
-    """The servers as the coordinator reaches them, in a round whose shares have arrived; messages are bytes."""
+    """The servers, as the coordinator reaches them in a round whose shares have arrived; messages are bytes."""
 
     run: str
     round: int
@@ -31,30 +31,37 @@ class Parties(ABC):
     sketch: int | None
     """Columns of the sketch that the Gram matrix is of; None: it is of the updates themselves."""
     clients: tuple[int, ...]
-    """Whose shares are at every server."""
+    """The clients whose shares are at every server."""
     histories: tuple[str, ...] = ()
     commitments: Mapping[int, str] = {}
     """Client → digest of its shares."""
 
     @abstractmethod
     def gram(self) -> list[bytes]:
-        """Has the servers exchange what they need, and gives their `gram_share`."""
+        """The `gram_share` of each server, after they have exchanged what they need."""
 
     @abstractmethod
     def ask(self, method: str, *arguments: Any) -> list[bytes]:
-        """What this method of each server returns, in order of their numbers."""
+        """What this method of each server returns, in the order of their numbers."""
 
     @abstractmethod
     def drop(self, clients: Sequence[int]) -> None:
-        """Has clients left out, before the Gram matrix: they are no longer among `clients`."""
+        """Leave out clients, before the Gram matrix: they are no longer among `clients`."""
 
     @abstractmethod
     def remember(self, rows: Sequence[int], coefficients: Words) -> None:
-        """Has the histories grow by these rows."""
+        """Let the histories grow by these rows.
+
+        rows: which of the round's updates.
+        coefficients: (k,) one for each of them, at 12 fraction bits.
+        """
 
     @abstractmethod
     def forget(self, name: str, client: int) -> None:
-        """Has a client's history be zero again."""
+        """Set a client's history to zero.
+
+        name: of the history.
+        """
 
 
 class _Round:
@@ -67,11 +74,11 @@ class _Round:
         self.dropped: tuple[int, ...] = ()
         """Clients whose updates wrap around: no product with them is opened."""
         self.long: set[int] = set()
-        """Rows that are longer than an update that was cut to the clip."""
+        """Rows that are longer than a clipped update."""
         self.vectors: dict[str, tuple[Words, int, int]] = {}
-        """Public vector → its words, the power of two that they are to be multiplied with, its place in `products`."""
+        """Public vector → its words, the power of two to multiply them by, its position in `products`."""
         self.products: list[Integers] = []
-        """Of each public vector with the stack, with those before it, with itself."""
+        """Products of each public vector with the rows, with the vectors before it, with itself."""
         self.sum: Words | None = None
         combinations = self._joined(Kind.PROJECTIONS, parties.ask("check_share"), self.rows * PROJECTIONS)
         self._drop(combinations.reshape(self.rows, PROJECTIONS))
@@ -81,7 +88,7 @@ class _Round:
         self._check()
 
     def anchor(self, name: str, vector: NDArray[Any]) -> None:
-        """Opens the products with a public vector; they are kept under its name."""
+        """Open the products with a public vector; they are kept under its name."""
         if vector.shape != (self.d,):
             raise ValueError(f"anchor '{name}' has the shape {vector.shape}, the updates have d = {self.d}")
         words, exponent = encode_anchor(vector, self.clip)
@@ -100,7 +107,7 @@ class _Round:
         return int(self.products[second][self.rows + first])
 
     def combine(self, weights: Words) -> Words:
-        """Opens the sum; OpeningError if there was one, or it cannot be right."""
+        """Open the sum. Raises `OpeningError` if one was opened before, or if it cannot be right."""
         if self.sum is not None:
             raise OpeningError("the sum of this round was opened; a second one would show what differs")
         require_support(weights, self.min_support)
@@ -116,7 +123,7 @@ class _Round:
         self.rows = self.n * (1 + len(self.parties.histories))
 
     def _drop(self, combinations: Words) -> None:
-        """Have clients left out whose rows are too long, and histories that are too long start again."""
+        """Leave out clients whose rows are too long, and let histories that are too long start again."""
         parties, k = self.parties, self.parties.sketch or CHECKED
         names = [None, *parties.histories]
         limits = [largest_square(self.d), *(self._history_limit(name) for name in parties.histories)]
@@ -137,7 +144,7 @@ class _Round:
                 raise OpeningError("every update wraps around")
 
     def _check(self) -> None:
-        """Find rows and histories whose squares are those of no clipped update."""
+        """Find rows and histories whose squares are too large for clipped updates."""
         columns = self.parties.sketch or self.d
         stretched, limit = stretch(columns) if columns < self.d else 1.0, largest_square(self.d)
         squares = np.diag(self.stack)
@@ -166,12 +173,17 @@ class _Round:
 
 
 class SharedUpdates(Updates):
-    """n updates that lie at servers as shares: the coordinator learns their Gram matrix and one weighted sum.
+    """n updates that servers hold as shares: the coordinator learns their Gram matrix and one weighted sum.
 
-    Row i is the update of `clients[i]`, clipped to the norm `clip`; whose update wraps around is `dropped` before
-    anything else is opened. `prior`: of all `parties.clients`. Histories stay at the servers: `remembered` returns
-    nothing. It is made once for a round, and opens the Gram matrix at once: that of sketches, where the servers make
-    them.
+    parties: the servers.
+    d: coordinates of an update.
+    clip: row i is the update of `clients[i]`, clipped to this norm.
+    prior: prior weights of all `parties.clients`.
+    min_support: least Σw²/max w² of a sum.
+
+    Clients whose updates wrap around are `dropped` before anything else is opened. Histories stay at the servers:
+    `remembered` returns nothing. Make one object for a round. It opens the Gram matrix at once: that of sketches, where
+    the servers make them.
     """
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram"})
@@ -202,16 +214,16 @@ class SharedUpdates(Updates):
 
     @property
     def clients(self) -> tuple[int, ...]:
-        """Whose updates its rows are."""
+        """The clients of its rows."""
         return tuple(self._round.parties.clients[row] for row in self._keep)
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        """The clients whose updates wrap around, which are no rows."""
+        """The clients whose updates wrap around; they have no row."""
         return self._round.dropped
 
     def subset(self, keep: NDArray[Any]) -> SharedUpdates:
-        """The same without the rows that are not in `keep`, a mask (n,) or indices; priors are rescaled."""
+        """The same updates without the rows that are not in `keep`, a mask (n,) or indices; priors are rescaled."""
         other = object.__new__(SharedUpdates)
         other._round, other._anchors, other.d = self._round, dict(self._anchors), self.d
         other._keep, other.prior = self._keep[keep], self.prior[keep] / self.prior[keep].sum()
@@ -219,11 +231,11 @@ class SharedUpdates(Updates):
         return other
 
     def finite_rows(self) -> NDArray[np.bool_]:
-        """(n,) whether the row is no longer than an update that was cut to the clip, as far as its square tells."""
+        """(n,) whether each row is no longer than a clipped update, as far as its square shows."""
         return np.array([row not in self._round.long for row in self._keep], dtype=bool)
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
-        """From exact integers: all that differs from the clear is the rounding of the shared updates to 30 bits."""
+        """From exact integers: it differs from the clear only by the rounding of the shared updates to 30 bits."""
         self._anchors = dict(anchors or {})
         for name, vector in self._anchors.items():
             self._round.anchor(name, vector)
@@ -233,9 +245,9 @@ class SharedUpdates(Updates):
         return gram_of_integers(exact, unit, self.prior, list(self._anchors), histories)
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
-        """The aggregate (d,) float32, but for the servers' noise and weights of 12 bits.
+        """The aggregate (d,) float32, except for the servers' noise and weights of 12 bits.
 
-        OpeningError if there was one, if it rests on too few updates, or if it cannot be right.
+        Raises `OpeningError` if a sum was opened before, rests on too few updates, or cannot be right.
         """
         state, result = self._round, np.zeros(self.d)
         weights, factor = shortened(self._all(combination.weights))
@@ -247,7 +259,7 @@ class SharedUpdates(Updates):
         return result.astype(np.float32)
 
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Has the servers' histories grow by these rows, once, before or after `combine`; nothing comes back."""
+        """Let the servers' histories grow by these rows; once, before or after `combine`. Returns nothing."""
         squares = np.diag(self._round.stack)[self._keep].astype(np.float64)
         coefficients = np.rint(ADDED * clip_factors(np.maximum(squares, 0.0))).astype(np.int64)
         if names:
@@ -261,7 +273,7 @@ class SharedUpdates(Updates):
         return whole
 
     def _lines(self, histories: Sequence[str]) -> tuple[Integers, float]:
-        """The exact products of rows, anchors, rows of histories on one grid, and the unit they are counted in."""
+        """The exact products of rows, anchors and rows of histories in one unit, and this unit."""
         state, n, anchors = self._round, self._round.n, list(self._anchors)
         places = [0, *(1 + state.parties.histories.index(name) for name in histories)]
         held = np.concatenate([place * n + self._keep for place in places])

@@ -1,16 +1,16 @@
 """`shares`: two servers and a dealer open the Gram matrix of updates, or of sketches, that no one of them sees.
 
-Each update is u = u_0 + u_1 mod 2^64: server 0 gets u_0 as a seed of 32 bytes, server 1 the words u − u_0. A dealer who
-sees no update hands out a square triple: seeds of A = A_0 + A_1, uniform like U, and a correction (D. Beaver, Efficient
-multiparty protocols using circuit randomization, CRYPTO 1991; of a matrix: P. Mohassel, Y. Zhang, SecureML, 2017). The
-servers open E = U − A to each other, which is uniform. With V = E + A_0,
+Each update is u = u_0 + u_1 mod 2^64: server 0 gets u_0 as a seed of 32 bytes, server 1 the words u − u_0. A dealer
+that sees no update hands out a square triple: seeds of A = A_0 + A_1, uniform like U, and a correction (D. Beaver,
+Efficient multiparty protocols using circuit randomization, CRYPTO 1991; of a matrix: P. Mohassel, Y. Zhang, SecureML,
+2017). The servers open E = U − A to each other, which is uniform. With V = E + A_0,
 
     U Uᵀ = (E + A_0 + A_1)(E + A_0 + A_1)ᵀ = V Vᵀ + (E A_1ᵀ + A_1 Eᵀ) + (A Aᵀ − A_0 A_0ᵀ),
 
 one product for server 0, one for server 1, and one for the dealer: (2 A_0 + A_1) A_1ᵀ and its transpose are together
 twice the last term. So twice the Gram matrix is opened, and read mod 2^63. No two of the three may collude; all follow
 the protocol, but may be curious. What they open is blinded by shares of zero that the dealer does not know, so a dealer
-who sees with the coordinator's eyes learns no more than the coordinator.
+that sees what the coordinator sees learns no more than the coordinator.
 """
 
 from __future__ import annotations
@@ -47,11 +47,18 @@ from fedrobust.secure.weights import OpeningError
 SHAPE = struct.Struct("<QQ")
 """Rows and columns of a triple."""
 MOST_ROWS = 1 << 15
-"""Of a triple: the Gram matrix of so many has 8 GiB, and a dealer must not be stopped by being asked for more."""
+"""Most rows of a triple: its Gram matrix has 8 GiB, and requests for more must not stop the dealer."""
 
 
 def share(encoded: Words, entropy: Entropy, run: str, round: int, sender: int) -> tuple[Message, Message]:
-    """A client's messages to server 0, a seed, and to server 1, d words. The seed must be fresh in every round."""
+    """A client's messages: to server 0 a seed, to server 1 words.
+
+    encoded: (d,) the update, as `ring.encode` returns it.
+    entropy: source of the seed, which must be fresh in every round.
+    run: a `run_id`.
+    round: the number in messages.
+    sender: the client's id.
+    """
     seed = entropy(SEED_BYTES)
     words, whole = in_place(8 * len(encoded))
     expand(seed, len(encoded), out=words)
@@ -63,7 +70,10 @@ def share(encoded: Words, entropy: Entropy, run: str, round: int, sender: int) -
 
 
 class Dealer:
-    """Hands out square triples, each once. It sees no update, and no message of a client or server."""
+    """Hands out square triples, each once. It sees no update, and no message of a client or server.
+
+    entropy: source of the seeds.
+    """
 
     def __init__(self, entropy: Entropy = os.urandom) -> None:
         self._entropy = entropy
@@ -71,15 +81,23 @@ class Dealer:
         self._servers: dict[int, bytes] = {}
 
     def meet(self, run: str, introductions: Sequence[bytes]) -> None:
-        """Take the public keys of both servers: a triple is sealed, as with it E would be the updates."""
+        """Take the public keys of both servers. A triple is sealed, because with the triple E would show the updates.
+
+        run: a `run_id`.
+        introductions: of server 0 and server 1.
+        """
         found = [expect(unpack(data), run, 0, None, Kind.KEY, INTRODUCTION_BYTES, "servers") for data in introductions]
         if sorted(message.sender for message in found) != sorted(server_id(number) for number in range(2)):
             raise MessageError("expected one key of each of the 2 servers")
         self._servers = {number_of(message.sender): message.body for message in found}
 
     def triple(self, run: str, round: int, rows: int, columns: int) -> tuple[Message, Message]:
-        """For A (rows, columns): its messages to server 0 and server 1. OpeningError if the round had one already, or
-        there is no such matrix.
+        """Its messages to server 0 and server 1 for A (rows, columns).
+
+        run: a `run_id`.
+        round: the number in messages.
+
+        Raises `OpeningError` if the round had one already, or there is no such matrix.
         """
         if not (isinstance(run, str) and is_number(round) and is_number(rows, MOST_ROWS + 1) and is_number(columns)):
             raise OpeningError(
@@ -110,7 +128,7 @@ class Dealer:
 
 
 class ShareServer(Server):
-    """Server 0 or 1 of the two.
+    """Server 0 or 1 of the two; arguments as for `Server`.
 
     Between `agree` and the openings: `receive_triple`; then for each of `chunks` its `difference` goes to the other
     server, which takes it by `add_difference`; then `gram_share`. It holds one chunk or a few at a time.
@@ -131,7 +149,10 @@ class ShareServer(Server):
         self._taken: set[int] = set()
 
     def receive_triple(self, data: bytes) -> None:
-        """The dealer's message. MessageError if it does not fit, is for other rows, or was used in another round."""
+        """Take the dealer's message.
+
+        Raises `MessageError` if it does not fit, is for other rows, or was used in another round.
+        """
         self._after("agree")
         self._before("triple")
         words = self.rows**2 if self.number else SEED_BYTES // 8
@@ -156,7 +177,10 @@ class ShareServer(Server):
         return column_chunks(self.rows, self.width)
 
     def difference(self, chunk: int) -> bytes:
-        """Its part of E = U − A in the columns of a chunk, for the other server; each chunk once."""
+        """Its part of E = U − A in the columns of a chunk, for the other server; each chunk once.
+
+        chunk: its index in `chunks`.
+        """
         self._after("triple")
         if not is_number(chunk, len(self.chunks)):
             raise OpeningError(f"chunk {chunk!r} is none of the {len(self.chunks)}")
@@ -173,7 +197,7 @@ class ShareServer(Server):
             own = self._stack(0, columns)
             np.subtract(own, mask, out=part)
             self._held[chunk] = own, own
-        # U − A is hidden from who passes it on: with what the dealer knows it would be U.
+        # U − A is hidden from whoever passes it on: together with the dealer's A it would give U.
         pad, receiver = self._pad(self.number, chunk, mask.size), server_name(1 - self.number)
         body[1:] += pad
         message = Message(self.run, self.round, server_id(self.number), receiver, Kind.DIFFERENCE, borrowed(body))
@@ -209,7 +233,7 @@ class ShareServer(Server):
         self._taken.add(chunk)
 
     def gram_share(self) -> bytes:
-        """Its part of twice the Gram matrix (rows, rows), once, when all chunks are there."""
+        """Its part of twice the Gram matrix (rows, rows); once in a round, when all chunks are there."""
         self._after("triple")
         self._after("check")
         if missing := len(self.chunks) - len(self._taken):
@@ -220,7 +244,11 @@ class ShareServer(Server):
         return self._opened(Kind.GRAM, part, "gram")
 
     def remember(self, rows: Sequence[int], coefficients: Words) -> None:
-        """The round's end: the histories grow by these rows, "average" with public coefficients at 12 bits."""
+        """End the round: the histories grow by these rows.
+
+        rows: which of the round's updates.
+        coefficients: public ones, at 12 fraction bits, for the history "average".
+        """
         self._after("gram")
         require_rows(rows, coefficients, len(self.clients))
         self._once("remember")
@@ -246,7 +274,7 @@ class ShareServer(Server):
         return derived(self.links.session_edge(sender, 1 - sender), f"{self.round}/difference {chunk}")
 
     def _pad(self, sender: int, chunk: int, count: int) -> Words:
-        """What hides one message between the servers."""
+        """The words that hide one message between the servers."""
         return expand(derived(self._key(sender, chunk), "pad"), count)
 
 

@@ -22,16 +22,21 @@ from fedrobust.secure.ring import CHUNK_BYTES, Words, derived, expand, products
 PROJECTIONS = 64
 """Random numbers by which the length of a row is checked."""
 SPREAD = 8.0
-"""Standard deviations that a squared norm may be off in a sketch before somebody is blamed for it."""
+"""Standard deviations by which a sketch may change a squared norm before a client is blamed for it."""
 MASK_BITS = 27
 """Each server adds uniform noise from −2^27 to 2^27 to its part of each of these numbers."""
 
 
 def sketched(lines: Callable[[slice], Words], rows: int, d: int, k: int, seed: bytes, twice: bool = False) -> Words:
-    """U S (rows, k) mod 2^64. `lines` gives these columns of U (rows, w), which may be overwritten.
+    """U S (rows, k) mod 2^64.
 
-    With `twice`, a second sketch (rows, 2k) stands beside it, with other rotations, and another sign for each block:
-    what comes together in one does not in the other, but with probability 1/k.
+    lines: these columns of U (rows, w), which may be overwritten.
+    rows: of U.
+    d: columns of U.
+    k: columns of the sketch.
+    seed: 32 bytes.
+    twice: append a second sketch, which makes (rows, 2k), with other rotations and another sign for each block.
+        Coordinates that meet in one sketch do not meet in the other, except with probability 1/k.
     """
     blocks = -(-d // k)
     turns = expand(derived(seed, "rotations"), 2 * blocks).view(np.uint64).reshape(2, blocks) % np.uint64(k)
@@ -56,12 +61,15 @@ def sketched(lines: Callable[[slice], Words], rows: int, d: int, k: int, seed: b
 
 
 def stretch(k: int) -> float:
-    """What the squared norm of a row may be multiplied with in a sketch of k columns: 1 + 8 √(2 / k)."""
+    """The factor by which a sketch of k columns may lengthen the squared norm of a row: 1 + 8 √(2 / k)."""
     return 1.0 + SPREAD * math.sqrt(2.0 / k)
 
 
 def projected(rows: Words, seed: bytes) -> Words:
-    """Σ_j rows_j r_j (n, PROJECTIONS) mod 2^64 of rows (n, k), for random r with the entries −1, 0, 0, 1.
+    """Σ_j rows_j r_j (n, PROJECTIONS) mod 2^64, for random r with the entries −1, 0, 0, 1.
+
+    rows: (n, k).
+    seed: 32 bytes.
 
     An entry is the difference of two fair bits: so the parity of a sum of them is fair, and an even number of words
     that differ by 2^63 cannot hide.
@@ -72,15 +80,20 @@ def projected(rows: Words, seed: bytes) -> Words:
 
 
 def too_long(projections: Words, limit: int, servers: int, k: int) -> bool:
-    """Whether a row with these projections (PROJECTIONS,) is longer than one whose squared norm is at most `limit`.
+    """Whether a row with these projections is longer than one whose squared norm is at most `limit`.
 
-    They are of y, two sketches (2k,) of the row side by side, so that ‖y‖² is 2 ‖u‖² in the mean. An entry of the r
-    above is sub-Gaussian with variance 1/2, so by Chernoff the m = 64 projections have ‖p‖² > 3 m/2 ‖y‖² with
+    projections: (PROJECTIONS,) of the row's two sketches.
+    limit: largest squared norm that is allowed.
+    servers: how many added noise.
+    k: columns of one sketch.
+
+    The projections are of y, two sketches (2k,) of the row side by side, so that ‖y‖² is 2 ‖u‖² in the mean. An entry
+    of the r above is sub-Gaussian with variance 1/2, so by Chernoff the m = 64 projections have ‖p‖² > 3 m/2 ‖y‖² with
     probability ≤ exp(−m/2 (3 − 1 − ln 3)) < 10^-12, and ‖y‖² is more than `stretch` times its mean with a probability
     below 10^-8, if the row does not rest on two or three coordinates. The servers' noise adds √m · servers · 2^27 at
     most. A row whose square is 2^63 or more, which the Gram matrix mod 2^63 does not show, has m/2 2^64 in the mean: it
     stays below the bound with probability < 10^-6 for updates, or if its words cancel in both sketches, which two words
-    do with probability 1/k² at most. What passes so is left to the check of the sum.
+    do with probability 1/k² at most. The check of the sum is there for rows that pass so.
     """
     longest = math.sqrt(3.0 * PROJECTIONS * stretch(2 * k) * limit) + math.sqrt(PROJECTIONS) * servers * 2.0**MASK_BITS
     return float(np.linalg.norm(projections.astype(np.float64))) > longest

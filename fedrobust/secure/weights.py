@@ -1,6 +1,6 @@
 """The weights of a sum that servers open: short whole numbers, on enough updates.
 
-In the bits of one sum long weights would show more than one combination of the updates: of u_1 + 2^40 u_2 both can be
+In the bits of one sum long weights would show more than one combination of the updates: from u_1 + 2^40 u_2 both can be
 read. With whole weights of 12 bits no update follows from a sum: u_i + w_l z and u_l − w_i z, for any vector z of
 integers, give the same one, and one unit of z moves an update by 2^-16 of the clip at most.
 """
@@ -16,17 +16,21 @@ from fedrobust.updates.gram import Floats
 LARGEST_WEIGHT = (1 << 12) - 1
 MIN_SUPPORT = 3.0
 SPREADING = ("mean", "multi_krum", "mda", "centered_clipping", "norm_bound")
-"""Rules whose weights lie on many updates."""
+"""Rules whose weights are spread over many updates."""
 
 
 class OpeningError(NotOpened):
-    """Something that must not be opened: a second sum, a weight on too few updates, too many functionals."""
+    """A request to open what must stay closed: a second sum, a weight on too few updates, too many functionals."""
 
 
 def shortened(weights: Floats) -> tuple[Words, float]:
-    """Weights (n,) as whole numbers, the largest of them 4095, and the factor that gives them the old sum.
+    """Round weights to whole numbers, the largest of them 4095.
 
-    Each is off by half a unit at most. OpeningError where one is negative or not finite.
+    weights: (n,).
+
+    Returns the whole numbers, each off by half a unit at most, and the factor that gives them the old sum.
+
+    Raises `OpeningError` where a weight is negative or not finite.
     """
     largest = float(np.max(weights, initial=0.0))
     if not np.isfinite(weights).all() or (weights < 0).any():
@@ -38,7 +42,10 @@ def shortened(weights: Floats) -> tuple[Words, float]:
 
 
 def require_short(weights: object, n: int) -> Words:
-    """The weights, if they are n words from 0 to 4095. OpeningError otherwise."""
+    """Return the weights if they are n words from 0 to 4095.
+
+    Raises `OpeningError` otherwise.
+    """
     if type(weights) is not np.ndarray or weights.dtype != np.int64 or weights.shape != (n,):
         raise OpeningError(f"{n} weights are needed, as words")
     if len(weights) and not (weights.min() >= 0 and weights.max() <= LARGEST_WEIGHT):
@@ -47,13 +54,19 @@ def require_short(weights: object, n: int) -> Words:
 
 
 def support(weights: Words | Floats) -> float:
-    """On how many updates the weights lie: Σw² / max w², between 1 and n; 0 without any weight."""
+    """On how many updates the weights lie: Σw² / max w², between 1 and n; 0 if all are zero."""
     largest = float(np.abs(weights.astype(np.float64)).max(initial=0.0))
     return float(np.sum(np.square(weights / largest))) if largest else 0.0
 
 
 def require_support(weights: Words, least: float) -> None:
-    """OpeningError where the weighted sum would lay open one update, or nearly. What rounding takes does not count."""
+    """Check that a weighted sum does not show one update, or nearly; rounding errors do not count.
+
+    weights: (n,).
+    least: smallest Σw²/max w² that is allowed.
+
+    Raises `OpeningError` otherwise.
+    """
     if support(weights) < 0.999 * least:
         raise OpeningError(
             f"the weights lie on {support(weights):.2f} updates (Σw²/max w²), min_support is {least:g}: opening their "
