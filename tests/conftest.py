@@ -85,11 +85,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with data and the experiment file `tiny.yaml`, shared by the runs of a module."""
-    from tiny import YAML, write_patches
+    from tiny import write_files
 
     folder = tmp_path_factory.mktemp("place")
-    write_patches(folder / "patches.npz")
-    (folder / "tiny.yaml").write_text(YAML)
+    write_files(folder)
     return folder
 
 

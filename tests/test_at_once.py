@@ -210,10 +210,9 @@ def test_a_server_is_asked_whose_turn_it_is(kind: str, monkeypatch: pytest.Monke
 
 @pytest.mark.long
 def test_three_runs_at_once_in_an_empty_folder(tmp_path: Path) -> None:
-    from tiny import YAML, write_patches
+    from tiny import write_files
 
-    write_patches(tmp_path / "patches.npz")
-    (tmp_path / "tiny.yaml").write_text(YAML)
+    write_files(tmp_path)
     command = [sys.executable, "-c", "from fedrobust.cli import main; main()", "run", "tiny.yaml"]
     processes = [
         subprocess.Popen([*command, f"seed={seed}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

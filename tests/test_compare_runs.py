@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import YAML, run, write_patches
+from tiny import run, write_files
 
 import fedrobust
 from fedrobust import cli
@@ -28,8 +28,7 @@ IMAGES = np.random.default_rng(0).random((4, 3, 12, 12), dtype=np.float32)
 def ended(tmp_path_factory: pytest.TempPathFactory, pool: Pool) -> tuple[Path, fedrobust.Result]:
     """A working folder, and the run of two rounds in it."""
     place = tmp_path_factory.mktemp("place")
-    write_patches(place / "patches.npz")
-    (place / "tiny.yaml").write_text(YAML)
+    write_files(place)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         return place, run("federation.rounds=2", "tracking.model=true", "tracking.register=tiny", pool=pool)

@@ -111,6 +111,8 @@ def test_missing_data_give_one_clear_line_too(workplace: Path, capsys: pytest.Ca
         "attacks: {name: sign_flip}\n",
         "learning: {model: {name: cnn, channels: [4, 4, 4, 4, 4, 4, 4]}}\n" + SMALL,
         "attacks: [{name: patch_backdoor, count: 1, target: 9}]\n" + SMALL,
+        "data: {source: {name: npz, path: nowhere.npz}}\n",
+        "data: {source: {name: histology, patients: 20}, partition: {name: iid, minimum: 100000}}\n",
     ],
     ids=lambda text: text[:40],
 )
@@ -119,34 +121,16 @@ def test_odd_files_are_refused_in_one_line_too(text: str, workplace: Path, capsy
     assert len(command_refuses(["wrong.yaml"], workplace, capsys)) < 700
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fedrobust.cli", *arguments],
-        cwd=cwd,
+def test_a_command_in_a_process_of_its_own_refuses_without_traceback_and_writes_nothing(workplace: Path) -> None:
+    (workplace / "wrong.yaml").write_text("seed: 1\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "fedrobust.cli", "run", "wrong.yaml", "federation.rounds=many"],
+        cwd=workplace,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "overrides"),
-    [
-        ("aggregation: {rule: krun}\n", []),
-        ("data: {source: {name: npz, path: nowhere.npz}}\n", []),
-        ("seed: 1\n", ["federation.rounds=many"]),
-        (
-            "data: {source: {name: histology, patients: 20}, partition: {name: iid, minimum: 100000}}\n",
-            [],
-        ),
-    ],
-)
-def test_the_command_refuses_without_traceback_and_writes_nothing(
-    text: str, overrides: list[str], workplace: Path
-) -> None:
-    (workplace / "wrong.yaml").write_text(text)
-    done = command("run", "wrong.yaml", *overrides, cwd=workplace)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

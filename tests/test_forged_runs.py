@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from tiny import ended_again, run
+from tiny import ended_again, invert_images, run
 from vouched import append, restate
 
 import fedrobust
@@ -69,9 +68,7 @@ def test_images_that_were_exchanged_in_the_cache_are_other_data(pool: Pool) -> N
     (stopped,) = runs() - before
     (cache,) = Path("mlruns/cache").glob("[!.]*")
     honest = cache.read_bytes()
-    with np.load(cache) as kept:
-        images, failed = kept["images"], kept["failed"]
-    np.savez(cache, images=255 - images, failed=failed)
+    invert_images(cache)
     with pytest.raises(ExperimentError, match=r"npz changed.* mlruns.cache"):
         run(*options, resume=stopped.name, pool=pool)
     cache.write_bytes(honest)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import YAML, write_patches
+from tiny import write_files
 
 from fedrobust.cli import main
 from fedrobust.screen import harmless
@@ -190,8 +190,7 @@ def test_who_stops_a_run_is_told_its_id(number: int, played: list[str]) -> None:
 
 @pytest.mark.long
 def test_a_real_run_goes_on_when_its_reader_goes_away(workplace: Path) -> None:
-    write_patches(workplace / "patches.npz")
-    (workplace / "tiny.yaml").write_text(YAML)
+    write_files(workplace)
     run = f"{sys.executable} -P -m fedrobust run tiny.yaml federation.rounds=2 --json out.json"
     line = f"PYTHONIOENCODING=latin-1 {run} | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=280, check=False)

@@ -55,7 +55,7 @@ def planted(folder: Path, names: Sequence[str]) -> None:
     ("command", "names", "rule"),
     [
         (["-m", "fedrobust"], PACKAGES, "my_rules:First"),
-        (["-P", "-m", "fedrobust"], (*PACKAGES, *PYTHONS), "mean"),
+        pytest.param(["-P", "-m", "fedrobust"], (*PACKAGES, *PYTHONS), "mean", marks=pytest.mark.long),
         (
             ["-P", "-c", "from fedrobust.cli import main; main()"],
             (*PACKAGES, *PYTHONS),

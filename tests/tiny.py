@@ -41,6 +41,19 @@ def write_patches(path: Path, patches: int = 480, size: int = 12, seed: int = 3)
     np.savez(path, images=images.astype(np.uint8), labels=labels.astype(np.int64), groups=groups)
 
 
+def write_files(folder: Path) -> None:
+    """The patches, and the experiment file `tiny.yaml` that reads them."""
+    write_patches(folder / "patches.npz")
+    (folder / "tiny.yaml").write_text(YAML)
+
+
+def invert_images(cache: Path) -> None:
+    """Exchange the images that a cache of stain normalisation keeps."""
+    with np.load(cache) as kept:
+        images, failed = kept["images"], kept["failed"]
+    np.savez(cache, images=255 - images, failed=failed)
+
+
 def run(*overrides: str, **options: Any) -> fedrobust.Result:
     return fedrobust.run(fedrobust.load("tiny.yaml", ["tracking.model=false", *overrides]), **options)
 

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny import YAML, run, write_patches
+from tiny import run, write_files
 
 from fedrobust.errors import ExperimentError, FederationError, NoPlaceError
 from fedrobust.federation import session
@@ -344,8 +344,7 @@ def test_no_folder_for_temporary_files_at_all(stand_in: StandIn, monkeypatch: py
 def test_a_run_that_finds_no_ray_leaves_nothing(
     stand_in: StandIn, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_patches(workplace / "patches.npz")
-    (workplace / "tiny.yaml").write_text(YAML)
+    write_files(workplace)
     before = set(workplace.iterdir())
     for address, kind in (("nonsense", ExperimentError), ("nobody.invalid:6379", FederationError)):
         monkeypatch.setenv("RAY_ADDRESS", address)

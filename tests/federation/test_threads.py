@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import YAML, write_patches
+from tiny import write_files
 
 pytestmark = pytest.mark.long
 
@@ -68,8 +68,7 @@ beside("run", lambda: fedrobust.run(experiment("federation.rounds=2"))).join()
 
 def run(script: str, folder: Path, **environment: str) -> list[str]:
     """What a process prints that ends by itself."""
-    write_patches(folder / "patches.npz")
-    (folder / "tiny.yaml").write_text(YAML)
+    write_files(folder)
     done = subprocess.run(
         [sys.executable, "-c", START + script + END],
         cwd=folder,

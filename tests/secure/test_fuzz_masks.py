@@ -236,11 +236,11 @@ def fuzz(messages, seed=0, attempts=4):
     return tally
 
 
-def test_two_thousand_hostile_messages():
-    tally = fuzz(2_000)
+def test_a_thousand_hostile_messages():
+    tally = fuzz(1_000)
     # It is no fuzzing where all is refused, or all is taken.
-    assert min(tally[name] for name in ("opened", "failed", "culprits", "notes")) >= 5, tally
-    assert min(tally["refused"], tally["taken"]) >= 500, tally
+    assert min(tally[name] for name in ("opened", "failed", "culprits", "notes")) >= 3, tally
+    assert min(tally["refused"], tally["taken"]) >= 250, tally
 
 
 @pytest.mark.long
