@@ -1,4 +1,4 @@
-"""Groups of runs beside each other: curves with bands, and whom each group trusted."""
+"""Comparison of groups of runs: curves with bands, and the reputations in each group."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from fedrobust.texts import fit, width
 
 GROUP_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#1d2733", "#8c6d31")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
-"""Groups beyond the colours begin again with the next dash."""
+"""Line styles: if there are more groups than colours, the colours are used again with the next style."""
 
 Band = tuple[Sequence[int], np.ndarray, np.ndarray]
 """Rounds, means and standard deviations."""
@@ -40,11 +40,11 @@ Band = tuple[Sequence[int], np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One heat map hospital × round of several."""
+    """One of several heat maps hospital × round."""
 
     title: str
     values: np.ndarray
-    """(clients, rounds) float, NaN where there is no figure."""
+    """(clients, rounds) float, NaN if there is no figure."""
     rounds: Sequence[int]
     attackers: Mapping[int, str]
     marks: Marks = field(default_factory=Marks)
@@ -52,9 +52,11 @@ class Panel:
 
 @drawing()
 def bands_figure(panels: Mapping[str, Mapping[str, Band]]) -> Figure:
-    """Figures in [0, 1] by round: a panel for each, in it a line for each group with a band of one standard deviation.
+    """Draw figures in [0, 1] by round: a panel for each, with a line and a band of one standard deviation for each
+    group.
 
-    `panels` are title → group → band. A group has the same line in every panel; its last mean stands at the line's end.
+    panels: title → group → band. A group has the same line style in every panel; its last mean is written at the end of
+        the line.
     """
     names = list(dict.fromkeys(name for bands in panels.values() for name in bands))
     widest = max((width(name) for name in names), default=1)
@@ -80,7 +82,7 @@ def bands_figure(panels: Mapping[str, Mapping[str, Band]]) -> Figure:
 
 @drawing()
 def panels_figure(panels: Sequence[Panel], kind: str) -> Figure:
-    """Heat maps of `kind`, a key of `HEAT_MAPS`, side by side on one scale, in each the true attackers at the top."""
+    """Draw heat maps of `kind`, a key of `HEAT_MAPS`, side by side on one scale, with the true attackers at the top."""
     across = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
     down = math.ceil(len(panels) / across)
     clients = max(len(panel.values) for panel in panels)
@@ -119,7 +121,10 @@ def panels_figure(panels: Sequence[Panel], kind: str) -> Figure:
 
 @drawing()
 def strips_figure(strips: Mapping[str, np.ndarray]) -> Figure:
-    """Reputation as two strips for each group, attackers above the others: group → (2, rounds) float, NaN: none."""
+    """Draw reputation as two strips for each group, attackers above the others.
+
+    strips: group → (2, rounds) float, NaN if there is none.
+    """
     columns = max(values.shape[1] for values in strips.values())
     rows: list[np.ndarray] = []
     ticks, names = [], []

@@ -1,4 +1,5 @@
-"""How every picture is drawn: one look whatever the user's settings are, no text a formula, fonts that have it."""
+"""Common drawing rules: one style whatever the user's settings, no text as a formula, fonts that have its
+characters."""
 
 from __future__ import annotations
 
@@ -20,35 +21,35 @@ from matplotlib.text import Text
 logger = logging.getLogger(__name__)
 
 DOTS_PER_INCH = 140
-"""Of the pictures."""
+"""Resolution of the pictures."""
 USUAL = "DejaVu Sans"
-"""The font that comes with matplotlib; others are asked for what it does not have."""
+"""The font that comes with matplotlib; other fonts are used for characters that it lacks."""
 PACKAGES = {
     "fonts-noto-cjk": ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH"),
     "fonts-symbola": ("So", "Sk"),
 }
-"""Packages of fonts by what their characters are called, or what kind they are of, in Unicode."""
+"""Font packages, and the Unicode names or categories of the characters that they have."""
 OTHERS = "fonts-noto-core"
-"""The package that has most of the others."""
+"""The package that has most of the remaining characters."""
 
 _LOOK = ["default", {"text.parse_math": False, "text.usetex": False, "font.family": [USUAL]}]
 _settings = threading.RLock()
 _unusable: set[str] = set()
 _told: set[str] = set()
-"""The packages that were named: they are named once in a process."""
+"""Packages that have been named: each is named only once in a process."""
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Within it matplotlib has its own settings, whatever the user's are, and takes no text for a formula.
+    """In the block, matplotlib has its default settings, whatever the user's are, and treats no text as a formula.
 
-    Every function that makes a figure is decorated with it. The settings are the whole process's, so one thread at a
-    time is in it.
+    Every function that makes a figure is decorated with it. The settings belong to the whole process, so only one
+    thread at a time may draw.
     """
     told = logging.getLogger("matplotlib.font_manager")
     with _settings, matplotlib.style.context(_LOOK):
         level = told.level
-        told.setLevel(logging.ERROR)  # it tells of fonts without a bold face
+        told.setLevel(logging.ERROR)  # hides messages about fonts without a bold face
         try:
             yield
         finally:
@@ -57,13 +58,14 @@ def drawing() -> Iterator[None]:
 
 @drawing()
 def png(figure: Figure, dots: int = DOTS_PER_INCH) -> bytes:
-    """A figure as a PNG file, `dots` per inch. Characters that no font here has are boxes, and told once."""
+    """Return a figure as a PNG file with `dots` pixels per inch. Characters without a font become boxes, and are logged
+    once."""
     texts = figure.findobj(Text)
     families, missing = fonts("".join(text.get_text() for text in texts))
     for text in texts:
         own = _drawn(text.get_text())
         face, usual = (fontManager.findfont(font) for font in (text.get_fontproperties(), USUAL))
-        if not _having(face, own) >= _having(usual, own):  # slanted and bold faces have fewer scripts
+        if not _having(face, own) >= _having(usual, own):  # slanted and bold faces support fewer scripts
             text.set(fontstyle="normal", fontweight="normal")
         if len(families) > 1:
             text.set_fontfamily(families)
@@ -76,9 +78,9 @@ def png(figure: Figure, dots: int = DOTS_PER_INCH) -> bytes:
 
 
 def fonts(text: str) -> tuple[list[str], str]:
-    """The families that have the characters of `text`, the usual one first, and the characters that none here has.
+    """Return the font families for the characters of `text`, the usual one first, and the characters without a font.
 
-    Fonts that were installed after matplotlib made its list of them are found, too.
+    Fonts that were installed after matplotlib made its font list are found, too.
     """
     families, missing = [USUAL], _drawn(text)
     missing -= _having(fontManager.findfont(USUAL), missing)
@@ -90,7 +92,8 @@ def fonts(text: str) -> tuple[list[str], str]:
 
 
 def tell(missing: str) -> None:
-    """Log what no font here has, and the packages that would have it; a package once in a process."""
+    """Log the characters in `missing`, which no font has, and the packages that have them; each package once in a
+    process."""
     packages = sorted({_package(each) for each in missing} - _told)
     if packages:
         _told.update(packages)
@@ -104,7 +107,7 @@ def tell(missing: str) -> None:
 
 
 def _families(wanted: frozenset[str]) -> tuple[list[str], frozenset[str]]:
-    """As few families as possible that have most of the characters, and those that none has."""
+    """Return as few families as possible that have most of the characters, and the characters that none has."""
     entries = {entry.name: FontPath(entry.fname, entry.index) for entry in fontManager.ttflist}
     known = {name: path for name, path in entries.items() if not name.startswith("Last Resort")}
     families, missing = list[str](), wanted
@@ -121,22 +124,22 @@ def _families(wanted: frozenset[str]) -> tuple[list[str], frozenset[str]]:
 
 
 def _new_families(wanted: frozenset[str]) -> tuple[list[str], frozenset[str]]:
-    """The same, of fonts that matplotlib does not know yet."""
+    """The same for fonts that are not in matplotlib's list yet."""
     for path in {*findSystemFonts()} - {entry.fname for entry in fontManager.ttflist} - _unusable:
         try:
             fontManager.addfont(path)
-        except Exception:  # of colours only, or broken
+        except Exception:  # a font that has only colour glyphs, or is broken
             _unusable.add(path)
     return _families(wanted)
 
 
 @cache
 def _having(path: FontPath, wanted: frozenset[str]) -> frozenset[str]:
-    """Which characters a font has."""
+    """Return the characters that a font has."""
     try:
         font = FT2Font(path.path, face_index=path.face_index)
         return frozenset(each for each in wanted if font.get_char_index(ord(each)))
-    except (OSError, RuntimeError):  # it is no longer there, or broken
+    except (OSError, RuntimeError):  # it was deleted, or is broken
         return frozenset()
 
 
@@ -146,7 +149,7 @@ def _package(character: str) -> str:
 
 
 def _drawn(text: str) -> frozenset[str]:
-    """The characters that a font may lack: none of ASCII, blanks, and marks that only say how others are drawn."""
+    """Return the characters that a font may lack: not ASCII, blanks, or marks that only modify other characters."""
     return frozenset(
         each
         for each in text

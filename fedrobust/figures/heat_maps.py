@@ -1,4 +1,4 @@
-"""What the coordinator made of each hospital in each round: heat maps, with what happened marked in their cells."""
+"""Heat maps of the coordinator's view of each hospital in each round, with events marked in their cells."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ HEAT_MAPS: Mapping[str, tuple[str, Any]] = {
     "weights": ("share of the aggregate", WEIGHT),
     "anomaly": ("anomaly score", ANOMALY),
 }
-"""Per-client quantities of a round record: the legend of their colours, and the colours."""
+"""Per-client quantities of a round record: the label of the colour bar, and the colours."""
 SMALLEST = 4.0
-"""Points of a cell's shorter side below which dots and crosses would only blur it."""
+"""Minimum size, in points, of a cell's shorter side for dots and crosses; in smaller cells they would not be
+legible."""
 
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """What is marked in the cells of a heat map: (clients, rounds) bool each; None: it is not told."""
+    """The marks in the cells of a heat map: (clients, rounds) bool each; None: not marked."""
 
     suspected: np.ndarray | None = None
     """A dot, in cells that are large enough."""
@@ -52,11 +53,11 @@ class Marks:
     quarantined: np.ndarray | None = None
     """A bar through the middle."""
     attacking: np.ndarray | None = None
-    """The truth: a vermilion line below."""
+    """The truth, as a vermilion line at the bottom."""
     renewed: np.ndarray | None = None
-    """The hospital appears under an id that is not that of the round before: a dark line on the left."""
+    """The hospital appears under a different id than in the round before: a dark line on the left."""
     acts: bool = True
-    """Whether who is quarantined is left out, or quarantine is recorded only."""
+    """Whether quarantined hospitals are excluded, or quarantine is only recorded."""
 
 
 @drawing()
@@ -67,9 +68,12 @@ def client_figure(
     kind: str,
     marks: Marks | None = None,
 ) -> Figure:
-    """Heat map client × round of `kind`, a key of `HEAT_MAPS`, with the true attackers at the top.
+    """Draw a heat map client × round of `kind`, a key of `HEAT_MAPS`, with the true attackers at the top.
 
-    `values` (clients, rounds) float, NaN where a hospital took no part; `marks` are of the same shape.
+    values: (clients, rounds) float, NaN if a hospital took no part.
+    rounds: numbers of the rounds, the labels of the columns.
+    attackers: id of a malicious hospital → name of its attack.
+    marks: of the same shape as `values`.
     """
     clients, columns = values.shape
     order = attackers_first(clients, attackers)
@@ -100,10 +104,11 @@ def parts_figure(
     attackers: Mapping[int, str],
     marks: Marks | None = None,
 ) -> Figure:
-    """What the anomaly score is made of: a heat map client × round for each part, the true attackers at the top.
+    """Draw the parts of the anomaly score: a heat map client × round for each part, the true attackers at the top.
 
-    `parts` are name → (clients, rounds) float in [0, 1], at least one, NaN where a hospital has no figure; `marks` are
-    of the same shape.
+    parts: name → (clients, rounds) float in [0, 1], at least one part, NaN if a hospital has no figure. rounds,
+        attackers: as in `client_figure`.
+    marks: of the same shape as each part.
     """
     clients, columns = next(iter(parts.values())).shape
     order = attackers_first(clients, attackers)
@@ -141,12 +146,15 @@ def parts_figure(
 
 
 def attackers_first(clients: int, attackers: Mapping[int, str]) -> list[int]:
-    """The clients in the order of the rows."""
+    """Return the clients in the order of the rows."""
     return [*sorted(attackers), *(client for client in range(clients) if client not in attackers)]
 
 
 def cells(axes: Axes, values: np.ndarray, scale: Normalize, colours: str | Colormap) -> dict[str, Any]:
-    """Draw the cells, whose columns are 1, 2, …; returns what the legend has to say of them."""
+    """Draw the cells, in columns 1, 2, …; return the entries for the legend.
+
+    values: (clients, columns) float, NaN for no figure. scale, colours: map a value to its colour.
+    """
     clients, columns = values.shape
     axes.set_facecolor(ABSENT)
     axes.imshow(
@@ -162,13 +170,16 @@ def cells(axes: Axes, values: np.ndarray, scale: Normalize, colours: str | Color
 
 
 def separate(axes: Axes, attackers: Mapping[int, str], clients: int, row: float) -> None:
-    """A gap between the attackers and the others, where rows are `row` points high."""
+    """Draw a gap between the attackers and the others; `row` is the height of a row in points."""
     if attackers and len(attackers) < clients:
         axes.axhline(len(attackers) - 0.5, color="white", linewidth=max(1.0, min(4.0, row * 0.2)), zorder=1)
 
 
 def marked(axes: Axes, marks: Marks, order: Sequence[int], column: float, row: float) -> dict[str, Any]:
-    """Draw the marks into cells of `column` by `row` points; returns what the legend has to say of them."""
+    """Draw the marks into cells of `column` by `row` points; return the entries for the legend.
+
+    order: the clients in the order of the rows.
+    """
     cell, found = min(column, row), {}
     if marks.attacking is not None and marks.attacking.any():
         style: dict[str, Any] = {"color": ATTACK, "linewidth": max(1.0, min(3.0, row * 0.18))}
@@ -203,7 +214,8 @@ def marked(axes: Axes, marks: Marks, order: Sequence[int], column: float, row: f
 
 
 def _runs(marks: np.ndarray) -> list[tuple[int, tuple[float, float]]]:
-    """Row and ends of each unbroken run of marks, in the columns 1, 2, … that reach half a column to either side."""
+    """Return row and ends of each unbroken run of marks, for columns 1, 2, … that extend half a column to either
+    side."""
     padded = np.pad(marks, ((0, 0), (1, 1))).astype(np.int8)
     found = []
     for row, steps in enumerate(np.diff(padded, axis=1)):
@@ -213,7 +225,7 @@ def _runs(marks: np.ndarray) -> list[tuple[int, tuple[float, float]]]:
 
 
 def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-    """What the marks mean, below the figure."""
+    """Draw the legend of the marks below the figure."""
     if handles:
         figure.legend(
             list(handles.values()),

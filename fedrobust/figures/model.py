@@ -1,4 +1,4 @@
-"""How well the global model reads: its curves, its confusion matrix and the patches it misreads."""
+"""The quality of the global model: its curves, its confusion matrix and the patches it misreads."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from fedrobust.texts import fit, width
 def curves_figure(
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], attacking: Mapping[int, int], chance: float
 ) -> Figure:
-    """Figures in [0, 1] by round, each named at its end; below, how many hospitals attacked in each round.
+    """Draw figures in [0, 1] by round, each labelled at its end; below, how many hospitals attacked in each round.
 
-    `curves` are name → (rounds, values), drawn in that order; `attacking` is round → number of hospitals.
+    curves: name → (rounds, values), drawn in this order.
+    attacking: round → number of hospitals.
+    chance: the value of guessing, drawn as a line.
     """
     figure = Figure(figsize=(9.2, 4.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[7, 1])
@@ -71,7 +73,10 @@ def curves_figure(
 
 @drawing()
 def confusion_figure(matrix: np.ndarray, label_names: Sequence[str]) -> Figure:
-    """Confusion matrix (truth, predicted), coloured by the share of each true label; counts while they are legible."""
+    """Draw the confusion matrix, coloured by the share of each true label, with counts if they are legible.
+
+    matrix: (truth, predicted) int.
+    """
     classes = len(matrix)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(9.0, max(3.4, 1.9 + 0.72 * classes))
@@ -106,7 +111,10 @@ def misread_figure(
     label_names: Sequence[str],
     most: int = 24,
 ) -> Figure:
-    """Montage of misread patches, the most confident first: `images` (n, H, W, 3) uint8, aligned with the rest."""
+    """Draw misread patches, the most confident first, at most `most` of them.
+
+    images: (n, H, W, 3) uint8. truth, predicted, confidence: n values each, for the same patches.
+    """
     order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")[:most]
     columns = min(8, max(1, len(order)))
     rows = max(1, math.ceil(len(order) / columns))

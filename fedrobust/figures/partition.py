@@ -1,4 +1,4 @@
-"""Who holds what."""
+"""The partition: which hospital has which patches."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ def partition_figure(
     attackers: Mapping[int, str] | None = None,
     patients: Sequence[int] | None = None,
 ) -> Figure:
-    """Who holds what: training patches of each label at each hospital.
+    """Draw the number of training patches of each label at each hospital.
 
-    `counts` (hospitals, labels) int; `attackers` are marked; `patients` (hospitals,) is written beside the bars. Up to
-    eight labels are stacked bars, more are a heat map.
+    counts: (hospitals, labels) int.
+    attackers: hospital → name of its attack; these hospitals are marked.
+    patients: (hospitals,) int, written beside the bars.
+
+    Up to eight labels are drawn as stacked bars, more as a heat map.
     """
     counts = np.asarray(counts)
     attackers = attackers or {}
@@ -47,7 +50,7 @@ def partition_figure(
         names = [fit(name, 24) for name in label_names]
         style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
         style["ncols"] = labels if sum(width(name) + 6 for name in names) < 100 else 4
-        # Named one by one: matplotlib by itself leaves out names that are empty or begin with "_".
+        # Named one by one: by default, matplotlib leaves out names that are empty or begin with "_".
         bars: list[Any] = axes.containers
         figure.legend(bars, names, loc="outside upper left", **style)
         if room > 8:

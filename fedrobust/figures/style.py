@@ -1,7 +1,7 @@
 """Colours, ticks and labels that the pictures share.
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; what an attacker does is always
-vermilion, and always said in words as well.
+The colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish; the actions of attackers are
+always vermilion, and always named in words as well.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ ANOMALY = LinearSegmentedColormap.from_list("anomaly", ["#ffffff", "#dcc2e6", "#
 def client_ticks(
     axes: Axes, order: Sequence[int], attackers: Mapping[int, str], room: float, named: bool = True
 ) -> None:
-    """Label the rows: all where `room` points a row allow it, otherwise every so many of them.
+    """Label the rows: all of them if there is enough `room` (points per row), otherwise every so many.
 
-    `named`: attackers with the name of their attack.
+    order: the clients in the order of the rows.
+    attackers: client → name of its attack.
+    named: add the name of the attack to attackers.
     """
     size = 9.0 if room >= 11 else 7.5 if room >= 9 else 6.5
     step = max(1, math.ceil((size + 0.5) / max(room, 0.1)))
@@ -54,7 +56,7 @@ def client_name(client: int, attackers: Mapping[int, str]) -> str:
 
 
 def round_ticks(axes: Axes, rounds: Sequence[int], most: int = 10) -> None:
-    """Columns are numbered 1, 2, …; their labels are the rounds."""
+    """Label the columns 1, 2, … with the numbers of the rounds, at most `most` of them."""
     places = [int(place) for place in MaxNLocator(most, integer=True).tick_values(1, len(rounds))]
     places = sorted({1, *(place for place in places if 1 <= place <= len(rounds))} if len(rounds) < 10 else places)
     places = [place for place in places if 1 <= place <= len(rounds)]
@@ -64,7 +66,7 @@ def round_ticks(axes: Axes, rounds: Sequence[int], most: int = 10) -> None:
 
 
 def bare(axes: Axes) -> None:
-    """No box, quiet ticks."""
+    """Remove the box, and make the ticks inconspicuous."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -81,7 +83,7 @@ def colour_bar(bar: Any, legend: str) -> None:
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:
-    """Places for labels at `values`, moved no more than it takes to be `gap` apart, within [0, 1]."""
+    """Return positions in [0, 1] for labels at `values`, moved no more than necessary to be `gap` apart."""
     order = np.argsort(values, kind="stable")
     places = np.asarray(values, dtype=np.float64)[order]
     for _ in range(200):
@@ -99,7 +101,8 @@ def apart(values: Sequence[float], gap: float) -> list[float]:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float) -> None:
-    """Write (height, text, colour) behind the right end of curves in [0, 1], at least `gap` apart."""
+    """Write labels behind the right ends of curves in [0, 1], at least `gap` apart; `ends`: (height, text, colour)
+    each."""
     for place, (_, text, colour) in zip(apart([end[0] for end in ends], gap), ends, strict=True):
         axes.annotate(
             text,

@@ -1,4 +1,4 @@
-"""Reports as HTML pages that need no other file: of one run, and of several beside each other. From journals alone."""
+"""Reports as HTML pages that need no other file: of one run, and comparisons of several. Made from journals alone."""
 
 from fedrobust.report.compare import Comparison, compare
 from fedrobust.report.comparison_files import write_comparison

@@ -1,4 +1,4 @@
-"""Runs beside each other: grouped by everything but the seed, told apart by the options that differ. Pure."""
+"""Comparison of runs: grouped by everything but the seed, and labelled by the options that differ. Pure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from fedrobust.records import RecordedRun
 from fedrobust.report.titles import titles
 
 APART = ("name", "seed", "tracking", "workers")
-"""Options that do not tell groups apart: labels, the seed, and what cannot change a result."""
+"""Options that do not separate groups: labels, the seed, and options that cannot change a result."""
 
 
 class Spread(NamedTuple):
-    """A figure over seeds: mean, sample standard deviation (NaN of fewer than two), and how many seeds have it."""
+    """A figure over seeds: mean, sample standard deviation (NaN with fewer than two seeds), and number of seeds that
+    have it."""
 
     mean: float
     sd: float
@@ -29,14 +30,15 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Spread:
-        """Of the values that are there and finite."""
+        """Compute it from the values that are present and finite."""
         known = np.array([value for value in values if value is not None and math.isfinite(value)])
         mean = float(known.mean()) if len(known) else math.nan
         return cls(mean, float(known.std(ddof=1)) if len(known) > 1 else math.nan, len(known))
 
 
 class Curve(NamedTuple):
-    """A figure by round over seeds, where all that have it were evaluated; without a spread of one seed alone, sd 0."""
+    """A figure by round over seeds, for rounds in which all runs that have it were evaluated; with one seed, sd is
+    0."""
 
     rounds: list[int]
     mean: np.ndarray
@@ -45,19 +47,19 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
     label: str
-    """What sets it apart, in a few words."""
+    """What distinguishes it from other groups, in a few words."""
     options: Mapping[str, str]
-    """Dotted path → value, as `short_options` has it."""
+    """Dotted path → value, as `short_options` returns it."""
     runs: tuple[RecordedRun, ...]
-    """By seed."""
+    """The runs, by seed."""
     figures: Mapping[str, Spread]
-    """Those that stand in tables and that there are in any group: after the last round, see `final_figures`."""
+    """The figures that tables show and that at least one group has, after the last round; see `final_figures`."""
 
     def curve(self, metric: str) -> Curve:
-        """A metric by round."""
+        """Return a metric by round; `metric` is its name in MLflow."""
         runs = [_by_round(run, metric) for run in self.runs]
         runs = [values for values in runs if values]
         rounds = sorted(set.intersection(*map(set, runs))) if runs else []
@@ -66,8 +68,9 @@ class Group:
         return Curve(rounds, table.mean(axis=0) if runs else np.zeros(0), spread)
 
     def trust(self) -> np.ndarray:
-        """Mean reputation of the attackers and of the others by round, over hospitals and seeds: (2, rounds)."""
-        rounds = min(len(run.rounds) for run in self.runs)  # all have as many, unless somebody cut a journal
+        """Return the mean reputation of the attackers and of the others by round, over hospitals and seeds: (2,
+        rounds)."""
+        rounds = min(len(run.rounds) for run in self.runs)  # all have the same number, unless a journal was cut
         lines = np.vstack([run.by_client("reputation")[:, :rounds] for run in self.runs])
         attacks = np.array([client in run.attackers for run in self.runs for client in range(run.start.clients)])
         return np.array([_mean(lines[attacks]), _mean(lines[~attacks])])
@@ -78,29 +81,29 @@ class Comparison:
     """Groups of runs, the best by balanced accuracy first."""
 
     columns: tuple[str, ...]
-    """Dotted paths of the options that tell the groups apart."""
+    """Dotted paths of the options that separate the groups."""
     differing: tuple[str, ...]
-    """Those, and the options that only one of several alternatives has."""
+    """These, and the options that only one of several alternatives has."""
     groups: tuple[Group, ...]
     notes: tuple[str, ...]
-    """What a reader has to know: runs that were left out, groups with other seeds."""
+    """What a reader must be aware of: runs that were left out, groups with different seeds."""
 
     @property
     def figures(self) -> dict[str, str]:
-        """Name → title of the figures that there are."""
+        """Return name → title of the available figures."""
         return titles(self.groups[0].figures)
 
     @property
     def shared(self) -> dict[str, str]:
-        """The options in which all runs agree."""
+        """Return the options in which all runs agree."""
         return {path: value for path, value in self.groups[0].options.items() if path not in self.differing}
 
 
 def compare(runs: Sequence[RecordedRun]) -> Comparison:
-    """Group runs by everything but the seed; of several with the same options and seed, the last one counts.
+    """Group runs by everything but the seed; of several runs with the same options and seed, the last one counts.
 
-    Runs that have not ended, or in which no round was made, are left out, and said to be. Raises `ExperimentError`
-    where fewer than two are left.
+    Runs that have not ended, or without any round, are left out, and a note says so. Raises `ExperimentError` if fewer
+    than two are left.
     """
     ended = [run for run in runs if run.end is not None and not run.skips.untrained]
     notes = [_left_out(run) for run in runs if run.end is None or run.skips.untrained]
@@ -137,22 +140,26 @@ def compare(runs: Sequence[RecordedRun]) -> Comparison:
 
 
 def short_options(experiment: Mapping[str, Any]) -> dict[str, str]:
-    """The options by dotted path, without those of `APART`; what has a name stands at its own path by that name.
+    """Return the options by dotted path, without those of `APART`; an object with a name is listed at its own path by
+    that name.
 
-    So they read as overrides do: `aggregation.rule: krum`, `aggregation.stages: [clip, nnm]`, `attacks.0.scale: 4.0`.
-    Options that came later than the run have their defaults.
+    So they look like overrides: `aggregation.rule: krum`, `aggregation.stages: [clip, nnm]`, `attacks.0.scale: 4.0`.
+    Options newer than the run have their defaults.
     """
     try:
         experiment = Experiment.model_validate(experiment).resolved()
-    except ValidationError:  # of another version, or with classes that are not here
+    except ValidationError:  # from another version, or with classes that are not available
         experiment = dict(experiment)
     return _short({key: value for key, value in experiment.items() if key not in APART}, "")
 
 
 def telling(groups: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of the options of several groups: the paths that separate them, and all that differ.
+    """Return the paths of the options that separate the groups, and the paths of all options that differ.
 
-    An option that some groups lack is told by the name of what has it, unless groups with the same name differ in it.
+    groups: the options of each group, as `short_options` returns them.
+
+    If some groups lack an option, the name of the object that has it is enough, unless groups with the same name differ
+    in the option.
     """
     paths = dict.fromkeys(path for group in groups for path in group)
     differing = tuple(path for path in paths if len({group.get(path) for group in groups}) > 1)
@@ -174,7 +181,7 @@ def _told(path: str, groups: Sequence[Mapping[str, str]], differing: Sequence[st
 
 
 def final_figures(run: RecordedRun) -> dict[str, float]:
-    """The figures of a run that stand in tables: those after the last round, how many rounds were skipped, and the
+    """Return the figures of a run that tables show: those after the last round, the number of skipped rounds, and the
     bytes of all updates together."""
     uploaded = [record.upload_bytes for record in run.rounds if record.upload_bytes is not None]
     found = run.final | {"rounds_skipped": float(run.skips.skipped)}
@@ -184,7 +191,12 @@ def final_figures(run: RecordedRun) -> dict[str, float]:
 
 
 def shown(figure: str, spread: Spread, runs: int) -> str:
-    """`0.912 ± 0.004` as it stands in a table; the number of seeds behind it where it is not that of the group."""
+    """Return `0.912 ± 0.004` as tables show it, with the number of seeds if it differs from the group's.
+
+    figure: its name.
+    spread: its values over the seeds.
+    runs: number of runs of the group.
+    """
     if not spread.n:
         return "–"
     unit, scale, digits = ("", 1.0, 3)
@@ -194,7 +206,7 @@ def shown(figure: str, spread: Spread, runs: int) -> str:
     if figure == "rounds_skipped":
         digits = 0 if runs == 1 else 1
     around = f" ± {spread.sd / scale:.{digits}f}" if math.isfinite(spread.sd) else ""
-    if unit and not float(around[3:] or 0):  # the same model, the same bytes
+    if unit and not float(around[3:] or 0):  # the same model always has the same size
         around = ""
     return f"{spread.mean / scale:.{digits}f}{around}{unit}" + (f" (n = {spread.n})" if spread.n < runs else "")
 
@@ -217,7 +229,7 @@ def _short(options: Mapping[str, Any], prefix: str) -> dict[str, str]:
 
 
 def _labels(groups: Sequence[Mapping[str, str]], columns: Sequence[str], runs: Sequence[RecordedRun]) -> list[str]:
-    """What sets each group apart; made distinct by a number where the columns alone do not do it."""
+    """Return what distinguishes each group; numbers are added if the columns alone do not make the labels distinct."""
     labels = []
     for group, run in zip(groups, runs, strict=True):
         words = [_word(path, group[path]) for path in columns if path in group]
@@ -242,7 +254,7 @@ def _by_round(run: RecordedRun, metric: str) -> dict[int, float]:
 
 
 def _mean(lines: np.ndarray) -> np.ndarray:
-    """The mean of each column over the rows that have a figure; NaN where none has."""
+    """Return the mean of each column over the rows that have a figure; NaN if none has."""
     known = np.isfinite(lines)
     count, mean = known.sum(axis=0), np.full(lines.shape[1], np.nan)
     np.divide(np.where(known, lines, 0.0).sum(axis=0), count, out=mean, where=count > 0)

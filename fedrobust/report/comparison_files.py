@@ -1,4 +1,4 @@
-"""What a comparison leaves: pictures, and one HTML page."""
+"""The files of a comparison: pictures, and one HTML page."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ CURVES = {
     "test/worst_hospital_accuracy": "accuracy at the worst hospital",
     "attack/success_rate": "attack success",
 }
-"""What is drawn by round, in this order."""
+"""The figures that are drawn by round, in this order, with their titles."""
 
 
 def write_comparison(names: Sequence[str], runs: Path, out: Path) -> tuple[Comparison, Path]:
-    """Compare the runs below `runs` that `names` mean; returns the comparison, and the page's path.
+    """Compare the runs that `names` select; return the comparison, and the page's path.
 
-    Writes `compare.html` and `figures/*.png` into a folder below `out`, named after what is compared. Raises
-    `ExperimentError` where a name means no run, or there is nothing to compare.
+    names: ids of runs, or names of experiments; see `find_runs`.
+    runs: the folder that contains the folders of the runs.
+    out: the folder for the new folder, which is named after `names`; `compare.html` and `figures/*.png` are written to
+        it.
+
+    Raises `ExperimentError` if a name selects no run, or if there is nothing to compare.
     """
     comparison = compare([read_run(folder) for folder in find_runs(names, runs)])
     pictures = {name: figures.png(figure) for name, figure in make_comparison_figures(comparison).items()}
@@ -43,7 +47,7 @@ def write_comparison(names: Sequence[str], runs: Path, out: Path) -> tuple[Compa
 
 
 def make_comparison_figures(comparison: Comparison) -> dict[str, Figure]:
-    """The pictures that the runs allow, by name, of the best `PICTURED` groups."""
+    """Return the possible pictures, by name, of the best `PICTURED` groups."""
     groups = {f"{place}  {group.label}": group for place, group in enumerate(comparison.groups[:PICTURED], start=1)}
     found = {}
     curves = {title: {name: group.curve(metric) for name, group in groups.items()} for metric, title in CURVES.items()}
@@ -59,7 +63,7 @@ def make_comparison_figures(comparison: Comparison) -> dict[str, Figure]:
 
 
 def folder_name(names: Sequence[str]) -> str:
-    """A folder's name: what is compared, with commas between. Other names make another folder."""
+    """Return a folder's name: what is compared, separated by commas. Different names give different folders."""
     joined = ",".join(file_name(_short(name)) for name in names)
     return joined if len(joined.encode()) <= 120 else file_name(joined)
 

@@ -8,7 +8,7 @@ from fedrobust.report.compare import Comparison, Group, Spread, final_figures, s
 from fedrobust.report.elements import Table, plural, render
 
 PICTURED = 9
-"""More groups than this, and the pictures keep to the best of them."""
+"""Maximum number of groups in pictures; if there are more, the best ones are shown."""
 CHAPTERS = {
     "How well the global models read, and how well the attacks work": {
         "curves": "Held-out patients, after each evaluated round: the mean over the seeds, with a band of one standard "
@@ -27,7 +27,11 @@ CHAPTERS = {
 
 
 def comparison_html(name: str, comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
-    """The comparison as one page without scripts or references to anything outside it."""
+    """Return the comparison as one page without scripts or references to anything outside it.
+
+    name: the title.
+    pictures: name → PNG file.
+    """
     runs = sum(len(group.runs) for group in comparison.groups)
     facts = [plural(runs, "run"), plural(len(comparison.groups), "group"), _seeds(comparison.groups)]
     return render(
@@ -46,7 +50,7 @@ def comparison_html(name: str, comparison: Comparison, pictures: Mapping[str, by
 
 
 def _groups(comparison: Comparison) -> Table:
-    """What tells the groups apart, and their final figures."""
+    """Return the table of what separates the groups, and their final figures."""
     heads = ["", *comparison.columns, "seeds", *comparison.figures.values()]
     lines = []
     for place, group in enumerate(comparison.groups, start=1):

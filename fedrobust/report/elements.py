@@ -1,6 +1,6 @@
-"""What every page is made of: Jinja2 templates, which escape all that is put into them.
+"""The building blocks of all pages: Jinja2 templates, which escape everything that is inserted.
 
-A page is one HTML file with no reference to anything outside it; only a sweep's has scripts.
+A page is one HTML file with no reference to anything outside it; only a sweep's page has scripts.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from fedrobust.figures.drawing import DOTS_PER_INCH
 from fedrobust.texts import visible
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
-"""Heads and rows, as the macro `table` takes them; cells that are floats are shown with five digits."""
+"""Heads and rows, as the macro `table` takes them; floats are shown with five digits."""
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that a template makes of `values`; `template` is its path in the package.
+    """Return the page that a template makes of `values`; `template` is its path in the package.
 
-    No text in a page is a tag unless it is `Markup`, and control characters are seen. A name that the template asks for
-    and does not get is an error.
+    A text cannot add tags unless it is `Markup`, and control characters are made visible. A name that the template uses
+    but that is not given is an error.
     """
     return _environment().get_template(template).render(values)
 
 
 def plural(count: int, word: str) -> str:
-    """`3 rounds`, `1 round`, `no rounds`."""
+    """Return `3 rounds`, `1 round`, `no rounds`."""
     return f"{count or 'no'} {word}{'' if count == 1 else 's'}"
 
 
@@ -49,20 +49,20 @@ def _environment() -> Environment:
 
 
 def _seen(value: Any) -> Any:
-    """What is put into a page, before it is escaped."""
+    """Convert a value that is inserted into a page, before it is escaped."""
     return value if isinstance(value, Markup) else visible(value, keep="\n")
 
 
 def _breakable(text: object) -> Markup:
-    """A name that may be broken after its dots and slashes."""
+    """Return a name that may be broken after its dots and slashes."""
     return Markup(str(Markup.escape(_seen(text))).replace(".", ".<wbr>").replace("/", "/<wbr>"))
 
 
 def _data(png: bytes) -> Markup:
-    """The address that is a PNG file itself."""
+    """Return a URL that contains the PNG file itself."""
     return Markup(f"data:image/png;base64,{base64.b64encode(png).decode()}")
 
 
 def _shown_width(png: bytes) -> int:
-    """The width of a PNG file on the page, in its pixels."""
+    """Return the width of a PNG file on the page, in pixels of the page."""
     return int.from_bytes(png[16:20], "big") * 102 // DOTS_PER_INCH

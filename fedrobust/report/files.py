@@ -1,4 +1,4 @@
-"""What a report leaves in a run's folder: PNG figures and one HTML page, made from the journal alone."""
+"""The report in a run's folder: PNG figures and one HTML page, made from the journal alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedrobust.records import RecordedRun, read_run
 from fedrobust.report.page import html
 
 MONTAGE = "figures/misread.png"
-"""The one picture that needs the patches themselves."""
+"""The only picture that needs the patches themselves."""
 CURVES = {
     "balanced accuracy": "test/balanced_accuracy",
     "accuracy": "test/accuracy",
@@ -34,16 +34,23 @@ def save_partition(
     attackers: Collection[int] = (),
     patients: Sequence[int] | None = None,
 ) -> None:
-    """Write `partition.png`, the picture of who holds what: `counts` (hospitals, labels), `patients` (hospitals,)."""
+    """Write `partition.png`, the picture of the partition.
+
+    folder: the run's folder.
+    counts: (hospitals, labels) int, training patches.
+    label_names: one for each column.
+    attackers: ids of the malicious hospitals.
+    patients: (hospitals,) number of patients.
+    """
     named = attackers if isinstance(attackers, Mapping) else dict.fromkeys(attackers, "attacker")
     (folder / "partition.png").write_bytes(figures.png(figures.partition_figure(counts, label_names, named, patients)))
 
 
 def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
-    """Write `figures/*.png` and `report.html` into a run's folder, from its journal; returns the page's path.
+    """Write `figures/*.png` and `report.html` into a run's folder, from its journal; return the page's path.
 
-    `images` (n, H, W, 3) uint8 are the patches that the `end` record's `misread` indices point into; without them the
-    montage is the one that is there, if any. A run that stopped early gives a report of what there is.
+    images: (n, H, W, 3) uint8, the patches to which the `misread` indices of the `end` record refer; without them, an
+        existing montage is kept. For a run that stopped early, the report contains what there is.
     """
     run = read_run(folder)
     pictures = {name: figures.png(figure) for name, figure in make_figures(run, images).items()}
@@ -51,7 +58,7 @@ def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
     kept = {MONTAGE} if images is None else set()
     for old in (folder / "figures").glob("*.png"):
         if old.stem not in pictures and f"figures/{old.name}" not in kept:
-            old.unlink()  # of an earlier report: nobody vouches for it now
+            old.unlink()  # from an earlier report, and no longer covered by the seal
     for name, picture in pictures.items():
         (folder / "figures" / f"{name}.png").write_bytes(picture)
     if images is None and (folder / MONTAGE).exists():
@@ -65,10 +72,13 @@ def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
 
 
 def write_again(folder: Path, key: Path) -> Path:
-    """Write the report of a run again, from its folder alone; of one that has ended with an audit log, seal it again.
+    """Write the report of a run again, from its folder alone; if the run has ended with an audit log, seal it again.
 
-    `key`: the file of the key that signed the log. Raises `AuditError`, and writes nothing, where the key is not there,
-    or anything that is not written again is not what the log and the seal say.
+    folder: the run's folder.
+    key: the file of the key that signed the log.
+
+    Raises `AuditError`, and writes nothing, if the key is missing, or if any file that is not written again does not
+    match the log and the seal.
     """
     if not (folder / "audit.jsonl").exists() or read_run(folder).end is None:
         return write_report(folder)
@@ -86,7 +96,7 @@ def write_again(folder: Path, key: Path) -> Path:
 
 
 def _remade(folder: Path) -> Callable[[str], bool]:
-    """Which files of a run `write_report` makes anew without the patches, by their paths."""
+    """Return whether `write_report` makes a file of a run anew without the patches, as a function of its path."""
     pictures = {"report.html"} if (folder / "partition.png").exists() else {"report.html", "partition.png"}
 
     def remade(name: str) -> bool:
@@ -96,7 +106,7 @@ def _remade(folder: Path) -> Callable[[str], bool]:
 
 
 def _audit(folder: Path) -> str:
-    """Whether the run's audit log verifies, as far as the run got; empty without one."""
+    """Say whether the run's audit log verifies, up to where the run got; empty without a log."""
     if not (folder / "audit.jsonl").exists():
         return ""
     verdict = verify(folder)
@@ -106,11 +116,14 @@ def _audit(folder: Path) -> str:
 
 
 def make_figures(run: RecordedRun, images: np.ndarray | None = None) -> dict[str, Figure]:
-    """All the figures that the records allow, by name, in the order of the report."""
+    """Return all possible figures of the records, by name, in the order of the report.
+
+    images: as in `write_report`.
+    """
     names = run.start.label_names
     rounds = [record.round for record in run.rounds]
     found: dict[str, Figure] = {}
-    evaluations = [] if run.skips.untrained else run.evaluations  # the initial model is no result
+    evaluations = [] if run.skips.untrained else run.evaluations  # the initial model is not a result
     if evaluations:
         curves = {}
         for title, metric in CURVES.items():
@@ -119,7 +132,7 @@ def make_figures(run: RecordedRun, images: np.ndarray | None = None) -> dict[str
             if there:
                 curves[title] = ([round for round, _ in there], [value for _, value in there])
         attacking = {record.round: len(record.attacking) for record in run.rounds}
-        tested = sum(any(row) for row in evaluations[-1].confusion)  # balanced accuracy is over these labels
+        tested = sum(any(row) for row in evaluations[-1].confusion)  # balanced accuracy is a mean over these labels
         found["curves"] = figures.curves_figure(curves, attacking, chance=1 / max(tested, 1))
     marks = figures.Marks(attacking=run.marks("attacking"), renewed=run.renewed(), acts=run.acts)
     quarantined, rejected = run.marks("quarantined"), run.marks("rejected")

@@ -1,4 +1,4 @@
-"""Runs by what a person calls them: the id, the beginning of it, or the experiment that they belong to."""
+"""Finding runs by what users call them: the id, its beginning, or the experiment that they belong to."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fedrobust.records import run_of
 
 
 def find_run(run: str, runs: Path) -> Path:
-    """The folder below `runs` of the run with this id, or the only one whose id begins with it.
+    """Return the folder in `runs` of the run with this id, or of the only one whose id begins with `run`.
 
-    Raises `ExperimentError` where there is none, or several.
+    Raises `ExperimentError` if there is none, or more than one.
     """
     found = sorted(runs.glob(f"{run}*")) if run.isalnum() else []
     if len(found) == 1:
@@ -25,9 +25,10 @@ def find_run(run: str, runs: Path) -> Path:
 
 
 def find_runs(names: Sequence[str], runs: Path) -> list[Path]:
-    """The folders of all runs that `names` mean, each once, in the order in which they were last written.
+    """Return the folders in `runs` of all runs that `names` select, each once, in the order of their last change.
 
     A name is that of an experiment, in its file or in MLflow (`tracking.experiment`), or a run's id as in `find_run`.
+    Raises `ExperimentError` if a name selects no run.
     """
     experiments: dict[str, list[Path]] = {}
     for folder in runs.iterdir() if runs.is_dir() else ():
@@ -46,7 +47,7 @@ def find_runs(names: Sequence[str], runs: Path) -> list[Path]:
 
 
 def _experiments(folder: Path) -> set[str]:
-    """The names that a run's experiment goes by; none where its journal cannot be read."""
+    """Return the names of a run's experiment; none if its journal cannot be read."""
     try:
         with (folder / "journal.jsonl").open("rb") as file:
             options = run_of(file.readline()).start.options

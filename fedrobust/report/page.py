@@ -15,7 +15,7 @@ from fedrobust.report.titles import titles_of_one
 from fedrobust.tracking import flatten
 
 LONG_TABLE = 30
-"""More hospitals than this, and the table keeps to those that attacked, were suspected, quarantined or rejected."""
+"""With more hospitals than this, the table lists only those that attacked, were suspected, quarantined or rejected."""
 
 CHAPTERS = {
     "How well the global model reads, and how well the attack works": {
@@ -43,9 +43,11 @@ CHAPTERS = {
 
 
 def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "") -> str:
-    """The report as one page without scripts or references to anything outside it.
+    """Return the report as one page without scripts or references to anything outside it.
 
-    `audit` says whether the run's audit log verifies.
+    run: the records of the run.
+    pictures: name → PNG file.
+    audit: says whether the run's audit log verifies.
     """
     options = run.start.options
     partition = options.data.partition
@@ -80,9 +82,9 @@ def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "") -> st
 
 
 def verdict(run: RecordedRun) -> str:
-    """Who attacked, who was found out after the last round, and whether rightly so, in one or two sentences.
+    """Say who attacked, who was detected after the last round, and whether rightly so, in one or two sentences.
 
-    Found out is who is in quarantine, or, where quarantine does not act, who is suspected.
+    A hospital counts as detected if it is in quarantine or, if quarantine does not act, if it is suspected.
     """
     stories = hospitals(run)
     if run.skips.untrained and not run.judged:
@@ -104,7 +106,7 @@ def verdict(run: RecordedRun) -> str:
 
 
 def _hospitals(run: RecordedRun) -> dict[str, Any]:
-    """The table of the hospitals: its heads, each hospital with its cells, how many are not in it and why."""
+    """Return the table of the hospitals: its heads, the cells of each hospital, how many are not listed and why."""
     stories = hospitals(run)
     shown = [s for s in stories if len(stories) <= LONG_TABLE or _matters(s)]
     renamed = any(len(story.identities) > 1 for story in stories)
@@ -142,7 +144,7 @@ def _matters(story: Hospital) -> bool:
 
 
 def _truth(story: Hospital) -> str:
-    """The attack, and how often it was active if that is not always."""
+    """Return the attack, and how often it was active if not always."""
     if story.attack is None:
         return "honest"
     always = story.attacked == story.participated
@@ -154,7 +156,7 @@ def _since(count: int, first: int | None) -> str:
 
 
 def _identities(story: Hospital) -> str:
-    """The ids under which a hospital appeared, if not its own alone: the first three, and how many more."""
+    """Return the ids under which a hospital appeared, if not only its own: the first three, and how many more."""
     if len(story.identities) == 1:
         return "–"
     ids, more = story.identities[:3], len(story.identities) - 3
@@ -162,7 +164,7 @@ def _identities(story: Hospital) -> str:
 
 
 def _steps(run: RecordedRun) -> dict[str, Any]:
-    """What each part of the defence made of every hospital in the last round, and what the rules noted."""
+    """Return how each part of the defence judged every hospital in the last round, and what the rules noted."""
     aggregated = [record for record in run.rounds if record.stages]
     if not aggregated:
         return {}

@@ -1,4 +1,4 @@
-"""What happened to each hospital in a run."""
+"""The history of each hospital in a run."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from fedrobust.records import RecordedRun
 
 @dataclass(frozen=True)
 class Hospital:
-    """What happened to one hospital in a run, and what it really was."""
+    """The history of one hospital in a run, and whether it was malicious."""
 
     client: int
     attack: str | None
     """The name of its attack; None if it is honest."""
     attacked: int
-    """Rounds in which it attacked."""
+    """Number of rounds in which it attacked."""
     participated: int
     suspected: int
-    """Rounds in which it was suspected."""
+    """Number of rounds in which it was suspected."""
     first: int | None
     """The first round in which it was suspected."""
     suspected_now: bool
-    """Suspected after the last round."""
+    """Whether it was suspected after the last round."""
     quarantined: int
-    """Rounds after which it was in quarantine."""
+    """Number of rounds after which it was in quarantine."""
     quarantined_from: int | None
-    """The first of them."""
+    """The first of these rounds."""
     quarantined_now: bool
-    """In quarantine after the last round."""
+    """Whether it was in quarantine after the last round."""
     acts: bool
-    """Whether quarantine leaves hospitals out; if not, the coordinator's last word is suspicion."""
+    """Whether quarantine excludes hospitals; if not, the coordinator's final judgement is suspicion."""
     identities: tuple[int, ...]
-    """The ids under which it appeared, in their order."""
+    """The ids under which it appeared, in this order."""
     rejected: int
     reputation: float | None
     weight: float | None
-    """Its mean share of the aggregate; None where the rule gives no weights."""
+    """Its mean share of the aggregate; None if the rule gives no weights."""
     accuracy: float | None
     patches: int
 
     @property
     def verdict(self) -> str:
-        """`caught`, `missed`, `wrongly suspected` (where quarantine acts: `wrongly quarantined`) or `honest`."""
+        """`caught`, `missed`, `wrongly suspected` (if quarantine acts: `wrongly quarantined`) or `honest`."""
         found = self.quarantined_now if self.acts else self.suspected_now
         if self.attack is not None:
             return "caught" if found else "missed"
@@ -52,7 +52,7 @@ class Hospital:
 
 
 def hospitals(run: RecordedRun) -> list[Hospital]:
-    """What happened to every hospital, attackers first."""
+    """Return the history of every hospital, attackers first."""
     suspected, rejected, present = run.marks("suspected"), run.marks("rejected"), run.marks("participants")
     quarantined, attacking, identities = run.marks("quarantined"), run.marks("attacking"), run.identities()
     reputation, weights = run.by_client("reputation"), run.by_client("weights")

@@ -1,4 +1,4 @@
-"""What the figures of a run are called in tables and pages, and which of them stand there."""
+"""The titles of a run's figures in tables and pages, and the choice of those that are shown there."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ OTHERS = {
     "rounds_skipped": "rounds skipped",
     "upload_bytes": "uploaded",
 }
-"""Those that are no metrics of a model."""
+"""Titles of the figures that are not metrics of a model."""
 
 
 def titles(names: Collection[str]) -> dict[str, str]:
-    """Name → title of those of the figures that stand in tables: metrics on the test patches first."""
+    """Return name → title of the figures that tables show: metrics on the test patches first."""
     tested = in_tables(name.removeprefix("test/") for name in names if name.startswith("test/"))
     others = {name: title for name, title in OTHERS.items() if name in names}
     return {f"test/{key}": title for key, title in tested.items()} | others
 
 
 def titles_of_one(names: Collection[str]) -> dict[str, str]:
-    """The same for a run alone, where there is room for its accuracy, and the rest is said elsewhere."""
+    """The same for a table of one run: it also has room for accuracy, and the other figures are shown elsewhere."""
     found = {"test/accuracy": "accuracy"} | titles(names)
     return {name: title for name, title in found.items() if name not in ("rounds_skipped", "upload_bytes")}

@@ -1,4 +1,4 @@
-"""The only room that knows MLflow. The journal is the truth; what MLflow shows is sent from it, each line once.
+"""The only room that imports MLflow. The journal is authoritative; each of its lines is sent to MLflow once.
 
 >>> flatten({"aggregation": {"rule": {"name": "krum"}, "stages": ["clip", "nnm"]}})
 {'aggregation.rule.name': 'krum', 'aggregation.stages': '["clip", "nnm"]'}

@@ -1,5 +1,5 @@
-"""`python -m fedrobust.tracking sqlite:///mlruns/mlflow.db`: has a database in order before MLflow's own programs use
-it. It is made if need be, and right about where its artifacts lie."""
+"""`python -m fedrobust.tracking sqlite:///mlruns/mlflow.db`: prepares a database for MLflow's own programs. It makes
+the database if necessary, and corrects the paths of its artifacts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves beside its figures: the files of its folder, and its model."""
+"""What a run leaves besides its figures: the files of its folder, and its model."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOT_ARTIFACTS = ("checkpoint.npz", "checkpoint.partial", "model")
-"""What stays in the run's folder; the model is logged as a model."""
+"""Files that are not uploaded; the model is logged as a model."""
 SMALL = ("audit.seal", "report.html")
-"""What is sent even if it is there in the same size: a seal that is made again fits the report that is made with it."""
+"""Files that are sent even if MLflow has them in the same size, because a new seal and a new report belong together."""
 REGISTERED = ("attack", "defence")
-"""Tags of a run that a registered model has, too, beside `run`, the run's name."""
+"""Tags of a run that its registered model gets, too, besides `run`, the run's name."""
 
 
 def save_model(module: nn.Module, size: int, folder: Path) -> None:
-    """Write `module` as an MLflow model: a traced graph with its signature, that loads without this package.
+    """Write `module` as an MLflow model: a traced graph with its signature, which loads without this package.
 
-    It takes any number of patches, (n, 3, size, size) float32. The example that it is traced with, and that lies
-    beside it, is two grey patches: a single one would fix n at one, and patients' own do not belong there. A network
-    that cannot be traced so is told, and nothing is written: a run does not end with that. Needs no server: `upload`
-    and `sync` log the model when one is there. `mlflow.pytorch.load_model` reads it back.
+    module: the network; it takes any number n of patches, (n, 3, size, size) float32.
+    size: height and width of the patches.
+    folder: the new folder of the model.
+
+    The example for tracing, which is saved with the model, is two grey patches: a single patch would fix n at one, and
+    patients' patches do not belong there. If a network cannot be traced, a warning is logged and nothing is written,
+    but the run goes on. No server is needed: `upload` and `sync` log the model later. `mlflow.pytorch.load_model` reads
+    it back.
     """
     import torch
 
@@ -37,14 +41,14 @@ def save_model(module: nn.Module, size: int, folder: Path) -> None:
         _trace(module.eval(), torch.zeros(2, 3, size, size), folder)
     except OSError:
         raise
-    except Exception as error:  # whatever a network makes of being traced
+    except Exception as error:  # tracing a network may raise anything
         shutil.rmtree(folder, ignore_errors=True)
         why = next(iter(str(error).splitlines()), type(error).__name__)
         logger.warning("no model is kept, only its weights in %s: %s", folder.parent / "checkpoint.npz", why)
 
 
 def _trace(module: nn.Module, example: Tensor, folder: Path) -> None:
-    """Write `module` as an MLflow model, and read it back with other numbers of patches than the example's."""
+    """Write `module` as an MLflow model, and test it with other numbers of patches than the example has."""
     import_mlflow()
     import mlflow.pytorch
     import torch
@@ -69,11 +73,12 @@ def _trace(module: nn.Module, example: Tensor, folder: Path) -> None:
 
 
 def upload(client: Any, run_id: str, folder: Path, again: bool = False, register: str | None = None) -> None:
-    """Upload the files of a run's folder that its artifacts lack or hold in another size, and its model.
+    """Upload the files of a run's folder that its artifacts lack or have in a different size, and its model.
 
-    Links are not followed: what they lead to is not the run's.
-
-    `register`: the name under which the model is registered, too.
+    client: an MLflow client.
+    folder: the run's folder. Links in it are not followed, because their targets do not belong to the run.
+    again: also upload files that the artifacts have in the same size.
+    register: the name under which the model is registered, if any.
     """
     stored = {} if again else dict(stored_files(client, run_id))
     for path in sorted(folder.rglob("*")):
@@ -89,7 +94,7 @@ def upload(client: Any, run_id: str, folder: Path, again: bool = False, register
 
 
 def stored_files(client: Any, run_id: str, below: str | None = None) -> Iterator[tuple[str, int]]:
-    """Path and size of each artifact of a run."""
+    """Yield path and size, in bytes, of each artifact of a run; `below`: only of those in this folder."""
     for found in client.list_artifacts(run_id, below):
         if found.is_dir:
             yield from stored_files(client, run_id, found.path)
@@ -109,7 +114,7 @@ def _upload_model(client: Any, run_id: str, folder: Path) -> None:
     logged = client.create_logged_model(
         run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params, model_type="classifier"
     )
-    described = Model.from_dict(YAML(typ="safe").load(folder / "MLmodel"))  # `load` takes % in a path for a code
+    described = Model.from_dict(YAML(typ="safe").load(folder / "MLmodel"))  # `load` would decode % in a path
     described.model_id, described.run_id, described.artifact_path = logged.model_id, run_id, logged.artifact_location
     described.save(str(folder / "MLmodel"))
     client.log_model_artifacts(logged.model_id, str(folder))
@@ -120,7 +125,7 @@ def _upload_model(client: Any, run_id: str, folder: Path) -> None:
 def _register(client: Any, run_id: str, name: str) -> None:
     """Make the run's model the latest version of the registered model `name`, once.
 
-    MLflow keeps the alias `latest` for itself: it always means the highest version.
+    MLflow reserves the alias `latest`: it always means the highest version.
     """
     from mlflow.exceptions import MlflowException
 
@@ -135,6 +140,6 @@ def _register(client: Any, run_id: str, name: str) -> None:
         return
     logged = client.get_logged_model(run.outputs.model_outputs[0].model_id)
     tags = {"run": run.info.run_name} | {key: run.data.tags[key] for key in REGISTERED if key in run.data.tags}
-    # Not `models:/ID`, which the store would look up in whatever MLFLOW_TRACKING_URI names.
-    source, waiting = logged.artifact_location, 0  # it is there: nothing has to be waited for
+    # `models:/ID` would be looked up in the store that MLFLOW_TRACKING_URI names.
+    source, waiting = logged.artifact_location, 0  # it is there already, so there is no need to wait
     client.create_model_version(name, source, run_id, tags, await_creation_for=waiting, model_id=logged.model_id)

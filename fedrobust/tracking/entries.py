@@ -1,4 +1,4 @@
-"""What MLflow holds of an experiment and its journal: flat names with texts, or with numbers. Pure functions."""
+"""What MLflow stores of an experiment and its journal: flat names with texts, or with numbers. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from fedrobust.records import EvaluationRecord, Record, RoundRecord
 from fedrobust.texts import visible
 
 LONGEST = 500
-"""Characters of a parameter's value that every MLflow server accepts."""
+"""Maximum length of a parameter's value, in characters, that every MLflow server accepts."""
 FAILED = "failed"
-"""Tag: why a run that is a part of another one has no result."""
+"""Tag of a run that is part of a study: why it has no result."""
 
 LONGEST_NAME = 250
-"""Bytes of the name of a parameter, metric or run that every MLflow server accepts."""
+"""Maximum length of a parameter's, metric's or run's name, in bytes, that every MLflow server accepts."""
 
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
-"""Characters that MLflow does not take in a name."""
+"""Characters that MLflow does not accept in a name."""
 
 
 @dataclass(frozen=True)
 class StepFigures:
-    """Figures that come from no run's record, e.g. those of a sweep after a trial."""
+    """Figures that do not come from a run's record, e.g. those of a sweep after a trial."""
 
     step: int
     figures: Mapping[str, float]
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Nested settings as dotted paths and texts of at most `LONGEST` characters; a list of plain values stays one.
+    """Return nested settings as dotted path → text of at most `LONGEST` characters; a list of plain values stays one
+    text.
 
-    Of paths that MLflow cannot tell apart the later ones get a number.
+    If MLflow cannot distinguish several paths, numbers are added to the later ones.
     """
     flat: dict[str, str] = {}
     for path, value in _leaves(settings, ""):
@@ -61,9 +62,9 @@ def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
 
 
 def metrics(record: Record | StepFigures, width: int = 2) -> dict[str, float]:
-    """The MLflow metrics of one record; client ids are padded to `width` digits, so that they sort.
+    """Return the MLflow metrics of one record; client ids are padded to `width` digits, so that they sort.
 
-    Figures that are not finite are left out: records have None for them.
+    Figures that are not finite, which are None in records, are left out.
     """
     found: dict[str, float | None] = {}
     if isinstance(record, StepFigures):
@@ -84,7 +85,7 @@ def _of_round(record: RoundRecord, width: int) -> Mapping[str, float | None]:
         found |= {f"anomaly_{part}/{client:0{width}d}": value for part, value in parts.items()}
     found["defense/quarantined"] = len(record.quarantined)
     for name, named in (("quarantined", record.quarantined), ("attacking", record.attacking)):
-        # Of everyone who takes part, 0 included: a curve that only had ones would never come down.
+        # For all participants, 0 included: a curve of ones only could not show when it ends.
         found |= {f"{name}/{client:0{width}d}": client in named for client in record.participants}
     found["round/skipped"] = record.skipped is not None
     found["round/rejected"] = len(record.rejected)
@@ -99,13 +100,14 @@ def _of_round(record: RoundRecord, width: int) -> Mapping[str, float | None]:
 
 
 def allowed(name: str) -> str:
-    """The name of a parameter or metric, with `_` for what MLflow does not take in it, as in `nnm + median`.
+    """Return the name of a parameter or metric, with `_` for characters that MLflow does not accept, as in `nnm +
+    median`.
 
-    A name that is too long is cut, and has a digest in place of the rest.
+    If the name is too long, a digest replaces the rest.
     """
     plain = _FORBIDDEN.sub("_", name)
     if posixpath.normpath(plain) != plain or plain.startswith((".", "/")):
-        plain = plain.replace("/", "_").lstrip(".") or "_"  # it would be another file's path
+        plain = plain.replace("/", "_").lstrip(".") or "_"  # it would be the path of a different file
     if len(plain.encode()) <= LONGEST_NAME:
         return plain
     digest = sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
@@ -118,5 +120,5 @@ def shortened(text: str, longest: int = LONGEST) -> str:
 
 
 def finite(value: float | None) -> TypeGuard[float]:
-    """Whether MLflow can show `value`: a number that is neither NaN nor infinite."""
+    """Return whether MLflow can show `value`: a number that is neither NaN nor infinite."""
     return value is not None and math.isfinite(value)

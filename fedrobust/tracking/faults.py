@@ -1,4 +1,4 @@
-"""What is said when MLflow cannot be used, and what to do about it: one line for each cause."""
+"""Messages if MLflow cannot be used, and what to do about it: one line for each cause."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ CAUSES = (
         "start the server, or unset MLFLOW_TRACKING_URI to track in mlruns/mlflow.db",
     ),
 )
-"""What an error of a server says, and what to do then."""
+"""Patterns in errors of a server, and what to do about each."""
 
 
 def fault(error: Exception, uri: str, run_id: str | None = None) -> TrackingError:
-    """The error to raise for whatever MLflow, a database's driver or the network has raised; `run_id` is what was
-    asked for."""
+    """Return the error to raise for `error`, which came from MLflow, a database's driver or the network.
+
+    uri: address of the store.
+    run_id: the run that was requested, if any.
+    """
     if isinstance(error, TrackingError):
         return error
     if isinstance(error, WaitError):
@@ -50,7 +53,7 @@ def fault(error: Exception, uri: str, run_id: str | None = None) -> TrackingErro
 
 
 def refuse_deleted(client: Any, run: Any, uri: str) -> None:
-    """Raise `TrackingError`, with how to restore it, for a run that has been deleted in MLflow, or its experiment."""
+    """Raise `TrackingError`, with how to restore it, if the run or its experiment has been deleted in MLflow."""
     if run.info.lifecycle_stage == "active":
         return
     experiment = client.get_experiment(run.info.experiment_id)
@@ -62,13 +65,13 @@ def refuse_deleted(client: Any, run: Any, uri: str) -> None:
 
 
 def restoring(kind: str, name: str) -> str:
-    """The command that brings back one of the `runs` or `experiments`, by its id."""
+    """Return the command that restores `name`, an id; `kind` is `runs` or `experiments`."""
     store = "" if os.environ.get("MLFLOW_TRACKING_URI") else "MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db "
     option = {"runs": "--run-id", "experiments": "--experiment-id"}[kind]
     return f"{store}mlflow {kind} restore {option} {name}"
 
 
 def first_line(error: Exception) -> str:
-    """What an error says in one line, without passwords."""
+    """Return an error's message in one line, without passwords."""
     lines = str(error).strip().splitlines()
     return without_password(lines[0]) if lines else type(error).__name__

@@ -1,8 +1,8 @@
-"""Figures on their way to MLflow, the lines of a journal each once.
+"""Sends the lines of a journal to MLflow, each once.
 
-A metric's time stamp is the run's start plus the rounds' own seconds, so a journal line always becomes the same rows,
-and MLflow stores a row that it already has only once. The tag `fedrobust.synced` counts the lines that have arrived and
-is sent together with them. Therefore a run that is resumed, or replayed after the server was away, shows no step twice.
+The time stamp of a metric is the run's start plus the durations of the rounds, so a journal line always produces the
+same rows, and MLflow stores identical rows only once. The tag `fedrobust.synced` counts the lines that have arrived; it
+is sent together with them. So a run that is resumed, or sent again after a failure of the server, shows no step twice.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from fedrobust.records import Record, RoundRecord, RunStart
 from fedrobust.tracking.entries import FAILED, StepFigures, allowed, finite, metrics, shortened
 
 SYNCED = "fedrobust.synced"
-"""Tag: how many journal lines MLflow has."""
+"""Tag with the number of journal lines that MLflow has."""
 BATCH = 900
-"""Metrics in one request; MLflow takes up to 1,000 entries."""
+"""Metrics in one request; MLflow accepts at most 1,000 entries."""
 
 
 class Feed:
-    """Sends the journal of one run line by line, skipping the lines that MLflow has."""
+    """Sends the journal of one run line by line, skipping the lines that MLflow already has."""
 
     def __init__(self, client: Any, run: Any) -> None:
         self.sent = int(run.data.tags.get(SYNCED, 0))
@@ -28,7 +28,8 @@ class Feed:
         self._time, self._line, self._width = run.info.start_time, 0, 2
 
     def send(self, record: Record | StepFigures) -> None:
-        """Send the next line. May be called again for a line that failed: nothing moves on before all has arrived."""
+        """Send the next line. After an error, call it again with the same line: the position advances only on
+        success."""
         from mlflow.entities import Metric, RunTag
 
         width, time, step = self._width, self._time, 0
@@ -50,7 +51,7 @@ class Feed:
 
 
 def send_figures(client: Any, run_id: str, figures: Mapping[str, float], now: int) -> None:
-    """Send figures that belong to no round, with the time `now` in milliseconds."""
+    """Send figures that belong to no round; `now` is their time in milliseconds."""
     from mlflow.entities import Metric
 
     rows = [Metric(allowed(name), float(value), now, 0) for name, value in figures.items() if finite(value)]
@@ -61,7 +62,8 @@ def send_figures(client: Any, run_id: str, figures: Mapping[str, float], now: in
 def mark_failed(
     client: Any, experiment_id: str, reason: str, begun: Sequence[str], name: str, tags: Mapping[str, str]
 ) -> None:
-    """Say of the runs `begun` that they failed, and why; where there are none, of a new one."""
+    """Mark the runs `begun` as failed, with the reason; if there are none, mark a new run with this name and these
+    tags."""
     if not begun:
         own = {key: shortened(value) for key, value in tags.items()}
         begun = [client.create_run(experiment_id, run_name=name, tags=own).info.run_id]

@@ -1,4 +1,5 @@
-"""Where artifacts lie: MLflow's database holds whole paths, which are wrong once its folder is moved or copied."""
+"""Locations of artifacts: MLflow's database contains absolute paths, which are wrong once its folder is moved or
+copied."""
 
 from __future__ import annotations
 
@@ -20,18 +21,18 @@ PLACES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Tables and columns that name a place of artifacts."""
+"""Tables and columns that contain locations of artifacts."""
 BESIDE = {"fedrobust.artifacts": "beside the database"}
-"""Tag of the experiments whose artifacts lie there."""
+"""Tag of the experiments whose artifacts are stored there."""
 BEFORE = "mlflow.sharedViewState.fedrobust"
-"""Tag that those of the project's earlier versions have."""
+"""The corresponding tag of earlier versions of this project."""
 
 
 def mend_places(file: Path) -> None:
-    """Have what the database says about artifacts beside it say where it lies now, and say so where that is new.
+    """Correct the locations of artifacts beside the database `file` after a move, and log a warning if they changed.
 
-    Without this, MLflow would make the old place again and write there; and a copied folder would write into the one
-    that it was copied from. Experiments that were given a place elsewhere keep it. Raises `sqlite3.Error`.
+    Without this, MLflow would create the old location again and write there; and a copied folder would write into the
+    original. Experiments with artifacts elsewhere are not changed. Raises `sqlite3.Error`.
     """
     from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
@@ -53,7 +54,7 @@ def mend_places(file: Path) -> None:
                         [new, len(old) + 1, len(old) + 1, f"{old}/"],
                     )
             database.execute("commit")
-            _artifact_repos_cache.clear()  # what MLflow remembers of them in this process
+            _artifact_repos_cache.clear()  # MLflow's cache of the locations in this process
             logger.warning(
                 "this folder was moved or copied from %s: artifacts are written to %s now, and looked for there",
                 before.parent,
@@ -62,7 +63,7 @@ def mend_places(file: Path) -> None:
 
 
 def _same(before: Path, now: Path) -> bool:
-    """Whether both are one folder, perhaps by two names."""
+    """Return whether both are the same folder, perhaps with two names."""
     try:
         return before == now or before.samefile(now)
     except OSError:

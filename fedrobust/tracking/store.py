@@ -1,4 +1,4 @@
-"""The store that MLflow writes to: where it is, how it is reached, and what is said when it cannot be."""
+"""The store that MLflow writes to: its address, the connection, and the messages if it cannot be used."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from fedrobust.tracking.places import BESIDE, mend_places
 from fedrobust.tracking.tables import DATABASES, artifacts_beside, prepare
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Tag of an experiment, so that the UI shows it as one about training and not about language models."""
+"""Tag of an experiment, so that the UI shows it as model training and not as work on language models."""
 VIEW = "Accuracy and attack success"
-"""Name of the saved view that an experiment begins with; MLflow's own list of runs shows no figures."""
+"""Name of the saved view with which an experiment opens; MLflow's own list of runs shows no figures."""
 COLUMNS = (
     "attributes.`Duration`",
     "metrics.`attack/success_rate`",
@@ -32,13 +32,13 @@ COLUMNS = (
     "tags.`partition`",
     "tags.`seed`",
 )
-"""The columns of that view, in the order in which the UI shows them whatever the order here."""
+"""The columns of that view, in the order of the UI, which does not depend on the order here."""
 
 
 def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or the sqlite database `mlruns/mlflow.db` below the working folder.
+    """Return `MLFLOW_TRACKING_URI`, or the address of the SQLite database `mlruns/mlflow.db` below the working folder.
 
-    Raises `TrackingError` for a plain folder, to which MLflow no longer writes, and for what is no address.
+    Raises `TrackingError` for a plain folder, to which MLflow no longer writes, and if it is not a valid address.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     try:
@@ -55,24 +55,27 @@ def tracking_uri() -> str:
 
 
 def import_mlflow() -> Any:
-    """Import MLflow: no telemetry, and no minutes of patience with a server that is down, unless the user says so."""
+    """Import MLflow without telemetry, and with short timeouts for a server that is down, unless the user sets
+    others."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a link for every cell of a matrix
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # else a link for every cell of a matrix
     import mlflow
 
     for name in ("alembic", "mlflow.store.db"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # pages of traceback for what is told here
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tracebacks are pages long
     return mlflow
 
 
 @contextmanager
 def reaching(uri: str, run_id: str | None = None) -> Iterator[Any]:
-    """An MLflow client for `uri`; whatever fails in the block becomes a `TrackingError` of one line.
+    """Yield an MLflow client for `uri`; any error in the block becomes a `TrackingError` of one line.
 
-    A database is made, and what it says about artifacts is mended, before the block begins.
+    run_id: the run that is requested, for the messages.
+
+    Before the block, the database is created if necessary, and its locations of artifacts are corrected.
     """
     try:
         mlflow = import_mlflow()
@@ -86,7 +89,11 @@ def reaching(uri: str, run_id: str | None = None) -> Iterator[Any]:
 
 
 def experiment_id(client: Any, name: str, uri: str) -> str:
-    """The id of the MLflow experiment, made if need be; artifacts lie beside a sqlite database."""
+    """Return the id of the MLflow experiment `name`; create it if necessary. Artifacts are stored beside a SQLite
+    database.
+
+    Raises `TrackingError` if the experiment has been deleted.
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -98,7 +105,7 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
         tags = KIND | _view() | ({} if file is None else BESIDE)
         try:
             return str(client.create_experiment(name, artifact_location=location, tags=tags))
-        except MlflowException:  # another process was quicker
+        except MlflowException:  # another process has just created it
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
@@ -111,7 +118,7 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
 
 
 def _view() -> dict[str, str]:
-    """The tag of an experiment that the UI keeps a saved view in, as MLflow 3.17 writes it."""
+    """Return the tag in which the UI keeps an experiment's saved view, in the format of MLflow 3.17."""
     shown = {
         "searchFilter": "",
         "orderByKey": "attributes.start_time",

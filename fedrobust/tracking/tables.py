@@ -1,4 +1,4 @@
-"""The tables of MLflow's database: made, or brought to this MLflow's schema, by one process at a time."""
+"""The tables of MLflow's database: created, or migrated to this MLflow's schema, by one process at a time."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-"""What the addresses begin with that MLflow reaches without a server of its own."""
+"""Prefixes of addresses of databases that MLflow uses without a server of its own."""
 BESIDE = ("-journal", "-wal", "-shm")
-"""What SQLite keeps beside a database while it writes. Left without it, that would be taken for the next one's."""
+"""Files that SQLite keeps beside a database while it writes. Left behind, they would be used for the next database."""
 
 HALF = r"\.{}\.[0-9a-f]{{16}}(-journal)?"
-"""Names of what `whole` writes to, and of what SQLite keeps beside that."""
+"""Names of the temporary files of `whole`, and of SQLite's files beside them."""
 FRESH = 10.0
-"""Seconds after which what is half made is no longer being made."""
+"""Seconds without a change after which an incomplete database counts as abandoned."""
 
 SchemaState = Literal["ready", "bare", "older", "half made"]
 
 
 def prepare(url: str) -> None:
-    """Have the tables of MLflow in the database at `url`. Several processes may ask at once: one makes them.
+    """Create the tables of MLflow in the database at `url`. Several processes may call this at once: one creates them.
 
-    A new SQLite database is made beside its place and put there whole, so that no process ever meets half of one,
-    whenever the process that makes it dies. Before one of an older MLflow is changed, a copy of it is kept.
+    A new SQLite database is written under a temporary name and then renamed, so that no process finds an incomplete
+    one, even if the process that writes it dies. Before a database of an older MLflow is migrated, a copy is kept.
 
-    Raises `TrackingError` for a database that is half made, of a newer MLflow, or another program's; and whatever a
-    driver raises.
+    Raises `TrackingError` for a database that is incomplete, of a newer MLflow, or of another program; and any error of
+    the driver.
     """
     file = sqlite_file(url)
     if (file is None or file.exists()) and _state(url) == "ready":
@@ -64,7 +64,7 @@ def prepare(url: str) -> None:
 
 
 def _left_of(file: Path) -> list[Path]:
-    """What lies beside the place of a database that is not there: halves of those whose making was cut off, too."""
+    """Return leftover files beside a missing database, including incomplete databases of interrupted processes."""
     beside = [file.with_name(file.name + end) for end in BESIDE]
     return beside + [
         each for each in file.parent.iterdir() if re.fullmatch(HALF.format(re.escape(file.name)), each.name)
@@ -72,9 +72,10 @@ def _left_of(file: Path) -> list[Path]:
 
 
 def _state(url: str) -> SchemaState:
-    """What the database is: `ready`, `bare` of MLflow's tables, of an `older` MLflow, or a file that is `half made`.
+    """Return the state of the database: `ready`, `bare` (no tables of MLflow), `older` (of an older MLflow), or `half
+    made`.
 
-    Raises `TrackingError` for one of a newer MLflow, and for a file of another program.
+    Raises `TrackingError` for a database of a newer MLflow, and for a file of another program.
     """
     import sqlalchemy
     from alembic.util import CommandError
@@ -104,7 +105,7 @@ def _state(url: str) -> SchemaState:
         )
     if begun and version is not None:
         return "older"
-    if (file := sqlite_file(url)) is None:  # of servers: what was cut off there goes on where it stopped
+    if (file := sqlite_file(url)) is None:  # on a server, interrupted creation continues where it stopped
         return "bare"
     if not known:
         raise TrackingError(f"{file} has tables of another program ({min(tables)}, …); {_away(file)}")
@@ -112,20 +113,20 @@ def _state(url: str) -> SchemaState:
 
 
 def _refuse_half(file: Path) -> None:
-    """Raise `TrackingError` unless somebody may be making the file just now: MLflow itself asks for no lock."""
+    """Raise `TrackingError` unless another process may still be creating the file; MLflow itself takes no lock."""
     if time.time() - file.stat().st_mtime > FRESH:
         raise TrackingError(f"{file} is half made, by a process that died; {_away(file)}")
 
 
 def _away(file: Path) -> str:
-    """How to move a database away."""
+    """Say how to move a database away."""
     old = shlex.quote(f"{file}.old")
     return f"move it away: mv {shlex.quote(str(file))} {old}; the next run makes a new one"
 
 
 @cache
 def _schemas() -> ScriptDirectory:
-    """All schemas of MLflow's tables up to this version's."""
+    """Return all schemas of MLflow's tables up to that of this version."""
     from alembic.script import ScriptDirectory
     from mlflow.store.db.utils import _get_alembic_config
 
@@ -133,8 +134,8 @@ def _schemas() -> ScriptDirectory:
 
 
 def _make(url: str, file: Path | None) -> None:
-    """Make MLflow's tables and its first experiment, or bring an older schema to this one. Artifacts of that
-    experiment will lie beside `file`, where the database is going to be."""
+    """Create MLflow's tables and its first experiment, or migrate an older schema. Artifacts of that experiment will be
+    stored beside `file`, the final path of the database."""
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -147,12 +148,12 @@ def _make(url: str, file: Path | None) -> None:
 
 
 def artifacts_beside(file: Path) -> Path:
-    """The folder of the artifacts of a database's experiments."""
+    """Return the folder of the artifacts of a database's experiments."""
     return file.absolute().parent / "artifacts"
 
 
 def _forget(url: str) -> None:
-    """Close what MLflow still holds open of a database that was there before in this process, and was removed."""
+    """Close MLflow's connections to an earlier database at this address that was removed during this process."""
     from mlflow.store.model_registry import sqlalchemy_store as registry
     from mlflow.store.tracking import sqlalchemy_store as tracking
 
@@ -162,7 +163,7 @@ def _forget(url: str) -> None:
 
 
 def _keep(file: Path) -> None:
-    """Copy a database before its schema is changed."""
+    """Copy a database before its schema is migrated."""
     number = 1
     while (copy := file.with_name(f"{file.name}.before-{number}")).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""A run as MLflow sees it: begun, told of line by line while it goes on, and sent what it lacks afterwards."""
+"""A run in MLflow: started, updated line by line while it goes on, and completed afterwards if lines are missing."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 PAUSES = (1.0, 4.0)
 """Seconds between the attempts to reach a server that does not answer."""
 PARENT = "mlflow.parentRunId"
-"""Tag: the run that a run is nested below."""
+"""Tag with the id of the parent run."""
 
 
 class Tracker:
-    """Sends a run's records to MLflow from a thread of its own, and never makes the run wait or fail.
+    """Sends a run's records to MLflow from its own thread, and never makes the run wait or fail.
 
     `log` must be called once for every line of the journal, in the journal's order, after the line is committed.
     """
@@ -38,7 +38,7 @@ class Tracker:
         self.run_id: str = run.info.run_id
         """MLflow's id of the run, and the name of the run's folder."""
         self.behind = False
-        """The server went away: `sync` has to send the rest."""
+        """Whether the server became unreachable: `sync` has to send the rest."""
         self._client, self._experiment_id = client, run.info.experiment_id
         self._feed = Feed(client, run)
         self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
@@ -57,12 +57,15 @@ class Tracker:
         run_name: str | None = None,
         parent: str | None = None,
     ) -> Tracker:
-        """Start a run in the MLflow experiment `experiment`; `params` as `flatten` makes them.
+        """Start a run in the MLflow experiment `experiment`.
 
-        `parent` is the id of a run of the same experiment that this one is nested below.
+        params: as `flatten` returns them.
+        tags: name → text.
+        run_name: name of the run; by default MLflow chooses one.
+        parent: id of a run of the same experiment that contains this one.
 
-        Takes about three seconds the first time; safe to call from a thread beside other work. Raises `TrackingError`
-        if the server or database cannot be used.
+        Takes about three seconds the first time; safe to call from a background thread. Raises `TrackingError` if the
+        server or database cannot be used.
         """
         uri = tracking_uri()
         with reaching(uri) as client:
@@ -80,37 +83,48 @@ class Tracker:
 
     @classmethod
     def resume(cls, run_id: str, journal: Sequence[Record | StepFigures]) -> Tracker:
-        """Go on with a run whose committed records are `journal`; those that MLflow lacks are sent first.
+        """Continue the run `run_id`; the records of its `journal` that MLflow lacks are sent first.
 
-        Raises `TrackingError` as `open` does, and if the store does not know the run or has it as deleted.
+        Raises `TrackingError` as `open` does, and if the store does not have the run or has it as deleted.
         """
         with _known(run_id) as (client, run):
             client.update_run(run_id, status="RUNNING")
             return cls(client, run, journal)
 
     def log(self, record: Record | StepFigures) -> None:
-        """Have a journal record sent; returns at once."""
+        """Queue a journal record for sending; returns at once."""
         self._put(partial(self._feed.send, record))
 
     def figures(self, figures: Mapping[str, float], run_id: str | None = None) -> None:
-        """Have figures that belong to no round sent, for this run or for one below it; returns at once."""
+        """Queue figures that belong to no round, for this run or for the child `run_id`; returns at once."""
         self._put(partial(send_figures, self._client, run_id or self.run_id, dict(figures), int(1000 * time.time())))
 
     def failed(self, reason: str, begun: Sequence[str], name: str, tags: Mapping[str, str]) -> None:
-        """Have the runs `begun` for a part of this one marked as failed, with the reason as the tag `failed`; where
-        there are none, one of that name and these tags, so that the part is there; returns at once."""
+        """Queue a failure: the runs `begun` for a part of this one get the status failed and the reason as the tag
+        `failed`.
+
+        If there are none, a run with this name and these tags is made, so that the part is visible. Returns at once.
+        """
         below = {**tags, PARENT: self.run_id}
         self._put(partial(mark_failed, self._client, self._experiment_id, reason, tuple(begun), name, below))
 
     def upload(self, folder: Path, again: bool = False, register: str | None = None) -> None:
-        """Have the files of the run's folder that MLflow lacks uploaded, a `model/` as a model; returns at once.
+        """Queue the upload of the files in the run's folder that MLflow lacks, and of `model/` as a model; returns at
+        once.
 
-        `again` uploads those that it has in the same size, too. `register`: the model's name in the registry, if any.
+        again: also upload files that MLflow has in the same size.
+        register: the model's name in the registry, if any.
         """
         self._put(partial(upload, self._client, self.run_id, folder, again, register))
 
     def close(self, status: str = "FINISHED", timeout: float = 120.0) -> bool:
-        """Send what is left, then set the run's final status; False if `sync` has to be called later."""
+        """Send the remaining lines, then set the run's final status.
+
+        status: as MLflow names it.
+        timeout: seconds to wait.
+
+        Returns False if `sync` has to be called later.
+        """
         self._put(partial(self._client.set_terminated, self.run_id, status))
         self._jobs.put(None)
         self._closing.set()
@@ -136,7 +150,7 @@ class Tracker:
             try:
                 job()
                 return None
-            except Exception as error:  # whatever MLflow, a database driver or the network raises must not stop a run
+            except Exception as error:  # errors of MLflow, a driver or the network must not stop a run
                 if pause is None:
                     return error
                 self._closing.wait(pause)
@@ -144,10 +158,10 @@ class Tracker:
 
 
 def sync(folder: Path, recorded: RecordedRun) -> int:
-    """Send MLflow what it lacks of the run in `folder`, whose name is the run's id; returns how many records.
+    """Send MLflow the missing records of the run in `folder`, whose name is the run's id; return how many.
 
-    A run that has ended becomes FINISHED, or FAILED and its model is not
-    registered where all rounds were skipped. Raises `TrackingError` as `Tracker.resume` does.
+    A run that has ended gets the status FINISHED; if all rounds were skipped, it gets FAILED and its model is not
+    registered. Raises `TrackingError` as `Tracker.resume` does.
     """
     run_id = folder.name
     with _known(run_id) as (client, run):
@@ -165,7 +179,7 @@ def sync(folder: Path, recorded: RecordedRun) -> int:
 
 
 def end_children(run_id: str) -> int:
-    """Mark the runs below a run as killed that are said to be running though their process has died; return how many.
+    """Mark child runs as killed if their status is running but their process has died; return how many.
 
     Raises `TrackingError` as `Tracker.resume` does.
     """
@@ -182,7 +196,7 @@ def end_children(run_id: str) -> int:
 
 @contextmanager
 def _known(run_id: str) -> Iterator[tuple[Any, Any]]:
-    """A client, and the run with this id, which has not been deleted; see `reaching`."""
+    """Yield a client, and the run with this id, which has not been deleted; see `reaching`."""
     uri = tracking_uri()
     with reaching(uri, run_id) as client:
         run = client.get_run(run_id)

@@ -15,19 +15,19 @@ from fedrobust.tracking.store import reaching, tracking_uri
 from fedrobust.tracking.tables import DATABASES
 
 HOST = "127.0.0.1"
-"""Only this machine reaches the UI: MLflow has no passwords."""
+"""The UI is reachable only from this machine, because MLflow has no passwords."""
 
 
 def address(port: int) -> str:
-    """Where the runs are shown; MLflow would begin with its view for language models."""
+    """Return the address of the list of runs; MLflow's start page is its view for language models."""
     return f"http://{HOST}:{port}/#/experiments?workflowType=machine_learning"
 
 
 def ui_server(port: int) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment of MLflow's UI on `port`. The database has been put in order before.
+    """Return the command and the environment of MLflow's UI on `port`, after preparing the database.
 
-    Raises `ExperimentError` where nothing is recorded yet, where the runs are on a server, which has a UI of its own,
-    and where the port is taken; `TrackingError` where the database cannot be used.
+    Raises `ExperimentError` if nothing is recorded yet, if the runs are on a server, which has its own UI, and if the
+    port is taken; `TrackingError` if the database cannot be used.
     """
     uri = tracking_uri()
     if not uri.startswith(DATABASES):
@@ -45,10 +45,10 @@ def ui_server(port: int) -> tuple[list[str], dict[str, str]]:
         pass
     spec = find_spec("mlflow")
     assert spec is not None and spec.origin is not None
-    packages = Path(spec.origin).parent.parent  # uvicorn would look for modules in the working folder first
+    packages = Path(spec.origin).parent.parent  # else uvicorn would search the working folder first
     command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1"]
     environment = dict(os.environ) | {
-        "MLFLOW_BACKEND_STORE_URI": uri,  # a command line is everyone's to read, and a password may be in it
+        "MLFLOW_BACKEND_STORE_URI": uri,  # command lines are public, and a password may be in it
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
