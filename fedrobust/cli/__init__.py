@@ -1,4 +1,4 @@
-"""The command line. Imports what a command needs only when that command runs: `--help` answers at once."""
+"""The command line. It imports what a command needs only when that command runs, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["app", "cluster_jobs", "federations", "main", "records", "workplace"]
 
 
 def main() -> None:
-    """Entry point: errors meant for a person are printed as they are, without a traceback."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # what a batch system sends, and a terminal that is closed
-        if signal.getsignal(number) != signal.SIG_IGN:  # as of what nohup has started
+    """Entry point: errors for users are printed without a traceback."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # sent by batch systems, and by a terminal that is closed
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup has set it to be ignored
             signal.signal(number, _interrupt)
-    if logging.lastResort is not None:  # it writes the warnings of whoever has not set logging up
+    if logging.lastResort is not None:  # it writes the warnings of libraries that set up no logging
         logging.lastResort.setFormatter(VisibleFormatter())
     with unfailing_output("the command goes on" if sys.argv[1:2] and sys.argv[1] in GOING_ON else ""):
         _run()
@@ -31,7 +31,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        with private_files():  # whatever a command makes
+        with private_files():  # all files that a command makes
             app()
     except FedRobustError as error:
         for problem in error.problems:
@@ -40,7 +40,7 @@ def _run() -> None:
             node = f"the driver's node, {platform.node()}, is the one that reads the data"
             print(f"error: {node}: put it there, or submit with --env FEDROBUST_DATA=PATH", file=sys.stderr)
         sys.exit(error.exit_code)
-    except OSError as error:  # a disk that is full, a folder that may not be written
+    except OSError as error:  # a full disk, or a folder without write permission
         place = f"{error.filename}: " if error.filename is not None else ""
         print(visible(f"error: {place}{error.strerror or error}"), file=sys.stderr)
         sys.exit(1)

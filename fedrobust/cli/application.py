@@ -26,9 +26,9 @@ CORE = {"doctor", "init", "list", "schema"}
 CLUSTER = {"submit", "jobs", "logs", "stop"}
 """Commands that need `fedrobust[cluster]`; all others need `fedrobust[platform]`."""
 INTERRUPTED = 130
-"""The exit code after a Ctrl-C or a SIGTERM, as shells have it."""
+"""The exit code after a Ctrl-C or a SIGTERM, as in shells."""
 GOING_ON = ("run", "matrix", "sweep", "duel")
-"""Commands that go on when their output cannot be written any more."""
+"""Commands that go on when their output can no longer be written."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -51,8 +51,8 @@ def _before(
 
 @contextmanager
 def stoppable(goes_on: bool) -> Iterator[None]:
-    """After a Ctrl-C in the block, say what goes on: a run that has committed something with its id, and, where the
-    command `goes_on` by itself, the same command."""
+    """After a Ctrl-C in the block, say how to continue: a run that has committed something by its id, and, if
+    `goes_on`, the study by the same command."""
     try:
         yield
     except KeyboardInterrupt as stop:

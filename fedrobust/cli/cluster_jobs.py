@@ -96,7 +96,7 @@ def logs(
 
 @app.command()
 def stop(job: JobId, address: Address = None) -> None:
-    """End a job as a Ctrl-C would: what is committed stays, and it can be submitted again."""
+    """End a job as a Ctrl-C would: committed results are kept, and the job can be submitted again."""
     from fedrobust.cluster import find_cluster
     from fedrobust.cluster import stop as stop_job
 
@@ -105,7 +105,7 @@ def stop(job: JobId, address: Address = None) -> None:
 
 
 def _follow(cluster: Cluster, job: str) -> None:
-    """Show a job's output; its end is ours. A Ctrl-C ends the showing, and not the job."""
+    """Show a job's output, and exit with its exit code. A Ctrl-C ends only the output, not the job."""
     from fedrobust.cluster import find_job
     from fedrobust.cluster import logs as read_logs
 
@@ -119,4 +119,4 @@ def _follow(cluster: Cluster, job: str) -> None:
     print(f"job {ended.id}: {ended.status}" + (f": {ended.message}" if ended.exit_code is None else ""))
     if ended.status != "SUCCEEDED":
         code = ended.exit_code or 1
-        raise typer.Exit(code if code > 0 else 128 - code)  # a signal, as shells have it
+        raise typer.Exit(code if code > 0 else 128 - code)  # ended by a signal: the code that shells use

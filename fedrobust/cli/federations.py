@@ -46,7 +46,7 @@ def run(
 ) -> None:
     """Run an experiment: one federation, recorded in MLflow.
 
-    Each command begins a new run; one that stopped goes on with --resume and its id.
+    Each command starts a new run; use --resume with the id to continue a run that stopped.
     """
     from fedrobust.experiment_file import load
     from fedrobust.terminal import Progress, console, show_code, show_result
@@ -68,7 +68,7 @@ def run(
 
 
 def _unwritten(path: Path, figures: Mapping[str, object]) -> str | None:
-    """Write figures as JSON; why that could not be done, if so."""
+    """Write figures as JSON; if that fails, return why."""
     try:
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -96,9 +96,9 @@ def matrix(
     teams: TeamsOption = None,
     out: OutOption = None,
 ) -> None:
-    """Run attacks × defences × settings × seeds, and tell what each defence is worth.
+    """Run attacks × defences × settings × seeds, and report how well each defence works.
 
-    The same command goes on where it stopped: runs that are finished are not made again.
+    The same command continues a matrix that was stopped: finished runs are not repeated.
     """
     from fedrobust.matrix import load_matrix
     from fedrobust.terminal import MatrixProgress, show_matrix
@@ -123,11 +123,11 @@ def sweep(
     storage: StorageOption = None,
     teams: TeamsOption = None,
     out: OutOption = None,
-    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,  # of older scripts: it is the rule now
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,  # for older scripts: now the default
 ) -> None:
     """Search the options of an experiment: for the best defence, or for the worst attack.
 
-    The same command goes on where it stopped: runs that are finished are not made again.
+    The same command continues a sweep that was stopped: finished runs are not repeated.
     """
     from fedrobust.terminal import SweepProgress, show_sweep
     from fedrobust.tuning import load_sweep
@@ -153,9 +153,9 @@ def duel(
     teams: TeamsOption = None,
     out: OutOption = None,
 ) -> None:
-    """Search an attacker against each defence, tune the defence against what was found, and so on.
+    """Search for an attack against each defence, tune the defence against the attacks found, and so on.
 
-    The same command goes on where it stopped: runs that are finished are not made again.
+    The same command continues a duel that was stopped: finished runs are not repeated.
     """
     from fedrobust.duel import load_duel
     from fedrobust.terminal import DuelProgress, show_duel
@@ -176,7 +176,8 @@ def _watched(
     run: Callable[[_Bar], _Found],
     show: Callable[[Any, _Found], None],
 ) -> None:
-    """Run a study below a bar, and show what it found. The bar is there while Ray, torch and MLflow are imported."""
+    """Run a study below a progress bar, and show the results. The bar appears before Ray, torch and MLflow are
+    imported."""
     from fedrobust.terminal import console, show_code
 
     screen = console()

@@ -1,4 +1,4 @@
-"""The commands that show what there is: runs, options, this machine."""
+"""The commands that show existing things: runs, options, this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def compare(
         typer.Argument(metavar="RUN... | EXPERIMENT...", help="Ids of runs, or names of experiments: all their runs."),
     ],
 ) -> None:
-    """Compare runs: what differs, the final figures over the seeds, and a page with curves and reputations."""
+    """Compare runs: different options, final figures over the seeds, and a page with curves and reputations."""
     from fedrobust.report import write_comparison
     from fedrobust.runner import COMPARISONS, RUNS
     from fedrobust.terminal import console, show_comparison
@@ -31,7 +31,7 @@ def compare(
 
 @app.command()
 def report(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
-    """Write a run's report again, and say where it is."""
+    """Write the report of a run again, and print its path."""
     from fedrobust.report import write_again
     from fedrobust.runner import KEY, find_run
 
@@ -41,7 +41,7 @@ def report(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id,
 
 @app.command()
 def sync(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
-    """Send to MLflow what a run recorded while the tracking server was away."""
+    """Send MLflow the records of a run that it lacks, e.g. because the tracking server was away."""
     from fedrobust.records import read_run
     from fedrobust.runner import find_run
     from fedrobust.tracking import sync as sync_run
@@ -58,7 +58,7 @@ def audit(
         Path | None, typer.Option(metavar="PUB", help="The coordinator's public key, as it was handed to you.")
     ] = None,
 ) -> None:
-    """Check that a run's audit log is unbroken, and that everything in the run's folder is as it left it."""
+    """Check that a run's audit log is unbroken, and that everything in the run's folder matches it."""
     from fedrobust.audit.signing import AuditError, read_public
     from fedrobust.audit.verification import verify_all
     from fedrobust.terminal import console, show_verdict
@@ -102,7 +102,7 @@ def list_options() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has: cores, GPUs, Ray, the MLflow store, data sets."""
+    """Show what this machine has: cores, GPUs, Ray, the MLflow store, data sets."""
     from fedrobust.terminal import console, show_machine
 
     show_machine(console())

@@ -1,4 +1,4 @@
-"""The commands for a working folder: `init`, which begins one, and `ui`, which shows its runs."""
+"""The commands for a working folder: `init`, which creates one, and `ui`, which shows its runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.extras import missing
 
 SHIPPED = {".yaml", ".json", ".py"}
-"""What examples are made of, by the end of a name."""
+"""The suffixes of the example files."""
 IGNORED = "/mlruns/\n"
 """The `.gitignore` of a working folder: runs, tables and keys."""
 
@@ -25,7 +25,7 @@ IGNORED = "/mlruns/\n"
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Made if need be.", show_default=False)] = Path(),
 ) -> None:
-    """Write the example experiments to a folder. Files that are there stay as they are."""
+    """Write the example experiments to a folder. Existing files are not changed."""
     with as_file(files("fedrobust") / "examples") as examples:
         shipped = {path.relative_to(examples): path for path in sorted(examples.rglob("*")) if path.suffix in SHIPPED}
         texts = {Path("experiments") / name: path.read_bytes() for name, path in shipped.items()}
@@ -47,7 +47,8 @@ def init(
 
 
 def _written(path: Path, text: bytes) -> bool:
-    """Write a file, unless something is there. Raises `ExperimentError` where a folder cannot be made."""
+    """Write a file unless it exists; return whether it was written. Raises `ExperimentError` if a folder cannot be
+    made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

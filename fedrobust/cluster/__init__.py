@@ -1,13 +1,13 @@
 """Jobs on a Ray cluster: the working folder is shipped, the command runs there, its output comes back.
 
-A job is one of the commands that read a file (`run`, `matrix`, ...), driven from the cluster's head node by the Python
-that the cluster itself runs on. Two folders matter there:
+A job is one of the commands that read a file (`run`, `matrix`, ...). It runs on the cluster's head node, with the
+Python of the cluster itself. Two folders matter there:
 
-- the **copy** of the working folder, which Ray unpacks for the job and throws away some time later: experiment files
-  and classes are read from it, and if it is a clone of FedRobust, its code runs;
-- the **workplace**, which stays: the job's current folder, so that `mlruns/` with runs, matrices and sweeps lies below
-  it. A job that is submitted again, `--resume` included, finds there what an earlier one left. It is `--workplace`, or
-  else FEDROBUST_HOME in the head node's environment, or else `~/fedrobust`.
+- the **copy** of the working folder, which Ray unpacks for the job and deletes some time later: experiment files and
+  classes are read from it, and if it is a clone of FedRobust, its code runs;
+- the **workplace**, which is kept: the job's current folder, so that `mlruns/` with runs, matrices and sweeps is inside
+  it. A job that is submitted again, `--resume` included, finds the results of earlier jobs there. It is `--workplace`,
+  or else FEDROBUST_HOME in the head node's environment, or else `~/fedrobust`.
 
 The address of a cluster is that of its jobs server (`http://HOST:8265`). Every request carries the cluster's token.
 """

@@ -1,4 +1,4 @@
-"""Where a cluster's jobs server is, and what it lets us in with."""
+"""The address of a cluster's jobs server, and the token for it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fedrobust.errors import ClusterError, Origin, Problem
 from fedrobust.texts import visible
 
 LOCAL = Path("mlruns/cluster")
-"""Where `make cluster` keeps a local cluster's logs, below the working folder; its address and token are elsewhere."""
+"""The folder of a local cluster's logs, below the working folder; its address and token are stored elsewhere."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster's jobs server, and what it lets us in with."""
+    """A cluster's jobs server, and the token for it."""
 
     address: str
     token: str = field(default="", repr=False)
-    """Empty: none was found."""
+    """An empty text if no token was found."""
     origin: str = ""
-    """Where the token comes from."""
+    """The source of the token."""
 
     @property
     def loopback(self) -> bool:
@@ -36,12 +36,12 @@ class Cluster:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a request carries."""
+        """The headers of a request."""
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     @property
     def description(self) -> str:
-        """The address, and which token goes there, for a person."""
+        """The address, and which token is sent to it, for messages."""
         if not self.token:
             return f"{self.address}, without a token"
         open_line = self.address.startswith("http://") and not self.loopback
@@ -49,11 +49,12 @@ class Cluster:
 
 
 def find_cluster(address: str | None = None) -> Cluster:
-    """The cluster at `address`; else at RAY_API_SERVER_ADDRESS, at RAY_ADDRESS, or the one that `make cluster` started.
+    """Find the cluster at `address`, RAY_API_SERVER_ADDRESS or RAY_ADDRESS, or else the one that `make cluster`
+    started.
 
-    The token of the one that `make cluster` started goes there and nowhere else, and no other token goes there.
+    The token of a cluster that `make cluster` started is sent only to that cluster, and no other token is sent to it.
 
-    Raises `ClusterError` where none is named, or what is kept of it or of a token cannot be read.
+    Raises `ClusterError` if no cluster is named, or if its stored state or a token cannot be read.
     """
     local = read_state(LOCAL)
     here = local is not None and local.host == platform.node()
@@ -74,13 +75,14 @@ def find_cluster(address: str | None = None) -> Cluster:
 
 
 def redirected(cluster: Cluster, place: str | None) -> str:
-    """What is said of a redirect, which is never followed: whoever answers there would get the token, or the files."""
+    """Return the message for a redirect to `place`. Redirects are not followed: the server there would get the token,
+    or the files."""
     there = visible(urllib.parse.urljoin(cluster.address, place or ""))
     return f"{cluster.address} sends us on to {there}, where we do not go: give the address of the jobs server itself"
 
 
 def is_loopback(address: str) -> bool:
-    """Whether a URL names this machine."""
+    """Return whether a URL names this machine."""
     host = urllib.parse.urlsplit(address).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -89,7 +91,7 @@ def is_loopback(address: str) -> bool:
 
 
 def _checked(address: str) -> str:
-    """The address without a `/` behind it. Raises `ClusterError` where it is not that of a jobs server."""
+    """Return the address without a trailing `/`. Raises `ClusterError` if it is not that of a jobs server."""
     found = address.rstrip("/")
     try:
         parts = urllib.parse.urlsplit(found)
@@ -105,7 +107,7 @@ def _checked(address: str) -> str:
 
 
 def _token() -> tuple[str, str]:
-    """The token and where it comes from, in Ray's order: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    """Return the token and its source, in Ray's order: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return _proper(token, Origin(text="RAY_AUTH_TOKEN")), "RAY_AUTH_TOKEN"
     if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -122,7 +124,7 @@ def _read(path: Path, read: Callable[[Path], str] = small_text) -> str:
 
 
 def _proper(token: str, origin: Origin) -> str:
-    """The token, if an HTTP header takes it; an error of HTTP's would show it."""
+    """Return the token if it is valid in an HTTP header; an error of the HTTP library would show the token."""
     if not token:
         raise ClusterError(Problem("holds no token").at(origin))
     if not re.fullmatch(r"[\x21-\x7e]+", token):

@@ -1,4 +1,4 @@
-"""Ray's client of a jobs server, for one server and one token."""
+"""Ray's client for a jobs server, restricted to one server and one token."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fedrobust.cluster.address import Cluster, redirected
 from fedrobust.errors import ClusterError
 
 PATIENCE = 120.0
-"""Seconds that the server may be silent; Ray's own client has no limit."""
+"""Longest time in seconds without an answer of the server; Ray's own client has no limit."""
 _QUIET = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")
 
 
 class Client(JobSubmissionClient):
-    """Ray's client, which sends the token of `cluster` to its address and nothing else anywhere.
+    """Ray's client, which sends the token of `cluster` only to its address.
 
-    Left alone, Ray adds a token that it finds by itself where RAY_AUTH_MODE is set, asks the server in the environment
-    rather than the one that it is given, and `requests` follows redirects and puts what `~/.netrc` has for the host in
-    the token's place.
+    By default, Ray adds any token that it finds if RAY_AUTH_MODE is set, and uses the server in the environment instead
+    of the one that it is given; and `requests` follows redirects, and replaces the token by what `~/.netrc` has for the
+    host.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -46,13 +46,13 @@ class Client(JobSubmissionClient):
 
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """An authentication that adds nothing, so that `requests` looks for none in `~/.netrc`."""
+    """Authentication that adds nothing, so that `requests` does not read `~/.netrc`."""
     return request
 
 
 @contextmanager
 def _named(address: str) -> Iterator[None]:
-    """RAY_API_SERVER_ADDRESS names this server: what is set there wins over what Ray's client is given."""
+    """Set RAY_API_SERVER_ADDRESS to this server, because it has priority over the argument of Ray's client."""
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:

@@ -1,8 +1,8 @@
-"""Which files of a working folder are shipped, which stay, and why.
+"""Which files of a working folder are shipped, which are not, and why.
 
-What a job needs is text: experiment files and classes. So kinds of text are named here, and everything else stays, at
-every depth: keys, data, databases, images and models have too many names to list. `.gitignore` files are honoured with
-git itself, also where the folder is no repository.
+A job needs text: experiment files and classes. So the allowed kinds of text are listed here, and everything else stays,
+at any depth: keys, data, databases, images and models have too many names to list. `.gitignore` files are applied by
+git itself, even if the folder is not a repository.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from fedrobust.errors import ClusterError, Origin, Problem
 from fedrobust.texts import visible
 
 MOST = 100_000_000
-"""Bytes that are shipped at most."""
+"""Maximum number of bytes that are shipped."""
 _CODE = {".py", ".pyi", ".pyx", ".pxd", ".typed", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".sh"}
 KINDS = _CODE | {".yaml", ".yml", ".json", ".toml", ".cfg", ".ini", ".txt", ".md", ".rst"}
-"""What is shipped, by the end of its name."""
+"""The suffixes of files that are shipped."""
 FOLDERS = {"mlruns", "mlartifacts", "wandb", "lightning_logs", "__pycache__", "node_modules", "site-packages", "venv"}
-"""Folders that stay, wherever they lie: results, caches and environments."""
+"""Folders that stay, at any depth: results, caches and environments."""
 UNLESS_CODE = {"data", "dataset", "datasets", "build", "dist", "keys", "secrets", "credentials"}
-"""Folders that stay, wherever they lie, unless they are Python packages."""
+"""Folders that stay, at any depth, unless they are Python packages."""
 
 HIDDEN, RESULTS, BUILT, SECRET = "hidden files", "results or caches", "data or builds", "keys or credentials"
 OTHER, LINK, SPECIAL = "files of other kinds", "links out of the folder or to what stays", "special files"
@@ -43,37 +43,37 @@ _SECRET = re.compile(
     r"(\.(bak|old|orig|save|txt|\d+)|~)?",
     re.IGNORECASE,
 )
-"""Names of keys and credentials; code may be called so."""
+"""Names of keys and credentials; code may have such names."""
 _KEY = re.compile(
     rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[ \t]*(?:\r?\n|(?:\\r)?\\n[A-Za-z0-9+/]{16})"
     rb"|PuTTY-User-Key-File-\d: \w|AGE-SECRET-KEY-1[0-9A-Z]{50}"
 )
-"""A private key: the first line of a PEM file, also as JSON and code write it; PuTTY's and age's own forms."""
+"""A private key: the first line of a PEM file, also inside JSON and code; the formats of PuTTY and age."""
 _REPOSITORY = "160000"
-"""How git's index marks a repository inside another one."""
+"""The mode with which git's index marks a repository inside another one."""
 _GIT = ("git", "-c", "core.fsmonitor=false")
-"""A folder's own settings may name a program there, which git would run."""
+"""Otherwise a folder's own settings may name a program that git would run."""
 _ELSEWHERE = {f"GIT_{name}" for name in ("DIR", "WORK_TREE", "INDEX_FILE", "COMMON_DIR", "OBJECT_DIRECTORY", "PREFIX")}
-"""Variables that would have git list another repository, e.g. in a hook."""
+"""Variables that would make git list a different repository, e.g. in a hook."""
 PATIENCE = 120.0
-"""Seconds that git may take."""
+"""Maximum number of seconds for git."""
 
 
 class _NoRepositoryError(ClusterError):
-    """What git says of a folder that is in none."""
+    """Git's error for a folder that is not in a repository."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is shipped of a folder, and what is not."""
+    """The files of a folder that are shipped, and those that are not."""
 
     files: Mapping[str, bytes]
-    """By their paths below the folder, sorted."""
+    """Path below the folder → content, sorted."""
     left: Mapping[str, Sequence[str]]
-    """Why files and folders stay, and which."""
+    """Reason → the files and folders that stay."""
 
     def why_not(self, name: str) -> str:
-        """Why a file is not shipped; empty if it is."""
+        """Return why the file `name` is not shipped; an empty text if it is."""
         if name in self.files:
             return ""
         _, by_name = sort_out([name])
@@ -84,7 +84,7 @@ class Selection:
         return IGNORED
 
     def summary(self) -> list[str]:
-        """Two lines: how much is shipped, and how much stays, and why."""
+        """Return two lines: how much is shipped, and how much stays, and why."""
         sizes = {name: len(content) for name, content in self.files.items()}
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         shown = ", ".join(f"{visible(name)} ({size(sizes[name])})" for name in largest)
@@ -93,7 +93,7 @@ class Selection:
         return lines + ([f"leaves here: {'; '.join(stays)}"] if stays else [])
 
     def listing(self) -> list[str]:
-        """A line for each file that is shipped, and one for each reason with everything that stays for it."""
+        """Return a line for each file that is shipped, and one for each reason with everything that stays."""
         lines = [f"{size(len(content)):>9}  {visible(name)}" for name, content in self.files.items()]
         for reason, names in self.left.items():
             lines += [f"{'stays':>9}  {visible(name)} ({reason})" for name in names]
@@ -101,10 +101,13 @@ class Selection:
 
 
 def select(folder: Path, most: int = MOST) -> Selection:
-    """The contents of what is shipped of `folder`, an absolute path without links. At most `most` bytes.
+    """Select and read the files of `folder` that are shipped.
 
-    Raises `ClusterError` where the folder is someone's home or above it, where git cannot list it, where it is too
-    big, and where a file that would be shipped holds a private key.
+    folder: an absolute path without links.
+    most: maximum number of bytes.
+
+    Raises `ClusterError` if the folder is a home or contains one, if git cannot list it, if it is too big, or if a file
+    that would be shipped contains a private key.
     """
     own = home().resolve()
     if folder in (own, *own.parents):
@@ -123,7 +126,7 @@ def select(folder: Path, most: int = MOST) -> Selection:
 
 
 def sort_out(names: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Which of the files with these paths are shipped, by their names alone, and which stay for which reason."""
+    """Split paths, by their names alone, into those that are shipped and those that stay: reason → paths."""
     every = sorted(set(names))
     paths = {name: PurePosixPath(name) for name in every}
     packages = {path.parent for path in paths.values() if path.name == "__init__.py"}
@@ -153,7 +156,7 @@ def _reason(name: str, path: PurePosixPath, packages: set[PurePosixPath], enviro
 
 
 def key_in(content: bytes) -> int:
-    """The line, counted from 1, where a private key begins; 0 where there is none. Text may be UTF-8 or UTF-16."""
+    """Return the line, counted from 1, where a private key begins; 0 if there is none. Text may be UTF-8 or UTF-16."""
     for text in (content, content.replace(b"\0", b"")) if b"\0" in content else (content,):
         if found := _KEY.search(text):
             return text.count(b"\n", 0, found.start()) + 1
@@ -161,12 +164,12 @@ def key_in(content: bytes) -> int:
 
 
 def size(count: int) -> str:
-    """Bytes, as a person reads them."""
+    """Return a number of bytes as a readable text."""
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB" if count >= 1e3 else f"{count} B"
 
 
 def counted(count: int, what: str) -> str:
-    """`1 file`, `2 files`."""
+    """Return `1 file`, `2 files`."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
@@ -181,7 +184,8 @@ def _told(reason: str, names: Sequence[str]) -> str:
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:
-    """Every file below the folder that git does not ignore, and what it ignores, folders of it with a `/` behind."""
+    """Return every file below the folder that git does not ignore, and what it ignores; ignored folders end with
+    `/`."""
     try:
         try:
             return _git_lists(folder)
@@ -235,7 +239,7 @@ def _git(folder: Path, *words: str) -> list[str]:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Every file below a folder; what stays in any case is not entered."""
+    """Yield every file below a folder, without entering folders that always stay."""
     for root, folders, names in os.walk(folder):
         below = Path(root).relative_to(folder)
         folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in FOLDERS]
@@ -246,26 +250,27 @@ def _walk(folder: Path) -> Iterator[str]:
 def _sources(
     folder: Path, kept: Sequence[str], left: dict[str, list[str]]
 ) -> Iterator[tuple[str, tuple[str, os.stat_result]]]:
-    """For each file its name, the name of the file to read, which a link inside the folder may lead to, and its size.
+    """Yield for each file its name, the name of the file to read (the target, for a link inside the folder), and its
+    size.
 
-    What is no file, or a link to something that stays, goes to `left`.
+    Everything that is neither a file nor a link to a shipped file is added to `left`.
     """
     known = set(kept)
     linked = {path: os.path.realpath(path) != str(path) for path in {(folder / name).parent for name in kept}}
     for name in kept:
         try:
             status, source = (folder / name).lstat(), name
-            if linked[(folder / name).parent]:  # git remembers a folder that is a link now
+            if linked[(folder / name).parent]:  # git lists files of a folder that is a link now
                 left[LINK].append(name)
                 continue
             if stat.S_ISLNK(status.st_mode):
                 target = Path(os.path.realpath(folder / name))
                 source = target.relative_to(folder).as_posix() if target.is_relative_to(folder) else ""
-                if source not in known or target.is_symlink():  # a link to itself stays one
+                if source not in known or target.is_symlink():  # a link to itself has no target
                     left[LINK].append(name)
                     continue
                 status = target.lstat()
-        except (FileNotFoundError, NotADirectoryError):  # deleted, and git does not know it yet
+        except (FileNotFoundError, NotADirectoryError):  # deleted, but still in git's index
             continue
         except OSError as error:
             raise ClusterError(Problem(f"cannot be read: {error.strerror}").at(Path(name))) from None
@@ -285,7 +290,7 @@ def _refuse_big(folder: Path, sizes: Mapping[str, int], most: int) -> None:
 
 
 def _read(folder: Path, name: str, most: int) -> bytes:
-    """The content of a file, opened so that no link on the way is followed and nothing is waited for."""
+    """Return the content of a file; it is opened without following any link on the path, and without blocking."""
     *folders, last = PurePosixPath(name).parts
     here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -1,7 +1,7 @@
-"""What `make cluster` has started for a folder, and its token.
+"""The processes that `make cluster` has started for a folder, and their token.
 
-It lies below its owner's home, and not in the folder: a folder that was copied from somebody else could name any
-address, any file as its token, and any process to be ended.
+This state is stored in the owner's home, and not in the folder, because a copied folder could name any address, any
+file as its token, and any process to be ended.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from fedrobust.texts import visible
 
 STATE, TOKEN = "state.json", "token"
 MOST = 1_000_000
-"""Bytes that either may have."""
+"""Maximum size of either file, in bytes."""
 
 
 class Process(BaseModel):
-    """What a process is known by, as a number alone comes back."""
+    """Identifies a process; a process id alone may be used again."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     pid: Annotated[int, Field(gt=1)]
     began: Annotated[str, Field(min_length=1)]
-    """When it was started, as `ps` says it."""
+    """Its start time, as `ps` prints it."""
 
 
 class State(BaseModel):
-    """What was started, where, and how it is reached."""
+    """What was started, where, and how to reach it."""
 
     model_config = ConfigDict(strict=True)
 
     host: str = Field(default_factory=platform.node)
-    """The machine whose processes these are; homes are shared."""
+    """The machine on which the processes run, because several machines may share a home."""
     address: Annotated[str, Field(pattern=r"^http://127\.0\.0\.1:[1-9][0-9]{0,4}$")]
-    """Of the jobs server."""
+    """The address of the jobs server."""
     temporary: Annotated[str, Field(pattern=r"^/(.+/)?fedrobust-[a-z0-9_]+$")]
-    """The folder of the nodes' sessions, which goes with them."""
+    """The folder of the nodes' sessions, which is deleted with them."""
     gcs: str
     mlflow: str
     workplace: str
-    """Below which jobs keep their `mlruns/`."""
+    """The folder in which jobs keep their `mlruns/`."""
     store: str
-    """MLflow's database; the URL may hold a password."""
+    """MLflow's database; the URL may contain a password."""
     commands: dict[str, list[str]] = Field(default_factory=dict)
     nodes: dict[str, Process] = Field(default_factory=dict)
 
 
 def home() -> Path:
-    """The user's home. Raises `ClusterError` where there is none."""
+    """Return the user's home. Raises `ClusterError` if there is none."""
     try:
         return Path.home()
     except RuntimeError:
@@ -65,15 +65,16 @@ def home() -> Path:
 
 
 def kept(folder: Path) -> Path:
-    """Where the state of a cluster that was started in `folder` is kept, below its owner's home; it may be missing."""
+    """Return the path of the stored state of a cluster that was started in `folder`, below its owner's home; it may not
+    exist."""
     digest = sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     return home() / ".fedrobust" / "clusters" / digest
 
 
 def read_state(folder: Path) -> State | None:
-    """What was started in `folder`; None where nothing was.
+    """Return the state of what was started in `folder`; None if nothing was.
 
-    Raises `ClusterError` where that is damaged, or somebody else can have written it.
+    Raises `ClusterError` if the file is damaged, or if other users may have written it.
     """
     path = kept(folder) / STATE
     try:
@@ -91,9 +92,10 @@ def read_state(folder: Path) -> State | None:
 
 
 def owned_text(path: Path) -> str:
-    """A file that only we can read and write, in a folder that only we can write to.
+    """Return the text of a file that only its owner, this user, can read and write, in a folder that only this user can
+    write to.
 
-    Raises `FileNotFoundError`, or `ClusterError` where it is another kind of file.
+    Raises `FileNotFoundError`, or `ClusterError` if the file is of another kind.
     """
     folder = path.parent.lstat()
     if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.geteuid() or folder.st_mode & 0o022:
@@ -102,9 +104,11 @@ def owned_text(path: Path) -> str:
 
 
 def small_text(path: Path, private: bool = False) -> str:
-    """The text of a small file. `private`: it must be ours alone, and no link.
+    """Return the text of a small file.
 
-    Raises `FileNotFoundError`; `ClusterError` where it cannot be read, is no file or no text, or too big.
+    private: require that only this user can access it, and that it is not a link.
+
+    Raises `FileNotFoundError`; `ClusterError` if it cannot be read, is not a text file, or is too big.
     """
     try:
         with open_file(path, follow=not private) as file:
@@ -125,10 +129,10 @@ def small_text(path: Path, private: bool = False) -> str:
 
 
 def open_file(path: str | Path, follow: bool, below: int | None = None) -> BinaryIO:
-    """A file, opened to be read without waiting for anything. Raises `OSError`, also where it is a pipe or a folder.
+    """Open a file for reading, without blocking. Raises `OSError`, also for a pipe or a folder.
 
     follow: whether it may be a link.
-    below: the descriptor of the folder that the path begins at.
+    below: the descriptor of the folder to which the path is relative.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     handle = os.open(path, flags, dir_fd=below)
@@ -139,7 +143,7 @@ def open_file(path: str | Path, follow: bool, below: int | None = None) -> Binar
 
 
 def runs(process: Process) -> bool:
-    """Whether this very process still runs, as ours."""
+    """Return whether exactly this process still runs, and belongs to this user."""
     shown = subprocess.run(
         ["ps", "-o", "uid=,stat=,lstart=", "-p", str(process.pid)],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Jobs through Ray's own client: submitted, listed, read, stopped; whatever fails is one line."""
+"""Jobs through Ray's own client: submit, list, read, stop; every error is one line."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from fedrobust.errors import ClusterError, Problem
 from fedrobust.texts import visible
 
 ANSWER = 30.0
-"""Seconds within which a cluster has to answer."""
+"""Seconds within which a cluster must answer."""
 PATIENCE = 120.0
-"""Seconds after which a cluster that stays away while its job is followed is given up."""
+"""Seconds without a connection after which following a job is given up."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the cluster tells of it."""
+    """A job as the cluster describes it."""
 
     id: str
     command: str
@@ -44,12 +44,12 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether it has ended, one way or another."""
+        """Whether it has ended, successfully or not."""
         return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
 
     @property
     def since(self) -> str:
-        """When it began, by the clock of who reads it."""
+        """When it began, in the local time of this machine."""
         return f"{self.began.astimezone():%Y-%m-%d %H:%M}" if self.began else "–"
 
     @property
@@ -66,11 +66,14 @@ def submit(
     variables: Mapping[str, str] | None = None,
     tell: Callable[[str], object] | None = None,
 ) -> str:
-    """Ship `folder`, by default the current one, and have `fedrobust COMMAND` run on the cluster. Returns the job's id.
+    """Ship `folder`, and run `fedrobust COMMAND` on the cluster. Return the job's id.
 
+    command: the command, without `fedrobust`, and its arguments.
+    cluster: the cluster, see `find_cluster`.
+    folder: the working folder, by default the current one.
     workplace: the folder on the head node that the job works in.
-    variables: added to the environment of the job and its actors, beside those of `PASSED_ON`.
-    tell: is handed lines that say what is sent, what stays, where it goes and with which token, before that happens.
+    variables: added to the environment of the job and its actors, besides those of `PASSED_ON`.
+    tell: called beforehand with lines that say what is sent, what stays, where it goes and with which token.
 
     Raises `ClusterError`; then nothing has been submitted.
     """
@@ -94,21 +97,21 @@ def submit(
 
 
 def jobs(cluster: Cluster) -> list[Job]:
-    """Every job that the cluster remembers, the latest last."""
+    """Return all jobs of the cluster, the latest last. Raises `ClusterError`."""
     with _reaching(cluster) as client:
         return _jobs(client)
 
 
 def find_job(cluster: Cluster, job: str) -> Job:
-    """The job with this id, or the only one whose id begins with it. Raises `ClusterError`."""
+    """Return the job with this id, or the only one whose id begins with `job`. Raises `ClusterError`."""
     with _reaching(cluster) as client:
         return _find(client, job)
 
 
 def logs(cluster: Cluster, job: str, follow: bool = False) -> Iterator[str]:
-    """The output of a job in pieces; with `follow` until it ends, over lost connections too.
+    """Yield the output of a job in pieces; with `follow` until it ends, also after lost connections.
 
-    Raises `ClusterError`, also where a cluster stays away while its job is followed.
+    Raises `ClusterError`, also if a cluster does not come back while its job is followed.
     """
     with _reaching(cluster) as client:
         found = _find(client, job)
@@ -119,7 +122,7 @@ def logs(cluster: Cluster, job: str, follow: bool = False) -> Iterator[str]:
 
 
 def stop(cluster: Cluster, job: str) -> Job:
-    """Have a job end as a Ctrl-C would, and wait until it has. Raises `ClusterError` if it had ended before."""
+    """End a job as a Ctrl-C would, and wait until it has ended. Raises `ClusterError` if it had already ended."""
     with _reaching(cluster) as client:
         found = _find(client, job)
         if found.over:
@@ -165,7 +168,8 @@ def _find(client: Any, job: str) -> Job:
 
 
 def _followed(client: Any, job: str, cluster: Cluster) -> Iterator[str]:
-    """Pieces of a log as they are written. After a lost connection it begins again: what was seen is skipped."""
+    """Yield pieces of a log as they are written. After a lost connection the log starts again: known pieces are
+    skipped."""
     import aiohttp
 
     seen, heard = 0, time.monotonic()
@@ -182,14 +186,14 @@ def _followed(client: Any, job: str, cluster: Cluster) -> Iterator[str]:
                 if _find(client, job).over:
                     return
                 heard = time.monotonic()
-            except (OSError, RuntimeError, aiohttp.ClientError) as error:  # the server, or what lies between
+            except (OSError, RuntimeError, aiohttp.ClientError) as error:  # errors of the server, or of the network
                 if time.monotonic() - heard > PATIENCE:
                     raise ClusterError(
                         f"the cluster at {cluster.address} does not answer any more ({_first_line(error)}); "
                         f"go on with: fedrobust logs {job} --follow"
                     ) from error
             finally:
-                with suppress(RuntimeError):  # a signal has left it waiting; the runner ends that
+                with suppress(RuntimeError):  # a signal has interrupted it; the runner ends that
                     runner.run(pieces.aclose())
             time.sleep(1)
 
@@ -200,13 +204,13 @@ async def _next(pieces: AsyncIterator[str]) -> str | None:
 
 @contextmanager
 def _reaching(cluster: Cluster) -> Iterator[Any]:
-    """A client of the cluster's jobs server; whatever fails in the block becomes a `ClusterError` of one line."""
+    """Yield a client of the cluster's jobs server; any error in the block becomes a `ClusterError` of one line."""
     _knock(cluster)
     from ray.exceptions import RayError
 
     try:
         yield _client(cluster)
-    except (OSError, RuntimeError, ValueError, LookupError, TypeError, RayError) as error:  # what is no Ray answers so
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, RayError) as error:  # or no Ray answers
         raise ClusterError(f"the cluster at {cluster.address}: {_first_line(error)}") from error
 
 
@@ -217,7 +221,7 @@ def _client(cluster: Cluster) -> Any:
 
 
 def _knock(cluster: Cluster) -> None:
-    """Ask for the list of jobs, before Ray is imported, which takes seconds."""
+    """Request the list of jobs before importing Ray, which takes seconds."""
     request = urllib.request.Request(f"{cluster.address}/api/jobs/", headers=cluster.headers)
     direct = [urllib.request.ProxyHandler({})] if cluster.loopback else []
     try:
@@ -233,7 +237,7 @@ def _knock(cluster: Cluster) -> None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer, and not followed: urllib would send the token along, to any host."""
+    """Treats a redirect as an answer: by default, urllib would send the token to any host that a redirect names."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None

@@ -1,4 +1,4 @@
-"""What is sent: a command and the files that it needs, and the script that drives it on the cluster."""
+"""What is sent: a command and the files that it needs, and the script that runs it on the cluster."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from fedrobust.naming import commit
 DRIVERS = ("run", "matrix", "sweep", "duel")
 """The commands that may be submitted: those that read a file and run federations."""
 PASSED_ON = ("FEDROBUST_DATA", "MLFLOW_TRACKING_URI")
-"""Variables that a job gets from the environment of who submits it, if they are set there."""
+"""Variables that a job gets from the environment of the user who submits it, if they are set there."""
 GRACE = 120
-"""Seconds that a job has to end in order when it is stopped: a round, and what is written after it."""
+"""Seconds that a stopped job has to end properly: to finish a round and write its results."""
 
 _MAY_HIDE = {"fedrobust", "test", "tests", "docs", "examples", "benchmarks", "setup", "conftest"}
-"""Modules at the top of a working folder that hide nothing which matters; a clone's own code is meant to be run."""
+"""Modules at the top of a working folder that may hide others without harm; a clone's own code is meant to be run."""
 _COMMENT = re.compile(r"(^|\s)#.*")
 _CLASS = re.compile(r"(?<![\w./:])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):[A-Za-z_]\w*(?![\w:])")
-"""A class of a user's own, `module:Class`."""
+"""A class of the user's own, `module:Class`."""
 _FILE = re.compile(r"(?<![\w./-])[\w./-]+\.ya?ml\b")
-"""An experiment file that another one names, seen from there."""
+"""An experiment file that is named by another one, relative to that file."""
 
 _DRIVE = r"""
 export FEDROBUST_SHIPPED=$PWD
@@ -40,24 +40,27 @@ mkdir -p {workplace} && cd {workplace} || exit 2
 echo "on node $(hostname), in $PWD"
 exec "${{python:-python}}" -P -m fedrobust.cli {command}
 """
-# The job's parent is a worker of the raylet, whose command line names the cluster's Python; `python` may be another.
-# -P: what lies in the workplace must not hide the code that was shipped or installed.
+# The job's parent is a worker of the raylet; its command line has the cluster's Python. `python` may be another.
+# -P: files in the workplace must not hide the code that was shipped or installed.
 
 
 @dataclass(frozen=True)
 class Shipment:
-    """A command, its files named from the working folder, and what is shipped of that."""
+    """A command, with files relative to the working folder, and the files that are shipped."""
 
     command: list[str]
     selection: Selection
 
 
 def prepare(command: Sequence[str], folder: Path | None = None) -> Shipment:
-    """What is sent so that `fedrobust COMMAND` can run elsewhere on the files of `folder`, by default the current one.
+    """Select what is sent to run `fedrobust COMMAND` elsewhere.
 
-    Raises `ClusterError` where the command cannot be submitted, names no file that is shipped, or where one of these
-    names a class or another experiment file that is there and is not; where a module would be imported in the place of
-    an installed one; and as `select` does.
+    command: the command, without `fedrobust`, and its arguments.
+    folder: the working folder, by default the current one.
+
+    Raises `ClusterError` if the command cannot be submitted, if it names no file that is shipped, if such a file names
+    a class or another experiment file that exists but is not shipped, if a module would be imported instead of an
+    installed one, and as `select` does.
     """
     folder = (folder or Path.cwd()).resolve()
     if not command:
@@ -79,9 +82,12 @@ def prepare(command: Sequence[str], folder: Path | None = None) -> Shipment:
 
 
 def refuse_hiding(names: Iterable[str]) -> None:
-    """Raise `ClusterError` where a module at the top, where a job's Python is told to look first, hides another one.
+    """Raise `ClusterError` if a module at the top, where a job's Python looks first, hides an installed one.
 
-    Who wrote an `mlflow.py` would have it run by everything that imports MLflow, whether a class of it is named or not.
+    names: the paths of the shipped files.
+
+    For example, a shipped `mlflow.py` would be run by everything that imports MLflow, even if no file names a class of
+    it.
     """
     for name in names:
         path = PurePosixPath(name)
@@ -102,7 +108,7 @@ def names_file(word: str) -> bool:
 
 def _inside(name: str, folder: Path) -> str:
     path = folder / name
-    path = path.parent.resolve() / path.name  # a file that is a link stays what it is called
+    path = path.parent.resolve() / path.name  # if the file is a link, its own name is used
     if not path.is_relative_to(folder):
         reason = f"lies outside of {folder}, which is what is shipped: copy it there, or go where it is"
         raise ClusterError(Problem(reason).at(Path(name)))
@@ -112,7 +118,7 @@ def _inside(name: str, folder: Path) -> str:
 
 
 def _check_names(folder: Path, name: str, selection: Selection, texts: Sequence[str], seen: set[str]) -> None:
-    """Raise `ClusterError` where a file names a class, or an experiment file, that is there and not shipped.
+    """Raise `ClusterError` if a file names a class, or an experiment file, that exists but is not shipped.
 
     texts: the command's other words, which may name classes, too.
     """
@@ -131,7 +137,7 @@ def _check_names(folder: Path, name: str, selection: Selection, texts: Sequence[
 
 
 def _refuse_missing(folder: Path, name: str, selection: Selection, by: str = "") -> None:
-    """by: the file that names this one."""
+    """Raise `ClusterError` if the file `name`, which `by` names, exists but is not shipped."""
     if name in selection.files or not (folder / name).is_file():
         return
     outside = name.startswith(("../", "/"))
@@ -141,7 +147,8 @@ def _refuse_missing(folder: Path, name: str, selection: Selection, by: str = "")
 
 
 def pack(files: Mapping[str, bytes], package: Path) -> None:
-    """Write a zip whose bytes depend on the files' names and contents alone: a cluster keeps the same one only once."""
+    """Write a zip file whose bytes depend only on the names and contents of `files`: a cluster stores the same file
+    only once."""
     with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
             archive.writestr(_entry(name), files[name])
@@ -154,22 +161,22 @@ def _entry(name: str) -> zipfile.ZipInfo:
 
 
 def entrypoint(command: Sequence[str], workplace: str | None = None) -> str:
-    """The shell script that a job is: find the cluster's Python, go to the workplace, run the command."""
+    """Return the shell script of a job: find the cluster's Python, go to the workplace, run the command."""
     words = [f'"$FEDROBUST_SHIPPED"/{shlex.quote(word)}' if names_file(word) else shlex.quote(word) for word in command]
     place = '"${FEDROBUST_HOME:-$HOME/fedrobust}"' if workplace is None else shlex.quote(workplace)
     return _DRIVE.format(workplace=place, command=" ".join(words)).strip()
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """What the job and its actors find in their environment, beside what their nodes were started with.
+    """Return the environment variables of the job and its actors, besides those with which their nodes were started.
 
-    The authentication mode is the nodes' own affair: a job inherits it, and the token.
+    The authentication mode is not among them: a job inherits it from its node, and the token.
     """
     own = {
         "FEDROBUST_JOB": "1",
         "OMP_NUM_THREADS": "1",
         "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE),
-        # Of a clone the code is shipped, and its repository is not.
+        # the code of a clone is shipped, but not its repository
         **({"FEDROBUST_COMMIT": commit()} if Path("fedrobust/naming.py").exists() else {}),
     }
     return own | {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)} | dict(variables)

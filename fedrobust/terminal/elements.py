@@ -1,4 +1,4 @@
-"""What the commands' outputs are made of: a bar, tables, numbers."""
+"""Common elements of the commands' outputs: a bar, tables, numbers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fedrobust.texts import visible
 
 
 def console() -> Console:
-    """The terminal; as wide as it says it is, 100 columns where it is a file."""
+    """Return the terminal; it has its own width, or 100 columns if the output is a file."""
     out = Console(highlight=False)
     return out if out.is_terminal else Console(highlight=False, width=100)
 
 
 class Bar:
-    """A bar with some text behind it; what is said is a plain line where the output is a file."""
+    """A progress bar with a text behind it; if the output is a file, messages are plain lines."""
 
     def __init__(self, out: Console, first: str, total: int | None) -> None:
         self._out = out
@@ -50,14 +50,14 @@ class Bar:
         self._bar.stop()
 
     def say(self, what: str) -> None:
-        """What is being done now."""
+        """Show `what`, the current step."""
         self._bar.update(self._task, description=visible(what))
         if not self._out.is_terminal:
             self._out.print(plain(what))
 
 
 def columns(columns: Mapping[str, Sequence[str]]) -> Table:
-    """A table whose heads are broken where their words end."""
+    """Return a table whose heads are broken only between words."""
     table = Table()
     for head in columns:
         broken = Text("\n").join(map(plain, re.split(r"(?<=\.)" if "." in head else " ", head)))
@@ -68,7 +68,8 @@ def columns(columns: Mapping[str, Sequence[str]]) -> Table:
 
 
 def plain(text: object, keep: str = "") -> Text:
-    """A text as it is written, whoever wrote it: no markup, no emoji codes, control characters seen but for `keep`."""
+    """Return a text exactly as written: no markup, no emoji codes; control characters except `keep` are made
+    visible."""
     return Text(visible(text, keep))
 
 

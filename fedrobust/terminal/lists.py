@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 def show_jobs(out: Console, jobs: Sequence[Job]) -> None:
-    """A cluster's jobs, the latest last."""
+    """Print a cluster's jobs, the latest last."""
     rows = [(job.id, job.status.lower(), job.since, job.took, job.command) for job in jobs]
     heads = ("job", "status", "began", "took", "command")
     out.print(columns(dict(zip(heads, zip(*rows, strict=True), strict=True))) if rows else "no jobs")
 
 
 def families() -> dict[str, dict[str, type[Options]]]:
-    """Every family of options that an experiment file can choose from: heading → name → class."""
+    """Return every family of options of experiment files: heading → name → class."""
     from fedrobust.aggregation import RowRule, Rule, Stage
     from fedrobust.attacks import Attack, Identity, Schedule
     from fedrobust.data import Partition, Source, StainNormalisation
@@ -62,7 +62,7 @@ def families() -> dict[str, dict[str, type[Options]]]:
 
 
 def show_options(out: Console) -> None:
-    """All options by family, one line each."""
+    """Print all options by family, one line each."""
     for family, options in families().items():
         out.print(f"[bold]{family}[/bold]")
         table = Table(box=None, show_header=False, padding=(0, 2))
@@ -75,7 +75,7 @@ def show_options(out: Console) -> None:
 
 
 def show_machine(out: Console) -> None:
-    """Cores, memory, GPUs, versions, the tracking store, and which data sets are found."""
+    """Print cores, memory, GPUs, versions, the tracking store, and which data sets are found."""
     table = Table(show_header=False)
     table.add_row("cores", f"{usable_cores()}{_limit(core_limits())}")
     memory = {name: round(amount / 2**30, 1) for name, amount in memory_limits().items()}
@@ -102,7 +102,7 @@ def show_machine(out: Console) -> None:
 
 
 def _limit(limits: Mapping[str, float]) -> str:
-    """Which limit is the least, where it is not that of the machine."""
+    """Name the lowest limit, unless it is that of the machine."""
     least = min(limits, key=lambda name: limits[name])
     return "" if least == "machine" else f" of {limits['machine']:g} ({least}: {limits[least]:g})"
 

@@ -1,4 +1,4 @@
-"""Many runs: matrices, and runs beside each other."""
+"""Many runs: matrices, and comparisons."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class MatrixProgress(Bar):
-    """A bar over the cells of a matrix, with the time left; a line for each cell where the output is a file."""
+    """A bar over the cells of a matrix, with the remaining time; a line for each cell if the output is a file."""
 
     def __init__(self, out: Console) -> None:
         super().__init__(out, "reading", None)
@@ -28,7 +28,7 @@ class MatrixProgress(Bar):
         self._began: float | None = None
 
     def plan(self, items: int, finished: int) -> None:
-        """There are at most so many cells; so many of them are finished, those of earlier sittings included."""
+        """There are at most `items` cells; `finished` of them are done, including those of earlier executions."""
         ran = self._finished - self._before
         self._began = self._began or time.monotonic()
         self._cells, self._finished, self._before = items, finished, finished - ran
@@ -50,7 +50,7 @@ class MatrixProgress(Bar):
             self._out.print(plain(shown), soft_wrap=True)
 
     def _left(self) -> str:
-        """By the pace of this sitting."""
+        """Return the remaining time at the speed of this execution."""
         ran = self._finished - self._before
         if self._began is None or ran == 0:
             return "–"
@@ -59,7 +59,7 @@ class MatrixProgress(Bar):
 
 
 def show_matrix(out: Console, findings: MatrixResult) -> None:
-    """The headline of every defence, and where the rest is."""
+    """Print the headline of every defence, and where to find the rest."""
     for setting in dict.fromkeys(verdict.setting for verdict in findings.verdicts):
         title = plain(f"{setting}: least robustness over the attacks, fresh seeds")
         table = Table(title=title, title_justify="left")
@@ -79,7 +79,7 @@ def show_matrix(out: Console, findings: MatrixResult) -> None:
 
 
 def show_comparison(out: Console, comparison: Comparison, page: Path) -> None:
-    """The groups and their final figures, what a reader has to know, and where the page is."""
+    """Print the groups and their final figures, notes for the reader, and the path of the page."""
     from fedrobust.report.compare import shown
 
     figures = [name for name in comparison.figures if name not in _IN_THE_PAGE]
@@ -101,4 +101,4 @@ def show_comparison(out: Console, comparison: Comparison, page: Path) -> None:
 
 
 _IN_THE_PAGE = ("defense/precision", "defense/recall")
-"""Figures for which the terminal is too narrow."""
+"""Figures that are shown only on the page, because the terminal is too narrow."""

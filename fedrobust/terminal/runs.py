@@ -30,10 +30,10 @@ class Progress(Bar):
         self._rounds = experiment.federation.rounds
         self._skipped = 0
         self._first, self._made = 0, math.inf
-        """The first round that it is told of, and the first one that was made."""
+        """The first round that it was notified of, and the first one that was made."""
 
     def on_record(self, record: Record) -> None:
-        """Hook of the federation: a committed record of the journal."""
+        """Hook of the federation: receives each committed record of the journal."""
         if isinstance(record, RoundRecord):
             self._first = self._first or record.round
             if record.skipped is not None:
@@ -62,19 +62,19 @@ def _figures(metrics: Mapping[str, float | None]) -> str:
 
 
 def show_code(out: Console) -> None:
-    """Which code of the user's was loaded, and from where."""
+    """Print which code of the user's was loaded, and from where."""
     for name, file in loaded().items():
         out.print(plain(f"your code: {name} from {file}"), soft_wrap=True)
 
 
 def show_result(out: Console, result: Result, experiment: Experiment | None = None) -> None:
-    """The final table, and where to look next; of the experiment whether its secrets are any."""
+    """Print the final table, and where to look next; with `experiment`, also whether its secrets are really secret."""
     from fedrobust.naming import NOT_SECRET, secret, shared
     from fedrobust.report.titles import titles_of_one
 
     table = Table(title=plain(result.name), title_justify="left", show_header=False)
     for name, title in titles_of_one(result.final).items():
-        if result.final.get(name) is not None and not name.startswith("defense/"):  # whom it suspects stands below
+        if result.final.get(name) is not None and not name.startswith("defense/"):  # suspicions are listed below
             table.add_row(plain(title), f"{result.final[name]:.3f}")
     if "attack/success_rate" not in result.final:
         table.add_row("attack success", "– (no attack here has a target)")
@@ -113,11 +113,11 @@ def _suspected(result: Result) -> str:
 
 
 def show_verdict(out: Console, verdict: Verdict, key: Path | None) -> None:
-    """What an audit log that holds vouches for, and what could not be compared."""
+    """Print what a valid audit log covers, and what could not be compared; `key`: the public key file used, if any."""
     table = Table(title=f"unbroken: {verdict.lines} lines, {verdict.rounds} rounds and the end", title_justify="left")
     table.show_header = False
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")  # keys and paths are to be read to their ends
+    table.add_column(overflow="fold")  # keys and paths must not be cut
     table.add_row("run", plain(verdict.run))
     table.add_row("fits", plain(", ".join(verdict.files)))
     table.add_row("not covered", plain(", ".join(verdict.uncovered) or "–"))

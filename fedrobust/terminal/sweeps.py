@@ -1,4 +1,4 @@
-"""Sweeps and duels: trials as they are finished, and what was found."""
+"""Sweeps and duels: trials as they finish, and the results."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 
 class SweepProgress(Bar):
-    """A bar over the trials of a sweep, with the best value beside it; a line for each where the output is a file."""
+    """A bar over the trials of a sweep, with the best value beside it; a line for each trial if the output is a
+    file."""
 
     def __init__(self, out: Console) -> None:
         super().__init__(out, "reading", None)
         self._trials = 0
 
     def plan(self, items: int, finished: int) -> None:
-        """There are so many trials; so many of them are finished, those of earlier sittings included."""
+        """There are `items` trials; `finished` of them are done, including those of earlier executions."""
         self._trials = items
         self._bar.update(self._task, total=items, completed=finished, behind="")
         if not self._out.is_terminal:
@@ -62,7 +63,7 @@ class DuelProgress(SweepProgress):
 
 
 def show_duel(out: Console, findings: DuelResult) -> None:
-    """What each defence was worth after each turn, and where the rest is."""
+    """Print the objective of each defence after each turn, and where to find the rest."""
     labels = list(dict.fromkeys(turn.label for turn in findings.turns))
     objective = findings.match.duel.objective
     title = plain(f"{objective.metric} under the worst known attack, fresh seeds")
@@ -80,7 +81,7 @@ def show_duel(out: Console, findings: DuelResult) -> None:
 
 
 def show_sweep(out: Console, findings: SweepResult) -> None:
-    """The best trials, what they are worth on fresh seeds, and where the rest is."""
+    """Print the best trials, their values on fresh seeds, and where to find the rest."""
     metrics = [objective.metric for objective in findings.plan.sweep.objectives]
     again = {each.trial.number: each.values for each in findings.fresh}
     table = Table(title=plain(findings.plan.sweep.name), title_justify="left")
@@ -117,5 +118,5 @@ def _lines(lines: Iterable[str]) -> Text:
 
 
 def _told(value: Any) -> str:
-    """A value of an experiment file, short."""
+    """Return a value of an experiment file as a short text."""
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, default=str, ensure_ascii=False)
