@@ -1,1 +1,1 @@
-"""What vouches for a run: its signed log, its seal, and whether what lies in its folder fits them."""
+"""Proof of what a run computed: its signed log, its seal, and the check that the run's folder fits them."""

@@ -1,4 +1,4 @@
-"""What lies in a run's folder, and the digests of it that a seal holds."""
+"""The files in a run's folder, and their digests in a seal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from fedrobust.audit.signing import AuditError
 
 MLMODEL = "model/MLmodel"
-"""MLflow's description of the model: what loads it, and how. An upload writes into it."""
+"""MLflow's description of the model: what loads it, and how. An upload changes it."""
 _UPLOADED = re.compile(rb"^(artifact_path|model_id|run_id): ([\w:/.%@?&=~+-]+)\n(?=\w+:|\Z)", re.MULTILINE | re.ASCII)
 """A line with such a field between others of the top level: its value begins nothing that goes on in the next line."""
 
@@ -19,8 +19,8 @@ _UPLOADED = re.compile(rb"^(artifact_path|model_id|run_id): ([\w:/.%@?&=~+-]+)\n
 def contents(folder: Path) -> list[str]:
     """The paths of all files below a folder, sorted, with `/` between their parts.
 
-    Raises `AuditError` for what is neither a file nor a folder: a link would have something else vouched for, a pipe
-    would never be read to its end; and for a folder that cannot be read.
+    Raises `AuditError` for a folder that cannot be read, and for everything that is neither a file nor a folder: with a
+    link another file would be vouched for, and reading a pipe would never end.
     """
     found: list[str] = []
 
@@ -40,12 +40,17 @@ def contents(folder: Path) -> list[str]:
 
 
 def shown(name: str) -> str:
-    """A path as it can be printed, whatever is in it."""
+    """A path in a printable form, whatever is in it."""
     return name if name.isprintable() else ascii(name)
 
 
 def digest(folder: Path, name: str) -> str:
-    """SHA-256 of a file in a folder; of `model/MLmodel` without what an upload sets. Raises `AuditError`."""
+    """SHA-256 (hexadecimal) of a file in a folder; that of `model/MLmodel` leaves out the fields that an upload sets.
+
+    name: path of the file below `folder`.
+
+    Raises `AuditError` if the file cannot be read.
+    """
     try:
         if name == MLMODEL:
             return sha256(_UPLOADED.sub(b"", (folder / name).read_bytes())).hexdigest()
@@ -59,7 +64,7 @@ def digest(folder: Path, name: str) -> str:
 
 
 def runs_named(folder: Path) -> set[str]:
-    """The runs that `model/MLmodel` says it came out of: none before it was uploaded."""
+    """The runs that `model/MLmodel` names as its origin; empty before it was uploaded."""
     return {value.decode() for name, value in _UPLOADED.findall((folder / MLMODEL).read_bytes()) if name == b"run_id"}
 
 

@@ -1,9 +1,9 @@
-"""The audit log of a run: lines that are chained by hashes and signed, so that none can be changed later unseen.
+"""The audit log of a run: lines chained by hashes and signed, so that no line can be changed later unnoticed.
 
 Each line is canonical JSON: `index` from 1 on, `previous` (the hash of the line before), `entry` (what happened),
-`hash` (SHA-256 of these three) and `signature` (Ed25519, of the hash). Lines hold no wall-clock time and signatures no
-randomness: the same run gives the same bytes. There is one line for each record of the journal, and it holds the
-digest of that record.
+`hash` (SHA-256 of these three) and `signature` (Ed25519, of the hash). Lines contain no wall-clock time and signatures
+no randomness: the same run gives the same bytes. There is one line for each record of the journal, with the digest of
+that record.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Entry = dict[str, Any]
 
 FORMAT = 1
 START = "0" * 64
-"""What stands for the hash of the line before the first one."""
+"""`previous` of the first line."""
 LINE = b"fedrobust audit line 1\0"
-"""What is signed begins with this, so that no signature can be taken for another kind of one."""
+"""Everything that is signed begins with this, so that no signature can be taken for one of another kind."""
 _TOLD: dict[str, tuple[str, ...]] = {
     "start": ("run", "name", "clients", "configuration", "digest", "versions", "model"),
     "round": (
@@ -35,22 +35,23 @@ _TOLD: dict[str, tuple[str, ...]] = {
     "evaluation": ("round", "metrics"),
     "end": ("round", "final"),
 }
-"""What a line says in so many words, by the kind of the journal's record; all of the record is in its digest."""
+"""Fields that a line repeats, by the kind of the journal's record; the digest covers the whole record."""
 _RENAMED = {"digest": "data"}
 _CLOCK = "seconds"
 
 
 def timeless(value: Any) -> Any:
-    """A record without the seconds that it took, wherever they stand: they are another run's only difference."""
+    """A record without the seconds that it took, at any depth: only they differ if the run is repeated."""
     if isinstance(value, Mapping):
         return {key: timeless(item) for key, item in value.items() if key != _CLOCK}
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
 def entry_of(record: Mapping[str, Any], before: str | None) -> Entry:
-    """What the log says about a record of the journal as it reads back from JSON.
+    """The log's entry for a record of the journal.
 
-    `before` is the digest of the model before it; a round's `model` becomes the digests before and after.
+    record: its fields, as they are read from JSON.
+    before: digest of the model before the record; a round's `model` becomes the digests before and after.
     """
     kind = record.get("kind")
     bare = timeless(record)
@@ -61,7 +62,11 @@ def entry_of(record: Mapping[str, Any], before: str | None) -> Entry:
 
 
 class Log:
-    """The end of a log, to which lines are added."""
+    """The end of a log, to which lines are added.
+
+    key: signs the lines.
+    lines: bytes of the log so far; they must be valid (see `check`).
+    """
 
     def __init__(self, key: Ed25519PrivateKey, lines: bytes = b"") -> None:
         """Begin a log, or go on behind `lines`, which hold (`check` says whether they do)."""
@@ -74,7 +79,10 @@ class Log:
             self._model = _model_after(line["entry"], self._model)
 
     def line(self, record: Mapping[str, Any]) -> bytes:
-        """The line for the next record of the journal, given as it reads back from JSON; bytes with the newline."""
+        """The line for the next record of the journal, with its newline.
+
+        record: its fields, as they are read from JSON.
+        """
         entry = entry_of(record, self._model)
         if not self.index:
             entry |= {"format": FORMAT, "key": public_hex(self._key)}
@@ -93,15 +101,15 @@ def _model_after(entry: Entry, before: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Chain:
-    """A log as it was found: the entries of the lines that hold, and why the next one does not."""
+    """A checked log: the entries of its valid lines, and why the next line is invalid."""
 
     entries: list[Entry] = field(repr=False)
     head: str
-    """The hash of the last line that holds."""
+    """The hash of the last valid line."""
     key: str
-    """The public key that signed them, by what the first line says; empty without a first line."""
+    """The public key of the signatures, as the first line names it; empty without a first line."""
     reason: str = ""
-    """What is wrong with the line behind them; empty where all hold."""
+    """What is wrong with the next line; empty if all lines are valid."""
 
     @property
     def model(self) -> str | None:
@@ -113,9 +121,12 @@ class Chain:
 
 
 def check(lines: bytes, key: str | None = None) -> Chain:
-    """Check the chain and the signatures of a log, with a public key, or else with the one that its first line names.
+    """Check the chain and the signatures of a log.
 
-    That a log is whole is not to be seen from its lines: its last entry says whether it has ended.
+    lines: bytes of the log.
+    key: the public key (64 hexadecimal digits); None takes the one that the first line names.
+
+    The lines do not show whether a log is complete: its last entry says whether the run has ended.
     """
     entries: list[Entry] = []
     head, signer = START, ""
@@ -172,7 +183,11 @@ def _check_line(found: dict[str, Any], index: int, previous: str, key: str) -> N
 
 
 def misfit(entries: Sequence[Entry], records: Sequence[Mapping[str, Any]]) -> tuple[int, str] | None:
-    """The first line that does not tell what the journal does, and why; None if log and journal agree."""
+    """The number of the first line that differs from the journal, and why; None if log and journal agree.
+
+    entries: of the log.
+    records: of the journal, as they are read from JSON.
+    """
     model: str | None = None
     for line, (entry, record) in enumerate(zip(entries, records, strict=False), 1):
         expected = entry_of(record, model)

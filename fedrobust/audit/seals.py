@@ -1,4 +1,5 @@
-"""What is signed beside the lines of an audit log: what an ended run leaves, and the state that one can go on from."""
+"""What is signed besides the lines of an audit log: the files of an ended run, and the state from which a run can go
+on."""
 
 from __future__ import annotations
 
@@ -17,21 +18,32 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 FORMAT = 2
-"""Of seals: the second one covers all that is in the folder."""
+"""Format of seals: the second one covers everything in the folder."""
 SEAL, STATE = b"fedrobust audit seal 2\0", b"fedrobust audit state 1\0"
-"""What is signed begins with one of these, as with `audit.LINE`."""
+"""The first bytes of what is signed, as with `audit.LINE`."""
 
 
 def seal(key: Ed25519PrivateKey, run: str, head: str, files: Mapping[str, str]) -> bytes:
-    """A signed statement that these files (path → SHA-256) came out of the run whose log has this last hash."""
+    """A signed statement that these files came out of a run; bytes with a newline.
+
+    key: the coordinator's.
+    run: the run's id.
+    head: the hash of its log's last line.
+    files: path → SHA-256.
+    """
     body = {"format": FORMAT, "run": run, "head": head, "files": dict(files)}
     return canonical(body | {"signature": _signed(key, SEAL, body)}) + b"\n"
 
 
 def open_seal(data: bytes, key: str, head: str, wrote: object = None) -> dict[str, str]:
-    """The files that a seal names, with their digests. Raises `AuditError` if it is not this log's seal.
+    """The files in a seal: path → SHA-256.
 
-    key, head: the log's. wrote: the versions that its first line names, for a seal of another format.
+    data: bytes of the seal.
+    key: public key of the log, 64 hexadecimal digits.
+    head: the hash of the log's last line.
+    wrote: the versions in the log's first line, for the error about another format.
+
+    Raises `AuditError` if it is not this log's seal.
     """
     try:
         found = json.loads(data)
@@ -58,7 +70,7 @@ def open_seal(data: bytes, key: str, head: str, wrote: object = None) -> dict[st
 
 
 def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """The BLAKE3 digest of arrays: of their names, types, shapes and contents."""
+    """The BLAKE3 digest (hexadecimal) of arrays: of their names, types, shapes and contents."""
     parts: list[bytes | memoryview] = []
     for name, array in sorted(arrays.items()):
         whole = np.ascontiguousarray(array)
@@ -67,12 +79,17 @@ def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def sign_state(key: Ed25519PrivateKey, facts: Mapping[str, Any]) -> str:
-    """The signature of what a checkpoint says about a run, its arrays and its files."""
+    """The signature of a checkpoint's `facts`: what it says about a run, its arrays and its files."""
     return _signed(key, STATE, facts)
 
 
 def check_state(key: str, facts: Mapping[str, Any], signature: str) -> None:
-    """Raise `AuditError` where `sign_state` did not sign these facts with this key."""
+    """Raises `AuditError` if `sign_state` did not sign these facts with this key.
+
+    key: public key, 64 hexadecimal digits.
+    facts: of the checkpoint.
+    signature: as `sign_state` returned it.
+    """
     _check(key, signature, STATE, facts, "it was not written by the coordinator")
 
 

@@ -1,4 +1,4 @@
-"""The coordinator's key, and what is signed with it: JSON of which there is only one for each value."""
+"""The coordinator's key, and the JSON that it signs: each value has only one text."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from fedrobust.private import whole
 
 
 class AuditError(FedRobustError):
-    """A key that cannot be used, or an audit log that does not hold."""
+    """A key that cannot be used, or an audit log that is not valid."""
 
 
 def open_key(path: Path) -> Ed25519PrivateKey:
-    """The coordinator's key in a PEM file, made at its first use: only its owner may read it.
+    """The coordinator's key in a PEM file; it is made at its first use, and only its owner may read it.
 
-    Its public half is written beside it, as `.pub`. Raises `AuditError` if it cannot be made or read, is no Ed25519
-    key, or if others may read it.
+    The public key is written beside it, with the extension `.pub`.
+
+    Raises `AuditError` if it cannot be made or read, if it is no Ed25519 key, or if others may read it.
     """
     try:
         if not path.exists():
@@ -42,7 +43,7 @@ def open_key(path: Path) -> Ed25519PrivateKey:
             raise AuditError(f"{path}: must be an Ed25519 key; remove it to have one made")
         public = path.with_suffix(".pub")
         if public.exists() and not _is_half_of(public, key):
-            public.unlink()  # of a key that was removed
+            public.unlink()  # it belongs to a key that was removed
         if not public.exists():
             with whole(public) as partial:
                 partial.write_bytes(public_pem(key))
@@ -61,7 +62,7 @@ def _is_half_of(public: Path, key: Ed25519PrivateKey) -> bool:
 
 
 def _make_key(path: Path) -> None:
-    """Make a key file; whoever comes second keeps the first one's."""
+    """Make a key file; if two processes do so, the second keeps the first one's."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with whole(path) as partial:
         made = Ed25519PrivateKey.generate()
@@ -69,7 +70,7 @@ def _make_key(path: Path) -> None:
 
 
 def public_hex(key: Ed25519PrivateKey | Ed25519PublicKey) -> str:
-    """The public key as the log has it: 64 hexadecimal digits."""
+    """The public key as in the log: 64 hexadecimal digits."""
     public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
     return public.public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
 
@@ -80,7 +81,10 @@ def public_pem(key: Ed25519PrivateKey) -> bytes:
 
 
 def read_public(path: Path) -> str:
-    """The public key in a PEM file, or in one that holds its 64 digits. Raises `AuditError` if there is none."""
+    """The public key (64 hexadecimal digits) in a PEM file, or in a file with these digits.
+
+    Raises `AuditError` if there is none.
+    """
     try:
         data = path.read_bytes()
         if re.fullmatch(rb"[0-9a-f]{64}\s*", data):
@@ -96,17 +100,28 @@ def read_public(path: Path) -> str:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON of which there is only one for each value: sorted keys, no spaces, ASCII. `ValueError` for NaN."""
+    """JSON with only one text for each value: sorted keys, no spaces, ASCII.
+
+    Raises `ValueError` for NaN.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def is_hex(text: Any, size: int) -> bool:
-    """Whether this is a text of so many bytes in lower-case hexadecimal digits."""
+    """Whether this is a string of `size` bytes in lower-case hexadecimal digits."""
     return isinstance(text, str) and re.fullmatch(rf"[0-9a-f]{{{2 * size}}}", text) is not None
 
 
 def check_signature(key: str, signature: str, data: bytes, reason: str) -> None:
-    """Raise `AuditError`, with the reason, where a signature is not the one of `data` by the key."""
+    """Check a signature.
+
+    key: public key, 64 hexadecimal digits.
+    signature: hexadecimal digits.
+    data: bytes that were signed.
+    reason: text of the error.
+
+    Raises `AuditError` if it is not the signature of `data` by this key.
+    """
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(bytes.fromhex(signature), data)
     except (InvalidSignature, ValueError):

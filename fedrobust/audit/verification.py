@@ -1,4 +1,4 @@
-"""Whether a run's folder is what its audit log says: the log itself, the journal, the model, the sealed files."""
+"""Checks that a run's folder agrees with its audit log: the log itself, the journal, the model, the sealed files."""
 
 from __future__ import annotations
 
@@ -22,46 +22,47 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 CORE = ("audit.jsonl", "audit.pub", "checkpoint.npz", "experiment.yaml", "journal.jsonl")
-"""What every run leaves, and `verify` compares with the log: it is sealed without more ado."""
+"""Files that every run leaves and `verify` compares with the log: they are sealed without further conditions."""
 SEAL = "audit.seal"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of the check of one run."""
+    """The result of the check of one run."""
 
     run: str
-    """The run's id, as its log has it."""
+    """The run's id, from its log."""
     lines: int
-    """Lines that hold."""
+    """Number of valid lines."""
     head: str
-    """The hash of the last line whose signature holds."""
+    """The hash of the last line with a valid signature."""
     key: str
-    """The public key that they are signed with, as 64 hexadecimal digits."""
+    """The public key of the signatures, as 64 hexadecimal digits."""
     rounds: int
     ended: bool
-    """The last line is the run's end."""
+    """Whether the last line is the run's end."""
     skipped: int = 0
-    """Of the rounds, those in which nothing was aggregated."""
+    """Number of rounds in which nothing was aggregated."""
     broken: str = ""
-    """What does not hold, and where; empty if all does."""
+    """What is not valid, and where; empty if all is."""
     files: tuple[str, ...] = ()
     """The sealed files that were compared."""
     missing: tuple[str, ...] = ()
-    """What was not there, and could not be compared."""
+    """Files that were missing, and could not be compared."""
     uncovered: tuple[str, ...] = ()
-    """What is there, and is not vouched for."""
+    """What is there, but is not vouched for."""
     seal: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """The digests that the seal holds, by path."""
+    """The digests in the seal, by path."""
     versions: object = None
-    """Which versions computed the run, as its log has it."""
+    """The versions that computed the run, from its log."""
 
 
 def verify(folder: Path, key: str | None = None, run: str | None = None) -> Verdict:
-    """Check the log of a run in `folder`, and that journal and model are those that it tells of, as far as the run got.
+    """Check the log of the run in `folder`, and that journal and model agree with it, as far as the run got.
 
-    key: the coordinator's public key (64 hexadecimal digits), from elsewhere; without it the one that the log names.
-    run: the id that the log must be of, if it is known.
+    folder: of the run.
+    key: the coordinator's public key (64 hexadecimal digits), from elsewhere; None takes the one that the log names.
+    run: the id that the log must have, if it is given.
 
     Raises `AuditError` if there is no log.
     """
@@ -104,7 +105,7 @@ def verify(folder: Path, key: str | None = None, run: str | None = None) -> Verd
 
 
 def _fitting(folder: Path, here: set[str], chain: Chain, saved: Checkpoint | None, verdict: Verdict) -> Verdict:
-    """A log that holds against what else is in the folder. Raises where a file is not what it must be."""
+    """Compare a valid log with the other files in the folder. Raises if a file is not what it must be."""
     if "journal.jsonl" not in here:
         raise ExperimentError(f"{folder / 'journal.jsonl'}: no such file")
     text = _read(folder, "journal.jsonl")
@@ -129,7 +130,7 @@ def _fitting(folder: Path, here: set[str], chain: Chain, saved: Checkpoint | Non
 
 
 def _check_checkpoint(saved: Checkpoint, chain: Chain, journal: bytes) -> None:
-    """Raise `AuditError` for a checkpoint that is not the one of the last commit."""
+    """Raise `AuditError` for a checkpoint that is not that of the last commit."""
     weights = saved.arrays.get("weights")
     vector = weights is not None and weights.dtype == np.float32 and weights.ndim == 1
     if weights is None or not vector or sha256(weights.tobytes()).hexdigest() != chain.model:
@@ -147,9 +148,9 @@ def _check_checkpoint(saved: Checkpoint, chain: Chain, journal: bytes) -> None:
 
 
 def _check_options(folder: Path, start: Fields) -> None:
-    """Raise `AuditError` for an experiment file with other options than the log's first line vouches for.
+    """Raise `AuditError` for an experiment file with other options than those in the log's first line.
 
-    The start record holds all of them, and the line holds its digest. No class that the file names is imported.
+    The start record has all of them, and the line has its digest. No class that the file names is imported.
     """
     found, began = read_options(folder / "experiment.yaml"), start.get("experiment")
     if path := _difference(found, began):
@@ -157,7 +158,7 @@ def _check_options(folder: Path, start: Fields) -> None:
 
 
 def _difference(found: Any, began: Any, path: str = "") -> str:
-    """The dotted path of the first value that is not the same; empty where all are."""
+    """The dotted path of the first value that differs; empty if none does."""
     if isinstance(found, dict) and isinstance(began, dict):
         for name in sorted({*found, *began}, key=str):
             if name not in found or name not in began:
@@ -177,9 +178,12 @@ def verify_all(
     run: str | None = None,
     besides: Callable[[str], bool] = lambda name: False,
 ) -> Verdict:
-    """`verify`, and that the run has ended, and that everything in its folder is what it left then.
+    """`verify`; and check that the run has ended, and that everything in its folder is what it left then.
 
-    besides: tells by its path which file need not be, because the caller makes it anew.
+    folder: of the run.
+    key: as for `verify`.
+    run: as for `verify`.
+    besides: path → whether this file may differ, because the caller makes it anew.
     """
     verdict = verify(folder, key, run)
     if verdict.broken:
@@ -194,7 +198,7 @@ def verify_all(
 
 
 def _sealed(folder: Path, verdict: Verdict, besides: Callable[[str], bool]) -> Verdict:
-    """An ended run that holds against its seal. Raises `AuditError` for what the seal does not vouch for."""
+    """Compare an ended run with its seal. Raises `AuditError` for what the seal does not vouch for."""
     here = set(contents(folder))
     if SEAL not in here:
         raise AuditError(
@@ -224,10 +228,16 @@ def _sealed(folder: Path, verdict: Verdict, besides: Callable[[str], bool]) -> V
 def seal_files(
     folder: Path, key: Ed25519PrivateKey, made: Iterable[str] = (), kept: Mapping[str, str] | None = None
 ) -> None:
-    """Sign the digests of what an ended run leaves: of what its log vouches for, and of `made` and `kept`.
+    """Sign the digests of the files of an ended run: those that its log vouches for, and `made` and `kept`.
 
-    made: paths of what the caller has written itself just now. kept: digests of the old seal for what it left alone.
-    Nothing else is signed, whatever lies in the folder. Raises `AuditError` if the log does not hold or has no end.
+    folder: of the run.
+    key: the coordinator's.
+    made: paths of files that the caller has just written itself.
+    kept: digests from the old seal, for files that the caller left alone.
+
+    Nothing else in the folder is signed.
+
+    Raises `AuditError` if the log is not valid or has no end.
     """
     verdict = verify(folder, public_hex(key), folder.name)
     if verdict.broken or not verdict.ended:
@@ -240,7 +250,11 @@ def seal_files(
 
 
 def refuse_changed(folder: Path, key: Ed25519PrivateKey) -> None:
-    """Raise `ExperimentError` for a run whose log, journal, options or state were changed after its last commit."""
+    """Raise `ExperimentError` for a run whose log, journal, options or state were changed after its last commit.
+
+    folder: of the run.
+    key: the coordinator's.
+    """
     try:
         verdict = verify(folder, public_hex(key), folder.name)
         reason = verdict.broken

@@ -21,7 +21,7 @@ OFFICIAL = {"train": "train", "val": "validation", "valid": "validation", "test"
 
 
 class Npz(FileSource):
-    """A NumPy archive: images, labels, and if there are any groups (patients), label_names, centres, split."""
+    """A NumPy archive: images and labels; optionally groups (patients), label_names, centres and split."""
 
     name: Literal["npz"] = "npz"
 
@@ -62,13 +62,13 @@ class Npz(FileSource):
         file = self.locate()
         arrays = self._opened(file).read("images", "labels", *self._optional, "label_names")
         labels = arrays["labels"]
-        if arrays["images"].size and arrays["images"][:256].max() == 1:  # the first ones say it
+        if arrays["images"].size and arrays["images"][:256].max() == 1:  # the first ones show it
             reason = "the brightest pixel is 1 of 255: scale images of 0..1 by 255 before .astype"
             raise DataError(Problem(reason, "images").at(file))
         with self.naming(file):
             names = arrays.pop("label_names") if "label_names" in arrays else numbering(labels)
         if self.limit is not None:
-            self.patches(file, **arrays, label_names=names)  # says what is wrong before anything is picked
+            self.patches(file, **arrays, label_names=names)  # raises what is wrong before anything is picked
             chosen = choose(self.limit, seed, labels, *([arrays["split"]] if "split" in arrays else []))
             arrays = {key: array[chosen] for key, array in arrays.items()}
         return self.patches(file, **arrays, label_names=names)
@@ -82,11 +82,11 @@ class Medmnist(FileSource):
         "pathmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist", "breastmnist", "bloodmnist",
         "tissuemnist", "organamnist", "organcmnist", "organsmnist",
     ] = "pathmnist"  # fmt: skip
-    """Which of them. PathMNIST is the one of H&E histology; grey images become RGB."""
+    """Name of the data set. PathMNIST has H&E histology; grey images become RGB."""
     size: Literal[28, 64, 128, 224] = 28
-    """Pixels a side; each size is a file of its own (224 of PathMNIST needs 16 GB of memory)."""
+    """Pixels a side; each size is a file of its own (PathMNIST at 224 needs 16 GB of memory)."""
     download: bool = False
-    """Let the medmnist package download the file when it is not there."""
+    """Let the medmnist package download the file if it is not there."""
 
     home: ClassVar[str] = (
         "https://medmnist.com or https://zenodo.org/records/10519652 (CC BY 4.0; DermaMNIST CC BY-NC 4.0) "
@@ -235,7 +235,7 @@ class Pcam(FileSource):
         return slides
 
     def _images(self, file: Path, chosen: np.ndarray) -> np.ndarray:
-        """The chosen rows, read block by block so that memory holds no more than them."""
+        """The chosen rows, read block by block, so that no other rows stay in memory."""
         with self._rows(file, "x") as rows:
             side = self.size or rows.shape[1]
             what = f"{len(chosen)} patches of {side} x {side} pixels"

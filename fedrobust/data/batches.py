@@ -1,4 +1,4 @@
-"""From uint8 patches to finished training batches: order, flips, poison, normalisation."""
+"""From uint8 patches to training batches: order, flips, poison, normalisation."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ STD = (0.17, 0.21, 0.17)
 """Standard deviation of the channels, rounded."""
 
 BatchPoison = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
-"""Takes images (B, S, S, 3) uint8, labels (B,) int64 and a generator; returns what to train on instead."""
+"""Takes images (B, S, S, 3) uint8, labels (B,) int64 and a generator; returns the images and labels to train on
+instead."""
 
 
 def to_tensor(images: np.ndarray, device: str | torch.device = "cpu", channels_last: bool = False) -> Tensor:
-    """(B, S, S, 3) uint8 to (B, 3, S, S) float32, scaled to [0, 1], less MEAN, by STD. Never writes into `images`.
+    """Patches as a tensor (B, 3, S, S) float32: scaled to [0, 1], minus MEAN, divided by STD.
 
-    `channels_last` changes how the tensor lies in memory, not its values.
+    images: (B, S, S, 3) uint8; never written to.
+    device: as torch spells it.
+    channels_last: changes the tensor's layout in memory, not its values.
     """
     owned = images if images.flags.writeable and images.flags.c_contiguous else images.copy(order="C")
     pixels = torch.from_numpy(owned).to(device).permute(0, 3, 1, 2)
@@ -49,12 +52,22 @@ def batches(
     device: str | torch.device = "cpu",
     channels_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`steps` finished batches of one hospital in one round: (B, 3, S, S) float32 and (B,) int64.
+    """Yield `steps` batches of one hospital in one round: (B, 3, S, S) float32 and (B,) int64.
 
-    images (N, S, S, 3) uint8 and labels (N,) are never written to; indices (n,) are the patches of the hospital.
-    Each pass over them is shuffled anew and ends with a smaller batch where batch_size does not divide n. `augment`
-    turns each patch into one of its eight flips and rotations. `poison` comes after that, so that a trigger stays
-    where it is put. The result depends on (seed, round, client) alone, and the order of patches not on the poison.
+    images: (N, S, S, 3) uint8; never written to.
+    labels: (N,); never written to.
+    indices: (n,) the patches of the hospital.
+    batch_size: B. Each pass over the patches is shuffled anew, and ends with a smaller batch if B does not divide n.
+    steps: how many batches.
+    seed: the experiment's.
+    round: number of the round.
+    client: number of the hospital.
+    augment: turn each patch into one of its eight flips and rotations.
+    poison: applied after that, so that a trigger stays where it is put.
+    device: as torch spells it.
+    channels_last: as for `to_tensor`.
+
+    The result depends on (seed, round, client) alone. The order of patches does not depend on the poison.
     """
     if len(indices) == 0:
         raise DataError(f"hospital {client} has no training patches")
@@ -75,7 +88,8 @@ def batches(
 
 
 def _turned(batch: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """The batch (B, S, S, 3), written in place: transposed, flipped up-down, left-right as the bits 4, 2, 1 say."""
+    """The batch (B, S, S, 3), changed in place: transposed, flipped up-down, left-right as the bits 4, 2, 1 of `turns`
+    say."""
     transposed, upside, mirrored = (np.flatnonzero(turns & bit) for bit in (4, 2, 1))
     batch[transposed] = batch[transposed].swapaxes(1, 2)
     batch[upside] = batch[upside, ::-1]

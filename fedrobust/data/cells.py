@@ -1,4 +1,4 @@
-"""Cells of a synthetic tissue: glands and nests, where their nuclei lie, and how nuclei look.
+"""Cells of a synthetic tissue: glands and nests, the positions of their nuclei, and the look of nuclei.
 
 All lengths are in units of 1/48 of a patch's width (about 2.5 micrometres), whatever the number of pixels. Everything
 is vectorised over the B patches of one call.
@@ -19,7 +19,7 @@ _FAR = -1e3
 
 
 class Architecture(NamedTuple):
-    """What a tissue is made of; the classes differ in nothing else. Each field is a number, or a (B,) array."""
+    """The structure of a tissue; the classes differ in nothing else. Each field is a number, or a (B,) array."""
 
     structures: np.ndarray
     """Mean number of epithelial structures (glands, nests) in and around a patch."""
@@ -28,21 +28,21 @@ class Architecture(NamedTuple):
     lumen: np.ndarray
     """Radius of the lumen as a share of the structure's."""
     disorder: np.ndarray
-    """0: nuclei stand side by side around the lumen and point to it; 1: they lie anywhere, anyhow."""
+    """0: nuclei are side by side around the lumen and point to it; 1: their positions and directions are random."""
     irregular: np.ndarray
-    """How far outlines depart from an ellipse, and how often structures stretch along the fibres."""
+    """How far outlines differ from an ellipse, and how often structures stretch along the fibres."""
     nucleus: np.ndarray
     """Mean radius of an epithelial nucleus."""
     pleomorphism: np.ndarray
     """Spread of the size, shape and darkness of epithelial nuclei."""
     vesicular: np.ndarray
-    """How far their chromatin is cleared from the centre, so that nucleoli show."""
+    """How much of their chromatin is cleared from the centre, so that nucleoli show."""
     loose: np.ndarray
     """Share of the patch that is covered by nuclei outside the structures."""
     infiltration: np.ndarray
-    """Share of these nuclei that are epithelial."""
+    """Share of these nuclei outside that are epithelial."""
     lymphocytes: np.ndarray
-    """Share of them that are lymphocytes; the rest are fibroblasts."""
+    """Share of these nuclei outside that are lymphocytes; the rest are fibroblasts."""
 
 
 class Nuclei(NamedTuple):
@@ -60,11 +60,11 @@ class Nuclei(NamedTuple):
     dark: np.ndarray
     vesicular: np.ndarray
     bend: np.ndarray
-    """Positive or negative: bean-shaped."""
+    """How much a nucleus is bent to a bean; its sign is the side."""
 
 
 class Structures(NamedTuple):
-    """Epithelial structures: ellipses with wavy outlines. Each field is (B, K) unless it says otherwise."""
+    """Epithelial structures: ellipses with wavy outlines. Each field is (B, K) unless stated otherwise."""
 
     x: np.ndarray
     y: np.ndarray
@@ -77,10 +77,14 @@ class Structures(NamedTuple):
     lumen: np.ndarray
     """Radius of the lumen as a share of `radius`; negative where there is none."""
     used: np.ndarray
-    """bool; the others lie far outside the patch."""
+    """bool; unused structures are far outside the patch."""
 
     def depth(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How deep points (B, ...) lie inside a structure, and inside a lumen, as float32; negative outside."""
+        """Depth of points inside a structure, and inside a lumen, as float32; negative outside.
+
+        x: (B, ...) coordinates.
+        y: (B, ...) coordinates.
+        """
         inside, hollow = np.full(x.shape, _FAR, np.float32), np.full(x.shape, _FAR, np.float32)
         for k in range(self.x.shape[1]):
             one = Structures(*(field[:, k].reshape(-1, *[1] * (x.ndim - 1), *field.shape[2:]) for field in self))
@@ -105,7 +109,11 @@ def _outline(wave: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarr
 
 
 def place_structures(kind: Architecture, direction: np.ndarray, random: np.random.Generator) -> Structures:
-    """Structures at random places that hardly overlap; irregular ones stretch along the fibres' `direction` (B,)."""
+    """Structures at random positions with little overlap; irregular ones stretch along the fibres.
+
+    kind: the tissue of each patch.
+    direction: (B,) angle of the fibres.
+    """
     shape = (len(direction), _STRUCTURES)
     used = np.arange(_STRUCTURES) < random.poisson(kind.structures)[:, None]
     radius = kind.radius[:, None] * np.clip(np.exp(random.normal(0, 0.25, shape)), 0.5, 1.6)
@@ -121,7 +129,13 @@ def place_structures(kind: Architecture, direction: np.ndarray, random: np.rando
 
 
 def push_apart(place: np.ndarray, radius: np.ndarray, used: np.ndarray, steps: int) -> np.ndarray:
-    """Discs at `place` (..., N, 2), moved away from each other where they overlap; unused ones push nobody."""
+    """Move overlapping discs away from each other.
+
+    place: (..., N, 2) their centres.
+    radius: (..., N) their radii.
+    used: (..., N) bool; unused discs push no others.
+    steps: how often.
+    """
     reach = np.where(used, radius, _FAR).astype(np.float32)
     room = reach[..., :, None] + reach[..., None, :]
     x, y = place[..., 0].astype(np.float32), place[..., 1].astype(np.float32)
@@ -134,7 +148,10 @@ def push_apart(place: np.ndarray, radius: np.ndarray, used: np.ndarray, steps: i
 
 
 def structured_nuclei(kind: Architecture, structures: Structures, random: np.random.Generator) -> Nuclei:
-    """The nuclei of the structures: a ring of them where there is order, a crowd where there is none."""
+    """The nuclei of the structures: a ring of them in ordered ones, a crowd in disordered ones.
+
+    kind: the tissue of each patch.
+    """
     shape = (*structures.x.shape, _CELLS)
     kind = Architecture(*(field[:, None, None] for field in kind))
     radius, lumen = structures.radius[..., None], structures.lumen[..., None]
@@ -178,7 +195,11 @@ def structured_nuclei(kind: Architecture, structures: Structures, random: np.ran
 def loose_nuclei(
     kind: Architecture, structures: Structures, direction: np.ndarray, random: np.random.Generator
 ) -> Nuclei:
-    """Fibroblasts along the fibres, lymphocytes in clusters, and epithelial cells that left their structure."""
+    """Fibroblasts along the fibres, lymphocytes in clusters, and epithelial cells that left their structure.
+
+    kind: the tissue of each patch.
+    direction: (B,) angle of the fibres.
+    """
     kind = Architecture(*(field[:, None] for field in kind))
     area = kind.loose * WIDTH**2
     shape = (len(direction), int(area.max() / (0.6 * np.pi)) + 1)
@@ -215,13 +236,17 @@ def loose_nuclei(
 
 
 def _listed(used: np.ndarray, **fields: np.ndarray) -> Nuclei:
-    """The used ones of nuclei whose fields have, or broadcast to, the shape of `used` (B, ...)."""
+    """The used nuclei as a list; `fields` have the shape of `used` (B, ...), or broadcast to it."""
     patch = np.arange(len(used)).reshape(-1, *[1] * (used.ndim - 1))
     return Nuclei(np.broadcast_to(patch, used.shape)[used], **{key: part[used] for key, part in fields.items()})
 
 
 def stamp(nuclei: Nuclei, patches: int, pixels: int) -> np.ndarray:
-    """Absorption by nuclei, (B, pixels, pixels) float32; where nuclei overlap theirs adds up, as in a section."""
+    """Absorption by nuclei, (B, pixels, pixels) float32; the absorption of overlapping nuclei adds up, as in a section.
+
+    patches: B.
+    pixels: of a patch's side.
+    """
     scale = pixels / WIDTH
     half = int(np.ceil(nuclei.long.max(initial=1.0) * 1.15 * scale))
     window = np.arange(-half, half + 1)

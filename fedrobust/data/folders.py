@@ -39,7 +39,7 @@ class Idc(FileSource):
         def holds(folder: Path) -> bool:
             return any((patient / label).is_dir() for patient in folders(folder) for label in "01")
 
-        # Kaggle's archive holds the patients twice: at its top, and again in this folder.
+        # Kaggle's archive has the patients twice: at its top, and again in this folder.
         return self.first(holds, "IDC_regular_ps50_idx5")
 
     def load(self, seed: int) -> Patches:
@@ -93,19 +93,19 @@ class Idc(FileSource):
 
 
 class Folder(FileSource):
-    """One folder of image files for each class: NCT-CRC-HE, Kather 2016, BreakHis, LC25000 and their like.
+    """One folder of image files for each class: NCT-CRC-HE, Kather 2016, BreakHis, LC25000 and similar ones.
 
-    Images that are not square lose what lies outside their central square. BreakHis: `path` ends in
-    `histology_slides/breast`, `files: "**/200X/*.png"`, `patients: "SOB_[BM]_[A-Z]+_([^/]+)/"`. LC25000 holds
-    augmented copies of 1,250 images: its test scores say little, because copies fall on both sides of any split.
+    Images that are not square are cropped to their central square. BreakHis: `path` ends in `histology_slides/breast`,
+    `files: "**/200X/*.png"`, `patients: "SOB_[BM]_[A-Z]+_([^/]+)/"`. LC25000 has augmented copies of 1,250 images: its
+    test scores say little, because copies are on both sides of any split.
     """
 
     name: Literal["folder"] = "folder"
     files: str = "**/*"
-    """Which files of a class folder to take, as a glob pattern."""
+    """A glob pattern for the files of a class folder."""
     patients: str | None = None
-    """A regular expression with one group, which finds the patient in a file's path below the folder of the classes;
-    null: unknown."""
+    """A regular expression with one group that finds the patient in a file's path below the folder of the classes;
+    null: patients are unknown."""
     test: str | None = None
     """A second folder with the same classes, the official test set (CRC-VAL-HE-7K for NCT-CRC-HE-100K)."""
 
@@ -183,7 +183,7 @@ class Folder(FileSource):
         )
 
     def _images(self, root: Path) -> dict[FileIdentity, Path]:
-        """The images in the folders of the classes; what else is there is told."""
+        """The images in the folders of the classes; everything else in them is logged."""
         found, account = {}, Account()
         for file, identity in walk(root, IMAGES, account, depth=1):
             if fits(below(root, file)[1:], self.files):
@@ -204,8 +204,8 @@ class Folder(FileSource):
 class Camelyon17(FileSource):
     """CAMELYON17-WILDS (Bándi et al. 2018; Koh et al. 2021): lymph node metastases from five hospitals.
 
-    The official split has hospital 1 as validation and hospital 2 as test. The in-distribution validation patches
-    of WILDS come from training patients, and belong to the training part here.
+    The official split has hospital 1 as validation and hospital 2 as test. The in-distribution validation patches of
+    WILDS come from training patients, and belong to the training part here.
     """
 
     name: Literal["camelyon17"] = "camelyon17"
@@ -251,7 +251,7 @@ class Camelyon17(FileSource):
         )
 
     def _files(self, root: Path, named: list[Path]) -> tuple[list[Path], list[int]]:
-        """The files that the table names, each once, and the places of their names; second names are told."""
+        """The files that the table names, each once, and the positions of their names; second names are logged."""
         found: dict[FileIdentity, tuple[Path, int]] = {}
         account, absent = Account(), []
         for place, path in enumerate(named):

@@ -1,4 +1,4 @@
-"""Files that others made: what they claim is checked before anything is read, and what is wrong is said in a line."""
+"""Files from elsewhere: what they claim is checked before anything is read, and errors are one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedrobust.errors import DataError, Origin, Problem
 from fedrobust.machine import memory_limits
 
 ZIP, HDF = b"PK\x03\x04", b"\x89HDF"
-"""What files of these kinds begin with."""
+"""The first bytes of such files."""
 
 _PICKLE = "a Python pickle, which is never loaded: save arrays with numpy.savez"
 _UNPACK = "packed with {}: unpack it first"
@@ -38,7 +38,7 @@ _OTHERS = (
     (HDF, "an HDF5 file"),
     (b"%PDF", "a PDF document"),
 )
-"""What people mistake for their data: how such a file begins, and what it is."""
+"""Files that people mistake for their data: the first bytes, and what the file is."""
 
 _SMALL, _DENSEST = 2**28, 200
 """Bytes that anybody may claim; beyond, what was packed to less than a 200th is no data of this world, but a bomb."""
@@ -46,9 +46,14 @@ _SMALL, _DENSEST = 2**28, 200
 
 @contextmanager
 def reading(file: Path, kind: bytes = b"", problem: str = "cannot be read") -> Iterator[None]:
-    """Turns whatever a decoder makes of a damaged file into one line, and names what was put in its place.
+    """Turn any exception of a decoder for a damaged file into one line, which also says what kind of file it is
+    instead.
 
-    `kind` is how a file of the right kind begins.
+    file: the file that is read.
+    kind: the first bytes of a file of the right kind.
+    problem: begins the line.
+
+    Raises `DataError`.
     """
     try:
         yield
@@ -56,19 +61,19 @@ def reading(file: Path, kind: bytes = b"", problem: str = "cannot be read") -> I
         raise
     except FileNotFoundError:
         raise DataError(Problem("does not exist").at(file)) from None
-    except Exception as error:  # decoders raise errors of any kind at bytes that nobody has foreseen
+    except Exception as error:  # a decoder may raise anything at unexpected bytes
         mistaken = mistaken_for(file, kind)
         reason = f"it is {mistaken}" if mistaken else one_line(error)
         raise DataError(Problem(f"{problem}: {reason}").at(file)) from None
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line; its class where it says nothing."""
+    """The text of an error in one line; its class if it has no text."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def mistaken_for(file: Path, kind: bytes = b"") -> str:
-    """What a file is that should begin with `kind` and could not be read; empty where that is not known."""
+    """What kind of file this is, if it does not begin with `kind`; empty if that is unknown."""
     if file.is_dir():
         return "a folder, where a file is due"
     try:
@@ -89,7 +94,15 @@ def mistaken_for(file: Path, kind: bytes = b"") -> str:
 
 
 def require_memory(what: str, size: int, remedy: str = "", file: Path | None = None) -> None:
-    """Raises DataError, before anything is allocated, where `what` (of `file`) needs more bytes than there are."""
+    """Check, before anything is allocated, that there is enough memory.
+
+    what: begins the error.
+    size: bytes.
+    remedy: what the user can do.
+    file: that the error names.
+
+    Raises `DataError` otherwise.
+    """
     free = _free_memory()
     if size > free:
         told = f"{what} need {_gigabytes(size)} of memory, and {_gigabytes(free)} are free here"
@@ -98,7 +111,14 @@ def require_memory(what: str, size: int, remedy: str = "", file: Path | None = N
 
 
 def plausible(file: Path, key: str, claimed: int, held: int) -> None:
-    """Raises DataError where `claimed` bytes cannot have been packed into the `held` bytes that a file has for them."""
+    """Check that so many bytes can have been packed into the file.
+
+    key: name of the array.
+    claimed: bytes of the array.
+    held: bytes in the file.
+
+    Raises `DataError` otherwise.
+    """
     if claimed > max(_SMALL, _DENSEST * held):
         raise DataError(Problem(f"claims {_gigabytes(claimed)}, but the file holds {held} bytes of it", key).at(file))
 
@@ -108,7 +128,7 @@ def _gigabytes(size: int) -> str:
 
 
 def _free_memory() -> int:
-    """Bytes that this process could still use: what the machine has available, and no more than it may use at all."""
+    """Bytes that this process could still use: what the machine has available, within the process's own limits."""
     free = min(memory_limits().values())
     with suppress(OSError):  # where there is no /proc
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
@@ -121,9 +141,13 @@ def _free_memory() -> int:
 
 
 class Archive:
-    """An .npz file: all that its headers claim is checked when it is opened, before an array is allocated.
+    """An .npz file: everything that its headers claim is checked when it is opened, before an array is allocated.
 
-    Members that hold Python objects are refused, as is whatever claims more than its file, or this machine, can hold.
+    file: its path.
+    keys: arrays that may be read; all by default.
+
+    Arrays of Python objects are refused, and so is everything that claims more than its file, or this machine, can
+    hold. Raises `DataError` for them.
     """
 
     def __init__(self, file: Path, keys: Iterable[str] | None = None) -> None:
@@ -138,13 +162,16 @@ class Archive:
             """The shape of each array that may be read."""
 
     def require(self, *keys: str) -> None:
-        """Raises DataError where one of these keys is missing."""
+        """Raises `DataError` if one of these keys is missing."""
         for key in keys:
             if key not in self.keys:
                 raise DataError(Problem("is missing", key, ", ".join(self.keys) or "none").at(self._file))
 
     def read(self, *keys: str) -> dict[str, np.ndarray]:
-        """The arrays of those of the keys that the file has."""
+        """The arrays with these keys; keys that the file lacks are left out.
+
+        Raises `DataError` if they do not fit into memory or are damaged.
+        """
         found = [key for key in keys if key in self.shapes]
         claimed = sum(self._members[key].file_size for key in found)
         require_memory("its arrays", claimed, file=self._file)
@@ -160,7 +187,7 @@ class Archive:
         if info.flag_bits & 1:
             raise self._refused(key, "is encrypted")
         with members.open(info) as stream:
-            # Longer headers, of other versions, are those of tables with named columns.
+            # Longer headers, of other versions, belong to tables with named columns.
             if np.lib.format.read_magic(stream) != (1, 0):
                 raise self._refused(key, "must be a plain array, without named columns")
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -186,9 +213,11 @@ class Archive:
 
 
 def read_table(file: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """The columns of a CSV file, each (N,) str, without blanks around.
+    """The columns of a CSV file, each (N,) str, without blanks around the cells.
 
-    UTF-8 or, with a byte order mark, UTF-16. Raises DataError for columns and cells that are missing.
+    The file is UTF-8 or, with a byte order mark, UTF-16.
+
+    Raises `DataError` for columns and cells that are missing.
     """
     with reading(file):
         require_memory("its rows", 4 * file.stat().st_size, file=file)  # as text, and cell by cell
@@ -222,7 +251,13 @@ def read_table(file: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def checked_dataset(file: Path, archive: Any, key: str) -> Any:
-    """The dataset under `key` of an open h5py file. Raises DataError where it is missing or claims what cannot be."""
+    """The dataset under `key` of an open h5py file.
+
+    file: its path, for errors.
+    archive: the open file.
+
+    Raises `DataError` if it is missing or claims an impossible size.
+    """
     import h5py
 
     rows = archive.get(key)

@@ -36,15 +36,15 @@ TISSUES: dict[str, dict[str, float]] = {
         "loose": 0.20, "infiltration": 0.02, "lymphocytes": 0.85,
     },
 }  # fmt: skip
-"""The `Architecture` of each class; `classes: 3` are the first three."""
+"""The `Architecture` of each class; `classes: 3` takes the first three."""
 
 
 class Histology(Source):
     """Generated H&E patches of breast tissue: glands, carcinoma, stroma, lymphocytes. Nothing to download.
 
-    Stains add up in optical density (Beer-Lambert; Ruifrok and Johnston 2001). The classes differ by architecture,
-    not by colour. Each patient has a mix of classes, nuclei and a stain of its own, each centre a stain, a scanner
-    and its noise. Patches show the same field of view whatever their size in pixels.
+    Stains add up in optical density (Beer-Lambert; Ruifrok and Johnston 2001). The classes differ by architecture, not
+    by colour. Each patient has a mix of classes, nuclei and a stain of its own, each centre a stain, a scanner and its
+    noise. Patches show the same field of view whatever their size in pixels.
     """
 
     name: Literal["histology"] = "histology"
@@ -59,10 +59,11 @@ class Histology(Source):
     centres: int = Field(default=5, ge=1)
     """Number of centres; the patients are dealt out to them in turn."""
     difficulty: float = Field(default=0.05, ge=0, lt=0.5)
-    """Share of patches that look more like another class than like their own; no model can get those right."""
+    """Share of patches that look more like another class than like their own; no model can classify those correctly."""
 
     def load(self, seed: int) -> Patches:
-        """All patches, patient by patient. A patient's depend on (seed, patient) and the other options alone."""
+        """All patches, patient by patient. Those of a patient depend on `seed`, the patient and the other options
+        alone."""
         self.check()
         images, labels = zip(*(self._patient(seed, patient) for patient in range(self.patients)), strict=True)
         patient = np.repeat(np.arange(self.patients), self.patches_per_patient)
@@ -89,7 +90,7 @@ class Histology(Source):
         random = generator(seed, "histology", patient)
         labels = random.choice(self.classes, self.patches_per_patient, p=random.dirichlet(np.full(self.classes, 3.0)))
         kind = self._architecture(labels, random)
-        at_once = max(1, 2**18 // self.size**2)  # patches: memory stays within some hundred megabytes
+        at_once = max(1, 2**18 // self.size**2)  # patches at a time: memory stays within some hundred megabytes
         parts = [
             draw(Architecture(*(field[start : start + at_once] for field in kind)), self.size, random)
             for start in range(0, len(labels), at_once)
@@ -99,11 +100,11 @@ class Histology(Source):
         return self._scanned(haematoxylin, eosin, centre, random), labels
 
     def _architecture(self, labels: np.ndarray, random: np.random.Generator) -> Architecture:
-        """What the patches of a patient are made of: their class's tissue, drifting towards another class's."""
+        """The tissue of a patient's patches: that of their class, drifting towards that of another class."""
         chosen = list(TISSUES.values())[: self.classes]
         tissues = np.array([[tissue[key] for key in Architecture._fields] for tissue in chosen])
         other = (labels + random.integers(1, self.classes, len(labels))) % self.classes
-        # The power is the one that puts the share `difficulty` of the patches beyond the middle between two classes.
+        # With this power, the share `difficulty` of the patches is beyond the middle between two classes.
         power = np.log(0.5) / np.log1p(-max(self.difficulty, 1e-9))
         drift = random.random((len(labels), 1)) ** power
         kind = Architecture(*((1 - drift) * tissues[labels] + drift * tissues[other]).T)

@@ -1,4 +1,5 @@
-"""From a source to hospitals: load, split, partition, stain, normalise; refuse what would leak a patient."""
+"""From a source to hospitals: load, split, partition, stain, normalise; splits that would leak a patient are
+refused."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from fedrobust.seeds import generator
 
 @dataclass(frozen=True)
 class Hospitals:
-    """Every patch once, and who holds it."""
+    """Every patch once, and the hospital that holds it."""
 
     images: np.ndarray
     """(N, H, W, 3) uint8, stained and normalised as the hospital sees them."""
@@ -35,7 +36,8 @@ class Hospitals:
     groups: np.ndarray | None
     clients: int
     digest: str
-    """Of what training reads: the source's patches, and their images after stain and normalisation, cached or not."""
+    """Digest of the data that training reads: the source's patches, and their images after stain and normalisation,
+    from the cache or not."""
 
     def training(self, client: int) -> np.ndarray:
         """Positions of the patches that hospital `client` trains on."""
@@ -44,7 +46,10 @@ class Hospitals:
         return own
 
     def root(self, size: int, seed: int) -> np.ndarray:
-        """Positions of the server's own patches, drawn from all training patches (Cao et al., NDSS 2021, case I)."""
+        """Positions of the server's own patches, drawn from all training patches (Cao et al., NDSS 2021, case I).
+
+        size: how many.
+        """
         train = self.indices["train"]
         drawn: np.ndarray = generator(seed, "root").choice(train, min(size, len(train)), replace=False)
         return np.sort(drawn)
@@ -57,7 +62,8 @@ class Hospitals:
         return counts
 
     def tested(self) -> int:
-        """How many labels occur in the test: one of them, guessed, makes a balanced accuracy of 1 over this number."""
+        """How many labels occur in the test part: always guessing one of them gives a balanced accuracy of 1 over this
+        number."""
         return len(np.unique(self.labels[self.indices["test"]]))
 
     def patient_counts(self) -> list[int] | None:
@@ -77,10 +83,19 @@ def divide(
     seed: int,
     cache: Path,
 ) -> Hospitals:
-    """Load the patches of `source` and hand them out to `clients` hospitals.
+    """Load the patches of a source and divide them among hospitals.
 
-    Raises `DataError` where files are missing or damaged, a patient would cross the split, one label only is left to
-    train on or to be tested, or a hospital would be left without patches.
+    source: of the patches.
+    split: into train, validation and test.
+    partition: among hospitals.
+    shift: each hospital's own stain.
+    normalisation: of stains.
+    clients: how many hospitals.
+    seed: the experiment's.
+    cache: folder for normalised images.
+
+    Raises `DataError` if files are missing or damaged, if a patient would be on two sides of the split, if only one
+    label is left to train on or to test, or if a hospital would have no patches.
     """
     with inside("source"):
         patches: Patches = source.load(seed)
@@ -97,7 +112,7 @@ def divide(
             own = hospital == client
             images[own] = shift.apply(images[own], client, seed)
     digest = patches.digest
-    if shift.strength > 0:  # the images then depend on who holds them
+    if shift.strength > 0:  # then the images depend on the hospital
         held = sha256(np.ascontiguousarray(hospital).tobytes()).hexdigest()
         digest = f"{digest}/{shift.model_dump_json()}/{seed}/{held}"
     images = normalisation.apply(images, digest, cache)
@@ -106,9 +121,9 @@ def divide(
 
 
 def _digest_read(patches: Patches, images: np.ndarray) -> str:
-    """A digest of the patches and of the images that training gets instead of theirs.
+    """A digest of the patches, and of the images that training gets instead of theirs.
 
-    It is taken of these themselves, not of what they should be: who writes to the cache changes it.
+    It is taken of the images themselves, so it changes if somebody writes to the cache.
     """
     if images is patches.images:
         return patches.digest

@@ -1,4 +1,4 @@
-"""Which files a folder holds: one way to list them for every source, and an account of what is left out."""
+"""The files in a folder: one way to list them for every source, with an account of what is left out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fedrobust.texts import visible
 logger = logging.getLogger(__name__)
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
-"""Endings of image files, in lower case."""
+"""Extensions of image files, in lower case."""
 
 _CLUTTER = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information",
 }  # fmt: skip
-"""What systems put into folders, in lower case; and whatever begins with a dot."""
+"""Names of files that operating systems put into folders, in lower case; names that begin with a dot count, too."""
 
 FileIdentity = tuple[int, int]
 """Device and number of a file: the same for all its names."""
@@ -33,23 +33,32 @@ class Account:
     """What was left out of a folder, by reason."""
 
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Reason → names; of a folder that was left out, what is in it is not counted."""
+    """Reason → names. If a folder was left out, its contents are not counted."""
     again: list[tuple[Path, Path]] = field(default_factory=list)
-    """(name, second name) of files and folders that links give two names."""
+    """(name, second name) of files and folders that have two names because of links."""
 
     def add(self, reason: str, name: str) -> None:
-        """Count a name."""
+        """Count a name that is left out."""
         self.left_out.setdefault(reason, []).append(name)
 
     def tell(self, source: str, root: Path) -> None:
-        """Log in one line what was left out, with the counts, if anything was."""
+        """Log in one line what was left out, with the counts, if anything was.
+
+        source: name of the data source.
+        root: the folder.
+        """
         if self.left_out:
             reasons = [f"{len(names)} {reason} ({_some(names)})" for reason, names in self.left_out.items()]
             logger.warning("%s: %s: left out: %s", source, root, ", ".join(reasons))
 
 
 def entries_of(root: Path, account: Account | None = None) -> list[os.DirEntry[str]]:
-    """The entries of a folder, by name, without hidden ones. Raises DataError where it cannot be listed."""
+    """The entries of a folder, by name, without hidden ones.
+
+    account: takes the hidden ones.
+
+    Raises `DataError` if the folder cannot be listed.
+    """
     try:
         with os.scandir(root) as found:
             entries = sorted(found, key=lambda entry: entry.name)
@@ -65,7 +74,7 @@ def entries_of(root: Path, account: Account | None = None) -> list[os.DirEntry[s
 
 
 def folders(root: Path) -> list[Path]:
-    """The folders in `root`, by name, without hidden ones; linked ones are among them."""
+    """The folders in `root`, by name, without hidden ones; links to folders count."""
     entries = entries_of(root) if root.is_dir() else []
     return [Path(entry.path) for entry in entries if (status := _status(entry)) and stat.S_ISDIR(status.st_mode)]
 
@@ -73,15 +82,18 @@ def folders(root: Path) -> list[Path]:
 def walk(
     root: Path, endings: Collection[str], account: Account | None = None, depth: int = 0
 ) -> Iterator[tuple[Path, FileIdentity]]:
-    """Every file below `root` whose name ends in one of `endings`, in any case, once, in no particular order.
+    """Every file below `root` with one of these extensions, once, in no particular order.
 
-    Hidden files and folders are left out, and files less than `depth` folders below `root`. Links are followed after
-    everything else, so that a file keeps the name that it has without them; a folder is entered once, so that links
-    may lead anywhere.
+    endings: extensions, in lower case; the files' may be in any case.
+    account: takes what is left out.
+    depth: files with fewer folders than this between them and `root` are left out.
+
+    Hidden files and folders are left out. Links are followed after everything else, so that a file keeps the name that
+    it has without them. A folder is entered once, so links may lead anywhere.
     """
     account = Account() if account is None else account
     top = root.resolve()
-    # Who follows a link to a folder above would read the neighbours, too.
+    # Following a link to a folder above would read its other folders, too.
     seen: dict[FileIdentity, Path] = {_identity(above.stat()): root for above in [*top.parents, top]}
     queue: list[Path] = [root]
     links: list[tuple[str, os.DirEntry[str]]] = []
@@ -104,7 +116,7 @@ def walk(
             elif stat.S_ISREG(status.st_mode) and here.suffix.lower() not in endings:
                 account.add("of other kinds", entry.name)
             elif stat.S_ISREG(status.st_mode) and len(below(root, here)) <= depth:
-                account.add("beside the folders", entry.name)  # a link may give it a place
+                account.add("beside the folders", entry.name)  # a link may give it another path
             elif entry.is_symlink() and not following:
                 heappush(links, (entry.path, entry))
             elif first(here, _identity(status)):
@@ -115,19 +127,25 @@ def walk(
 
 
 def below(root: Path, file: Path) -> tuple[str, ...]:
-    """The parts of the path of a file that `walk` found, as `file.relative_to(root).parts`, but at once."""
+    """The parts of the path of a file that `walk` found, like `file.relative_to(root).parts`, but faster."""
     return file.parts[len(root.parts) :]
 
 
 def fits(parts: tuple[str, ...], pattern: str) -> bool:
-    """Whether the parts of a file's path match a glob pattern, `**` included; endings in any case."""
+    """Whether a file's path matches a glob pattern with `**`; extensions match in any case.
+
+    parts: of the path.
+    """
     return _match([*parts[:-1], _plain(parts[-1])], _parts(pattern))
 
 
 def refuse_second_names(root: Path, account: Account, depth: int) -> None:
-    """Raises DataError where a link puts a file or folder of `root` into two places at once.
+    """Check that no link puts a file or folder of `root` into two places at once.
 
-    The first `depth` parts of a path say whose it is, e.g. its class.
+    account: of `walk`; second names within one place are counted in it.
+    depth: so many first parts of a path are the place, e.g. the class.
+
+    Raises `DataError` otherwise.
     """
     for kept, again in account.again:
         if root in kept.parents and kept not in again.parents:
@@ -143,7 +161,7 @@ def _identity(status: os.stat_result) -> FileIdentity:
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """That of a file, or of what a link leads to; None where it leads nowhere, or round in a circle."""
+    """The status of a file, or of a link's target; None if the link leads nowhere, or in a circle."""
     try:
         return entry.stat()
     except OSError:

@@ -1,7 +1,8 @@
-"""Who holds which patch: the division of the patches among hospitals.
+"""Partitions: the division of the patches among hospitals.
 
-Every partition says how much of each label goes to each hospital (`shares`); patches, or whole patients, are then dealt
-out to come as near to that as whole numbers allow. Held-out patches follow the training patches of their hospital.
+Every partition defines how much of each label goes to each hospital (`shares`). Patches, or whole patients, are then
+dealt out to come as near to that as whole numbers allow. Held-out patches follow the training patches of their
+hospital.
 """
 
 from __future__ import annotations
@@ -29,27 +30,35 @@ class Partition(Options):
     """Every hospital gets at least this many training patches."""
 
     label_blind: ClassVar[bool] = False
-    """Divides without a look at labels."""
+    """Whether labels are not looked at."""
 
     def shares(self, counts: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
-        """(clients, labels): what share of each label each hospital is to get; columns sum to 1.
+        """(clients, labels): the share of each label that each hospital should get; columns sum to 1.
 
-        counts (labels,) is how many training patches have each label (one column for all where label_blind).
+        counts: (labels,) training patches with each label; one column for all if `label_blind`.
+        clients: how many hospitals.
+        rng: the source of random numbers.
         """
         return np.full((clients, len(counts)), 1 / clients)
 
     def assign(self, patches: Patches, indices: dict[str, np.ndarray], clients: int, seed: int) -> np.ndarray:
         """(N,) int64: the hospital 0..clients-1 of every patch, training and held out (-1: in no part).
 
-        `indices` is what `Split.indices` returns. Every hospital gets `minimum` training patches or more; held-out
-        patches come to a hospital with labels in the proportion of its training patches, a few to every hospital
-        where there are enough. Raises DataError, with what to change, when that cannot be.
+        patches: N of them.
+        indices: as `Split.indices` returns them.
+        clients: how many hospitals.
+        seed: the experiment's.
+
+        Every hospital gets `minimum` training patches or more. Held-out patches go to hospitals with labels in the
+        proportion of their training patches; every hospital gets a few of them if there are enough.
+
+        Raises `DataError`, which says what to change, if that is impossible.
         """
         if self.unit == "patient" and patches.groups is None:
             remedy = "use another partition" if isinstance(self, ByGroup) else "use unit: patch"
             raise self._refused("keeps patients whole, but patients are unknown here", remedy)
         rng = generator(seed, "partition")
-        minimum = min(self.minimum, len(patches) + 1)  # as much as is needed to refuse it
+        minimum = min(self.minimum, len(patches) + 1)  # large enough to be refused
         labels = np.eye(patches.classes)[patches.labels]
         columns = np.ones((len(patches), 1)) if self.label_blind else labels
         train = indices["train"]
@@ -61,7 +70,7 @@ class Partition(Options):
             hospital[index] = ids[self._deal(patches, columns, index, shares, minimum, rng)]
         trained = sums_by(hospital[train], labels[train], clients)
         self._enough(trained.sum(axis=1), minimum, patches, train)
-        # Held-out patches from a region where nobody trains go to everybody.
+        # Held-out patches from a region without training patches go to all hospitals.
         elsewhere = ~np.any([here for _, here in regions], axis=0)
         for ids, here in [*regions, (np.arange(clients), elsewhere)]:
             shares = _following(trained[ids])
@@ -72,7 +81,7 @@ class Partition(Options):
         return hospital
 
     def _regions(self, patches: Patches, train: np.ndarray, clients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The ids (k,) of hospitals that divide the patches under a mask (N,) among themselves."""
+        """The ids (k,) of hospitals that divide among themselves the patches under a mask (N,)."""
         yield np.arange(clients), np.ones(len(patches), dtype=bool)
 
     def _deal(
@@ -84,7 +93,8 @@ class Partition(Options):
         minimum: int,
         rng: np.random.Generator,
     ) -> np.ndarray:
-        """(n,) the bin 0..k-1 of each patch at `index`; columns (N, c) one-hot, shares (k, c) of each column."""
+        """(n,) the bin 0..k-1 of each patch at `index`; columns (N, c) are one-hot, shares (k, c) are those of each
+        column."""
         if len(index) == 0:
             return index
         wishes = shares * columns[index].sum(axis=0)
@@ -117,21 +127,21 @@ class Partition(Options):
 
 
 def _following(trained: np.ndarray) -> np.ndarray:
-    """(k, labels) shares of each label from the training counts; a label that nobody trains on goes by size."""
+    """(k, labels) shares of each label, by training counts; a label without training patches is shared by size."""
     totals = trained.sum(axis=0)
     sizes = trained.sum(axis=1, keepdims=True) / trained.sum()
     return np.asarray(np.where(totals > 0, trained / np.maximum(totals, 1), sizes))
 
 
 def _dirichlet(alpha: float, clients: int, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """(draws, clients): rows that add up to 1. An `alpha` above 1e100 is taken as that: sums would overflow."""
+    """(draws, clients): rows that add up to 1. An `alpha` above 1e100 counts as 1e100, because sums would overflow."""
     return rng.dirichlet(np.full(clients, min(alpha, 1e100)), size=draws)
 
 
 def _raise_to(minimum: int, counts: np.ndarray, wishes: np.ndarray) -> None:
-    """Moves patches, in place, until every bin of counts (k, c) has `minimum`, if there are enough in all.
+    """Move patches, in place, until every bin of counts (k, c) has `minimum`, if there are enough in all.
 
-    A bin that lacks some takes the labels that it has the most wish for, from the bin richest in them.
+    A bin with too few takes the labels that it should have most of, from the bin with most of them.
     """
     while True:
         sizes = counts.sum(axis=1)
@@ -168,16 +178,16 @@ class Shards(Partition):
 
     name: Literal["shards"] = "shards"
     unit: Literal["patch"] = "patch"
-    """Shards divide patients."""
+    """Always patches: shards divide patients."""
     per_client: int = Field(default=2, ge=1)
-    """Shards of one hospital: it sees about as many labels, or fewer."""
+    """Shards of one hospital: it has about as many labels, or fewer."""
 
     def shares(self, counts: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
         shards = clients * self.per_client
         if shards > max(int(counts.sum()), clients):
             reason = f"{clients} hospitals with {self.per_client} shards each, but {int(counts.sum())} training patches"
             raise self._refused(reason, "lower per_client")
-        # Shard s covers the places [s, s + 1) * total / shards of the patches in order of label.
+        # Shard s has the positions [s, s + 1) * total / shards of the patches in order of label.
         cuts = np.arange(shards + 1) * counts.sum() / shards
         ends = np.cumsum(counts)
         covered = np.minimum(cuts[1:, None], ends) - np.maximum(cuts[:-1, None], ends - counts)
@@ -211,7 +221,7 @@ class ByCentre(Partition):
 
     name: Literal["by_centre"] = "by_centre"
     unit: Literal["patient", "patch"] = "patient"
-    """What a centre is divided by, where it is divided."""
+    """Unit by which a centre is divided, if it is divided."""
     label_blind: ClassVar[bool] = True
 
     def _regions(self, patches: Patches, train: np.ndarray, clients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

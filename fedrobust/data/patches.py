@@ -1,4 +1,4 @@
-"""The one form in which image data travels: uint8 patches with labels and, where known, patients and centres."""
+"""The one format of image data: uint8 patches with labels and, where known, patients and centres."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Patches:
-    """A labelled set of square RGB patches. The arrays are read-only views; nothing ever writes into them.
+    """A labelled set of square RGB patches. The arrays are read-only views.
 
-    Raises DataError when the arrays do not fit together (types, lengths, labels outside 0..classes-1), or values are
+    Raises `DataError` if the arrays do not fit together (types, lengths, labels outside 0..classes-1), or if values are
     missing.
     """
 
@@ -74,7 +74,7 @@ class Patches:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) over everything that is in the set."""
+        """SHA-256 (hexadecimal) over everything in the set."""
         digest = hashlib.sha256(repr((self.images.shape, self.label_names)).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels).data)
@@ -85,15 +85,24 @@ class Patches:
 
 
 def refuse_uneven(key: str, count: int, images: int) -> None:
-    """Raises DataError where there is not one value of `key` for each image."""
+    """Check that there is one value of `key` for each image.
+
+    count: values.
+    images: how many there are.
+
+    Raises `DataError` otherwise.
+    """
     if count != images:
         raise DataError(Problem(f"must be one for each of {images} images", key, str(count)))
 
 
 def numbering(labels: np.ndarray) -> tuple[str, ...]:
-    """Names "0", "1", ... for labels (N,) that come without. Raises DataError where they leave numbers out.
+    """Names "0", "1", ... for labels that come without names.
 
-    A gap would be a class without a patch; two labels 0 and 255 would be 256 classes.
+    labels: (N,) whole numbers.
+
+    Raises `DataError` if numbers are left out: a gap would be a class without a patch, and the two labels 0 and 255
+    would be 256 classes.
     """
     known = _labels(labels)
     found = np.unique(known)
@@ -107,7 +116,10 @@ def numbering(labels: np.ndarray) -> tuple[str, ...]:
 
 
 def nothing(texts: np.ndarray) -> np.ndarray:
-    """(N,) bool: which of the texts (N,) stand for a value that is missing, as NaN, None or an empty cell do."""
+    """(N,) bool: which texts mean a missing value, such as NaN, None or an empty cell.
+
+    texts: (N,) str.
+    """
     return np.isin(np.char.lower(np.char.strip(texts)), _NOTHING)
 
 
@@ -115,7 +127,7 @@ _NOTHING = ("", "nan", "none", "null", "<na>", "na", "n/a", "#n/a", "nat", "--")
 
 
 def _missing(key: str, values: Any, missing: np.ndarray) -> None:
-    """Refuse values of which some are missing, and those that a masked array hides."""
+    """Raise `DataError` if some values are missing, or are hidden by a masked array."""
     missing = missing | np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else missing
     if missing.any():
         first = int(missing.argmax())
@@ -140,7 +152,7 @@ def _labels(values: Any, names: tuple[str, ...] | None = None) -> np.ndarray:
 
 
 def _names(values: Any) -> tuple[str, ...]:
-    """The names of the labels, each one's own."""
+    """The names of the labels, which must differ."""
     names = _texts("label_names", values)
     distinct, counts = np.unique(names, return_counts=True)
     if (counts > 1).any():
@@ -150,7 +162,7 @@ def _names(values: Any) -> tuple[str, ...]:
 
 
 def _texts(key: str, values: Any) -> np.ndarray:
-    """(N,) str of texts or numbers; blanks around them set nobody apart."""
+    """(N,) str of texts or numbers, without blanks around them."""
     array = np.asarray(values)
     if array.ndim != 1:
         raise DataError(Problem("must be one-dimensional", key, str(array.shape)))

@@ -1,4 +1,4 @@
-"""From image files to patches: every kind of pixel is read rightly, or refused by name."""
+"""From image files to patches: every kind of pixel is read correctly, or refused with its name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
-"""What an image file may hold, whatever its name ends in."""
+"""Formats of image files, whatever their extension."""
 LARGEST = 2**26
-"""Pixels of the largest image that counts as a patch: 8192 x 8192."""
+"""Most pixels of an image that is accepted as a patch: 8192 x 8192."""
 
 _TOO_LARGE = f"where a patch has {LARGEST:,} at most: leave overview images out"
 _REFUSED = {
@@ -32,16 +32,16 @@ _SAMPLES, _PHOTOMETRIC, _BITS, _PLANES = 339, 262, 258, 284
 
 
 def rgb(image: Image) -> Image:
-    """The image in mode RGB, 8 bits a channel, upright (EXIF), as seen on a white ground; `image` is used up.
+    """The image in mode RGB, 8 bits a channel, upright (EXIF), as it looks on a white ground; `image` is used up.
 
-    - What is transparent shows white: alpha channels, premultiplied ones too, palettes with alpha, and the one
+    - Transparent pixels become white: alpha channels, premultiplied ones too, palettes with alpha, and the one
       transparent colour of PNG and GIF.
     - 16-bit grey is scaled by its range, 65535 to 255 (12-bit: 4095); of 16 bits a channel the upper 8 are kept.
     - CMYK, YCbCr and HSV are converted without colour profiles.
 
-    Raises ValueError, with the reason, for pixels that have no such reading: floating-point numbers, 32-bit or signed
-    integers, CIELAB, several images in a file, an image that is transparent everywhere, and one of more than `LARGEST`
-    pixels.
+    Raises `ValueError`, with the reason, for images that cannot be read like this: floating-point numbers, 32-bit or
+    signed integers, CIELAB, several images in a file, an image that is transparent everywhere, and one of more than
+    `LARGEST` pixels.
     """
     from PIL import Image as Images
     from PIL import ImageOps
@@ -54,7 +54,7 @@ def rgb(image: Image) -> Image:
     raw = _raw(image)
     inverted, top = _tiff(image, raw)
     image.load()
-    with suppress(Exception):  # a damaged note on how to hold the picture
+    with suppress(Exception):  # a damaged EXIF orientation
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode in _REFUSED:
         raise ValueError(f"its pixels are {_REFUSED[image.mode]} (mode {image.mode})")
@@ -77,14 +77,14 @@ def rgb(image: Image) -> Image:
 
 
 def _raw(image: Image) -> str:
-    """How the pixels of an image that is not decoded yet lie in its file, in Pillow's words."""
+    """The layout of the pixels in the file of an image that is not decoded yet, in Pillow's words."""
     tiles: Any = getattr(image, "tile", None)
     args = tiles[0][3] if tiles else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
 def _tiff(image: Image, raw: str) -> tuple[bool, int]:
-    """Whether 16-bit grey is white where it is 0, and the top of its range; refuses what Pillow reads wrongly."""
+    """Whether 16-bit grey is white at 0, and the top of its range; refuses what Pillow reads wrongly."""
     if image.format != "TIFF":
         return False, 65535
     tags: Any = getattr(image, "tag_v2", {})
@@ -98,7 +98,7 @@ def _tiff(image: Image, raw: str) -> tuple[bool, int]:
 
 
 def _clear(image: Image, raw: str) -> np.ndarray | None:
-    """(H, W) bool: where a grey or RGB image has the one colour that stands for transparent; None without one."""
+    """(H, W) bool: where a grey or RGB image has its transparent colour; None if it has none."""
     key = image.info.get("transparency")
     if key is None or image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa"):
         return None
@@ -114,7 +114,10 @@ def _clear(image: Image, raw: str) -> np.ndarray | None:
 
 
 def square(image: Image, size: int | None) -> np.ndarray:
-    """(size, size, 3) uint8 RGB: the central square of an image, resized when `size` is given; see `rgb`."""
+    """(size, size, 3) uint8 RGB: the central square of an image; see `rgb` for conversion and errors.
+
+    size: pixels a side to resize to; None keeps the size.
+    """
     from PIL.Image import Resampling
 
     if size is not None:
@@ -130,7 +133,13 @@ def square(image: Image, size: int | None) -> np.ndarray:
 
 
 def resized(images: np.ndarray, size: int) -> np.ndarray:
-    """(N, S, S, 3) uint8 to (N, size, size, 3), antialiased. Raises DataError where memory cannot hold them."""
+    """Resize square patches to (N, size, size, 3), antialiased.
+
+    images: (N, S, S, 3) uint8.
+    size: pixels a side.
+
+    Raises `DataError` if memory cannot hold them.
+    """
     from PIL import Image
 
     _fit(len(images), size)
@@ -142,11 +151,14 @@ def decode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images (n, S, S, 3) uint8 of the files, each read once, and the positions (n,) of those kept.
 
-    `accept` sees each opened image before it is decoded, and may change it or return None to leave it out.
-    Raises DataError for a file that is no image or not to be read (see `rgb`), for sizes that differ while `size` is
-    None, and where memory cannot hold them all.
+    files: paths.
+    size: S, to which images are resized; None keeps their size.
+    accept: gets each opened image before it is decoded, and may change it or return None to leave it out.
+
+    Raises `DataError` for a file that is no image or cannot be read (see `rgb`), for sizes that differ while `size` is
+    None, and if memory cannot hold all images.
     """
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of it is an error here
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is raised as an error here
     if size is not None:
         _fit(len(files), size)
     images: np.ndarray | None = None
@@ -169,7 +181,7 @@ def decode(
 
 
 def _fit(count: int, side: int, told: str = "") -> None:
-    """Raises DataError where memory cannot hold so many patches."""
+    """Raises `DataError` if memory cannot hold so many patches."""
     remedy = "set `limit` or a smaller `size`"
     require_memory(f"{count} patches of {side} x {side} pixels{told}", 3 * count * side**2, remedy)
 
@@ -180,7 +192,7 @@ def _read(file: Path, size: int | None, accept: Callable[[Image], Image | None])
     with reading(file, problem="is not a readable image"):
         try:
             opened = Image.open(file, "r", FORMATS)
-        except Image.DecompressionBombError:  # Pillow does not even tell the size
+        except Image.DecompressionBombError:  # Pillow does not give the size
             raise ValueError(f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels or more, {_TOO_LARGE}") from None
         with opened:
             accepted = accept(opened)

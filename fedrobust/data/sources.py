@@ -1,4 +1,4 @@
-"""Where patches come from: the base of every source, and what all sources that read files share."""
+"""Data sources: the base of every source, and what all sources that read files share."""
 
 from __future__ import annotations
 
@@ -29,13 +29,18 @@ class Source(Options):
 
     @abstractmethod
     def load(self, seed: int) -> Patches:
-        """All patches; `seed` draws what is random (synthetic tissue, the subset that `limit` asks for).
+        """All patches.
 
-        Raises DataError when files are missing or not what they should be.
+        seed: draws what is random (synthetic tissue, the subset that `limit` asks for).
+
+        Raises `DataError` if files are missing or are not what they should be.
         """
 
     def check(self) -> None:
-        """Raises DataError when `load` could not begin: missing files, another layout. Reads no images."""
+        """Check that `load` could begin; reads no images.
+
+        Raises `DataError` for missing files or another layout.
+        """
 
     def found(self) -> str | None:
         """What `fedrobust doctor` says about this source on this machine; None when its files are not here."""
@@ -55,11 +60,14 @@ class FileSource(Source):
     home: ClassVar[str]
     """The project page that offers the data, and its licence."""
     layout: ClassVar[str]
-    """What the folder holds."""
+    """The contents that the folder must have."""
 
     @abstractmethod
     def locate(self) -> Path:
-        """The file or folder that holds the data. Raises DataError when it is not there."""
+        """The file or folder with the data.
+
+        Raises `DataError` if it is not there.
+        """
 
     def check(self) -> None:
         self.locate()
@@ -77,7 +85,13 @@ class FileSource(Source):
         return self.named(text) if text else None
 
     def first(self, fits: Callable[[Path], bool], *below: str) -> Path:
-        """The first of `location()/below...`, `location()` that `fits`; else a DataError says where to get the data."""
+        """The first of `place()/below...` and `place()` that `fits`.
+
+        fits: whether a folder holds the data.
+        below: names of folders inside it.
+
+        Raises `DataError`, which says where to get the data, if there is none.
+        """
         place = self.location()
         if place is None:
             raise self.missing(f"neither `path` nor the environment variable {VARIABLE} says where the data are")
@@ -91,22 +105,30 @@ class FileSource(Source):
         raise self.missing(f"{state}, and {given} names it", place)
 
     def named(self, text: str) -> Path:
-        """The path that a user wrote. Raises DataError where the system cannot even look there."""
+        """The path that a user wrote.
+
+        Raises `DataError` if the system cannot even look for it.
+        """
         try:
             place = Path(text).expanduser()
             place.exists()
-        except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, or the home of nobody
+        except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, or the home of an unknown user
             raise DataError(Problem(one_line(error)).at(Path(text[:100]))) from None
         return place
 
     def missing(self, what: str, where: Path | None = None) -> DataError:
-        """The error for data that are not there: what and where, where to get them, and what `path` has to name."""
+        """The error for missing data: what is missing and where, where to get it, and what `path` must name."""
         remedy = f"get {self.name} from {self.home}; `path` or {VARIABLE} must name {self.layout}"
         problem = Problem(what, hint=remedy)
         return DataError(problem.at(where) if where else problem)
 
     def patches(self, where: Path, **arrays: Any) -> Patches:
-        """`Patches(**arrays)`, resized; what is wrong with them is said of the file or folder `where`."""
+        """`Patches(**arrays)`, resized.
+
+        where: file or folder that errors name.
+
+        Raises `DataError` if the arrays are not what they should be.
+        """
         with self.naming(where):
             found = Patches(**arrays)
         if self.size in (None, found.size):
@@ -123,9 +145,10 @@ class FileSource(Source):
 
 
 def choose(limit: int | None, seed: int, *strata: np.ndarray) -> np.ndarray:
-    """Sorted indices of a random subset of `limit` items; each stratum keeps its share, and at least one item.
+    """Sorted indices of a random subset; each stratum keeps its share, and at least one item.
 
-    Every entry of `strata` is an (N,) array; items that agree in all of them are one stratum. None keeps all.
+    limit: how many; None keeps all.
+    strata: (N,) arrays; items that agree in all of them are one stratum.
     """
     count = len(strata[0])
     if limit is None or limit >= count:
@@ -138,7 +161,7 @@ def choose(limit: int | None, seed: int, *strata: np.ndarray) -> np.ndarray:
     order = order[np.argsort(codes[order], kind="stable")]
     _, start, sizes = np.unique(codes[order], return_index=True, return_counts=True)
     rank = np.arange(count) - np.repeat(start, sizes)
-    # The k-th of a stratum of m comes at k/m: any beginning of this order has all strata in proportion.
+    # The k-th of a stratum of m comes at k/m: the first items of this order have all strata in proportion.
     chosen = order[np.argsort(rank / np.repeat(sizes, sizes), kind="stable")[:limit]]
     return np.sort(chosen)
 

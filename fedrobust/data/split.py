@@ -21,10 +21,10 @@ class Split(Options):
     """Divides the patches into train, validation and test; the same for every seed of the same value."""
 
     by: Literal["patient", "official", "patch"] = "patient"
-    """`patient` keeps every patient in one part; `official` takes the data set's own division; `patch` divides
-    patch by patch, and is refused when patients are known."""
+    """`patient` keeps every patient in one part; `official` uses the data set's own division; `patch` divides patch by
+    patch, and is refused if patients are known."""
     validation: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the patches for validation. An official division without validation gives this share of its training
+    """Share of the patches for validation. If an official division has no validation part, this share of its training
     patches."""
     test: float = Field(default=0.2, gt=0, lt=1)
     """Share of the patches for the test; an official division has its own."""
@@ -39,8 +39,10 @@ class Split(Options):
     def indices(self, patches: Patches, seed: int) -> dict[str, np.ndarray]:
         """Sorted int64 indices of "train", "validation" (may be empty) and "test"; every patch is in one of them.
 
-        Label shares (and those of centres, where known) are kept as well as whole patients allow, and every part
-        gets every label where that is possible. Raises DataError when the division is impossible or would leak.
+        Label shares (and those of centres, where known) are kept as well as whole patients allow, and every part gets
+        every label where that is possible.
+
+        Raises `DataError` if the division is impossible or would leak.
         """
         rng = generator(seed, "split")
         everything = np.arange(len(patches))
@@ -81,7 +83,12 @@ def _refused(reason: str, by: str, *allowed: str) -> DataError:
 
 
 def refuse_leaks(patches: Patches, indices: dict[str, np.ndarray]) -> None:
-    """Raises DataError when a patch, or a patient where patients are known, is in more than one part."""
+    """Check that no patch, and no patient where patients are known, is in more than one part.
+
+    indices: part → positions.
+
+    Raises `DataError` otherwise.
+    """
     for (one, first), (other, second) in combinations(indices.items(), 2):
         twice = np.intersect1d(first, second)
         if len(twice):
@@ -99,7 +106,12 @@ def refuse_leaks(patches: Patches, indices: dict[str, np.ndarray]) -> None:
 
 
 def refuse_one_label(patches: Patches, indices: dict[str, np.ndarray]) -> None:
-    """Raises DataError where only one label is left to train on, or to be tested; logs which labels a part lacks."""
+    """Check that training and test have more than one label each; logs the labels that a part lacks.
+
+    indices: part → positions.
+
+    Raises `DataError` otherwise.
+    """
     counts = {
         part: np.bincount(patches.labels[index], minlength=patches.classes)
         for part, index in indices.items()
@@ -154,10 +166,10 @@ def _by_patient(patches: Patches, indices: np.ndarray, shares: np.ndarray, rng: 
         reason = f"{len(names)} patients cannot fill {len(wanted)} parts"
         raise DataError(Problem(reason, "split", hint="use another split, or validation: 0"))
     strata = _strata(patches, indices)
-    # The last column counts patients, lest the small ones gather in the small parts.
+    # The last column counts patients, so that small ones do not gather in the small parts.
     counts = np.column_stack([sums_by(patient, strata, len(names)), np.ones(len(names))])
     targets = shares[wanted, None] * counts.sum(axis=0)
-    # A label that cannot be everywhere is needed first to train, then to test.
+    # A label that cannot be in all parts is needed first for training, then for the test.
     part = allocate(counts, targets, 1, rng, presence=np.array([4.0, 1.0, 2.0])[wanted])
     return np.asarray(wanted[part[patient]])
 
@@ -169,7 +181,7 @@ def _by_patch(patches: Patches, indices: np.ndarray, shares: np.ndarray, rng: np
     for number in range(stratum.max() + 1):
         members = rng.permutation(np.flatnonzero(stratum == number))
         counts = whole_numbers(shares * len(members), len(members))
-        for index in (2, 1):  # a rare label is needed first to train, then to test
+        for index in (2, 1):  # a rare label is needed first for training, then for the test
             if shares[index] > 0 and counts[index] == 0 and counts[0] > 1:
                 counts += np.eye(3, dtype=np.int64)[index] - np.eye(3, dtype=np.int64)[0]
         part[members] = np.repeat(np.arange(3), counts)
@@ -177,12 +189,21 @@ def _by_patch(patches: Patches, indices: np.ndarray, shares: np.ndarray, rng: np
 
 
 def sums_by(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
-    """(groups, columns): the sums of the rows of `values` (n, columns) over each group 0..groups-1."""
+    """(groups, columns): the sums of the rows of each group.
+
+    group: (n,) numbers 0..groups-1.
+    values: (n, columns).
+    groups: how many.
+    """
     return np.stack([np.bincount(group, column, groups) for column in values.T], axis=1)
 
 
 def whole_numbers(shares: np.ndarray, total: int, ties: np.ndarray | None = None) -> np.ndarray:
-    """Whole numbers near `shares` (sum: `total`) that add up to `total`: largest remainders, then smallest `ties`."""
+    """Whole numbers near `shares` that add up to `total`: largest remainders, then smallest `ties`.
+
+    shares: they add up to `total`.
+    ties: decide between equal remainders.
+    """
     counts = np.floor(shares).astype(np.int64)
     order = np.lexsort((np.arange(len(shares)) if ties is None else ties, counts - shares))
     counts[order[: total - counts.sum()]] += 1
@@ -196,12 +217,15 @@ def allocate(
     rng: np.random.Generator,
     presence: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Gives whole groups to bins so that the sums in the bins come near the targets.
+    """Assign whole groups to bins so that the sums in the bins come near the targets: (groups,) the bin of each.
 
-    counts (groups, columns) is what each group holds, targets (bins, columns) what each bin should hold; the first
-    concern is that every bin holds `minimum` in all, the second, with `presence` (bins,), that no bin lacks a column
-    (a lack weighs as much as `presence` says), the third the squared distance to the targets, relative to them.
-    Returns (groups,) the bin of each. Groups come in random order; then each is moved for as long as a move helps.
+    counts: (groups, columns) what each group has.
+    targets: (bins, columns) what each bin should have.
+    minimum: the first concern is that every bin has so many in all.
+    rng: groups are assigned in random order; then each is moved for as long as a move helps.
+    presence: (bins,) the second concern is that no bin lacks a column; a lack weighs as much as this.
+
+    The third concern is the squared distance to the targets, relative to them.
     """
     size = counts.sum(axis=1)
     bins = len(targets)

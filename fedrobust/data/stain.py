@@ -1,4 +1,4 @@
-"""Stains in optical density: what makes one hospital's slides look unlike another's, and what takes it away again."""
+"""Stains in optical density: how the slides of one hospital differ in colour from another's, and how to remove that."""
 
 from __future__ import annotations
 
@@ -34,18 +34,24 @@ LAB_STD = (11.0, 8.0, 4.5)
 """Their standard deviations."""
 
 WHITE = 245.0
-"""Light that comes through the bare slide, of 255: what an optical density of 0 stands for."""
+"""Light that comes through the bare slide, out of 255: an optical density of 0."""
 
 
 def optical_density(images: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 to float32 of the same shape: the natural logarithm of WHITE over the light that came through."""
+    """The natural logarithm of WHITE over the light that came through, as float32.
+
+    images: (..., 3) uint8.
+    """
     table = -np.log((np.arange(256) + 1) / WHITE).astype(np.float32)
     density: np.ndarray = table[images]
     return density
 
 
 def transmitted(density: np.ndarray) -> np.ndarray:
-    """The inverse of `optical_density` (Beer-Lambert), rounded and clipped to uint8."""
+    """The inverse of `optical_density` (Beer-Lambert), rounded and clipped to uint8.
+
+    density: (..., 3).
+    """
     light = WHITE * np.exp(-np.asarray(density, dtype=np.float32)) - 1
     return np.clip(np.rint(light), 0, 255).astype(np.uint8)
 
@@ -59,9 +65,13 @@ def varied_stains(degrees: float, random: np.random.Generator) -> np.ndarray:
 
 
 def recoloured(images: np.ndarray, amounts: tuple[float, float], stains: np.ndarray | None = None) -> np.ndarray:
-    """Patches (n, H, W, 3) uint8 with `amounts` times as much haematoxylin and eosin, a copy.
+    """Patches with more or less stain, as a copy (n, H, W, 3) uint8.
 
-    `stains` (2, 3) unit vectors take the place of HAEMATOXYLIN_EOSIN. What neither stain explains stays as it is.
+    images: (n, H, W, 3) uint8.
+    amounts: factors for haematoxylin and eosin.
+    stains: (2, 3) unit vectors that replace HAEMATOXYLIN_EOSIN.
+
+    What neither stain explains stays as it is.
     """
     before = _with_rest(np.array(HAEMATOXYLIN_EOSIN))
     after = before if stains is None else _with_rest(stains)
@@ -73,18 +83,20 @@ def recoloured(images: np.ndarray, amounts: tuple[float, float], stains: np.ndar
 
 
 class StainShift(Options):
-    """A stain of its own for each hospital: turned stain vectors, stronger or weaker stain, another brightness.
+    """A different stain for each hospital: turned stain vectors, stronger or weaker stain, another brightness.
 
-    Worked out in optical density (Ruifrok and Johnston 2001; as augmentation: Tellez et al. 2018).
+    Computed in optical density (Ruifrok and Johnston 2001; as augmentation: Tellez et al. 2018).
     """
 
     strength: float = Field(default=0.0, ge=0, le=1)
-    """0 changes nothing, 0.3 is what one sees between laboratories, 1 is extreme."""
+    """0 changes nothing, 0.3 is usual between laboratories, 1 is extreme."""
 
     def apply(self, images: np.ndarray, client: int, seed: int) -> np.ndarray:
         """The patches (n, H, W, 3) uint8 as hospital `client` would have stained and scanned them.
 
-        Depends on (seed, client) alone, never on the other patches; `images` is not written to.
+        images: (n, H, W, 3) uint8; not written to.
+
+        The result depends on (seed, client) alone, never on the other patches.
         """
         if self.strength == 0:
             return images
@@ -93,7 +105,7 @@ class StainShift(Options):
         after = _with_rest(varied_stains(9 * self.strength, random))
         amount = np.append(np.exp(0.5 * self.strength * np.clip(random.standard_normal(2), -2, 2)), 1.0)
         turn = (np.linalg.inv(before) * amount) @ after
-        brightness = 0.12 * self.strength * np.clip(random.standard_normal(), -2, 0.5)  # there is no whiter than white
+        brightness = 0.12 * self.strength * np.clip(random.standard_normal(), -2, 0.5)  # nothing is brighter than white
         shifted = np.empty_like(images)
         for start in range(0, len(images), 512):  # a few megabytes of float32 at a time
             density = optical_density(images[start : start + 512])
@@ -108,20 +120,27 @@ def _with_rest(stains: np.ndarray) -> np.ndarray:
 
 
 class StainNormalisation(Options):
-    """Base of the stain normalisations: they bring every patch to one fixed look, each patch on its own."""
+    """Base of the stain normalisations: they give every patch one fixed look, each patch on its own."""
 
     name: str
 
     @abstractmethod
     def normalise(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Normalised patches (n, H, W, 3) uint8, and (n,) bool: which ones could not be, and stay as they are."""
+        """Normalised patches (n, H, W, 3) uint8, and (n,) bool: the patches that could not be normalised, and stay as
+        they are.
+
+        images: (n, H, W, 3) uint8.
+        """
 
     def apply(self, images: np.ndarray, digest: str, cache: Path) -> np.ndarray:
-        """Normalised patches (n, H, W, 3) uint8, kept in the folder `cache` under `digest` and these options.
+        """Normalised patches (n, H, W, 3) uint8, kept in a cache.
 
-        `digest` must stand for the content of `images`, which are not written to. How many patches had to stay as
-        they are is logged. A damaged file in the cache is made again; one that was exchanged is not noticed here, so
-        that a digest of data must be taken of what comes back.
+        images: (n, H, W, 3) uint8; not written to.
+        digest: identifies the content of `images`.
+        cache: folder for the results.
+
+        How many patches had to stay as they are is logged. A damaged file in the cache is made again. A file that was
+        replaced is not noticed here, so a digest of data must be taken of the returned patches.
         """
         key = hashlib.sha256(f"{_VERSION} {digest} {self.model_dump_json()}".encode()).hexdigest()
         file = cache / f"stain-{self.name}-{key[:32]}.npz"
@@ -136,7 +155,7 @@ class StainNormalisation(Options):
         return normalised
 
     def _made(self, file: Path, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What `normalise` gives, kept in a file; one of the processes that ask for it at once makes it.
+        """The result of `normalise`, kept in a file; if several processes ask for it at once, one of them makes it.
 
         A cache that cannot be written costs time, and nothing else.
         """
@@ -148,7 +167,7 @@ class StainNormalisation(Options):
                     return kept
                 made = self.normalise(images)
                 _write(file, *made)
-        except OSError as error:  # a wait that was too long, too
+        except OSError as error:  # also for a wait that was too long
             logger.warning("%s: what is made of the patches is not kept: %s", self.name, error.strerror or error)
         return self.normalise(images) if made is None else made
 
@@ -166,14 +185,14 @@ class NoNormalisation(StainNormalisation):
 
 
 class Macenko(StainNormalisation):
-    """Finds the two stain vectors of each patch and puts reference ones in their place (Macenko et al. 2009).
+    """Finds the two stain vectors of each patch and replaces them by reference ones (Macenko et al. 2009).
 
-    The estimate is torchstain's. The brightness of a scanner, which is no stain, is left as it is.
+    The estimate is torchstain's. The brightness of a scanner, which is no stain, stays as it is.
     """
 
     name: Literal["macenko"] = "macenko"
     tissue: float = Field(default=0.02, gt=0, le=1)
-    """Least share of stained pixels; a patch with fewer stays as it is, for its stains cannot be estimated."""
+    """Least share of stained pixels; a patch with fewer stays as it is, because its stains cannot be estimated."""
 
     def normalise(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         from torchstain.numpy.normalizers import NumpyMacenkoNormalizer
@@ -213,7 +232,7 @@ def _restained(image: np.ndarray, stains: np.ndarray, strongest: np.ndarray) -> 
 class Reinhard(StainNormalisation):
     """Gives each patch the mean and spread of a reference in CIELAB (Reinhard et al. 2001), by torchstain.
 
-    It does so whatever the patch shows: fat and bare slide turn pink.
+    It does so whatever the patch shows: fat and bare slide become pink.
     """
 
     name: Literal["reinhard"] = "reinhard"
@@ -232,7 +251,7 @@ class Reinhard(StainNormalisation):
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
-    """What `_write` wrote, or None where it is missing, damaged or of another shape."""
+    """The arrays that `_write` wrote; None if they are missing, damaged or of another shape."""
     try:
         with np.load(file, allow_pickle=False) as kept:
             images, failed = kept["images"], kept["failed"]
@@ -243,7 +262,7 @@ def _read(file: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] |
 
 
 def _write(file: Path, images: np.ndarray, failed: np.ndarray) -> None:
-    """Write whole or not at all: several runs share a cache."""
+    """Write the whole file or nothing: several runs share a cache."""
     file.unlink(missing_ok=True)  # a damaged one
     with whole(file) as partial, partial.open("wb") as out:
         np.savez(out, images=images, failed=failed)

@@ -1,4 +1,4 @@
-"""Drawing of synthetic tissue: how much haematoxylin and eosin there is in every pixel of a patch.
+"""Drawing of synthetic tissue: the amounts of haematoxylin and eosin in every pixel of a patch.
 
 Units and shapes are those of `fedrobust.data.cells`.
 """
@@ -25,10 +25,13 @@ _FAT_CELLS = 14  # in one patch
 
 
 def draw(kind: Architecture, pixels: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Haematoxylin and eosin, each (B, pixels, pixels) float32, of one patch per entry of the fields of `kind`.
+    """Haematoxylin and eosin, each (B, pixels, pixels) float32.
 
-    Neither tells tissues apart by its mean: the amounts of a patch are scaled to means that are drawn from one
-    distribution, whatever the tissue. Fat and bare slide come with the same chance everywhere.
+    kind: its fields have one entry for each of the B patches.
+    pixels: of a patch's side.
+
+    Neither mean separates tissues: the amounts of a patch are scaled to means that are drawn from one distribution,
+    whatever the tissue. Fat and bare slide come with the same chance everywhere.
     """
     patches = len(kind.radius)
     noise = Noise(patches, random)
@@ -75,7 +78,10 @@ def _with_mean(stain: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 class Noise:
-    """Smooth noise of mean 0 and variance about 1, for every patch and call from another place of one tile."""
+    """Smooth noise of mean 0 and variance about 1; every patch and call reads another part of one tile.
+
+    patches: B.
+    """
 
     def __init__(self, patches: int, random: np.random.Generator) -> None:
         smooth = ndimage.gaussian_filter(random.standard_normal((_TILE, _TILE)), 1.0, mode="wrap")
@@ -86,7 +92,11 @@ class Noise:
         self._patches, self._random = patches, random
 
     def __call__(self, x: np.ndarray, y: np.ndarray, length: float, across: float | None = None) -> np.ndarray:
-        """Noise at points (B, S, S), as float32, that changes over `length` along x and over `across` along y."""
+        """Noise at points (B, S, S), as float32.
+
+        length: the distance over which it changes along x.
+        across: the same along y; `length` by default.
+        """
         (u, column), (v, row) = self._cells(x, length), self._cells(y, across or length)
         cell = row * _TILE + column
         here, right, below, both = (term.take(cell) for term in self._terms)
@@ -99,7 +109,7 @@ class Noise:
         return np.asarray(both)
 
     def _cells(self, value: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:
-        """Where in a cell of the tile coordinates lie (0 to 1), and in which cell."""
+        """The position of coordinates in a cell of the tile (0 to 1), and the cell."""
         start = self._random.uniform(0, _TILE, (self._patches, 1, 1)).astype(np.float32)
         scaled = (value * np.float32(1.4 / length)).astype(np.float32, copy=False)
         scaled += start

@@ -1,4 +1,4 @@
-"""What runs leave on disk: files of lines, what the lines of a journal say, and what a run goes on from."""
+"""What runs leave on disk: files of lines, the records in a journal, and the checkpoint that a run goes on from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoint of a run: what it goes on from after its last commit."""
+"""The checkpoint of a run: the state after its last commit, from which it can go on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Checkpoint:
     arrays: dict[str, np.ndarray] = field(repr=False)
     """Flat names: `weights`, `previous_weights`, `server/…`, `trust/…`, `rule/…`, `history/…`, `client/<id>`."""
     pending: int | None = None
-    """The round whose evaluation was still under way, if any."""
+    """The round whose evaluation was still running, if any."""
     offset: int = 0
     """Length of the journal, in bytes, at the commit."""
     audit_offset: int = 0
@@ -32,15 +32,15 @@ class Checkpoint:
     audit_head: str = ""
     """The hash of its last line."""
     journal: str = ""
-    """SHA-256 of the journal up to the commit; like the next two, empty where the run has no audit log."""
+    """SHA-256 of the journal up to the commit. It and the next two are empty if the run has no audit log."""
     state: str = ""
     """Digest of the arrays (`arrays_digest`)."""
     signature: str = ""
-    """The coordinator's signature of all that but the arrays."""
+    """The coordinator's signature of all fields but the arrays."""
     format: int = FORMAT
 
     def facts(self) -> dict[str, Any]:
-        """What is signed. Format 0 has no number."""
+        """The fields that are signed. Format 0 has no `format` among them."""
         numbered = {"format": self.format} if self.format else {}
         return numbered | {
             "round": self.round,
@@ -53,17 +53,20 @@ class Checkpoint:
         }
 
     def below(self, prefix: str) -> dict[str, np.ndarray]:
-        """The arrays whose names begin with `prefix/`, without it."""
+        """The arrays whose names begin with `prefix/`, with names without it."""
         return below(self.arrays, prefix)
 
 
 def below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose names begin with `prefix/`, without it."""
+    """The arrays whose names begin with `prefix/`, with names without it."""
     return {name[len(prefix) + 1 :]: array for name, array in arrays.items() if name.startswith(f"{prefix}/")}
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint in the place of the last one, for good. Raises `OSError` where the disk refuses."""
+    """Replace the last checkpoint of the run in `folder`, and wait until it is on the disk.
+
+    Raises `OSError` if the disk refuses.
+    """
     facts = json.dumps(checkpoint.facts() | {"signature": checkpoint.signature})
     arrays: dict[str, Any] = dict(checkpoint.arrays)
     partial = folder / "checkpoint.partial"
@@ -80,7 +83,10 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """The last committed checkpoint of a run. Raises `ExperimentError` where there is none, or it is damaged."""
+    """The last committed checkpoint of the run in `folder`.
+
+    Raises `ExperimentError` if there is none, or if it is damaged.
+    """
     path = folder / "checkpoint.npz"
     try:
         with np.load(path, allow_pickle=False) as saved:
@@ -100,12 +106,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         ) from None
     except ExperimentError:
         raise
-    except Exception as error:  # whatever a damaged archive makes NumPy raise
+    except Exception as error:  # NumPy may raise anything for a damaged archive
         raise ExperimentError(f"{path}: damaged checkpoint: {error}") from None
 
 
 def _check_types(found: Checkpoint) -> None:
-    """Raise `ValueError` for a checkpoint that cannot have been written here."""
+    """Raise `ValueError` for a checkpoint that this package cannot have written."""
     lengths = (
         found.format,
         found.round,

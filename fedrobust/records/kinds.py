@@ -1,7 +1,7 @@
-"""What the lines of a run's journal say: one frozen model for each kind of line.
+"""The records in a run's journal: one frozen model for each kind of line.
 
 A journal is a `RunStart`, then a `RoundRecord` for each round, an `EvaluationRecord` behind the next round's record,
-and a `RunEnd`. The start says the format of all lines, and which versions wrote them.
+and a `RunEnd`. The start has the format of all lines, and the versions that wrote them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 FORMAT = 1
-"""Of journals and checkpoints. Version 0, of before there was a number, has the same fields."""
+"""Format of journals and checkpoints. Version 0, from the time before there was a number, has the same fields."""
 
 Fields = dict[str, Any]
-"""Of a record that is still being put together."""
+"""Fields of a record that is not complete yet."""
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Figure = Annotated[float, Field(allow_inf_nan=False)] | None
-"""A number; None where it was not finite."""
+"""A number; None if it was not finite."""
 ByClient = dict[int, Figure]
 """Figures of hospitals, by their number."""
 
 
 class RecordModel(BaseModel):
-    """Frozen, and tolerant of fields that a later version has added: they are left out."""
+    """Frozen. Fields that a later version has added are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -44,11 +44,11 @@ class RecordLine(RecordModel):
         return cls.model_validate(_plain(fields))
 
     def line(self) -> bytes:
-        """The line for the fields that are set, with its newline."""
+        """The line with the fields that are set, with its newline."""
         return written({"kind": self.kind, **self.model_dump(exclude_unset=True)})
 
     def fields(self) -> Fields:
-        """The fields that are set, as they read back from the line: JSON's types, texts for keys."""
+        """The fields that are set, as they are read from the line: JSON's types, strings as keys."""
         found: Fields = json.loads(self.line())
         return found
 
@@ -88,7 +88,7 @@ class _Tracking(RecordModel):
 
 
 class RecordedExperiment(RecordModel):
-    """What is asked of a run's options afterwards, whichever version wrote them."""
+    """The options that are needed after a run, whichever version wrote them."""
 
     name: str
     seed: int
@@ -112,7 +112,7 @@ class RecordedExperiment(RecordModel):
 
     @property
     def protocol(self) -> str:
-        """The protocol, and whether its secrets are any, as `privacy shares, real secrets`."""
+        """The protocol, and whether its secrets are real, as `privacy shares, real secrets`."""
         if self.privacy.randomness is None:
             return f"privacy {self.privacy.name}"
         real = self.privacy.randomness == "system"
@@ -121,11 +121,11 @@ class RecordedExperiment(RecordModel):
 
 
 class RunStart(RecordLine):
-    """The first line: what is run, and the truth of the simulation."""
+    """The first line: the experiment, and the truth of the simulation."""
 
     kind: Literal["start"] = "start"
     format: int = 0
-    """Of all lines of the journal."""
+    """Format of all lines of the journal."""
     run: str
     """The run's id, and the name of its folder."""
     name: str = ""
@@ -138,24 +138,24 @@ class RunStart(RecordLine):
     hospital_labels: tuple[tuple[Count, ...], ...]
     """(hospitals, labels) training patches."""
     parameters: Count
-    """Of the model."""
+    """Number of the model's parameters."""
     digest: str
-    """Of the data."""
+    """Digest of the data."""
     configuration: str = ""
     """Digest of the options that can change the result."""
     versions: dict[str, str] = {}
-    """Of what computed the run: package → version."""
+    """Versions of the software that computed the run: package → version."""
     model: str = ""
     """SHA-256 of the first weights."""
 
     @cached_property
     def options(self) -> RecordedExperiment:
-        """Those of the experiment's options that everybody who reads a run asks for."""
+        """Those of the experiment's options that readers of a run need."""
         return RecordedExperiment.model_validate(self.experiment)
 
 
 class StageRecord(RecordModel):
-    """What one part of a defence made of the updates."""
+    """What one part of a defence computed for the updates."""
 
     name: str
     scores: ByClient | None = None
@@ -163,15 +163,15 @@ class StageRecord(RecordModel):
 
 
 class RoundRecord(RecordLine):
-    """What happened in a round. Figures are by hospital; None stands for one that was not finite."""
+    """What happened in a round. Figures are by hospital; None is one that was not finite."""
 
     kind: Literal["round"] = "round"
     round: Count
     participants: tuple[Count, ...]
     attacking: tuple[Count, ...] = ()
-    """The truth: who attacked."""
+    """The truth: the hospitals that attacked."""
     rejected: dict[int, str] = {}
-    """Whose update was refused, and why."""
+    """Hospital → why its update was refused."""
     commitments: dict[int, str] = {}
     """Digests of what arrived."""
     skipped: str | None = None
@@ -180,46 +180,46 @@ class RoundRecord(RecordLine):
     anomaly_parts: dict[int, dict[str, Figure]] = {}
     update_norm: ByClient = {}
     f: Count | None = None
-    """How many malicious updates the rule allowed for."""
+    """Number of malicious updates that the rule allowed for."""
     stages: tuple[StageRecord, ...] = ()
     weights: ByClient | None = None
-    """Shares in the aggregate; None where the rule gives none."""
+    """Shares in the aggregate; None if the rule gives none."""
     aggregate_norm: Figure = None
     notes: tuple[str, ...] = ()
     upload_bytes: Count | None = None
     server_bytes: Count | None = None
     functionals: Count | None = None
-    """How many linear functionals of every update were opened."""
+    """Number of linear functionals of every update that were opened."""
     reputation: ByClient = {}
     suspected: tuple[Count, ...] = ()
     quarantined: tuple[Count, ...] = ()
     detection: dict[str, Figure] = {}
     model: str = ""
-    """SHA-256 of the weights after it."""
+    """SHA-256 of the weights after the round."""
     seconds: dict[str, Figure] = {}
     identities: dict[int, Count] = {}
-    """Hospital → the id under which it appeared, where that is not its own."""
+    """Hospital → the id with which it appeared, if that is not its own."""
     train_loss: ByClient = {}
     late: tuple[Count, ...] = ()
-    """Who missed the deadline."""
+    """Hospitals that missed the deadline."""
 
 
 class EvaluationRecord(RecordLine):
-    """How the model did after a round."""
+    """The metrics of the model after a round."""
 
     kind: Literal["evaluation"] = "evaluation"
     round: Count
     metrics: dict[str, Figure]
     hospitals: ByClient = {}
-    """Accuracy."""
+    """Accuracy by hospital."""
     confusion: tuple[tuple[Count, ...], ...] = ()
     """(truth, predicted) test patches."""
     triggers: dict[int, dict[str, Figure]] = {}
-    """How often the trigger of each backdoor succeeds, by its place among the attacks."""
+    """Success rates of each backdoor's trigger, by its index among the attacks."""
 
 
 class MisreadPatches(RecordModel):
-    """The test patches that the final model was most certain about, and wrong."""
+    """The wrong predictions on test patches of which the final model was most certain."""
 
     indices: tuple[Count, ...] = ()
     truth: tuple[Count, ...] = ()
@@ -228,7 +228,7 @@ class MisreadPatches(RecordModel):
 
 
 class RunEnd(RecordLine):
-    """The last line of a run that has come to its end."""
+    """The last line of a completed run."""
 
     kind: Literal["end"] = "end"
     round: Count
@@ -241,12 +241,15 @@ Record = RunStart | RoundRecord | EvaluationRecord | RunEnd
 
 
 def written(record: Mapping[str, Any]) -> bytes:
-    """The line of a journal for the fields of a record, with its newline. Raises `ValueError` for NaN and infinity."""
+    """The line of a journal for the fields of a record, with its newline.
+
+    Raises `ValueError` for NaN and infinity.
+    """
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity: None stands for both."""
+    """JSON has neither NaN nor infinity: both become None."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

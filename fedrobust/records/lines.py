@@ -1,4 +1,4 @@
-"""A file of lines to which one process at a time appends, and which a crash at any point leaves readable."""
+"""A file of lines to which one process at a time appends, and which stays readable after a crash at any point."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class LineFile:
     """An append-only file of lines: locked while it is open, and on the disk when `append` returns.
 
     The lock is the system's, on the file itself: it ends with its process, however that ends, and leaves no other file.
-    A last line without its newline, which a crash cut short, does not count, and goes with the next `append`. Nothing
+    A last line without its newline, cut short by a crash, does not count, and is removed by the next `append`. Nothing
     is changed before that.
     """
 
     def __init__(self, path: Path, busy: str = "") -> None:
-        """Open a file; it, and the folders above it, are made if they are not there.
+        """Open a file; it is created if it is missing, with the folders above it.
 
-        busy: what is said where another process has the file open.
+        busy: the error's text if another process has the file open.
 
-        Raises `ExperimentError` where the file is locked, or cannot be written to.
+        Raises `ExperimentError` if the file is locked, or cannot be written to.
         """
         self.path = path
         try:
@@ -41,18 +41,21 @@ class LineFile:
         """Bytes of the whole lines."""
 
     def read(self) -> bytes:
-        """The whole lines. Raises `OSError`."""
+        """The whole lines.
+
+        Raises `OSError` if the file cannot be read.
+        """
         return self.path.read_bytes()[: self.length]
 
     def cut(self, length: int) -> None:
-        """Count only the first bytes of the file, which end with a line; what is behind them goes with the next
-        `append`."""
+        """Keep only the first `length` bytes of the file, which end with a line; the next `append` removes what is
+        behind them."""
         self.length = min(self.length, length)
 
     def append(self, lines: bytes) -> None:
         """Add lines, each with its newline, and wait until they are on the disk.
 
-        Raises `OSError` where the disk refuses; the file then has the lines that it had before, and no part of the new
+        Raises `OSError` if the disk refuses; then the file has the lines that it had before, and no part of the new
         ones.
         """
         try:
@@ -68,7 +71,7 @@ class LineFile:
         self.length += len(lines)
 
     def close(self) -> None:
-        """Let go of the file; nothing is lost without it."""
+        """Close the file; without it nothing is lost."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -78,7 +81,7 @@ class LineFile:
         self.close()
 
     def _whole(self) -> int:
-        """Where the last whole line ends."""
+        """The position after the last whole line."""
         end = self._file.seek(0, os.SEEK_END)
         while end:
             begin = max(0, end - 65536)

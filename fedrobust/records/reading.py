@@ -1,4 +1,4 @@
-"""The lines of a run's journal, read again: typed, or as exactly the bytes that were written."""
+"""Reads the lines of a run's journal: as typed records, or as exactly the bytes that were written."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from fedrobust.records.versions import first_line, other_format
 
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 _LONGEST = 60
-"""Characters of a value that an error shows."""
+"""Most characters of a value in an error."""
 
 
 def read_run(folder: Path, checkpoint: Checkpoint | None = None) -> RecordedRun:
-    """What the journal of a run's folder says, up to the last commit; of one without a checkpoint, its whole lines.
+    """The journal in a run's folder, up to the last commit; without a checkpoint, its whole lines.
 
+    folder: of the run.
     checkpoint: the run's last one, if it has been read already.
 
-    Raises `ExperimentError` where there is no journal, another version wrote it, or a line of it is damaged.
+    Raises `ExperimentError` if there is no journal, if another version wrote it, or if one of its lines is damaged.
     """
     path = folder / "journal.jsonl"
     try:
@@ -40,23 +41,38 @@ def read_run(folder: Path, checkpoint: Checkpoint | None = None) -> RecordedRun:
 
 
 def check_format(text: bytes, path: Path) -> None:
-    """Raise `ExperimentError` for the journal of a version whose records are others, with what to do about it."""
+    """Check that this version can read the records of a journal.
+
+    text: the journal's bytes.
+    path: names the journal in errors.
+
+    Raises `ExperimentError`, which says what to do, otherwise.
+    """
     first = first_line(text)
     if (found := first.get("format", 0)) not in range(FORMAT + 1):
         raise ExperimentError(Problem(other_format(found, FORMAT, first.get("versions")), origins=(Origin(path, 1),)))
 
 
 def run_of(text: bytes, path: Path = Path("journal.jsonl")) -> RecordedRun:
-    """What the whole lines of a journal say. `path` is what errors call it. Raises `ExperimentError` as `read_run`."""
+    """The run in the whole lines of a journal.
+
+    text: the journal's bytes.
+    path: names the journal in errors.
+
+    Raises `ExperimentError` as `read_run`.
+    """
     records = [_parsed(line, Origin(path, number)) for number, line in enumerate(text.split(b"\n")[:-1], 1)]
     return RecordedRun.of(records, path)
 
 
 def exact_records(text: bytes) -> list[dict[str, Any]]:
-    """The fields of a journal's whole lines, byte for byte as they were written: other readers read the same.
+    """The fields of a journal's whole lines, if the lines are byte for byte as `written` writes them: so other readers
+    read the same.
 
-    Raises `ExperimentError` for a line that `written` does not write: keys that stand there twice, other spaces, other
-    spellings of a number or text, and what is no JSON.
+    text: the journal's bytes.
+
+    Raises `ExperimentError` for other lines: with repeated keys, other spaces, other spellings of a number or string,
+    or without JSON.
     """
     records = []
     for number, line in enumerate(text.split(b"\n")[:-1], 1):
@@ -73,16 +89,16 @@ def exact_records(text: bytes) -> list[dict[str, Any]]:
 
 
 def _parsed(line: bytes, origin: Origin) -> Record:
-    """The record in a line. Raises `ExperimentError` where it is none."""
+    """The record in a line. Raises `ExperimentError` if it is none."""
     try:
         try:
             record = _RECORD.validate_json(line)
         except ValidationError as error:
             if error.errors()[0]["type"] != "json_invalid":
                 raise
-            record = _RECORD.validate_python(json.loads(line))  # Python's texts may hold what is no Unicode
+            record = _RECORD.validate_python(json.loads(line))  # Python's strings may contain invalid Unicode
         if isinstance(record, RunStart):
-            record.options  # noqa: B018 (they can be read)
+            record.options  # noqa: B018 (checks that they can be read)
     except ValidationError as error:
         raise ExperimentError(_problem(error, origin)) from None
     except (ValueError, RecursionError):
@@ -91,7 +107,7 @@ def _parsed(line: bytes, origin: Origin) -> Record:
 
 
 def _problem(error: ValidationError, origin: Origin) -> Problem:
-    """The first thing that is wrong with a record."""
+    """The first error in a record."""
     first = error.errors(include_url=False)[0]
     loc = ("experiment", *first["loc"]) if error.title == RecordedExperiment.__name__ else first["loc"][1:]
     missing = first["type"] == "missing"

@@ -1,4 +1,4 @@
-"""A whole run as its journal says it, sorted by kind once."""
+"""A whole run as its journal records it, sorted by kind once."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ _OF_HOSPITALS = (
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """The records of a run as far as it got, in which every hospital and label is one that the run has."""
+    """The records of a run as far as it got; every hospital and label in them is one of the run."""
 
     start: RunStart
     rounds: tuple[RoundRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
     end: RunEnd | None
-    """None of a run that has not come to its end."""
+    """None for a run that is not complete."""
     records: tuple[Record, ...]
     """All of them, in the order of the journal."""
 
     @classmethod
     def of(cls, records: Sequence[Record], path: Path = Path("journal.jsonl")) -> RecordedRun:
-        """Sort the records of a journal. `path` is what errors call it.
+        """Sort the records of a journal.
 
-        Raises `ExperimentError` where they do not belong together.
+        path: names the journal in errors.
+
+        Raises `ExperimentError` if they do not belong together.
         """
         if not records or not isinstance(start := records[0], RunStart):
             said = "this is no run's first record" if records else "empty: the run stopped before it began"
@@ -70,14 +72,18 @@ class RecordedRun:
 
     @property
     def final(self) -> dict[str, float | None]:
-        """The figures after the last round; none where no round was made, as the model is the initial one."""
+        """The figures after the last round; empty if all rounds were skipped, because then the model is the initial
+        one."""
         if self.skips.untrained:
             return {}
         detected = self.rounds[-1].detection if self.rounds else {}
         return detected | (self.evaluations[-1].metrics if self.evaluations else {})
 
     def by_client(self, field: str) -> np.ndarray:
-        """A per-client field of the round records as (clients, rounds) float64, NaN where there is no figure."""
+        """A per-client field of the round records, (clients, rounds) float64; NaN where there is no figure.
+
+        field: its name.
+        """
         values = np.full((self.start.clients, len(self.rounds)), np.nan)
         for column, record in enumerate(self.rounds):
             for client, value in (getattr(record, field) or {}).items():
@@ -85,14 +91,17 @@ class RecordedRun:
         return values
 
     def marks(self, field: str) -> np.ndarray:
-        """Which clients `field`, a list or a mapping, names in each round: (clients, rounds) bool."""
+        """The clients that a field names in each round, (clients, rounds) bool.
+
+        field: name of a list or a mapping in the round records.
+        """
         named = np.zeros((self.start.clients, len(self.rounds)), dtype=bool)
         for column, record in enumerate(self.rounds):
             named[list(getattr(record, field)), column] = True
         return named
 
     def parts(self) -> dict[str, np.ndarray]:
-        """What the anomaly scores are made of: part → (clients, rounds) float64, NaN where there is no figure."""
+        """The parts of the anomaly scores: part → (clients, rounds) float64, NaN where there is no figure."""
         found: dict[str, np.ndarray] = {}
         for column, record in enumerate(self.rounds):
             for client, parts in record.anomaly_parts.items():
@@ -102,7 +111,7 @@ class RecordedRun:
         return found
 
     def identities(self) -> np.ndarray:
-        """The id under which each hospital appears in each round, or would if it took part: (clients, rounds) int."""
+        """The id with which each hospital appears in each round, or would if it took part: (clients, rounds) int."""
         own = np.arange(self.start.clients)
         found = np.repeat(own[:, None], len(self.rounds), axis=1)
         for column, record in enumerate(self.rounds):
@@ -111,14 +120,14 @@ class RecordedRun:
         return found
 
     def renewed(self) -> np.ndarray:
-        """Where a hospital appears under another id than in the round before: (clients, rounds) bool."""
+        """Where a hospital appears with another id than in the round before: (clients, rounds) bool."""
         own = np.arange(self.start.clients)[:, None]
         renewed: np.ndarray = np.diff(self.identities(), axis=1, prepend=own) != 0
         return renewed
 
 
 def _misfit(record: Record, start: RunStart, first: bool, last: bool) -> str:
-    """Why a record cannot be the one at its place in the run that begins with `start`; empty if it can."""
+    """Why a record cannot be at its position in the run that begins with `start`; empty if it can."""
     labels = len(start.label_names)
     if isinstance(record, RunStart):
         held = [len(row) for row in record.hospital_labels]

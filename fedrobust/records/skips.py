@@ -1,4 +1,4 @@
-"""Rounds that were skipped: how many, why, and whether any round was made at all. Pure."""
+"""Skipped rounds: how many, why, and whether any round was made at all. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from dataclasses import dataclass
 class Skips:
     """The skipped rounds of a run, as far as it got.
 
-    A round is skipped where nothing was aggregated, and made otherwise, even if its aggregate was zero.
+    A round is skipped if nothing was aggregated, and made otherwise, even if its aggregate was zero.
     """
 
     rounds: int
     reasons: Mapping[str, int]
-    """Reason → how many rounds were skipped for it, the most frequent one first."""
+    """Reason → number of rounds skipped for it, the most frequent one first."""
 
     @classmethod
     def of(cls, reasons: Iterable[str | None]) -> Skips:
-        """Those of so many rounds, by why each was skipped; None if it was not."""
+        """Count the skipped rounds.
+
+        reasons: for each round, why it was skipped; None if it was not.
+        """
         found = list(reasons)
         return cls(len(found), dict(Counter(each for each in found if each is not None).most_common()))
 
@@ -31,7 +34,7 @@ class Skips:
 
     @property
     def untrained(self) -> bool:
-        """Whether there were rounds, and none was made: the model is the initial one."""
+        """Whether there were rounds, but none was made: the model is the initial one."""
         return 0 < self.rounds == self.skipped
 
     @property
@@ -50,7 +53,7 @@ class Skips:
         )
 
     def no_result(self) -> str:
-        """Of a run that is `untrained`: what happened, and what is to be done."""
+        """For a run that is `untrained`: what happened, and what to do."""
         hint = "Lower learning.local.optimizer.lr" if "not finite" in self.summary(1) else "Mend what the reason names"
         return (
             f"no round changed the model; rounds skipped: {self.summary(1)}. {hint}, and start a new "

@@ -1,4 +1,4 @@
-"""Which versions computed a run, and what is said of records that this one cannot read."""
+"""The versions that computed a run, and the error for records that this version cannot read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from importlib.metadata import version
 from typing import Any
 
 PACKAGES = ("fedrobust", "numpy", "scipy", "torch", "pytorch-lightning", "ray", "cryptography")
-"""Whose versions a run's first record holds, beside Python's."""
+"""Packages whose versions are in a run's first record, besides Python's."""
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed a run."""
+    """The versions of Python and of `PACKAGES`."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
@@ -23,9 +23,11 @@ def _version(package: str) -> str:
 
 
 def other_format(found: object, reads: int, wrote: object) -> str:
-    """What to do about a file of a format that is not read here.
+    """What to do about a file whose format this version does not read.
 
-    found, reads: the formats. wrote: the versions that the run's first record names, if it does.
+    found: its format.
+    reads: the format that is read here.
+    wrote: the versions in the run's first record; None if it has none.
     """
     by = str(wrote.get("fedrobust", "another version"))[:40] if isinstance(wrote, dict) else "another version"
     return (
@@ -35,7 +37,10 @@ def other_format(found: object, reads: int, wrote: object) -> str:
 
 
 def first_line(journal: bytes) -> dict[str, Any]:
-    """The fields in the first line of a journal, whichever version wrote it; none where it is damaged."""
+    """The fields in the first line of a journal, whichever version wrote it; empty if it is damaged.
+
+    journal: its bytes.
+    """
     try:
         found = json.loads(journal.split(b"\n", 1)[0])
     except (ValueError, RecursionError):
