@@ -138,8 +138,10 @@ def members(*bases: type[Options]) -> dict[str, type[Options]]:
 
 
 def imported(path: str) -> Any:
-    """Import and return the object "package.module:Name", which may be defined beside the file that is being
-    checked."""
+    """Import and return the object "package.module:Name", which may be defined beside the file that is being checked.
+
+    path: a text such as `package.module:Name`.
+    """
     try:
         return named(path)
     except (Exception, SystemExit) as error:  # importing a user's module may raise anything
@@ -147,7 +149,10 @@ def imported(path: str) -> Any:
 
 
 def user_class(path: str, bases: tuple[type[Options], ...]) -> type[Options]:
-    """Return the class "package.module:Class", which must be a subclass of one of `bases`."""
+    """Return the class "package.module:Class", which must be a subclass of one of `bases`.
+
+    path: a text such as `package.module:Class`.
+    """
     found = imported(path)
     if not (isinstance(found, type) and issubclass(found, bases)):
         kinds = " or ".join(base.__name__ for base in bases)

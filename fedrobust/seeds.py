@@ -17,5 +17,8 @@ def derived_seed(seed: int, *path: int | str) -> int:
 
 
 def generator(seed: int, *path: int | str) -> np.random.Generator:
-    """Return a NumPy generator for the stream named by `path` (see `derived_seed`)."""
+    """Return a NumPy generator for the stream named by `path` (see `derived_seed`).
+
+    seed: the seed of the run.
+    """
     return np.random.default_rng(derived_seed(seed, *path))

@@ -110,7 +110,10 @@ def file_name(name: str, longest: int = 120) -> str:
 
 
 def file_names(names: Iterable[str], longest: int = 120) -> dict[str, str]:
-    """Return file names for several `names`, name → file name; names that differ only in case get different files."""
+    """Return file names for several `names`, name → file name; names that differ only in case get different files.
+
+    longest: most bytes of a file name, as in `file_name`.
+    """
     found: dict[str, str] = {}
     for name in names:
         made = file_name(name, longest)

@@ -56,7 +56,12 @@ def has_anchors(path: Path) -> bool:
 
 
 def read_value(text: str, origin: Origin) -> Any:
-    """Read one value in YAML, such as that of an override. Raises `ExperimentError`, whose problem is at `origin`."""
+    """Read one value in YAML, such as that of an override.
+
+    text: the YAML text.
+
+    Raises `ExperimentError`, whose problem is at `origin`.
+    """
     if len(text) > LARGEST:
         raise _refused(f"the value is longer than {LARGEST:,} characters", origin)
     _refuse_deep(text, origin)

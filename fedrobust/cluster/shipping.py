@@ -148,7 +148,10 @@ def _refuse_missing(folder: Path, name: str, selection: Selection, by: str = "")
 
 def pack(files: Mapping[str, bytes], package: Path) -> None:
     """Write a zip file whose bytes depend only on the names and contents of `files`: a cluster stores the same file
-    only once."""
+    only once.
+
+    package: path of the zip file.
+    """
     with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
             archive.writestr(_entry(name), files[name])

@@ -72,7 +72,14 @@ class DuelPlan:
         return Standing(defence, self.duel.defences[defence].options, self.duel.attack_lists)
 
     def experiment(self, standing: Standing, attack: str, seed: int) -> Experiment:
-        """Return a run of a defence under one of its attacks. Raises `ExperimentError` if they do not fit together."""
+        """Return a run of a defence under one of its attacks.
+
+        standing: the defence with its attacks.
+        attack: name of the attack.
+        seed: the seed of the run.
+
+        Raises `ExperimentError` if they do not fit together.
+        """
         draft, name = self._composer.base, standing.defence
         for path, value in standing.options.items():
             part = "options" if path in self.duel.defences[name].options else "space"
@@ -82,7 +89,14 @@ class DuelPlan:
         return self._composer.run(draft, label, seed)
 
     def search(self, standing: Standing, side: Role, number: int) -> SweepPlan:
-        """Return the sweep of a turn. Raises `ExperimentError` with a line for each error in it."""
+        """Return the sweep of a turn.
+
+        standing: the defence before the turn.
+        side: `attacker` or `defender`.
+        number: counts the turns of this side from 1.
+
+        Raises `ExperimentError` with a line for each error in it.
+        """
         duel, objective = self.duel, self.duel.objective.model_dump()
         given = CommentedMap(
             name=f"{duel.name} {standing.defence} {side} {number}",

@@ -82,7 +82,10 @@ def bands_figure(panels: Mapping[str, Mapping[str, Band]]) -> Figure:
 
 @drawing()
 def panels_figure(panels: Sequence[Panel], kind: str) -> Figure:
-    """Draw heat maps of `kind`, a key of `HEAT_MAPS`, side by side on one scale, with the true attackers at the top."""
+    """Draw heat maps of `kind`, a key of `HEAT_MAPS`, side by side on one scale, with the true attackers at the top.
+
+    panels: one for each heat map.
+    """
     across = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
     down = math.ceil(len(panels) / across)
     clients = max(len(panel.values) for panel in panels)

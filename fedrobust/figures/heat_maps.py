@@ -170,7 +170,11 @@ def cells(axes: Axes, values: np.ndarray, scale: Normalize, colours: str | Color
 
 
 def separate(axes: Axes, attackers: Mapping[int, str], clients: int, row: float) -> None:
-    """Draw a gap between the attackers and the others; `row` is the height of a row in points."""
+    """Draw a gap between the attackers and the others; `row` is the height of a row in points.
+
+    axes: those of the heat map.
+    clients: number of rows.
+    """
     if attackers and len(attackers) < clients:
         axes.axhline(len(attackers) - 0.5, color="white", linewidth=max(1.0, min(4.0, row * 0.2)), zorder=1)
 
@@ -225,7 +229,10 @@ def _runs(marks: np.ndarray) -> list[tuple[int, tuple[float, float]]]:
 
 
 def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-    """Draw the legend of the marks below the figure."""
+    """Draw the legend of the marks below the figure.
+
+    handles: label → artist.
+    """
     if handles:
         figure.legend(
             list(handles.values()),

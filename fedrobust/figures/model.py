@@ -75,6 +75,7 @@ def curves_figure(
 def confusion_figure(matrix: np.ndarray, label_names: Sequence[str]) -> Figure:
     """Draw the confusion matrix, coloured by the share of each true label, with counts if they are legible.
 
+    label_names: one for each row and column.
     matrix: (truth, predicted) int.
     """
     classes = len(matrix)
@@ -113,6 +114,7 @@ def misread_figure(
 ) -> Figure:
     """Draw misread patches, the most confident first, at most `most` of them.
 
+    label_names: indexed by `truth` and `predicted`.
     images: (n, H, W, 3) uint8. truth, predicted, confidence: n values each, for the same patches.
     """
     order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")[:most]

@@ -22,6 +22,7 @@ def partition_figure(
 ) -> Figure:
     """Draw the number of training patches of each label at each hospital.
 
+    label_names: one for each column.
     counts: (hospitals, labels) int.
     attackers: hospital → name of its attack; these hospitals are marked.
     patients: (hospitals,) int, written beside the bars.

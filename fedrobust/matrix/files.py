@@ -21,6 +21,7 @@ AGAIN = "When the matrix is started again with the same command"
 def write_results(folder: Path, grid: MatrixPlan, table: Any, complete: bool = True) -> list[DefenceSummary]:
     """Write `cells`, `summary` and `detection` as CSV, `cells.parquet`, `table.md`, and a heat map for each setting.
 
+    grid: the matrix.
     folder: must exist.
     table: the cells, as `results.table_of` makes them; cells may be missing.
     complete: False marks `table.md` and the pictures as those of a matrix that was stopped.
@@ -45,7 +46,10 @@ def write_results(folder: Path, grid: MatrixPlan, table: Any, complete: bool = T
 
 
 def headline_metrics(found: Iterable[DefenceSummary]) -> dict[str, float]:
-    """Return the headlines under the names that MLflow shows."""
+    """Return the headlines under the names that MLflow shows.
+
+    found: the summaries, as `write_results` returns them.
+    """
     return {
         f"{verdict.setting}/{verdict.defence}/{name}": getattr(verdict, name).value
         for verdict in found

@@ -20,7 +20,10 @@ _ATTACK = {"attack/success_rate": "attack_success", "attack/raw_rate": "attack_r
 
 def performance(evaluations: Iterable[EvaluationRecord]) -> dict[str, float]:
     """Return means over the evaluated rounds: the metrics on the test patches that tables show (`metrics.in_tables`)
-    and, if an attack has a target, attack success."""
+    and, if an attack has a target, attack success.
+
+    evaluations: the records of the evaluated rounds.
+    """
     evaluated = [evaluation.metrics for evaluation in evaluations]
     names = dict.fromkeys(name for metrics in evaluated for name in metrics)
     tested = in_tables(name.removeprefix("test/") for name in names if name.startswith("test/"))
@@ -35,6 +38,7 @@ def performance(evaluations: Iterable[EvaluationRecord]) -> dict[str, float]:
 def baselines(evaluations: Iterable[EvaluationRecord], triggers: Sequence[str]) -> dict[str, float]:
     """Return `baseline/<attack>`: how often the triggers of backdoors succeed although no backdoor was planted.
 
+    evaluations: the records of the evaluated rounds of the oracle.
     triggers: names of the attacks after the first one of the experiment; for a name with several triggers, the most
         successful one counts.
     """

@@ -45,6 +45,7 @@ FIGURES = (
 def table_of(cells: Sequence[Cell], runs: Mapping[str, FinishedRun]) -> Any:
     """Return a line for each cell: its names, phase and seed, the `FIGURES`, seconds, run id and, if it failed, why.
 
+    cells: planned or finished cells, one for each line.
     runs: digest → finished run.
 
     `state` is `done`, `failed` or `missing`. Robustness, and how often a trigger succeeds that was not planted
@@ -162,7 +163,12 @@ def verdicts(table: Any, control: str, backdoors: Iterable[str]) -> list[Defence
 
 
 def attacks_by_seed(table: Any, defence: str, column: str, phase: str = "fresh") -> dict[str, BySeed]:
-    """Return a figure of one defence: attack → seed → value, without missing values."""
+    """Return a figure of one defence: attack → seed → value, without missing values.
+
+    table: the cells, see `table_of`.
+    column: name of the figure.
+    phase: only cells of this phase.
+    """
     own = table[(table["defence"] == defence) & (table["phase"] == phase) & table[column].notna()]
     found: dict[str, dict[int, float]] = {}
     for line in own.itertuples():
@@ -171,7 +177,12 @@ def attacks_by_seed(table: Any, defence: str, column: str, phase: str = "fresh")
 
 
 def screened(table: Any, setting: str, column: str = "robustness") -> Any:
-    """Return a table defence × attack of means over the screening seeds, in the order of the cells."""
+    """Return a table defence × attack of means over the screening seeds, in the order of the cells.
+
+    table: the cells, see `table_of`.
+    setting: only cells of this setting.
+    column: name of the figure.
+    """
     own = table[(table["setting"] == setting) & (table["phase"] == "screening")]
     pivot = own.pivot_table(column, "defence", "attack", "mean", dropna=False)
     return pivot.reindex(index=own["defence"].unique(), columns=own["attack"].unique())

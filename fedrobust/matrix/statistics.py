@@ -49,7 +49,10 @@ def robustness(balanced_accuracy: float, oracle: float, classes: int) -> float:
 
 
 def mean_interval(values: Sequence[float], intervals: int = 1, level: float = LEVEL) -> Estimate:
-    """Return the mean and its t interval, one of `intervals` intervals that hold at once with probability `level`."""
+    """Return the mean and its t interval, one of `intervals` intervals that hold at once with probability `level`.
+
+    values: one for each seed; without an interval if there are fewer than `FEWEST`.
+    """
     known = np.array([value for value in values if math.isfinite(value)])
     if len(known) < FEWEST:
         return Estimate(float(known.mean()) if len(known) else math.nan)
@@ -59,7 +62,11 @@ def mean_interval(values: Sequence[float], intervals: int = 1, level: float = LE
 
 
 def least(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Estimate]:
-    """Return the attack with the lowest mean, and the minimum over all of them with its simultaneous interval."""
+    """Return the attack with the lowest mean, and the minimum over all of them with its simultaneous interval.
+
+    attacks: attack → seed → figure.
+    level: probability that all intervals hold.
+    """
     found = {name: mean_interval(list(seeds.values()), len(attacks), level) for name, seeds in attacks.items()}
     known = {name: estimate for name, estimate in found.items() if math.isfinite(estimate.value)}
     if not known:
@@ -70,7 +77,11 @@ def least(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Est
 
 
 def greatest(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Estimate]:
-    """Return the attack with the highest mean, and the maximum with its simultaneous interval."""
+    """Return the attack with the highest mean, and the maximum with its simultaneous interval.
+
+    attacks: attack → seed → figure.
+    level: probability that all intervals hold.
+    """
     negated = {name: {seed: -value for seed, value in seeds.items()} for name, seeds in attacks.items()}
     name, found = least(negated, level)
     return name, Estimate(-found.value, -found.high, -found.low)

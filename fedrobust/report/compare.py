@@ -143,6 +143,8 @@ def short_options(experiment: Mapping[str, Any]) -> dict[str, str]:
     """Return the options by dotted path, without those of `APART`; an object with a name is listed at its own path by
     that name.
 
+    experiment: all options, nested as in an experiment file.
+
     So they look like overrides: `aggregation.rule: krum`, `aggregation.stages: [clip, nnm]`, `attacks.0.scale: 4.0`.
     Options newer than the run have their defaults.
     """

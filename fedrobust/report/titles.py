@@ -18,7 +18,10 @@ OTHERS = {
 
 
 def titles(names: Collection[str]) -> dict[str, str]:
-    """Return name → title of the figures that tables show: metrics on the test patches first."""
+    """Return name → title of the figures that tables show: metrics on the test patches first.
+
+    names: of the figures, as in MLflow.
+    """
     tested = in_tables(name.removeprefix("test/") for name in names if name.startswith("test/"))
     others = {name: title for name, title in OTHERS.items() if name in names}
     return {f"test/{key}": title for key, title in tested.items()} | others

@@ -47,6 +47,7 @@ class Composer:
     def run(self, draft: Draft, label: str | None, seed: int | None) -> Experiment:
         """Return the experiment of a run.
 
+        draft: the experiment, with the changes of this run.
         label: name of the run in MLflow; None for a sample, which is not run.
         seed: the seed of the run; None keeps that of the experiment.
 

@@ -119,7 +119,12 @@ class Study:
         return [self.finished.by_digest[each.digest] for each in planned]
 
     def make(self, planned: Planned, measure: MeasureRun[Planned], hooks: Sequence[Hook] = ()) -> FinishedRun:
-        """Make one run; called in a task of `teams.each`. An error becomes the result of the run; see `make_all`."""
+        """Make one run; called in a task of `teams.each`. An error becomes the result of the run; see `make_all`.
+
+        planned: the run.
+        measure: returns what is kept of it, from the plan and the result.
+        hooks: called with every committed record of its journal.
+        """
         start, part, digest = time.perf_counter(), Part(self.tracker.run_id, planned.tags), ""
         try:
             assert planned.experiment is not None

@@ -109,7 +109,13 @@ class Teams:
             raise
 
     def run(self, experiment: Experiment, part: Part, hooks: Sequence[Hook] = ()) -> Result:
-        """Make one run; called in a task. Raises as `fedrobust.run` does."""
+        """Make one run; called in a task.
+
+        experiment, hooks: as in `fedrobust.run`.
+        part: the study that it belongs to.
+
+        Raises as `fedrobust.run` does.
+        """
         hospitals = self.hospitals(experiment)
         for _ in range(ATTEMPTS - 1):
             try:

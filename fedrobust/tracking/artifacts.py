@@ -75,6 +75,7 @@ def _trace(module: nn.Module, example: Tensor, folder: Path) -> None:
 def upload(client: Any, run_id: str, folder: Path, again: bool = False, register: str | None = None) -> None:
     """Upload the files of a run's folder that its artifacts lack or have in a different size, and its model.
 
+    run_id: MLflow's id of the run.
     client: an MLflow client.
     folder: the run's folder. Links in it are not followed, because their targets do not belong to the run.
     again: also upload files that the artifacts have in the same size.

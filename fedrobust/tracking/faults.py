@@ -53,7 +53,12 @@ def fault(error: Exception, uri: str, run_id: str | None = None) -> TrackingErro
 
 
 def refuse_deleted(client: Any, run: Any, uri: str) -> None:
-    """Raise `TrackingError`, with how to restore it, if the run or its experiment has been deleted in MLflow."""
+    """Raise `TrackingError`, with how to restore it, if the run or its experiment has been deleted in MLflow.
+
+    client: an MLflow client.
+    run: MLflow's entity of the run.
+    uri: address of the store, for the message.
+    """
     if run.info.lifecycle_stage == "active":
         return
     experiment = client.get_experiment(run.info.experiment_id)

@@ -51,7 +51,12 @@ class Feed:
 
 
 def send_figures(client: Any, run_id: str, figures: Mapping[str, float], now: int) -> None:
-    """Send figures that belong to no round; `now` is their time in milliseconds."""
+    """Send figures that belong to no round; `now` is their time in milliseconds.
+
+    client: an MLflow client.
+    run_id: MLflow's id of the run.
+    figures: name → value; values that are not finite are left out.
+    """
     from mlflow.entities import Metric
 
     rows = [Metric(allowed(name), float(value), now, 0) for name, value in figures.items() if finite(value)]
@@ -63,7 +68,11 @@ def mark_failed(
     client: Any, experiment_id: str, reason: str, begun: Sequence[str], name: str, tags: Mapping[str, str]
 ) -> None:
     """Mark the runs `begun` as failed, with the reason; if there are none, mark a new run with this name and these
-    tags."""
+    tags.
+
+    client: an MLflow client.
+    experiment_id: of the MLflow experiment of a new run.
+    """
     if not begun:
         own = {key: shortened(value) for key, value in tags.items()}
         begun = [client.create_run(experiment_id, run_name=name, tags=own).info.run_id]

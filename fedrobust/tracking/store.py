@@ -92,6 +92,9 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
     """Return the id of the MLflow experiment `name`; create it if necessary. Artifacts are stored beside a SQLite
     database.
 
+    client: an MLflow client.
+    uri: address of the store.
+
     Raises `TrackingError` if the experiment has been deleted.
     """
     from mlflow.exceptions import MlflowException

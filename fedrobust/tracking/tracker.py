@@ -160,6 +160,8 @@ class Tracker:
 def sync(folder: Path, recorded: RecordedRun) -> int:
     """Send MLflow the missing records of the run in `folder`, whose name is the run's id; return how many.
 
+    recorded: the records of the run.
+
     A run that has ended gets the status FINISHED; if all rounds were skipped, it gets FAILED and its model is not
     registered. Raises `TrackingError` as `Tracker.resume` does.
     """

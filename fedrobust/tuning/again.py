@@ -35,14 +35,23 @@ class Fresh:
 
 
 def measure_again(plan: SweepPlan, best: Sequence[Trial], runs: Runs) -> list[Fresh]:
-    """Run the trials `best` on the fresh seeds of the sweep, under all of its attacks."""
+    """Run the trials `best` on the fresh seeds of the sweep, under all of its attacks.
+
+    plan: the sweep.
+    runs: makes the runs.
+    """
     runs_of = {trial.number: _runs(plan, trial) for trial in best}
     made = iter(runs.all([run for own in runs_of.values() for run in own]))
     return [_fresh(plan, trial, [next(made) for _ in runs_of[trial.number]]) for trial in best if runs_of[trial.number]]
 
 
 def measured_again(plan: SweepPlan, best: Sequence[Trial], runs: Runs) -> list[Fresh]:
-    """Return the results of those trials whose runs on the fresh seeds are all on disk; nothing is run."""
+    """Return the results of those trials whose runs on the fresh seeds are all on disk; nothing is run.
+
+    plan: the sweep.
+    best: the trials.
+    runs: reads the runs from disk.
+    """
     kept = {trial.number: [runs.kept(run) for run in _runs(plan, trial)] for trial in best}
     whole = {number: [run for run in found if run is not None] for number, found in kept.items()}
     return [

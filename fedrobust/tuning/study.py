@@ -290,7 +290,11 @@ def open_sweep(url: str, name: str, digest: str, score: str = "", **options: Any
 
 
 def study_of(plan: SweepPlan, url: str, score: str = "") -> SweepStudy:
-    """Open the trials of a sweep in the storage at `url`; see `open_sweep`."""
+    """Open the trials of a sweep in the storage at `url`; see `open_sweep`.
+
+    plan: the sweep.
+    score: digest of the function that computes the metric `score`.
+    """
     sweep = plan.sweep
     return open_sweep(
         url,

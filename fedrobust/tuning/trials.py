@@ -42,7 +42,12 @@ class TrialRun(PlannedRun):
 
     @classmethod
     def of(cls, experiment: Experiment, attack: str, seed: int, phase: str, **tags: str) -> TrialRun:
-        """Make a run; `tags` are added to its tags in MLflow."""
+        """Make a run; `tags` are added to its tags in MLflow.
+
+        experiment: the experiment of the run.
+        attack, seed: those of the run.
+        phase: a tag, e.g. `fresh`.
+        """
         all_tags = {**tags, "seed": str(seed), "phase": phase, **({} if attack == OWN else {"attack": attack})}
         label = experiment.tracking.run_name or ""
         return cls(experiment=experiment, label=label, tags=all_tags, attack=attack, seed=seed)
@@ -65,7 +70,12 @@ class Runs:
 
     def batch(self, asked: Sequence[Asked], plan: SweepPlan, sweep: SweepStudy) -> dict[int, Outcome]:
         """Run the trials of a batch to their ends; return number → outcome. Finished runs are kept if the batch is
-        stopped."""
+        stopped.
+
+        asked: the trials of the batch.
+        plan: the sweep.
+        sweep: the study, for the pruner.
+        """
         under_way = [_UnderWay(trial, plan, sweep) for trial in asked]
         for trial in under_way:
             if trial.refused:
@@ -106,7 +116,14 @@ class Runs:
 
 
 def trial_run(plan: SweepPlan, trial: Asked | Trial, attack: str, seed: int, phase: str = "trial") -> TrialRun:
-    """Return a run of a trial. Raises `ExperimentError` if its values do not fit together."""
+    """Return a run of a trial.
+
+    plan: the sweep.
+    attack, seed: those of the run.
+    phase: `trial`, or `fresh` for a run on a fresh seed.
+
+    Raises `ExperimentError` if its values do not fit together.
+    """
     experiment = plan.experiment(trial.values, attack, seed, trial.number)
     return TrialRun.of(experiment, attack, seed, phase, trial=str(trial.number))
 

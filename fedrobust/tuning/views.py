@@ -124,7 +124,10 @@ def spelled(value: Any) -> str:
 
 
 def choice_texts(searched: Choice) -> list[str]:
-    """Return the possible choices as a sweep file writes them; ambiguous texts are in quotes."""
+    """Return the possible choices as a sweep file writes them; ambiguous texts are in quotes.
+
+    searched: the choice.
+    """
     texts = [spelled(each) for each in searched.ends]
     return [
         json.dumps(each, ensure_ascii=False) if texts.count(text) > 1 else text
@@ -183,6 +186,8 @@ def evaluator(view: SweepView, objective: int) -> PedAnovaImportanceEvaluator | 
 
 def importances(view: SweepView, objective: int) -> dict[str, float]:
     """Return the importance of each searched option for a good trial, name → share, largest first; they add up to 1.
+
+    objective: its index.
 
     Empty if there are too few trials, or if none is better than another.
     """
