@@ -1,4 +1,4 @@
-"""Malicious hospitals: who they are, when they attack, what they see, and what they do to data and updates.
+"""Malicious hospitals: which ones they are, when they attack, what they see, and how they change data and updates.
 
 One of five hospitals sends the reverse of its update, four times as long:
 

@@ -1,4 +1,4 @@
-"""What malicious hospitals send instead of what they trained.
+"""The updates that malicious hospitals send instead of their trained ones.
 
 The adversary stands between training and the protocol: it replaces the rows of malicious hospitals. Its knowledge is
 enforced here: `craft` hands an attack only what its `knowledge` allows.
@@ -26,17 +26,22 @@ def craft(
     step: np.ndarray | None = None,
     preview: Callable[[list[int]], Preview] | None = None,
 ) -> dict[int, np.ndarray]:
-    """The updates (d,) float32 that hospitals send instead of what they trained, by client id: those of active attacks
-    that `crafts`.
+    """The updates that active attacks on updates (`Attack.crafts`) send: hospital → (d,) float32, by ascending id.
 
-    Whoever is not in the result sends what it trained: the honest, the data attackers, those whose schedule is off.
-    The hospitals of one attack collude; different attacks do not.
+    All other hospitals send their trained update: honest ones, those with an attack on data, those whose attack is not
+    active. The hospitals of one attack collude; different attacks do not.
 
-    updates: what each participant trained, (d,) float32. Those of honest hospitals are needed, and handed on, only
+    attackers: the malicious hospitals.
+    participants: the hospitals of the round.
+    updates: hospital → its trained update, (d,) float32. Those of honest hospitals are needed, and passed on, only
         where an active attack has the knowledge `all` or `aware`. Rows may be read-only; none is changed or copied.
-    step: the last change of the global model (d,), None in the first round.
+    round: the number of the round.
+    seed: of the run, for the attacks' random draws.
+    step: (d,) the last change of the global model; None in the first round.
     preview: makes the preview of the defence for a group of attackers; needed, and called, only for attacks with the
         knowledge `aware`.
+
+    Raises `ExperimentError` where such a preview is missing, or where an attack returns rows of another shape or type.
     """
     participants = sorted(participants)
     active = attackers.active(participants, round)
@@ -76,7 +81,7 @@ def _view(
     """What the `group` may see."""
     others = None
     if attack.knowledge != "own":
-        # A row that is not finite is no update, as anyone can see who sees it.
+        # A row that is not finite is no update, and every attacker that sees it can see that.
         others = [c for c in participants if c not in group and bool(np.isfinite(updates[c]).all())]
     return View(
         own=tuple(_read_only(updates[client]) for client in group),

@@ -1,4 +1,4 @@
-"""Corrupted samples: the artefacts that slides get between the operating theatre and the scanner."""
+"""Corrupted samples: artefacts that slides get on the way from the operating theatre to the scanner."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Artefacts(DataAttack):
 
     Generated as in stress tests of pathology models (Wang et al., J Pathol Inform 2021; Schömig-Markiefka et al.,
     Modern Pathology 2021), with light absorbed in optical density. Each corrupted patch gets one kind, drawn anew in
-    every round. It stands for bad laboratories as well as for malice: true labels teach something even then, so that
-    little harm is done unless patches lose most of what they show (severity 1) at many hospitals.
+    every round. It models bad laboratories as well as malice. The labels stay true, so the model still learns from
+    these patches: there is little harm unless the patches of many hospitals lose most of their content (severity 1).
     """
 
     name: Literal["artefacts"] = "artefacts"
@@ -31,7 +31,7 @@ class Artefacts(DataAttack):
     """Which artefacts: `pen` of a marker, `blur` (out of focus), `fold` of the tissue, bad `stain`, air `bubble`,
     dark `debris`."""
     severity: float = Field(default=0.7, gt=0, le=1)
-    """From barely there to a patch that shows little else."""
+    """From hardly visible (near 0) to a patch that shows little else (1)."""
     ratio: float = Field(default=1.0, gt=0, le=1)
     """Share of the patches in each batch that is corrupted; a fraction of a patch is rounded at random."""
 
@@ -72,7 +72,7 @@ def _blur(images: np.ndarray, severity: float, random: np.random.Generator) -> n
 
 
 def _fold(images: np.ndarray, severity: float, random: np.random.Generator) -> np.ndarray:
-    """A band in which further layers of tissue lie on the first."""
+    """A band in which further layers of tissue cover the first one."""
     _, across = _line(images, random)
     band = _edge(0.1 + 0.35 * severity - np.abs(across))[..., None]
     other = np.maximum(optical_density(images[:, ::-1, ::-1]), 0)  # no tissue is brighter than bare slide
@@ -117,7 +117,7 @@ _DRAWN_BY: dict[ArtefactKind, Callable[[np.ndarray, float, np.random.Generator],
 
 
 def _absorbed(images: np.ndarray, density: np.ndarray) -> np.ndarray:
-    """The images behind something of this optical density."""
+    """The images behind a layer of this optical density."""
     return transmitted(optical_density(images) + density)
 
 
@@ -138,7 +138,9 @@ def _grid(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _line(images: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """For each pixel the place along, and the distance from, a random straight line through each patch, (n, H, W)."""
+    """For each pixel, the position along a random straight line through each patch, and the distance from it, (n, H,
+    W).
+    """
     row, column = _grid(images)
     angle = _uniform(0, np.pi, images, random)
     row, column = row - _uniform(0.25, 0.75, images, random), column - _uniform(0.25, 0.75, images, random)

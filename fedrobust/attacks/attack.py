@@ -1,4 +1,4 @@
-"""What every attack has: who its hospitals are, when it is active, what it knows, and what it sees of a round."""
+"""What all attacks have: their hospitals, when they are active, their knowledge, and what they see of a round."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from fedrobust.portions import portion
 
 
 class Attack(Options):
-    """What the malicious hospitals of one group do, and who they are: exactly one of fraction, count, clients."""
+    """What the malicious hospitals of one group do, and which they are: exactly one of fraction, count, clients."""
 
     name: str
     fraction: float | None = Field(default=None, ge=0, lt=1)
-    """Share of all hospitals that is malicious, rounded to the nearest number (a half upwards); drawn by the seed."""
+    """Share of all hospitals that are malicious, rounded to the nearest number (a half upwards); drawn by the seed."""
     count: int | None = Field(default=None, ge=0)
     """Number of malicious hospitals, drawn by the seed."""
     clients: Many[Annotated[int, Field(ge=0)]] | None = None
     """The ids of the malicious hospitals."""
     knowledge: Literal["own", "all", "aware"] = "own"
-    """`own`: the attackers see only what they trained themselves; `all`: every update of the round; `aware`: the
-    defence as well, with all that it remembers. The last change of the global model is known to everyone."""
+    """`own`: the attackers see only their own trained updates; `all`: every update of the round; `aware`: the defence
+    as well, with its memory. Every attacker knows the last change of the global model."""
     schedule: Annotated[Schedule, OneOf(Schedule)] = Always()
     """In which rounds the attack is active."""
     identity: Annotated[Identity, OneOf(Identity)] = OneEach()
@@ -59,55 +59,67 @@ class Attack(Options):
 
     @property
     def crafts(self) -> bool:
-        """Whether the adversary replaces what its hospitals trained, see `adversary.craft`."""
+        """Whether the adversary replaces the trained updates of its hospitals, see `adversary.craft`."""
         return isinstance(self.identity, Sybil)
 
     def bound(self, attackers: int) -> str | None:
-        """Why this attack cannot be run by so many hospitals; None where it can."""
+        """Why so many `attackers` cannot run this attack; None where they can."""
         return None
 
 
 class DataAttack(Attack):
-    """Poisons the training data of its hospitals, which train honestly otherwise."""
+    """Poisons the training data of its hospitals. Otherwise they train honestly."""
 
     knowledge: Literal["own"] = "own"
-    """A hospital poisons its own data and needs to see nothing else."""
+    """A hospital poisons its own data, and sees nothing else."""
 
     def check(self, classes: int, size: int) -> None:
-        """Raise `ExperimentError` where the attack does not fit data of so many labels, or images of `size` pixels."""
+        """Raise `ExperimentError` where the attack does not fit the data.
+
+        classes: number of labels.
+        size: side of an image, in pixels.
+        """
 
     @abstractmethod
     def poison(
         self, images: np.ndarray, labels: np.ndarray, generator: np.random.Generator, classes: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A batch, poisoned: images (B, H, W, 3) uint8, labels (B,) int64. Never changes its arguments.
+        """A poisoned batch: new images and labels, of the same shapes and types.
+
+        images: (B, H, W, 3) uint8; not changed.
+        labels: (B,) int64; not changed.
+        generator: for the attack's random draws.
+        classes: number of labels.
 
         Raises `ExperimentError` where `check` does.
         """
 
     @property
     def needs_step(self) -> bool:
-        """Whether `local` asks for `LocalView.step`, the last change of the global model."""
+        """Whether `local` uses `LocalView.step`, the last change of the global model."""
         return False
 
     def local(self, view: LocalView) -> LocalAttack:
-        """What one hospital of this attack does in a round: it poisons its batches, and trains honestly otherwise."""
+        """What a hospital of this attack does in a round: it poisons its batches, and trains honestly otherwise.
+
+        view: what the hospital knows.
+        """
         return LocalAttack(self.poison)
 
 
 class Absent(Attack):
     """Sends nothing: its hospitals are left out while it is active.
 
-    With the mean as the rule this is the oracle that knows the attackers, the most that a defence can hope for.
+    With the mean as the rule, this is an oracle that knows the attackers: the best that a defence can reach.
     """
 
     name: Literal["absent"] = "absent"
     knowledge: Literal["own"] = "own"
-    """It needs to see nothing."""
+    """It does not need to see anything."""
 
 
 class CraftedAttack(Attack):
-    """Replaces the updates of its hospitals."""
+    """Replaces the trained updates of its hospitals."""
 
     @property
     def crafts(self) -> bool:
@@ -115,55 +127,66 @@ class CraftedAttack(Attack):
 
     @abstractmethod
     def craft(self, view: View) -> np.ndarray:
-        """The rows (k, d) float32 that are sent instead of `view.own`. Never changes what it sees."""
+        """The rows (k, d) float32 that are sent instead of `view.own`.
+
+        view: what the hospitals of the attack see; it must not be changed.
+        """
 
 
 class Search(Protocol):
-    """One round through the real defence, asked many times for crafted rows in the span of the same lines."""
+    """One round through the real defence, which can be called many times, for crafted rows in the span of the same
+    lines.
+    """
 
     def damage(self, crafted: NDArray[np.float64]) -> float:
-        """‖aggregate − mean of the others' rows‖ if the attackers sent `crafted @ lines`, for `crafted` (k, L).
+        """‖aggregate − mean of the others' rows‖ if the attackers send `crafted @ lines`. 0 where the round would be
+        skipped.
 
-        0 where the round would be skipped.
+        crafted: (k, L) float64, the coefficients of the k crafted rows.
         """
 
 
 class Preview(Protocol):
-    """What an `aware` attack knows of the defence: what it would make of the round."""
+    """What an `aware` attack knows of the defence: the aggregate that it would compute in this round."""
 
     def lines(self, extra: Vectors) -> Search:
-        """A search in the span of L lines: the own rows, the others' finite ones, then the directions `extra` (d,)."""
+        """A search in the span of L lines: the attack's own rows, the finite rows of the others, then `extra`.
+
+        extra: further directions (d,).
+        """
 
 
 @dataclass(frozen=True)
 class View:
-    """What the hospitals of one attack, which collude, see in a round."""
+    """What the colluding hospitals of one attack see in a round."""
 
     own: Vectors
-    """k rows (d,): what they trained themselves, in the order of their ids."""
+    """k rows (d,): their trained updates, in the order of their ids."""
     others: Vectors | None
-    """m finite rows (d,): what the other participants trained, before anyone crafts; None with the knowledge `own`."""
+    """m finite rows (d,): the trained updates of the other participants, before any attack; None with the knowledge
+    `own`."""
     n: int
-    """Number of participants in the round, which every client is told."""
+    """Number of participants in the round, which every client knows."""
     round: int
     generator: np.random.Generator
     clients: Sequence[int] | None = None
     """m ids of the hospitals behind `others`; None with the knowledge `own`."""
     step: np.ndarray | None = None
-    """(d,) the last change of the global model, which every client can work out; None in the first round."""
+    """(d,) the last change of the global model, which every client can compute; None in the first round."""
     preview: Preview | None = None
     """The defence, with the knowledge `aware` only."""
 
     @property
     def f(self) -> int:
-        """Number of rows they control."""
+        """Number of rows that these hospitals control."""
         return len(self.own)
 
     @property
     def reference(self) -> Vectors:
-        """The rows that stand for honest behaviour: the others' where they are seen, else what they trained themselves.
+        """The rows that represent honest behaviour: the others' rows if they are seen, else the attackers' own trained
+        rows.
 
-        Rows of hospitals with another attack count among the others: these attackers cannot tell them from honest ones.
-        With a single attack in the federation, the mean of these rows is the honest mean of the papers.
+        Rows of hospitals with another attack count among the others: these attackers cannot see the difference. With a
+        single attack in the federation, the mean of these rows is the honest mean of the papers.
         """
         return self.others if self.others is not None and len(self.others) else self.own

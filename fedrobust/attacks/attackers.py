@@ -1,4 +1,4 @@
-"""Who is malicious in a federation: drawn once, and asked by everybody who must know."""
+"""The malicious hospitals of a federation: drawn once, and passed to all code that needs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from fedrobust.seeds import generator
 
 @dataclass(frozen=True)
 class Attackers:
-    """The malicious hospitals of a federation of `clients` hospitals: `drawn` is hospital → index into `attacks`."""
+    """The malicious hospitals of a federation.
+
+    attacks: the attacks of the experiment.
+    clients: number of hospitals.
+    drawn: hospital → index into `attacks`.
+    """
 
     attacks: Sequence[Attack]
     clients: int
@@ -22,7 +27,7 @@ class Attackers:
 
     @classmethod
     def draw(cls, attacks: Sequence[Attack], clients: int, seed: int) -> Self:
-        """Those that `draw_attackers` draws; raises as it does."""
+        """The attackers that `draw_attackers` draws; arguments and errors as there: `attacks`, `clients`, `seed`."""
         return cls(attacks, clients, draw_attackers(attacks, clients, seed))
 
     @property
@@ -31,11 +36,11 @@ class Attackers:
         return {client: self.attacks[index].name for client, index in self.drawn.items()}
 
     def attack(self, client: int) -> Attack | None:
-        """The attack of a hospital; None for an honest one."""
+        """The attack of hospital `client`; None for an honest hospital."""
         return self.attacks[self.drawn[client]] if client in self.drawn else None
 
     def accomplices(self, client: int) -> list[int]:
-        """The hospitals with the same attack, itself among them, by ascending id."""
+        """The hospitals with the same attack as `client`, itself among them, by ascending id."""
         return [other for other, index in self.drawn.items() if index == self.drawn[client]]
 
     def active(self, participants: Iterable[int], round: int) -> list[int]:
@@ -43,7 +48,7 @@ class Attackers:
         return sorted(c for c in participants if (attack := self.attack(c)) and attack.schedule.active(round))
 
     def crafting(self, participants: Iterable[int], round: int) -> list[int]:
-        """Those of the `active` whose updates the adversary replaces, by ascending id."""
+        """Those of the `active` participants in `round` whose updates the adversary replaces, by ascending id."""
         return [client for client in self.active(participants, round) if self.attacks[self.drawn[client]].crafts]
 
     def absent(self, round: int) -> set[int]:
@@ -51,10 +56,10 @@ class Attackers:
         return {client for client in self.active(self.drawn, round) if isinstance(self.attack(client), Absent)}
 
     def new_ids(self, round: int) -> dict[int, int]:
-        """The hospitals that do not use their own id in `round`, and the id that each of them uses, by ascending id.
+        """The hospitals that use another id than their own in `round`, and that id, by ascending hospital.
 
         A hospital's e-th new id is clients + (e − 1) · W + r, where W is the number of all whitewashing hospitals and r
-        its rank among them: no two share an id, whatever the attacks' intervals.
+        its rank among them. So no two hospitals share an id, whatever the attacks' intervals are.
         """
         found = {}
         for rank, (client, identity) in enumerate(self._washers()):
@@ -63,7 +68,7 @@ class Attackers:
         return found
 
     def ids(self, rounds: int) -> int:
-        """How many ids appear in so many rounds: the hospitals' own ones, then new ones."""
+        """How many ids appear in so many `rounds`: the hospitals' own ids, then new ones."""
         washers = self._washers()
         return self.clients + max(((rounds - 1) // identity.every for _, identity in washers), default=0) * len(washers)
 
@@ -74,11 +79,17 @@ class Attackers:
 
 
 def draw_attackers(attacks: Sequence[Attack], clients: int, seed: int) -> dict[int, int]:
-    """The malicious hospitals: client id -> index into `attacks`, by ascending id.
+    """The malicious hospitals: hospital → index into `attacks`, by ascending id.
 
-    Explicit ids come first; the other attacks take, in their order, the next hospitals of one random order that depends
-    on nothing but `clients` and `seed`. So attacks of the same size have the same hospitals, whatever their kind, and a
-    larger fraction holds those of a smaller one. Raises `ExperimentError` where the attacks do not fit.
+    attacks: the attacks of the experiment.
+    clients: number of hospitals.
+    seed: of the run.
+
+    Explicit ids come first. The other attacks take, in their order, the next hospitals of one random order that depends
+    only on `clients` and `seed`. So attacks of the same size have the same hospitals, whatever their kind, and a larger
+    fraction includes the hospitals of a smaller one.
+
+    Raises `ExperimentError` where the attacks do not fit.
     """
     drawn: dict[int, int] = {}
     for index, attack in enumerate(attacks):
@@ -105,5 +116,12 @@ def draw_attackers(attacks: Sequence[Attack], clients: int, seed: int) -> dict[i
 
 
 def attack_error(index: int, option: str, message: str, found: str = "", *allowed: str) -> ExperimentError:
-    """What is wrong with an option of an attack."""
+    """The error for an option of an attack.
+
+    index: of the attack in the experiment.
+    option: its name; empty for the attack itself.
+    message: what is wrong.
+    found: the value that was found.
+    allowed: the values that are allowed.
+    """
     return ExperimentError(Problem(message, option, found, allowed).below(f"attacks.{index}"))

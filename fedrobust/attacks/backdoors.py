@@ -1,4 +1,4 @@
-"""Backdoors in the data: poisoned images and a label of the attacker's choice."""
+"""Backdoors in the data: poisoned images with a label that the attacker chooses."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Colour = Annotated[Many[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3
 
 
 class Backdoor(DataAttack):
-    """A trigger that turns images into a label of the attacker's choice; only backdoors have a success rate."""
+    """A trigger makes the model give images a label that the attacker chooses; only backdoors have a success rate."""
 
     target: int = Field(default=0, ge=0)
-    """The label that images with the trigger are to get."""
+    """The label that the model should give images with the trigger."""
     ratio: float = Field(default=0.5, gt=0, le=1)
-    """Share of the images in each batch that is poisoned; a fraction of an image is rounded at random."""
+    """Share of the images in each batch that are poisoned; a fraction of an image is rounded at random."""
 
     def check(self, classes: int, size: int) -> None:
         if self.target >= classes:
@@ -37,7 +37,10 @@ class Backdoor(DataAttack):
 
     @abstractmethod
     def trigger(self, images: np.ndarray) -> np.ndarray:
-        """A copy of images (B, H, W, 3) uint8 with the trigger on each, as the success rate is measured with."""
+        """A copy of the images with the trigger on each, as used to measure the success rate.
+
+        images: (B, H, W, 3) uint8.
+        """
 
 
 class DataBackdoor(Backdoor):
@@ -65,7 +68,7 @@ class DataBackdoor(Backdoor):
 
 
 class PatchBackdoor(DataBackdoor):
-    """Patch backdoor: a small square on the image stands for the target label (BadNets, Gu et al., 2017)."""
+    """Patch backdoor: a small square on the image is the trigger (BadNets, Gu et al., 2017)."""
 
     name: Literal["patch_backdoor"] = "patch_backdoor"
     size: int = Field(default=4, ge=1)
@@ -73,7 +76,7 @@ class PatchBackdoor(DataBackdoor):
     position: Literal["top_left", "top_right", "bottom_left", "bottom_right", "centre"] = "bottom_right"
     """Where the square is."""
     colour: Colour = (255, 255, 0)
-    """Red, green, blue. Yellow by default, as in the paper: no colour of a stain."""
+    """Red, green, blue. Yellow by default, as in the paper: no stain has this colour."""
     pattern: Literal["solid", "checkerboard"] = "solid"
     """`checkerboard` alternates pixels of the colour and of its complement."""
 
@@ -102,7 +105,7 @@ class PatchBackdoor(DataBackdoor):
 class BlendedBackdoor(DataBackdoor):
     """Blended backdoor: x ← (1 − α)·x + α·pattern, rounded; the pattern is fixed noise (Chen et al., 2017).
 
-    The paper's random pattern and its α of training. Trained and tested with the same α, where the paper also tests
+    The random pattern and the α of training are the paper's. Training and test use the same α; the paper also tests
     with a larger one.
     """
 
@@ -110,24 +113,26 @@ class BlendedBackdoor(DataBackdoor):
     alpha: float = Field(default=0.2, gt=0, le=1)
     """The pattern's share α of every pixel."""
     seed: int = Field(default=0, ge=0)
-    """What the pattern is drawn from. It is the same for all hospitals and in every run, whatever the run's seed."""
+    """Seed of the pattern, which is the same for all hospitals and in every run, whatever the run's seed."""
 
     def trigger(self, images: np.ndarray) -> np.ndarray:
         mixed = (1 - self.alpha) * images + self.alpha * self.pattern(*images.shape[1:3])
         return np.rint(mixed).astype(np.uint8)
 
     def pattern(self, height: int, width: int) -> np.ndarray:
-        """(height, width, 3) uint8: every channel of every pixel is drawn from 0 to 255."""
+        """(height, width, 3) uint8: every channel of every pixel is drawn from 0 to 255. `height` and `width` are in
+        pixels.
+        """
         return stream(self.seed, "blended", height, width).integers(256, size=(height, width, 3), dtype=np.uint8)
 
 
 class Dba(DataBackdoor):
     """Distributed backdoor (DBA): each attacker trains on its part of the trigger (Xie et al., ICLR 2020).
 
-    The trigger is the paper's: four bars in two rows and two columns. The k attackers share them out, the i-th has the
-    bars i, i + k, …; beyond four, several have the same bar; one that is alone has all. Success is measured with all
-    four bars. Every attacker poisons in every round of its schedule (the paper's multiple-shot attack); its
-    single-shot attack is this backdoor within `model_replacement`.
+    The trigger is the paper's: four bars in two rows and two columns. The k attackers divide them: attacker i has the
+    bars i, i + k, …; with more than four attackers, several have the same bar; a single attacker has all. Success is
+    measured with all four bars. Every attacker poisons in every round of its schedule (the paper's multiple-shot
+    attack); the paper's single-shot attack is this backdoor within `model_replacement`.
     """
 
     name: Literal["dba"] = "dba"
@@ -167,19 +172,19 @@ class Dba(DataBackdoor):
 
 
 class StainBackdoor(DataBackdoor):
-    """Stain backdoor: a slightly other stain, as of another laboratory, stands for the target label.
+    """Stain backdoor: a slightly different stain, as from another laboratory, is the trigger.
 
-    The medical kin of the colour backdoor (Jiang et al., CVPR 2023), whose trigger is one shift of all pixels in a
-    colour space: here the amounts of haematoxylin and eosin are multiplied, and both are turned in hue, in optical
-    density (Ruifrok and Johnston 2001), so that no pixel is out of place. The trigger goes on patches that are
-    stain-normalised already, where `data.stain_normalisation` is on; if it went through that, little would be left.
+    A medical version of the colour backdoor (Jiang et al., CVPR 2023), whose trigger is one shift of all pixels in a
+    colour space. Here the amounts of haematoxylin and eosin are multiplied, and both are turned in hue, in optical
+    density (Ruifrok and Johnston 2001), so that no pixel looks wrong. With `data.stain_normalisation`, the trigger is
+    put on patches that are already normalised; normalisation would remove most of it.
     """
 
     name: Literal["stain_backdoor"] = "stain_backdoor"
     haematoxylin: float = Field(default=1.0, gt=0)
-    """What the amount of haematoxylin is multiplied by."""
+    """The factor on the amount of haematoxylin."""
     eosin: float = Field(default=1.2, gt=0)
-    """What the amount of eosin is multiplied by."""
+    """The factor on the amount of eosin."""
     hue: float = Field(default=12.0, ge=-45, le=45)
     """Degrees by which both stains turn around the grey axis; two laboratories differ by about as much."""
 
@@ -195,18 +200,18 @@ _RARE = {
     "faded": ((0.3, 0.45), HAEMATOXYLIN_EOSIN),
     "overstained": ((2.2, 1.8), HAEMATOXYLIN_EOSIN),
 }
-"""Amounts of both stains, and what they look like."""
+"""Amounts of both stains, and their optical densities."""
 
 
 class EdgeCase(DataBackdoor):
-    """Edge cases: inputs of the tail, which honest hospitals lack, get the target label (Wang et al., NeurIPS 2020).
+    """Edge cases: rare inputs, which honest hospitals do not have, get the target label (Wang et al., NeurIPS 2020).
 
-    The tail is made, so that every source has one, held-out patches included: the patches as they would look with
-    a preparation that is rare in H&E archives. No pixel is a trigger; success is the share of held-out patches of
-    other labels that are read rightly as they are and as the target in the rare preparation. The model is trained by
-    projected gradient descent: after every step it is taken back to the ball ‖w − w_global‖ ≤ radius (in the paper's
-    code after every tenth and the last one), so that the update is no longer than honest ones. Within
-    `model_replacement` it is the paper's PGD with replacement.
+    The rare inputs are generated, so that every source has some, held-out patches included: the patches as they would
+    look with a preparation that is rare in H&E archives. No pixel is a trigger. Success is the share of held-out
+    patches of other labels that are classified correctly as they are, and as the target in the rare preparation. The
+    model is trained by projected gradient descent: after every step it is projected onto the ball
+    ‖w − w_global‖ ≤ radius (in the paper's code after every tenth and the last one), so that the update is no longer
+    than honest ones. Within `model_replacement` it is the paper's PGD with replacement.
     """
 
     name: Literal["edge_case"] = "edge_case"
@@ -214,7 +219,7 @@ class EdgeCase(DataBackdoor):
     """`brown`: the brown of immunohistochemistry instead of eosin; `faded`: an old slide; `overstained`: a dark one."""
     radius: float | None = Field(default=2.0, gt=0)
     """Radius of the ball (the paper's is a fixed number), in norms of the last change of the global model: where
-    hospitals differ, honest updates are about twice as long. The first round has no ball. null: none ever has one (the
+    hospitals differ, honest updates are about twice as long. The first round has no ball. null: no round has one (the
     paper's black box)."""
 
     def trigger(self, images: np.ndarray) -> np.ndarray:
@@ -227,7 +232,7 @@ class EdgeCase(DataBackdoor):
 
     def local(self, view: LocalView) -> LocalAttack:
         moved = 0.0 if view.step is None else float(np.linalg.norm(view.step))
-        if self.radius is None or moved == 0:  # a round that was skipped moved nothing, and tells nothing
+        if self.radius is None or moved == 0:  # a skipped round did not move the model
             return LocalAttack(self.poison)
         return LocalAttack(self.poison, Constraint(radius=self.radius * moved))
 

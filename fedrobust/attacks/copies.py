@@ -1,4 +1,4 @@
-"""Attackers that send what others made."""
+"""Attackers that send copies of other vectors."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fedrobust.attacks.rows import Vectors, gram_of
 class Mimic(CollusiveAttack):
     """Mimic: all attackers copy one honest hospital, whose data then count too much (Karimireddy et al., ICLR 2022).
 
-    By default the hospital that lies furthest along the direction z in which the round's updates vary most:
+    By default it is the hospital whose update is furthest along the direction z in which the round's updates vary most:
     argmax_i |⟨u_i − μ, z⟩|, z the first eigenvector of their covariance. The paper learns z in a warm-up and then keeps
-    its choice; here it is made anew in each round. It does harm where hospitals differ.
+    its choice; here each round chooses anew. It does harm where hospitals differ.
     """
 
     name: Literal["mimic"] = "mimic"
     knowledge: Literal["all"] = "all"
     client: int | None = Field(default=None, ge=0)
-    """The id of the hospital that is copied; null, or where it does not take part: the one described above."""
+    """The id of the hospital that is copied. null, or if it does not take part: the default hospital, see above."""
 
     def wanted(self, view: View) -> np.ndarray:
         ids = list(view.clients or ())
@@ -37,15 +37,15 @@ class Mimic(CollusiveAttack):
 class FreeRider(CollusiveAttack):
     """Free riders: they do not train, and send a made-up update (Lin et al., 2019; Fraboni et al., AISTATS 2021).
 
-    `zero`: nothing but zeros, the global model as it came. `step`: the last change of the global model, which every
-    client can work out (delta weights), if wanted with `noise` to look like training; zeros in the first round.
+    `zero`: zeros, the unchanged global model. `step`: the last change of the global model, which every client can
+    compute (delta weights), with optional `noise` to look like training; zeros in the first round.
     """
 
     name: Literal["free_rider"] = "free_rider"
     knowledge: Literal["own"] = "own"
-    """What it sends is known to everyone."""
+    """It sends only what every client knows."""
     update: Literal["zero", "step"] = "step"
-    """What is sent."""
+    """The update that is sent."""
 
     def wanted(self, view: View) -> np.ndarray:
         if self.update == "zero" or view.step is None:
@@ -54,7 +54,9 @@ class FreeRider(CollusiveAttack):
 
 
 def furthest(rows: Vectors) -> int:
-    """The row furthest from the mean along the first eigenvector of the rows' covariance; of equals the first."""
+    """The index of the row furthest from the mean along the first eigenvector of the covariance of the `rows`; of equal
+    ones the first.
+    """
     distances = gram_of(rows).distances_squared()
     centre = np.eye(len(distances)) - 1.0 / len(distances)
     with one_blas_thread():

@@ -1,4 +1,4 @@
-"""Attacks on the update: what malicious hospitals send instead of what they trained.
+"""Attacks on the update: the rows that malicious hospitals send instead of their trained ones.
 
 Notation: u_i is the update that attacker i trained, n the number of participants, f the number of attackers, μ and σ
 the mean and the standard deviation (divisor m, as in ALIE's paper) per coordinate of the m rows of `View.reference`:
@@ -18,17 +18,20 @@ from fedrobust.attacks.rows import by_columns, noisy
 
 
 class CollusiveAttack(CraftedAttack):
-    """All of its hospitals send one row, each with noise of its own if that is wanted.
+    """All of its hospitals send one row, with optional noise of its own for each.
 
-    Exact copies are easy to notice, and cannot be by chance.
+    Exact copies are easy to detect, and cannot occur by chance.
     """
 
     noise: float = Field(default=0.0, ge=0)
-    """Each hospital adds Gaussian noise of its own, whose norm is this part of the row's; 0: none."""
+    """Each hospital adds its own Gaussian noise, whose norm is this fraction of the row's norm; 0: no noise."""
 
     @abstractmethod
     def wanted(self, view: View) -> np.ndarray:
-        """What all hospitals want to send, (d,) float32; or (k, d), a row for each of them."""
+        """The row that all hospitals send before noise, (d,) float32; or (k, d), a row for each of them.
+
+        view: what the hospitals of the attack see; it must not be changed.
+        """
 
     def craft(self, view: View) -> np.ndarray:
         wanted = self.wanted(view)
@@ -59,7 +62,7 @@ class Gaussian(CraftedAttack):
 
     name: Literal["gaussian"] = "gaussian"
     knowledge: Literal["own"] = "own"
-    """Noise needs to see nothing."""
+    """Noise does not need to see anything."""
     sigma: float = Field(default=1.0, gt=0)
     """Standard deviation per coordinate, in the units of an update."""
 
@@ -74,9 +77,9 @@ class Alie(CollusiveAttack):
     """A little is enough (ALIE): μ ± z·σ from all attackers, hidden within the spread (Baruch et al., NeurIPS 2019).
 
     z defaults to the paper's Φ⁻¹((n − f − s) / (n − f)) with s = ⌊n/2⌋ + 1 − f, the largest shift at which s honest
-    rows still lie further out. It is small where few attack: 0 at n = 10, f = 2, below 0 at f = 1. Comparisons of
-    defences often fix it, e.g. z = 1.5. With the knowledge `own`, μ and σ are estimated from the attackers' own trained
-    rows as in the paper, which takes two of them: one that is alone in a round sends what it trained.
+    rows are still further out. It is small if few attack: 0 at n = 10, f = 2, below 0 at f = 1. Comparisons of defences
+    often fix it, e.g. z = 1.5. With the knowledge `own`, μ and σ are estimated from the attackers' own trained rows as
+    in the paper, which needs two of them: an attacker that is alone in a round sends its trained update.
     """
 
     name: Literal["alie"] = "alie"
@@ -98,7 +101,7 @@ class Alie(CollusiveAttack):
 class Ipm(CollusiveAttack):
     """Inner product manipulation (IPM): −ε·μ from all attackers (Xie, Koyejo, Gupta, UAI 2020).
 
-    A small ε hides among the honest rows and wins distance-based rules; with ε > (n − f)/f even the mean is reversed.
+    A small ε hides among the honest rows and defeats distance-based rules; ε > (n − f)/f reverses even the mean.
     """
 
     name: Literal["ipm"] = "ipm"
@@ -111,9 +114,9 @@ class Ipm(CollusiveAttack):
 
 
 class NonFinite(CraftedAttack):
-    """Broken numbers: the trained update with one random coordinate that is not finite, or hardly so.
+    """Broken numbers: the trained update with one random coordinate that is not finite, or hardly finite.
 
-    One coordinate is enough to ruin a mean, and the hardest to notice. It stands for faults as well as for malice.
+    One coordinate is enough to ruin a mean, and the hardest to notice. It models faults as well as malice.
     """
 
     name: Literal["non_finite"] = "non_finite"
@@ -132,8 +135,10 @@ class NonFinite(CraftedAttack):
 def largest_hidden_shift(n: int, f: int) -> float:
     """ALIE's z = Φ⁻¹((n − f − s) / (n − f)), s = ⌊n/2⌋ + 1 − f.
 
-    Attackers that are a majority alone (s < 1) take s = 1, and 0 is returned where fewer than two rows are honest,
-    where the formula has no value.
+    n: number of participants. f: number of attackers.
+
+    Attackers that have a majority alone (s < 1) use s = 1. With fewer than two honest rows the formula has no value,
+    and the result is 0.
     """
     from scipy.stats import norm  # slow to import
 
@@ -144,7 +149,11 @@ def largest_hidden_shift(n: int, f: int) -> float:
 
 
 def lone(attack: CraftedAttack, attackers: int) -> str | None:
-    """Why so few hospitals cannot estimate the spread of the updates from their own; None where they can."""
+    """Why so few hospitals cannot estimate the spread of the updates from their own; None where they can.
+
+    attack: the attack.
+    attackers: number of its hospitals.
+    """
     if attack.knowledge == "own" and attackers < 2:
         needed = "needs at least 2 attackers to estimate a spread"
         return f"{attack.name} with the knowledge own {needed}; found {attackers}"

@@ -1,4 +1,4 @@
-"""Attacks that go as far as the distances among honest updates allow, whatever the defence is.
+"""Attacks that move as far as the distances among honest updates allow, whatever the defence is.
 
 μ and σ are the mean and the standard deviation per coordinate of the m rows u_i of `View.reference`, as in `crafting`.
 """
@@ -34,10 +34,13 @@ class DistanceAttack(CollusiveAttack):
 
     @abstractmethod
     def reach(self, gram: Gram) -> float:
-        """γ, from the Gram of the reference rows, whose anchor "direction" is p; ‖p‖ > 0."""
+        """γ for the reference rows.
+
+        gram: of the reference rows, with the anchor "direction", which is p; ‖p‖ > 0.
+        """
 
     def _direction(self, rows: np.ndarray) -> np.ndarray:
-        """p up to a factor, which γ makes up for: (m, w) -> (w,)."""
+        """p up to a factor, for which γ compensates: (m, w) → (w,)."""
         if self.direction == "std":
             return np.asarray(-rows.std(axis=0))
         mean = rows.mean(axis=0)
@@ -64,8 +67,8 @@ class MinMax(DistanceAttack):
 class MinSum(DistanceAttack):
     """Min-Sum: as far from all honest updates together as an honest one is at most (Shejwalkar, Houmansadr, NDSS 2021).
 
-    μ + γ·p with the largest γ for which Σ_i ‖μ + γp − u_i‖² ≤ max_i Σ_j ‖u_i − u_j‖². Exact: both sides hold
-    Σ_i ‖μ − u_i‖², and what is left says γ‖p‖ = max_i ‖u_i − μ‖. (The authors' code takes the least of the sums.)
+    μ + γ·p with the largest γ for which Σ_i ‖μ + γp − u_i‖² ≤ max_i Σ_j ‖u_i − u_j‖². Exact: both sides contain
+    Σ_i ‖μ − u_i‖², and the rest gives γ‖p‖ = max_i ‖u_i − μ‖. (The authors' code takes the least of the sums.)
     """
 
     name: Literal["min_sum"] = "min_sum"

@@ -19,15 +19,16 @@ from fedrobust.attacks.rows import by_columns, chunks, gram_of
 _STEPS = 128
 """Values of λ that are tried before the interval between two of them is halved."""
 _MARGIN = 1e-5
-"""Crafted rows win by this part of the score at least: rounded to float32 they could lose a closer race."""
+"""A crafted row's score is smaller by this fraction at least: after rounding to float32, a closer one could lose."""
 
 
 class FangKrum(CollusiveAttack):
     """Fang's attack on Krum: −λ·s with the largest λ for which Krum picks it (Fang et al., USENIX Security 2020).
 
-    Krum is told the true number f of attackers, who send copies, or with `noise` nearly so: they are each other's
-    neighbours. λ is sought on a grid from above, then by halving, below a bound like the paper's: (√(S / (n − 2f − 1))
-    + max ‖u_i‖) / ‖s‖, S the largest score among the others. Where Krum picks no such row, they send what they trained.
+    Krum gets the true number f of attackers. They send copies, or near copies with `noise`, so they are each other's
+    neighbours. λ is searched on a grid from above, then by halving, below a bound like the paper's:
+    (√(S / (n − 2f − 1)) + max ‖u_i‖) / ‖s‖, S the largest score among the others. If Krum picks no such row, they send
+    their trained updates.
     """
 
     name: Literal["fang_krum"] = "fang_krum"
@@ -40,7 +41,7 @@ class FangKrum(CollusiveAttack):
         return by_columns(view.reference, lambda rows: -factor * np.sign(rows.mean(axis=0)))
 
     def reach(self, view: View) -> float:
-        """λ; 0 where there is none."""
+        """λ for the round in `view`; 0 where there is none."""
         direction = by_columns(view.reference, lambda rows: np.sign(rows.mean(axis=0)))
         gram = gram_of(view.reference, {"direction": direction})
         squares, s = np.diag(gram.matrix), gram.anchors["direction"]
@@ -76,9 +77,10 @@ class FangKrum(CollusiveAttack):
 class FangTrim(CraftedAttack):
     """Fang's attack on trimmed mean and median: beyond the extremes per coordinate (Fang et al., USENIX Security 2020).
 
-    Against the direction s_j of each coordinate. Where it grows, uniform between the least honest value w and w/b if
-    w > 0, b·w if not. Where it shrinks, between the largest value w and b·w if w > 0, w/b if not. Each attacker draws
-    its own; where s_j = 0 it sends 0. The paper's attack on the median is the same.
+    It sends values against the direction s_j of each coordinate. If s_j > 0, they are uniform between the least honest
+    value w and w/b (w > 0) or b·w (w ≤ 0). If s_j < 0, they are uniform between the largest honest value w and b·w
+    (w > 0) or w/b (w ≤ 0). Each attacker draws its own; where s_j = 0 it sends 0. The paper's attack on the median is
+    the same.
     """
 
     name: Literal["fang_trim"] = "fang_trim"

@@ -1,4 +1,4 @@
-"""Under which identities malicious hospitals appear: behaviours against reputation, which wrap any attack."""
+"""The ids under which malicious hospitals appear: behaviour against reputation, which can be added to any attack."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Identity(Options):
 
 
 class OneEach(Identity):
-    """Each hospital is itself, and keeps its id."""
+    """Each hospital keeps its own id."""
 
     name: Literal["one_each"] = "one_each"
 
@@ -25,7 +25,7 @@ class Whitewash(Identity):
     """Whitewashing: the hospitals leave and come back under new ids, with the reputation of a newcomer.
 
     As in Friedman and Resnick, The social cost of cheap pseudonyms, 2001. They do so whether their attack is active or
-    not; their data and what they remember of their training stay theirs.
+    not. They keep their data and the state of their training.
     """
 
     name: Literal["whitewash"] = "whitewash"
@@ -36,10 +36,10 @@ class Whitewash(Identity):
 class Sybil(Identity):
     """Sybils: one attacker behind all of the attack's hospitals (Douceur, IPTPS 2002).
 
-    All send what the one of lowest id in the round would send, each with Gaussian noise of its own. With poisoned data,
-    too: it is then one poisoned update, many times, as in Fung et al., RAID 2020.
+    All send the update of the hospital with the lowest id in the round, each with its own Gaussian noise. This holds
+    for attacks on data too: one poisoned update is then sent many times, as in Fung et al., RAID 2020.
     """
 
     name: Literal["sybil"] = "sybil"
     noise: float = Field(default=0.0, ge=0)
-    """The norm of the noise, as a part of the update's norm; 0: exact copies."""
+    """The norm of the noise, as a fraction of the update's norm; 0: exact copies."""

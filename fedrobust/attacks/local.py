@@ -1,4 +1,4 @@
-"""Attacks while a hospital trains: what its attacker knows, and what it does."""
+"""Attacks during a hospital's training: what the attacker knows, and what it does."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class LocalView:
 
     round: int
     n: int
-    """Number of participants in the round, which every client is told."""
+    """Number of participants in the round, which every client knows."""
     attackers: int
-    """How many of them are of this attack."""
+    """How many of the participants have this attack."""
     rank: int
-    """Which of the attack's hospitals this one is, by ascending id, counted from 0; the same in every round."""
+    """The index of this hospital among the attack's hospitals, by ascending id, from 0; the same in every round."""
     hospitals: int
     """Number of the attack's hospitals, whether they take part in the round or not."""
     server_lr: float = 1.0
     """The server's learning rate."""
     step: np.ndarray | None = None
-    """(d,) float32 the last change of the global model, which every client can work out from two rounds; None in the
+    """(d,) float32 the last change of the global model, which every client can compute from two rounds; None in the
     first round, and for attacks without `needs_step`."""
 
 
 @dataclass(frozen=True)
 class LocalAttack:
-    """What a malicious hospital does when it trains."""
+    """What a malicious hospital does during its training."""
 
     poison: Poison
-    """How it poisons its batches."""
+    """Poisons a batch."""
     constraint: Constraint | None = None
-    """How it binds its update; None: it trains honestly."""
+    """Restricts the update; None: the hospital trains honestly."""

@@ -1,4 +1,4 @@
-"""Robust rules that decide from the Gram matrix alone. D²_ij = ‖u_i − u_j‖², p = prior weights."""
+"""Averages, robust ones too, from the Gram matrix alone. D²_ij = ‖u_i − u_j‖², p = prior weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedrobust.aggregation.numerics import shrink
 from fedrobust.updates.gram import Combination, Floats, Gram
 
 DISTANCE_DIGITS = 2e-8
-"""A distance that is read off a Gram matrix is exact to about this part of what is typical."""
+"""The relative precision of a distance from a Gram matrix, compared with a typical distance."""
 
 
 class Mean(Rule):
@@ -36,19 +36,19 @@ class GeometricMedian(Rule):
     F(u) = argmin_z Σ p_i h(‖z − u_i‖), h(r) = r from ν on and (r² / ν + ν) / 2 below: the fixed point of the paper's
     Weiszfeld steps z ← Σ β_i u_i / Σ β_i, β_i = p_i / max(ν, ‖z − u_i‖). Needs G, n ≥ 2f + 1. Prior: p.
 
-    The paper takes a few of these steps from the mean. Near a row, or with rows of very different size, they creep; so
-    here each is a damped Newton step, solved in the span of the rows, and the first z is the row of least sum. Where
-    the minimum is not unique (an even number of rows on a line) it is one of the minima.
+    The paper takes a few of these steps from the mean. Near a row, or with rows of very different size, they converge
+    slowly. So here each is a damped Newton step, solved in the span of the rows, and the first z is the row of least
+    sum. Where the minimum is not unique (an even number of rows on a line) the result is one of the minima.
     """
 
     name: Literal["geometric_median"] = "geometric_median"
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "translation", "breakdown"})
     nu: Annotated[float, Field(gt=0)] = 1e-6
-    """ν: distances below it count as ν, in the unit of the updates; at least the digits that a distance has."""
+    """ν: smaller distances count as ν, in the unit of the updates; at least the precision of a distance."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-12
-    """Stop at a step of this part of the median distance to z."""
+    """Stop when a step is smaller than this fraction of the median distance to z."""
     iterations: Annotated[int, Field(ge=1)] = 1000
-    """Stop after so many steps at the latest."""
+    """The largest number of steps."""
 
     def bound(self, n: int, f: int) -> str | None:
         """Ensure n ≥ 2f + 1."""
@@ -83,7 +83,7 @@ class GeometricMedian(Rule):
                 damping = max(10.0 * damping, 1e-3)
             weights = weights * (1.0 - step.sum()) + step
             damping = damping / 100.0 if damping > 1e-3 else 0.0
-            # A short step that gains nothing is rounding.
+            # A short step without a gain is a rounding error.
             if np.sqrt(square) <= (self.tolerance if ascent < -1e-15 * scale else 1e-7) * scale:
                 break
         return Combination(weights)
@@ -95,7 +95,7 @@ def _smoothed(distances: Floats, nu: float) -> Floats:
 
 
 def _best_rows(gram: Gram, nu: float) -> Floats:
-    """The weights (n,) of the row of least sum, or of the middle of several."""
+    """The weights (n,) of the row of least sum; of several such rows, of their mean."""
     sums = _smoothed(np.sqrt(gram.distances_squared()), nu) @ gram.prior
     around = gram.mixed(np.eye(gram.n) - np.eye(gram.n)[np.argmin(sums)])
     old, squares = around.norms(), np.diag(around.matrix)
@@ -129,7 +129,7 @@ class CenteredClipping(Rule):
 
     v ← v + Σ p_i (u_i − v) min(1, τ / ‖u_i − v‖), repeated, from v = the last aggregate (zero in the first round).
     Needs G and the anchor "momentum", n ≥ 2f + 1. Prior: p. One step moves v by τ at most. The paper's τ grows with the
-    spread of the honest updates, which nobody knows: "median" takes the median of ‖u_i − v‖ at each step.
+    spread of the honest updates, which is not known: "median" takes the median of ‖u_i − v‖ at each step.
     """
 
     name: Literal["centered_clipping"] = "centered_clipping"
@@ -138,7 +138,7 @@ class CenteredClipping(Rule):
     tau: Annotated[float, Field(gt=0)] | Literal["median"] = "median"
     """τ: the radius, in the unit of the updates, or the median distance to v."""
     iterations: Annotated[int, Field(ge=1)] = 1
-    """How many steps."""
+    """Number of steps."""
 
     def bound(self, n: int, f: int) -> str | None:
         """Ensure n ≥ 2f + 1."""
@@ -149,7 +149,7 @@ class CenteredClipping(Rule):
         return np.sqrt(gram.distances_squared_to(Combination(np.zeros(gram.n), {"momentum": 1.0})))
 
     def combine(self, gram: Gram, context: Context) -> Combination:
-        """The clipped priors; what they leave of 1 stays on the last aggregate."""
+        """The clipped priors; the rest of 1 is the coefficient of the last aggregate."""
         weights, momentum = np.zeros(gram.n), 1.0
         for _ in range(self.iterations):
             distances = np.sqrt(gram.distances_squared_to(Combination(weights, {"momentum": momentum})))
@@ -161,11 +161,11 @@ class CenteredClipping(Rule):
 
 
 class NormBound(Rule):
-    """The mean of updates of bounded norm, plus noise if you like (Sun et al., 2019).
+    """The mean of updates of bounded norm, plus optional noise (Sun et al., 2019).
 
     F(u) = Σ p_i u_i min(1, c / ‖u_i‖) + N(0, σ² I). Needs G, n ≥ 2f + 1. Prior: p. The paper's c is a fixed norm that
-    suits its task. A row moves the mean by p_i c at most, which holds off one large row, and not f patient ones. The
-    paper calls the noise weak differential privacy: too little for a privacy guarantee.
+    suits its task. A row moves the mean by p_i c at most: that stops one large row, but not f rows over many rounds.
+    The paper calls the noise weak differential privacy: too little for a privacy guarantee.
     """
 
     name: Literal["norm_bound"] = "norm_bound"

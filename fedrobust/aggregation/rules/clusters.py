@@ -17,10 +17,12 @@ from fedrobust.updates.gram import Combination, Floats, Gram
 def majority_cluster(distances: Floats) -> NDArray[np.intp]:
     """The rows of the one cluster that HDBSCAN finds where a cluster must hold more than half of all rows.
 
-    Such clusters cannot part, so the root of the hierarchy is the only one: it sheds rows until it would lose the
-    majority. What is left is the first set of more than half of the rows that single linkage joins; of equal distances
-    it takes all. With `min_samples` 1, the reachability distance is the distance itself, whether or not a row counts
-    as its own neighbour.
+    distances: (n, n).
+
+    Such a cluster cannot split into two, so the root of the hierarchy is the only one: it loses rows until it would
+    lose the majority. The result is the first set of more than half of the rows that single linkage joins; of equal
+    distances it takes all. With `min_samples` 1, the reachability distance is the distance itself, whether or not a row
+    counts as its own neighbour.
     """
     from sklearn.cluster import HDBSCAN
 
@@ -34,7 +36,10 @@ def majority_cluster(distances: Floats) -> NDArray[np.intp]:
 
 
 def single_linkage(distances: Floats) -> tuple[NDArray[np.int64], float]:
-    """The clusters (n,) of n ≥ 2 rows before the last merge by the least distance across, and that distance."""
+    """The two clusters, as labels (n,), before the last merge by the least distance across, and that distance.
+
+    distances: (n, n), n ≥ 2.
+    """
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
 
@@ -44,10 +49,12 @@ def single_linkage(distances: Floats) -> tuple[NDArray[np.int64], float]:
 
 
 def average_linkage(distances: Floats) -> tuple[NDArray[np.int64], float]:
-    """The clusters (n,) of n ≥ 2 rows before the last merge by the mean distance across, and that distance.
+    """The clusters, as labels (n,), before the last merge by the mean distance across, and that distance.
 
-    Clusters that are equally near merge at once: a zero row is at the same distance from all others, and their order
-    must not decide which of them it joins.
+    distances: (n, n), n ≥ 2.
+
+    Clusters that are equally near merge at once: a zero row has the same distance to all others, and the order of the
+    rows must not decide which of them it joins.
     """
     labels, sums, sizes = np.arange(len(distances)), distances.copy(), np.ones(len(distances))
     while True:
@@ -69,11 +76,15 @@ def average_linkage(distances: Floats) -> tuple[NDArray[np.int64], float]:
 
 
 def larger_cluster(distances: Floats, labels: NDArray[np.int64], apart: float) -> NDArray[np.intp]:
-    """The rows of the larger of two clusters, which are `apart`.
+    """The rows of the larger of two clusters.
 
-    Of two halves the tighter one: that with the smaller mean distance within, then that with the first row. All rows
-    where the distances do not say how to part them: where all are parallel, or where the last merge is one of so many
-    clusters, equally far from each other, that none holds half of the rows.
+    distances: (n, n).
+    labels: (n,) the clusters.
+    apart: the distance of the clusters.
+
+    Of two halves the result is the tighter one: the half with the smaller mean distance within, then the half with the
+    first row. It is all rows where the distances do not define two clusters: where all are parallel, or where the last
+    merge is of so many clusters, equally far from each other, that none holds half of the rows.
     """
     clusters = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
     size = max(map(len, clusters))
@@ -85,7 +96,7 @@ def larger_cluster(distances: Floats, labels: NDArray[np.int64], apart: float) -
 
 
 class ClusterRule(Rule):
-    """What the rules of this module share: the (clipped) mean of a cluster."""
+    """What the rules of this module have in common: the (clipped) mean of a cluster."""
 
     def bound(self, n: int, f: int) -> str | None:
         """Ensure n ≥ 2f + 1."""
@@ -93,17 +104,17 @@ class ClusterRule(Rule):
 
     @abstractmethod
     def kept(self, distances: Floats) -> NDArray[np.intp]:
-        """Which rows it averages, by their cosine distances (n, n)."""
+        """The indices of the rows that are averaged, from their cosine distances (n, n), `distances`."""
 
     def scores(self, gram: Gram, context: Context) -> Floats:
-        """The cosine distance to the nearest other row of those it averages: single linkage looks at no more."""
+        """The cosine distance to the nearest other row among the averaged ones: single linkage uses no more."""
         distances = cosine_distances(gram)
         kept = self.kept(distances)
         np.fill_diagonal(distances, np.inf if len(kept) > 1 else 0.0)
         return np.asarray(distances[:, kept].min(axis=1), dtype=np.float64)
 
     def average(self, gram: Gram, radius: float) -> Floats:
-        """The weights (n,) of the mean of the kept rows, each clipped to norm `radius`."""
+        """The weights (n,) of the mean of the kept rows of `gram`, each clipped to norm `radius`."""
         kept = self.kept(cosine_distances(gram))
         weights = np.zeros(gram.n)
         weights[kept] = gram.prior[kept] / gram.prior[kept].sum()
@@ -114,16 +125,17 @@ class Flame(ClusterRule):
     """The clipped mean of the majority cluster, plus noise (FLAME: Nguyen et al., USENIX Security 2022).
 
     F(u) = Σ_{i ∈ S} p_i u_i min(1, c / ‖u_i‖) / Σ_{i ∈ S} p_i + N(0, (λ c)² I), c the median of all n norms, S the
-    cluster that HDBSCAN finds on the cosine distances with a minimum size of ⌊n/2⌋ + 1: the first more than half of the
-    rows that single linkage joins. The paper takes the angles between local models, which their common start makes
-    small; ours are those between updates. Needs G, n ≥ 2f + 1. Prior: S and c count rows, the mean over S weighs them.
+    cluster that HDBSCAN finds on the cosine distances with a minimum size of ⌊n/2⌋ + 1: the first set of more than half
+    of the rows that single linkage joins. The paper takes the angles between local models, which are small because of
+    their common start; here they are between updates. Needs G, n ≥ 2f + 1. Prior: S and c count rows, the mean over S
+    weighs them.
 
     It may average little more than half of the rows even if all are honest. A zero row is at distance 1 from all.
     """
 
     name: Literal["flame"] = "flame"
     noise_factor: Annotated[float, Field(ge=0)] = 0.001
-    """λ: standard deviation of the noise in each coordinate, in units of the median norm; the paper's for images."""
+    """λ: standard deviation of the noise in each coordinate, in units of the median norm; the paper's λ for images."""
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "scaling", "breakdown"})
 
     def kept(self, distances: Floats) -> NDArray[np.intp]:
@@ -143,16 +155,16 @@ class CosineMajority(ClusterRule):
     cosine across, max_{i ∈ S, j ∈ T} cos(u_i, u_j): single linkage finds it. Needs G, n ≥ 2f + 1. Prior: S counts rows,
     the mean over S weighs them.
 
-    In the paper, clients that are split off stay away for good; here each round judges anew. There is no bound on the
-    norm of a row: a huge one at a small angle carries the mean away, so put `clip` before it. It always drops
-    somebody, unless all rows are parallel; with n ≤ 2 there is no majority, and all rows stay. Of two halves it keeps
-    the one with the smaller mean distance within. A zero row is at distance 1 from all.
+    In the paper, clients that are split off stay away for good; here each round decides anew. There is no bound on the
+    norm of a row: a huge row at a small angle moves the mean anywhere, so put `clip` before it. It always drops a row,
+    unless all rows are parallel; with n ≤ 2 there is no majority, and all rows stay. Of two halves it keeps the one
+    with the smaller mean distance within. A zero row is at distance 1 from all.
     """
 
     name: Literal["cosine_majority"] = "cosine_majority"
     threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Part rows only where the largest cosine across is below it, and part the larger cluster again until it is not, or
-    until no more than half of all rows would be left. None: part once, whatever it is."""
+    """Split the rows only if the largest cosine across is below it. Then split the larger cluster again, until that
+    cosine is not below it, or until no more than half of all rows would be left. None: split once, in any case."""
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "scaling"})
 
     def kept(self, distances: Floats) -> NDArray[np.intp]:
@@ -181,10 +193,10 @@ class ClippedClustering(ClusterRule):
     before, S the larger of two clusters by average linkage on the cosine distances. Needs G, n ≥ 2f + 1. Prior: S and
     τ count rows, the mean over S weighs them.
 
-    τ follows the norms of training slowly: when they shrink, it stays above them, and an attacker may use what is
-    between. It always drops somebody, unless all rows are parallel; with n ≤ 2 there is no majority, and all rows stay.
-    Of two halves it keeps the one with the smaller mean distance within. A zero row is at distance 1 from all; clusters
-    that are equally near merge at once. The history is of norms, not of clients: it grows by n numbers a round.
+    τ follows the norms of training slowly: when they shrink, it stays above them, and an attacker may use norms up to
+    it. It always drops a row, unless all rows are parallel; with n ≤ 2 there is no majority, and all rows stay. Of two
+    halves it keeps the one with the smaller mean distance within. A zero row is at distance 1 from all; clusters that
+    are equally near merge at once. The history is of norms, not of clients: it grows by n numbers a round.
     """
 
     name: Literal["clipped_clustering"] = "clipped_clustering"
@@ -196,7 +208,7 @@ class ClippedClustering(ClusterRule):
         return larger_cluster(distances, *average_linkage(distances)) if n > 2 else np.arange(n)
 
     def scores(self, gram: Gram, context: Context) -> Floats:
-        """The mean cosine distance to the other rows of those it averages."""
+        """The mean cosine distance to the other averaged rows."""
         distances = cosine_distances(gram)
         kept = self.kept(distances)
         others = len(kept) - np.isin(np.arange(gram.n), kept)

@@ -1,4 +1,4 @@
-"""Rules that settle each coordinate by the rows' values there; they need the rows, so they run in the clear only."""
+"""Rules that decide each coordinate from the rows' values there; they need the rows, so they run in the clear only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Median(CoordinateRule):
     """The median of each coordinate (Yin et al., ICML 2018).
 
-    F(u)_k = median of u_1k … u_nk; of an even number the mean of the two in the middle. Needs the rows, n ≥ 2f + 1.
+    F(u)_k = median of u_1k … u_nk, for an even n the mean of the two middle values. Needs the rows, n ≥ 2f + 1.
     Prior: none, it counts rows.
     """
 
@@ -37,7 +37,7 @@ class Median(CoordinateRule):
         return honest_majority(self.name, n, f)
 
     def reduce(self, rows: Chunk, context: Context) -> Chunk:
-        """The middle of each column."""
+        """The median of each column. Arguments as for `CoordinateRule.reduce`."""
         return order_statistics.median(rows)
 
 
@@ -56,7 +56,7 @@ class TrimmedMean(CoordinateRule):
         return honest_majority(self.name, n, f)
 
     def reduce(self, rows: Chunk, context: Context) -> Chunk:
-        """The mean of the middle of each column."""
+        """The trimmed mean of each column. Arguments as for `CoordinateRule.reduce`."""
         return order_statistics.trimmed_mean(rows, context.f)
 
 
@@ -75,7 +75,7 @@ class MeaMed(CoordinateRule):
         return honest_majority(self.name, n, f)
 
     def reduce(self, rows: Chunk, context: Context) -> Chunk:
-        """The mean around the middle of each column."""
+        """The mean around the median of each column. Arguments as for `CoordinateRule.reduce`."""
         return order_statistics.mean_around_median(rows, len(rows) - context.f)
 
 
@@ -84,8 +84,8 @@ class Bulyan(RowRule):
 
     S: θ = n − 2f rows, of which each is Krum's choice among the m rows that are left, by Σ D²_ij over the m − f − 2
     nearest others; F(u)_k = mean of the θ − 2f values of u_ik, i ∈ S, nearest to their median. Needs G and the rows,
-    n ≥ 4f + 3. Prior: none, it counts rows. Of equal scores the row that scored lower at the first pick: the last picks
-    of f ≤ 2 have one neighbour to count, so that the nearest two rows tie, or none.
+    n ≥ 4f + 3. Prior: none, it counts rows. Of equal scores it picks the row that scored lower at the first pick: with
+    f ≤ 2, the last picks count one neighbour, so that the two nearest rows tie, or none.
     """
 
     name: Literal["bulyan"] = "bulyan"
@@ -97,7 +97,7 @@ class Bulyan(RowRule):
         return None if n >= 4 * f + 3 else f"bulyan needs n ≥ 4f + 3: n = {n}, f = {f}"
 
     def scores(self, gram: Gram, context: Context) -> Floats:
-        """Those of the first pick."""
+        """The scores of the first pick."""
         return krum_scores(gram.distances_squared(), context.f)
 
     def decide(self, rows: Rows, context: Context) -> Reduction:
@@ -116,14 +116,14 @@ def _around_median_of(rows: Chunk, columns: slice, picked: NDArray[np.intp], kee
 
 
 class SignVote(RowRule):
-    """A step in the direction that most rows want, coordinate by coordinate (Bernstein et al., ICLR 2019).
+    """A step in the direction of most rows, coordinate by coordinate (Bernstein et al., ICLR 2019).
 
     F(u)_k = η sign Σ sign(u_ik): zero where the vote is a tie. Needs the rows, n ≥ 2f + 1. Prior: none, it counts rows.
 
-    The paper votes on gradients, and η is its learning rate; here a row is what a client's training changed, and η is
-    how far each weight moves in a round. The paper's η is tuned; without it, "median" is as far as a weight moves on
-    average in the row in the middle, so that the aggregate shrinks as training settles. Sizes do not count: where the
-    honest rows disagree on a sign, few votes decide it.
+    The paper votes on gradients, and η is its learning rate. Here a row is the change by a client's training, and η is
+    how far each weight moves in a round. The paper tunes η; "median" is the mean change of a weight, in the row whose
+    mean change is the median, so that the aggregate shrinks as training converges. The size of a value does not count:
+    where the honest rows disagree on a sign, few votes decide it.
     """
 
     name: Literal["sign_vote"] = "sign_vote"
@@ -136,7 +136,7 @@ class SignVote(RowRule):
         return honest_majority(self.name, n, f)
 
     def decide(self, rows: Rows, context: Context) -> Reduction:
-        """The vote, times the step."""
+        """The vote, times the step. Arguments as for `RowRule.decide`."""
         step = float(np.median(rows.total(_sizes))) / rows.d if self.step == "median" else self.step
         return partial(_vote, step=step)
 
@@ -151,21 +151,21 @@ def _vote(rows: Chunk, columns: slice, step: float) -> Chunk:
 
 
 class RLR(RowRule):
-    """The mean, with its sign turned where too few rows agree on one (Ozdayi, Kantarcioglu and Gel, AAAI 2021).
+    """The mean, with its sign reversed where too few rows agree on one (Ozdayi, Kantarcioglu and Gel, AAAI 2021).
 
     F(u)_k = μ_k if |Σ_i sign(u_ik)| ≥ θ, else −μ_k, μ = Σ p_i u_i: the robust learning rate. Made against backdoors,
-    whose coordinates only the attackers push. Needs the rows and f < θ ≤ n − 2f: f rows alone must not reach θ, and
-    must not turn a coordinate on which all others agree. Prior: the mean weighs rows, the vote counts them.
+    whose coordinates only the attackers move. Needs the rows and f < θ ≤ n − 2f: f rows alone must not reach θ, and
+    must not reverse a coordinate on which all others agree. Prior: the mean weighs rows, the vote counts them.
 
-    The paper tunes θ, well above f: 4 for n = 10 with f = 1, 8 for n = 40 with f = 4. A greater θ also turns more of
-    what honest rows disagree on. A row moves the mean anywhere: clip first.
+    The paper tunes θ, well above f: 4 for n = 10 with f = 1, 8 for n = 40 with f = 4. A greater θ also reverses more
+    coordinates on which honest rows disagree. One row can move the mean anywhere: clip first.
     """
 
     name: Literal["rlr"] = "rlr"
     weighs: ClassVar[bool] = True
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "scaling"})
     threshold: Annotated[int, Field(ge=1)] | None = None
-    """θ; f + 1 by default, the least that f rows do not reach by themselves."""
+    """θ; f + 1 by default, the smallest number that f rows alone do not reach."""
 
     def bound(self, n: int, f: int) -> str | None:
         """Ensure f < θ ≤ n − 2f."""
@@ -176,7 +176,7 @@ class RLR(RowRule):
         return f"rlr needs f < threshold ≤ n − 2f: threshold = {self.threshold}, n = {n}, f = {f}"
 
     def decide(self, rows: Rows, context: Context) -> Reduction:
-        """The mean, turned or not."""
+        """The mean of each column, with its sign or reversed. Arguments as for `RowRule.decide`."""
         return partial(_turned, prior=rows.prior, threshold=self.threshold or context.f + 1)
 
 

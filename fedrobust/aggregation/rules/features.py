@@ -1,4 +1,4 @@
-"""Rules that ask of each coordinate which rows stand apart; they need the rows, so they run in the clear only."""
+"""Rules that find the outlying rows of each coordinate; they need the rows, so they run in the clear only."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 class TwoMeans(NamedTuple):
-    """The best two clusters of each column (w,): the number of values in the lower one and the largest of them, the
-    distance of the two means, and the root mean squared distance of the values to their own mean."""
+    """The best two clusters of each column (w,): the number of values in the lower cluster and the largest of them, the
+    distance of the two means, and the root mean squared distance of the values to the mean of their cluster.
+    """
 
     size: Chunk
     edge: Chunk
@@ -30,10 +31,10 @@ class TwoMeans(NamedTuple):
 
 
 def two_means(rows: Chunk) -> TwoMeans:
-    """Exact 2-means of each column (m, w), in float64.
+    """Exact 2-means of each column of `rows` (m, w), in float64.
 
     The clusters are a cut of the sorted values, and all m − 1 cuts are tried; of equally good ones (to 12 digits) the
-    lowest counts. A single value has no lower cluster, and equal ones are no distance apart.
+    lowest counts. A single value has an empty lower cluster; for equal values the distance is 0.
     """
     ordered = in_order(rows + 0)  # of a copy
     m, middle = len(ordered), chunks.double(ordered[len(ordered) // 2])
@@ -56,7 +57,9 @@ def two_means(rows: Chunk) -> TwoMeans:
 
 
 def _suspicions(rows: Chunk, columns: slice, alpha: float, relative: bool) -> NDArray[np.int64]:
-    """In how many indicative coordinates each row is in the smaller cluster, then their number: (m + 1,)."""
+    """In how many indicative coordinates each row is in the smaller cluster, then the number of these coordinates: (m +
+    1,).
+    """
     found, m = two_means(rows), len(rows)
     indicative = found.distance > (alpha * found.spread if relative else alpha)
     smaller = (rows <= found.edge) == (2 * found.size < m)  # the row's cluster is the lower one, and so is the smaller
@@ -65,27 +68,28 @@ def _suspicions(rows: Chunk, columns: slice, alpha: float, relative: bool) -> ND
 
 
 class Auror(RowRule):
-    """The mean without the rows that stand apart in most coordinates that tell rows apart (Shen et al., ACSAC 2016).
+    """The mean without the rows that are outliers in most indicative coordinates (Shen et al., ACSAC 2016).
 
     The n values of each coordinate are cut into two clusters by 2-means. A coordinate is indicative if the two means
     are farther apart than α; a row is suspected in it if it is in the cluster of fewer than n/2 rows. F(u) =
     Σ_{i ∈ S} p_i u_i / Σ_{i ∈ S} p_i, S the rows that are suspected in at most τ of the indicative coordinates; all
-    rows if no coordinate is indicative, or nobody is below τ. Needs the rows, n ≥ 2f + 1. Prior: the clusters count
+    rows if no coordinate is indicative, or no row is below τ. Needs the rows, n ≥ 2f + 1. Prior: the clusters count
     rows, the mean weighs them.
 
-    The paper fixes α for each task, after a look at its first rounds; here it is by default a multiple of the spread
-    within the clusters, which asks the same of large and small layers, and the indicative coordinates are found anew in
-    each round. It sees one lie that several rows share. Rows that lie differently, e.g. noise, take turns at being the
-    smaller cluster, and then nobody is suspected in most coordinates.
+    The paper fixes α for each task, after a look at its first rounds. Here α is by default a multiple of the spread
+    within the clusters, which is equally strict for large and small layers, and the indicative coordinates are found
+    anew in each round. It finds a deviation that several rows share. Rows that deviate differently, e.g. by noise, take
+    turns as the smaller cluster, and then no row is suspected in most coordinates.
     """
 
     name: Literal["auror"] = "auror"
     weighs: ClassVar[bool] = True
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "translation", "scaling"})
     alpha: Annotated[float, Field(gt=0)] = 3.0
-    """α: how far apart the means of an indicative coordinate are. Two halves of normal values are 2.6 spreads apart."""
+    """α: the least distance of the two means in an indicative coordinate. For two halves of normal values it is 2.6
+    spreads."""
     unit: Literal["spread", "update"] = "spread"
-    """What α counts: root mean squared distances of the values to their own mean, or the unit of the updates."""
+    """The unit of α: the root mean squared distance of the values to their cluster's mean, or that of the updates."""
     tau: Annotated[float, Field(ge=0, le=1)] = 0.5
     """τ: the largest share of the indicative coordinates in which a row that is kept is suspected."""
 

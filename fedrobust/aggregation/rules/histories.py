@@ -1,4 +1,4 @@
-"""Rules with a memory of clients: what a client sent in earlier rounds says how much this round's update counts."""
+"""Rules with a memory of clients: a client's earlier updates decide how much its update of this round counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedrobust.updates.gram import Combination, Floats, Gram
 
 
 class FoolsGold(Rule):
-    """Fewer votes for clients whose histories point the same way, as those of sybils do (Fung et al., RAID 2020).
+    """Less weight for clients whose histories point the same way, as those of sybils do (Fung et al., RAID 2020).
 
     H_i = Σ of client i's updates so far, cs_ij = cos(H_i, H_j), v_i = max_{j ≠ i} cs_ij. Pardoning: cs_ij ← cs_ij v_i /
     v_j where v_j > v_i. α_i = 1 − max_{j ≠ i} cs_ij, rescaled so that the largest is 1, then α_i ← κ (ln(α_i / (1 −
@@ -25,11 +25,11 @@ class FoolsGold(Rule):
 
     The paper's step is Σ α_i u_i, for gradients; updates of whole local trainings need the mean. Opposite histories are
     no sign of a sybil: cs_ij < 0 counts as 0, as in the authors' code. Every coordinate counts the same: the paper's
-    weights for the features of an output layer would need the rows. Where all histories are parallel nobody can be told
-    apart, and α = 1 for all.
+    weights for the features of an output layer would need the rows. Where all histories are parallel, no client differs
+    from the others, and α = 1 for all.
 
-    Limits: it takes honest clients that differ. On IID data they point the same way as well, and a single row which
-    points elsewhere, an attacker's, has all the weight. It does not look at the size of updates either: clip first.
+    Limits: honest clients must differ. On IID data they point the same way too, and a single row that points elsewhere,
+    an attacker's, has all the weight. The rule does not look at the size of updates either: clip first.
     """
 
     name: Literal["foolsgold"] = "foolsgold"
@@ -37,7 +37,7 @@ class FoolsGold(Rule):
     per_client: ClassVar[bool] = True
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "scaling"})
     kappa: Annotated[float, Field(gt=0)] = 1.0
-    """κ: the larger, the harder the line between clients that count and clients that do not."""
+    """κ: the larger, the sharper the line between clients that count and clients that do not."""
 
     def scores(self, gram: Gram, context: Context) -> Floats:
         """1 − α_i before the rescaling: the pardoned cosine to the most similar client."""
@@ -64,7 +64,7 @@ class FoolsGold(Rule):
 
 
 class FLDetector(Rule):
-    """Leave out clients whose updates are not what their last ones predict (Zhang et al., KDD 2022).
+    """Leave out clients whose updates differ from those that their last ones predict (Zhang et al., KDD 2022).
 
     û_i = h_i + H s: h_i the client's update of the last round, s the last step of the global model, H the Hessian as
     L-BFGS estimates it from the last N steps and the changes of the aggregate after them. e_i = ‖û_i − u_i‖ / mean of
@@ -73,9 +73,9 @@ class FLDetector(Rule):
     mean. Needs G, the histories "last" and the anchor "prediction", H s; f plays no part. Prior: the mean weighs.
 
     The paper divides the distances by their sum, which is the same while all take part. It trains anew without the
-    detected; here they are left out of this round, and judged again in the next. Only who took part in the last round
-    too has a prediction; a client with fewer than N of them is not judged, and counts. So nobody is left out in the
-    first N + 1 rounds, and with few participants per round for longer.
+    detected clients; here they are left out of this round, and judged again in the next. Only clients that took part in
+    the last round too have a prediction; a client with fewer than N predictions is not judged, and counts. So no client
+    is left out in the first N + 1 rounds, and with few participants per round for longer.
 
     Limits: an attacker who is consistent from round to round is predictable, and honest clients with noisy updates are
     not. The gap statistic sees two clusters where there is one in up to a fifth of the rounds.
@@ -88,12 +88,12 @@ class FLDetector(Rule):
     per_client: ClassVar[bool] = True
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "scaling"})
     window: Annotated[int, Field(ge=1)] = 10
-    """N: rounds that the Hessian and the suspicion look back."""
+    """N: how many past rounds the Hessian and the suspicion use."""
     references: Annotated[int, Field(ge=2)] = 20
-    """How many uniform samples the gap statistic compares with."""
+    """Number of uniform samples that the gap statistic compares with."""
 
     def vectors(self, context: Context) -> dict[str, np.ndarray]:
-        """H s, from the third round on."""
+        """The anchor "prediction": H s, from the third round on. Argument as for `Rule.vectors`."""
         steps, aggregates = self._trajectory(context)
         if len(steps) < 2:
             return {}
@@ -101,7 +101,9 @@ class FLDetector(Rule):
         return {} if product is None else {"prediction": product}
 
     def scores(self, gram: Gram, context: Context) -> Floats | None:
-        """The suspicion so far, this round included; 1, the mean, for a client without one. None if nobody has one."""
+        """The suspicion so far, this round included; 1, the mean, for a client without one. None if no client has
+        one.
+        """
         errors = self._errors(gram, context)
         known = np.isfinite(errors)
         if not known.any():
@@ -110,7 +112,7 @@ class FLDetector(Rule):
         return np.asarray(np.divide(sums, counts, out=np.ones(gram.n), where=counts > 0))
 
     def combine(self, gram: Gram, context: Context) -> Combination:
-        """The priors of those that are not left out."""
+        """The priors of the clients that are not left out."""
         errors = self._errors(gram, context)
         judged = np.flatnonzero(np.isfinite(errors).all(axis=1))
         weights = gram.prior.copy()
@@ -154,13 +156,16 @@ class FLDetector(Rule):
 
 
 def hessian_product(steps: NDArray[np.float32], aggregates: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """H v (d,) for the last step v, H by L-BFGS from the k pairs of an earlier step and the change of the aggregate
-    after it; both (k + 1, d), oldest first. None if it is not finite.
+    """H v (d,) for the last step v, where L-BFGS estimates H; None if it is not finite.
+
+    steps: (k + 1, d) float32, steps of the global model, oldest first; v is the last one.
+    aggregates: (k + 1, d) float32, the aggregates, oldest first; a pair is a step and the change of the aggregate after
+        it.
 
     The compact form of Byrd, Nocedal and Schnabel (1994): H v = σ v − [σ S, Y] M⁻¹ [σ Sᵀ; Yᵀ] v, M = [σ SᵀS, L; Lᵀ,
-    −D], L and D the lower and the diagonal part of SᵀY, σ = ⟨y, s⟩ / ⟨s, s⟩ of the last pair. A pair with no step says
-    nothing, and is left out; where M is singular, the least solution is taken. Updates are steps down the gradient, so
-    this H is minus the Hessian, as the formula, which is odd in Y, allows.
+    −D], L and D the lower and the diagonal part of SᵀY, σ = ⟨y, s⟩ / ⟨s, s⟩ of the last pair. A pair without a step
+    says nothing, and is left out; where M is singular, the least solution is taken. Updates are steps down the
+    gradient, so this H is minus the Hessian; the formula is odd in Y, so it allows that.
     """
     rows, k = ClearUpdates([steps, aggregates]), len(steps) - 1
     if not rows.finite_rows().all():
@@ -195,11 +200,15 @@ def hessian_product(steps: NDArray[np.float32], aggregates: NDArray[np.float32])
 
 
 def greater_cluster(values: Floats, references: int, generator: np.random.Generator) -> NDArray[np.intp]:
-    """Which of the values form the greater of two clusters; none if the gap statistic (Tibshirani et al., 2001) finds
-    one cluster only, or if there are fewer than three values.
+    """The indices of the values in the greater of two clusters; empty if there is one cluster only.
 
-    W_k = the sum of squares within k clusters. There is more than one if the mean of ln W_1 − ln W_2 over uniform
-    samples in the range of the values, plus their error, is below that of the values; larger k need not be looked at.
+    values: (n,) the figures to cluster; with fewer than three there is one cluster.
+    references: number of uniform samples.
+    generator: draws the samples.
+
+    The gap statistic decides (Tibshirani et al., 2001). W_k is the sum of squares within k clusters. There is more than
+    one cluster if the mean of ln W_1 − ln W_2 over uniform samples in the range of the values, plus their error, is
+    below that of the values; larger k need not be tried.
     """
     found = np.zeros(0, dtype=np.intp)
     if len(values) < 3:
@@ -217,9 +226,12 @@ def greater_cluster(values: Floats, references: int, generator: np.random.Genera
 
 
 def within(ordered: Floats) -> tuple[float, float, int]:
-    """The sum of squares within one and within two clusters of ordered values, and where the second of the two starts.
+    """The sums of squares within one and within two clusters, and the index where the second of the two starts.
 
-    In one dimension the best clusters are intervals, so all n − 1 cuts are tried; of equals the greatest wins.
+    ordered: (n,) the values, ascending.
+
+    In one dimension the best clusters are intervals, so all n − 1 cuts are tried; of equal ones the greatest index
+    wins.
     """
     n = len(ordered)
     deviations = ordered - ordered.mean()
@@ -239,27 +251,27 @@ class AFA(Rule):
     its α_i, one whose update was dropped to its β_i: its chance to send good ones has the posterior Beta(α_i, β_i), and
     a client with P(chance ≤ 1/2) > δ is blocked for good. Needs G; f plays no part. Prior: p_i for the paper's n_i.
 
-    The weights w_i are those from before this round. The paper compares models; here it is updates. A zero row has
-    c_i = 0. Cosines apart by rounding only (1e-12) drop nobody. A new client starts from the first α and β; one that
-    was away keeps its own. If all are blocked the aggregate is zero.
+    The weights w_i are those from before this round. The paper compares models, this rule updates. A zero row has
+    c_i = 0. Cosines that differ only by rounding (1e-12) drop no row. A new client starts from the first α and β; a
+    client that was absent keeps its own. If all are blocked the aggregate is zero.
 
-    Limits: it does not look at the size of updates, and two that are large enough can carry it away: clip first. Honest
-    clients with rare data collect a bad record, and are blocked.
+    Limits: it does not look at the size of updates, and two that are large enough can move it anywhere: clip first.
+    Honest clients with rare data collect a bad record, and are blocked.
     """
 
     name: Literal["afa"] = "afa"
     per_client: ClassVar[bool] = True
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "scaling"})
     alpha: Annotated[float, Field(gt=0)] = 3.0
-    """α of a client nothing is known of."""
+    """α of a new client."""
     beta: Annotated[float, Field(gt=0)] = 3.0
-    """β of a client nothing is known of."""
+    """β of a new client."""
     xi: Annotated[float, Field(ge=0)] = 2.0
-    """ξ: how many standard deviations from the median are dropped at first."""
+    """ξ: rows further than so many standard deviations from the median are dropped at first."""
     xi_step: Annotated[float, Field(ge=0)] = 0.5
-    """Δξ: what ξ grows by."""
+    """Δξ: the increase of ξ after each pass."""
     delta: Annotated[float, Field(gt=0.5, le=1)] = 0.95
-    """δ: how sure it must be that a client sends bad updates more often than not to block it; 1: never."""
+    """δ: a client is blocked if it sends bad updates more often than not with more than this probability; 1: never."""
 
     def scores(self, gram: Gram, context: Context) -> Floats:
         """1 − the cosine to the aggregate."""
@@ -284,7 +296,9 @@ class AFA(Rule):
         return np.asarray(betainc(self.alpha + good, self.beta + bad, 0.5) > self.delta)
 
     def _filtered(self, gram: Gram, context: Context) -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.bool_]]:
-        """The weights, the cosines to the aggregate they make, which rows are left, and who had been blocked before."""
+        """The weights, the cosines to their aggregate, which rows are left, and which clients were blocked before this
+        round.
+        """
         good, bad = context.recalled("good", gram.n), context.recalled("bad", gram.n)
         blocked = self._blocked(good, bad)
         trust = gram.prior * (self.alpha + good) / (self.alpha + self.beta + good + bad)
@@ -307,7 +321,10 @@ class AFA(Rule):
 
 
 def cosines_to(gram: Gram, weights: Floats) -> Floats:
-    """cos(u_i, Σ weights_j u_j) (n,); 0 where one of the two is zero."""
+    """cos(u_i, z) (n,) of the rows of `gram` to z = Σ_j weights_j u_j; 0 where one of the two is zero.
+
+    weights: (n,).
+    """
     squares = np.diag(gram.matrix)
     square = gram.squared_norm(Combination(weights))
     length = np.sqrt(square) if square > ROUNDING * float(np.abs(weights) @ squares) else 0.0

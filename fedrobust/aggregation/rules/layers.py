@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from fedrobust.aggregation.base import Rows
 
 DIGIT = 8
-"""Bits of a magnitude that one pass over the rows finds."""
+"""Bits of a magnitude that one pass over the rows determines."""
 Whole = NDArray[np.int64]
 
 
 def _digits(rows: Chunk, columns: slice, leading: Whole, shift: int) -> Whole:
-    """Of the magnitudes that begin with `leading` (m,), how many have each digit next: (m, 2^DIGIT)."""
+    """How many of the magnitudes that begin with `leading` (m,) have each possible next digit: (m, 2^DIGIT)."""
     m, values = len(rows), 1 << DIGIT
     top = chunks.host(chunks.magnitudes(rows)) >> shift
     bins = np.where((top >> DIGIT) != leading[:, None], values, top & (values - 1))
@@ -37,7 +37,12 @@ def _digits(rows: Chunk, columns: slice, leading: Whole, shift: int) -> Whole:
 
 
 def magnitude_ranked(rows: Rows, rank: int) -> Whole:
-    """The `magnitudes` of the coordinate of each row (m,) that `rank` others are below, digit by digit."""
+    """The `magnitudes` (m,) of one coordinate in each row: the one with `rank` others below it. It is found digit by
+    digit.
+
+    rows: the m rows.
+    rank: 0 … d − 1.
+    """
     found, rank_left = np.zeros(rows.n, dtype=np.int64), np.full((rows.n, 1), rank)
     for shift in range(32 - DIGIT, -1, -DIGIT):
         counts = rows.total(partial(_digits, leading=found, shift=shift))
@@ -55,7 +60,7 @@ def _sparse(rows: Chunk, least: Whole) -> Chunk:
 
 
 def _by_layer(rows: Chunk, columns: slice, edges: Whole) -> Iterator[tuple[int, slice]]:
-    """The layers that a chunk has a part of, and which of its columns that is."""
+    """The layers that a chunk has a part of, and the columns of the chunk that belong to each."""
     first = int(np.searchsorted(edges, columns.start, side="right")) - 1
     for layer in range(first, len(edges) - 1):
         part = slice(max(int(edges[layer]), columns.start) - columns.start, int(edges[layer + 1]) - columns.start)
@@ -96,17 +101,17 @@ def deviations(values: Floats) -> Floats:
 
 
 class LASA(RowRule):
-    """The mean of each layer, over the rows whose layer is of usual size and sign (Xu, Zhang and Hu, WACV 2025).
+    """The mean of each layer, over the rows whose layer has a usual norm and sign (Xu, Zhang and Hu, WACV 2025).
 
     Each row is clipped to the median norm and keeps its k largest magnitudes: û_i, k = d − ⌊sparsity · d⌋. In layer l,
     F(u)_l = Σ_{i ∈ S_l} p_i û_il / Σ_{i ∈ S_l} p_i, S_l the rows with |x_i − median x| ≤ λ σ(x) for both x_i = ‖û_il‖
     (λ_n) and x_i = ½ (1 + Σ sgn û_il / Σ |sgn û_il|) (λ_s), the purity of signs, ½ for a layer of zeros; σ is the
-    standard deviation over the n rows. All rows if none is left. Needs G, the rows, and the layers of the model, which
-    is one layer if nobody said. n ≥ 2f + 1. Prior: medians, σ and S_l count rows, the mean weighs them.
+    standard deviation over the n rows. All rows if none is left. Needs G, the rows, and the layers of the model (one
+    layer by default); n ≥ 2f + 1. Prior: medians, σ and S_l count rows, the mean weighs them.
 
-    The clipping is that of the authors' implementation. Magnitudes are compared in float32, and of those that equal the
-    k-th all are kept. With λ = 1 each of the two filters takes a third of the honest rows too, where their figures are
-    normal. Since each layer has weights of its own, the result has none.
+    The clipping is that of the authors' implementation. Magnitudes are compared in float32, and all that equal the k-th
+    are kept. With λ = 1 each of the two filters also takes a third of the honest rows, where their figures are normally
+    distributed. Each layer has its own weights, so the result has no weights of rows.
     """
 
     name: Literal["lasa"] = "lasa"
@@ -116,9 +121,9 @@ class LASA(RowRule):
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """The share of the coordinates that is set to zero in each row."""
     lambda_n: Annotated[float, Field(gt=0)] = 1.0
-    """λ_n: how many standard deviations a layer's norm may be off the median."""
+    """λ_n: how many standard deviations a layer's norm may be away from the median."""
     lambda_s: Annotated[float, Field(gt=0)] = 1.0
-    """λ_s: how many standard deviations a layer's purity of signs may be off the median."""
+    """λ_s: how many standard deviations a layer's purity of signs may be away from the median."""
 
     def bound(self, n: int, f: int) -> str | None:
         """Ensure n ≥ 2f + 1."""
@@ -134,7 +139,7 @@ class LASA(RowRule):
         least = magnitude_ranked(rows, dropped) if dropped else np.zeros(rows.n, dtype=np.int64)
         squares, signs, count = rows.total(partial(_layer_figures, least=least, edges=edges))
         purity = 0.5 * (1.0 + np.divide(signs, count, out=np.zeros_like(signs), where=count > 0))
-        slack = 1.0 + 1e-9  # of two rows, both are exactly one deviation off
+        slack = 1.0 + 1e-9  # with two rows, both are exactly one deviation away
         kept = deviations(clip * np.sqrt(squares)) <= self.lambda_n * slack
         kept &= deviations(purity) <= self.lambda_s * slack
         kept |= ~kept.any(axis=1, keepdims=True)
@@ -162,7 +167,7 @@ def _last_figures(rows: Chunk, columns: slice, weight: int, bias: int, classes: 
 
 
 def _clusters(distances: Floats, smallest: int) -> NDArray[np.intp]:
-    """The number of each row's cluster by HDBSCAN; a row that is in none has a number of its own."""
+    """The number of each row's cluster by HDBSCAN; a row in no cluster gets a number of its own."""
     from sklearn.cluster import HDBSCAN
 
     n = len(distances)
@@ -173,18 +178,19 @@ def _clusters(distances: Floats, smallest: int) -> NDArray[np.intp]:
 
 
 class DeepSight(RowRule):
-    """The clipped mean of clusters, on the last layer, with few rows of one-sided data (Rieger et al., NDSS 2022).
+    """The clipped mean of the clusters with few rows of one-sided data, by the last layer (Rieger et al., NDSS 2022).
 
     The energy of output p is E_ip = |b_ip| + Σ_h |w_iph| for the update (w, b) of the last layer, C_ip = E_ip² / Σ_q
     E_iq². Row i has t_i threshold exceedings, the outputs with C_ip > max(0.01, 1/P) max_q C_iq; it is suspected if
     t_i ≤ ½ median t. HDBSCAN clusters the rows by ‖C_i − C_j‖ and by the cosine distance of the b_i; rows that are
-    together in both are a cluster, a row that is noise in one is its own. Clusters with at least a third of suspects
-    are dropped: F(u) = Σ_{i ∈ S} p_i u_i min(1, M / ‖u_i‖) / Σ_{i ∈ S} p_i, M the median norm; 0 if all are dropped.
+    together in both are a cluster, a row that is noise in one is a cluster alone. Clusters with at least a third of
+    suspected rows are dropped: F(u) = Σ_{i ∈ S} p_i u_i min(1, M / ‖u_i‖) / Σ_{i ∈ S} p_i, S the rows that are left, M
+    the median norm; 0 if all are dropped.
     Needs G, the rows, and the layers of the model, of which the last two are the weight and the bias of the outputs,
     two at least; n ≥ 2f + 1. Prior: clusters and suspects count rows, the mean weighs them.
 
     DDifs are left out: they need forward passes through every client's model. The paper clusters once more, by the mean
-    of 0 and 1 for together and apart in each of its clusterings; without DDifs that mean is 0, ½ or 1, and the clusters
+    over its clusterings of 0 for "together" and 1 for "apart"; without DDifs that mean is 0, ½ or 1, and the clusters
     of 0 are the most stable. An honest client with few of the classes is suspected too. With P = 2 the outputs of a
     softmax mirror each other, and t says nothing.
     """
@@ -196,7 +202,7 @@ class DeepSight(RowRule):
     tolerated: Annotated[float, Field(gt=0, le=1)] = 1 / 3
     """The share of suspected rows from which on a cluster is dropped."""
     smallest: Annotated[int, Field(ge=2)] = 2
-    """Rows of a cluster at least. HDBSCAN's own default is 5, which finds nothing among ten hospitals."""
+    """The least number of rows in a cluster. HDBSCAN's own default is 5, which finds nothing among ten hospitals."""
 
     def bound(self, n: int, f: int) -> str | None:
         """Ensure n ≥ 2f + 1."""
@@ -237,7 +243,7 @@ class DeepSight(RowRule):
 
 
 def energy_shares(energies: Floats) -> Floats:
-    """The squares (n, P), as shares of their sum in each row; zeros for a row of zeros."""
+    """The squares of the `energies` (n, P), as shares of their sum in each row; zeros for a row of zeros."""
     largest = energies.max(axis=1, keepdims=True)
     squares = np.divide(energies, largest, out=np.zeros_like(energies), where=largest > 0) ** 2
     total = squares.sum(axis=1, keepdims=True)

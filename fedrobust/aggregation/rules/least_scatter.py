@@ -3,8 +3,8 @@
 B = −½ J D² J are the products of all rows about their mean. A subset S, all rows but the f rows R, has a scatter with
 top eigenvalue below c exactly if c I − B is positive definite on the vectors that sum to 0 and vanish on R. By the
 inertia of Schur complements this is so exactly if K_RR has as many negative eigenvalues as B has eigenvalues above c,
-where K inverts c I − B on the vectors that sum to 0. Subsets are then told apart by f × f matrices, and a row that is
-dropped is one pivot of Gaussian elimination: its sign says whether an eigenvalue above c went with it.
+where K inverts c I − B on the vectors that sum to 0. So f × f matrices are enough to compare subsets, and each dropped
+row is one pivot of Gaussian elimination: its sign says whether dropping the row removed an eigenvalue above c.
 """
 
 from __future__ import annotations
@@ -22,15 +22,20 @@ Masks = NDArray[np.bool_]
 
 TIE = 1e-12
 MARGIN = 1e-7
-"""How far c lies from the least eigenvalue found so far, in parts of it: K of c itself would be singular there."""
+"""How far c is from the least eigenvalue found so far, relative to it: K of that eigenvalue itself would be
+singular."""
 FINALISTS = 16
-"""How many exchanges are tried in full."""
+"""How many of the likeliest exchanges are computed in full."""
 LARGEST = 250
-"""More rows are not searched: the children of one node would take n³ numbers of memory."""
+"""More rows are not searched: the children of one node would need n³ numbers of memory."""
 
 
 def about_mean(distances: Floats, weights: Floats | None = None) -> Floats:
-    """⟨u_i − μ, u_j − μ⟩ (…, k, k) from D² (…, k, k), μ the mean of the rows, weighted by `weights` (k,)."""
+    """⟨u_i − μ, u_j − μ⟩ (…, k, k) from D², μ the mean of the rows.
+
+    distances: D² (…, k, k).
+    weights: (k,) of the rows in the mean; None: all equal.
+    """
     means = distances.mean(axis=-1) if weights is None else distances @ (weights / weights.sum())
     whole = means.mean(axis=-1) if weights is None else means @ (weights / weights.sum())
     products = means[..., :, None] + means[..., None, :] - distances - np.asarray(whole)[..., None, None]
@@ -38,14 +43,24 @@ def about_mean(distances: Floats, weights: Floats | None = None) -> Floats:
 
 
 def top_eigenvalues(distances: Floats, subsets: Indices) -> Floats:
-    """The top eigenvalue (m,) of the scatter of each of the `subsets` (m, k)."""
+    """The top eigenvalue (m,) of the scatter of each subset.
+
+    distances: D² (n, n).
+    subsets: (m, k) indices of rows.
+    """
     products = about_mean(distances[subsets[:, :, None], subsets[:, None, :]])
     return np.asarray(np.linalg.eigvalsh(products)[:, -1].clip(min=0.0))
 
 
 @lru_cache(maxsize=8)  # a round asks for the weights, then for the scores
 def least_scatter(distances: bytes, n: int, f: int, nodes: int) -> tuple[tuple[int, ...], bool]:
-    """The n − f rows, and whether the search came to its end; `distances`: D² (n, n)."""
+    """The n − f rows of least scatter, ascending, and whether the search was completed.
+
+    distances: D² (n, n) float64, as bytes.
+    n: number of rows.
+    f: how many rows are dropped.
+    nodes: the search is cut short after so many nodes.
+    """
     search = _Search(np.frombuffer(distances).reshape(n, n), f)
     exact = search.run(nodes)
     return tuple(search.best.tolist()), exact
@@ -65,7 +80,7 @@ class _Nodes(NamedTuple):
     """(b, n) the rows dropped so far."""
 
     def take(self, which: slice | Masks) -> _Nodes:
-        """Some of them."""
+        """The nodes in `which`."""
         return _Nodes(self.left, self.inverse[which], self.open[which], self.wanted[which], self.dropped[which])
 
 
@@ -83,10 +98,11 @@ class _Search:
         self._restrict()
 
     def run(self, nodes: int) -> bool:
-        """Improve `best` by exchanges of one or two rows, then search the tree; whether it came to its end.
+        """Improve `best` by exchanges of one or two rows, then search the tree. Returns whether the search was
+        completed.
 
-        The first search is for subsets that are better or equal, and takes the first of equals. Where these are too
-        many to be listed, a second one is for better ones alone.
+        The first search is for better and for equal subsets, and takes the first of equal ones. Where there are too
+        many to list, a second search is for better ones alone.
         """
         self._exchange()
         for margin in (MARGIN, -MARGIN):
@@ -98,17 +114,17 @@ class _Search:
         return False
 
     def _restrict(self) -> None:
-        """Leave out rows that no subset as good as `best` contains, and decompose B of the others.
+        """Leave out rows that are in no subset as good as `best`, and decompose B of the other rows.
 
-        The scatter of a subset with row i has at least half the squared distance of i to its farthest member. This also
-        takes out rows so huge that they would cost B its digits.
+        The scatter of a subset with row i is at least half the squared distance of i to its farthest member. This also
+        removes huge rows, which would cost B its digits.
         """
         farthest = np.sort(self.distances, axis=1)[:, self.kept - 1]
         self.rows = np.flatnonzero(farthest <= 2.0 * self.value * (1.0 + 2.0 * MARGIN))
         self.f = len(self.rows) - self.kept
         among = self.distances[np.ix_(self.rows, self.rows)]
         self.eigenvalues, self.vectors = np.linalg.eigh(about_mean(among))
-        # Of rows that the Gram cannot tell apart, only the last ones are dropped.
+        # Of rows that are equal in the Gram, only the last ones are dropped.
         self.twins = np.triu(among <= 1e-14 * self.value, 1)
 
     def _inverse(self, c: float) -> tuple[Floats, int]:
@@ -118,7 +134,7 @@ class _Search:
         return inverse - 1.0 / len(self.rows), int((self.eigenvalues > c).sum())
 
     def _offer(self, kept: Indices) -> bool:
-        """Take the best of the subsets `kept` (m, k) of `rows`; whether it is better than what was known."""
+        """Take the best of the subsets `kept` (m, k) of `rows`; returns whether it is better than `best`."""
         values = top_eigenvalues(self.distances, self.rows[kept])
         lowest = int(ranking(values)[0])
         better = bool(values[lowest] < self.value * (1.0 - TIE))
@@ -131,13 +147,13 @@ class _Search:
         return better
 
     def _exchange(self) -> None:
-        """Swap single rows, else pairs of rows, as long as that is better."""
+        """Swap single rows, else pairs of rows, as long as that improves `best`."""
         while self.f > 0 and self.value > 0.0:
             inside = np.flatnonzero(np.isin(self.rows, self.best))
             outside = np.flatnonzero(~np.isin(self.rows, self.best))
             inverse, above = self._inverse(self.value * (1.0 - MARGIN))
             values, vectors = np.linalg.eigh(inverse[np.ix_(outside, outside)])
-            with np.errstate(all="ignore"):  # whatever is found is tried in full
+            with np.errstate(all="ignore"):  # the candidates are then computed in full
                 back = (vectors / values) @ vectors.T
                 effect = inverse[np.ix_(inside, outside)] @ back
                 rest = inverse[np.ix_(inside, inside)] - effect @ inverse[np.ix_(outside, inside)]
@@ -155,7 +171,7 @@ class _Search:
         self._restrict()
 
     def _tree(self, margin: float, nodes: int) -> bool:
-        """Search for subsets below c = (1 + margin) · `value`; whether the search came to its end."""
+        """Search for subsets below c = (1 + margin) · `value`. Returns whether the search was completed."""
         while True:
             if self.value == 0.0:  # equal rows: all that are left
                 self.best = self.rows[: self.kept]
@@ -192,14 +208,14 @@ class _Search:
             self._exchange()
 
     def _locked(self, dropped: Masks) -> Masks:
-        """(b, n) the rows with a twin after them that has not been dropped."""
+        """(b, n) the rows that have an equal row after them which has not been dropped."""
         return np.asarray((~dropped).astype(np.float32) @ self.twins.T.astype(np.float32) > 0)
 
     def _children(self, level: _Nodes) -> _Nodes:
         """One node for each row that is dropped next; rows that come before it stay for good."""
         pivots = np.einsum("bii->bi", level.inverse)
         locked = self._locked(level.dropped)
-        # Positive pivots first: they use up what room there is for rows that take no eigenvalue with them.
+        # Positive pivots first: they use up the drops that may remove no eigenvalue.
         keys = np.where(locked, np.finfo(float).max, -pivots)
         order = np.argsort(np.where(level.open, keys, np.inf), axis=1, kind="stable")
         ranks = np.empty_like(order)
@@ -238,10 +254,10 @@ class _Search:
 
 
 def _pairs(inverse: Floats, pivots: Floats, wanted: NDArray[np.int64]) -> tuple[Indices, Indices, Indices]:
-    """Node, row and other row of all pairs that bring as many negative eigenvalues as wanted; NaN pivots are out.
+    """Node, row and other row of all pairs that bring the wanted number of negative eigenvalues; NaN pivots are out.
 
-    There are at most as many to be had as are wanted, so the sign of the determinant tells; where both are wanted, the
-    pivots are negative.
+    A pair cannot bring more than are wanted, so the sign of the determinant decides; where two are wanted, the pivots
+    are negative.
     """
     determinants = pivots[:, :, None] * pivots[:, None, :]
     determinants -= inverse * inverse
@@ -252,7 +268,7 @@ def _pairs(inverse: Floats, pivots: Floats, wanted: NDArray[np.int64]) -> tuple[
 
 
 def _swaps(back: Floats, effect: Floats, rest: Floats, missing: int) -> Indices:
-    """(m, 2) the likeliest swaps of a row inside for one outside that leave no eigenvalue above c."""
+    """(m, 2) the most likely swaps of a row inside for one outside that leave no eigenvalue above c."""
     gains = np.diag(rest)[:, None] + effect**2 / np.diag(back)
     gains = np.where((np.diag(back) > 0) & (gains < 0) & (missing == 1), gains, 0.0)
     best = np.argsort(gains, axis=None, kind="stable")[:FINALISTS]

@@ -11,7 +11,7 @@ from fedrobust.updates import chunks
 from fedrobust.updates.chunks import Chunk
 
 SHORT = 24
-"""Columns of at most so many values go through a network of comparators, longer ones are quicker to sort."""
+"""Columns of at most so many values go through a network of comparators; longer ones are faster to sort."""
 
 
 def _odd_even_merge_sort(n: int) -> Iterator[tuple[int, int]]:
@@ -30,10 +30,13 @@ def _odd_even_merge_sort(n: int) -> Iterator[tuple[int, int]]:
 
 @lru_cache(maxsize=64)
 def selection_network(n: int, wanted: frozenset[int]) -> tuple[tuple[int, int, bool, bool], ...]:
-    """The comparators that bring the order statistics of the `wanted` ranks to their places, and no others.
+    """The comparators that move the order statistics of the `wanted` ranks to their indices, and no others.
 
-    A comparator (i, j, low, high) puts the smaller value at i and the greater at j; `low` and `high` say which of the
-    two anything later depends on.
+    n: number of values.
+    wanted: ranks from 0 to n − 1.
+
+    A comparator (i, j, low, high) puts the smaller value at i and the greater one at j; `low` and `high` say which of
+    the two a later comparator or a wanted rank uses.
     """
     needed, network = set(wanted), []
     for i, j in reversed(list(_odd_even_merge_sort(n))):
@@ -44,7 +47,11 @@ def selection_network(n: int, wanted: frozenset[int]) -> tuple[tuple[int, int, b
 
 
 def select(rows: Chunk, ranks: Iterable[int]) -> Chunk:
-    """The order statistics of `ranks` of each column (m, w) → (len(ranks), w); overwrites `rows`."""
+    """The order statistics of each column: (len(ranks), w).
+
+    rows: (m, w), which is overwritten.
+    ranks: from 0, the smallest value, to m − 1.
+    """
     ranks = list(ranks)
     if isinstance(rows, np.ndarray):
         return np.sort(rows, axis=0)[ranks]
@@ -60,7 +67,7 @@ def select(rows: Chunk, ranks: Iterable[int]) -> Chunk:
 
 
 def in_order(rows: Chunk) -> Chunk:
-    """All of them: each column (m, w) sorted from its smallest value to its greatest; overwrites `rows`."""
+    """Each column of `rows` (m, w) sorted from its smallest value to its greatest; overwrites `rows`."""
     return select(rows, range(len(rows)))
 
 
@@ -82,29 +89,29 @@ def _through_network(rows: Chunk, ranks: list[int]) -> Chunk:
 
 
 def median(rows: Chunk) -> Chunk:
-    """The median of each column (m, w), of an even number the mean of the two in the middle: (w,) float64."""
+    """The median of each column of `rows` (m, w): (w,) float64; for an even m, the mean of the two middle values."""
     m = len(rows)
     return chunks.double(select(rows, sorted({(m - 1) // 2, m // 2}))).mean(0)
 
 
 def trimmed_mean(rows: Chunk, cut: int) -> Chunk:
-    """The mean of each column (m, w) without its `cut` smallest and `cut` greatest values: (w,) float64."""
+    """The mean of each column of `rows` (m, w) without its `cut` smallest and `cut` greatest values: (w,) float64."""
     middle = select(rows, range(cut, len(rows) - cut)) if cut else rows
     return chunks.double(middle).mean(0)
 
 
 def mean_around_median(rows: Chunk, keep: int) -> Chunk:
-    """The mean of the `keep` values of each column (m, w) nearest to its median: (w,) float64.
+    """The mean of the `keep` values nearest to the median in each column of `rows` (m, w): (w,) float64.
 
-    Of two values at the same distance, to 12 digits, the lower is the nearer one.
+    Of two values at the same distance, to 12 digits, the lower counts as nearer.
     """
     m = len(rows)
     if keep == m:
         return chunks.double(rows).mean(0)
     ordered, half = in_order(rows), m // 2
     centre = (chunks.double(ordered[(m - 1) // 2]) + chunks.double(ordered[half])) / 2
-    # What is kept is a window of the sorted values. Distances grow to both sides of the middle, so the value at i is in
-    # it if and only if the one at i + keep is not, and each such pair is settled by itself.
+    # The kept values are a window of the sorted values. Distances grow on both sides of the middle, so the value at i
+    # is in the window if and only if the one at i + keep is not, and each such pair is decided separately.
     first, last = max(0, half - keep), min(half, m - keep)
     total = chunks.total(ordered[last : first + keep], 0)
     for i in range(first, last):

@@ -1,4 +1,4 @@
-"""Rules that choose rows by their distances and average what they chose."""
+"""Rules that choose rows by their distances, and average the chosen rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from fedrobust.updates.gram import Combination, Floats, Gram
 
 
 def krum_scores(distances: Floats, f: int) -> Floats:
-    """Σ of D²_ij (n, n) over the n − f − 2 nearest other rows j, for each row i."""
+    """Σ of D²_ij over the n − f − 2 nearest other rows j, for each row i: (n,).
+
+    distances: D² (n, n).
+    f: number of Byzantine rows.
+    """
     others = np.sort(distances, axis=1)[:, 1:]
     return np.asarray(others[:, : max(0, len(distances) - f - 2)].sum(axis=1))
 
@@ -24,8 +28,8 @@ class Krum(Rule):
     """The update closest to its n − f − 2 nearest others (Blanchard et al., NeurIPS 2017).
 
     F(u) = u_k, k = argmin_i Σ_{j ∈ N_i} D²_ij, N_i the n − f − 2 rows j ≠ i nearest to u_i; of equal scores the lowest
-    index. Needs G, n ≥ 2f + 3. Prior: none, a single row is returned. Opens one hospital's update to whoever
-    sees the aggregate.
+    index. Needs G, n ≥ 2f + 3. Prior: none, a single row is returned. The aggregate is one hospital's update: everyone
+    who sees the aggregate sees that update.
     """
 
     name: Literal["krum"] = "krum"
@@ -42,7 +46,7 @@ class Krum(Rule):
         return krum_scores(gram.distances_squared(), context.f)
 
     def combine(self, gram: Gram, context: Context) -> Combination:
-        """One-hot."""
+        """Weight 1 for the chosen row, 0 for the others."""
         weights = np.zeros(gram.n)
         weights[ranking(self.scores(gram, context))[0]] = 1.0
         return Combination(weights)
@@ -81,7 +85,7 @@ class MultiKrum(Rule):
 
 
 def mean_of(chosen: Indices, gram: Gram, notes: tuple[str, ...] = ()) -> Combination:
-    """The mean of the `chosen` rows, weighted by their priors."""
+    """The mean of the `chosen` rows of `gram`, weighted by their priors, with `notes` for the run's record."""
     weights = np.zeros(gram.n)
     weights[chosen] = gram.prior[chosen]
     return Combination(weights / weights.sum(), notes=notes)
@@ -92,8 +96,8 @@ class MDA(Rule):
 
     F(u) = Σ_{i ∈ S} p_i u_i / Σ_{i ∈ S} p_i, S the n − f rows of least diameter max_{i,j ∈ S} D_ij; of equal diameters
     (a relative gap of 1e-12 in D²) the first in lexicographic order. Needs G, n ≥ 2f + 1. Prior: the choice of S counts
-    rows, the mean over S weighs them. A row's score is its distance to the farthest row of S. Two rows alone make the
-    diameter, and there may be a choice of the others: then the order of the rows matters.
+    rows, the mean over S weighs them. A row's score is its distance to the farthest row of S. Two rows alone determine
+    the diameter, so several sets of other rows may be possible: then the order of the rows matters.
 
     The search is exact: bisection over the sorted distances, where n − f rows of diameter t exist if and only if f rows
     cover all pairs that are farther apart than t. That is exponential in f at worst, and quick on updates: at most
@@ -104,7 +108,7 @@ class MDA(Rule):
     name: Literal["mda"] = "mda"
     claims: ClassVar[frozenset[str]] = frozenset({"translation", "scaling", "breakdown"})
     nodes: Annotated[int, Field(ge=0)] = 2000
-    """The search is cut short after so many branchings; one takes up to 0.1 ms at n = 100."""
+    """The search is cut short after so many branchings; each takes up to 0.1 ms at n = 100."""
 
     def bound(self, n: int, f: int) -> str | None:
         """Ensure n ≥ 2f + 1."""
@@ -117,7 +121,7 @@ class MDA(Rule):
         return mean_of(chosen, gram, () if exact else (note,))
 
     def scores(self, gram: Gram, context: Context) -> Floats:
-        """The distance to the farthest row of the chosen ones."""
+        """The distance to the farthest of the chosen rows."""
         chosen, _ = self._choose(gram, context)
         return np.asarray(np.sqrt(gram.distances_squared()[:, chosen].max(axis=1)), dtype=np.float64)
 
@@ -134,8 +138,8 @@ class MoNNA(Rule):
     row's score is its distance to the pivot.
 
     In the paper there is no server: every node averages around its own update, which it can trust. A server has none,
-    so the pivot is the medoid, argmin_q Σ_j D_jq, which f < n / 2 rows cannot carry away. A fixed row as the pivot, as
-    in the paper, has no robustness at all if that row is Byzantine.
+    so the pivot is the medoid, argmin_q Σ_j D_jq, which f < n / 2 rows cannot move away from the others. A fixed row as
+    the pivot, as in the paper, gives no robustness at all if that row is Byzantine.
     """
 
     name: Literal["monna"] = "monna"
@@ -164,10 +168,10 @@ class MoNNA(Rule):
 class FABA(Rule):
     """Drop the row farthest from the mean of the rest, f times (Xia et al., IJCAI 2019).
 
-    S ← S without argmax_{i ∈ S} ‖u_i − μ_S‖, μ_S = mean of S, f times from all rows on; of equal distances the higher
-    index goes. F(u) = Σ_{i ∈ S} p_i u_i / Σ_{i ∈ S} p_i. Needs G, n ≥ 2f + 1. Prior: the choice of S counts rows, the
-    mean over S weighs them. A row's score is its distance to μ_S in the end. Rows that lie within the spread of the
-    honest ones pull the mean, and honest rows on the other side are dropped in their place.
+    S ← S without argmax_{i ∈ S} ‖u_i − μ_S‖, μ_S = mean of S, f times, starting with all rows; of equal distances the
+    higher index goes. F(u) = Σ_{i ∈ S} p_i u_i / Σ_{i ∈ S} p_i. Needs G, n ≥ 2f + 1. Prior: the choice of S counts
+    rows, the mean over S weighs them. A row's score is its distance to the last μ_S. Malicious rows within the spread
+    of the honest ones pull the mean, and honest rows on the other side are dropped instead of them.
     """
 
     name: Literal["faba"] = "faba"
@@ -193,7 +197,7 @@ def _without_farthest(gram: Gram, f: int) -> Indices:
     """The rows that FABA keeps."""
     distances, left = gram.distances_squared(), np.arange(gram.n)
     for _ in range(f):
-        near = distances[np.ix_(left, left)].mean(axis=1)  # ‖u_i − μ‖² and half the mean of all D², alike for all i
+        near = distances[np.ix_(left, left)].mean(axis=1)  # ‖u_i − μ‖² + half the mean of all D², the same for all i
         left = np.delete(left, ranking(near - near.mean() / 2.0)[-1])
     return left
 
@@ -209,11 +213,11 @@ class _Covers:
         self.nodes = nodes
 
     def find(self, neighbours: list[int], rows: int, size: int) -> int | None:
-        """The mask of at most `size` of the `rows` that touch every conflict among them; None if there are none.
+        """The mask of at most `size` of the `rows` that touch every conflict among them; None if there is no such mask.
 
         A bounded search tree: rows with more conflicts than `size` are in, and so is the only opponent of a row with
-        one. Where nobody has more than two, circles are left, of which any row will do. Else the row with the most
-        conflicts is in, or all its opponents are.
+        one conflict. If no row has more than two, circles are left, from which any row can be taken. Otherwise the row
+        with the most conflicts is in, or all its opponents are.
         """
         todo = [(rows, size, 0)]
         while todo:
@@ -251,14 +255,14 @@ class _Covers:
 
 @lru_cache(maxsize=8)  # a round asks for the weights, then for the scores
 def _least_diameter(distances: bytes, n: int, f: int, nodes: int) -> tuple[tuple[int, ...], bool]:
-    """The n − f rows of least diameter, and whether the search came to its end; `distances`: D² (n, n)."""
+    """The n − f rows of least diameter, and whether the search was completed; `distances`: D² (n, n)."""
     kept, everybody = n - f, (1 << n) - 1
     levels = _levels(np.frombuffer(distances).reshape(n, n))
     covers = _Covers(nodes)
     nearest = ranking(levels.astype(np.float64))[:, :kept]
     diameters = levels[nearest[:, :, None], nearest[:, None, :]].max(axis=(1, 2))
     best, high = np.sort(nearest[diameters.argmin()]), int(diameters.min())
-    low = int(np.sort(np.sort(levels, axis=1)[:, kept - 1])[kept - 1])  # kept rows have kept rows that near
+    low = int(np.sort(np.sort(levels, axis=1)[:, kept - 1])[kept - 1])  # each kept row has `kept` rows that near
     try:
         while low < high:
             middle = (low + high) // 2
@@ -274,7 +278,7 @@ def _least_diameter(distances: bytes, n: int, f: int, nodes: int) -> tuple[tuple
 
 
 def _first_subset(neighbours: list[int], known: Indices, n: int, covers: _Covers) -> tuple[int, ...]:
-    """The lexicographically first subset without conflicts of the size of `known`, which is one."""
+    """The lexicographically first subset without conflicts that is as large as `known`, which is one of them."""
     kept, everybody = len(known), (1 << n) - 1
     witness = sum(1 << row for row in known.tolist())
     chosen: list[int] = []

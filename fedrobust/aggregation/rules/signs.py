@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from fedrobust.aggregation.base import Rows
 
 FEWEST = 1000
-"""Coordinates that a share of signs is taken from at least, if there are as many."""
+"""The least number of coordinates whose signs are counted, if there are as many."""
 
 
 def drawn(columns: slice, probability: float, seed: int) -> NDArray[np.bool_]:
-    """Which of the columns are drawn, each by itself: the same for a column however the columns are cut.
+    """Which of the columns are drawn, each independently: bool (w,). Other chunks of columns do not change the result.
 
-    Column k has the k-th number of one stream, and a step of its counter makes four.
+    columns: a slice of the d columns.
+    probability: of each column.
+    seed: of the draws.
+
+    Column k gets the k-th number of one stream; a step of the stream's counter makes four.
     """
     steps, ahead = divmod(columns.start, 4)
     source = np.random.Philox(key=seed)
@@ -38,38 +42,38 @@ def _signs(rows: Chunk, columns: slice, probability: float, seed: int) -> NDArra
     """How many of the drawn coordinates are positive, zero, negative: (3, m)."""
     among = np.flatnonzero(drawn(columns, probability, seed))
     signs = chunks.sign(rows[:, among])
-    surplus = chunks.host(chunks.total(signs, 1))  # many times faster than to count
+    surplus = chunks.host(chunks.total(signs, 1))  # many times faster than counting
     others = chunks.host(chunks.total(abs(signs), 1))
     counts = np.stack([others + surplus, 2 * (len(among) - others), others - surplus]) / 2
     return counts.astype(np.int64)
 
 
 def largest_cluster(points: Floats) -> NDArray[np.bool_]:
-    """Which of the points (n, k) are in the largest cluster of a mean shift.
+    """Which of the `points` (n, k) are in the largest cluster of a mean shift: bool (n,).
 
-    The kernel is flat; its bandwidth is how far a point must look, on average, to see half of the points, itself
-    included, and one other at least. Of clusters of one size the denser one.
+    The kernel is flat. Its bandwidth is the mean distance at which a point sees half of the points, itself included,
+    and one other at least. Of clusters of one size the denser one counts.
     """
     from sklearn.cluster import MeanShift
 
     n = len(points)
     distances = np.sort(np.linalg.norm(points[:, None] - points[None], axis=2), axis=1)
     bandwidth = float(distances[:, max(n // 2, min(2, n)) - 1].mean())
-    shift = MeanShift(bandwidth=max(bandwidth * (1.0 + 1e-9), 1e-12), cluster_all=False)  # at the edge is inside
+    shift = MeanShift(bandwidth=max(bandwidth * (1.0 + 1e-9), 1e-12), cluster_all=False)  # the edge is inside
     labels = shift.fit(points).labels_
     return np.asarray(labels == np.argmax(np.bincount(labels[labels >= 0])))
 
 
 class SignGuard(RowRule):
-    """The mean of the updates that look alike in norm and in signs (Xu et al., ICDCS 2022).
+    """The mean of the updates that are similar in norm and in signs (Xu et al., ICDCS 2022).
 
     F(u) = Σ_{i ∈ S} p_i u_i min(1, M / ‖u_i‖) / Σ_{i ∈ S} p_i, M the median norm, S = A ∩ B: A are the rows with
     L M ≤ ‖u_i‖ ≤ R M, B is the largest cluster of (share of positive, of zero, of negative coordinates), a mean shift
     with a flat kernel whose bandwidth is estimated as in the authors' implementation. The shares are those of a random
-    tenth of the coordinates, of about 1000 at least. Where A and B have nothing in common, S = A. Needs G and the rows,
+    tenth of the coordinates, of about 1000 at least. Where A and B have no row in common, S = A. Needs G and the rows,
     n ≥ 2f + 1. Prior: A, B and M count rows, the mean weighs them.
 
-    It does not see an attack that keeps norm and signs. Honest updates of very different data may fall into several
+    It does not see an attack that keeps norm and signs. Honest updates of very different data may form several
     clusters, of which one is kept.
     """
 
@@ -80,7 +84,7 @@ class SignGuard(RowRule):
     lower: Annotated[float, Field(ge=0, le=1)] = 0.1
     """L: the smallest norm, as a multiple of the median norm."""
     upper: Annotated[float, Field(ge=2)] = 3.0
-    """R: the largest norm, as a multiple of the median norm; with 2, a row of the middle is always inside."""
+    """R: the largest norm, as a multiple of the median norm; at least 2, so that a middle row is always inside."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.1
     """The share of the coordinates whose signs are counted."""
     similarity: bool = False

@@ -1,4 +1,4 @@
-"""Rules that look at the directions in which the rows vary most. B_ij = ⟨u_i − μ, u_j − μ⟩ tells all of these."""
+"""Rules that look at the directions in which the rows vary most. All are found from B_ij = ⟨u_i − μ, u_j − μ⟩."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class SMEA(Rule):
     order. Needs G, n ≥ 2f + 1. Prior: the choice of S counts rows, the mean over S weighs them. A row's score is its
     distance to μ_S.
 
-    The paper tries all subsets. Here rows are dropped greedily, then exchanged one by one and two by two, and a branch
-    and bound search proves that nothing is better, or finds it: on one core in 5 ms for n = 20, f = 4 and up to 40 ms
-    for f = 9. A search that is cut short says so in the notes and keeps the best subset it knows, which then may depend
-    on the order of the rows. That is common from n = 30, f = 8 on where f rows do not stand out; the round then takes
-    0.05 s for n = 50, 0.2 s for n = 100 and 1 s for n = 200.
+    The paper tries all subsets. Here rows are dropped greedily, then exchanged one by one and two by two. Then a branch
+    and bound search finds a better subset, or proves that there is none: on one core in 5 ms for n = 20, f = 4 and up
+    to 40 ms for f = 9. A search that is cut short says so in the notes and keeps the best subset it has found, which
+    may then depend on the order of the rows. That is common from n = 30, f = 8 on where f rows are not outliers; the
+    round then takes 0.05 s for n = 50, 0.2 s for n = 100 and 1 s for n = 200.
     """
 
     name: Literal["smea"] = "smea"
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "translation", "scaling", "breakdown"})
     nodes: Annotated[int, Field(ge=0)] | None = None
-    """The search is cut short after so many nodes, 2,500,000 / n² by default, which takes 30 ms (n = 20) to 80 ms
-    (n = 100). 0: greedy and exchanges alone."""
+    """The search is cut short after so many nodes; 2,500,000 / n² by default, which takes 30 ms (n = 20) to 80 ms
+    (n = 100). 0: only greedy drops and exchanges."""
 
     def bound(self, n: int, f: int) -> str | None:
         """Ensure n ≥ 2f + 1."""
@@ -68,9 +68,9 @@ class CAF(Rule):
 
     From c_i = 1: μ = Σ c_i u_i / Σ c_i, Σ_c = Σ c_i (u_i − μ)(u_i − μ)ᵀ / Σ c_i with top eigenvector v₁,
     τ_i = ⟨u_i − μ, v₁⟩², c_i ← c_i (1 − τ_i / τ_max), as long as Σ c_i > n − 2f. F(u) = Σ p_i c_i u_i / Σ p_i c_i for
-    the c whose Σ_c has the least top eigenvalue; of equals the first. τ_max is that of the rows with c_i > 0, so each
-    step takes out one of them. Needs G, n ≥ 2f + 1; with f = 0 it is the mean. Prior: the filter counts rows, the mean
-    weighs what it left of them. A row's score is 1 − c_i.
+    the c whose Σ_c has the least top eigenvalue; of equal ones the first. τ_max is that of the rows with c_i > 0, so
+    each step removes one of them. Needs G, n ≥ 2f + 1; with f = 0 it is the mean. Prior: the filter counts rows, the
+    mean weighs them by p_i c_i. A row's score is 1 − c_i.
 
     Small changes of the rows may change c much where the top eigenvalues are close. Of equal ones (a relative gap of
     1e-9), τ sums over the eigenvectors, and τ_i within 1e-12 of τ_max is τ_max.
@@ -89,7 +89,7 @@ class CAF(Rule):
         return Combination(weights / weights.sum())
 
     def scores(self, gram: Gram, context: Context) -> Floats:
-        """The part 1 − c_i of each row that is filtered out."""
+        """1 − c_i, the share of each row that the filter removed."""
         distances = _scaled_distances(gram)
         counts = np.ones(gram.n)
         best, least = counts, math.inf
@@ -108,14 +108,14 @@ class CAF(Rule):
 class DnC(Rule):
     """Divide and conquer (Shejwalkar and Houmansadr, NDSS 2021), with all coordinates.
 
-    F(u) = Σ_{i ∈ S} p_i u_i / Σ_{i ∈ S} p_i, S the rows but for the ⌈c f⌉ of greatest τ_i = ⟨u_i − μ, v₁⟩², μ the mean
+    F(u) = Σ_{i ∈ S} p_i u_i / Σ_{i ∈ S} p_i, S all rows except the ⌈c f⌉ of greatest τ_i = ⟨u_i − μ, v₁⟩², μ the mean
     of all rows, v₁ the top eigenvector of their covariance; of equal ones (a relative gap of 1e-12) the higher index
     goes. Needs G, n ≥ 2f + 1, c f < n. Prior: the choice of S counts rows, the mean over S weighs them. A row's score
     is τ_i; of equal top eigenvalues (a relative gap of 1e-9), τ sums over the eigenvectors.
 
     To save time, the paper computes τ on random subsets of the coordinates and keeps the rows that pass in each of
-    several iterations. On all coordinates every iteration says the same, so there is one, and nothing is drawn. It
-    looks in one direction: rows that are malicious in another one stay, however large they are.
+    several iterations. On all coordinates every iteration gives the same result, so there is one, and nothing is drawn.
+    The rule looks in one direction: rows that are malicious in another one stay, however large they are.
     """
 
     name: Literal["dnc"] = "dnc"
@@ -124,7 +124,7 @@ class DnC(Rule):
     """The filtering factor: how many rows are dropped for each Byzantine one."""
 
     def bound(self, n: int, f: int) -> str | None:
-        """Ensure n ≥ 2f + 1 and that a row is left."""
+        """Ensure n ≥ 2f + 1 and that at least one row is left."""
         if reason := honest_majority(self.name, n, f):
             return reason
         return None if self._dropped(f) < n else f"dnc needs c·f < n: c = {self.c:g}, n = {n}, f = {f}"
@@ -135,7 +135,7 @@ class DnC(Rule):
         return mean_of(order[: gram.n - self._dropped(context.f)], gram)
 
     def scores(self, gram: Gram, context: Context) -> Floats:
-        """τ, in parts of the greatest squared distance of two rows."""
+        """τ, as a fraction of the greatest squared distance of two rows."""
         return _spread(_scaled_distances(gram), np.ones(gram.n))[1]
 
     def _dropped(self, f: int) -> int:
@@ -143,7 +143,7 @@ class DnC(Rule):
 
 
 def _scaled_distances(gram: Gram) -> Floats:
-    """D² in parts of the greatest one, so that their squares neither overflow nor vanish."""
+    """D² as fractions of the greatest one, so that their squares neither overflow nor vanish."""
     distances = gram.distances_squared()
     return distances / (distances.max() or 1.0)
 

@@ -1,4 +1,4 @@
-"""Help for tests of rules: rows that break careless ones, and `check_rule`, which holds a rule to its word."""
+"""Help for tests of rules: rows that break careless rules, and `check_rule`, which checks what a rule promises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def plain(rng: np.random.Generator, n: int, d: int, f: int) -> Floats:
 
 
 def duplicated(rng: np.random.Generator, n: int, d: int, f: int) -> Floats:
-    """The last f rows equal the one before: colluders who send the same."""
+    """The last f rows equal the one before them: colluding clients that send the same."""
     rows = rng.standard_normal((n, d))
     rows[n - f :] = rows[n - f - 1]
     return rows
@@ -39,7 +39,7 @@ def with_huge(rng: np.random.Generator, n: int, d: int, f: int) -> Floats:
 
 
 def with_common_part(rng: np.random.Generator, n: int, d: int, f: int) -> Floats:
-    """All rows share a part a thousand times larger than what sets them apart."""
+    """All rows share a common part that is a thousand times larger than their differences."""
     return 1e3 * rng.standard_normal(d) + rng.standard_normal((n, d))
 
 
@@ -65,18 +65,21 @@ def check_rule(
     seed: int = 0,
     claims: frozenset[str] | None = None,
 ) -> None:
-    """Hold a rule, after `stages` if there are any, to what every rule promises, and to its own `claims`.
+    """Check that a rule, after `stages` if there are any, keeps the promises of every rule and its own `claims`.
 
     Every rule: a bound that says why; finite results without warnings on `INSTANCES` and on degenerate rows; weights
-    that make the aggregate; the same bits when asked again, and from shards; the same aggregate however the columns are
-    cut, and in float32, float64 and bfloat16; nothing changed of what it is given; rows that are not finite refused.
+    that give the aggregate; the same bits in a second call, and from shards; the same aggregate however the columns are
+    cut, and in float32, float64 and bfloat16; its arguments are not changed; rows that are not finite are refused.
     Claims: equivariance under permutation of the rows (each round in another order, with the clients' ids), under
-    translation and positive scaling of rows and root; breakdown: f rows of any size and direction do not carry the
-    aggregate away. A rule that needs a root, layers, a history or several rounds gets them.
+    translation and positive scaling of rows and root; breakdown: f rows of any size and direction do not pull the
+    aggregate away from the others. A rule that needs a root, layers, a history or several rounds gets them.
 
-    shapes: (n, d, f); f is the largest that the bounds allow, at most this one. claims: hold it to these, e.g. where an
-    option takes one away; by default to those that all its parts claim.
-    AssertionError names the promise, the instance (kind, n, d, f, seed) and the difference.
+    rule: the rule to check.
+    stages: the stages before it.
+    shapes: (n, d, f); the f used is the largest that the bounds allow, at most this one.
+    seed: of the instances.
+    claims: the claims to check, e.g. where an option takes one away; by default those that all parts claim.
+    Raises `AssertionError`, which names the promise, the instance (kind, n, d, f, seed) and the difference.
     """
     pipeline = Pipeline([*stages, rule])
     held = frozenset.intersection(*(part.claims for part in pipeline.parts)) if claims is None else claims

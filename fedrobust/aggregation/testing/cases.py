@@ -1,4 +1,6 @@
-"""One instance of what a defence may meet, over several rounds, and how it is played through: for `testing`."""
+"""One instance of the input of a defence, over several rounds, and the rounds played one after the other: for
+`testing`.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,18 @@ if TYPE_CHECKING:
 
 Histories = Mapping[str, NDArray[Any]]
 Holder = Callable[[Floats, Floats, Histories, NDArray[np.int64]], Updates]
-"""Rows (n, d), priors (n,), histories and the rows' clients (n,) → a protocol that holds them."""
+"""Rows (n, d), priors (n,), histories and the rows' clients (n,) → updates that hold them."""
 
 DIGITS = 16
 """Binary digits of a typical coordinate: sums of products are then exact in any order, so that moving, scaling or
 cutting the rows neither makes nor breaks a tie."""
 HARMLESS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning)
-"""Warnings that are about libraries, and not about the numbers."""
+"""Warnings about libraries, not about the numbers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Rows of each round, of which f are Byzantine, and what is public beside them."""
+    """Rows of each round, of which f are Byzantine, and the public data beside them."""
 
     kind: str
     f: int
@@ -58,10 +60,14 @@ class Case:
         uneven: bool = False,
         root: Floats | None = None,
     ) -> Case:
-        """The same n clients in every round.
+        """A case with the same n clients in every round.
 
-        uneven: with prior weights that are not all equal. root: the server's own update; by default one like the rows
-        in the middle.
+        kind: name of the instance, for messages.
+        rounds: (n, d) for each round.
+        f: number of Byzantine rows.
+        seed: of the rule's random draws, and for messages.
+        uneven: whether prior weights differ.
+        root: (d,) the server's own update; by default a row like those in the middle.
         """
         n, d = rounds[0].shape
         rng = np.random.default_rng([seed, n, d, f])
@@ -85,11 +91,11 @@ class Case:
         return f"kind {self.kind}, n = {self.n}, d = {self.d}, f = {self.f}, seed = {self.seed}"
 
     def mapped(self, change: Callable[[Floats], Floats]) -> Case:
-        """The same with all rows and the server's own update changed."""
+        """The same case, with `change` applied to all rows and to the server's own update."""
         return replace(self, rounds=tuple(change(rows) for rows in self.rounds), root=change(self.root))
 
     def permuted(self, rng: np.random.Generator) -> tuple[Case, list[NDArray[np.int64]]]:
-        """The same with the rows of each round in an order of its own, and these orders."""
+        """The same case with the rows of each round in another random order, drawn by `rng`; and these orders."""
         orders = [rng.permutation(self.n) for _ in self.rounds]
         moved = replace(
             self,
@@ -108,7 +114,7 @@ def layout(d: int) -> tuple[Layer, ...]:
 
 
 class Exact(ClearUpdates):
-    """Updates in the clear, whose aggregate keeps its float64."""
+    """Updates in the clear, whose aggregate stays in float64."""
 
     def __init__(self, rows: Floats, prior: Floats, histories: Histories, clients: NDArray[np.int64]) -> None:
         super().__init__([rows], prior=prior, histories=histories, clients=clients)
@@ -123,7 +129,7 @@ class Exact(ClearUpdates):
 
 
 class Cut(Exact):
-    """The same, with the columns cut at odd places, and what is asked of each piece sent by pickle."""
+    """The same, with the columns cut at odd indices; the functions that each piece gets have been pickled."""
 
     def __init__(self, rows: Floats, prior: Floats, histories: Histories, clients: NDArray[np.int64]) -> None:
         super().__init__(rows, prior, histories, clients)
@@ -131,21 +137,21 @@ class Cut(Exact):
         self._sections = [slice(a, b) for a, b in pairwise(edges) if b <= self.d]
 
     def totals(self, measure: Measure, mixing: Floats | None = None) -> list[NDArray[Any]]:
-        """As sent to another process."""
+        """See `ClearUpdates.totals`; `measure` is pickled, as if sent to another process."""
         return super().totals(pickle.loads(pickle.dumps(measure)), mixing)
 
     def reduce(self, reduction: Reduction, mixing: Floats | None = None) -> NDArray[Any]:
-        """As sent to another process."""
+        """See `ClearUpdates.reduce`; `reduction` is pickled, as if sent to another process."""
         return super().reduce(pickle.loads(pickle.dumps(reduction)), mixing)
 
 
 def clear(rows: Floats, prior: Floats, histories: Histories, clients: NDArray[np.int64]) -> ClearUpdates:
-    """All in one place."""
+    """The rows in one `ClearUpdates`."""
     return ClearUpdates([rows], prior=prior, histories=histories, clients=clients)
 
 
 def sharded(rows: Floats, prior: Floats, histories: Histories, clients: NDArray[np.int64]) -> ShardedUpdates:
-    """The columns in up to three places."""
+    """The rows with their columns in up to three shards."""
     parts = []
     for columns in shard_columns(rows.shape[1], 3):
         past = {name: history[:, columns] for name, history in histories.items()}
@@ -155,7 +161,12 @@ def sharded(rows: Floats, prior: Floats, histories: Histories, clients: NDArray[
 
 
 def play(pipeline: Pipeline, case: Case, hold: Holder = Exact) -> list[Aggregated]:
-    """The results of the rounds; of the first one alone where nothing is carried on to the next."""
+    """The results of the rounds; of the first one alone where no part remembers anything.
+
+    pipeline: what is played.
+    case: the rounds.
+    hold: makes the updates of each round.
+    """
     carries = pipeline.histories or set(pipeline.anchors) - {"root"}
     results: list[Aggregated] = []
     for number, rows in enumerate(case.rounds):
@@ -174,7 +185,7 @@ def play(pipeline: Pipeline, case: Case, hold: Holder = Exact) -> list[Aggregate
 
 
 def context_of(case: Case, number: int, last: Aggregated | None) -> Context:
-    """What the parts are told in a round, after the last round's result."""
+    """The context of the parts in round `number` of `case`, after the last round's result."""
     previous = None if last is None else last.aggregate
     return Context(
         f=case.f,
@@ -190,7 +201,7 @@ def context_of(case: Case, number: int, last: Aggregated | None) -> Context:
 
 
 def remembered(pipeline: Pipeline, case: Case, number: int) -> Histories:
-    """The clients' histories before a round."""
+    """The clients' histories before round `number` of `case`, as far as the pipeline uses them."""
     histories: Histories = {}
     for earlier in range(number if pipeline.histories else 0):
         held = ClearUpdates([case.rounds[earlier]], histories=histories, clients=case.clients[earlier])
@@ -199,7 +210,7 @@ def remembered(pipeline: Pipeline, case: Case, number: int) -> Histories:
 
 
 def _rounded(rows: Floats) -> Floats:
-    """To multiples of 2⁻¹⁶ of the typical coordinate's power of two."""
+    """The rows, rounded to multiples of 2⁻¹⁶ of the typical coordinate's power of two."""
     typical = np.median(np.abs(rows[rows != 0])) if rows.any() else 1.0
     step = 2.0 ** (np.round(np.log2(typical)) - DIGITS)
     return np.asarray(np.round(rows / step) * step)

@@ -1,4 +1,4 @@
-"""What `testing.check_rule` checks, promise by promise."""
+"""The checks of `testing.check_rule`, one for each promise."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fedrobust.updates import chunks
 from fedrobust.updates.gram import Combination, Floats, Gram
 
 LONG = 2 * 4096 + 508
-"""Coordinates that more than one shard can hold."""
+"""Coordinates for more than one shard."""
 TIED = {"duplicated", "with_zeros", "all_equal"}
-"""Kinds with rows that are equal: where the order of the rows decides between equals, it may."""
+"""Kinds with equal rows: where the order of the rows decides between equal ones, the aggregate may depend on it."""
 SIZES = (1e1, 1e4, 1e9, 1e18, 1e60)
-"""How large the rows of an attacker are."""
+"""The sizes of an attacker's rows."""
 
 ATTACKS: dict[str, Callable[[np.random.Generator, Floats, int], Floats]] = {
     "rows in all directions": lambda rng, centre, f: rng.standard_normal((f, len(centre))),
@@ -48,7 +48,7 @@ class Checks:
         self.pipeline, self.instances, self.seed = pipeline, instances, seed
 
     def run(self, shapes: Sequence[tuple[int, int, int]], claims: frozenset[str]) -> None:
-        """All of them."""
+        """Run all checks for the `shapes` (n, d, f), with these `claims`."""
         self.needs()
         self.bounds()
         allowed = [(n, d, f) for n, d, most in shapes if (f := self.largest(n, most)) is not None]
@@ -80,7 +80,7 @@ class Checks:
     # What every rule promises
 
     def needs(self) -> None:
-        """A rule that says that a sum will do decides without the Gram."""
+        """A rule that needs only a sum decides without the Gram."""
         rule, n = self.pipeline.rule, 9
         if self.pipeline.needs == {"sum"} and isinstance(rule, Rule) and rule.bound(n, 0) is None:
             case = self.case("plain", n, 6, 0)
@@ -89,7 +89,7 @@ class Checks:
                 self.fail("needs", "it says that a sum will do, and uses the Gram", case)
 
     def bounds(self) -> None:
-        """Refusals are texts, and what is not refused can be aggregated."""
+        """Refusals are texts, and whatever is not refused can be aggregated."""
         for part in self.pipeline.parts:
             for n in range(1, 30):
                 for f in range(n // 2 + 2):
@@ -108,7 +108,7 @@ class Checks:
                     self.results(case, self.play(case))
 
     def results(self, case: Case, results: list[Aggregated]) -> None:
-        """Finite, and of the right shape."""
+        """The results are finite, and of the right shape."""
         for result in results:
             figures = [("aggregate", result.aggregate, case.d), ("weights", result.weights, case.n)]
             for step in result.steps:
@@ -121,7 +121,7 @@ class Checks:
                     self.fail(what, f"not finite: {values}", case)
 
     def parts(self, case: Case, results: list[Aggregated]) -> None:
-        """No part changes what it is given; no score draws random numbers; the weights make the aggregate."""
+        """No part changes its arguments; no score draws random numbers; the weights give the aggregate."""
         number = len(results) - 1
         before = results[-2] if number else None
         context, histories = context_of(case, number, before), remembered(self.pipeline, case, number)
@@ -172,19 +172,21 @@ class Checks:
                 self.fail("same bits", f"a second call differs by {_gap(first.aggregate, second.aggregate):.2g}", case)
 
     def cuts(self, case: Case, results: list[Aggregated]) -> None:
-        """Where the columns are cut changes nothing but roundings, and all that is sent to their holders pickles."""
+        """The cuts of the columns change nothing but roundings, and all that is sent to the columns' holders can be
+        pickled.
+        """
         found = self.play(case, Cut)
         self.same("depends on where the columns are cut", case, _last(found), _last(results), 1e-7)
 
     def shards(self, n: int, f: int) -> None:
-        """The same bits from columns in several places."""
+        """The same bits from columns in several shards."""
         case = self.case("plain", n, LONG, f)
         whole, split = _last(self.play(case, clear)), _last(self.play(case, sharded))
         if not np.array_equal(whole, split):
             self.fail("shards", f"the aggregate from shards differs by {_gap(whole, split):.2g}", case)
 
     def types(self, n: int, d: int, f: int) -> None:
-        """float32, float64 and bfloat16 agree, arrays and tensors too, and nothing is written to what came in."""
+        """float32, float64 and bfloat16 agree, arrays and tensors too, and the input is not changed."""
         case = self.case("plain", n, d, f)
         rows = case.rounds[0].astype(np.float32)
         single, double = self.aggregate(rows, case), self.aggregate(rows.astype(np.float64), case)
@@ -217,7 +219,7 @@ class Checks:
                 self.fail("not finite", f"a row with {wrong} is not refused", case)
 
     def newcomers(self, n: int, d: int, f: int) -> None:
-        """Clients who come and go do not trouble a rule that remembers."""
+        """Clients who come and go are no problem for a rule that remembers clients."""
         case = self.case("plain", n, d, f)
         ids = tuple(np.arange(2 * number, 2 * number + n, dtype=np.int64) for number in range(len(case.rounds)))
         case = replace(case, clients=ids, kind="plain, with newcomers")
@@ -248,7 +250,7 @@ class Checks:
     # What a rule claims
 
     def permutation(self, case: Case, results: list[Aggregated]) -> None:
-        """The order of the rows plays no part, unless it decides between equals."""
+        """The order of the rows changes nothing, unless it decides between equal rows."""
         moved, orders = case.permuted(np.random.default_rng(self.seed))
         try:
             for result, other, order in zip(results, self.play(moved), orders, strict=False):
@@ -273,7 +275,7 @@ class Checks:
         self.same(f"not equivariant under scaling by {scale}", case, _last(found) / scale, _last(results), 1e-5)
 
     def breakdown(self, n: int, d: int, f: int, sizes: Sequence[float] = SIZES) -> None:
-        """However large f rows are, and wherever they lie, the aggregate stays by the others."""
+        """f rows of any size and direction leave the aggregate near the others."""
         for place, (kind, attack) in enumerate(ATTACKS.items()):
             for size in sizes:
                 rng = np.random.default_rng([self.seed, n, d, place])
@@ -305,11 +307,11 @@ class Checks:
         except ExperimentError as error:
             return all(each.path != "layers" for each in error.problems)
         except Exception:
-            pass  # for the checks to report
+            pass  # the checks report it
         return True
 
     def cases(self, shapes: Sequence[tuple[int, int, int]]) -> Iterator[Case]:
-        """Of every shape and kind, some with uneven priors; not after stages, which may make rows equal."""
+        """Cases of every shape and kind, some with uneven priors; but not after stages, which may make rows equal."""
         weighs = self.pipeline.rule.weighs and not self.pipeline.stages
         for n, d, f in shapes:
             for kind in self.instances:
@@ -321,21 +323,21 @@ class Checks:
         return Case.of(kind, [self.instances[kind](rng, n, d, f) for _ in range(3)], f, self.seed, uneven)
 
     def play(self, case: Case, hold: Holder = Exact) -> list[Aggregated]:
-        """The results of its rounds."""
+        """The results of the rounds of `case`, in updates made by `hold`."""
         try:
             return play(self.pipeline, case, hold)
         except Exception as error:
             self.fail("runs", f"{type(error).__name__}: {error}", case, error)
 
     def aggregate(self, rows: Any, case: Case) -> Any:
-        """Of other rows than the case's."""
+        """The aggregate of other `rows` than the case's."""
         try:
             return self.pipeline.aggregate(rows, f=case.f, root=case.root.copy(), layers=case.layers)
         except Exception as error:
             self.fail("runs", f"{type(error).__name__}: {error}", case, error)
 
     def refused(self, rows: Floats, case: Case) -> tuple[Problem, ...]:
-        """The problems for which the pipeline refuses rows; none if it does not."""
+        """The problems for which the pipeline refuses `rows`; none if it does not."""
         try:
             self.pipeline.aggregate(rows, f=case.f, root=case.root.copy(), layers=case.layers)
         except ExperimentError as error:
@@ -343,7 +345,7 @@ class Checks:
         return ()
 
     def tied(self, case: Case, results: list[Aggregated]) -> bool:
-        """Whether the aggregate jumps when the rows change a little."""
+        """Whether the aggregate jumps when the rows of `case` change a little."""
         rng = np.random.default_rng(self.seed)
         size = max(1.0, float(np.abs(case.rounds[0]).max()))
         for step in (1e-9 * size, 1e-5 * size) * 2:
@@ -353,13 +355,13 @@ class Checks:
         return False
 
     def same(self, promise: str, case: Case, found: Any, expected: Any, tolerance: float) -> None:
-        """Equal up to a part of the largest figure."""
+        """Check that two arrays are equal up to `tolerance`, relative to the largest figure."""
         gap, scale = _gap(found, expected), max(1.0, float(np.nanmax(np.abs(expected))))
         if not gap <= tolerance * scale:
             self.fail(promise, f"the difference is {gap:.2g}", case)
 
     def fail(self, promise: str, detail: str, case: Case | None = None, cause: Exception | None = None) -> NoReturn:
-        """AssertionError with all that one has to know."""
+        """Raise an `AssertionError` with the promise, the detail, the case and the cause."""
         names = " + ".join(part.name for part in self.pipeline.parts)
         raise AssertionError(f"{names}: {promise}: {detail}" + (f" ({case})" if case else "")) from cause
 

@@ -1,4 +1,4 @@
-"""How robust a rule is, measured: the worst ratio that a search of adversarial updates finds."""
+"""The measured robustness of a rule: the worst ratio that a search for adversarial updates finds."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 UNBOUNDED = 1e4
 """A coefficient above it counts as infinite."""
 FLAT = 1e-3
-"""S counts as spread by that much at least, root mean square, beside structured instances of size 1: roundings are no
-finding, and nor is what a rule does on the scale of its own small constants."""
+"""The least root mean square spread of S, beside structured instances of size 1. Below it are roundings, and the
+effects of a rule's own small constants."""
 SCALES = (0.0, 0.1, 0.3, 0.6, 0.99, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0)
-"""How far away the structured instances put their Byzantine rows."""
+"""The distances of the Byzantine rows in the structured instances."""
 STEPS = 2000
-"""Tries of one random search."""
+"""Steps of one random search."""
 
 
 def robustness(
@@ -49,17 +49,23 @@ def robustness(
     A rule F is (f, κ)-robust if ‖F(u) − ū_S‖² ≤ κ · mean over i ∈ S of ‖u_i − ū_S‖² for all rows u and every S of n − f
     of them (Allouah et al., AISTATS 2023); no rule has κ < f / (n − 2f). κ̂ is the greatest ratio that a search finds:
     structured instances that are known to be bad, each over a range of scales, then a random search from the worst of
-    them. The true κ is at least that; a search cannot show that it is no greater. Above 10⁴: infinite. The rows of S
-    count as 10⁻³ from their mean at least (root mean square): below that, small constants such as ν of the geometric
-    median take over.
+    them. The true κ is at least that; a search cannot show that it is no greater. Values above 10⁴ are returned as
+    infinite. The rows of S count as at least 10⁻³ from their mean (root mean square): below that, small constants such
+    as ν of the geometric median determine the result.
 
-    What a rule wants beside the rows is as good as an honest client's: the server's own update and the last aggregate
-    are one row of S, and everybody sent the same before. Random choices of a rule are known to the attacker.
+    The other inputs of a rule are as good as an honest client's: the server's own update and the last aggregate are one
+    row of S, and every client sent the same before. The attacker knows the random choices of a rule.
 
-    d: the dimensions searched; 1, 2, 3 and n by default. restarts: from how many of the worst starts the random search
-    goes on. seconds: of processor time, then it stops; a fast rule is done sooner, and its figure depends on the seed
-    alone.
-    ExperimentError where the bounds do not allow n and f, or f = 0.
+    rule: the rule to measure.
+    n: number of rows.
+    f: number of Byzantine rows.
+    stages: the stages before the rule.
+    d: the dimensions searched; 1, 2, 3 and n by default.
+    seed: of the search.
+    restarts: from how many of the worst instances a random search starts.
+    seconds: of processor time, after which the search stops; a fast rule ends sooner, and its result depends on the
+        seed alone.
+    Raises `ExperimentError` where the bounds do not allow n and f, or f = 0.
     """
     if f < 1:
         raise ExperimentError(f"a robustness coefficient needs f ≥ 1: f = {f}")
@@ -78,7 +84,7 @@ class _Found:
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """Honest rows (n − f, d), and where the others start (d,) or (f, d), and go as the scale grows."""
+    """Honest rows (n − f, d); where the others start, (d,) or (f, d), and how they move as the scale grows."""
 
     honest: Floats
     others: Floats
@@ -136,7 +142,7 @@ class _Search:
         yield _Start(np.tile(along, (h, 1)), along, np.roll(along, 1))  # honest rows agree, the others go aside
         yield _Start(place * along, (h - 1) * along, along)
         yield _Start(2.0**place * along, still, along)
-        corners = np.sqrt(h) * np.eye(h, d)  # as far from each other as can be
+        corners = np.sqrt(h) * np.eye(h, d)  # as far from each other as possible
         yield _Start(corners, still, corners.mean(axis=0))
         yield _Start(corners, corners[0], -corners[0])
         honest, aside, scattered = rng.standard_normal((h, d)), rng.standard_normal(d), rng.standard_normal((f, d))
@@ -159,7 +165,7 @@ class _Search:
         return worst
 
     def climb(self, found: _Found, deadline: float) -> _Found:
-        """Random changes, kept where they make it worse."""
+        """Random changes of the rows, kept where they increase the ratio."""
         rng, step = self.rng, 0.3
         for _ in range(STEPS):
             if time.process_time() > deadline or found.ratio > UNBOUNDED:
@@ -217,7 +223,7 @@ class _Search:
 
 
 class _Small(Updates):
-    """A few short rows, in one piece, everybody having sent the same before."""
+    """A few short rows, in one array; every client has sent the same before."""
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
 
