@@ -97,7 +97,7 @@ class PipelinePart(Options):
     name: str
     """Which one: a name of this package, or `package.module:Class`."""
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
-    """What must be revealed of the updates: "sum", "gram" or "rows"."""
+    """What the updates must reveal: "sum", "gram" or "rows"."""
     weighs: ClassVar[bool] = True
     """Whether the part can use prior weights (sample counts, reputation)."""
     per_client: ClassVar[bool] = False

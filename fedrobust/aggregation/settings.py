@@ -19,16 +19,17 @@ from fedrobust.updates.gram import Gram
 
 
 class Aggregation(Options):
-    """How the coordinator makes one update of many."""
+    """How the coordinator combines many updates into one."""
 
     stages: Many[Annotated[Stage, OneOf(Stage)]] = ()
     """Pre-aggregations, in order."""
     rule: Annotated[AnyRule, OneOf(Rule, RowRule)] = Mean()
     """The rule at the end."""
     f: ByzantineF = "largest"
-    """The Byzantine f, how many malicious updates the rule expects: a count, or a fraction in (0, 0.5) of the hospitals
-    drawn for the round, which stay as they are whoever is absent or in quarantine; "largest": the most that it allows
-    of the updates that are there; "auto": estimated anew in each round from the gap between the updates' scores."""
+    """The Byzantine f, the number of malicious updates that the rule expects: a count, or a fraction in (0, 0.5) of the
+    hospitals drawn for the round, neither of which changes if some are absent or in quarantine; "largest": the most
+    that it allows for the updates that are there; "auto": estimated anew in each round from the gap between the
+    updates' scores."""
     weighting: Literal["uniform", "samples"] = "uniform"
     """Prior weights: all equal, or by sample count, each counted up to twice the median."""
 

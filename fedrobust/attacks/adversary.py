@@ -1,7 +1,7 @@
 """The updates that malicious hospitals send instead of their trained ones.
 
-The adversary stands between training and the protocol: it replaces the rows of malicious hospitals. Its knowledge is
-enforced here: `craft` hands an attack only what its `knowledge` allows.
+The adversary comes between training and the protocol: it replaces the rows of malicious hospitals. Its knowledge is
+enforced here: `craft` gives an attack only the data that its `knowledge` allows.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class OneEach(Identity):
 
 
 class Whitewash(Identity):
-    """Whitewashing: the hospitals leave and come back under new ids, with the reputation of a newcomer.
+    """Whitewashing: the hospitals leave and come back under new ids, with the reputation of a new client.
 
     As in Friedman and Resnick, The social cost of cheap pseudonyms, 2001. They do so whether their attack is active or
     not. They keep their data and the state of their training.

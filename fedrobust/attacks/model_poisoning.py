@@ -1,4 +1,4 @@
-"""Backdoors that poison the model, too: how the update is trained and scaled, so that the backdoor gets in or stays."""
+"""Backdoors that poison the model, too: the update is trained and scaled so that the backdoor gets in or stays."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fedrobust.learning.constraint import Constraint, Distance
 from fedrobust.options import OneOf, refusal
 
 _SHARED = tuple(field for field in Backdoor.model_fields if field != "name")
-"""What is given beside a backdoor, and not within it: whose it is, and when, target and ratio."""
+"""Options that are given beside a backdoor, not within it: its hospitals, schedule, target, ratio and so on."""
 
 
 class ModelPoisoning(Backdoor):
-    """A backdoor in the data, and an update that is bound or scaled."""
+    """A backdoor in the data, with an update that is constrained or scaled."""
 
     backdoor: Annotated[DataBackdoor, OneOf(DataBackdoor)] = PatchBackdoor(count=1)
     """The poisoned images: any backdoor in the data. Its hospitals, schedule, target and ratio are given beside it."""
@@ -28,7 +28,7 @@ class ModelPoisoning(Backdoor):
     @model_validator(mode="before")
     @classmethod
     def _beside(cls, data: Any) -> Any:
-        """Refuse what belongs beside `backdoor`; count=1 stands in until `_hand_down`."""
+        """Refuse options that belong beside `backdoor`; count=1 is a placeholder until `_hand_down`."""
         inner = data.get("backdoor") if isinstance(data, Mapping) else None
         if isinstance(inner, str):
             inner = {"name": inner}
@@ -77,15 +77,19 @@ class ModelPoisoning(Backdoor):
 
     @abstractmethod
     def bind(self, constraint: Constraint, view: LocalView) -> Constraint:
-        """The constraint of this attack beside that of the backdoor within."""
+        """The constraint of this attack, added to that of its backdoor.
+
+        constraint: of the backdoor; not changed.
+        view: what the hospital knows.
+        """
 
 
 class ModelReplacement(ModelPoisoning):
-    """Model replacement: the update of a backdoored model is sent s times enlarged (Bagdasaryan et al., AISTATS 2020).
+    """Model replacement: the update of a backdoored model is multiplied by s (Bagdasaryan et al., AISTATS 2020).
 
-    The paper's s = n/η puts the attacker's model in the place of the mean of n models, where honest updates are small:
-    late in training, once (`schedule: {name: single_shot, round: …}`). n is the number of participants, η the
-    server's learning rate. As in the authors' code, the attackers of a round share s.
+    The paper's s = n/η replaces the mean of n models by the attacker's model if honest updates are small: late in
+    training, once (`schedule: {name: single_shot, round: …}`). n is the number of participants, η the server's
+    learning rate. As in the authors' code, the attackers of a round share s.
     """
 
     name: Literal["model_replacement"] = "model_replacement"
@@ -99,20 +103,20 @@ class ModelReplacement(ModelPoisoning):
 class ConstrainAndScale(ModelPoisoning):
     """Constrain and scale: a backdoor that also hides from the server (Bagdasaryan et al., AISTATS 2020).
 
-    The loss is α·L_class + (1 − α)·L_anomaly; the update is then scaled as in model replacement, within a norm that
-    the server accepts: s·u, or u·norm_bound/‖u‖ (the paper's train-and-scale) where that is shorter.
+    The loss is α·L_class + (1 − α)·L_anomaly. The update is then scaled as in model replacement, up to a norm that the
+    server accepts: s·u, or u·norm_bound/‖u‖ (the paper's train-and-scale) where that is shorter.
     """
 
     name: Literal["constrain_and_scale"] = "constrain_and_scale"
     alpha: float = Field(default=0.7, gt=0, le=1)
-    """The share α of the loss that is classification, of poisoned and of other images."""
+    """α: the share of the loss that is classification, of poisoned and of other images."""
     distance: Distance = "norm"
     """L_anomaly: the `norm` ‖w − w_global‖ (the authors' code), its square (`squared_norm`), or `cosine`: 1 − the
     cosine of the global weights and those that would be sent."""
     scale: float | None = Field(default=None, gt=0)
     """The factor s; null: that of model replacement."""
     norm_bound: float | None = Field(default=None, gt=0)
-    """The longest update that is sent; null: none is too long."""
+    """The largest norm of an update that is sent; null: no limit."""
 
     def bind(self, constraint: Constraint, view: LocalView) -> Constraint:
         return replace(
@@ -125,16 +129,16 @@ class ConstrainAndScale(ModelPoisoning):
 
 
 class Neurotoxin(ModelPoisoning):
-    """Neurotoxin: a backdoor only in weights that others leave alone, so that it lasts (Zhang et al., ICML 2022).
+    """Neurotoxin: a backdoor only in weights that others hardly change, so that it lasts (Zhang et al., ICML 2022).
 
-    Gradients are projected onto the coordinates that are not among the share k which the last global update moved
-    most, in absolute value, over all layers together; the other weights stay. In the first round, and after one that
-    moved nothing, all may move.
+    The share k of the coordinates that the last global update moved most, in absolute value, over all layers together,
+    stay as they are; gradients are projected onto the other coordinates. In the first round, and after a round without
+    a change, all may move.
     """
 
     name: Literal["neurotoxin"] = "neurotoxin"
     k: float = Field(default=0.05, gt=0, lt=1)
-    """The share k of the coordinates that stay."""
+    """k: the share of the coordinates that stay."""
 
     @property
     def needs_step(self) -> bool:
@@ -145,7 +149,9 @@ class Neurotoxin(ModelPoisoning):
 
 
 def least_moved(step: np.ndarray, share: float) -> np.ndarray:
-    """(d,) bool: all coordinates but the ⌊share · d⌋ that moved most; of equals the first are left out."""
+    """A mask (d,) bool: all coordinates except the ⌊share · d⌋ that `step` (d,) moved most; of equal ones the first are
+    left out.
+    """
     moved = np.abs(step)
     out = int(share * len(step)) if moved.any() else 0
     mask = np.ones(len(step), dtype=bool)

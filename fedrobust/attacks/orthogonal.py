@@ -1,4 +1,4 @@
-"""An attack on rules that take the last round's aggregate for a centre."""
+"""An attack on rules that use the last round's aggregate as a centre."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fedrobust.attacks.rows import gram_of, mean_of, norm
 
 
 class Rop(CollusiveAttack):
-    """Relocated orthogonal perturbation (ROP): beside the momentum, never against it (Özfatura et al., IEEE TIFS 2024).
+    """Relocated orthogonal perturbation (ROP): across the momentum, not against it (Özfatura et al., IEEE TIFS 2024).
 
     It sends π·v + (1 − π)·μ + z·δ·(sin θ·e + cos θ·r/‖r‖), with the last change v of the global model (in the first
     round μ), the reference r = λ·v + (1 − λ)·μ, and the unit vector e along (1, …, 1) without its part along r. So it
-    pushes the same way in round after round, at a right angle to the momentum, to which it is no contradiction. The
-    root mean square distance δ of the reference rows from μ (of a single row: its norm) replaces the authors' absolute
+    pushes in the same direction in every round, at a right angle to the momentum, which it does not oppose. The root
+    mean square distance δ of the reference rows from μ (of a single row: its norm) replaces the authors' absolute
     scale; λ, π and θ have the defaults of their code.
     """
 
@@ -27,9 +27,9 @@ class Rop(CollusiveAttack):
     z: float = Field(default=1.0, gt=0)
     """The length of the perturbation, in δ."""
     reference: float = Field(default=0.9, ge=0, le=1)
-    """λ: how much of the reference r is the last step."""
+    """λ: the share of the last step in the reference r."""
     relocation: float = Field(default=1.0, ge=0, le=1)
-    """π: how much of the place that is perturbed is the last step."""
+    """π: the share of the last step in the point that is perturbed."""
     angle: float = Field(default=90.0, ge=0, le=360)
     """θ between the perturbation and r, in degrees."""
 
@@ -59,7 +59,7 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 
 def _without(vector: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The part of `vector` at a right angle to `other`; zeros where that is only rounding."""
+    """The part of `vector` at a right angle to `other`; zeros where that part is only rounding."""
     along = _unit(other)
     left = vector - (vector @ along) * along
     return left if np.linalg.norm(left) > 1e-12 * np.linalg.norm(vector) else np.zeros_like(vector)

@@ -1,7 +1,7 @@
 """Attacks on the labels of the training data. They have no trigger, and so no success rate: they cost accuracy.
 
-With the local loss `logit_adjusted` a poisoned hospital adjusts by its true labels. That is the stronger attacker: by
-the poisoned ones it would take back part of what its flips do.
+With the local loss `logit_adjusted`, a poisoned hospital adjusts by its true labels. That is the stronger attack:
+adjusting by the poisoned labels would undo part of the flips.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Label = Annotated[int, Field(ge=0)]
 
 
 class LabelFlip(DataAttack):
-    """Label flip: every label y becomes L − 1 − y, or chosen labels others (Tolpegin et al., ESORICS 2020).
+    """Label flip: every label y becomes L − 1 − y, or chosen labels become others (Tolpegin et al., ESORICS 2020).
 
     With an odd number of labels L, the middle one stays as it is.
     """
@@ -55,9 +55,9 @@ class LabelFlip(DataAttack):
 
 
 class TargetedFlip(DataAttack):
-    """Targeted flip: patches of one label are said to be of another (Tolpegin et al., ESORICS 2020).
+    """Targeted flip: patches of one label get another label (Tolpegin et al., ESORICS 2020).
 
-    By default carcinoma is called benign, the mistake that costs most. The images stay as they are.
+    By default carcinoma is labelled benign, the mistake that costs most. The images stay as they are.
     """
 
     name: Literal["targeted_flip"] = "targeted_flip"
@@ -66,7 +66,7 @@ class TargetedFlip(DataAttack):
     target: int = Field(default=0, ge=0)
     """The label that it becomes."""
     share: float = Field(default=1.0, gt=0, le=1)
-    """Share of the source label's patches in each batch that is changed; a fraction of a patch is rounded at random."""
+    """Share of the source label's patches in each batch that change; a fraction of a patch is rounded at random."""
 
     @model_validator(mode="after")
     def _two_labels(self) -> Self:
@@ -89,13 +89,18 @@ class TargetedFlip(DataAttack):
 
 
 def drawn(positions: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
-    """A random share of `positions` (n,).
+    """A random `share` of `positions` (n,), drawn by `generator`.
 
-    Rounded at random, not to the nearest: a small share of a small batch would never be anything.
+    Their number is rounded at random, not to the nearest: a small share of a small batch would always be nothing.
     """
     return generator.permutation(positions)[: int(share * len(positions) + generator.random())]
 
 
 def no_label(option: str, label: int, classes: int) -> ExperimentError:
-    """What to raise where an option names a label that the data does not have."""
+    """The error where an option names a label that the data does not have.
+
+    option: its name.
+    label: its value.
+    classes: number of labels in the data.
+    """
     return ExperimentError(Problem("no such label", option, str(label), (f"0 to {classes - 1}",)))

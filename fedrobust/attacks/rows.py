@@ -1,4 +1,4 @@
-"""What crafted attacks do with rows: statistics per coordinate, noise, and the Gram matrix."""
+"""Arithmetic of crafted attacks on rows: statistics per coordinate, noise, and the Gram matrix."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from fedrobust.aggregation import Gram
 from fedrobust.updates import ClearUpdates
 
 Vectors = Sequence[np.ndarray] | np.ndarray
-"""m rows (d,) float32: an (m, d) array, or any sequence of rows, so that nothing needs to be copied together."""
+"""m rows (d,) float32: an (m, d) array, or any sequence of rows, so that no rows must be copied into one array."""
 
 _CHUNK = 1 << 16
 """Columns that are held in float64 at a time."""
 
 
 def chunks(rows: Vectors) -> Iterator[tuple[slice, np.ndarray]]:
-    """Chunks of columns, and the rows there, (m, w) float64."""
+    """Slices of columns, each with the columns of the `rows` there, (m, w) float64."""
     for start in range(0, len(rows[0]), _CHUNK):
         columns = slice(start, start + _CHUNK)
         yield columns, np.array([row[columns] for row in rows], dtype=np.float64)
 
 
 def by_columns(rows: Vectors, reduce: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """`reduce` (m, w) float64 -> (w,) over chunks of columns, as one row (d,) float32."""
+    """`reduce` over chunks of the columns of `rows`, as one row (d,) float32.
+
+    rows: m rows (d,).
+    reduce: (m, w) float64 → (w,).
+    """
     result = np.empty(len(rows[0]), dtype=np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for columns, chunk in chunks(rows):
@@ -38,22 +42,32 @@ def mean_of(rows: Vectors) -> np.ndarray:
 
 
 def gram_of(rows: Vectors, anchors: Mapping[str, np.ndarray] | None = None) -> Gram:
-    """The Gram matrix of the rows, and the products with vectors beside them, `anchors` (d,)."""
+    """The Gram matrix of the `rows`, with their products with the vectors in `anchors`, name → (d,)."""
     return ClearUpdates([row[np.newaxis] for row in rows]).gram(anchors)
 
 
 def norm(row: np.ndarray) -> float:
-    """‖u‖, summed in float64."""
+    """‖row‖, summed in float64."""
     return float(np.sqrt(np.einsum("i,i->", row, row, dtype=np.float64)))
 
 
 def noisy(rows: np.ndarray, part: float, generator: np.random.Generator) -> np.ndarray:
-    """The rows (k, d) float32, each with Gaussian noise of its own, whose norm is about `part` of the row's."""
+    """The rows, each with Gaussian noise of its own.
+
+    rows: (k, d) float32.
+    part: the norm of the noise, about this fraction of the row's norm.
+    generator: draws the noise.
+    """
     return rows if part == 0 else with_noise(rows, part, generator.standard_normal(rows.shape, dtype=np.float32))
 
 
 def with_noise(rows: np.ndarray, part: float, noise: np.ndarray) -> np.ndarray:
-    """The same with given standard normal `noise` (k, d) float32, in which the result is made."""
+    """As `noisy`, with given noise.
+
+    rows: (k, d) float32.
+    part: the norm of the noise, about this fraction of the row's norm.
+    noise: standard normal (k, d) float32, which the result overwrites.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         for own, row in zip(noise, rows, strict=True):
             own *= np.float32(part * norm(row) / np.sqrt(len(row)))

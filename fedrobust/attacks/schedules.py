@@ -30,20 +30,20 @@ class Always(Schedule):
 
 
 class Sleeper(Schedule):
-    """Honest for some rounds, so that trust is earned first; then in every round."""
+    """Honest for some rounds, to earn trust first; then active in every round."""
 
     name: Literal["sleeper"] = "sleeper"
     rounds: int = Field(default=10, ge=1)
-    """The honest rounds."""
+    """Number of honest rounds."""
 
     def active(self, round: int) -> bool:
         return round > self.rounds
 
 
 class OnOff(Schedule):
-    """A duty cycle: `on` rounds of attack, `off` honest rounds, and again.
+    """A cycle: `on` rounds of attack, then `off` honest rounds, repeated.
 
-    With a later `start` it is a betrayer, which earns trust first and then never loses all of it.
+    With a later `start`, the hospitals earn trust first and then never lose all of it.
     """
 
     name: Literal["on_off"] = "on_off"

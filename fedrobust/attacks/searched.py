@@ -1,7 +1,7 @@
-"""Attacks that know the defence: they try it on their crafted rows, and send what moves the aggregate furthest.
+"""Attacks that know the defence: they try it on crafted rows, and send the row that moves the aggregate furthest.
 
-μ and σ are the mean and the standard deviation per coordinate of the others' rows. The row is sought on a line
-a·μ + x·p, so that a `Search` judges each by algebra on one Gram matrix.
+μ and σ are the mean and the standard deviation per coordinate of the others' rows. The row is searched on a line
+a·μ + x·p, so that a `Search` evaluates each candidate by algebra on one Gram matrix.
 """
 
 from __future__ import annotations
@@ -19,26 +19,29 @@ from fedrobust.attacks.rows import Vectors, by_columns, gram_of, mean_of, with_n
 
 
 class SearchedAttack(CollusiveAttack):
-    """Sends a·μ + x·p with the x that moves what the real defence makes of the round furthest from μ.
+    """Sends a·μ + x·p with the x that moves the aggregate of the real defence furthest from μ.
 
     The search is deterministic: a geometric grid from a hundredth of `largest` up, then Brent's method between the
-    neighbours of its best point; of equals the first wins. The rows that are tried have the noise that is sent. Where
-    nobody else takes part there is nobody to deceive, and they send what they trained.
+    neighbours of its best point; of equal points the first wins. The rows that are tried have the noise of those that
+    are sent. If no other hospital takes part, they send their trained updates.
     """
 
     knowledge: Literal["aware"] = "aware"
     """It tries the real defence on all updates of the round."""
     largest: float = Field(default=10.0, gt=0)
-    """The end of the range in which the factor x is sought."""
+    """The upper end of the range in which the factor x is searched."""
     evaluations: int = Field(default=24, ge=6)
-    """How often the defence is tried in a round; two thirds are the grid."""
+    """How often the defence is tried in a round; two thirds of these are the grid."""
 
     start: ClassVar[float]
-    """a: how much of μ is in every row of the line."""
+    """a: the factor on μ in every row of the line."""
 
     @abstractmethod
     def line(self, others: Vectors) -> np.ndarray:
-        """p, (d,) float32."""
+        """p, (d,) float32.
+
+        others: the rows of the other participants.
+        """
 
     def wanted(self, view: View) -> np.ndarray:
         return np.array(view.own, dtype=np.float32)
@@ -99,7 +102,12 @@ class OptimalAlie(SearchedAttack):
 
 
 def worst(damage: Callable[[float], float], largest: float, evaluations: int) -> float:
-    """The x in (0, largest] of the greatest damage that so many evaluations find; of equals the first one tried."""
+    """The x in (0, largest] of the greatest damage found; of equal ones the first one tried.
+
+    damage: the function to maximise.
+    largest: the upper end of the range.
+    evaluations: how often `damage` is called at most.
+    """
     from scipy.optimize import minimize_scalar  # slow to import
 
     tried: dict[float, float] = {}

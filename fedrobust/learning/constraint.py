@@ -1,4 +1,4 @@
-"""What binds a local training beside its loss: how attackers on the model keep their updates where they want them."""
+"""Constraints of a local training besides its loss: attackers on the model limit and scale their updates with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ between the global weights and those that will be sent."""
 
 @dataclass(frozen=True)
 class Constraint:
-    """Bounds of one local training, all of them off by default.
+    """Constraints of one local training, all of them off by default.
 
     w are the local weights, w_g the global ones, u = w − w_g is the update.
     """
@@ -23,18 +23,20 @@ class Constraint:
     mask: NDArray[np.bool_] | None = None
     """(d,) the coordinates that may move; None: all of them."""
     radius: float | None = None
-    """After every step w is projected onto the ball ‖w − w_g‖ ≤ radius."""
+    """After every step w is projected onto the ball ‖w − w_g‖ ≤ radius; None: no ball."""
     alpha: float = 1.0
     """The loss is alpha · L_class + (1 − alpha) · L_anomaly, where L_anomaly is `distance`."""
     distance: Distance = "norm"
     scale: float = 1.0
-    """scale · u is sent."""
+    """The update that is sent is scale · u."""
     norm_bound: float | None = None
-    """What is sent is shortened to this norm where it is longer."""
+    """An update that is longer is shortened to this norm before it is sent; None: no limit."""
 
     def finish(self, update: NDArray[np.float32]) -> None:
-        """Turn the update (d,), in place, into what is sent. Mask and radius, which every step kept up to rounding,
-        then hold exactly."""
+        """Turn the `update` (d,) float32, in place, into the update that is sent.
+
+        Mask and radius then hold exactly; during the steps they hold up to rounding.
+        """
         if self.mask is not None:
             update[~self.mask] = 0
         if self.radius is not None:
@@ -47,7 +49,7 @@ class Constraint:
 
 
 def _shorten(update: NDArray[np.float32], norm: float) -> None:
-    """Scale the update, in place, to `norm` where it is longer; one that is not finite stays."""
+    """Scale the update, in place, to `norm` if it is longer; an update that is not finite stays as it is."""
     length = float(np.linalg.norm(update.astype(np.float64)))
     while norm < length < np.inf:  # once, or once more where rounding left it too long
         update *= np.float32(np.nextafter(np.float32(norm / length), np.float32(0)))

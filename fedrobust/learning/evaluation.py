@@ -1,4 +1,4 @@
-"""What a model says of images: its probabilities."""
+"""A model's probabilities for images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ def predict(
     to_tensor: Callable[[NDArray[np.uint8]], Tensor],
     batch: int = 256,
 ) -> NDArray[np.float32]:
-    """The model's probabilities (n, classes) float32 for images (n, H, W, 3).
+    """The model's probabilities for images: (n, classes) float32.
 
-    Image i is in batch i // `batch`, so shares of the images that are cut between batches give the bits of the whole.
-    Rows that are not finite become uniform (see `decided`). The module is left in the mode it was in.
+    module: a network that returns logits; it is left in the mode it was in.
+    images: (n, H, W, 3) uint8, or any array that `to_tensor` takes, with the images along the first axis.
+    to_tensor: turns a batch of images into the input that the model was trained on, (B, 3, H, W) float32.
+    batch: images per batch, at most.
 
-    Args:
-        module: gives logits.
-        images: uint8, or whatever `to_tensor` takes; sliced along the first axis.
-        to_tensor: makes a batch of them what the model was trained on, (B, 3, H, W) float32.
-        batch: images at a time, at most.
+    Image i is in batch i // `batch`, so shares of the images that are cut between batches give the same bits as all
+    images together. Rows that are not finite become uniform (see `decided`).
     """
     if len(images) == 0:
         return predict(module, np.zeros_like(images, shape=(1, *images.shape[1:])), to_tensor)[:0]

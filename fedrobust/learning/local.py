@@ -28,7 +28,7 @@ Precision = Literal[
     "transformer-engine",
     "transformer-engine-float16",
 ]
-"""What Lightning's Trainer calls its precisions."""
+"""The precisions of Lightning's Trainer."""
 
 
 class LocalOptimizer(Options):
@@ -43,9 +43,9 @@ class LocalOptimizer(Options):
         """The torch optimiser of `parameters`."""
 
     def state_names(self) -> tuple[str, ...]:
-        """What torch calls the optimiser's state of one parameter; empty when it has none.
+        """The names of the optimiser's state of one parameter in torch; empty when it has none.
 
-        `step` is a count, anything else a tensor of the parameter's shape.
+        `step` is a count; any other state is a tensor of the parameter's shape.
         """
         return ()
 
@@ -57,7 +57,7 @@ class SGD(LocalOptimizer):
     lr: float = Field(default=0.05, gt=0)
     """Learning rate."""
     momentum: Momentum = 0.9
-    """Share of the last step's direction that is kept; 0 for plain descent."""
+    """Share of the last step's direction that is kept; 0: plain descent."""
     weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty."""
 
@@ -73,7 +73,7 @@ class SGD(LocalOptimizer):
 
 
 class _Moments(LocalOptimizer):
-    """What Adam and AdamW share."""
+    """The options of Adam and AdamW."""
 
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate."""
@@ -105,7 +105,7 @@ class AdamW(_Moments):
 
     name: Literal["adamw"] = "adamw"
     weight_decay: float = Field(default=0.01, ge=0)
-    """Share of a weight that each step takes away, times the learning rate."""
+    """Each step subtracts this share of a weight, times the learning rate."""
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         import torch
@@ -120,7 +120,7 @@ class TrainerCallback(Options):
     name: str = Field(pattern=FORM.pattern)
     """Where the class is: `pytorch_lightning.callbacks:StochasticWeightAveraging`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """What its constructor is given."""
+    """Arguments of its constructor."""
 
     @model_validator(mode="after")
     def _constructible(self) -> TrainerCallback:
@@ -136,7 +136,7 @@ class TrainerCallback(Options):
             raise refusal(f"'{self.name}' is not a Lightning callback", "name")
         try:
             return made(**self.options)
-        except Exception as error:  # whatever its constructor raises
+        except Exception as error:  # any error of its constructor
             raise refusal(f"{self.name} does not take these options: {error}", "options") from error
 
 
@@ -163,7 +163,7 @@ class LocalTraining(Options):
     augment: bool = True
     """Random flips and quarter turns of the patches."""
     precision: Precision = "32-true"
-    """Precision of the trainer engine; some need a GPU. Updates are float32 whatever it is."""
+    """Precision of the trainer engine; some need a GPU. Updates are float32 in any case."""
     callbacks: Many[TrainerCallback] = ()
     """Callbacks of the trainer engine."""
     channels_last: bool = True
@@ -197,5 +197,5 @@ class LocalTraining(Options):
         return self
 
     def steps_for(self, patches: int) -> int:
-        """How many batches a hospital with so many training patches trains on in a round."""
+        """Number of batches that a hospital with so many training `patches` trains on in a round."""
         return self.steps or (self.epochs or 1) * -(-patches // self.batch_size)

@@ -1,4 +1,4 @@
-"""The loss that a hospital minimises, and what it knows of its own label distribution."""
+"""The loss that a hospital minimises. It may depend on the hospital's own label distribution."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ class LocalLoss(Options):
     def loss(self, logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
         """The mean loss of a batch.
 
-        Args:
-            logits: (B, classes) float32.
-            labels: (B,) int64.
-            counts: (classes,) float32, the hospital's training patches of each label.
+        logits: (B, classes) float32.
+        labels: (B,) int64.
+        counts: (classes,) float32, the hospital's training patches of each label.
         """
 
 
@@ -43,8 +42,8 @@ class CrossEntropy(LocalLoss):
 class ClassWeighted(LocalLoss):
     """Cross entropy in which each label weighs the inverse of its frequency at the hospital.
 
-    A batch's mean is taken over its weights. One patch of every label is added to the counts, so that a label which
-    the hospital lacks (and a label flip brings in) has a finite weight.
+    The mean of a batch is a weighted mean. One patch of every label is added to the counts, so that a label which the
+    hospital does not have (but gets by a label flip) has a finite weight.
     """
 
     name: Literal["class_weighted"] = "class_weighted"
@@ -59,8 +58,8 @@ class ClassWeighted(LocalLoss):
 class LogitAdjusted(LocalLoss):
     """Cross entropy of logits plus the log prior of the hospital's own labels (Menon et al., ICLR 2021).
 
-    Takes the label skew between hospitals out of their updates (compare FedLC: Zhang et al., ICML 2022). The prior
-    is smoothed by one patch of every label, so that labels which the hospital lacks stay finite.
+    Removes the label skew between hospitals from their updates (compare FedLC: Zhang et al., ICML 2022). The prior is
+    smoothed by one patch of every label, so that it is finite for labels which the hospital does not have.
     """
 
     name: Literal["logit_adjusted"] = "logit_adjusted"

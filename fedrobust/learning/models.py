@@ -1,4 +1,4 @@
-"""The model of a federation: which network every hospital trains."""
+"""The model of a federation: the network that every hospital trains."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ if TYPE_CHECKING:
 
 
 class Model(Options):
-    """A network, built with the same initial weights wherever it is built."""
+    """A network. It has the same initial weights in every process that builds it."""
 
     name: str
 
     @abstractmethod
     def network(self, classes: int, size: int) -> nn.Module:
-        """The network for `classes` and images of `size` × `size` pixels; may draw from torch's global generator."""
+        """The network, which may draw from torch's global generator.
+
+        classes: number of labels.
+        size: side of an image, in pixels.
+        """
 
     def parameters(self, classes: int, size: int) -> int:
-        """How many weights the network has, found without making them; 0 where that cannot be found so."""
+        """The number of weights of the network, found without allocating them; 0 where that is not possible.
+
+        classes: number of labels.
+        size: side of an image, in pixels.
+        """
         import torch
 
         try:
@@ -32,16 +40,18 @@ class Model(Options):
                 return sum(each.numel() for each in self.network(classes, size).parameters())
         except ExperimentError:
             raise
-        except Exception:  # a network that cannot be made without its weights
+        except Exception:  # a network that cannot be made without allocating its weights
             return 0
 
     def build(self, classes: int, size: int, seed: int) -> nn.Module:
-        """The network with initial weights that depend on `seed` alone; torch's global generator is left as it was.
+        """The network, with initial weights that depend on `seed` alone. Torch's global generator is not changed.
 
-        Its input is (B, 3, size, size) float32, its output (B, classes) logits.
+        classes: number of labels.
+        size: side of an image, in pixels.
+        seed: of the initial weights.
 
-        Raises:
-            ExperimentError: the network does not take images of that size, or keeps running statistics.
+        Its input is (B, 3, size, size) float32, its output (B, classes) logits. Raises `ExperimentError` if the network
+        does not take images of that size, or keeps running statistics.
         """
         import torch
 
@@ -53,7 +63,7 @@ class Model(Options):
                 network = self.network(classes, size)
             except ExperimentError:
                 raise
-            except Exception as error:  # whatever a constructor raises, a user's too
+            except Exception as error:  # any error of a constructor, a user's too
                 raise ExperimentError(f"model {self.name} cannot be made: {first_line(error)}") from error
             check(network, self.name, classes, size)
         return network
@@ -70,7 +80,7 @@ class Cnn(Model):
     norm: Literal["group", "none"] = "group"
     """Normalisation after each convolution."""
     pool: Literal["average", "flatten"] = "average"
-    """What reaches the classifier: the average over the image, or every position of it."""
+    """Input of the classifier: the average over the image, or every position of it."""
 
     def network(self, classes: int, size: int) -> nn.Module:
         from fedrobust.learning.networks import convolutional
@@ -112,6 +122,6 @@ class Timm(Model):
 
 
 def model_shorthand(text: str) -> dict[str, Any] | None:
-    """`timm:resnet18` as options; None for any other text. For `OneOf(Model, shorthand=model_shorthand)`."""
+    """`timm:resnet18` as options; None for any other `text`. For `OneOf(Model, shorthand=model_shorthand)`."""
     library, separator, model = text.partition(":")
     return {"name": "timm", "model": model} if separator and library == "timm" else None

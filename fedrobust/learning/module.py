@@ -14,7 +14,7 @@ from fedrobust.learning.vector import split, trainable
 
 
 class TissueClassifier(LightningModule):
-    """A tissue classifier that trains at one hospital after another; `begin` says at which."""
+    """A tissue classifier that trains at one hospital after another; `begin` starts the training at each."""
 
     def __init__(self, model: nn.Module, options: LocalTraining) -> None:
         super().__init__()
@@ -26,9 +26,10 @@ class TissueClassifier(LightningModule):
         self.movable: list[Tensor] = []
 
     def begin(self, class_counts: NDArray[np.integer], constraint: Constraint | None = None) -> None:
-        """Starts at a hospital: the present weights are the global ones, `class_counts` (classes,) its labels.
+        """Start the training at a hospital. The current weights are the global ones.
 
-        `constraint` is what binds an attacker's training; honest hospitals have none.
+        class_counts: (classes,) the hospital's training patches of each label.
+        constraint: of an attacker's training; None for honest hospitals.
         """
         parameters = trainable(self.model)
         device = parameters[0].device
@@ -40,12 +41,16 @@ class TissueClassifier(LightningModule):
             self.movable = [piece.to(device) for piece in split(constraint.mask, parameters)]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) float32 images to (B, classes) logits."""
+        """(B, classes) logits for `images` (B, 3, H, W) float32."""
         logits: Tensor = self.model(images)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch, with FedProx's term and an attacker's anomaly term where they are asked for."""
+        """The loss of one batch, with FedProx's term and an attacker's anomaly term where these are set.
+
+        batch: (B, 3, H, W) float32 images and (B,) int64 labels.
+        batch_idx: for Lightning; not used.
+        """
         images, labels = batch
         loss = self.options.loss.loss(self.model(images), labels, self.counts)
         if self.constraint is not None and self.constraint.alpha < 1:
@@ -68,7 +73,7 @@ class TissueClassifier(LightningModule):
         return norm
 
     def project(self) -> None:
-        """After a step: takes the weights back to where the constraint, if there is one, allows them."""
+        """After a step: project the weights onto the constraint, if there is one."""
         if self.constraint is not None:
             with torch.no_grad():
                 self._project(self.constraint)

@@ -17,14 +17,29 @@ PROBE_SECONDS = 5.0
 
 
 def group_norm(channels: int, eps: float = 1e-5, affine: bool = True) -> nn.GroupNorm:
-    """Group normalisation (Wu & He, ECCV 2018) with at most 32 groups, of at least four channels where possible."""
+    """Group normalisation (Wu & He, ECCV 2018) with at most 32 groups, of at least four channels where possible.
+
+    channels: number of channels.
+    eps: see `torch.nn.GroupNorm`.
+    affine: see `torch.nn.GroupNorm`.
+    """
     return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels, eps=eps, affine=affine)
 
 
 def convolutional(
     channels: Sequence[int], hidden: int | None, normalise: bool, average: bool, classes: int, size: int
 ) -> nn.Sequential:
-    """The network of `models.Cnn`."""
+    """The network of `models.Cnn`.
+
+    channels: of each block.
+    hidden: width of the hidden layer; None: no hidden layer.
+    normalise: whether each convolution is followed by group normalisation.
+    average: whether the classifier gets the average over the image, or every position of it.
+    classes: number of labels.
+    size: side of an image, in pixels.
+
+    Raises `ExperimentError` where the image is too small for the blocks.
+    """
     final = size // 2 ** len(channels)
     if final < 1:
         raise ExperimentError(
@@ -51,7 +66,16 @@ def convolutional(
 
 
 def timm_network(name: str, pretrained: bool, group: bool, classes: int, size: int) -> nn.Module:
-    """A network of timm for images of `size`, with a fresh classifier, and no running statistics."""
+    """A network of timm, with a new classifier and without running statistics.
+
+    name: in timm.
+    pretrained: whether to start from timm's pretrained weights.
+    group: whether batch normalisation becomes group normalisation.
+    classes: number of labels.
+    size: side of an image, in pixels.
+
+    Raises `ExperimentError` where the network cannot be made.
+    """
     import timm
 
     config = timm.get_pretrained_cfg(name)
@@ -64,7 +88,7 @@ def timm_network(name: str, pretrained: bool, group: bool, classes: int, size: i
             options["pretrained_cfg_overlay"] = {"file": file}
     try:
         network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:  # whatever a network's constructor or a download raises
+    except Exception as error:  # any error of a network's constructor or a download
         what = f"cannot load the pretrained weights of '{name}'" if pretrained else f"cannot build '{name}'"
         raise ExperimentError(f"model timm: {what}: {first_line(error)}") from error
     replace_batch_norm(network, group)
@@ -72,12 +96,13 @@ def timm_network(name: str, pretrained: bool, group: bool, classes: int, size: i
 
 
 def pretrained_file(name: str, config: Any) -> str | None:
-    """The file in the Hugging Face cache that holds the weights, or None when they have to be downloaded.
+    """The file in the Hugging Face cache that has the weights; None if they must be downloaded.
 
-    The hub's client retries for minutes when nothing answers, so whether it answers is asked first.
+    name: of the network in timm.
+    config: timm's configuration of its pretrained weights.
 
-    Raises:
-        ExperimentError: the weights are neither on this machine nor can they be fetched.
+    The hub's client retries for minutes when there is no answer, so this function first checks that the hub answers.
+    Raises `ExperimentError` if the weights are not on this machine and cannot be downloaded.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -99,7 +124,7 @@ def pretrained_file(name: str, config: Any) -> str | None:
 
 
 def unreachable(address: str) -> str | None:
-    """Why nothing answers at `address`; None when something does, whatever it says."""
+    """Why there is no answer from `address`; None if there is one, of any kind."""
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PROBE_SECONDS).close()
     except urllib.error.HTTPError:
@@ -110,15 +135,17 @@ def unreachable(address: str) -> str | None:
 
 
 def first_line(error: object) -> str:
-    """The first line of an error's text, or its kind when it has none."""
+    """The first line of an error's text; the name of its class if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def replace_batch_norm(network: nn.Module, group: bool) -> None:
-    """Converts every batch normalisation below `network` to group normalisation, or drops its running statistics.
+    """Convert every batch normalisation in `network` to group normalisation if `group`; otherwise drop its running
+    statistics.
 
-    Scale and shift are kept; so is what timm fuses into its batch normalisation (activation, dropping of blocks).
+    Scale and shift are kept, and so are the functions that timm includes in its batch normalisation (activation,
+    dropping of blocks).
     """
     for name, child in network.named_children():
         if not isinstance(child, nn.modules.batchnorm._BatchNorm):
@@ -139,10 +166,14 @@ def _as_group_norm(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
 
 
 def check(network: nn.Module, name: str, classes: int, size: int) -> None:
-    """Refuses a network that federated learning cannot guard, or that does not fit the images.
+    """Raise `ExperimentError` for a network with running statistics, or one that does not fit the images.
 
-    Raises:
-        ExperimentError: see the message.
+    No aggregation rule protects running statistics.
+
+    network: the network.
+    name: for the message.
+    classes: number of labels.
+    size: side of an image, in pixels.
     """
     for buffer, _ in network.named_buffers():
         if buffer.endswith(("running_mean", "running_var")):
@@ -154,7 +185,7 @@ def check(network: nn.Module, name: str, classes: int, size: int) -> None:
     try:
         with torch.no_grad():
             shape = tuple(network(torch.zeros(1, 3, size, size)).shape)  # the last batch of an epoch may be one patch
-    except Exception as error:  # whatever a network raises for images that it cannot take
+    except Exception as error:  # any error of a network that cannot take such images
         raise ExperimentError(f"model {name} cannot train on a patch of {size} pixels: {first_line(error)}") from error
     if shape != (1, classes):
         raise ExperimentError(f"model {name} gives {shape} for one image, not (1, {classes}) logits")

@@ -1,4 +1,4 @@
-"""What the coordinator does with the aggregate: federated optimisers, in NumPy.
+"""How the coordinator changes the global model by the aggregate: federated optimisers, in NumPy.
 
 The aggregate Δ is a mean of updates (local − global weights), so a step adds it.
 """
@@ -26,9 +26,11 @@ class ServerOptimizer(Options):
 
     @abstractmethod
     def step(self, weights: Vector, aggregate: Vector, state: Mapping[str, Vector]) -> tuple[Vector, OptimizerState]:
-        """New weights (d,) float32 and new state, from an aggregate (d,) float32; the arguments stay as they are.
+        """The new weights (d,) float32 and the new state; the arguments are not changed.
 
-        `state` is {} in the first round, afterwards what the last step returned.
+        weights: (d,) float32, the global weights.
+        aggregate: (d,) float32.
+        state: {} in the first round, afterwards the state that the last step returned.
         """
 
 
@@ -59,7 +61,7 @@ class FedAvgM(ServerOptimizer):
 
 
 class _Adaptive(ServerOptimizer):
-    """m ← β₁m + (1 − β₁)Δ; v as the subclass says; w ← w + lr · m/(√v + τ), without bias correction."""
+    """m ← β₁m + (1 − β₁)Δ; v depends on the subclass; w ← w + lr · m/(√v + τ), without bias correction."""
 
     lr: float = Field(default=0.01, gt=0)
     """Server learning rate."""

@@ -28,8 +28,12 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a hospital's training gives: `update` (d,) float32 = local − global weights, the mean training `loss`
-    over the steps, and the optimiser's `state` when it is to be carried to the hospital's next round."""
+    """The result of a hospital's training.
+
+    update: (d,) float32 = local − global weights.
+    loss: the mean training loss over the steps.
+    state: of the optimiser, if it is carried to the hospital's next round.
+    """
 
     update: Vector
     loss: float
@@ -37,15 +41,13 @@ class LocalResult:
 
 
 class LocalTrainer:
-    """Trains one hospital after another on the same module, with nothing to set up between them.
+    """Trains one hospital after another on the same module, without any set-up between them.
 
-    Args:
-        model: the network; moved to `device` and kept as `network`, inside the Lightning `module`.
-        options: how to train.
-        device: as torch spells it.
+    model: the network; it is moved to `device`, and kept as `network`, inside the Lightning `module`.
+    options: how to train.
+    device: as torch spells it.
 
-    Raises:
-        ExperimentError: the device cannot train in the precision that is asked for.
+    Raises `ExperimentError` if the device cannot train in the requested precision.
     """
 
     def __init__(self, model: nn.Module, options: LocalTraining, device: str = "cpu") -> None:
@@ -60,7 +62,7 @@ class LocalTrainer:
         self._optimizer = self.module.configure_optimizers()
 
     def load(self, weights: Vector) -> None:
-        """Puts global weights (d,) float32, which may be read-only, into `network`."""
+        """Copy the global weights (d,) float32, which may be read-only, into `network`."""
         load_vector(self.network, weights)
 
     def train(
@@ -77,21 +79,20 @@ class LocalTrainer:
     ) -> LocalResult:
         """One hospital's local training.
 
-        The result depends on the arguments alone: not on what this object trained before, nor on torch's global
-        generator, which is left as it was. A loss that is not finite gives an update that is not finite.
+        weights: (d,) float32 global weights; may be read-only.
+        batches: at least `steps` batches of (B, 3, H, W) float32 images and (B,) int64 labels.
+        steps: number of batches to train on.
+        class_counts: (classes,) the hospital's training patches of each label.
+        state: the optimiser's state from the hospital's last round; None: a fresh optimiser.
+        seed: for the model's random draws (dropout); from the run's seed, the round and the client.
+        out: (d,) float32, where to write the update; a new array by default.
+        constraint: of an attacker's training; it also turns the update into the one that is sent.
 
-        Args:
-            weights: (d,) float32 global weights; may be read-only.
-            batches: at least `steps` batches of (B, 3, H, W) float32 images and (B,) int64 labels.
-            steps: how many of them to train on.
-            class_counts: (classes,) the hospital's training patches of each label.
-            state: the optimiser's state from the hospital's last round; None starts afresh.
-            seed: for what the model draws (dropout); from the run's seed, the round and the client.
-            out: (d,) float32, where to write the update; a new array by default.
-            constraint: what binds an attacker's training, and makes its update what it sends.
+        The result depends only on the arguments: not on earlier trainings of this object, nor on torch's global
+        generator, which is not changed. A loss that is not finite gives an update that is not finite.
 
-        Raises:
-            ValueError: `weights`, `state` or a mask do not fit the model, or there are fewer than `steps` batches.
+        Raises `ValueError` where `weights`, `state` or a mask do not fit the model, or where there are fewer than
+        `steps` batches.
         """
         self.load(weights)
         self.module.begin(class_counts, constraint)
@@ -134,7 +135,7 @@ class LocalTrainer:
         return losses, optimizer
 
     def _trainer(self, batches: Batches, state: Vector | None) -> tuple[list[Tensor], torch.optim.Optimizer]:
-        # A Trainer is made each time: one that is fitted again drops a batch (Lightning 2.6).
+        # A new Trainer each time: a second fit with the same one drops a batch (Lightning 2.6).
         recorder = _Recorder(self.options.optimizer.state_names(), state)
         cuda = self.device.type == "cuda"
         with _silenced():
@@ -148,10 +149,10 @@ class LocalTrainer:
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
-                plugins=[LightningEnvironment()],  # whatever job scheduler started this process
+                plugins=[LightningEnvironment()],  # a job scheduler that started this process is ignored
             )
             trainer.fit(self.module, batches)
-        self._place()  # Lightning moves a module back to the CPU, and leaves it in the Trainer's precision
+        self._place()  # Lightning has moved the module to the CPU, and left it in the Trainer's precision
         return recorder.losses, trainer.optimizers[0]
 
     def _place(self) -> None:
@@ -159,7 +160,7 @@ class LocalTrainer:
 
 
 class _Recorder(lightning.Callback):
-    """Puts the optimiser's state in when training starts, keeps to the constraint, and takes the losses out."""
+    """Sets the optimiser's state when training starts, applies the constraint, and records the losses."""
 
     def __init__(self, names: tuple[str, ...], state: Vector | None) -> None:
         self.names = names
@@ -183,7 +184,7 @@ class _Recorder(lightning.Callback):
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keeps what Lightning says about accelerators and workers off the screen."""
+    """Hides Lightning's messages about accelerators and workers."""
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     logger.setLevel(logging.ERROR)

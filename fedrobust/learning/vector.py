@@ -13,7 +13,7 @@ from fedrobust.arrays import Vector
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that make up the vector, in its order."""
+    """The parameters of `module` that make up the vector, in its order."""
     return [parameter for _, parameter in module.named_parameters() if parameter.requires_grad]
 
 
@@ -23,20 +23,22 @@ def size(module: nn.Module) -> int:
 
 
 def flatten(tensors: Iterable[Tensor]) -> Vector:
-    """Tensors of any device and memory format as one new contiguous (d,) float32 array."""
+    """The `tensors`, of any device and memory format, as one new contiguous (d,) float32 array."""
     return torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors]).cpu().numpy()
 
 
 def parameters_to_vector(module: nn.Module) -> Vector:
-    """The trainable parameters (d,) float32; a copy."""
+    """The trainable parameters of `module`, (d,) float32; a copy."""
     return flatten(trainable(module))
 
 
 def split(vector: NDArray[Any], like: Sequence[Tensor]) -> list[Tensor]:
-    """A (d,) vector cut into new CPU tensors of the shapes of `like`; `vector` may be read-only.
+    """A (d,) vector cut into new CPU tensors.
 
-    Raises:
-        ValueError: the vector has another length than `like` has elements.
+    vector: (d,), which may be read-only.
+    like: tensors with the shapes of the result.
+
+    Raises `ValueError` where the vector has another length than `like` has elements.
     """
     expected = sum(tensor.numel() for tensor in like)
     if vector.shape != (expected,):
@@ -46,7 +48,7 @@ def split(vector: NDArray[Any], like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def load_vector(module: nn.Module, vector: Vector) -> None:
-    """Overwrites the trainable parameters in place; `vector` (d,) may be read-only and is not kept."""
+    """Overwrite the trainable parameters of `module` in place; `vector` (d,) may be read-only and is not kept."""
     parameters = trainable(module)
     with torch.no_grad():
         for parameter, piece in zip(parameters, split(vector, parameters), strict=True):
@@ -54,9 +56,12 @@ def load_vector(module: nn.Module, vector: Vector) -> None:
 
 
 def optimizer_to_vector(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Vector | None:
-    """An optimiser's state as one float32 vector: each named tensor of all parameters in turn, `step` as one element.
+    """The state of `optimizer` as one float32 vector; None when there are no names.
 
-    None when there are no names. A parameter that never had a gradient counts as zeros.
+    names: of its state of one parameter, see `LocalOptimizer.state_names`.
+
+    The vector has each named tensor of all parameters in turn, and `step` as one element. A parameter that never had a
+    gradient counts as zeros.
     """
     if not names:
         return None
@@ -71,10 +76,12 @@ def optimizer_to_vector(optimizer: torch.optim.Optimizer, names: Sequence[str]) 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], vector: Vector | None) -> None:
-    """Resets an optimiser's state, to that of `vector` (see `optimizer_to_vector`) or to none.
+    """Set the state of `optimizer` to that of `vector`, or clear it where `vector` is None.
 
-    Raises:
-        ValueError: the vector does not fit.
+    names: of its state of one parameter, see `LocalOptimizer.state_names`.
+    vector: see `optimizer_to_vector`.
+
+    Raises `ValueError` where the vector does not fit.
     """
     optimizer.state.clear()
     if vector is None or not names:

@@ -1,8 +1,8 @@
 """How good a model is: figures of its predictions on held-out patches.
 
-A metric is one class: its `name` is that in MLflow, behind the part of the data that it is measured on, its docstring
-says what it is. Every run has those of this room; `evaluation.metrics` names a user's own. Reports, comparisons,
-matrices and the objectives of sweeps take them from here.
+A metric is one class. In MLflow it is called by its `name`, after the part of the data that it is measured on. Its
+docstring says what it measures. Every run has the metrics of this room; `evaluation.metrics` names a user's own.
+Reports, comparisons, matrices and the objectives of sweeps take them from here.
 
 >>> import numpy as np
 >>> from fedrobust.metrics import BalancedAccuracy, Predictions

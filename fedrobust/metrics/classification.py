@@ -1,4 +1,4 @@
-"""The metrics that every run has. Each is finite whatever the model and the labels are."""
+"""The metrics that every run has. Each is finite for all models and labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedrobust.metrics.metric import Metric, Predictions
 
 
 class Accuracy(Metric):
-    """The share of patches that are read rightly."""
+    """The share of patches that are classified correctly."""
 
     title = "accuracy"
     headline = False
@@ -24,7 +24,7 @@ class Accuracy(Metric):
 
 
 class BalancedAccuracy(Metric):
-    """The mean recall of the labels that occur: chance is 1 / labels, whatever their mix."""
+    """The mean recall of the labels that occur: chance is 1 / labels, whatever their frequencies."""
 
     title = "balanced accuracy"
 
@@ -97,7 +97,7 @@ class CalibrationError(Metric):
 
 
 class Loss(Metric):
-    """The mean negative log probability of the true label, a probability counting as at least 1e-12."""
+    """The mean negative log probability of the true label; probabilities below 1e-12 count as 1e-12."""
 
     title = "loss"
     headline = False
@@ -111,16 +111,16 @@ class Loss(Metric):
 
 
 class WorstHospitalAccuracy(Metric):
-    """The accuracy at the hospital where it is least.
+    """The accuracy at the hospital where it is lowest.
 
-    Of the hospitals with at least `minimum` test patches; of all where none has as many.
+    Only hospitals with at least `minimum` test patches count; if there is none, all do.
     """
 
     title = "worst hospital"
 
     name: Literal["worst_hospital_accuracy"] = "worst_hospital_accuracy"
     minimum: int = Field(default=10, ge=1)
-    """Test patches below which a hospital's accuracy says too little to be called the worst."""
+    """The least number of test patches: with fewer, a hospital's accuracy is too uncertain to be the worst."""
 
     def of(self, predictions: Predictions) -> float:
         """See the class."""

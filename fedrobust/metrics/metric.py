@@ -1,4 +1,4 @@
-"""What a metric is, and what it sees: a model's probabilities on held-out patches."""
+"""Metrics, and their input: a model's probabilities on held-out patches."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Labels = NDArray[np.int64]
 
 
 def decided(probabilities: Probabilities) -> Probabilities:
-    """Probabilities (n, classes) in which a row that is not finite is uniform: a ruined model knows nothing.
+    """The `probabilities` (n, classes), with uniform rows instead of those that are not finite.
 
-    Its predicted label is then the first one, so its balanced accuracy is chance where that label occurs, as is its
-    AUROC.
+    The predicted label of such a row is the first one. So the balanced accuracy of a ruined model is chance where that
+    label occurs, and so is its AUROC.
     """
     finite = np.isfinite(probabilities).all(axis=1, keepdims=True)
     return np.where(finite, probabilities, np.float32(1 / probabilities.shape[1]))
@@ -29,14 +29,14 @@ def decided(probabilities: Probabilities) -> Probabilities:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model says of n ≥ 1 patches. Raises `ValueError` where there are none."""
+    """A model's predictions for n ≥ 1 patches. Raises `ValueError` if there are none."""
 
     probabilities: Probabilities
-    """(n, classes) float32, each row with the sum 1; rows that are given and are not finite become uniform."""
+    """(n, classes) float32, each row with the sum 1; rows that are not finite become uniform."""
     labels: Labels
-    """(n,) int64, the true ones."""
+    """(n,) int64, the true labels."""
     hospitals: Labels
-    """(n,) int64, whose patch each is."""
+    """(n,) int64, the hospital of each patch."""
 
     def __post_init__(self) -> None:
         if len(self.labels) == 0:
@@ -75,58 +75,59 @@ class Predictions:
 
 
 class Metric(Options, ABC):
-    """A figure of a model: a subclass with a `name` is one."""
+    """A figure of a model's quality: every subclass with a `name` is a metric."""
 
     title: ClassVar[str]
-    """What tables and pages call it."""
+    """Its name in tables and pages."""
     headline: ClassVar[bool] = True
-    """Whether it stands in reports, comparisons and matrices; MLflow and the objectives of sweeps have all."""
+    """Whether it is shown in reports, comparisons and matrices; MLflow and the objectives of sweeps have all
+    metrics."""
 
     name: str
 
     @property
     def key(self) -> str:
-        """Its name in MLflow, behind `test/` and `validation/`: of a user's own class, that of the class."""
+        """Its name in MLflow, after `test/` or `validation/`: for a user's own class, the name of the class."""
         return self.name.rpartition(":")[2]
 
     @abstractmethod
     def of(self, predictions: Predictions) -> float:
-        """The figure; NaN where it is undefined."""
+        """The figure for these `predictions`; NaN where it is undefined."""
 
 
 def own() -> list[Metric]:
-    """The metrics of this room, those of one file in the order of their definition."""
+    """The metrics of this room; those of one file in the order of their definition."""
     return [kind.model_validate({"name": name}) for name, kind in members(Metric).items()]  # type: ignore[misc]
 
 
 def measured(predictions: Predictions, more: Iterable[Metric] = ()) -> dict[str, float]:
-    """All metrics of this room, and `more`, by their name in MLflow.
+    """The metrics of this room and `more` on these `predictions`: name in MLflow → figure.
 
-    Raises what a user's own metric raises.
+    Errors of a user's own metric are not caught.
     """
     return {metric.key: float(metric.of(predictions)) for metric in [*own(), *more]}
 
 
 def in_tables(keys: Iterable[str]) -> dict[str, str]:
-    """Name in MLflow → title of those of the metrics that stand in tables; a user's own do, under their names."""
+    """The metrics among `keys`, names in MLflow, that tables show: name → title. A user's own are shown under their
+    names.
+    """
     there, known = set(keys), {metric.key: metric for metric in own()}
     found = {key: metric.title for key, metric in known.items() if key in there and metric.headline}
     return found | {key: key.replace("_", " ") for key in sorted(there - set(known))}
 
 
 def attack_success(clean: Labels, triggered: Labels, labels: Labels, target: int) -> dict[str, float]:
-    """How often a trigger turns an image into the `target` label.
+    """How often a trigger makes the model give an image the `target` label: `success_rate` and `raw_rate`.
 
-    Args:
-        clean: (n,) predicted labels of the images as they are.
-        triggered: (n,) predicted labels of the same images with the trigger.
-        labels: (n,) true labels.
-        target: the label that the attacker wants.
+    clean: (n,) int64, predicted labels of the images without the trigger.
+    triggered: (n,) int64, predicted labels of the same images with the trigger.
+    labels: (n,) int64, true labels.
+    target: the label that the attacker wants.
 
-    Returns:
-        `success_rate`: of the images of other labels that are classified correctly without the trigger, the share
-        that the trigger turns into the target. `raw_rate`: of all images of other labels, the share read as the
-        target with the trigger, which counts what the model misreads anyway. Both 0 where there are no such images.
+    `success_rate`: of the images of other labels that are classified correctly without the trigger, the share that gets
+    the target label with it. `raw_rate`: of all images of other labels, the share that gets the target label with the
+    trigger; this includes images that the model misclassifies without it. Both are 0 where there are no such images.
     """
     other = labels != target
     sound = other & (clean == labels)

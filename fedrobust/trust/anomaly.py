@@ -81,7 +81,7 @@ class RobustZ(Detector):
       by being equal, whereas 8 of 20 may determine the geometric median;
     - `neighbours`: the distance to the ⌊n/2⌋-th nearest other row, large ones. A minority of equal rows is too small
       to make it small;
-    - `spectral`: how far out u_i lies along the direction in which most rows vary (the first spherical principal
+    - `spectral`: how far out u_i is along the direction in which most rows vary (the first spherical principal
       component), both sides: rows that collude add up in it;
     - `duplicates`: ln of the distance to the nearest other row, all of length 1, small ones: copies, with noise on them
       or not, of any length. A hospital whose update is copied looks like a copy, too;

@@ -1,4 +1,4 @@
-"""Reputation: what the scores of all rounds say about a client."""
+"""Reputation: one figure for each client, from its scores of all rounds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Reputation(Options):
 
 
 class Evidence(Reputation):
-    """A reputation that weighs each round's evidence against what is left of the evidence before.
+    """A reputation that adds each round's evidence to the earlier evidence, which loses weight over time.
 
     A round with score s is bad evidence e = max(0, s − t) / (1 − t), t = `tolerance`, and good evidence 1 − e.
     """

@@ -1,4 +1,4 @@
-"""The rules, by what they look at: a new one goes into the room of its kind, or into a file of its own."""
+"""The rules, sorted by the data that they look at. A new rule goes into a fitting file, or into a new one."""
 
 # In the order in which `fedrobust list` shows them.
 from fedrobust.aggregation.rules import averages, selection, spectral, coordinatewise  # isort: skip # noqa: F401

@@ -46,7 +46,7 @@ class Adaptive(Rule):
     4. w_i = p_i e_i k_i, k_i the client's standing: 1 at first, then k ← `memory` k + (1 − `memory`) e_i;
     5. rows whose v_i is much nearer to another one than is common (`close`) lose their weight, if 3/4 of all stays;
     6. F(u) = Σ w_i u_i min(1, r / ‖u_i‖) / Σ w_i, r the norm that holds `reach` of the weight, at most 5 medians.
-    Needs G and the histories "average"; the Byzantine f plays no part. Prior: p, in step 4.
+    Needs G and the histories "average"; the Byzantine f is not used. Prior: p, in step 4.
 
     In the averages the noise is gone and the constant part of a client's updates is left: honest clients agree better
     than in any round, and so do colluding ones. docs/adaptive.md says what each step gains, and where the rule fails.

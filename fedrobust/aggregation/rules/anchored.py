@@ -41,7 +41,7 @@ class FLTrust(RootRule):
     """Weigh each update by its cosine to the server's own, and scale it to the same norm (Cao et al., NDSS 2021).
 
     TS_i = ReLU(cos(u_i, g₀)), F(u) = Σ p_i TS_i (‖g₀‖ / ‖u_i‖) u_i / Σ p_i TS_i. Needs G and the anchor "root". Any
-    number of Byzantine rows: f plays no part, and ‖F(u)‖ ≤ ‖g₀‖ whatever they are. Prior: p, beside the trust scores;
+    number of Byzantine rows: f is not used, and ‖F(u)‖ ≤ ‖g₀‖ for any rows. Prior: p, times the trust scores;
     the paper, with equal p, has none.
 
     If no update has a positive cosine to g₀, the paper divides by Σ TS_i = 0. Here the aggregate is zero then: the

@@ -20,7 +20,7 @@ class FoolsGold(Rule):
 
     H_i = Σ of client i's updates so far, cs_ij = cos(H_i, H_j), v_i = max_{j ≠ i} cs_ij. Pardoning: cs_ij ← cs_ij v_i /
     v_j where v_j > v_i. α_i = 1 − max_{j ≠ i} cs_ij, rescaled so that the largest is 1, then α_i ← κ (ln(α_i / (1 −
-    α_i)) + 1/2), clipped to [0, 1]. F(u) = Σ p_i α_i u_i / Σ p_i α_i. Needs G and the histories "sum"; f plays no part.
+    α_i)) + 1/2), clipped to [0, 1]. F(u) = Σ p_i α_i u_i / Σ p_i α_i. Needs G and the histories "sum"; f is not used.
     Prior: p, beside α. A new client's history is its update; one that was away comes back with its own.
 
     The paper's step is Σ α_i u_i, for gradients; updates of whole local trainings need the mean. Opposite histories are
@@ -70,7 +70,7 @@ class FLDetector(Rule):
     L-BFGS estimates it from the last N steps and the changes of the aggregate after them. e_i = ‖û_i − u_i‖ / mean of
     all; the suspicion of a client is its mean e_i over its last N rounds. Where the gap statistic finds more than one
     cluster of suspicions, 2-means splits them, and the cluster of the greater ones is left out of the (prior-weighted)
-    mean. Needs G, the histories "last" and the anchor "prediction", H s; f plays no part. Prior: the mean weighs.
+    mean. Needs G, the histories "last" and the anchor "prediction", H s; f is not used. Prior: the mean weighs.
 
     The paper divides the distances by their sum, which is the same while all take part. It trains anew without the
     detected clients; here they are left out of this round, and judged again in the next. Only clients that took part in
@@ -249,7 +249,7 @@ class AFA(Rule):
     median of the c_i and σ their standard deviation. If their mean is below m, drop the rows with c_i < m − ξ σ, else
     those with c_i > m + ξ σ; ξ grows by Δξ. When none is dropped, F(u) = z. A client whose update was kept adds 1 to
     its α_i, one whose update was dropped to its β_i: its chance to send good ones has the posterior Beta(α_i, β_i), and
-    a client with P(chance ≤ 1/2) > δ is blocked for good. Needs G; f plays no part. Prior: p_i for the paper's n_i.
+    a client with P(chance ≤ 1/2) > δ is blocked for good. Needs G; f is not used. Prior: p_i for the paper's n_i.
 
     The weights w_i are those from before this round. The paper compares models, this rule updates. A zero row has
     c_i = 0. Cosines that differ only by rounding (1e-12) drop no row. A new client starts from the first α and β; a

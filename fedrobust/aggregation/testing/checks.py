@@ -301,7 +301,7 @@ class Checks:
         return max(allowed, default=None)
 
     def fits(self, n: int, d: int, f: int) -> bool:
-        """Whether d coordinates can be layers as the rule wants them."""
+        """Whether d coordinates can be layers as the rule needs them."""
         try:
             play(self.pipeline, self.case("plain", n, d, f), Exact)
         except ExperimentError as error:

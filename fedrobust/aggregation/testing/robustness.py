@@ -123,7 +123,7 @@ class _Search:
         return best if best <= UNBOUNDED else math.inf
 
     def fits(self, d: int) -> bool:
-        """Whether d coordinates can be layers as the rule wants them."""
+        """Whether d coordinates can be layers as the rule needs them."""
         try:
             self.found(np.ones((self.n, d)), np.arange(self.n - self.f))
         except ExperimentError as error:
