@@ -27,9 +27,9 @@ class AuditError(FedRobustError):
 
 
 def open_key(path: Path) -> Ed25519PrivateKey:
-    """The coordinator's key in a PEM file; it is made at its first use, and only its owner may read it.
+    """The coordinator's key; it is made at its first use, and only its owner may read it.
 
-    The public key is written beside it, with the extension `.pub`.
+    path: of a PEM file. The public key is written beside it, with the extension `.pub`.
 
     Raises `AuditError` if it cannot be made or read, if it is no Ed25519 key, or if others may read it.
     """
@@ -81,7 +81,9 @@ def public_pem(key: Ed25519PrivateKey) -> bytes:
 
 
 def read_public(path: Path) -> str:
-    """The public key (64 hexadecimal digits) in a PEM file, or in a file with these digits.
+    """The public key (64 hexadecimal digits) in a file.
+
+    path: of a PEM file, or of one with these digits.
 
     Raises `AuditError` if there is none.
     """

@@ -215,7 +215,8 @@ class Archive:
 def read_table(file: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
     """The columns of a CSV file, each (N,) str, without blanks around the cells.
 
-    The file is UTF-8 or, with a byte order mark, UTF-16.
+    file: its path; it is UTF-8 or, with a byte order mark, UTF-16.
+    columns: names in its first row.
 
     Raises `DataError` for columns and cells that are missing.
     """

@@ -38,7 +38,11 @@ class Account:
     """(name, second name) of files and folders that have two names because of links."""
 
     def add(self, reason: str, name: str) -> None:
-        """Count a name that is left out."""
+        """Count a name that is left out.
+
+        reason: why.
+        name: of the file or folder.
+        """
         self.left_out.setdefault(reason, []).append(name)
 
     def tell(self, source: str, root: Path) -> None:

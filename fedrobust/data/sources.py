@@ -117,7 +117,11 @@ class FileSource(Source):
         return place
 
     def missing(self, what: str, where: Path | None = None) -> DataError:
-        """The error for missing data: what is missing and where, where to get it, and what `path` must name."""
+        """The error for missing data: what is missing, where to get it, and what `path` must name.
+
+        what: is wrong.
+        where: the file or folder that the error names.
+        """
         remedy = f"get {self.name} from {self.home}; `path` or {VARIABLE} must name {self.layout}"
         problem = Problem(what, hint=remedy)
         return DataError(problem.at(where) if where else problem)
@@ -137,7 +141,7 @@ class FileSource(Source):
 
     @contextmanager
     def naming(self, where: Path) -> Iterator[None]:
-        """What is wrong with the data in the block is said of the file or folder `where`."""
+        """Errors in the data, raised in the block, name the file or folder `where`."""
         try:
             yield
         except DataError as error:

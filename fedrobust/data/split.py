@@ -39,6 +39,9 @@ class Split(Options):
     def indices(self, patches: Patches, seed: int) -> dict[str, np.ndarray]:
         """Sorted int64 indices of "train", "validation" (may be empty) and "test"; every patch is in one of them.
 
+        patches: to divide.
+        seed: the experiment's.
+
         Label shares (and those of centres, where known) are kept as well as whole patients allow, and every part gets
         every label where that is possible.
 

@@ -62,7 +62,10 @@ class Arrival(ABC):
 
 
 def in_order(ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The clients of all blocks, ascending, and the positions of their rows in all blocks, one after the other."""
+    """The clients of all blocks, ascending, and the positions of their rows in all blocks, one after the other.
+
+    ids: the clients of each block.
+    """
     clients = np.array([client for block in ids for client in block], dtype=np.int64)
     order = np.argsort(clients, kind="stable")
     return clients[order], order

@@ -157,7 +157,11 @@ class Coordinator:
 
 
 def figures(done: DefendedRound, received: Received) -> Fields:
-    """What the defence found out about a round's clients, for its record."""
+    """What the defence found out about a round's clients, for its record.
+
+    done: the round after the defence.
+    received: the updates that it worked on.
+    """
     judgement, aggregated = done.judgement, done.aggregated
     assert judgement is not None
     updates, clients, _ = received

@@ -64,7 +64,10 @@ class Delivery(ABC):
         return {}
 
     def histories(self, arrays: Arrays) -> Arrays:
-        """The histories (clients, d) of a checkpoint in the clear, for attackers that know everything."""
+        """The histories (clients, d) of a checkpoint in the clear, for attackers that know everything.
+
+        arrays: those of the checkpoint.
+        """
         return below(arrays, "history")
 
 

@@ -122,7 +122,13 @@ class Hosts:
         return found
 
     def alive(self, holder: ActorHandle) -> ActorHandle:
-        """The actor itself. If it is a client actor that has died, its replacement or another client actor."""
+        """An actor that can share updates.
+
+        holder: the actor that made them.
+
+        Returns the actor itself. If it is a client actor that has died, returns its replacement or another client
+        actor.
+        """
         for worker, actor in enumerate(self._team.workers):
             if actor is holder:
                 try:

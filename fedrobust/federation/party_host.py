@@ -118,7 +118,11 @@ class PartyHost:
         return self._introduced(owner).introduce()
 
     def meet(self, owner: bytes, *others: bytes) -> None:
-        """Take the public keys of the other servers, or, as the dealer, of all."""
+        """Take the public keys of the other servers; the dealer takes those of all.
+
+        owner: the owner's key.
+        others: what they returned from `introduce`.
+        """
         if isinstance(self._party, Dealer):
             self._require(owner)
             self._party.meet(self._run, others)
@@ -126,12 +130,19 @@ class PartyHost:
             self._introduced(owner).meet(others)
 
     def secrets(self, owner: bytes) -> Any:
-        """Of server 0: the secret of the sketches, sealed for each other server."""
+        """The secret of the sketches, sealed for each other server, from server 0.
+
+        owner: the owner's key.
+        """
         found = self._introduced(owner).secrets()
         return found if len(found) != 1 else found[0]
 
     def learn(self, owner: bytes, data: bytes) -> None:
-        """Take the secret of the sketches from server 0."""
+        """Take the secret of the sketches from server 0.
+
+        owner: the owner's key.
+        data: one of the `secrets` of server 0.
+        """
         self._introduced(owner).learn(data)
 
     def ask(self, number: int, method: str, *arguments: Any) -> Any:
@@ -194,7 +205,11 @@ class PartyHost:
             party.receive_reshared(data)
 
     def agree(self, owner: bytes, *others: bytes) -> tuple[int, ...]:
-        """The clients whose shares have reached every server, by the other servers' lists of senders."""
+        """The clients whose shares have reached every server.
+
+        owner: the owner's key.
+        others: the lists of senders of the other servers.
+        """
         return self._introduced(owner).agree(others)
 
     def triple(self, run: str, number: int, rows: int, columns: int) -> tuple[bytes, bytes]:
@@ -224,7 +239,9 @@ class PartyHost:
     def memory(self, owner: bytes) -> Arrays:
         """What it needs to go on after this round, for its checkpoint.
 
-        Raises `OpeningError` for anybody but its owner.
+        owner: the owner's key.
+
+        Raises `OpeningError` for anybody else.
         """
         self._require(owner)
         if isinstance(self._party, Dealer):

@@ -134,7 +134,10 @@ class Team:
                 ray.kill(actor)
 
     def replace(self, index: int) -> ActorHandle:
-        """Start a new client actor instead of a dead one; it is not set up."""
+        """Start a new client actor instead of a dead one; it is not set up.
+
+        index: the dead one's in `workers`.
+        """
         self.workers[index] = _client(self.group, index, self.share)
         return self.workers[index]
 

@@ -241,7 +241,9 @@ Record = RunStart | RoundRecord | EvaluationRecord | RunEnd
 
 
 def written(record: Mapping[str, Any]) -> bytes:
-    """The line of a journal for the fields of a record, with its newline.
+    """The line of a journal for a record, with its newline.
+
+    record: its fields.
 
     Raises `ValueError` for NaN and infinity.
     """

@@ -53,7 +53,9 @@ class LineFile:
         self.length = min(self.length, length)
 
     def append(self, lines: bytes) -> None:
-        """Add lines, each with its newline, and wait until they are on the disk.
+        """Add lines and wait until they are on the disk.
+
+        lines: bytes, each line with its newline.
 
         Raises `OSError` if the disk refuses; then the file has the lines that it had before, and no part of the new
         ones.

@@ -34,6 +34,9 @@ def read_ledger(path: Path) -> Ledger | None:
 def write_ledger(path: Path, ledger: Ledger) -> None:
     """Write a ledger to the disk, where only the owner of the process can read it.
 
+    path: of the file.
+    ledger: as `Server.ledger` returns it.
+
     Raises `OpeningError` if the disk refuses.
     """
     try:

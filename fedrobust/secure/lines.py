@@ -40,8 +40,12 @@ def grown(name: str, history: Words, update: Words, coefficient: int, second: bo
 
 
 def pieces(lines: Sequence[Line], columns: slice) -> Iterator[Words]:
-    """Yield these columns (w,) of one line after the other. Only read them, and use each before the next one is asked
-    for."""
+    """Yield the same columns (w,) of one line after the other. Only read them, and use each before the next is asked
+    for.
+
+    lines: as a server holds them.
+    columns: w of them.
+    """
     width = columns.stop - columns.start
     stream = np.empty(width, dtype=np.int64)
     for line in lines:
@@ -52,7 +56,11 @@ def pieces(lines: Sequence[Line], columns: slice) -> Iterator[Words]:
 
 
 def filled(lines: Sequence[Line], columns: slice) -> Words:
-    """These columns of all lines, as a new array (n, w)."""
+    """The same columns of all lines, as a new array (n, w).
+
+    lines: n of them, as a server holds them.
+    columns: w of them.
+    """
     chunk = np.empty((len(lines), columns.stop - columns.start), dtype=np.int64)
     for row, line in zip(chunk, lines, strict=True):
         if isinstance(line, bytes):
@@ -75,5 +83,8 @@ def combined(weights: Words, lines: Sequence[Line], d: int) -> Words:
 
 
 def whole(line: Line, d: int) -> Words:
-    """A line as words (d,)."""
+    """A line as words (d,).
+
+    d: coordinates of the line.
+    """
     return filled([line], slice(0, d)).reshape(d)

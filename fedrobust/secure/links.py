@@ -102,7 +102,8 @@ class Links:
         return derived(self._common[other], f"from {sender} to {receiver}")
 
     def session_edge(self, sender: int, receiver: int) -> bytes:
-        """The same as `edge`, but for this session alone."""
+        """The same as `edge`, but for this session alone: the seed from `sender` to `receiver` changes with each
+        meeting."""
         return derived(self.edge(sender, receiver), f"session {self.session.hex()}")
 
     def zeros(self, count: int, label: str) -> Words:
@@ -130,6 +131,8 @@ class Links:
     def unsealed(self, data: bytes) -> bytes:
         """Decrypt what `sealed_for` has sealed for this server.
 
+        data: a fresh X25519 key (32 bytes), and the sealed text.
+
         Raises `MessageError` if it was not sealed for it.
         """
         from cryptography.exceptions import InvalidTag
@@ -143,7 +146,9 @@ class Links:
             raise MessageError(f"it was not sealed for server {self._number}") from None
 
     def learn(self, sealed: bytes) -> None:
-        """Take the secret of the sketches, as server 0 has sealed it for this server.
+        """Take the secret of the sketches.
+
+        sealed: as `sealed` of server 0 returned it for this server.
 
         Raises `MessageError` if it is not from server 0.
         """

@@ -91,7 +91,12 @@ class MaskedSum(Updates):
         raise self._not_revealed()
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
-        """The mean (d,). Raises `NotRevealed` for any weights but the prior."""
+        """The mean (d,) float32.
+
+        combination: its weights must be the prior.
+
+        Raises `NotRevealed` otherwise.
+        """
         if not np.array_equal(combination.weights, self.prior) or any(combination.anchors.values()):
             raise self._not_revealed()
         return self._opened.mean
@@ -101,7 +106,12 @@ class MaskedSum(Updates):
         return np.ones(self.n, dtype=np.bool_)
 
     def subset(self, keep: NDArray[Any]) -> MaskedSum:
-        """The same updates if all rows are kept. Raises `NotRevealed` otherwise."""
+        """The same updates.
+
+        keep: a mask (n,) or indices, of all rows.
+
+        Raises `NotRevealed` if a row is missing in it.
+        """
         if not np.array_equal(np.arange(self.n)[keep], np.arange(self.n)):
             raise self._not_revealed()
         return self
@@ -131,8 +141,10 @@ class GroupedUpdates(ClearUpdates):
 
     @classmethod
     def of(cls, opened: Sequence[OpenedSum]) -> GroupedUpdates:
-        """The updates from the opened sums, one for each group. The caller leaves out groups whose round of masks
-        failed."""
+        """The updates from opened sums.
+
+        opened: one for each group; the caller leaves out groups whose round of masks failed.
+        """
         if not opened:
             raise ExperimentError("no group has opened its mean")
         rows = np.stack([group.mean for group in opened])
@@ -144,7 +156,13 @@ class GroupedUpdates(ClearUpdates):
         return GroupedUpdates(self.blocks[0][kept], [self.groups[row] for row in kept], self.prior[kept])
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
-        """The Gram matrix of the groups' means. Raises `NotRevealed` for histories, which belong to clients."""
+        """The Gram matrix of the groups' means.
+
+        anchors: public vectors (d,) by name.
+        histories: must be empty, as histories belong to clients.
+
+        Raises `NotRevealed` otherwise.
+        """
         if histories:
             raise NotRevealed("groups are drawn anew in each round: there is no history of a client")
         return super().gram(anchors)

@@ -281,7 +281,13 @@ def seal(key: bytes, sender: int, receiver: int, plain: bytes) -> bytes:
 
 
 def unseal(key: bytes, sender: int, receiver: int, sealed: bytes) -> bytes | None:
-    """Decrypt what `seal` has returned; None if it was not sealed by this sender for this receiver."""
+    """Decrypt what `seal` has returned; None if it was not sealed by this sender for this receiver.
+
+    key: 32 bytes, as `agreed` returns them.
+    sender: the client that sealed it.
+    receiver: the client that may read it.
+    sealed: the encrypted bytes.
+    """
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
@@ -319,7 +325,10 @@ class Directory:
 
     @classmethod
     def read(cls, body: bytes, terms: Terms) -> Directory:
-        """Read the body of the server's message.
+        """Read the server's message.
+
+        body: the body of the message.
+        terms: those of the round.
 
         Raises `MaskingError` for fewer clients than the minimum, a client named twice, or a key that two of them use.
         """

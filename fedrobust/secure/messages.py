@@ -48,7 +48,7 @@ class MessageError(NotOpened):
 
 
 class Kind(IntEnum):
-    """What a message is."""
+    """What a message contains."""
 
     SEED = 1
     """A share as 32 bytes to be expanded: client → server."""

@@ -105,6 +105,9 @@ class OneMessage(Privacy):
     def read(self, message: bytes, d: int) -> Vector:
         """The row (d,) float32 that the coordinator gets from a message.
 
+        message: as `write` returned it, or anything else that a malicious hospital sends.
+        d: coordinates of an update.
+
         Raises `MessageError` where the message is invalid.
         """
 

@@ -128,7 +128,11 @@ def column_chunks(rows: int, columns: int) -> list[slice]:
 
 
 def products(left: Words, right: Words) -> Words:
-    """`left @ right.T` (n, m) mod 2^64 of (n, w) and (m, w); exact."""
+    """`left @ right.T` (n, m) mod 2^64; exact.
+
+    left: (n, w).
+    right: (m, w).
+    """
     import torch
 
     a, b = torch.from_numpy(left), torch.from_numpy(right)
@@ -195,7 +199,11 @@ def truncated(words: Words, bits: int, second: bool) -> Words:
 
 
 def quadratic_form(weights: Words, matrix: Integers) -> int:
-    """`weights @ matrix @ weights`, an exact integer."""
+    """`weights @ matrix @ weights`, an exact integer.
+
+    weights: (n,).
+    matrix: (n, n) Python integers.
+    """
     exact = weights.astype(object)
     return int(exact @ matrix @ exact)
 

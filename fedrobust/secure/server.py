@@ -108,7 +108,9 @@ class Server(ABC):
         return Message(self.run, 0, server_id(self.number), "servers", Kind.KEY, self.links.introduction()).pack()
 
     def meet(self, others: Sequence[bytes]) -> None:
-        """Take the public keys of all other servers, as `introduce` returned them.
+        """Take the public keys of all other servers.
+
+        others: the message that each returned from `introduce`.
 
         Raises `MessageError` if one is missing or invalid.
         """
@@ -124,7 +126,9 @@ class Server(ABC):
         ]
 
     def learn(self, data: bytes) -> None:
-        """Take the secret of the sketches from server 0, one of its `secrets`.
+        """Take the secret of the sketches.
+
+        data: the message for this server among the `secrets` of server 0.
 
         Raises `MessageError` if it is not from there.
         """
@@ -164,6 +168,8 @@ class Server(ABC):
 
     def receive(self, data: bytes | memoryview) -> None:
         """Take the share of a client.
+
+        data: the client's message for this server.
 
         Raises `MessageError` if it is damaged, replayed, from a stranger, or a second one.
         """

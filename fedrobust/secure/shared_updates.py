@@ -42,7 +42,11 @@ class Parties(ABC):
 
     @abstractmethod
     def ask(self, method: str, *arguments: Any) -> list[bytes]:
-        """What this method of each server returns, in the order of their numbers."""
+        """What this method of each server returns, in the order of their numbers.
+
+        method: name of a step of the protocol.
+        arguments: those of the method.
+        """
 
     @abstractmethod
     def drop(self, clients: Sequence[int]) -> None:
@@ -235,7 +239,11 @@ class SharedUpdates(Updates):
         return np.array([row not in self._round.long for row in self._keep], dtype=bool)
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
-        """From exact integers: it differs from the clear only by the rounding of the shared updates to 30 bits."""
+        """From exact integers: it differs from the clear only by the rounding of the shared updates to 30 bits.
+
+        anchors: public vectors (d,) by name.
+        histories: names of the histories.
+        """
         self._anchors = dict(anchors or {})
         for name, vector in self._anchors.items():
             self._round.anchor(name, vector)
@@ -246,6 +254,8 @@ class SharedUpdates(Updates):
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
         """The aggregate (d,) float32, except for the servers' noise and weights of 12 bits.
+
+        combination: the weights of the rows.
 
         Raises `OpeningError` if a sum was opened before, rests on too few updates, or cannot be right.
         """
@@ -259,7 +269,10 @@ class SharedUpdates(Updates):
         return result.astype(np.float32)
 
     def remembered(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Let the servers' histories grow by these rows; once, before or after `combine`. Returns nothing."""
+        """Let the servers' histories grow by these rows; once, before or after `combine`. Returns nothing.
+
+        names: of the histories.
+        """
         squares = np.diag(self._round.stack)[self._keep].astype(np.float64)
         coefficients = np.rint(ADDED * clip_factors(np.maximum(squares, 0.0))).astype(np.int64)
         if names:

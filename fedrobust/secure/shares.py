@@ -151,6 +151,8 @@ class ShareServer(Server):
     def receive_triple(self, data: bytes) -> None:
         """Take the dealer's message.
 
+        data: the one for this server.
+
         Raises `MessageError` if it does not fit, is for other rows, or was used in another round.
         """
         self._after("agree")
@@ -206,7 +208,10 @@ class ShareServer(Server):
         return data
 
     def add_difference(self, data: bytes) -> None:
-        """The other server's part of a chunk, after `difference` of the same chunk; each once."""
+        """Take the other server's part of a chunk, after `difference` of the same chunk; each once.
+
+        data: what `difference` of the other server returned.
+        """
         self._after("triple")
         self._before("gram")
         other, name = 1 - self.number, server_name(self.number)

@@ -42,7 +42,10 @@ def shortened(weights: Floats) -> tuple[Words, float]:
 
 
 def require_short(weights: object, n: int) -> Words:
-    """Return the weights if they are n words from 0 to 4095.
+    """Return the weights if they are words from 0 to 4095.
+
+    weights: (n,).
+    n: how many there must be.
 
     Raises `OpeningError` otherwise.
     """
@@ -54,7 +57,10 @@ def require_short(weights: object, n: int) -> Words:
 
 
 def support(weights: Words | Floats) -> float:
-    """On how many updates the weights lie: Σw² / max w², between 1 and n; 0 if all are zero."""
+    """On how many updates the weights lie: Σw² / max w², between 1 and n; 0 if all are zero.
+
+    weights: (n,).
+    """
     largest = float(np.abs(weights.astype(np.float64)).max(initial=0.0))
     return float(np.sum(np.square(weights / largest))) if largest else 0.0
 
