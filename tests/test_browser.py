@@ -114,7 +114,7 @@ def runs(starting: Server, tmp_path_factory: pytest.TempPathFactory) -> list[str
     for rule, records in stories.items():
         tracker = Tracker.open("browser", flatten(records[0]["experiment"]), {"defence": rule}, f"{rule} is tried")
         (folder / rule).rename(folder / tracker.run_id)
-        for record in records:
+        for record in read_run(folder / tracker.run_id).records:
             tracker.log(record)
         tracker.upload(folder / tracker.run_id)
         assert tracker.close()
@@ -280,14 +280,15 @@ def test_a_server_that_is_killed_in_the_middle_gets_the_rest_when_it_is_back(
     tracker = Tracker.open("killed", {}, {})
     folder = tmp_path / tracker.run_id
     write(folder, records)
-    for record in records[:4]:
+    typed = read_run(folder).records
+    for record in typed[:4]:
         tracker.log(record)
     for _ in range(300):  # until the server has them
         if Counter(key for key, _ in rows(starting, tracker.run_id))["test/accuracy"]:
             break
         time.sleep(0.1)
     starting.stop(signal.SIGKILL)
-    for record in records[4:]:
+    for record in typed[4:]:
         tracker.log(record)
     write_report(folder)
     tracker.upload(folder)
@@ -295,7 +296,7 @@ def test_a_server_that_is_killed_in_the_middle_gets_the_rest_when_it_is_back(
     starting.start()
     starting.wait()
     assert sync(folder) > 0
-    expected = Counter((name, record["round"]) for record in records[1:] for name in metrics(record))
+    expected = Counter((name, record.round) for record in typed[1:] for name in metrics(record))
     assert Counter(rows(starting, tracker.run_id)) == expected
     from mlflow import MlflowClient
 

@@ -60,7 +60,7 @@ def run(
         from fedrobust.runner import run as run_experiment
 
         hooks, say = [harmless(progress.on_record)], harmless(progress.say)
-        result = run_experiment(experiment, hooks=hooks, say=say)
+        result = run_experiment(experiment, resume=resume, hooks=hooks, say=say)
     unwritten = None if json_out is None else _unwritten(json_out, {"run_id": result.run_id, **result.final})
     harmless(lambda what: show_result(out, what, experiment))(result)
     if unwritten is not None:

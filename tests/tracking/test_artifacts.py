@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tracked import journal, sync, write
+from tracked import ROUNDS, journal, sync, write
 
 from fedrobust import tracking
 from fedrobust.learning import models
+from fedrobust.records import Checkpoint, write_checkpoint
 from fedrobust.tracking import Tracker
 from fedrobust.tracking.artifacts import stored_files
 
@@ -29,7 +30,8 @@ def test_artifacts_and_model_are_uploaded_once(tmp_path: Path) -> None:
     write(folder, journal())
     (folder / "figures").mkdir()
     (folder / "figures" / "curves.png").write_bytes(b"png")
-    (folder / "checkpoint.npz").write_bytes(b"large")
+    length = (folder / "journal.jsonl").stat().st_size
+    write_checkpoint(folder, Checkpoint(ROUNDS, {"weights": np.ones(3, dtype=np.float32)}, offset=length))
     (tmp_path / "another's").write_bytes(b"of nobody's business")
     (folder / "link.txt").symlink_to(tmp_path / "another's")
     (folder / "figures" / "linked").symlink_to(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from tracked import journal, sync, write
 
 from fedrobust import tracking
+from fedrobust.records import RunStart
 from fedrobust.tracking import Tracker
 
 
@@ -42,9 +44,10 @@ def test_sync_registers_what_the_run_could_not(tmp_path: Path) -> None:
 
     tracker = Tracker.open("late", {}, {})
     assert tracker.close()
-    records = journal()
-    records[0]["experiment"] = {"tracking": {"register": "late"}}
-    write(tmp_path / tracker.run_id, records)
+    start, *records = journal()
+    fields = json.loads(start.line())
+    fields["experiment"].setdefault("tracking", {})["register"] = "late"
+    write(tmp_path / tracker.run_id, [RunStart.of(fields), *records])
     module = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     tracking.save_model(module, 4, tmp_path / tracker.run_id / "model")
     for _ in range(2):
