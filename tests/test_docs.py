@@ -115,6 +115,7 @@ def test_the_table_of_aggregation_has_every_rule() -> None:
     assert not missing, "run docs/make/robustness_table.py"
 
 
+@pytest.mark.long
 def test_the_script_of_the_table() -> None:
     script = DOCS / "make" / "robustness_table.py"
     command = [sys.executable, str(script), "--seconds", "0.2", "bulyan", "nnm+trimmed_mean"]

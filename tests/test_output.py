@@ -174,14 +174,18 @@ def test_no_name_reaches_the_terminal_raw(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_who_stops_a_run_is_told_its_id(number: int, played: list[str]) -> None:
-    done = subprocess.run(
-        [*played, "name=a b"],
-        env=os.environ | {"STOP": str(int(number))},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    before = signal.signal(number, signal.SIG_DFL)  # nohup has a process ignore it, and what that process starts
+    try:
+        done = subprocess.run(
+            [*played, "name=a b"],
+            env=os.environ | {"STOP": str(int(number))},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        signal.signal(number, before)
     assert done.returncode == 130, done.stderr
     words = "fedrobust run e.yaml --json out.json 'name=a b' --resume abc"
     assert done.stderr.splitlines()[-1] == f"stopped; go on with: {words}"
