@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,6 @@ from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Options
 from fedrobust.updates import Combination, Floats, Gram, Measure, Reduction, Updates
 from fedrobust.updates.chunks import Chunk
-
-if TYPE_CHECKING:
-    pass
 
 
 class Layer(NamedTuple):

@@ -6,6 +6,7 @@ import inspect
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -118,18 +119,23 @@ def run_sweep(
 
 
 def _source(function: Score) -> str:
-    """Return a digest of a function's source, or of its code if there is no source; functions that it calls are not
-    included."""
-    try:
-        text = inspect.getsource(function).encode()
-    except (OSError, TypeError):  # typed at a prompt, or an object that can be called
-        code = getattr(function, "__code__", None)
-        text = (
-            b""
-            if code is None
-            else code.co_code + repr([c for c in code.co_consts if not isinstance(c, CodeType)]).encode()
-        )
+    """Return a digest of a function's source; of a lambda's code, since its lines hold other things, too.
+
+    Functions that it calls are not included. Empty text stands for an object without either.
+    """
+    code = getattr(function, "__code__", None)
+    text = b"" if code is None else _code(code)
+    if getattr(function, "__name__", "<lambda>") != "<lambda>":
+        with suppress(OSError, TypeError):  # typed at a prompt, or built in
+            text = inspect.getsource(function).encode()
     return sha256(text).hexdigest()
+
+
+def _code(code: CodeType) -> bytes:
+    """Return what a code object does: its instructions, names and constants."""
+    inner = [each for each in code.co_consts if isinstance(each, CodeType)]
+    constants = [each for each in code.co_consts if not isinstance(each, CodeType)]
+    return code.co_code + repr((code.co_names, constants)).encode() + b"".join(map(_code, inner))
 
 
 class _Told:
