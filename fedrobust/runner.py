@@ -326,6 +326,7 @@ def _start(this: _Run, run_id: str, weights: np.ndarray) -> RunStart:
         "attackers": experiment.attackers.names,
         "hospital_labels": hospitals.label_counts().tolist(),
         "parameters": len(weights),
+        "test_patients": hospitals.tested_patients(),
         "digest": hospitals.digest,
         "configuration": experiment.digest(),
         "versions": versions() | {"commit": tags(experiment)["git_commit"]},

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 FLOORS: list[set[str]] = [
-    {"arrays", "errors", "private", "seeds", "portions", "texts", "users_code", "machine"},
+    {"arrays", "errors", "intervals", "private", "seeds", "portions", "texts", "users_code", "machine"},
     {"extras", "locks", "options", "screen", "yaml_tree"},
     {"metrics"},
     {"data", "learning", "updates", "databases", "failures", "records"},

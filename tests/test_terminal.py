@@ -27,9 +27,9 @@ from fedrobust.cluster import Job
 from fedrobust.duel.results import Turn
 from fedrobust.duel.running import DuelResult
 from fedrobust.experiment import Experiment
+from fedrobust.intervals import Estimate
 from fedrobust.matrix.results import DefenceSummary
 from fedrobust.matrix.running import MatrixResult
-from fedrobust.matrix.statistics import Estimate
 from fedrobust.records import EvaluationRecord, RecordedRun, RoundRecord
 from fedrobust.report import compare
 from fedrobust.runner import Result

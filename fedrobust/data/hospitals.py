@@ -66,6 +66,10 @@ class Hospitals:
         number."""
         return len(np.unique(self.labels[self.indices["test"]]))
 
+    def tested_patients(self) -> int | None:
+        """How many patients have patches in the test part; None where patients are unknown."""
+        return None if self.groups is None else len(np.unique(self.groups[self.indices["test"]]))
+
     def patient_counts(self) -> list[int] | None:
         """How many patients with training patches each hospital has; None where patients are unknown."""
         if self.groups is None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fedrobust.figures import png
+from fedrobust.intervals import Estimate, mean_interval
 from fedrobust.matrix.grid import ORACLE, MatrixPlan
 from fedrobust.matrix.pictures import heat_map
 from fedrobust.matrix.results import DefenceSummary, attacks_by_seed, detections, harmless, screened, verdicts
-from fedrobust.matrix.statistics import Estimate, mean_interval
 from fedrobust.studies.writing import drawn
 from fedrobust.texts import cell, file_names, markdown
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from fedrobust.metrics import in_tables
-from fedrobust.records import EvaluationRecord, RoundRecord
+from fedrobust.records import EvaluationRecord, RoundRecord, averages
 
 JUDGED = range(11, 21)
 """The rounds over which precision and recall are averaged; by round 20, detection should work reliably."""
@@ -24,15 +24,10 @@ def performance(evaluations: Iterable[EvaluationRecord]) -> dict[str, float]:
 
     evaluations: the records of the evaluated rounds.
     """
-    evaluated = [evaluation.metrics for evaluation in evaluations]
-    names = dict.fromkeys(name for metrics in evaluated for name in metrics)
-    tested = in_tables(name.removeprefix("test/") for name in names if name.startswith("test/"))
-    found = {}
-    for metric, name in ({f"test/{key}": key for key in tested} | _ATTACK).items():
-        values = [value for metrics in evaluated if (value := metrics.get(metric)) is not None]
-        if values:
-            found[name] = float(np.mean(values))
-    return found
+    means = averages(evaluations)
+    tested = in_tables(name.removeprefix("test/") for name in means if name.startswith("test/"))
+    names = {f"test/{key}": key for key in tested} | _ATTACK
+    return {name: means[metric] for metric, name in names.items() if metric in means}
 
 
 def baselines(evaluations: Iterable[EvaluationRecord], triggers: Sequence[str]) -> dict[str, float]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from fedrobust.intervals import Estimate, mean_interval
 from fedrobust.matrix import statistics
 from fedrobust.matrix.grid import NOBODY, ORACLE, Cell
-from fedrobust.matrix.statistics import BySeed, Estimate
+from fedrobust.matrix.statistics import BySeed
 from fedrobust.texts import visible
 
 if TYPE_CHECKING:
@@ -150,8 +151,8 @@ def verdicts(table: Any, control: str, backdoors: Iterable[str]) -> list[Defence
                     defence,
                     *headlines[defence],
                     Estimate(0.0, 0.0, 0.0) if best else statistics.difference(measured[defence], measured[order[0]]),
-                    statistics.mean_interval(list(nobody.values())),
-                    statistics.mean_interval(paired),
+                    mean_interval(list(nobody.values())),
+                    mean_interval(paired),
                     worst_backdoor,
                     gain,
                     success,

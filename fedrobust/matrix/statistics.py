@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
-import numpy as np
-from scipy import stats
+from fedrobust.intervals import LEVEL, Estimate, mean_interval
 
 HARMLESS = 0.02
 """An attack is harmless if it takes less balanced accuracy than this from the undefended federation."""
@@ -21,21 +19,8 @@ HARMLESS_GAIN = 0.05
 """A backdoor is harmless only if planting it raises its success there by less than this, too."""
 LEARNT = 0.02
 """An oracle that is not better than chance by this margin has learnt nothing."""
-FEWEST = 3
-"""Seeds that an interval needs: with two it would be wider than the range of possible values."""
-LEVEL = 0.95
-"""Probability that all intervals of a defence hold at once."""
-
 BySeed = Mapping[int, float]
 """Seed → figure; seeds of failed cells are absent."""
-
-
-class Estimate(NamedTuple):
-    """A figure with an interval; the ends are NaN with fewer than three seeds."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
 
 
 def robustness(balanced_accuracy: float, oracle: float, classes: int) -> float:
@@ -46,19 +31,6 @@ def robustness(balanced_accuracy: float, oracle: float, classes: int) -> float:
     """
     chance = 1.0 / classes
     return (balanced_accuracy - chance) / (oracle - chance) if oracle - chance >= LEARNT else math.nan
-
-
-def mean_interval(values: Sequence[float], intervals: int = 1, level: float = LEVEL) -> Estimate:
-    """Return the mean and its t interval, one of `intervals` intervals that hold at once with probability `level`.
-
-    values: one for each seed; without an interval if there are fewer than `FEWEST`.
-    """
-    known = np.array([value for value in values if math.isfinite(value)])
-    if len(known) < FEWEST:
-        return Estimate(float(known.mean()) if len(known) else math.nan)
-    quantile = float(stats.t.ppf(1 - (1 - level) / (2 * intervals), len(known) - 1))
-    half = quantile * float(known.std(ddof=1)) / math.sqrt(len(known))
-    return Estimate(float(known.mean()), float(known.mean()) - half, float(known.mean()) + half)
 
 
 def least(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Estimate]:

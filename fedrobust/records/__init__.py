@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedrobust.records.averages import averages
 from fedrobust.records.checkpoint import Checkpoint, below, read_checkpoint, write_checkpoint
 from fedrobust.records.kinds import (
     FORMAT,
@@ -37,6 +38,7 @@ __all__ = [
     "RunStart",
     "Skips",
     "StageRecord",
+    "averages",
     "below",
     "check_format",
     "exact_records",

@@ -139,6 +139,8 @@ class RunStart(RecordLine):
     """(hospitals, labels) training patches."""
     parameters: Count
     """Number of the model's parameters."""
+    test_patients: Count | None = None
+    """Number of patients whose patches the model is tested on; None if patients are unknown, or for an older run."""
     digest: str
     """Digest of the data."""
     configuration: str = ""

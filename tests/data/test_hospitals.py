@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,9 @@ def test_every_hospital_has_what_the_counts_say(tmp_path: Path) -> None:
         assert counts[client].tolist() == np.bincount(hospitals.labels[own], minlength=2).tolist()
         assert hospitals.groups is not None
         assert hospitals.patient_counts()[client] == len(set(hospitals.groups[own]))  # type: ignore[index]
+    test = hospitals.indices["test"]
+    assert hospitals.tested_patients() == len(test) / 20  # each has twenty patches
+    assert replace(hospitals, groups=None).tested_patients() is None
 
 
 def test_the_digest_is_of_what_training_reads_after_the_cache(tmp_path: Path) -> None:

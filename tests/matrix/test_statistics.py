@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fedrobust.intervals import Estimate, mean_interval
 from fedrobust.matrix.statistics import (
-    Estimate,
     difference,
     greatest,
     harmless,
     least,
-    mean_interval,
     robustness,
     worst_attacks,
 )
