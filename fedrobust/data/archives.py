@@ -30,6 +30,7 @@ class Npz(FileSource):
         "the .npz file, or a folder that holds only one: images uint8 (N, S, S, 3), labels (N,) 0..C-1, and if known "
         "groups (N,), centres (N,), label_names (C,), split (N,) of train, validation, test"
     )
+    patients_from: ClassVar[str] = "add the array groups, the patient of each patch, to the .npz file"
     _optional: ClassVar[tuple[str, ...]] = ("groups", "centres", "split")
 
     def locate(self) -> Path:
@@ -93,6 +94,9 @@ class Medmnist(FileSource):
         "or with `download: true`"
     )
     layout: ClassVar[str] = "the folder that holds it"
+    patients_from: ClassVar[str] = (
+        "MedMNIST does not tell them: if you have them, make an .npz file with groups and use data.source.name=npz"
+    )
 
     @property
     def file_name(self) -> str:
@@ -167,6 +171,10 @@ class Pcam(FileSource):
     layout: ClassVar[str] = (
         "the folder of the unpacked camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5 and, for the slide of "
         "each patch, camelyonpatch_level_2_split_{train,valid,test}_meta.csv"
+    )
+    patients_from: ClassVar[str] = (
+        "put camelyonpatch_level_2_split_{train,valid,test}_meta.csv of the same page, which name the slides, beside "
+        "the .h5 files"
     )
 
     def locate(self) -> Path:

@@ -116,6 +116,10 @@ class Folder(FileSource):
         "(CC BY 4.0, as its page says); LC25000: https://github.com/tampapath/lung_colon_image_set (see there)"
     )
     layout: ClassVar[str] = "a folder with one folder of image files for each class"
+    patients_from: ClassVar[str] = (
+        "say where they are in the paths of the files, with a regular expression that has one group: "
+        "data.source.patients=REGEX, e.g. '/([^/_]+)_[^/]*$' where P07 is the patient of tumour/P07_tile3.png"
+    )
 
     @field_validator("patients")
     @classmethod

@@ -55,7 +55,8 @@ class Partition(Options):
         Raises `DataError`, which says what to change, if that is impossible.
         """
         if self.unit == "patient" and patches.groups is None:
-            remedy = "use another partition" if isinstance(self, ByGroup) else "use unit: patch"
+            other = "use another partition" if isinstance(self, ByGroup) else "use unit: patch"
+            remedy = f"{patches.patients_from}; or {other}: patches of one patient may then be at several hospitals"
             raise self._refused("keeps patients whole, but patients are unknown here", remedy)
         rng = generator(seed, "partition")
         minimum = min(self.minimum, len(patches) + 1)  # large enough to be refused
@@ -226,7 +227,8 @@ class ByCentre(Partition):
 
     def _regions(self, patches: Patches, train: np.ndarray, clients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if patches.centres is None:
-            raise self._refused("the centres of these data are unknown", "use by_group or another")
+            other = "iid or dirichlet" if patches.groups is None else "by_group, or another"
+            raise self._refused("the centres of these data are unknown", f"use {other}")
         names, sizes = np.unique(patches.centres[train], return_counts=True)
         if clients < len(names):
             reason = f"the training patches come from {len(names)} centres ({', '.join(names)}), but "

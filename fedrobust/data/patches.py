@@ -12,6 +12,7 @@ import numpy as np
 from fedrobust.errors import DataError, Problem
 
 PARTS = ("train", "validation", "test")
+PATIENTS_FROM = "give the Patches of your source their groups, the patient of each patch"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,6 +35,8 @@ class Patches:
     """(N,) str: the hospital or scanner of origin; None when unknown."""
     split: np.ndarray | None = None
     """(N,) str in PARTS: the official split of the data set; None when it has none."""
+    patients_from: str = PATIENTS_FROM
+    """What the user can do where `groups` is None: how this source is given the patients."""
 
     def __post_init__(self) -> None:
         images = np.asarray(self.images)

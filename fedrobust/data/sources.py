@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrobust.data.foreign import mistaken_for, one_line
-from fedrobust.data.patches import Patches
+from fedrobust.data.patches import PATIENTS_FROM, Patches
 from fedrobust.data.pixels import resized
 from fedrobust.errors import DataError, Problem
 from fedrobust.options import Options
@@ -61,6 +61,8 @@ class FileSource(Source):
     """The project page that offers the data, and its licence."""
     layout: ClassVar[str]
     """The contents that the folder must have."""
+    patients_from: ClassVar[str] = PATIENTS_FROM
+    """What the user can do where the patients are unknown; see `Patches.patients_from`."""
 
     @abstractmethod
     def locate(self) -> Path:
@@ -133,6 +135,7 @@ class FileSource(Source):
 
         Raises `DataError` if the arrays are not what they should be.
         """
+        arrays = {"patients_from": self.patients_from, **arrays}
         with self.naming(where):
             found = Patches(**arrays)
         if self.size in (None, found.size):

@@ -16,13 +16,17 @@ from fedrobust.seeds import generator
 
 logger = logging.getLogger(__name__)
 
+FAR = 0.1
+"""If a part has a share of the patches that differs from what was asked for by more than this, it is reported."""
+
 
 class Split(Options):
     """Divides the patches into train, validation and test; the same for every seed of the same value."""
 
     by: Literal["patient", "official", "patch"] = "patient"
     """`patient` keeps every patient in one part; `official` uses the data set's own division; `patch` divides patch by
-    patch, and is refused if patients are known."""
+    patch: patches of one patient are then in train and in test, and the figures are too good. It is refused if patients
+    are known."""
     validation: float = Field(default=0.1, ge=0, lt=1)
     """Share of the patches for validation. If an official division has no validation part, this share of its training
     patches."""
@@ -53,18 +57,23 @@ class Split(Options):
             part = self._official(patches, rng)
         elif self.by == "patient":
             if patches.groups is None:
-                raise _refused("the patients of these data are unknown", "patient", "official", "patch")
+                official = () if patches.split is None else (OFFICIAL,)
+                reason = "the patients of these data are unknown"
+                raise _refused(reason, "patient", patches.patients_from, *official, LEAKS)
             part = _by_patient(patches, everything, self._shares(), rng)
         else:
             if patches.groups is not None:
                 count = len(np.unique(patches.groups))
-                raise _refused(f"would put the same patients ({count}) on both sides", "patch", "patient")
+                raise _refused(f"would put the same patients ({count}) on both sides", "patch", PATIENT)
             part = _by_patch(patches, everything, self._shares(), rng)
         found = {name: np.flatnonzero(part == number) for number, name in enumerate(PARTS)}
         for name in ("train", "test"):
             if len(found[name]) == 0:
                 raise DataError(Problem(f"no patches for {name}: {len(patches)} patches are too few", "split"))
         refuse_leaks(patches, found)
+        if self.by == "patient":
+            for note in doubts(patches, found, self._shares()):
+                logger.warning("split: %s", note)
         return found
 
     def _shares(self) -> np.ndarray:
@@ -72,7 +81,9 @@ class Split(Options):
 
     def _official(self, patches: Patches, rng: np.random.Generator) -> np.ndarray:
         if patches.split is None:
-            raise _refused("these data have no official division", "official", "patient", "patch")
+            unknown = (f"{patches.patients_from}, and use by=patient", LEAKS)
+            reason = "these data have no official division"
+            raise _refused(reason, "official", *(unknown if patches.groups is None else (PATIENT,)))
         part = np.select([patches.split == name for name in PARTS], range(len(PARTS)))
         if self.validation > 0 and not (part == 1).any():
             train = np.flatnonzero(part == 0)
@@ -81,8 +92,14 @@ class Split(Options):
         return part
 
 
-def _refused(reason: str, by: str, *allowed: str) -> DataError:
-    return DataError(Problem(reason, "split.by", by, allowed))
+PATIENT = "use data.split.by=patient"
+OFFICIAL = "use data.split.by=official, the data set's own division"
+LEAKS = "only if patches of one patient may be in train and in test, so that figures are too good: data.split.by=patch"
+
+
+def _refused(reason: str, by: str, *remedies: str) -> DataError:
+    """The best remedy comes first."""
+    return DataError(Problem(reason, "split.by", by, hint="; or ".join(remedies)))
 
 
 def refuse_leaks(patches: Patches, indices: dict[str, np.ndarray]) -> None:
@@ -106,6 +123,30 @@ def refuse_leaks(patches: Patches, indices: dict[str, np.ndarray]) -> None:
             reason = f"patient {patient} is in {one} ({counts[0]} patches) and in {other} ({counts[1]})"
             hint = f"{len(crossing)} patients cross: use split.by: patient"
             raise DataError(Problem(reason, "split", hint=hint))
+
+
+def doubts(patches: Patches, indices: dict[str, np.ndarray], shares: np.ndarray) -> list[str]:
+    """What a user should look at in a division by patient.
+
+    indices: part → positions.
+    shares: (3,) of the patches that were asked for, in the order of `PARTS`.
+    """
+    assert patches.groups is not None
+    found, sizes = [], np.array([len(indices[part]) for part in PARTS])
+    patients = [len(np.unique(patches.groups[indices[part]])) for part in PARTS]
+    if np.abs(sizes / len(patches) - shares).max() > FAR:
+        parts = zip(PARTS, sizes, patients, shares, strict=True)
+        listed = ", ".join(
+            f"{part} has {size} of {len(patches)} patches ({count} patients) where {share:.2g} was asked for"
+            for part, size, count, share in parts
+        )
+        kinds = "every label" if patches.centres is None else "every label and every centre"
+        found.append(f"{listed}: patients stay whole, and {kinds} comes to every part first; more patients come nearer")
+    if sum(patients) == len(patches) > 1:
+        found.append(
+            f"every one of the {len(patches)} patches has a patient of its own: is that so, or do the ids name patches?"
+        )
+    return found
 
 
 def refuse_one_label(patches: Patches, indices: dict[str, np.ndarray]) -> None:
@@ -167,7 +208,8 @@ def _by_patient(patches: Patches, indices: np.ndarray, shares: np.ndarray, rng: 
     wanted = np.flatnonzero(shares)
     if len(names) < len(wanted):
         reason = f"{len(names)} patients cannot fill {len(wanted)} parts"
-        raise DataError(Problem(reason, "split", hint="use another split, or validation: 0"))
+        hint = "use validation: 0" if len(names) > 1 and shares[1] > 0 else "use data of more patients"
+        raise DataError(Problem(reason, "split", hint=hint))
     strata = _strata(patches, indices)
     # The last column counts patients, so that small ones do not gather in the small parts.
     counts = np.column_stack([sums_by(patient, strata, len(names)), np.ones(len(names))])

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from refused import refused
 
 from fedrobust.data import Patches, Split, refuse_leaks
-from fedrobust.data.split import allocate, whole_numbers
+from fedrobust.data.split import PATIENT, allocate, whole_numbers
 from fedrobust.errors import DataError
 
 
@@ -105,8 +105,12 @@ def test_every_centre_is_in_every_part():
 def test_as_few_patients_as_parts_fill_every_part():
     patches = made(np.repeat(["x", "y", "z"], 10), np.repeat([0, 1, 2], 10))
     assert all(len(index) == 10 for index in Split().indices(patches, 0).values())
-    with refused(DataError, path="split", says="2 patients"):
-        Split().indices(made(np.repeat(["x", "y"], 10), np.arange(20) % 2), 0)
+    two = made(np.repeat(["x", "y"], 10), np.arange(20) % 2)
+    with refused(DataError, path="split", says="2 patients", hint="use validation: 0"):
+        Split().indices(two, 0)
+    assert all(len(index) == 10 for index in Split(validation=0).indices(two, 0).values() if len(index))
+    with refused(DataError, path="split", says="1 patients", hint="use data of more patients"):
+        Split(validation=0).indices(made(np.repeat(["x"], 10), np.arange(10) % 2), 0)
 
 
 def test_by_patch_keeps_proportions_and_rare_labels():
@@ -120,12 +124,10 @@ def test_by_patch_keeps_proportions_and_rare_labels():
 
 
 def test_patients_known_or_unknown_decide_what_is_allowed():
-    with refused(DataError, path="split.by", found="patch", allowed=("patient",), says="(4)"):
+    with refused(DataError, path="split.by", found="patch", hint=PATIENT, says="(4)"):
         Split(by="patch").indices(made(np.arange(20) % 4, np.arange(20) % 2), 0)
-    with refused(DataError, path="split.by", found="patient", allowed=("official", "patch")):
-        Split().indices(made(None, np.arange(20) % 2), 0)
-    with refused(DataError, path="split.by", found="official", allowed=("patient", "patch")):
-        Split(by="official").indices(made(None, np.arange(20) % 2), 0)
+    with refused(DataError, path="split.by", found="official", hint=PATIENT):
+        Split(by="official").indices(made(np.arange(20) % 4, np.arange(20) % 2), 0)
 
 
 def test_official_is_kept_and_a_missing_validation_is_cut_from_train():
