@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fedrobust"
 FLOORS: list[set[str]] = [
     {"arrays", "errors", "intervals", "private", "seeds", "portions", "texts", "users_code", "machine"},
     {"extras", "locks", "options", "screen", "yaml_tree"},
-    {"metrics"},
+    {"metrics", "option_texts"},
     {"data", "learning", "updates", "databases", "failures", "records"},
     {"aggregation"},
     {"attacks", "secure", "trust"},

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import fedrobust
 from fedrobust.errors import Interrupted
 from fedrobust.extras import require
 
+_TAG = re.compile(r"\[(?=[a-z#/@][^\[]*\])")
+"""What begins a tag of rich's markup."""
+
+
+class LiteralHelp(TyperGroup):
+    """Shows help texts as they are written: rich would take `[mean,median]` for markup, and leave it out."""
+
+    def __init__(self, **settings: Any) -> None:
+        """`settings`: those of a group of commands."""
+        super().__init__(**settings)
+        commands = self.commands.values()
+        described: list[Any] = [self, *commands, *(option for each in commands for option in each.params)]
+        for each in described:
+            if each.help:
+                each.help = _TAG.sub(r"\[", each.help)
+
+
 app = typer.Typer(
     name="fedrobust",
+    cls=LiteralHelp,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train a federation of hospitals, attack it, defend it, and record every round.",

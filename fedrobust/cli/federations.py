@@ -26,7 +26,7 @@ _Found = TypeVar("_Found")
 
 File = Annotated[Path, typer.Argument(help="An experiment file (YAML).", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. seed=3 or aggregation.rule=krum.")
+    list[str] | None, typer.Argument(metavar="PATH=VALUE", help="Overrides, e.g. seed=3 or aggregation.rule=krum.")
 ]
 TeamsOption = Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default as many as cores.")]
 StorageOption = Annotated[
@@ -90,7 +90,7 @@ def matrix(
     file: Annotated[Path, typer.Argument(help="A matrix file (YAML).", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. worst=2 or only.defences=[mean,median]."),
+        typer.Argument(metavar="PATH=VALUE", help="Overrides, e.g. worst=2 or only.defences=[mean,median]."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small version of it, as its file says.")] = False,
     teams: TeamsOption = None,
@@ -118,7 +118,7 @@ def sweep(
     file: Annotated[Path, typer.Argument(help="A sweep file (YAML).", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. trials=8 or sampler.startup=4."),
+        typer.Argument(metavar="PATH=VALUE", help="Overrides, e.g. trials=8 or sampler.startup=4."),
     ] = None,
     storage: StorageOption = None,
     teams: TeamsOption = None,
@@ -147,7 +147,7 @@ def duel(
     file: Annotated[Path, typer.Argument(help="A duel file (YAML).", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. turns=1 or attacker.trials=8."),
+        typer.Argument(metavar="PATH=VALUE", help="Overrides, e.g. turns=1 or attacker.trials=8."),
     ] = None,
     storage: StorageOption = None,
     teams: TeamsOption = None,

@@ -15,7 +15,7 @@ from fedrobust.cli.application import app
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN... | EXPERIMENT...", help="Ids of runs, or names of experiments: all their runs."),
+        typer.Argument(metavar="RUN|EXPERIMENT", help="Ids of runs, or names of experiments: all their runs."),
     ],
 ) -> None:
     """Compare runs: different options, final figures over the seeds, and a page with curves and reputations."""
@@ -90,11 +90,19 @@ def schema(
 
 
 @app.command(name="list")
-def list_options() -> None:
-    """List every source, partition, model, attack, stage and rule, with one line about each."""
+def list_options(
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="A family, e.g. attacks, rules, sources or detectors; or one name, krum."),
+    ] = None,
+) -> None:
+    """List every source, partition, model, attack, stage and rule, with one line about each.
+
+    With a name: the options of a family, or of one class, with their defaults and the paper.
+    """
     from fedrobust.terminal import console, show_options
 
-    show_options(console())
+    show_options(console(), what)
 
 
 @app.command()

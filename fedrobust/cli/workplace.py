@@ -23,7 +23,7 @@ IGNORED = "/mlruns/\n"
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Made if need be.", show_default=False)] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Made if need be.", show_default=False)] = Path(),
 ) -> None:
     """Write the example experiments to a folder. Existing files are not changed."""
     with as_file(files("fedrobust") / "examples") as examples:

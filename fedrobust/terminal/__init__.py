@@ -5,8 +5,9 @@
 """
 
 from fedrobust.terminal.elements import console
-from fedrobust.terminal.lists import families, show_jobs, show_machine, show_options
+from fedrobust.terminal.lists import show_jobs, show_machine
 from fedrobust.terminal.many import MatrixProgress, show_comparison, show_matrix
+from fedrobust.terminal.options import families, show_options
 from fedrobust.terminal.runs import Progress, show_code, show_result, show_verdict
 from fedrobust.terminal.sweeps import DuelProgress, SweepProgress, show_duel, show_sweep
 

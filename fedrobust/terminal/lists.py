@@ -1,4 +1,4 @@
-"""Lists: options, a cluster's jobs, what this machine has."""
+"""Lists: a cluster's jobs, what this machine has."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fedrobust.databases import without_password
 from fedrobust.errors import FedRobustError
 from fedrobust.extras import missing
 from fedrobust.machine import core_limits, memory_limits, usable_cores
-from fedrobust.options import Options, members, summary
-from fedrobust.terminal.elements import columns
+from fedrobust.options import Options, members
+from fedrobust.terminal.elements import columns, plain
 
 if TYPE_CHECKING:
     from fedrobust.cluster import Job
@@ -31,49 +30,6 @@ def show_jobs(out: Console, jobs: Sequence[Job]) -> None:
     out.print(columns(dict(zip(heads, zip(*rows, strict=True), strict=True))) if rows else "no jobs")
 
 
-def families() -> dict[str, dict[str, type[Options]]]:
-    """Return every family of options of experiment files: heading → name → class."""
-    from fedrobust.aggregation import RowRule, Rule, Stage
-    from fedrobust.attacks import Attack, Identity, Schedule
-    from fedrobust.data import Partition, Source, StainNormalisation
-    from fedrobust.learning import LocalLoss, LocalOptimizer, Model, ServerOptimizer
-    from fedrobust.metrics import Metric
-    from fedrobust.secure import Privacy
-    from fedrobust.trust import Detector, Reputation
-
-    return {
-        "data.source": members(Source),
-        "data.partition": members(Partition),
-        "data.stain_normalisation": members(StainNormalisation),
-        "learning.model": members(Model),
-        "learning.local.optimizer": members(LocalOptimizer),
-        "learning.local.loss": members(LocalLoss),
-        "learning.server": members(ServerOptimizer),
-        "attacks": members(Attack),
-        "attacks.schedule": members(Schedule),
-        "attacks.identity": members(Identity),
-        "aggregation.stages": members(Stage),
-        "aggregation.rule": members(Rule, RowRule),
-        "trust.detector": members(Detector),
-        "trust.reputation": members(Reputation),
-        "privacy": members(Privacy),
-        "evaluation.metrics": members(Metric),
-    }
-
-
-def show_options(out: Console) -> None:
-    """Print all options by family, one line each."""
-    for family, options in families().items():
-        out.print(f"[bold]{family}[/bold]")
-        table = Table(box=None, show_header=False, padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column()
-        for name, option in options.items():
-            table.add_row(name, escape(summary(option)))
-        out.print(table)
-    out.print('A class of your own goes wherever these go: name: "package.module:Class"')
-
-
 def show_machine(out: Console) -> None:
     """Print cores, memory, GPUs, versions, the tracking store, and which data sets are found."""
     table = Table(show_header=False)
@@ -84,20 +40,20 @@ def show_machine(out: Console) -> None:
     table.add_row("fedrobust", version("fedrobust"))
     lacking = ", ".join(missing("platform"))
     if lacking:
-        table.add_row("platform", escape(f'not installed: pip install "fedrobust[platform]"; missing: {lacking}'))
+        table.add_row("platform", plain(f'not installed: pip install "fedrobust[platform]"; missing: {lacking}'))
     else:
         packages = ("torch", "ray", "pytorch-lightning", "mlflow", "optuna", "timm")
         table.add_row("packages", ", ".join(f"{name} {version(name)}" for name in packages))
-        table.add_row("GPUs", _gpus())
-        table.add_row("Ray cluster", escape(_ray()))
-    table.add_row("MLflow store", _store())
+        table.add_row("GPUs", plain(_gpus()))
+        table.add_row("Ray cluster", plain(_ray()))
+    table.add_row("MLflow store", plain(_store()))
     table.add_section()
     for name, source in members(_source()).items():
         try:
             found = source.model_validate({"name": name}).found()  # type: ignore[attr-defined]
         except Exception as error:
             found = f"not looked for: {error}"
-        table.add_row(f"data: {name}", escape(found or "not found; give it a path, or set FEDROBUST_DATA"))
+        table.add_row(f"data: {name}", plain(found or "not found; give it a path, or set FEDROBUST_DATA"))
     out.print(table)
 
 
