@@ -23,6 +23,7 @@ from fedrobust.data import (
     StainNormalisation,
     StainShift,
 )
+from fedrobust.draft import Changes, Draft
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.learning import Cnn, FedAvg, LocalTraining, Model, ServerOptimizer, model_shorthand
 from fedrobust.metrics import Metric
@@ -246,6 +247,18 @@ class Experiment(Options):
         if resources and len(resources) != privacy.parties:
             reason = f"expected one resource for each of the {privacy.parties} parties of {name}"
             raise refusal(Problem(reason, "workers.parties", str(len(resources))))
+
+    def changed(self, changes: Changes) -> Experiment:
+        """Return this experiment with other values.
+
+        changes: dotted path → value, or texts such as `"aggregation.rule=krum"`.
+
+        >>> Experiment().changed({"aggregation.rule": "krum", "federation.clients": 20}).federation.clients
+        20
+
+        Raises `ExperimentError`, as `fedrobust.load` does.
+        """
+        return Draft.of(self.name, self.resolved()).overridden(changes).checked(Experiment)
 
     def resolved(self) -> dict[str, Any]:
         """Return every option with its value, as plain JSON types; `Experiment.model_validate` reads it back."""

@@ -15,13 +15,22 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from fedrobust.errors import Problem
+from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.users_code import FORM, named
+from fedrobust.validation import problems_of
 
 T = TypeVar("T")
 
@@ -62,6 +71,30 @@ class Options(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    if not TYPE_CHECKING:  # type checkers know the arguments from the fields
+
+        def __init__(self, /, **values: Any) -> None:
+            """Raises `ExperimentError`, with the same problems as if the options were in a file."""
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                place = Origin(text=type(self).__name__)
+                raise ExperimentError(*problems_of(error, values, lambda *keys: place)) from None
+
+        __init__.__pydantic_base_init__ = True  # options inside of others are checked with these, without a call
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy in which the fields of `update` have other values; these are checked, unlike pydantic's own.
+
+        Raises `ExperimentError`, also for a dotted path; for those see `Experiment.changed`.
+        """
+        for name in update or ():
+            if name not in type(self).model_fields and "." in name:
+                problem = Problem("no field", name, hint="for a dotted path: experiment.changed({…})")
+                raise ExperimentError(problem.at(Origin(text=type(self).__name__)))
+        copy = super().model_copy(deep=deep)
+        return type(self)(**{**dict(copy), **update}) if update else copy
 
     @model_validator(mode="before")
     @classmethod

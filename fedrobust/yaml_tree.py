@@ -14,6 +14,7 @@ from ruamel.yaml.nodes import CollectionNode, SequenceNode
 from ruamel.yaml.tokens import AnchorToken, CommentToken, StreamEndToken
 
 from fedrobust.errors import ExperimentError, Origin, Problem
+from fedrobust.validation import kind
 
 LARGEST = 200_000
 """Maximum size of a file of options, in bytes; ruamel needs some ten seconds for so many."""
@@ -85,15 +86,6 @@ def unshared(value: Any, origin: Origin) -> Any:
     """
     _refuse_large(value, origin)
     return _copied(value)
-
-
-def kind(value: Any) -> str:
-    """Return what messages call this kind of value."""
-    if isinstance(value, Mapping):
-        return "mapping"
-    if isinstance(value, list):
-        return "list"
-    return {str: "text", bool: "truth value", type(None): "null"}.get(type(value), "number")
 
 
 def _text(path: Path) -> str:

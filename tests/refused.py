@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from fedrobust.errors import ExperimentError, FedRobustError, Problem
-from fedrobust.experiment_file import shown
+from fedrobust.validation import shown
 
 
 def fields(problem: Problem) -> dict[str, object]:

@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 FLOORS: list[set[str]] = [
     {"arrays", "errors", "intervals", "private", "seeds", "portions", "texts", "users_code", "machine"},
-    {"extras", "locks", "options", "screen", "yaml_tree"},
+    {"extras", "locks", "screen", "validation"},
+    {"options", "yaml_tree"},
+    {"draft"},
     {"metrics", "option_texts"},
     {"data", "learning", "updates", "databases", "failures", "records"},
     {"aggregation"},

@@ -110,8 +110,8 @@ def test_a_name_of_another_form_imports_nothing(
     (workplace / "e.yaml").write_text("learning: {local: {engine: trainer}}\n")
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"{name} was imported"))
     value = [{"name": name}] if "callbacks" in field else {"name": name}
+    from fedrobust.draft import Draft
     from fedrobust.experiment import Experiment
-    from fedrobust.experiment_file import Draft
 
     with pytest.raises(ExperimentError) as caught:
         Draft.read("e.yaml").changed({field: value}, "a test").checked(Experiment)

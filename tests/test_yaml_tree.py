@@ -12,9 +12,10 @@ from refused import refused
 from ruamel.yaml import YAML
 
 import fedrobust
+from fedrobust.draft import Draft
 from fedrobust.duel import load_duel
 from fedrobust.errors import ExperimentError, Origin
-from fedrobust.experiment_file import Draft, read_options
+from fedrobust.experiment_file import read_options
 from fedrobust.matrix import load_matrix
 from fedrobust.tuning import load_sweep
 from fedrobust.yaml_tree import DEEPEST, LARGEST, MOST, read_tree, read_value, unshared

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from ruamel.yaml.comments import CommentedMap
 
+from fedrobust.draft import Draft, Keys
 from fedrobust.duel.file import SEARCHED, Duel
 from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.experiment import Experiment
-from fedrobust.experiment_file import Draft, Keys
 from fedrobust.studies.composer import Composer, Mistakes
 from fedrobust.tuning.objectives import unknown
 from fedrobust.tuning.sweep import Sweep, SweepPlan

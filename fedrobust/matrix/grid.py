@@ -15,9 +15,9 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from fedrobust.attacks import Backdoor
+from fedrobust.draft import Draft
 from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.experiment import Experiment
-from fedrobust.experiment_file import Draft
 from fedrobust.failures import reason
 from fedrobust.options import Many, Options, nearest, refusal
 from fedrobust.studies.composer import Composer, Mistakes

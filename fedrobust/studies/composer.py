@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from fedrobust.draft import Draft
 from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.experiment import Experiment
-from fedrobust.experiment_file import Draft
 from fedrobust.studies.options import StudyOptions
 
 Composed = TypeVar("Composed")

@@ -9,9 +9,9 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap
 
+from fedrobust.draft import Draft
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment
-from fedrobust.experiment_file import Draft
 from fedrobust.federation.pool import Pool
 from fedrobust.runner import Result
 from fedrobust.studies.study import Watch

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from fedrobust.draft import Draft
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment
-from fedrobust.experiment_file import Draft
 from fedrobust.options import Many, OneOf, refusal
 from fedrobust.studies.composer import Composer, Mistakes
 from fedrobust.studies.options import Seeds, StudyOptions

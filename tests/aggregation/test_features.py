@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from refused import refused
 
 from fedrobust.aggregation import Aggregation, Auror, Context, Pipeline, capped_prior
@@ -174,5 +173,5 @@ def test_options():
     assert Auror().bound(8, 4) == "auror needs n ≥ 2f + 1: n = 8, f = 4"
     assert Auror().bound(9, 4) is None
     for wrong in ({"alpha": 0.0}, {"tau": 1.1}, {"unit": "metre"}):
-        with refused(ValidationError, path=next(iter(wrong))):
+        with refused(path=next(iter(wrong))):
             Auror(**wrong)

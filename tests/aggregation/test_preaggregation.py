@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from refused import refused
 
 from fedrobust.aggregation import (
@@ -164,10 +163,10 @@ def test_a_radius_or_a_quantile():
     assert np.allclose(half, Clip().mix(gram, Context(0)), rtol=1e-14)
     assert np.array_equal(Clip(radius="quantile", quantile=1.0).mix(gram, Context(0)), np.eye(8))
     for wrong in ({"quantile": 0.9}, {"radius": "quantile"}, {"radius": 2.0, "quantile": 0.9}):
-        with refused(ValidationError, path="quantile", says="radius"):
+        with refused(path="quantile", says="radius"):
             Clip(**wrong)
     for wrong in (0.0, 1.5):
-        with refused(ValidationError, path="quantile", found=str(wrong)):
+        with refused(path="quantile", found=str(wrong)):
             Clip(radius="quantile", quantile=wrong)
 
 

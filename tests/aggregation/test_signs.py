@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from refused import refused
 
 from fedrobust.aggregation import Aggregation, Context, Pipeline, SignGuard, capped_prior
@@ -204,5 +203,5 @@ def test_options():
     assert SignGuard().bound(8, 4) == "signguard needs n ≥ 2f + 1: n = 8, f = 4"
     assert SignGuard().bound(9, 4) is None
     for wrong in ({"lower": 1.1}, {"upper": 1.9}, {"share": 0.0}, {"share": 1.1}):
-        with refused(ValidationError, path=next(iter(wrong))):
+        with refused(path=next(iter(wrong))):
             SignGuard(**wrong)

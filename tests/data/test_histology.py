@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
@@ -19,6 +18,7 @@ from fedrobust.data.cells import Nuclei, push_apart, stamp
 from fedrobust.data.histology import TISSUES, Histology
 from fedrobust.data.patches import Patches
 from fedrobust.data.stain import optical_density
+from fedrobust.errors import ExperimentError
 
 SMALL = {"patients": 3, "patches_per_patient": 4, "size": 24}
 
@@ -163,7 +163,7 @@ def test_the_field_of_view_does_not_depend_on_the_size() -> None:
     "wrong", [{"classes": 1}, {"classes": len(TISSUES) + 1}, {"size": 8}, {"difficulty": 0.5}, {"patients": 0}]
 )
 def test_options_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ExperimentError):
         Histology(**wrong)
 
 

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from refused import refused
 
 from fedrobust.data import Patches, Split, refuse_leaks
 from fedrobust.data.split import PATIENT, allocate, whole_numbers
-from fedrobust.errors import DataError
+from fedrobust.errors import DataError, ExperimentError
 
 
 def made(groups, labels, centres=None, split=None, classes=None) -> Patches:
@@ -172,7 +171,7 @@ def test_refuse_leaks_finds_patients_and_patches():
     "values", [{"test": 0.0}, {"validation": 0.5, "test": 0.5}, {"validation": -0.1}, {"by": "case"}]
 )
 def test_impossible_shares_are_refused(values):
-    with pytest.raises(ValidationError):
+    with pytest.raises(ExperimentError):
         Split(**values)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from refused import refused
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -271,14 +270,14 @@ def test_frozen_parameters_stay() -> None:
         ({"carry_momentum": True, "optimizer": SGD(momentum=0.0)}, {"path": "carry_momentum", "says": "sgd"}),
         ({"precision": "bf16-mixed"}, {"path": "precision", "says": "bf16-mixed"}),
         ({"engine": "trainer", "precision": "64"}, {"path": "precision", "found": "'64'"}),
-        ({"optimizer": {"name": "sgd", "momentum": 1.0}}, {"path": "optimizer.sgd.momentum", "found": "1.0"}),
-        ({"optimizer": "adamm"}, {"path": "optimizer.name", "hint": "did you mean 'adam'?"}),
+        ({"optimizer": {"name": "sgd", "momentum": 1.0}}, {"path": "optimizer.momentum", "found": "1.0"}),
+        ({"optimizer": "adamm"}, {"path": "optimizer", "hint": "did you mean 'adam'?"}),
         ({"optimiser": "adam"}, {"path": "optimiser", "hint": "did you mean 'optimizer'?"}),
         ({"proximal": -1.0}, {"path": "proximal", "found": "-1.0"}),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], problem: dict[str, Any]) -> None:
-    with refused(ValidationError, **problem):
+    with refused(**problem):
         LocalTraining(**options)
 
 

@@ -1,0 +1,94 @@
+"""Options that are made or changed in Python: the same errors as in a file, and no change that changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedrobust
+from fedrobust.aggregation import Aggregation
+from fedrobust.errors import ExperimentError
+from fedrobust.experiment import Experiment
+from tests.refused import problems, refused
+
+WRONG: list[dict[str, Any]] = [
+    {"seed": "x"},
+    {"federatoin": 3},
+    {"aggregation": {"rule": "krumm"}},
+    {"aggregation": {"rule": "krum", "f": 9}},
+    {"attacks": [{"name": "sign_flip", "fraction": 3}]},
+    {"attacks": [{"name": "sign_flip", "scal": 3}]},
+    {"attacks": "sign_flip"},
+    {"data": {"source": {"name": "folder", "patients": "("}}},
+    {"learning": {"local": {"optimizer": {"momentum": 1.0}}}},
+]
+
+
+@pytest.mark.parametrize("options", WRONG, ids=str)
+def test_the_same_errors_as_in_a_file(options: dict[str, Any], tmp_path: Path) -> None:
+    from ruamel.yaml import YAML
+
+    with (tmp_path / "e.yaml").open("w") as file:
+        YAML().dump(options, file)
+    with pytest.raises(ExperimentError) as in_file:
+        fedrobust.load(tmp_path / "e.yaml")
+    with pytest.raises(ExperimentError) as in_python:
+        Experiment(**options)
+    said = [[(each.path, each.message, each.found, each.hint) for each in problems(error.value)]
+            for error in (in_file, in_python)]  # fmt: skip
+    assert said[0] == said[1]
+
+
+def test_errors_of_a_part_name_its_class() -> None:
+    with refused(path="stages.0", found="'x'", text="Aggregation"):
+        Aggregation(rule="krum", stages=["x"])  # type: ignore[arg-type, list-item]
+
+
+def test_changed_is_a_new_checked_experiment(tmp_path: Path) -> None:
+    before = Experiment()
+    changes = {
+        "aggregation": Aggregation(rule="krum"),  # type: ignore[arg-type]
+        "aggregation.f": np.int64(1),
+        "data.source": {"name": "folder", "path": tmp_path},
+        "attacks.0": {"name": "sign_flip", "count": 1},
+    }
+    after = before.changed(changes)
+    assert (after.aggregation.rule.name, after.aggregation.f, after.attacks[0].name) == ("krum", 1, "sign_flip")
+    assert after.resolved()["data"]["source"]["path"] == str(tmp_path)
+    assert before == Experiment()
+    assert after.changed(["seed=3", "aggregation.rule=mean"]) == after.changed({"seed": 3, "aggregation.rule": "mean"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"aggregation.rul": "krum"}, {"path": "aggregation.rul", "override": "aggregation.rul"}),
+        ({"seed": "3"}, {"path": "seed", "override": "seed"}),
+        ({"federation.clients": 10, "aggregation.rule": "krum", "aggregation.f": 9}, {"path": "aggregation.f"}),
+        ({"attacks.3.scale": 4}, {"found": "'3'"}),
+        ({"seed": object()}, {"path": "seed"}),
+        ({3: 4}, {"found": "3"}),
+        ({"": 4}, {"found": "''"}),
+        (["seed"], {"override": "seed"}),
+        ("seed=3", {"says": "list"}),
+    ],
+    ids=str,
+)
+def test_wrong_changes_name_themselves(changes: Any, problem: dict[str, Any], tmp_path: Path) -> None:
+    with refused(**problem):
+        Experiment().changed(changes)
+    (tmp_path / "e.yaml").write_text("attacks: []\n")
+    with refused(**problem):
+        fedrobust.load(tmp_path / "e.yaml", changes)
+
+
+def test_a_copy_with_other_values_is_checked() -> None:
+    assert Experiment().model_copy(update={"seed": 3}) == Experiment(seed=3)
+    assert Experiment().model_copy() == Experiment()
+    with refused(path="aggregation.f", hint="for a dotted path: experiment.changed({…})"):
+        Experiment().model_copy(update={"aggregation.f": 3})
+    with refused(path="seed", found="-3"):
+        Experiment().model_copy(update={"seed": -3})
