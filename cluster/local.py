@@ -34,6 +34,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from fedrobust.cluster.links import runs_page
 from fedrobust.cluster.local_state import STATE, TOKEN, Process, State, kept, read_state, runs
 from fedrobust.databases import sqlite_url
 from fedrobust.errors import ClusterError
@@ -182,7 +183,7 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
     (folder / "env").write_text("\n".join(lines) + "\n", encoding="utf-8")
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     print(
-        f"a head and {workers} workers of {cpus} cores: {state.address}\nMLflow: {state.mlflow}\n"
+        f"a head and {workers} workers of {cpus} cores: {state.address}\nMLflow: {runs_page(state.mlflow)}\n"
         f"\n{chr(10).join(lines)}\n\nuse it:\n"
         f"  source {shown}/env\n"
         "  fedrobust submit -- run experiments/quickstart.yaml\n"

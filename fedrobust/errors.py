@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from fedrobust.job import as_typed
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -25,8 +27,8 @@ class Origin:
     """The dotted path in this source, if the value has another path in the experiment."""
 
     def __str__(self) -> str:
-        """Return a text such as `e.yaml:3: path`."""
-        file = "" if self.file is None else f"{self.file}:{self.line}" if self.line else str(self.file)
+        """Return a text such as `e.yaml:3: path`; in a job on a cluster, files are named as the user typed them."""
+        file = "" if self.file is None else as_typed(str(self.file)) + (f":{self.line}" if self.line else "")
         return ": ".join(filter(None, (file, self.text, self.path)))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedrobust.errors import FedRobustError
+from fedrobust.job import as_typed
 from fedrobust.texts import visible
 
 _EVERYWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
@@ -44,7 +45,7 @@ def reason(error: BaseException) -> str:
 
 
 def _cut(text: str) -> str:
-    text = visible(text)
+    text = visible(as_typed(text))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 

@@ -27,6 +27,7 @@ from fedrobust.federation.measures import misread
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import FederatedTraining, FinalModel, Hook
 from fedrobust.federation.session import check_ray, ray_session
+from fedrobust.job import tell
 from fedrobust.learning.vector import load_vector
 from fedrobust.naming import Part, run_name, tags
 from fedrobust.preparation import CACHE, check_attacks, hospitals_of, network_of
@@ -274,6 +275,8 @@ def _trained(this: _Run, resumed: Journal | None, opening: Future[Tracker], pool
                 tracker.log(start)
         else:
             journal, folder = resumed, resumed.folder
+        if this.part is None:
+            tell(folder=str(folder.absolute()))
         this.say("training")
         outcome = federation.run(journal, hooks)
         load_vector(this.network, outcome.weights)

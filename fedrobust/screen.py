@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
+from fedrobust.job import as_typed
 from fedrobust.texts import visible
 
 
 class Unfailing:
     """A text stream that drops its output after an error, e.g. a closed reader (`| head -1`) or a full disk.
 
-    Characters that its encoding lacks are written as `?` or as an escape code.
+    Characters that its encoding lacks are written as `?` or as an escape code; paths of a job's files as they were
+    typed.
     """
 
     def __init__(self, stream: TextIO, told: str = "") -> None:
@@ -29,7 +31,7 @@ class Unfailing:
     def write(self, text: str) -> int:
         """Write `text`; after an error, write nothing any more."""
         try:
-            self._stream.write(text)
+            self._stream.write(as_typed(text))
         except (OSError, ValueError) as error:
             self._give_up(error)
         return len(text)

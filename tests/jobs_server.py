@@ -18,6 +18,8 @@ class Server:
         self.packages: dict[str, bytes] = {}
         self.submitted: list[dict[str, Any]] = []
         self.log = "first\nsecond\nthird\n"
+        self.logs: dict[str, str] = {}
+        """The log of a job, if it has one of its own."""
         self.drops = 0
         """How often a follower's connection is still to be cut in the middle of the log."""
         self.goes_on = False
@@ -79,10 +81,13 @@ class Server:
         async def post(request: web.Request) -> web.Response:
             self.submitted.append(await request.json())
             self.add(self.submitted[-1]["submission_id"])
+            self.jobs[self.submitted[-1]["submission_id"]] |= {
+                each: self.submitted[-1][each] for each in ("entrypoint", "metadata")
+            }
             return web.json_response({"job_id": "", "submission_id": self.submitted[-1]["submission_id"]})
 
-        async def told(_: web.Request) -> web.Response:
-            return web.json_response({"logs": self.log})
+        async def told(request: web.Request) -> web.Response:
+            return web.json_response({"logs": self.logs.get(request.match_info["job"], self.log)})
 
         async def stopped(request: web.Request) -> web.Response:
             self.jobs[request.match_info["job"]]["status"] = "STOPPED"

@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 FLOORS: list[set[str]] = [
+    {"job"},
     {"arrays", "errors", "intervals", "private", "seeds", "portions", "texts", "users_code", "machine"},
     {"extras", "locks", "screen", "validation"},
     {"options", "yaml_tree"},

@@ -7,7 +7,8 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -15,6 +16,10 @@ from typer.core import TyperGroup
 import fedrobust
 from fedrobust.errors import Interrupted
 from fedrobust.extras import require
+from fedrobust.job import in_job
+
+if TYPE_CHECKING:
+    from fedrobust.experiment import Experiment
 
 _TAG = re.compile(r"\[(?=[a-z#/@][^\[]*\])")
 """What begins a tag of rich's markup."""
@@ -43,12 +48,27 @@ app = typer.Typer(
 
 CORE = {"doctor", "init", "list", "schema"}
 """Commands that work without any extra."""
-CLUSTER = {"submit", "jobs", "logs", "stop"}
+CLUSTER = {"submit", "jobs", "logs", "stop", "fetch"}
 """Commands that need `fedrobust[cluster]`; all others need `fedrobust[platform]`."""
 INTERRUPTED = 130
 """The exit code after a Ctrl-C or a SIGTERM, as in shells."""
 GOING_ON = ("run", "matrix", "sweep", "duel")
 """Commands that go on when their output can no longer be written."""
+
+checking: ContextVar[list[str] | None] = ContextVar("checking", default=None)
+"""If a list is set, commands only check their files and options, and add the names of MLflow's experiments to it."""
+
+
+def only_checked(experiment: Experiment) -> bool:
+    """Return whether the command ends here, because `submit` makes the checks of a command before it sends it.
+
+    experiment: what the command runs; of many runs, one.
+    """
+    found = checking.get()
+    if found is None:
+        return False
+    found.append(experiment.tracking.experiment)
+    return True
 
 
 def _show_version(wanted: bool) -> None:
@@ -72,7 +92,7 @@ def _before(
 @contextmanager
 def stoppable(goes_on: bool) -> Iterator[None]:
     """After a Ctrl-C in the block, say how to continue: a run that has committed something by its id, and, if
-    `goes_on`, the study by the same command."""
+    `goes_on`, the study by the same command; a job is to be submitted again."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -80,5 +100,8 @@ def stoppable(goes_on: bool) -> Iterator[None]:
         resumed = any(word.partition("=")[0] == "--resume" for word in sys.argv)
         words = shlex.join(["fedrobust", *sys.argv[1:], *([] if resumed else resume)])
         said = f"go on with: {words}" if goes_on or resume else "nothing is committed yet"
+        if in_job() and (goes_on or resume):  # its words are not those that were typed
+            added = f" with {' '.join(resume)}" if resume and not resumed else ""
+            said = f"to go on, submit the same command again{added}"
         print(f"stopped; {said}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None

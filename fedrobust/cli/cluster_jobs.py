@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedrobust.cli.application import app
+from fedrobust.cli.application import app, checking
 from fedrobust.errors import ExperimentError
+from fedrobust.extras import missing
 
 if TYPE_CHECKING:
     from fedrobust.cluster import Cluster
@@ -22,7 +22,9 @@ Address = Annotated[
         metavar="URL", help="The cluster's jobs server; or RAY_API_SERVER_ADDRESS, or this folder's local one."
     ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or the beginning of it.")]
+JobName = Annotated[
+    str, typer.Argument(metavar="JOB", help="The job's id, or its beginning, or the file's name: the newest such job.")
+]
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -37,34 +39,54 @@ def submit(
     env: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set in the job's environment, e.g. FEDROBUST_DATA.")
     ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Check file and options here first; not if only the cluster has your classes.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and send nothing.")] = False,
 ) -> None:
-    """Run a command on a Ray cluster, with the files of the working folder."""
-    from fedrobust.cluster import find_cluster, prepare
+    """Run a command on a Ray cluster, with the files of the working folder.
+
+    The file and the options are checked here, before anything is sent.
+    """
+    from fedrobust.cluster import DRIVERS, find_cluster, prepare, runs_page, tracking_server
     from fedrobust.cluster import submit as submit_job
 
-    if dry_run:
-        print(*prepare(command).selection.listing(), sep="\n")
-        return
     for each in env or ():
         if "=" not in each:
             raise ExperimentError(f"--env {each}: must be NAME=VALUE")
+    found = _checked(command) if check and command[0] in DRIVERS else []
+    if dry_run:
+        print(*prepare(command).selection.listing(), sep="\n")
+        return
     variables = dict(each.split("=", 1) for each in env or ())
     cluster = find_cluster(address)
-    tell = partial(print, file=sys.stderr, flush=True)
-    job = submit_job(command, cluster, workplace=workplace, variables=variables, tell=tell)
+    job = submit_job(command, cluster, workplace=workplace, variables=variables, tell=_say)
     print(f"job {job} at {cluster.address}", flush=True)
-    from fedrobust.databases import without_password
-
-    tracking = variables.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if tracking.startswith("http"):
-        print(
-            f"MLflow: {without_password(tracking).rstrip('/')}/#/experiments?workflowType=machine_learning", flush=True
-        )
+    if server := tracking_server(cluster, variables):
+        print(f"MLflow: {runs_page(server, *found)}", flush=True)
     if follow:
         _follow(cluster, job)
     else:
         print(f"look at it with: fedrobust logs {job} --follow")
+
+
+def _checked(command: Sequence[str]) -> list[str]:
+    """Make the checks with which a command begins; return the name of its runs' experiment in MLflow.
+
+    Raises what the command would raise.
+    """
+    verb, found = typer.main.get_group(app).commands[command[0]], list[str]()
+    before = checking.set(found)
+    try:
+        with verb.make_context(f"fedrobust {command[0]}", list(command[1:])) as context:
+            verb.invoke(context)
+    except ExperimentError as error:
+        if any(missing("platform")):  # a class of the user's own may need it
+            raise error.advising("without fedrobust[platform] here, --no-check leaves this to the cluster") from None
+        raise
+    finally:
+        checking.reset(before)
+    return found
 
 
 @app.command()
@@ -79,7 +101,7 @@ def jobs(address: Address = None) -> None:
 
 @app.command()
 def logs(
-    job: JobId,
+    job: JobName,
     follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
     address: Address = None,
 ) -> None:
@@ -88,20 +110,39 @@ def logs(
     from fedrobust.cluster import logs as read_logs
 
     cluster = find_cluster(address)
+    chosen = _chosen(cluster, job)
     if follow:
-        _follow(cluster, job)
+        _follow(cluster, chosen)
     else:
-        print(*read_logs(cluster, job), sep="", end="")
+        print(*read_logs(cluster, chosen), sep="", end="")
 
 
 @app.command()
-def stop(job: JobId, address: Address = None) -> None:
+def stop(job: JobName, address: Address = None) -> None:
     """End a job as a Ctrl-C would: committed results are kept, and the job can be submitted again."""
     from fedrobust.cluster import find_cluster
     from fedrobust.cluster import stop as stop_job
 
-    ended = stop_job(find_cluster(address), job)
+    cluster = find_cluster(address)
+    ended = stop_job(cluster, _chosen(cluster, job, running=True))
     print(f"job {ended.id}: {ended.status}")
+
+
+def _chosen(cluster: Cluster, job: str, running: bool = False) -> str:
+    """Return the id of the job that a user means by `job`, and say which one that is if `job` is not the id.
+
+    running: prefer one that has not ended.
+    """
+    from fedrobust.cluster import find_job
+
+    found = find_job(cluster, job, running)
+    if found.id != job:
+        _say(f"job {found.id}, begun {found.since}: {found.command}")
+    return found.id
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _follow(cluster: Cluster, job: str) -> None:

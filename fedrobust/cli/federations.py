@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from fedrobust.cli.application import app, stoppable
+from fedrobust.cli.application import app, checking, only_checked, stoppable
 from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.screen import harmless
 
@@ -51,9 +51,11 @@ def run(
     from fedrobust.experiment_file import load
     from fedrobust.terminal import Progress, console, show_code, show_result
 
-    if json_out is not None:
+    if json_out is not None and checking.get() is None:
         _refuse_unwritable(json_out, file)
     experiment = load(file, overrides or ())
+    if only_checked(experiment):
+        return
     out = console()
     show_code(out)
     with stoppable(goes_on=False), Progress(out, experiment) as progress:
@@ -104,6 +106,8 @@ def matrix(
     from fedrobust.terminal import MatrixProgress, show_matrix
 
     grid = load_matrix(file, overrides or (), quick)
+    if only_checked(grid.sample):
+        return
 
     def run(progress: MatrixProgress) -> MatrixResult:
         from fedrobust.matrix.running import run_matrix
@@ -133,6 +137,8 @@ def sweep(
     from fedrobust.tuning import load_sweep
 
     plan = load_sweep(file, overrides or ())
+    if only_checked(plan.samples[0]):
+        return
 
     def run(progress: SweepProgress) -> SweepResult:
         from fedrobust.tuning.running import STORAGE, run_sweep
@@ -161,6 +167,8 @@ def duel(
     from fedrobust.terminal import DuelProgress, show_duel
 
     match = load_duel(file, overrides or ())
+    if only_checked(match.samples[0]):
+        return
 
     def run(progress: DuelProgress) -> DuelResult:
         from fedrobust.duel.running import run_duel

@@ -13,6 +13,7 @@ The address of a cluster is that of its jobs server (`http://HOST:8265`). Every 
 """
 
 from fedrobust.cluster.address import Cluster, find_cluster
+from fedrobust.cluster.links import runs_page, tracking_server
 from fedrobust.cluster.ray_jobs import Job, find_job, jobs, logs, stop, submit
 from fedrobust.cluster.shipping import DRIVERS, prepare
 from fedrobust.errors import ClusterError
@@ -27,6 +28,8 @@ __all__ = [
     "jobs",
     "logs",
     "prepare",
+    "runs_page",
     "stop",
     "submit",
+    "tracking_server",
 ]

@@ -13,14 +13,16 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fedrobust.cluster.address import Cluster, redirected
+from fedrobust.cluster.output import JobProgress, progress, shown
 from fedrobust.cluster.shipping import GRACE, entrypoint, environment, names_file, pack, prepare
 from fedrobust.errors import ClusterError, Problem
+from fedrobust.job import SHIPPED, TYPED
 from fedrobust.texts import visible
 
 ANSWER = 30.0
@@ -41,6 +43,15 @@ class Job:
     ended: datetime | None
     exit_code: int | None
     message: str
+    entrypoint: str = field(default="", repr=False)
+    """The shell script that it runs."""
+    progress: JobProgress | None = None
+    """What it has told; `jobs` asks for it, and only of running jobs."""
+
+    @property
+    def own(self) -> bool:
+        """Whether `submit` has sent it, and not another program."""
+        return SHIPPED in self.entrypoint
 
     @property
     def over(self) -> bool:
@@ -56,6 +67,12 @@ class Job:
     def took(self) -> str:
         """How long it has been running, or ran: hours, minutes, seconds."""
         return str((self.ended or datetime.now(UTC)) - self.began).partition(".")[0] if self.began else "–"
+
+    def runs_file(self, name: str) -> bool:
+        """Return whether `name` is that of its file, with or without the folder, the ending, and the command in front
+        (`matrix-mine`)."""
+        stem = _plain(Path(name).stem if names_file(name) else name)
+        return bool(stem) and re.fullmatch(rf"([a-z]+-)?{re.escape(stem)}-[0-9a-f]{{6}}", self.id) is not None
 
 
 def submit(
@@ -78,53 +95,63 @@ def submit(
     Raises `ClusterError`; then nothing has been submitted.
     """
     shipment = prepare(command, folder)
-    command = shipment.command
+    typed, command = shlex.join(command), shipment.command
     for line in (*shipment.selection.summary(), f"goes to {cluster.description}"):
         if tell is not None:
             tell(line)
     stem = Path(next(word for word in command if names_file(word))).stem
-    job = f"{command[0]}-{re.sub(r'[^A-Za-z0-9_-]', '-', stem)}-{secrets.token_hex(3)}"
+    job = f"{command[0]}-{_plain(stem)}-{secrets.token_hex(3)}"
+    told = environment({TYPED: shipment.typed, **(variables or {})})
     with tempfile.TemporaryDirectory() as temporary, _reaching(cluster) as client:
         package = Path(temporary) / "working_dir.zip"
         pack(shipment.selection.files, package)
         client.submit_job(
             entrypoint=entrypoint(command, workplace),
             submission_id=job,
-            runtime_env={"working_dir": str(package), "env_vars": environment(variables or {})},
-            metadata={"command": shlex.join(command)},
+            runtime_env={"working_dir": str(package), "env_vars": told},
+            metadata={"command": typed},
         )
     return job
 
 
 def jobs(cluster: Cluster) -> list[Job]:
-    """Return all jobs of the cluster, the latest last. Raises `ClusterError`."""
+    """Return all jobs of the cluster, the latest last; running ones with their progress. Raises `ClusterError`."""
     with _reaching(cluster) as client:
-        return _jobs(client)
+        return [
+            replace(each, progress=_progress(client, each)) if each.own and not each.over else each
+            for each in _jobs(client)
+        ]
 
 
-def find_job(cluster: Cluster, job: str) -> Job:
-    """Return the job with this id, or the only one whose id begins with `job`. Raises `ClusterError`."""
+def find_job(cluster: Cluster, job: str, running: bool = False) -> Job:
+    """Return the job with the id `job`; or else the newest job of a file that is called `job`; or else the newest one
+    whose id begins with `job`.
+
+    running: prefer the newest one that has not ended, if there is one.
+
+    Raises `ClusterError`.
+    """
     with _reaching(cluster) as client:
-        return _find(client, job)
+        return _find(client, job, running)
 
 
 def logs(cluster: Cluster, job: str, follow: bool = False) -> Iterator[str]:
-    """Yield the output of a job in pieces; with `follow` until it ends, also after lost connections.
+    """Yield the output of a job in pieces; with `follow` until it ends, also after lost connections. Ray's line with
+    the shell script of the job, and the lines that tell its progress, are left out.
 
     Raises `ClusterError`, also if a cluster does not come back while its job is followed.
     """
     with _reaching(cluster) as client:
         found = _find(client, job)
-        if not follow or found.over:
-            yield str(client.get_job_logs(found.id))
-            return
-        yield from _followed(client, found.id, cluster)
+        going_on = follow and not found.over
+        pieces = _followed(client, found.id, cluster) if going_on else [str(client.get_job_logs(found.id))]
+        yield from shown(pieces, f"Running entrypoint for job {found.id}: {found.entrypoint}\n")
 
 
 def stop(cluster: Cluster, job: str) -> Job:
     """End a job as a Ctrl-C would, and wait until it has ended. Raises `ClusterError` if it had already ended."""
     with _reaching(cluster) as client:
-        found = _find(client, job)
+        found = _find(client, job, running=True)
         if found.over:
             raise ClusterError(f"job {found.id} has ended before: {found.status}")
         client.stop_job(found.id)
@@ -141,12 +168,13 @@ def _jobs(client: Any) -> list[Job]:
     found = [
         Job(
             each.submission_id,
-            visible((each.metadata or {}).get("command") or _first_line(each.entrypoint)),
+            visible((each.metadata or {}).get("command") or _first_line(each.entrypoint)),  # of another program
             each.status.value,
             _moment(each.start_time),
             _moment(each.end_time),
             each.driver_exit_code,
             visible(each.message or ""),
+            each.entrypoint,
         )
         for each in told
     ]
@@ -157,14 +185,29 @@ def _moment(milliseconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
 
 
-def _find(client: Any, job: str) -> Job:
+def _plain(name: str) -> str:
+    """Return a name as it is part of an id."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", name)
+
+
+def _find(client: Any, job: str, running: bool = False) -> Job:
     found = _jobs(client)
-    fitting = [each for each in found if each.id == job] or [each for each in found if each.id.startswith(job)]
-    if len(fitting) != 1:
-        known = tuple(each.id for each in (fitting or found)[-5:])
-        reason = f"{'several jobs begin' if fitting else 'no job begins'} like this"
-        raise ClusterError(Problem(reason, "", f"'{job}'", known))
-    return fitting[0]
+    meanings = [
+        [each for each in found if each.id == job],
+        [each for each in found if each.runs_file(job)],
+        [each for each in found if job and each.id.startswith(job)],
+    ]
+    fitting = next(filter(None, meanings), [])
+    if not fitting:
+        raise ClusterError(Problem("no job is called this", "", f"'{job}'", tuple(each.id for each in found[-5:])))
+    return ([each for each in fitting if running and not each.over] or fitting)[-1]
+
+
+def _progress(client: Any, job: Job) -> JobProgress:
+    try:
+        return progress(str(client.get_job_logs(job.id)))
+    except RuntimeError:  # e.g. its node does not answer; the others can still be listed
+        return JobProgress()
 
 
 def _followed(client: Any, job: str, cluster: Cluster) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from fedrobust.cluster.folder import Selection, select
 from fedrobust.errors import ClusterError, Problem
+from fedrobust.job import JOB, SHIPPED
 from fedrobust.naming import commit
 
 DRIVERS = ("run", "matrix", "sweep", "duel")
@@ -32,16 +33,11 @@ _CLASS = re.compile(r"(?<![\w./:])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):[A-Za-z_]\w*
 _FILE = re.compile(r"(?<![\w./-])[\w./-]+\.ya?ml\b")
 """An experiment file that is named by another one, relative to that file."""
 
-_DRIVE = r"""
-export FEDROBUST_SHIPPED=$PWD
+_PYTHON = r"""
 raylet=$(sed -n 's/^PPid:[^0-9]*//p' /proc/$PPID/status 2>/dev/null)
 python=$(tr '\0' '\n' 2>/dev/null </proc/$raylet/cmdline | sed -n 's/^--python_worker_command=\([^ ]*\) .*/\1/p')
-mkdir -p {workplace} && cd {workplace} || exit 2
-echo "on node $(hostname), in $PWD"
-exec "${{python:-python}}" -P -m fedrobust.cli {command}
 """
 # The job's parent is a worker of the raylet; its command line has the cluster's Python. `python` may be another.
-# -P: files in the workplace must not hide the code that was shipped or installed.
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,8 @@ class Shipment:
 
     command: list[str]
     selection: Selection
+    typed: str = ""
+    """What stands before the path of the command's file in the words that the user typed, e.g. `./`."""
 
 
 def prepare(command: Sequence[str], folder: Path | None = None) -> Shipment:
@@ -78,7 +76,8 @@ def prepare(command: Sequence[str], folder: Path | None = None) -> Shipment:
         _refuse_missing(folder, name, selection)
         _check_names(folder, name, selection, texts, seen)
     refuse_hiding(selection.files)
-    return Shipment([command[0], *(relative.get(word, word) for word in command[1:])], selection)
+    typed = named[0].removesuffix(relative[named[0]]) if named[0].endswith(relative[named[0]]) else ""
+    return Shipment([command[0], *(relative.get(word, word) for word in command[1:])], selection, typed)
 
 
 def refuse_hiding(names: Iterable[str]) -> None:
@@ -165,9 +164,19 @@ def _entry(name: str) -> zipfile.ZipInfo:
 
 def entrypoint(command: Sequence[str], workplace: str | None = None) -> str:
     """Return the shell script of a job: find the cluster's Python, go to the workplace, run the command."""
-    words = [f'"$FEDROBUST_SHIPPED"/{shlex.quote(word)}' if names_file(word) else shlex.quote(word) for word in command]
+    words = [f'"${SHIPPED}"/{shlex.quote(word)}' if names_file(word) else shlex.quote(word) for word in command]
     place = '"${FEDROBUST_HOME:-$HOME/fedrobust}"' if workplace is None else shlex.quote(workplace)
-    return _DRIVE.format(workplace=place, command=" ".join(words)).strip()
+    start = [f"mkdir -p {place} && cd {place} || exit 2", 'echo "on node $(hostname), in $PWD"']
+    return script(*start, python=f"-P -m fedrobust.cli {' '.join(words)}")
+    # -P: files in the workplace must not hide the code that was shipped or installed.
+
+
+def script(*lines: str, python: str) -> str:
+    """Return a shell script that does `lines`, and then runs the cluster's Python.
+
+    python: the arguments of Python; the folder of the job's files is in the environment variable `job.SHIPPED`.
+    """
+    return "\n".join([f"export {SHIPPED}=$PWD", _PYTHON.strip(), *lines, f'exec "${{python:-python}}" {python}'])
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -176,7 +185,7 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     The authentication mode is not among them: a job inherits it from its node, and the token.
     """
     own = {
-        "FEDROBUST_JOB": "1",
+        JOB: "1",
         "OMP_NUM_THREADS": "1",
         "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE),
         # the code of a clone is shipped, but not its repository

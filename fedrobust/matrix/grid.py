@@ -180,6 +180,11 @@ class MatrixPlan:
         return found
 
     @property
+    def sample(self) -> Experiment:
+        """Return an experiment of the matrix: that of an oracle."""
+        return next(iter(self._oracles.values()))
+
+    @property
     def backdoors(self) -> list[str]:
         """Return the names of the attacks that plant a backdoor."""
         return list(dict.fromkeys(name for name, _ in self._triggers))

@@ -18,6 +18,7 @@ from fedrobust.experiment import Experiment
 from fedrobust.failures import ends_all, reason
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import Hook
+from fedrobust.job import tell
 from fedrobust.naming import Part
 from fedrobust.runner import Result
 from fedrobust.studies.finished import FinishedRun, FinishedRuns
@@ -187,6 +188,8 @@ def open_study(
             (folder / f"{kind}.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise ExperimentError(f"{visible(folder)}: cannot be written to: {error.strerror or error}") from None
+        if parent is None:
+            tell(folder=str(folder.absolute()))
         watch.say("opening MLflow")
         experiment, tags, name = samples[0].tracking.experiment, {kind: options.name}, f"{kind} {options.name}"
         opened = parent_run(folder, experiment, flatten(settings), tags, name, lines, parent)

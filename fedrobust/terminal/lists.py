@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +26,14 @@ if TYPE_CHECKING:
 
 def show_jobs(out: Console, jobs: Sequence[Job]) -> None:
     """Print a cluster's jobs, the latest last."""
-    rows = [(job.id, job.status.lower(), job.since, job.took, job.command) for job in jobs]
-    heads = ("job", "status", "began", "took", "command")
+    now = time.time()
+    rows = [(job.id, job.status.lower(), job.since, job.took, _progress(job, now), job.command) for job in jobs]
+    heads = ("job", "status", "began", "took", "progress", "command")
     out.print(columns(dict(zip(heads, zip(*rows, strict=True), strict=True))) if rows else "no jobs")
+
+
+def _progress(job: Job, now: float) -> str:
+    return (job.progress.shown(now) if job.progress is not None else "") or "–"
 
 
 def show_machine(out: Console) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from fedrobust.job import tell
 from fedrobust.terminal.elements import Bar, columns, number, plain
 from fedrobust.texts import visible
 
@@ -33,6 +34,7 @@ class MatrixProgress(Bar):
         self._began = self._began or time.monotonic()
         self._cells, self._finished, self._before = items, finished, finished - ran
         self._bar.update(self._task, total=items, completed=finished)
+        tell(done=finished, of=items, what="cells")
         if not self._out.is_terminal:
             self._out.print(f"at most {items} cells, {finished} are there")
 
@@ -40,6 +42,7 @@ class MatrixProgress(Bar):
         """A cell has been finished."""
         cell, run = item
         self._finished += 1
+        tell(done=self._finished, of=self._cells, what="cells")
         left = f"{self._left()} left"
         self._bar.update(self._task, completed=self._finished, description=visible(cell.label), behind=left)
         if run.failed:

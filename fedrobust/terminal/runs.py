@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrobust.databases import without_password
+from fedrobust.job import tell
 from fedrobust.records import EvaluationRecord, Record, RoundRecord
 from fedrobust.terminal.elements import Bar, plain
 from fedrobust.users_code import loaded
@@ -36,6 +37,7 @@ class Progress(Bar):
         """Hook of the federation: receives each committed record of the journal."""
         if isinstance(record, RoundRecord):
             self._first = self._first or record.round
+            tell(done=record.round, of=self._rounds, what="rounds")
             if record.skipped is not None:
                 self._skipped += 1
             else:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedrobust.job import tell
 from fedrobust.terminal.elements import Bar, number, plain
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class SweepProgress(Bar):
         """There are `items` trials; `finished` of them are done, including those of earlier executions."""
         self._trials = items
         self._bar.update(self._task, total=items, completed=finished, behind="")
+        tell(done=finished, of=items, what="trials")
         if not self._out.is_terminal:
             self._out.print(f"{items} trials, {finished} are there")
 
@@ -41,6 +43,7 @@ class SweepProgress(Bar):
         trial, best = item
         front = f"best {_values(best[0])} (trial {best[0].number})" if len(best) == 1 else f"{len(best)} none beats"
         self._bar.update(self._task, completed=trial.number + 1, behind=front if best else "")
+        tell(done=trial.number + 1, of=self._trials, what="trials")
         reason = getattr(trial.outcome, "reason", "")
         if reason:
             self._out.print(plain(f"trial {trial.number} failed: {reason}", keep="\n"), soft_wrap=True)

@@ -8,47 +8,26 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs_server import TOKEN, Server
+from jobs_server import Server
 from refused import refused
+from submitted import called
 
-from fedrobust.cli import app, main
+from fedrobust.cli import app
 from fedrobust.cluster import Cluster, ClusterError, find_cluster, find_job, jobs, logs, stop, submit
 from fedrobust.cluster.folder import select
 from fedrobust.cluster.shipping import DRIVERS, entrypoint, environment, pack, prepare
 from fedrobust.errors import DataError
 from fedrobust.naming import commit
 
-EXPERIMENT = "name: small\ndata: {source: {name: npz, path: nowhere.npz}}\n"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    with Server() as started:
-        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", started.address)
-        yield started
-
 
 @pytest.fixture(autouse=True)
 def unnamed(nobody: Path) -> None:
     """No cluster and no token of whoever runs the tests."""
-
-
-@pytest.fixture
-def folder(workplace: Path) -> Path:
-    """A working folder with an experiment, a class of one's own, and things that must stay."""
-    for name in ("experiments/small.yaml", "experiments/mine.py", "data/patches.npz", "mlruns/mlflow.db", ".venv/x"):
-        (workplace / name).parent.mkdir(exist_ok=True)
-        (workplace / name).write_text(EXPERIMENT if name.endswith("yaml") else name, encoding="utf-8")
-    (workplace / "experiments" / "__pycache__").mkdir()
-    (workplace / "experiments" / "__pycache__" / "mine.pyc").touch()
-    return workplace
 
 
 SHIPPED = ["experiments/mine.py", "experiments/small.yaml"]
@@ -188,8 +167,7 @@ def test_jobs_are_found_by_the_beginning_of_their_id(server: Server) -> None:
     at = find_cluster()
     assert [job.id for job in jobs(at)] == ["run-a-1", "run-a-2", "matrix-b"]
     assert find_job(at, "mat").command == "run matrix-b.yaml"
-    with refused(ClusterError, found="'run'", allowed=("run-a-1", "run-a-2"), says="several"):
-        find_job(at, "run")
+    assert find_job(at, "run").id == "run-a-2", "the newest one"
     with refused(ClusterError, found="'sweep'", allows="run-a-1", says="no job"):
         find_job(at, "sweep")
 
@@ -217,19 +195,11 @@ def test_stopping(server: Server) -> None:
         stop(find_cluster(), "run-a")
 
 
-def called(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """The exit code of the command line."""
-    monkeypatch.setattr(sys, "argv", ["fedrobust", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
 def test_the_commands(
     server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000")
-    assert called(monkeypatch, "submit", "--env", "A=b=c", "--", "run", "experiments/small.yaml", "--resume", "x") == 0
+    assert called("submit", "--env", "A=b=c", "--", "run", "experiments/small.yaml", "--resume", "x") == 0
     out, err = capsys.readouterr()
     assert err.startswith("sends 2 files, ")
     assert err.endswith(f"goes to {server.address}, with the token from RAY_AUTH_TOKEN\n")
@@ -239,11 +209,11 @@ def test_the_commands(
     assert out.endswith(f"{server.log}job {job}: SUCCEEDED\n")
     assert server.submitted[0]["runtime_env"]["env_vars"]["A"] == "b=c"
     assert server.submitted[0]["entrypoint"].endswith("--resume x")
-    assert called(monkeypatch, "jobs") == 0
+    assert called("jobs") == 0
     assert "succeeded" in capsys.readouterr().out
-    assert called(monkeypatch, "logs", job) == 0
+    assert called("logs", job) == 0
     assert capsys.readouterr().out == server.log
-    assert called(monkeypatch, "stop", job) == 2
+    assert called("stop", job) == 2
     assert capsys.readouterr().err == f"error: job {job} has ended before: SUCCEEDED\n"
 
 
@@ -252,7 +222,7 @@ def test_the_end_of_a_followed_job_is_the_end_of_the_command(
 ) -> None:
     for job, code, ours in (("run-a", 3, 3), ("run-b", -9, 137), ("run-c", None, 1)):
         server.add(job, "FAILED", exit_code=code)
-        assert called(monkeypatch, "logs", job, "--follow") == ours
+        assert called("logs", job, "--follow") == ours
         assert f"job {job}: FAILED" in capsys.readouterr().out
 
 
@@ -279,7 +249,7 @@ def test_what_cannot_be_submitted_is_said_in_a_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert called(monkeypatch, *words) == 2
+    assert called(*words) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not server.submitted
 
@@ -291,10 +261,10 @@ def test_missing_data_are_said_to_be_missing_on_the_node_of_the_driver(
         raise DataError("npz: nowhere.npz does not exist")
 
     monkeypatch.setattr("fedrobust.cli.app", missing)
-    assert called(monkeypatch) == 2
+    assert called() == 2
     assert (alone := capsys.readouterr().err) == "error: npz: nowhere.npz does not exist\n"
     monkeypatch.setenv("FEDROBUST_JOB", "1")
-    assert called(monkeypatch) == 2
+    assert called() == 2
     there = capsys.readouterr().err
     assert there.startswith(alone)
     assert platform.node() in there
