@@ -107,7 +107,7 @@ class Played:
                     hook(record)
         with self.lock:
             self.finished[name] += 1
-        recorded = SimpleNamespace(rounds=rounds, evaluations=evaluations)
+        recorded = SimpleNamespace(rounds=rounds, evaluations=evaluations, seconds=1.0)
         return SimpleNamespace(run_id=f"run of {name}", recorded=recorded, final=evaluations[-1].metrics)
 
     def log(self, record: StepFigures) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -176,7 +177,7 @@ def duel(
 
         return run_duel(match, progress, storage=storage or STORAGE, teams=teams, out=out)
 
-    _watched(DuelProgress, run, show_duel)
+    _watched(partial(DuelProgress, turns=len(match.turns)), run, show_duel)
 
 
 def _watched(

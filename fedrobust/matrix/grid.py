@@ -202,7 +202,7 @@ class MatrixPlan:
     def most(self) -> int:
         """Return the maximum number of cells."""
         settings, defences, seeds = len(self.settings), len(self.defences), self._seeds
-        again = min(self.matrix.worst + self.matrix.backdoors, len(self.attacks))
+        again = min(self.matrix.worst + min(self.matrix.backdoors, len(self.backdoors)), len(self.attacks))
         screened = len(self.attacks) * defences * len(self.matrix.screening)
         return settings * (len(seeds) * (1 + defences) + screened + again * defences * len(self.matrix.fresh))
 

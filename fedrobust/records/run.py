@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median_low
 
 import numpy as np
 
@@ -64,6 +66,17 @@ class RecordedRun:
     def skips(self) -> Skips:
         """Which of its rounds were skipped."""
         return Skips.of(record.skipped for record in self.rounds)
+
+    @cached_property
+    def seconds(self) -> float:
+        """Return the duration of its rounds without start-up: the median round, times the number of rounds.
+
+        A round lasts from the start of its training to its aggregate. The first rounds of new actors also import
+        libraries, which may take ten seconds, so a sum would compare start-ups. Of an even number of rounds, the lower
+        one in the middle counts. NaN without a round.
+        """
+        known = [seconds for record in self.rounds if (seconds := record.seconds.get("round")) is not None]
+        return median_low(known) * len(self.rounds) if known else math.nan
 
     @property
     def judged(self) -> bool:

@@ -31,6 +31,9 @@ class FinishedRun:
     rounds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Round (as text) → metric → value, for the evaluated rounds; used by sweeps."""
     seconds: float = math.nan
+    """The duration of its rounds, see `RecordedRun.seconds`."""
+    took: float = field(default=math.nan, compare=False)
+    """Seconds from its start to its end, with reading, start-up and evaluation."""
     failed: str = ""
     """The error that ended it; empty if none did."""
 

@@ -139,8 +139,8 @@ class Study:
             self.tracker.failed(why, part.opened, planned.label, part.tags)
             return FinishedRun(digest, planned.label, failed=why)
         self.tracker.figures(dict(measured.shown), result.run_id)
-        seconds = round(time.perf_counter() - start, 3)
-        return FinishedRun(digest, planned.label, result.run_id, measured.figures, measured.rounds, seconds)
+        seconds, took = round(result.recorded.seconds, 3), round(time.perf_counter() - start, 3)
+        return FinishedRun(digest, planned.label, result.run_id, measured.figures, measured.rounds, seconds, took)
 
     def keep(self, run: FinishedRun) -> None:
         """Write a run to disk, unless it is already there."""

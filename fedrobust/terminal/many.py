@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from fedrobust.job import tell
 from fedrobust.terminal.elements import Bar, columns, number, plain
 from fedrobust.texts import visible
 
@@ -24,41 +23,28 @@ class MatrixProgress(Bar):
     """A bar over the cells of a matrix, with the remaining time; a line for each cell if the output is a file."""
 
     def __init__(self, out: Console) -> None:
-        super().__init__(out, "reading", None)
-        self._cells, self._finished, self._before = 0, 0, 0
-        self._began: float | None = None
+        super().__init__(out, None, "cells")
 
     def plan(self, items: int, finished: int) -> None:
-        """There are at most `items` cells; `finished` of them are done, including those of earlier executions."""
-        ran = self._finished - self._before
-        self._began = self._began or time.monotonic()
-        self._cells, self._finished, self._before = items, finished, finished - ran
+        """There are `items` cells, at first at most; `finished` of them are done, including those of earlier
+        executions."""
+        self._counted(finished, items)
         self._bar.update(self._task, total=items, completed=finished)
-        tell(done=finished, of=items, what="cells")
         if not self._out.is_terminal:
-            self._out.print(f"at most {items} cells, {finished} are there")
+            self._line(self._count())
 
     def done(self, item: CellDone) -> None:
         """A cell has been finished."""
         cell, run = item
-        self._finished += 1
-        tell(done=self._finished, of=self._cells, what="cells")
-        left = f"{self._left()} left"
-        self._bar.update(self._task, completed=self._finished, description=visible(cell.label), behind=left)
+        self._counted(self._done + 1, self._total)
+        if math.isfinite(run.took):
+            self._pace.add(run.took, time.monotonic())
+        self._bar.update(self._task, completed=self._done, description=visible(cell.label), behind=self._left())
         if run.failed:
-            self._out.print(plain(f"{cell.label} failed: {run.failed}", keep="\n"), soft_wrap=True)
+            self._line(f"{cell.label} failed: {run.failed}", keep="\n")
         elif not self._out.is_terminal:
             accuracy = number(run.figures.get("balanced_accuracy", math.nan))
-            shown = f"{self._finished}/{self._cells} {cell.label}: balanced accuracy {accuracy}, at most {left}"
-            self._out.print(plain(shown), soft_wrap=True)
-
-    def _left(self) -> str:
-        """Return the remaining time at the speed of this execution."""
-        ran = self._finished - self._before
-        if self._began is None or ran == 0:
-            return "–"
-        minutes = round((time.monotonic() - self._began) / ran * (self._cells - self._finished) / 60)
-        return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+            self._line(f"{self._count()}: {cell.label}: balanced accuracy {accuracy}")
 
 
 def show_matrix(out: Console, findings: MatrixResult) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrobust.databases import without_password
-from fedrobust.job import tell
 from fedrobust.records import EvaluationRecord, Record, RoundRecord
 from fedrobust.terminal.elements import Bar, plain
 from fedrobust.users_code import loaded
@@ -27,7 +27,7 @@ class Progress(Bar):
     """A bar over the rounds, with the latest figures beside it."""
 
     def __init__(self, out: Console, experiment: Experiment) -> None:
-        super().__init__(out, "reading the data", experiment.federation.rounds)
+        super().__init__(out, experiment.federation.rounds, "rounds")
         self._rounds = experiment.federation.rounds
         self._skipped = 0
         self._first, self._made = 0, math.inf
@@ -37,24 +37,23 @@ class Progress(Bar):
         """Hook of the federation: receives each committed record of the journal."""
         if isinstance(record, RoundRecord):
             self._first = self._first or record.round
-            tell(done=record.round, of=self._rounds, what="rounds")
             if record.skipped is not None:
                 self._skipped += 1
             else:
                 self._made = min(self._made, record.round)
             training = f"training, {self._skipped} skipped" if self._skipped else "training"
+            self._counted(record.round, self._rounds)
+            if took := record.seconds.get("round"):
+                self._pace.add(took, time.monotonic())
             self._bar.update(self._task, completed=record.round, description=training)
             if record.skipped is not None and not self._out.is_terminal:
                 self._line(f"round {record.round}/{self._rounds} skipped: {record.skipped}")
         elif isinstance(record, EvaluationRecord):
             untrained = self._first == 1 and record.round < self._made
             figures = "no round made yet" if untrained else _figures(record.metrics)
-            self._bar.update(self._task, behind=figures)
+            self._bar.update(self._task, behind="  ".join(filter(None, (figures, self._left()))))
             if not self._out.is_terminal:
                 self._line(f"round {record.round}/{self._rounds}: {figures}")
-
-    def _line(self, text: str) -> None:
-        self._out.print(plain(text), soft_wrap=True)
 
 
 def _figures(metrics: Mapping[str, float | None]) -> str:

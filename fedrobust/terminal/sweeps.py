@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedrobust.job import tell
 from fedrobust.terminal.elements import Bar, number, plain
+from fedrobust.terminal.pace import Pace
 
 if TYPE_CHECKING:
     from fedrobust.duel.results import Turn
@@ -26,34 +27,50 @@ class SweepProgress(Bar):
     """A bar over the trials of a sweep, with the best value beside it; a line for each trial if the output is a
     file."""
 
-    def __init__(self, out: Console) -> None:
-        super().__init__(out, "reading", None)
-        self._trials = 0
+    def __init__(self, out: Console, noun: str = "trials") -> None:
+        super().__init__(out, None, noun)
+        self._batch = self._last = time.monotonic()
+        """When the current batch of trials began, and when the last trial was reported."""
 
     def plan(self, items: int, finished: int) -> None:
         """There are `items` trials; `finished` of them are done, including those of earlier executions."""
-        self._trials = items
+        self._pace = Pace()
+        self._counted(finished, items)
+        self._batch = self._last = time.monotonic()
         self._bar.update(self._task, total=items, completed=finished, behind="")
-        tell(done=finished, of=items, what="trials")
         if not self._out.is_terminal:
-            self._out.print(f"{items} trials, {finished} are there")
+            self._line(self._count())
 
     def done(self, item: TrialDone) -> None:
         """A trial has been finished."""
         trial, best = item
+        self._counted(trial.number + 1, self._total)
+        self._pace_of_batch(time.monotonic())
         front = f"best {_values(best[0])} (trial {best[0].number})" if len(best) == 1 else f"{len(best)} none beats"
-        self._bar.update(self._task, completed=trial.number + 1, behind=front if best else "")
-        tell(done=trial.number + 1, of=self._trials, what="trials")
+        shown = ", ".join(filter(None, (front if best else "", self._left())))
+        self._bar.update(self._task, completed=self._done, behind=shown)
         reason = getattr(trial.outcome, "reason", "")
         if reason:
-            self._out.print(plain(f"trial {trial.number} failed: {reason}", keep="\n"), soft_wrap=True)
+            self._line(f"trial {trial.number} failed: {reason}", keep="\n")
         elif not self._out.is_terminal:
             ended = _values(trial) or "ended early"
-            self._out.print(f"trial {trial.number} of {self._trials}: {ended}; {front}", soft_wrap=True)
+            self._line(f"{self._count()}: trial {trial.number}: {ended}; {front}")
+
+    def _pace_of_batch(self, now: float) -> None:
+        """Note the duration of a trial; those of a batch are reported together at its end."""
+        if now - self._last > 0.1 * (self._last - self._batch):
+            self._batch = self._last
+        self._last = now
+        self._pace.add(now - self._batch, now)
 
 
 class DuelProgress(SweepProgress):
     """A bar over the trials of a turn's search, and a line for each turn."""
+
+    def __init__(self, out: Console, turns: int | None = None) -> None:
+        """`turns`: how many there are."""
+        super().__init__(out, "trials of this search")
+        self._turns, self._taken = turns, 0
 
     def done(self, item: Turn | TrialDone) -> None:
         """A turn has been judged, or has failed; or a trial of its search has been finished."""
@@ -61,8 +78,11 @@ class DuelProgress(SweepProgress):
             super().done(item)
             return
         turn = item
+        self._taken += 1
+        self._total = None  # the next turn may have no search
         shown = f"failed: {turn.failed}" if turn.failed else f"{turn.value:.3f}, under {turn.worst}"
-        self._out.print(plain(f"{turn.defence}, {turn.label}: {shown}", keep="\n"), soft_wrap=True)
+        counted = f"{self._taken}/{self._turns} turns: " if self._turns else ""
+        self._line(f"{counted}{turn.defence}, {turn.label}: {shown}", keep="\n")
 
 
 def show_duel(out: Console, findings: DuelResult) -> None:

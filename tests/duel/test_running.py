@@ -337,7 +337,7 @@ def test_the_command(
     for row in worst:
         value = float(row[METRIC])
         assert f"{row['defence']}, {row['turn']}: {value:.3f}, under {row['attack']}\n" in shown
-    for word in ("fixed", "attacker", "defender", "–", "here", "clipping: defender 1 searches", "trial 2 of 3: "):
+    for word in ("fixed", "attacker", "defender", "–", "here", "clipping: defender 1 searches", ": trial 2: "):
         assert word in shown
     assert lines_of_table(shown, "clipping") == [
         f"{float(row[METRIC]):.3f}" for row in worst if row["defence"] == "clipping"

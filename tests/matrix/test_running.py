@@ -298,21 +298,3 @@ def test_a_cell_without_a_figure_is_shown() -> None:
     with MatrixProgress(out) as progress:
         progress.done((load_matrix("matrix.yaml").controls()[0], FinishedRun("", "")))
     assert "balanced accuracy –" in out.export_text()
-
-
-def test_the_time_that_is_left_goes_by_the_pace_of_this_sitting(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fedrobust.terminal.many as terminal
-
-    now = [100.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
-    out = Console(record=True, width=140, force_terminal=False)
-    cell = load_matrix("matrix.yaml").controls()[0]
-    with MatrixProgress(out) as progress:
-        progress.plan(100, 40)
-        for _ in range(2):
-            now[0] += 150.0
-            progress.done((cell, FinishedRun("", "", "", {"balanced_accuracy": 0.75})))
-    shown = out.export_text()
-    assert "at most 100 cells, 40 are there" in shown
-    assert f"41/100 {cell.label}: balanced accuracy 0.750, at most 2 h 28 min left" in shown
-    assert "at most 2 h 25 min left" in shown
