@@ -171,6 +171,10 @@ class UntrainedError(FederationError):
     """A run that has ended with every round skipped: its model is the initial one, also after resuming."""
 
 
+class UnlearntError(FedRobustError):
+    """A study that was stopped because its first runs have learnt nothing: what it measures would be undefined."""
+
+
 class ClusterError(FedRobustError):
     """A cluster cannot be reached or refuses access, a job does not exist, or a command cannot be sent."""
 

@@ -16,7 +16,7 @@ LEVEL = 0.95
 
 
 class Estimate(NamedTuple):
-    """A figure with an interval; the ends are NaN with fewer than three seeds."""
+    """A figure with an interval; the ends are NaN where there is none, e.g. with fewer than three seeds."""
 
     value: float
     low: float = math.nan

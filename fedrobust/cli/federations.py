@@ -33,6 +33,9 @@ TeamsOption = Annotated[int | None, typer.Option(min=1, help="Runs at a time; by
 StorageOption = Annotated[
     str | None, typer.Option(metavar="URL", help="An Optuna storage, instead of mlruns/optuna.db.")
 ]
+AnywayOption = Annotated[
+    bool, typer.Option("--anyway", help="Go on even if the first runs have learnt nothing: figures may be undefined.")
+]
 OutOption = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where tables and pictures go.")]
 
 
@@ -98,6 +101,7 @@ def matrix(
     quick: Annotated[bool, typer.Option("--quick", help="A small version of it, as its file says.")] = False,
     teams: TeamsOption = None,
     out: OutOption = None,
+    anyway: AnywayOption = False,
 ) -> None:
     """Run attacks × defences × settings × seeds, and report how well each defence works.
 
@@ -113,7 +117,7 @@ def matrix(
     def run(progress: MatrixProgress) -> MatrixResult:
         from fedrobust.matrix.running import run_matrix
 
-        return run_matrix(grid, progress, teams=teams, out=out)
+        return run_matrix(grid, progress, teams=teams, out=out, anyway=anyway)
 
     _watched(MatrixProgress, run, show_matrix)
 

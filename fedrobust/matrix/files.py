@@ -9,13 +9,24 @@ from typing import Any
 
 from fedrobust.figures import png
 from fedrobust.intervals import Estimate, mean_interval
-from fedrobust.matrix.grid import ORACLE, MatrixPlan
+from fedrobust.matrix.gaps import ceilings, legend, unlearnt
+from fedrobust.matrix.grid import NOBODY, MatrixPlan
 from fedrobust.matrix.pictures import heat_map
-from fedrobust.matrix.results import DefenceSummary, attacks_by_seed, detections, harmless, screened, verdicts
+from fedrobust.matrix.results import DefenceSummary, attacks_by_seed, detections, harmless, remarks, screened, verdicts
+from fedrobust.matrix.statistics import lowest
 from fedrobust.studies.writing import drawn
 from fedrobust.texts import cell, file_names, markdown
 
 AGAIN = "When the matrix is started again with the same command"
+UNDETECTED = {
+    "detection_auroc": "no update of malicious and honest hospitals was scored",
+    "precision": "nobody was suspected in rounds 11 to 20, or there are fewer rounds",
+    "recall": "nobody attacked in rounds 11 to 20, or there are fewer rounds",
+    "ejected": "nobody attacked",
+    "rounds_to_eject": "no malicious hospital was ejected",
+    "rounds_to_forgive": "no honest hospital was in quarantine",
+}
+"""Figures of detection → what it means if a defence has none."""
 
 
 def write_results(folder: Path, grid: MatrixPlan, table: Any, complete: bool = True) -> list[DefenceSummary]:
@@ -28,7 +39,7 @@ def write_results(folder: Path, grid: MatrixPlan, table: Any, complete: bool = T
 
     Returns the verdicts, one for each setting and defence.
     """
-    found = verdicts(table, grid.matrix.control, grid.backdoors)
+    found = verdicts(table, grid.matrix.control, grid.backdoors, grid.matrix.worst)
     _write_csv(table, folder / "cells.csv")
     table.to_parquet(folder / "cells.parquet", index=False)
     _write_csv(_frame([verdict.flat() for verdict in found]), folder / "summary.csv")
@@ -36,25 +47,40 @@ def write_results(folder: Path, grid: MatrixPlan, table: Any, complete: bool = T
     (folder / "table.md").write_text(page(grid, table, found, complete), encoding="utf-8")
     name = grid.matrix.name if complete else f"{grid.matrix.name}, incomplete"
     files = file_names(grid.settings)
+    warning = unlearnt(table, grid.rounds)
     for setting in grid.settings:
-        pale = harmless(table, setting, grid.matrix.control)
+        pale = harmless(table, setting, grid.matrix.control, grid.backdoors)
+        own = table[(table["setting"] == setting) & (table["phase"] == "screening")]
+        empty = legend(own, "robustness", ceilings(table[table["setting"] == setting]))
         headlines = {verdict.defence: verdict.robustness.value for verdict in found if verdict.setting == setting}
         values, place = screened(table, setting), folder / f"heatmap_{files[setting]}.png"
         with drawn(place):
-            place.write_bytes(png(heat_map(values, pale, headlines, f"{name}: {setting}"), dots=130))
+            place.write_bytes(png(heat_map(values, pale, headlines, f"{name}: {setting}", warning, empty), dots=130))
     return found
 
 
 def headline_metrics(found: Iterable[DefenceSummary]) -> dict[str, float]:
-    """Return the headlines under the names that MLflow shows.
+    """Return the headlines under the names that MLflow shows; those that are incomplete have none.
 
     found: the summaries, as `write_results` returns them.
     """
     return {
-        f"{verdict.setting}/{verdict.defence}/{name}": getattr(verdict, name).value
+        f"{verdict.setting}/{verdict.defence}/{name}": value
         for verdict in found
         for name in ("robustness", "gain", "success", "cost", "accuracy")
+        if math.isfinite(value := getattr(verdict, name).value)
     }
+
+
+def headline_tags(grid: MatrixPlan, table: Any, found: Iterable[DefenceSummary]) -> dict[str, str]:
+    """Return the tags of the matrix's own run in MLflow: which headlines are incomplete and why, and which oracles are
+    at chance. Where there is nothing to say they are empty, so that they replace those of an earlier execution.
+
+    grid, table: as in `write_results`.
+    found: what it returns.
+    """
+    lacking = [f"{each.setting}/{each.defence}: {each.why['robustness']}" for each in found if each.lacks]
+    return {"incomplete": "; ".join(lacking), "unlearnt": unlearnt(table, grid.rounds)}
 
 
 def page(grid: MatrixPlan, table: Any, found: Sequence[DefenceSummary], complete: bool = True) -> str:
@@ -64,16 +90,19 @@ def page(grid: MatrixPlan, table: Any, found: Sequence[DefenceSummary], complete
     lines = [f"# {grid.matrix.name}", "", f"{counts}, {left} are missing." if left else f"{counts}.", ""]
     if not complete:
         lines += [f"**Incomplete**: the matrix was stopped before its end. {AGAIN}, it goes on.", ""]
+    if warning := unlearnt(table, grid.rounds):
+        lines += [f"**{warning[0].upper()}{markdown(warning[1:])}.**", ""]
     for setting in grid.settings:
         own = table[table["setting"] == setting]
         here = [verdict for verdict in found if verdict.setting == setting]
         lines += [f"## {setting}", "", *_about(grid, own, setting)]
         lines += ["### Headline", "", *_headline(here), "", "### Every attack, screening", ""]
-        lines += [*_screening(own, setting, harmless(own, setting, grid.matrix.control)), ""]
+        pale = harmless(own, setting, grid.matrix.control, grid.backdoors)
+        lines += [*_screening(own, setting, pale), ""]
         lines += ["### The worst attacks of each defence, fresh seeds", "", *_again(own, here), ""]
         if grid.backdoors:
             lines += ["### Backdoors", "", *_backdoors(own, here, grid.backdoors), ""]
-        lines += ["### Detection", "", *_detection(own), "", "### Nobody attacks", "", *_cost(here), ""]
+        lines += ["### Detection", "", *_detection(own), "", "### Nobody attacks", "", *_cost(own, here), ""]
     broken = table[table["state"] == "failed"]
     if len(broken):
         lines += ["## Failed cells", "", f"{AGAIN}, they are run again.", ""]
@@ -86,46 +115,58 @@ def page(grid: MatrixPlan, table: Any, found: Sequence[DefenceSummary], complete
 
 
 def _about(grid: MatrixPlan, own: Any, setting: str) -> list[str]:
-    ceilings = own[(own["attack"] == ORACLE)]["balanced_accuracy"].dropna()
+    found = [ceiling.accuracy for ceiling in ceilings(own).values()]
     seeds = f"screening on {_listed(grid.matrix.screening)}, fresh {_listed(grid.matrix.fresh)}"
-    ceiling = mean_interval(list(ceilings))
     fraction = grid.settings[setting]["fraction"]
+    reached = (
+        f"reaches a balanced accuracy of {_number(mean_interval(found).value)} on average"
+        if found
+        else "is not measured"
+    )
     return [
-        f"{fraction:.0%} malicious; seeds: {seeds}. The oracle, which leaves the attackers out, reaches a balanced "
-        f"accuracy of {_number(ceiling.value)} on average.",
+        f"{fraction:.0%} malicious; seeds: {seeds}. The oracle, which leaves the attackers out, {reached}.",
         "",
     ]
 
 
 def _headline(found: Sequence[DefenceSummary]) -> list[str]:
     head = ("defence", "robustness", "worst attack", "to the best", "backdoor gain", "cost", "seconds", "unfinished")
-    return _markdown(
-        head,
-        [
-            (
-                verdict.defence,
-                f"**{_number(verdict.robustness.value)}**{_interval(verdict.robustness)}",
-                verdict.worst_attack or "–",
-                "best" if index == 0 else _estimate(verdict.to_the_best),
-                _estimate(verdict.gain),
-                _estimate(verdict.cost),
-                _seconds(verdict),
-                verdict.unfinished or "–",
-            )
-            for index, verdict in enumerate(found)
-        ],
-    )
+    best = "best of the complete ones" if any(verdict.lacks for verdict in found) else "best"
+    lines = [
+        (
+            verdict.defence,
+            "incomplete"
+            if verdict.lacks
+            else f"**{_number(verdict.robustness.value)}**{_interval(verdict.robustness)}",
+            verdict.worst_attack or "–",
+            best if index == 0 and not verdict.lacks else _estimate(verdict.to_the_best),
+            _estimate(verdict.gain),
+            _estimate(verdict.cost),
+            _seconds(verdict),
+            verdict.unfinished or "–",
+        )
+        for index, verdict in enumerate(found)
+    ]
+    notes = [f"- {markdown(remark)}" for remark in remarks(found)]
+    return [*_markdown(head, lines), *(["", *notes] if notes else [])]
+
+
+def _least(verdict: DefenceSummary) -> str:
+    least = verdict.robustness
+    return "incomplete" if verdict.lacks else f"**{_number(least.value)}**{_interval(least)}"
 
 
 def _screening(own: Any, setting: str, pale: Sequence[str]) -> list[str]:
     values = screened(own, setting)
-    worst = {defence: row.idxmin() for defence, row in values.iterrows() if row.notna().any()}
+    worst = {defence: lowest(row.to_dict()) for defence, row in values.iterrows()}
     lines = []
     for attack in values.columns:
         shown = {defence: _number(value) for defence, value in values[attack].items()}
-        row = [f"**{value}**" if worst.get(defence) == attack else value for defence, value in shown.items()]
+        row = [f"**{value}**" if attack in worst[defence] else value for defence, value in shown.items()]
         lines.append([f"{attack} (harmless)" if attack in pale else attack, *row])
-    return [*_markdown(["attack", *values.index], lines), "", "Bold: the worst attack of each defence."]
+    empty = legend(own[own["phase"] == "screening"], "robustness", ceilings(own))
+    note = " ".join(filter(None, ("Bold: the worst attack of each defence.", empty)))
+    return [*_markdown(["attack", *values.index], lines), "", note]
 
 
 def _again(own: Any, found: Sequence[DefenceSummary]) -> list[str]:
@@ -137,6 +178,8 @@ def _again(own: Any, found: Sequence[DefenceSummary]) -> list[str]:
             estimate = mean_interval(list(measured[attack].values()), len(measured))
             accuracy = mean_interval(list(accuracies[attack].values())).value
             lines.append((verdict.defence, attack, _estimate(estimate), _number(accuracy), len(measured[attack])))
+    if not lines:
+        return ["No attack has a figure on the fresh seeds; the reasons are below the headline."]
     return _markdown(("defence", "attack", "robustness", "balanced accuracy", "seeds"), lines)
 
 
@@ -154,7 +197,10 @@ def _backdoors(own: Any, found: Sequence[DefenceSummary], backdoors: Sequence[st
             shown = _number(mean_interval(list(first.values())).value)
             row.append(f"{shown}; {_number(mean_interval(list(again.values())).value)}" if again else shown)
         lines.append(row)
-    return [*_markdown(["defence", *backdoors], lines), "", "After the semicolon: the mean over the fresh seeds."]
+    planted = own[own["attack"].isin(backdoors) & (own["phase"] == "screening")]
+    empty = legend(planted, "attack_success", ceilings(own))
+    note = " ".join(filter(None, ("After the semicolon: the mean over the fresh seeds.", empty)))
+    return [*_markdown(["defence", *backdoors], lines), "", note]
 
 
 def _detection(own: Any) -> list[str]:
@@ -172,13 +218,20 @@ def _detection(own: Any) -> list[str]:
         "cells_with_honest_ejected": "cells that eject an honest one for good",
         "cells_with_rarest_ejected": "the rarest one",
     }
-    return _markdown(list(head.values()), [[line[name] for name in head] for line in found.to_dict("records")])
+    if not len(found):
+        return ["No cell with an attack is done."]
+    empty = [f"{head[name]}: {why}" for name, why in UNDETECTED.items() if found[name].isna().any()]
+    note = ["", f"–: {'; '.join(empty)}."] if empty else []
+
+    lines = [[line[name] for name in head] for line in found.to_dict("records")]
+    return [*_markdown(list(head.values()), lines), *note]
 
 
-def _cost(found: Sequence[DefenceSummary]) -> list[str]:
+def _cost(own: Any, found: Sequence[DefenceSummary]) -> list[str]:
     head = ("defence", "balanced accuracy", "cost", "seconds a cell")
     lines = [(v.defence, _estimate(v.accuracy), _estimate(v.cost), _seconds(v)) for v in found]
-    return _markdown(head, lines)
+    empty = legend(own[own["attack"] == NOBODY], "balanced_accuracy", ceilings(own))
+    return [*_markdown(head, lines), *(["", empty] if empty else [])]
 
 
 def _markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> list[str]:

@@ -189,6 +189,11 @@ class MatrixPlan:
         """Return the names of the attacks that plant a backdoor."""
         return list(dict.fromkeys(name for name, _ in self._triggers))
 
+    @property
+    def rounds(self) -> dict[str, int]:
+        """Return how many rounds the runs of each setting have."""
+        return {setting: oracle.federation.rounds for setting, oracle in self._oracles.items()}
+
     def check_data(self) -> None:
         """Raise `DataError` if the data files of a setting are missing."""
         for setting, oracle in self._oracles.items():
@@ -200,7 +205,7 @@ class MatrixPlan:
 
     @property
     def most(self) -> int:
-        """Return the maximum number of cells."""
+        """Return the maximum number of cells, if every attack has a figure on the screening seeds."""
         settings, defences, seeds = len(self.settings), len(self.defences), self._seeds
         again = min(self.matrix.worst + min(self.matrix.backdoors, len(self.backdoors)), len(self.attacks))
         screened = len(self.attacks) * defences * len(self.matrix.screening)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from fedrobust.intervals import Estimate, mean_interval
 from fedrobust.matrix import statistics
+from fedrobust.matrix.gaps import FEW, incomplete, lacking, no_interval, why_not
 from fedrobust.matrix.grid import NOBODY, ORACLE, Cell
-from fedrobust.matrix.statistics import BySeed
+from fedrobust.matrix.statistics import BySeed, listed
+from fedrobust.metrics.chance import at_chance
 from fedrobust.texts import visible
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ FIGURES = (
     "baseline_success",
     "gain",
     "oracle",
+    "chance",
     "robustness",
     "detection_auroc",
     "last_auroc",
@@ -41,6 +44,8 @@ FIGURES = (
     "skipped",
 )
 """The columns of figures, in the order of the files; other metrics follow."""
+TITLES = {"gain": "backdoor gain", "cost": "cost"}
+"""Figures of a summary, as tables call them."""
 
 
 def table_of(cells: Sequence[Cell], runs: Mapping[str, FinishedRun]) -> Any:
@@ -73,6 +78,7 @@ def table_of(cells: Sequence[Cell], runs: Mapping[str, FinishedRun]) -> Any:
     }
     lines_of = [(oracles.get((line.setting, line.seed), {}), line.attack) for line in table.itertuples()]
     table["oracle"] = [oracle.get("balanced_accuracy", math.nan) for oracle, _ in lines_of]
+    table["chance"] = 1.0 / table["classes"]
     table["baseline_success"] = [oracle.get(f"baseline/{attack}", math.nan) for oracle, attack in lines_of]
     table["robustness"] = [
         statistics.robustness(line.balanced_accuracy, line.oracle, int(line.classes))
@@ -92,11 +98,12 @@ class DefenceSummary:
     setting: str
     defence: str
     worst_attack: str
-    """The attack with the lowest mean robustness on the fresh seeds."""
+    """The attack with the lowest mean robustness on the fresh seeds; several if they are equal."""
     robustness: Estimate
-    """That mean: the headline. Its interval is simultaneous over the attacks that were measured again."""
+    """That mean: the headline. Its interval is simultaneous over the attacks that were measured again. NaN if an attack
+    that may be the worst was not measured, see `lacks`."""
     to_the_best: Estimate
-    """The headline minus that of the best defence, paired by seed."""
+    """The headline minus that of the best defence, paired by seed; NaN if there is no headline."""
     accuracy: Estimate
     """Balanced accuracy without attack, over all seeds."""
     cost: Estimate
@@ -105,13 +112,19 @@ class DefenceSummary:
     """The backdoor that gains the most on the fresh seeds."""
     gain: Estimate
     """How much more often its trigger succeeds than if it had not been planted; simultaneous over the backdoors
-    measured."""
+    measured. NaN if a backdoor that may be the worst was not measured."""
     success: Estimate
     """How often it succeeds; the highest of the backdoors measured."""
     seconds: float
     """Mean duration of the cells."""
     unfinished: int
     """Number of cells that failed or are missing; the figures do not include them."""
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    """The attacks that may be the worst and were not measured → why. The headline is then incomplete."""
+    tied: tuple[str, ...] = ()
+    """Attacks that were not measured again, although they were as low in the screening as the last one that was."""
+    why: Mapping[str, str] = field(default_factory=dict)
+    """Figure → why it is NaN, or why it has no interval."""
 
     def flat(self) -> dict[str, Any]:
         """Return one line of a table."""
@@ -119,48 +132,124 @@ class DefenceSummary:
         for name, value in vars(self).items():
             if isinstance(value, Estimate):
                 line |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
-            else:
+            elif name not in ("lacks", "tied", "why"):
                 line[name] = value
-        return line
+        return line | {"incomplete": self.why["robustness"] if self.lacks else "", "tied": ", ".join(self.tied)}
 
 
-def verdicts(table: Any, control: str, backdoors: Iterable[str]) -> list[DefenceSummary]:
+def verdicts(table: Any, control: str, backdoors: Iterable[str], worst: int = 0) -> list[DefenceSummary]:
     """Return a summary for each setting and defence, sorted by setting and then from the most to the least robust.
 
     table: the cells, see `table_of`.
     control: the defence that is none.
     backdoors: the attacks that plant a backdoor.
+    worst: how many attacks were measured again, as in the matrix file; with 0, `tied` is empty.
     """
-    found = []
+    found, backdoors = list[DefenceSummary](), list(backdoors)
     for setting in table["setting"].unique():
-        own = table[(table["setting"] == setting) & (table["attack"] != ORACLE)]
-        measured = {defence: attacks_by_seed(own, defence, "robustness") for defence in own["defence"].unique()}
-        headlines = {defence: statistics.least(attacks) for defence, attacks in measured.items()}
-        order = sorted(headlines, key=lambda defence: -_known(headlines[defence][1].value))
+        own = table[(table["setting"] == setting)]
+        attacks = list(own[own["phase"] == "screening"]["attack"].unique())
+        names = list(own[own["attack"] != ORACLE]["defence"].unique())
+        lacks = {defence: lacking(own, defence, "robustness", attacks) for defence in names}
+        measured = {defence: attacks_by_seed(own, defence, "robustness") for defence in names}
+        headlines = {
+            defence: ("", Estimate(math.nan)) if lacks[defence] else statistics.least(measured[defence])
+            for defence in names
+        }
+        order = sorted(names, key=lambda defence: -_known(headlines[defence][1].value))
         for defence in order:
-            best = defence == order[0]
-            cells = own[own["defence"] == defence]
-            gains, successes = (attacks_by_seed(own, defence, name) for name in ("gain", "attack_success"))
-            worst_backdoor, gain = statistics.greatest({name: gains[name] for name in gains if name in backdoors})
-            success = statistics.greatest({name: successes[name] for name in successes if name in backdoors})[1]
+            why = {}
+            if lacks[defence]:
+                why["robustness"] = incomplete(lacks[defence], len(attacks))
+            elif math.isnan(headlines[defence][1].low):
+                why["robustness"] = no_interval(own, defence, "robustness")
+            against = Estimate(math.nan)
+            if not lacks[defence] and not lacks[order[0]]:
+                best = defence == order[0]
+                against = Estimate(0, 0, 0) if best else statistics.difference(measured[defence], measured[order[0]])
+            worst_backdoor, gain, success = _backdoors(
+                own, defence, [name for name in attacks if name in backdoors], why
+            )
             nobody, undefended = (_nobody(own, name) for name in (defence, control))
-            paired = [undefended[seed] - nobody[seed] for seed in nobody if seed in undefended]
+            cost = mean_interval([undefended[seed] - nobody[seed] for seed in nobody if seed in undefended])
+            if math.isnan(cost.value):
+                why["cost"] = _no_cost(own, defence, control)
+            cells = own[(own["attack"] != ORACLE) & (own["defence"] == defence)]
             found.append(
                 DefenceSummary(
                     setting,
                     defence,
                     *headlines[defence],
-                    Estimate(0.0, 0.0, 0.0) if best else statistics.difference(measured[defence], measured[order[0]]),
+                    against,
                     mean_interval(list(nobody.values())),
-                    mean_interval(paired),
+                    cost,
                     worst_backdoor,
                     gain,
                     success,
                     float(cells["seconds"].mean()),
                     int((cells["state"] != "done").sum()),
+                    lacks[defence],
+                    _tied(own, defence, worst),
+                    why,
                 )
             )
     return found
+
+
+def remarks(found: Sequence[DefenceSummary]) -> list[str]:
+    """Return a line for each reason why figures are missing, with the defences that it concerns.
+
+    found: the summaries of one setting.
+    """
+    lines: dict[str, list[str]] = {}
+    for verdict in found:
+        for name, reason in verdict.why.items():
+            if name != "robustness":
+                lines.setdefault(f"no {TITLES[name]}: {reason}", []).append(verdict.defence)
+            elif verdict.lacks:
+                lines.setdefault(f"incomplete, so no least robustness: {reason}", []).append(verdict.defence)
+            elif reason != FEW:
+                lines.setdefault(f"no interval: {reason}", []).append(verdict.defence)
+        if verdict.tied:
+            tied = f"as low in the screening as the last attack that was measured again: {listed(verdict.tied, 6)}"
+            lines.setdefault(f"{tied}; a larger `worst` measures more", []).append(verdict.defence)
+    return [said if len(names) == len(found) else f"{listed(names, 6)}: {said}" for said, names in lines.items()]
+
+
+def _backdoors(own: Any, defence: str, backdoors: Sequence[str], why: dict[str, str]) -> tuple[str, Estimate, Estimate]:
+    """Return the backdoor that gains the most, its gain, and how often it succeeds; `why` gets the reason if it is
+    unknown."""
+    lacks = lacking(own, defence, "gain", backdoors)
+    gains, successes = (
+        {name: seeds for name, seeds in attacks_by_seed(own, defence, column).items() if name in backdoors}
+        for column in ("gain", "attack_success")
+    )
+    if not backdoors:
+        why["gain"] = "no attack here plants a backdoor"
+    elif lacks:
+        why["gain"] = incomplete(lacks, len(backdoors))
+        return "", Estimate(math.nan), Estimate(math.nan)
+    elif not gains:
+        why["gain"] = "no backdoor was measured again"
+    return *statistics.greatest(gains), statistics.greatest(successes)[1]
+
+
+def _no_cost(own: Any, defence: str, control: str) -> str:
+    """Return why a defence's cost without attack is unknown."""
+    for name in (defence, control):
+        cells = own[(own["defence"] == name) & (own["attack"] == NOBODY)]
+        if reason := why_not(cells, "balanced_accuracy", {}):
+            return f"{NOBODY}, {name}: {reason}"
+    return "no seed has both"
+
+
+def _tied(own: Any, defence: str, worst: int) -> tuple[str, ...]:
+    cells = own[own["defence"] == defence]
+    again = set(cells[cells["phase"] == "fresh"]["attack"])
+    if not worst or not again:
+        return ()
+    first = cells[cells["phase"] == "screening"].groupby("attack", sort=False)["robustness"].mean()
+    return tuple(statistics.as_low(first.to_dict(), again, worst))
 
 
 def attacks_by_seed(table: Any, defence: str, column: str, phase: str = "fresh") -> dict[str, BySeed]:
@@ -189,19 +278,23 @@ def screened(table: Any, setting: str, column: str = "robustness") -> Any:
     return pivot.reindex(index=own["defence"].unique(), columns=own["attack"].unique())
 
 
-def harmless(table: Any, setting: str, control: str) -> list[str]:
-    """Return the attacks that do no harm on the screening seeds without a defence, i.e. with `control`."""
-    accuracy, gain = (screened(table, setting, name) for name in ("balanced_accuracy", "gain"))
-    if control not in accuracy.index:
-        return []
-    seeds = set(table[table["phase"] == "screening"]["seed"])
-    nobody = [value for seed, value in _nobody(table[table["setting"] == setting], control).items() if seed in seeds]
-    before = sum(nobody) / len(nobody) if nobody else math.nan
-    return [
-        attack
-        for attack in accuracy.columns
-        if statistics.harmless(before, float(accuracy.loc[control, attack]), float(gain.loc[control, attack]))
-    ]
+def harmless(table: Any, setting: str, control: str, backdoors: Iterable[str] = ()) -> list[str]:
+    """Return the attacks that do no harm on the screening seeds without a defence, i.e. with `control`.
+
+    Only seeds on which the control has learnt something without attack count: where it has not, nothing can be said.
+    """
+    own = table[(table["setting"] == setting) & (table["defence"] == control)]
+    chances = dict(zip(own["seed"], own["chance"], strict=True))
+    nobody = {seed: value for seed, value in _nobody(own, control).items() if not at_chance(value, chances[seed])}
+    accuracies, gains = (attacks_by_seed(own, control, name, "screening") for name in ("balanced_accuracy", "gain"))
+    found = []
+    for attack, seeds in accuracies.items():
+        both = [seed for seed in seeds if seed in nobody]
+        before, after = (_average(values[seed] for seed in both) for values in (nobody, seeds))
+        gain = _average(gains.get(attack, {}).values()) if attack in backdoors else None
+        if statistics.harmless(before, after, gain):
+            found.append(attack)
+    return found
 
 
 def to_measure_again(
@@ -212,7 +305,8 @@ def to_measure_again(
     table: the cells, see `table_of`. worst, backdoors: how many attacks, as in the matrix file.
     kinds: the attacks that are backdoors.
 
-    Up to `worst` attacks whose cells have all failed are added: they must be reported, and must not displace an attack
+    Attacks that have no figure although their cells are done, e.g. because the oracle is at chance, are all measured.
+    Of those whose cells have all failed up to `worst` are added: they must be reported, and must not displace an attack
     that can be made.
     """
     chosen: dict[tuple[str, str], Sequence[str]] = {}
@@ -252,7 +346,7 @@ def detections(table: Any) -> Any:
                 "defence": defence,
                 **{name: float(cells[name].mean()) for name in means},
                 "least_auroc": float(by_attack.min()) if len(by_attack) else math.nan,
-                "hardest_attack": by_attack.idxmin() if len(by_attack) else "",
+                "hardest_attack": listed(statistics.lowest(by_attack.to_dict())),
                 "cells_with_honest_ejected": int((everywhere["honest_ejected"] > 0).sum()),
                 "cells_with_rarest_ejected": int((everywhere["rarest_ejected"] > 0).sum()),
                 "cells": len(everywhere),
@@ -264,6 +358,11 @@ def detections(table: Any) -> Any:
 def _nobody(table: Any, defence: str) -> dict[int, float]:
     found = attacks_by_seed(table[table["attack"] == NOBODY], defence, "balanced_accuracy", "control")
     return dict(found.get(NOBODY, {}))
+
+
+def _average(values: Iterable[float]) -> float:
+    many = list(values)
+    return math.fsum(many) / len(many) if many else math.nan
 
 
 def _known(value: float) -> float:

@@ -9,16 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedrobust.errors import UnlearntError
 from fedrobust.federation.pool import Pool
-from fedrobust.matrix.files import headline_metrics, write_results
-from fedrobust.matrix.grid import Cell, MatrixPlan
+from fedrobust.matrix.files import headline_metrics, headline_tags, write_results
+from fedrobust.matrix.gaps import hopeless, unlearnt
+from fedrobust.matrix.grid import ORACLE, Cell, MatrixPlan
 from fedrobust.matrix.measures import baselines, detection, performance
 from fedrobust.matrix.results import DefenceSummary, table_of, to_measure_again, verdicts
 from fedrobust.private import private_files
 from fedrobust.runner import Result
 from fedrobust.studies.finished import FinishedRun
 from fedrobust.studies.study import Measured, Study, Unwatched, Watch, open_study
-from fedrobust.studies.writing import refuse_fruitless, written_in_any_case
+from fedrobust.studies.writing import GO_ON_ANYWAY, refuse_fruitless, written_in_any_case
 
 CellDone = tuple[Cell, FinishedRun]
 """The item that a matrix's `Watch` receives."""
@@ -32,6 +34,8 @@ class MatrixResult:
     table: Any
     """A pandas table with a line for each cell, as in `cells.csv`."""
     verdicts: list[DefenceSummary]
+    unlearnt: str = ""
+    """One sentence about the oracles that are at chance; empty if every oracle has learnt something."""
 
 
 def measured(study: Study, cell: Cell, result: Result) -> Measured:
@@ -54,25 +58,33 @@ def run_matrix(
     teams: int | None = None,
     out: Path | None = None,
     pool: Pool | None = None,
+    anyway: bool = False,
 ) -> MatrixResult:
     """Run what is missing of a matrix, and write its tables; if it is stopped, the tables of what there is.
 
+    The oracles of the screening seeds come first. If all of them, in every setting, are at chance, no figure of the
+    matrix would be defined: it stops there, unless `anyway` is given.
+
     Failed cells are run again. For watch, teams, out and pool, and for errors before the first run, see
     `fedrobust.studies.study.open_study`; for errors that end a matrix, see `Study.make_all`: finished cells are kept.
-    Raises `FederationError` if every cell has failed, after all files are written.
+    Raises `FederationError` if every cell has failed, and `UnlearntError` if the matrix stops because the oracles are
+    at chance, both after all files are written.
     """
     watch = watch or Unwatched()
     grid.check_data()
-    cells = [*grid.controls(), *grid.screening()]
+    cells, stopped = [*grid.controls(), *grid.screening()], False
+    first = [cell for cell in cells if cell.attack == ORACLE and cell.seed in grid.matrix.screening]
     samples = [cell.experiment for cell in cells if cell.experiment is not None]
     with open_study(grid.matrix, samples, out=out, watch=watch, teams=teams, pool=pool) as study:
 
         def write(complete: bool) -> None:
             watch.say("writing the tables")
             table = table_of(cells, study.finished.by_digest)
+            complete = complete and not stopped
             found = write_results(study.folder, grid, table, complete)
             if complete:
                 study.tracker.figures(headline_metrics(found))
+            study.tracker.tag(headline_tags(grid, table, found))
             counts = Counter(table["state"])
             study.tracker.figures({f"cells/{state}": counts[state] for state in ("done", "failed", "missing")})
             study.tracker.upload(study.folder, again=True)
@@ -82,14 +94,21 @@ def run_matrix(
 
         watch.plan(grid.most, len(cells) - len(study.missing(cells)))
         with written_in_any_case(write):
-            run(cells)
-            screened = table_of(cells, study.finished.by_digest)
-            again = to_measure_again(screened, grid.matrix.worst, grid.matrix.backdoors, grid.backdoors)
-            fresh = grid.fresh(again)
-            cells += fresh
-            watch.plan(len(cells), len(cells) - len(study.missing(fresh)))
-            run(fresh)
+            run(first)
+            stopped = not anyway and hopeless(table_of(first, study.finished.by_digest), grid.matrix.screening)
+            if not stopped:
+                run(cells)
+                screened = table_of(cells, study.finished.by_digest)
+                again = to_measure_again(screened, grid.matrix.worst, grid.matrix.backdoors, grid.backdoors)
+                fresh = grid.fresh(again)
+                cells += fresh
+                watch.plan(len(cells), len(cells) - len(study.missing(fresh)))
+                run(fresh)
         table = table_of(cells, study.finished.by_digest)
+        warning = unlearnt(table, grid.rounds)
+        if stopped:
+            raise UnlearntError(f"{warning}; finished cells are kept in {study.folder}; {GO_ON_ANYWAY}")
         reasons = list(table["failed"][table["state"] == "failed"])
         refuse_fruitless(reasons, len(table), "cells", study.folder / "table.md")
-        return MatrixResult(study.folder, table, verdicts(table, grid.matrix.control, grid.backdoors))
+        found = verdicts(table, grid.matrix.control, grid.backdoors, grid.matrix.worst)
+        return MatrixResult(study.folder, table, found, warning)

@@ -9,16 +9,15 @@ lies between the least of the lower ends and the least of the upper ends.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fedrobust.intervals import LEVEL, Estimate, mean_interval
+from fedrobust.metrics.chance import LEARNT
 
 HARMLESS = 0.02
 """An attack is harmless if it takes less balanced accuracy than this from the undefended federation."""
 HARMLESS_GAIN = 0.05
 """A backdoor is harmless only if planting it raises its success there by less than this, too."""
-LEARNT = 0.02
-"""An oracle that is not better than chance by this margin has learnt nothing."""
 BySeed = Mapping[int, float]
 """Seed → figure; seeds of failed cells are absent."""
 
@@ -36,20 +35,22 @@ def robustness(balanced_accuracy: float, oracle: float, classes: int) -> float:
 def least(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Estimate]:
     """Return the attack with the lowest mean, and the minimum over all of them with its simultaneous interval.
 
-    attacks: attack → seed → figure.
+    attacks: attack → seed → figure; attacks without a figure are passed over.
     level: probability that all intervals hold.
+
+    Attacks that are equally bad are all named. There is an interval only if every attack has one.
     """
     found = {name: mean_interval(list(seeds.values()), len(attacks), level) for name, seeds in attacks.items()}
     known = {name: estimate for name, estimate in found.items() if math.isfinite(estimate.value)}
     if not known:
         return "", Estimate(math.nan)
-    worst = min(known, key=lambda name: known[name].value)
-    low, high = (_least([getattr(estimate, end) for estimate in known.values()]) for end in ("low", "high"))
-    return worst, Estimate(known[worst].value, low, high)
+    names = lowest({name: estimate.value for name, estimate in known.items()})
+    low, high = (_minimum([getattr(estimate, end) for estimate in known.values()]) for end in ("low", "high"))
+    return listed(names), Estimate(known[names[0]].value, low, high)
 
 
 def greatest(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Estimate]:
-    """Return the attack with the highest mean, and the maximum with its simultaneous interval.
+    """Return the attack with the highest mean, and the maximum with its simultaneous interval; see `least`.
 
     attacks: attack → seed → figure.
     level: probability that all intervals hold.
@@ -66,7 +67,7 @@ def difference(ours: Mapping[str, BySeed], theirs: Mapping[str, BySeed], level: 
     level: probability that the interval holds.
 
     min_a x_a − min_b y_b = min_a max_b (x_a − y_b), so the interval comes from the paired differences of all pairs of
-    attacks, simultaneously; min and max keep the order of their ends.
+    attacks, simultaneously; min and max keep the order of their ends. NaN if a pair of attacks has no seed in common.
     """
     pairs = {
         first: {
@@ -76,40 +77,70 @@ def difference(ours: Mapping[str, BySeed], theirs: Mapping[str, BySeed], level: 
         for first, x in ours.items()
     }
     ends = [
-        [_most([getattr(each, end) for each in row.values()]) for row in pairs.values()]
+        [_maximum([getattr(each, end) for each in row.values()]) for row in pairs.values()]
         for end in ("value", "low", "high")
     ]
-    return Estimate(*(_least(values) for values in ends))
+    return Estimate(*(_minimum(values) for values in ends))
 
 
 def worst_attacks(robustness: Mapping[str, float], gains: Mapping[str, float], worst: int, backdoors: int) -> list[str]:
     """Return the attacks of a defence to measure again: the `worst` least robust, and the `backdoors` with the highest
     gains.
 
-    robustness, gains: attack → figure. A missing figure (a failed cell) counts as the worst of all, because it must be
-    reported.
+    robustness, gains: attack → figure on the screening seeds. Of equal figures, the first by name is chosen.
+
+    Attacks without a figure are chosen in addition, all of them: any of them may be the worst. For gains this holds if
+    any backdoors are to be measured.
     """
-    order = sorted(robustness, key=lambda name: (_or(robustness[name], -math.inf), name))
-    chosen = order[:worst]
-    rest = [name for name in gains if name not in chosen]
-    return chosen + sorted(rest, key=lambda name: (-_or(gains[name], math.inf), name))[:backdoors]
+    order = sorted(_known(robustness), key=lambda name: (robustness[name], name))
+    chosen = order[:worst] + [name for name in robustness if not math.isfinite(robustness[name])]
+    rest = {name: gain for name, gain in gains.items() if name not in chosen}
+    chosen += sorted(_known(rest), key=lambda name: (-rest[name], name))[:backdoors]
+    return chosen + [name for name in rest if backdoors and not math.isfinite(rest[name])]
 
 
-def harmless(nobody: float, attacked: float, gain: float = math.nan) -> bool:
+def as_low(robustness: Mapping[str, float], measured: Collection[str], worst: int) -> list[str]:
+    """Return the attacks that were not `measured` again, although they are as low on the screening seeds as the last of
+    the `worst`.
+
+    robustness: attack → figure on the screening seeds.
+    """
+    order = sorted(robustness[name] for name in _known(robustness))
+    limit = order[min(worst, len(order)) - 1] if order else math.nan
+    return [name for name, value in robustness.items() if value <= limit and name not in measured]
+
+
+def lowest(figures: Mapping[str, float]) -> list[str]:
+    """Return the names with the lowest figure: several if they are equal, none if no figure is finite."""
+    known = {name: figures[name] for name in _known(figures)}
+    return [name for name, value in known.items() if value == min(known.values())]
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return names as one text; of many, the first ones and how many more there are."""
+    shown = names if len(names) <= most + 1 else names[:most]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(shown) < len(names) else "")
+
+
+def harmless(nobody: float, attacked: float, gain: float | None = None) -> bool:
     """Return whether an attack leaves the undefended federation as it was, in accuracy and, for a backdoor, in `gain`.
 
     nobody, attacked: balanced accuracy without and with the attack.
+    gain: None unless it is a backdoor.
+
+    False where a figure is NaN: what was not measured is not harmless.
     """
-    return nobody - attacked < HARMLESS and not gain >= HARMLESS_GAIN
+    return nobody - attacked < HARMLESS and (gain is None or gain < HARMLESS_GAIN)
 
 
-def _least(values: Sequence[float]) -> float:
-    return min((value for value in values if math.isfinite(value)), default=math.nan)
+def _known(figures: Mapping[str, float]) -> list[str]:
+    return [name for name, value in figures.items() if math.isfinite(value)]
 
 
-def _most(values: Sequence[float]) -> float:
-    return max((value for value in values if math.isfinite(value)), default=math.nan)
+def _minimum(values: Sequence[float]) -> float:
+    """Return the minimum; NaN if there is no value, or if one is NaN."""
+    return math.nan if any(map(math.isnan, values)) else min(values, default=math.nan)
 
 
-def _or(value: float, otherwise: float) -> float:
-    return value if math.isfinite(value) else otherwise
+def _maximum(values: Sequence[float]) -> float:
+    return math.nan if any(map(math.isnan, values)) else max(values, default=math.nan)

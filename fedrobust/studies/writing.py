@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 GO_ON = "the same command goes on where it stopped"
 """How to resume a study that was stopped; appended to the error that stopped it."""
 
+GO_ON_ANYWAY = "with --anyway (in Python: anyway=True) it goes on"
+"""How to resume a study that was stopped because nothing was learnt."""
+
 
 @contextmanager
 def written_in_any_case(write: Callable[[bool], None], go_on: str = GO_ON) -> Iterator[None]:

@@ -15,6 +15,7 @@ from fedrobust.terminal.elements import Bar, columns, number, plain
 from fedrobust.texts import visible
 
 if TYPE_CHECKING:
+    from fedrobust.matrix.results import DefenceSummary
     from fedrobust.matrix.running import CellDone, MatrixResult
     from fedrobust.report import Comparison
 
@@ -49,22 +50,35 @@ class MatrixProgress(Bar):
 
 def show_matrix(out: Console, findings: MatrixResult) -> None:
     """Print the headline of every defence, and where to find the rest."""
+    from fedrobust.matrix.results import remarks
+
+    if findings.unlearnt:
+        out.print(plain(findings.unlearnt), soft_wrap=True)
     for setting in dict.fromkeys(verdict.setting for verdict in findings.verdicts):
         title = plain(f"{setting}: least robustness over the attacks, fresh seeds")
         table = Table(title=title, title_justify="left")
         for column in ("defence", "robustness", "between", "worst attack", "backdoor gain", "cost"):
             table.add_column(column)
-        for verdict in findings.verdicts:
-            if verdict.setting == setting:
-                least = verdict.robustness
-                between = f"{least.low:.3f} – {least.high:.3f}" if math.isfinite(least.low) else "too few seeds"
-                figures = [number(estimate.value) for estimate in (least, verdict.gain, verdict.cost)]
-                line = (verdict.defence, figures[0], between, verdict.worst_attack, *figures[1:])
-                table.add_row(*map(plain, line))
+        own = [verdict for verdict in findings.verdicts if verdict.setting == setting]
+        for verdict in own:
+            least = verdict.robustness
+            between = f"{least.low:.3f} – {least.high:.3f}" if math.isfinite(least.low) else _undefined(verdict)
+            figures = [number(estimate.value) for estimate in (least, verdict.gain, verdict.cost)]
+            line = (verdict.defence, figures[0], between, verdict.worst_attack or "–", *figures[1:])
+            table.add_row(*map(plain, line))
         out.print(table)
+        for remark in remarks(own):
+            out.print(plain(remark), soft_wrap=True)
     if failed := int((findings.table["state"] == "failed").sum()):
         out.print(f"{failed} cells failed; they are listed in table.md, and run again when the matrix is started again")
     out.print(plain(f"tables and pictures: {findings.folder}"), soft_wrap=True)
+
+
+def _undefined(verdict: DefenceSummary) -> str:
+    """Return in a word why there is no interval; the whole reason is below the table."""
+    if verdict.lacks:
+        return "incomplete"
+    return "too few seeds" if verdict.why.get("robustness") == "too few seeds" else "–"
 
 
 def show_comparison(out: Console, comparison: Comparison, page: Path) -> None:

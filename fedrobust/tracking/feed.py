@@ -64,6 +64,18 @@ def send_figures(client: Any, run_id: str, figures: Mapping[str, float], now: in
         client.log_batch(run_id, metrics=rows[start : start + BATCH])
 
 
+def set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run, name → text; a tag with an empty text is not made, but an existing one is emptied.
+
+    client: an MLflow client.
+    run_id: MLflow's id of the run.
+    """
+    there = client.get_run(run_id).data.tags
+    for name, text in tags.items():
+        if text or name in there:
+            client.set_tag(run_id, name, shortened(text))
+
+
 def mark_failed(
     client: Any, experiment_id: str, reason: str, begun: Sequence[str], name: str, tags: Mapping[str, str]
 ) -> None:

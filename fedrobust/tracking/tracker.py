@@ -16,7 +16,7 @@ from fedrobust.records import Record, RecordedRun
 from fedrobust.tracking.artifacts import upload
 from fedrobust.tracking.entries import LONGEST_NAME, StepFigures, shortened
 from fedrobust.tracking.faults import fault, refuse_deleted
-from fedrobust.tracking.feed import Feed, mark_failed, send_figures
+from fedrobust.tracking.feed import Feed, mark_failed, send_figures, set_tags
 from fedrobust.tracking.store import experiment_id, reaching, tracking_uri
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,10 @@ class Tracker:
     def figures(self, figures: Mapping[str, float], run_id: str | None = None) -> None:
         """Queue figures that belong to no round, for this run or for the child `run_id`; returns at once."""
         self._put(partial(send_figures, self._client, run_id or self.run_id, dict(figures), int(1000 * time.time())))
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Queue tags of this run, name → text; an empty text replaces that of an earlier execution. Returns at once."""
+        self._put(partial(set_tags, self._client, self.run_id, dict(tags)))
 
     def failed(self, reason: str, begun: Sequence[str], name: str, tags: Mapping[str, str]) -> None:
         """Queue a failure: the runs `begun` for a part of this one get the status failed and the reason as the tag

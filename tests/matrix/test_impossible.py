@@ -77,13 +77,16 @@ class Stage:
         self.dies: Callable[[Experiment], BaseException | None] = lambda experiment: None
         self.failures: dict[str, str] = {}
         self.figured: dict[str, float] = {}
+        self.tagged: dict[str, str] = {}
         self.made: list[str] = []
+        self.accuracy = 0.0
+        """That of all runs; 0: it depends on the rule."""
 
     def run(self, experiment: Experiment, **_: Any) -> Any:
         if (death := self.dies(experiment)) is not None:
             raise death
         self.made.append(experiment.tracking.run_name or "")
-        accuracy = 0.9 if experiment.aggregation.rule.name == "median" else 0.7
+        accuracy = self.accuracy or (0.9 if experiment.aggregation.rule.name == "median" else 0.7)
         return SimpleNamespace(recorded=one_round(accuracy), run_id="run")
 
     def figures(self, figures: dict[str, float], run_id: str | None = None) -> None:
@@ -91,6 +94,9 @@ class Stage:
 
     def failed(self, reason: str, begun: list[str], name: str, tags: dict[str, str]) -> None:
         self.failures[name] = reason
+
+    def tag(self, tags: dict[str, str]) -> None:
+        self.tagged |= tags
 
     def upload(self, folder: Path, again: bool = False) -> None:
         pass
@@ -183,7 +189,10 @@ def test_a_cell_whose_parts_do_not_go_together_has_failed(stage: Stage) -> None:
     assert set(stage.failures) == {f"sure | away | there | seed {seed}" for seed in (1, 2)}
     assert "away, sure, seed 1: " in (found.folder / "table.md").read_text()
     (verdict,) = [each for each in found.verdicts if (each.setting, each.defence) == ("there", "sure")]
-    assert (verdict.worst_attack, verdict.unfinished) == ("flip", 2), "it took the place of no other attack"
+    assert (verdict.worst_attack, verdict.unfinished) == ("", 2)
+    assert verdict.lacks == {"away": "failed on seed 2"}
+    again = found.table[(found.table["phase"] == "fresh") & (found.table["defence"] == "sure")]
+    assert set(again["attack"][again["setting"] == "there"]) == {"flip", "away"}, "it took the place of no other attack"
 
 
 def test_where_every_cell_dies_the_end_says_of_what(
@@ -230,3 +239,54 @@ def test_figures_that_cannot_be_made_of_a_run_fail_its_cell(stage: Stage) -> Non
         table = matrix().table
     assert set(table["state"][table["attack"] == "flip"]) == {"failed"}
     assert set(table["state"][table["attack"] != "flip"]) == {"done"}
+
+
+def test_a_matrix_whose_oracles_learn_nothing_stops_after_them_unless_told_to_go_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.accuracy = 0.503
+    said = "the oracle is at chance (0.503 against 0.5) after 1 round: more rounds or data"
+
+    def command(*options: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr("sys.argv", ["fedrobust", "matrix", "matrix.yaml", *options])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capsys.readouterr()
+
+    monkeypatch.setattr(teams_room, "leased_pool", two_teams)
+    code, out, err = command()
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert err.startswith(f"error: {said}; finished cells are kept in mlruns/matrix/played; with --anyway ")
+    assert said not in out
+    assert len(stage.made) == 2 and all("oracle" in name for name in stage.made)
+    page = Path("mlruns/matrix/played/table.md").read_text()
+    assert "**Incomplete**" in page and f"**T{said[1:]}.**" in page
+    assert (pd.read_csv("mlruns/matrix/played/cells.csv")["state"] == "done").sum() == 4, (
+        "two oracles, which are also `away`"
+    )
+    assert stage.tagged["unlearnt"] == said
+    assert not [name for name in stage.figured if name.endswith("robustness")]
+    code, out, err = command("--anyway")
+    assert (code, err, out.count(said)) == (0, "", 1)
+    assert len(set(stage.made)) == len(stage.made), "finished cells are not run again"
+    assert "incomplete, so no least robustness: no attack has a figure: the oracle is at chance on seed 2" in out
+    stage.accuracy = 0.0
+    found = matrix("changes.federation.rounds=2")
+    assert (found.unlearnt, stage.tagged["unlearnt"]) == ("", ""), "the tag of the earlier execution is replaced"
+
+
+def test_a_matrix_goes_on_where_one_settings_oracle_has_learnt_something(stage: Stage) -> None:
+    run = stage.run
+
+    def without(experiment: Experiment, **options: Any) -> Any:
+        stage.accuracy = 0.5 if experiment.resolved()["data"]["partition"]["alpha"] == 7.0 else 0.0
+        return run(experiment, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teams_room, "run", without)
+        found = run_matrix(load_matrix("matrix.yaml"), pool=SimpleNamespace(teams=1))  # type: ignore[arg-type]
+    assert found.unlearnt == "the oracle is at chance in there (0.500 against 0.5) after 1 round: more rounds or data"
+    assert set(found.table["state"]) == {"done"}
+    there = [each for each in found.verdicts if each.setting == "there"]
+    assert all(set(each.lacks) == {"flip", "away"} for each in there)
+    assert not any(each.lacks for each in found.verdicts if each.setting == "here")

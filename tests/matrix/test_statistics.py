@@ -12,10 +12,13 @@ from scipy import stats
 
 from fedrobust.intervals import Estimate, mean_interval
 from fedrobust.matrix.statistics import (
+    as_low,
     difference,
     greatest,
     harmless,
     least,
+    listed,
+    lowest,
     robustness,
     worst_attacks,
 )
@@ -118,9 +121,40 @@ def test_the_worst_are_measured_again_and_the_backdoor_that_gains_the_most() -> 
     assert worst_attacks(left, gains, worst=2, backdoors=1) == ["ipm", "flip", "patch"]
     assert worst_attacks({**left, "patch": 0.0}, gains, worst=2, backdoors=1) == ["patch", "ipm", "dba"]
     assert worst_attacks(left, gains, worst=2, backdoors=0) == ["ipm", "flip"]
-    assert worst_attacks({**left, "noise": math.nan}, gains, worst=1, backdoors=0) == ["noise"], (
-        "failed: not passed over"
+    assert worst_attacks({**left, "noise": math.nan}, gains, worst=1, backdoors=0) == ["ipm", "noise"], (
+        "without a figure: not passed over, and in no other's place"
     )
+
+
+def test_attacks_without_a_figure_are_all_measured_whatever_their_names() -> None:
+    unknown = dict.fromkeys(["sign_flip", "patch", "alie", "ipm", "dba"], math.nan)
+    gains = {"patch": math.nan, "dba": math.nan}
+    assert set(worst_attacks(unknown, gains, worst=1, backdoors=1)) == set(unknown)
+    left = {"flip": 0.1, "patch": 0.9, "dba": 0.8}
+    assert worst_attacks(left, gains, worst=1, backdoors=1) == ["flip", "patch", "dba"]
+    assert worst_attacks(left, gains, worst=1, backdoors=0) == ["flip"]
+
+
+def test_equal_figures_are_named_and_not_hidden_behind_an_alphabet() -> None:
+    left = {"b": 0.2, "a": 0.2, "c": 0.2, "d": 0.5, "e": math.nan}
+    assert lowest(left) == ["b", "a", "c"]
+    assert lowest({"e": math.nan}) == []
+    assert as_low(left, ["a"], worst=1) == ["b", "c"]
+    assert as_low(left, ["a", "b", "c"], worst=3) == []
+    assert as_low({"e": math.nan}, [], worst=3) == []
+    assert least({name: {1: value} for name, value in left.items()})[0] == "b, a, c"
+    assert listed(list("abcde")) == "a, b, c and 2 more"
+    assert listed(list("abcd")) == "a, b, c, d"
+
+
+def test_a_bound_that_an_attack_lacks_is_none() -> None:
+    """Where one attack has an interval and another has none, the minimum has none; so has a difference."""
+    many, few = {11: 0.9, 12: 0.91, 13: 0.92}, {11: 0.5, 12: 0.7}
+    found = least({"many": many, "few": few})[1]
+    assert found.value == pytest.approx(0.6)
+    assert math.isnan(found.low) and math.isnan(found.high)
+    apart = difference({"a": many, "b": few}, {"c": {13: 0.9}})
+    assert all(map(math.isnan, apart)), "b and c have no seed in common: the minimum of the rest is no minimum"
 
 
 def test_harmless_is_what_the_undefended_hardly_notice() -> None:
@@ -129,4 +163,6 @@ def test_harmless_is_what_the_undefended_hardly_notice() -> None:
     assert not harmless(0.80, 0.80, gain=0.3)
     assert harmless(0.80, 0.80, gain=0.01)
     assert not harmless(0.80, math.nan)
+    assert not harmless(math.nan, 0.80)
+    assert not harmless(0.80, 0.80, gain=math.nan), "a backdoor of which nothing is known"
     assert isinstance(least({"a": {1: 0.5}})[1], Estimate)
