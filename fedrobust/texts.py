@@ -63,6 +63,21 @@ def fit(text: str, most: int) -> str:
     return f"\u2068{text}\u2069" if leftward else text
 
 
+def wrapped(text: str, most: int, lines: int = 8) -> str:
+    """Return a name for a picture as `fit` does, but whole: on several lines of at most `most` columns.
+
+    lines: at most; a longer text ends in `…`.
+    """
+    left, found = visible(text) if width(text.strip()) else "(empty)", list[str]()
+    while width(left) > most and len(found) < lines - 1:
+        line = head(left, most)
+        cut = max(line.rfind(mark) + len(mark) for mark in (" ", "_", "/", ",")) if len(line) < len(left) else 0
+        line = line[:cut] if cut > len(line) // 3 else line
+        found.append(line.rstrip())
+        left = left[len(line) :].lstrip()
+    return "\n".join(fit(line, most) for line in [*found, left])
+
+
 def markdown(text: object) -> str:
     """Return `text` for a line of Markdown: special characters are escaped, and line ends become blanks."""
     return _MARKDOWN.sub(r"\\\g<0>", visible(" ".join(str(text).splitlines())))

@@ -6,7 +6,7 @@
 b'\\x89PNG'
 """
 
-from fedrobust.figures.comparison import Panel, bands_figure, panels_figure, strips_figure
+from fedrobust.figures.comparison import Lines, Panel, bands_figure, panels_figure, strips_figure
 from fedrobust.figures.drawing import png
 from fedrobust.figures.heat_maps import HEAT_MAPS, Marks, client_figure, parts_figure
 from fedrobust.figures.model import confusion_figure, curves_figure, misread_figure
@@ -14,6 +14,7 @@ from fedrobust.figures.partition import partition_figure
 
 __all__ = [
     "HEAT_MAPS",
+    "Lines",
     "Marks",
     "Panel",
     "bands_figure",

@@ -1,4 +1,4 @@
-"""Comparison of groups of runs: curves with bands, and the reputations in each group."""
+"""Comparison of groups of runs: their curves, and the reputations in each group."""
 
 from __future__ import annotations
 
@@ -28,14 +28,18 @@ from fedrobust.figures.style import (
     label_ends,
     round_ticks,
 )
-from fedrobust.texts import fit, width
+from fedrobust.texts import width, wrapped
 
 GROUP_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#1d2733", "#8c6d31")
+LEGEND = 110
+"""Width of a legend, in characters."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
 """Line styles: if there are more groups than colours, the colours are used again with the next style."""
 
-Band = tuple[Sequence[int], np.ndarray, np.ndarray]
-"""Rounds, means and standard deviations."""
+Lines = tuple[Sequence[int], np.ndarray]
+"""Rounds, and the figures of each seed: (seeds, rounds)."""
+FEW = 3
+"""Up to so many seeds have a line each; more have a band."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,30 +55,30 @@ class Panel:
 
 
 @drawing()
-def bands_figure(panels: Mapping[str, Mapping[str, Band]]) -> Figure:
-    """Draw figures in [0, 1] by round: a panel for each, with a line and a band of one standard deviation for each
-    group.
+def bands_figure(panels: Mapping[str, Mapping[str, Lines]]) -> Figure:
+    """Draw figures in [0, 1] by round: a panel for each, with the mean over the seeds of each group; with two or three
+    seeds also a thin line for each of them, with more a band of one standard deviation.
 
-    panels: title → group → band. A group has the same line style in every panel; its last mean is written at the end of
-        the line.
+    panels: title → group → lines. A group has the same line style in every panel; its last mean is written at the end
+        of the line.
     """
-    names = list(dict.fromkeys(name for bands in panels.values() for name in bands))
-    widest = max((width(name) for name in names), default=1)
-    columns = max(1, min(len(names), 110 // (min(widest, 60) + 8)))
-    height = 2.75 * len(panels) + 0.4 + 0.24 * math.ceil(len(names) / columns)
-    figure = Figure(figsize=(9.2, height), layout="constrained")
+    names = list(dict.fromkeys(name for groups in panels.values() for name in groups))
+    widest = max((min(width(name), LEGEND) for name in names), default=1)
+    columns = max(1, min(len(names), LEGEND // (widest + 8)))
+    shown = [wrapped(name, LEGEND // columns - 8 if columns > 1 else LEGEND) for name in names]
+    below = sum(1 + name.count("\n") for name in shown) / columns + 1
+    figure = Figure(figsize=(9.2, 2.75 * len(panels) + 0.4 + 0.2 * math.ceil(below)), layout="constrained")
     axes_of = figure.subplots(len(panels), 1, sharex=True, squeeze=False).ravel()
     looks = {
         name: {"color": GROUP_COLOURS[place % 7], "linestyle": DASHES[place // 7 % 3]}
         for place, name in enumerate(names)
     }
-    for axes, (title, bands) in zip(axes_of, panels.items(), strict=True):
-        _bands(axes, bands, looks)
+    for axes, (title, groups) in zip(axes_of, panels.items(), strict=True):
+        _curves(axes, groups, looks)
         axes.set_title(title, fontsize=10, color=INK, pad=6, loc="left")
     axes_of[-1].set_xlabel("round")
     axes_of[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles = [Line2D([], [], linewidth=2.2, **looks[name]) for name in names]
-    shown = [fit(name, 100 if columns == 1 else 60) for name in names]
     style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 2.4}
     figure.legend(handles, shown, loc="outside lower left", ncols=columns, **style)
     return figure
@@ -89,8 +93,12 @@ def panels_figure(panels: Sequence[Panel], kind: str) -> Figure:
     across = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
     down = math.ceil(len(panels) / across)
     clients = max(len(panel.values) for panel in panels)
+    titles = [wrapped(panel.title, 88 // across) for panel in panels]
     each = min(4.2, max(1.5, 0.6 + 0.17 * clients))
-    figure = Figure(figsize=(9.2, each * down + 0.6), layout="constrained")
+    over = sum(
+        max(title.count("\n") for title in titles[line : line + across]) for line in range(0, len(titles), across)
+    )
+    figure = Figure(figsize=(9.2, each * down + 0.16 * over + 0.6), layout="constrained")
     axes_of = figure.subplots(down, across, squeeze=False)
     told, colours = HEAT_MAPS[kind]
     finite = np.concatenate([panel.values[np.isfinite(panel.values)] for panel in panels])
@@ -109,7 +117,7 @@ def panels_figure(panels: Sequence[Panel], kind: str) -> Figure:
         separate(axes, panel.attackers, own, row)
         client_ticks(axes, order, panel.attackers, row, named=False)
         round_ticks(axes, panel.rounds, most=10 if across == 1 else 5)
-        axes.set_title(fit(panel.title, 96 // across - 4), fontsize=9.5, color=INK, pad=4)
+        axes.set_title(titles[place], fontsize=9.5, color=INK, pad=4)
         if place % across:
             axes.set_ylabel("")
         if place + across >= len(panels):
@@ -132,8 +140,9 @@ def strips_figure(strips: Mapping[str, np.ndarray]) -> Figure:
     rows: list[np.ndarray] = []
     ticks, names = [], []
     for name, values in strips.items():
-        names.append((len(rows), name))
-        rows.append(np.full(columns, np.nan))
+        title = wrapped(name, 96)
+        rows += [np.full(columns, np.nan)] * (1 + title.count("\n"))
+        names.append((len(rows) - 1, title))
         for line, word, colour in zip(values, ("attackers", "honest"), (ATTACK, INK), strict=True):
             if np.isfinite(line).any():
                 ticks.append((len(rows), word, colour))
@@ -145,7 +154,7 @@ def strips_figure(strips: Mapping[str, np.ndarray]) -> Figure:
     shown = np.ma.masked_invalid(rows)
     axes.imshow(shown, aspect="auto", interpolation="nearest", cmap=colours, norm=scale, extent=extent)
     for place, name in names:
-        axes.text(0.5, place + 0.38, fit(name, 90), fontsize=9.5, color=INK, va="bottom", ha="left")
+        axes.text(0.5, place + 0.38, name, fontsize=9.5, color=INK, va="bottom", ha="left")
     for place, word, _ in ticks:
         if word == "attackers":
             axes.axhline(place + 0.5, color="white", linewidth=1.5)
@@ -162,14 +171,20 @@ def strips_figure(strips: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def _bands(axes: Axes, bands: Mapping[str, Band], looks: Mapping[str, Mapping[str, Any]]) -> None:
+def _curves(axes: Axes, groups: Mapping[str, Lines], looks: Mapping[str, Mapping[str, Any]]) -> None:
     ends = []
-    for name, (rounds, mean, sd) in bands.items():
-        if len(rounds):
-            axes.fill_between(rounds, mean - sd, mean + sd, color=looks[name]["color"], alpha=0.16, linewidth=0)
-            dot: dict[str, Any] = {"marker": "o", "markersize": 3.4} if len(rounds) <= 10 else {}
-            axes.plot(rounds, mean, linewidth=2.0, **dot, **looks[name])
-            ends.append((float(mean[-1]), f"{mean[-1]:.2f}", looks[name]["color"]))
+    for name, (rounds, values) in groups.items():
+        if not len(rounds):
+            continue
+        mean, look = values.mean(axis=0), looks[name]
+        if len(values) > FEW:
+            sd = values.std(axis=0, ddof=1)
+            axes.fill_between(rounds, mean - sd, mean + sd, color=look["color"], alpha=0.16, linewidth=0)
+        elif len(values) > 1:
+            axes.plot(rounds, values.T, linewidth=0.8, alpha=0.6, **look)
+        dot: dict[str, Any] = {"marker": "o", "markersize": 3.4} if len(rounds) <= 10 else {}
+        axes.plot(rounds, mean, linewidth=2.0, **dot, **look)
+        ends.append((float(mean[-1]), f"{mean[-1]:.2f}", look["color"]))
     label_ends(axes, ends, 0.068)
     bare(axes)
     axes.spines["left"].set_color(MUTED)

@@ -1,6 +1,6 @@
 """Reports as HTML pages that need no other file: of one run, and comparisons of several. Made from journals alone."""
 
-from fedrobust.report.compare import Comparison, compare
+from fedrobust.report.compare import Comparison, Setting, compare
 from fedrobust.report.comparison_files import write_comparison
 from fedrobust.report.files import make_figures, save_partition, write_again, write_report
 from fedrobust.report.page import CHAPTERS, verdict
@@ -10,6 +10,7 @@ __all__ = [
     "CHAPTERS",
     "Comparison",
     "Hospital",
+    "Setting",
     "compare",
     "hospitals",
     "make_figures",

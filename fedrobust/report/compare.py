@@ -1,71 +1,81 @@
-"""Comparison of runs: grouped by everything but the seed, and labelled by the options that differ. Pure."""
+"""Comparison of runs: settings that stand apart, and in each the candidates, which are ranked. Pure.
+
+`distinctions` says which options belong to the setting and which to the candidate.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import ValidationError
 
 from fedrobust.errors import ExperimentError, Problem
-from fedrobust.experiment import Experiment
+from fedrobust.intervals import Estimate, share_uncertainty
+from fedrobust.metrics.chance import MORE, against, at_chance
 from fedrobust.records import RecordedRun
+from fedrobust.report.differences import ACCURACY, DECIDING, Difference, difference
+from fedrobust.report.distinctions import AVERAGED, DATA, defence, labels, plain_mean, short_options, sides, telling
+from fedrobust.report.elements import plural
+from fedrobust.report.run_figures import Spread, averaged, figures_of, rounds_in_words, tested_patches
 from fedrobust.report.titles import titles
-
-APART = ("name", "seed", "tracking", "workers")
-"""Options that do not separate groups: labels, the seed, and options that cannot change a result."""
-
-
-class Spread(NamedTuple):
-    """A figure over seeds: mean, sample standard deviation (NaN with fewer than two seeds), and number of seeds that
-    have it."""
-
-    mean: float
-    sd: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> Spread:
-        """Compute it from the values that are present and finite."""
-        known = np.array([value for value in values if value is not None and math.isfinite(value)])
-        mean = float(known.mean()) if len(known) else math.nan
-        return cls(mean, float(known.std(ddof=1)) if len(known) > 1 else math.nan, len(known))
 
 
 class Curve(NamedTuple):
-    """A figure by round over seeds, for rounds in which all runs that have it were evaluated; with one seed, sd is
-    0."""
+    """A figure by round, for the rounds in which all runs that have it were evaluated."""
 
     rounds: list[int]
-    mean: np.ndarray
-    sd: np.ndarray
+    values: np.ndarray
+    """(seeds, rounds)"""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs that differ only in the seed."""
+class Candidate:
+    """Runs of one setting that differ only in the seed."""
 
     label: str
-    """What distinguishes it from other groups, in a few words."""
+    """What distinguishes it from other candidates, in a few words."""
     options: Mapping[str, str]
-    """Dotted path → value, as `short_options` returns it."""
+    """The candidate's options: dotted path → value, as `short_options` returns it."""
     runs: tuple[RecordedRun, ...]
     """The runs, by seed."""
     figures: Mapping[str, Spread]
-    """The figures that tables show and that at least one group has, after the last round; see `final_figures`."""
+    """The figures that tables show and that at least one candidate has; see `figures_of`."""
+
+    @cached_property
+    def measured(self) -> list[dict[str, float]]:
+        """Return the figures of each run."""
+        return [figures_of(run) for run in self.runs]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Return the seeds of the runs."""
+        return tuple(run.start.options.seed for run in self.runs)
+
+    def by_seed(self, figure: str) -> dict[int, float]:
+        """Return seed → figure, for the runs that have it; `figure` is its name in MLflow."""
+        return {seed: own[figure] for seed, own in zip(self.seeds, self.measured, strict=True) if figure in own}
+
+    @property
+    def tested(self) -> str:
+        """Return the number of test patches and of their patients, e.g. `20 of 4 patients`, with both ends if the seeds
+        differ."""
+        patches = _between([int(sizes.sum()) for run in self.runs if (sizes := tested_patches(run)).sum()])
+        patients = [run.start.test_patients for run in self.runs]
+        known = [each for each in patients if each is not None]
+        return f"{patches} of {_between(known)} patients" if known and len(known) == len(patients) else patches
 
     def curve(self, metric: str) -> Curve:
         """Return a metric by round; `metric` is its name in MLflow."""
-        runs = [_by_round(run, metric) for run in self.runs]
-        runs = [values for values in runs if values]
+        runs = [values for run in self.runs if (values := _by_round(run, metric))]
         rounds = sorted(set.intersection(*map(set, runs))) if runs else []
-        table = np.array([[values[round] for round in rounds] for values in runs]).reshape(len(runs), len(rounds))
-        spread = table.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(rounds))
-        return Curve(rounds, table.mean(axis=0) if runs else np.zeros(0), spread)
+        table = np.array([[values[round] for round in rounds] for values in runs])
+        return Curve(rounds, table.reshape(len(runs), len(rounds)))
 
     def trust(self) -> np.ndarray:
         """Return the mean reputation of the attackers and of the others by round, over hospitals and seeds: (2,
@@ -77,30 +87,95 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Groups of runs, the best by balanced accuracy first."""
+class Setting:
+    """Runs with the same task: only these are ranked."""
 
+    title: str
+    """What distinguishes it from other settings, in a few words; empty if there is only one."""
+    facts: str
+    """What the task is, in words."""
+    options: Mapping[str, str]
+    """The setting's options."""
+    candidates: tuple[Candidate, ...]
+    """The best by balanced accuracy first."""
     columns: tuple[str, ...]
-    """Dotted paths of the options that separate the groups."""
+    """Dotted paths of the options that separate the candidates."""
     differing: tuple[str, ...]
     """These, and the options that only one of several alternatives has."""
-    groups: tuple[Group, ...]
+    averaged: tuple[int, ...]
+    """The rounds whose evaluations are averaged."""
+    differences: tuple[Difference, ...]
+    """Of every two candidates, for each figure of `DECIDING` that they have: the better ranked one comes first."""
     notes: tuple[str, ...]
-    """What a reader must be aware of: runs that were left out, groups with different seeds."""
+    """What a reader must be aware of."""
 
     @property
-    def figures(self) -> dict[str, str]:
-        """Return name → title of the available figures."""
-        return titles(self.groups[0].figures)
+    def baseline(self) -> Candidate | None:
+        """Return the plain mean, if exactly one candidate is that."""
+        found = [candidate for candidate in self.candidates if plain_mean(candidate.options)]
+        return found[0] if len(found) == 1 else None
+
+    def references(self) -> dict[str, Candidate]:
+        """Return the candidates that others are compared with: the plain mean, if there is one, and the best."""
+        if len(self.candidates) < 2:
+            return {}
+        best, baseline = self.candidates[0], self.baseline
+        if baseline is None:
+            return {"minus the best": best}
+        further = baseline is not best and len(self.candidates) > 2
+        return {"minus mean": baseline} | ({"minus the best": best} if further else {})
+
+    def of(self, figure: str, ours: Candidate, theirs: Candidate) -> Estimate:
+        """Return a figure of one candidate minus that of another; NaN if there is none.
+
+        figure: its name in MLflow.
+        """
+        for each in self.differences:
+            if each.figure == figure and {each.ours, each.theirs} == {ours.label, theirs.label}:
+                value, low, high = each.estimate
+                return each.estimate if each.ours == ours.label else Estimate(-value, -high, -low)
+        return Estimate(math.nan)
+
+    def sentences(self) -> list[str]:
+        """Return what the differences to the references mean, one sentence for each pair and figure: first whether the
+        best candidate is better than the baseline."""
+        found: dict[str, None] = {}
+        for figure in DECIDING:
+            for reference in self.references().values():
+                for candidate in self.candidates:
+                    pair = {candidate.label, reference.label}
+                    for each in self.differences:
+                        if each.figure == figure and {each.ours, each.theirs} == pair:
+                            found[each.sentence] = None
+        return list(found)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The settings of the compared runs, those with most candidates first."""
+
+    settings: tuple[Setting, ...]
+    columns: tuple[str, ...]
+    """Dotted paths of the options that separate the settings."""
+    figures: Mapping[str, str]
+    """Name → title of the available figures."""
+    notes: tuple[str, ...]
+    """Which runs were left out."""
+
+    @property
+    def candidates(self) -> list[tuple[Setting, Candidate]]:
+        """Return every candidate with its setting."""
+        return [(setting, candidate) for setting in self.settings for candidate in setting.candidates]
 
     @property
     def shared(self) -> dict[str, str]:
         """Return the options in which all runs agree."""
-        return {path: value for path, value in self.groups[0].options.items() if path not in self.differing}
+        every = [{**setting.options, **candidate.options} for setting, candidate in self.candidates]
+        return {path: value for path, value in every[0].items() if all(own.get(path) == value for own in every)}
 
 
 def compare(runs: Sequence[RecordedRun]) -> Comparison:
-    """Group runs by everything but the seed; of several runs with the same options and seed, the last one counts.
+    """Group runs by setting and candidate; of several runs with the same options and seed, the last one counts.
 
     Runs that have not ended, or without any round, are left out, and a note says so. Raises `ExperimentError` if fewer
     than two are left.
@@ -109,7 +184,7 @@ def compare(runs: Sequence[RecordedRun]) -> Comparison:
     notes = [_left_out(run) for run in runs if run.end is None or run.skips.untrained]
     options = [short_options(run.start.experiment) for run in ended]
     latest = {
-        (tuple(sorted(own.items())), run.start.options.seed): (own, run)
+        (*_frozen(own), run.start.options.seed, run.start.digest): (own, run)
         for own, run in zip(options, ended, strict=True)
     }
     if len(latest) < len(ended):
@@ -118,136 +193,135 @@ def compare(runs: Sequence[RecordedRun]) -> Comparison:
     if len(latest) < 2:
         left = "only one run" if latest else "no run with a result" if runs else "no runs"
         raise ExperimentError(Problem("nothing to compare", found=left, hint="; ".join(notes)))
-    grouped: dict[tuple[tuple[str, str], ...], list[tuple[dict[str, str], RecordedRun]]] = {}
-    for (key, _), member in sorted(latest.items(), key=lambda item: item[0][1]):
-        grouped.setdefault(key, []).append(member)
-    all_options = [members[0][0] for members in grouped.values()]
-    columns, differing = telling(all_options)
-    labels = _labels(all_options, columns, [members[0][1] for members in grouped.values()])
-    values = {id(run): final_figures(run) for _, run in latest.values()}
-    there = list(titles({name for own in values.values() for name in own}))
-    if not any(own["rounds_skipped"] for own in values.values()):
+    grouped = _grouped(list(latest.values()))
+    settings = [dict(key) for key in grouped]
+    unlike = [dict(key) for key in dict.fromkeys(key for own in grouped.values() for key in own)]
+    words = labels(unlike, [defence(own) for own in unlike])
+    label_of = {_frozen(own): label for own, label in zip(unlike, words, strict=True)}
+    headings = _titles(settings) if len(settings) > 1 else [""]
+    every = {id(run): figures_of(run) for own in grouped.values() for members in own.values() for run in members}
+    there = list(titles({name for own in every.values() for name in own}))
+    if not any(own["rounds_skipped"] for own in every.values()):
         there.remove("rounds_skipped")
-    groups = []
-    for own, members, label in zip(all_options, grouped.values(), labels, strict=True):
-        group = tuple(run for _, run in members)
-        spreads = {name: Spread.of(values[id(run)].get(name) for run in group) for name in there}
-        groups.append(Group(label, own, group, spreads))
-    seeds = {tuple(run.start.options.seed for run in group.runs) for group in groups}
-    if len(seeds) > 1:
-        notes.append("the groups do not have the same seeds, so part of a difference may be the seeds'")
-    return Comparison(columns, differing, tuple(sorted(groups, key=_accuracy, reverse=True)), tuple(notes))
+    made = []
+    for own, heading, members in zip(settings, headings, grouped.values(), strict=True):
+        candidates = [
+            Candidate(
+                label_of[key],
+                dict(key),
+                tuple(group),
+                {name: Spread.of(every[id(run)].get(name) for run in group) for name in there},
+            )
+            for key, group in members.items()
+        ]
+        made.append(_setting(heading, own, candidates))
+    made.sort(key=lambda setting: (-len(setting.candidates), -sum(len(each.runs) for each in setting.candidates)))
+    columns, _ = telling(settings)
+    return Comparison(tuple(made), columns, titles(there), tuple(notes))
 
 
-def short_options(experiment: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options by dotted path, without those of `APART`; an object with a name is listed at its own path by
-    that name.
+_Key = tuple[tuple[str, str], ...]
 
-    experiment: all options, nested as in an experiment file.
 
-    So they look like overrides: `aggregation.rule: krum`, `aggregation.stages: [clip, nnm]`, `attacks.0.scale: 4.0`.
-    Options newer than the run have their defaults.
+def _grouped(members: Sequence[tuple[dict[str, str], RecordedRun]]) -> dict[_Key, dict[_Key, list[RecordedRun]]]:
+    """Return setting → candidate → runs by seed.
+
+    Source and split may draw their patches by the seed, so different seeds may have different data. But if two runs
+    of one seed have different data, the data themselves changed, and each digest is a setting of its own.
     """
-    try:
-        experiment = Experiment.model_validate(experiment).resolved()
-    except ValidationError:  # from another version, or with classes that are not available
-        experiment = dict(experiment)
-    return _short({key: value for key, value in experiment.items() if key not in APART}, "")
+    found: dict[_Key, dict[_Key, list[RecordedRun]]] = {}
+    split = [(*sides(own), run) for own, run in members]
+    for setting, _, run in split:
+        setting[AVERAGED] = rounds_in_words([each.round for each in averaged(run.evaluations)])
+    digests: dict[tuple[_Key, int], set[str]] = defaultdict(set)
+    for setting, _, run in split:
+        digests[_frozen(setting), run.start.options.seed].add(run.start.digest)
+    changed = {key for (key, _), own in digests.items() if len(own) > 1}
+    for setting, candidate, run in sorted(split, key=lambda each: each[2].start.options.seed):
+        data = {DATA: run.start.digest[:12]} if _frozen(setting) in changed else {}
+        own = found.setdefault(_frozen(setting | data), {})
+        own.setdefault(_frozen(candidate), []).append(run)
+    return found
 
 
-def telling(groups: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the paths of the options that separate the groups, and the paths of all options that differ.
-
-    groups: the options of each group, as `short_options` returns them.
-
-    If some groups lack an option, the name of the object that has it is enough, unless groups with the same name differ
-    in the option.
-    """
-    paths = dict.fromkeys(path for group in groups for path in group)
-    differing = tuple(path for path in paths if len({group.get(path) for group in groups}) > 1)
-    return tuple(path for path in differing if not _told(path, groups, differing)), differing
+def _titles(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return what distinguishes each setting; the averaged rounds only where nothing else does."""
+    without = [{path: value for path, value in own.items() if path != AVERAGED} for own in settings]
+    alike = len({_frozen(own) for own in without}) < len(settings)
+    return labels(settings if alike else without, [""] * len(settings))
 
 
-def _told(path: str, groups: Sequence[Mapping[str, str]], differing: Sequence[str]) -> bool:
-    if all(path in group for group in groups):
-        return False
-    parts = path.split(".")
-    for above in (".".join(parts[:count]) for count in range(1, len(parts))):
-        if above in differing:
-            values: dict[str | None, set[str | None]] = {}
-            for group in groups:
-                values.setdefault(group.get(above), set()).add(group.get(path))
-            if all(len(found) == 1 for found in values.values()):
-                return True
-    return False
+def _setting(title: str, options: Mapping[str, str], candidates: Sequence[Candidate]) -> Setting:
+    """Return a setting with its ranking, differences and notes."""
+    order = sorted(candidates, key=_accuracy, reverse=True)
+    columns, differing = telling([each.options for each in order])
+    figures = [figure for figure in DECIDING if any(each.by_seed(figure) for each in order)]
+    pairs = list(combinations(order, 2))
+    differences = [
+        difference(
+            figure,
+            (ours.label, ours.by_seed(figure)),
+            (theirs.label, theirs.by_seed(figure)),
+            [(a, b) for a in ours.runs for b in theirs.runs if a.start.options.seed == b.start.options.seed],
+            len(pairs) * len(figures),
+        )
+        for figure in figures
+        for ours, theirs in pairs
+    ]
+    run = order[0].runs[0]
+    rounds = tuple(each.round for each in averaged(run.evaluations))
+    notes = _notes(order)
+    return Setting(
+        title, _facts(run), options, tuple(order), columns, differing, rounds, tuple(differences), tuple(notes)
+    )
 
 
-def final_figures(run: RecordedRun) -> dict[str, float]:
-    """Return the figures of a run that tables show: those after the last round, the number of skipped rounds, and the
-    bytes of all updates together."""
-    uploaded = [record.upload_bytes for record in run.rounds if record.upload_bytes is not None]
-    found = run.final | {"rounds_skipped": float(run.skips.skipped)}
-    if uploaded:
-        found["upload_bytes"] = float(sum(uploaded))
-    return {name: value for name in titles(found) if (value := found[name]) is not None}
+def _facts(run: RecordedRun) -> str:
+    options, attackers = run.start.options, len(run.attackers)
+    partition = options.data.partition
+    attack = f"{options.attack}, {attackers} of {run.start.clients} hospitals" if attackers else "no attack"
+    parts = [
+        attack if attackers else f"{attack}, {plural(run.start.clients, 'hospital')}",
+        partition.name if partition.alpha is None else f"{partition.name} {partition.alpha:g}",
+        plural(len(run.rounds), "round"),
+        options.protocol,
+    ]
+    return " · ".join(parts)
 
 
-def shown(figure: str, spread: Spread, runs: int) -> str:
-    """Return `0.912 ± 0.004` as tables show it, with the number of seeds if it differs from the group's.
-
-    figure: its name.
-    spread: its values over the seeds.
-    runs: number of runs of the group.
-    """
-    if not spread.n:
-        return "–"
-    unit, scale, digits = ("", 1.0, 3)
-    if figure == "upload_bytes":
-        power = min(4, max(0, int(math.log10(max(1.0, spread.mean)) // 3)))
-        unit, scale, digits = (" " + ("B", "kB", "MB", "GB", "TB")[power], 1000.0**power, 1 if power else 0)
-    if figure == "rounds_skipped":
-        digits = 0 if runs == 1 else 1
-    around = f" ± {spread.sd / scale:.{digits}f}" if math.isfinite(spread.sd) else ""
-    if unit and not float(around[3:] or 0):  # the same model always has the same size
-        around = ""
-    return f"{spread.mean / scale:.{digits}f}{around}{unit}" + (f" (n = {spread.n})" if spread.n < runs else "")
-
-
-def _short(options: Mapping[str, Any], prefix: str) -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in options.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, (list, tuple)) and value and all(isinstance(item, Mapping) for item in value):
-            flat[path] = f"[{', '.join(str(item.get('name', '…')) for item in value)}]"
-            for index, item in enumerate(value):
-                flat |= _short({key: option for key, option in item.items() if key != "name"}, f"{path}.{index}.")
-        elif isinstance(value, Mapping) and value:
-            if "name" in value:
-                flat[path] = str(value["name"])
-            flat |= _short({key: option for key, option in value.items() if key != "name"}, f"{path}.")
-        else:
-            flat[path] = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    return flat
+def _notes(candidates: Sequence[Candidate]) -> list[str]:
+    notes = []
+    if len(candidates) == 1:
+        notes.append("One candidate only: nothing in this setting to compare it with")
+    if len({each.seeds for each in candidates}) > 1:
+        notes.append(
+            "The candidates do not have the same seeds: their order may be the seeds'; differences are computed in the "
+            "seeds that both have"
+        )
+    sizes = [found for each in candidates for run in each.runs if (found := tested_patches(run)).sum()]
+    if sizes:
+        fewest = min(sizes, key=lambda size: int(size.sum()))
+        known = share_uncertainty(fewest[fewest > 0])
+        notes.append(
+            f"{plural(int(fewest.sum()), 'test patch', 'test patches')}: a figure of one run is known to ± {known:.1g} "
+            "at best (95 %); patches of one patient are alike, so with few patients it is known less well"
+        )
+        best = candidates[0].figures.get(ACCURACY)
+        chance = 1 / np.count_nonzero(fewest)
+        if best is not None and best.n and at_chance(best.mean, chance):
+            figures = against(best.mean, chance)
+            notes.append(f"No candidate is better than chance, {figures}: nothing was learnt; {MORE} are needed")
+    return notes
 
 
-def _labels(groups: Sequence[Mapping[str, str]], columns: Sequence[str], runs: Sequence[RecordedRun]) -> list[str]:
-    """Return what distinguishes each group; numbers are added if the columns alone do not make the labels distinct."""
-    labels = []
-    for group, run in zip(groups, runs, strict=True):
-        words = [_word(path, group[path]) for path in columns if path in group]
-        options = run.start.options
-        labels.append(" · ".join(words) or f"{options.attack} against {options.defence}")
-    return [f"{label} ({labels[: place + 1].count(label)})" if labels.count(label) > 1 else label
-            for place, label in enumerate(labels)]  # fmt: skip
+def _frozen(options: Mapping[str, str]) -> _Key:
+    return tuple(sorted(options.items()))
 
 
-def _word(path: str, value: str) -> str:
-    last = path.split(".")[-1]
-    if value == "[]":
-        return f"no {last}"
-    if value.startswith("[") and value[1:2].isalpha():
-        return value[1:-1]
-    return value if value[:1].isalpha() and value not in ("true", "false", "null") else f"{last} {value}"
+def _between(numbers: Sequence[int]) -> str:
+    """Return one number, or both ends."""
+    ends = sorted({min(numbers), max(numbers)}) if numbers else []
+    return "–".join(f"{each:,}" for each in ends) or "unknown"
 
 
 def _by_round(run: RecordedRun, metric: str) -> dict[int, float]:
@@ -263,8 +337,8 @@ def _mean(lines: np.ndarray) -> np.ndarray:
     return mean
 
 
-def _accuracy(group: Group) -> float:
-    spread = group.figures.get("test/balanced_accuracy")
+def _accuracy(candidate: Candidate) -> float:
+    spread = candidate.figures.get(ACCURACY)
     return spread.mean if spread is not None and spread.n else -math.inf
 
 

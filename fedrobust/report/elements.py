@@ -29,9 +29,13 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(values)
 
 
-def plural(count: int, word: str) -> str:
-    """Return `3 rounds`, `1 round`, `no rounds`."""
-    return f"{count or 'no'} {word}{'' if count == 1 else 's'}"
+def plural(count: int, word: str, many: str = "") -> str:
+    """Return `3 rounds`, `1 round`, `no rounds`.
+
+    word: for one.
+    many: for several, if that is not `word` with an s.
+    """
+    return f"{count or 'no'} {word if count == 1 else many or f'{word}s'}"
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,13 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from fedrobust.terminal.elements import Bar, columns, number, plain
+from fedrobust.terminal.elements import Bar, number, plain
 from fedrobust.texts import visible
 
 if TYPE_CHECKING:
     from fedrobust.matrix.results import DefenceSummary
     from fedrobust.matrix.running import CellDone, MatrixResult
-    from fedrobust.report import Comparison
+    from fedrobust.report import Comparison, Setting
 
 
 class MatrixProgress(Bar):
@@ -82,26 +83,58 @@ def _undefined(verdict: DefenceSummary) -> str:
 
 
 def show_comparison(out: Console, comparison: Comparison, page: Path) -> None:
-    """Print the groups and their final figures, notes for the reader, and the path of the page."""
-    from fedrobust.report.compare import shown
+    """Print each setting with its candidates, their figures and what their differences mean, and where the files are.
 
-    figures = [name for name in comparison.figures if name not in _IN_THE_PAGE]
-    numbers = {"": [str(place) for place in range(1, len(comparison.groups) + 1)]}
-    options = {path: [group.options.get(path, "–") for group in comparison.groups] for path in comparison.columns}
-    measured = {"n": [str(len(group.runs)) for group in comparison.groups]} | {
-        comparison.figures[name]: [shown(name, group.figures[name], len(group.runs)) for group in comparison.groups]
-        for name in figures
-    }
-    whole = columns(numbers | options | measured)
-    if Measurement.get(out, out.options.update(max_width=10_000), whole).maximum <= out.width:
-        out.print(whole)
-    else:
-        out.print(columns(numbers | options), columns(numbers | measured), sep="\n")
-    out.print("mean ± standard deviation over n seeds")
+    comparison: of runs.
+    page: its HTML page; the tables for programs are beside it.
+    """
+    from fedrobust.report.comparison_tables import averaged_in_words, side_by_side
+
     for note in comparison.notes:
         out.print(plain(note), soft_wrap=True)
+    beside = side_by_side(comparison)
+    if beside:
+        count = len(comparison.settings)
+        out.print(f"{count} settings: the runs did not all have the same task, and are ranked only within a setting")
+        for title, table in beside.items():
+            out.print(_table(table, title))
+    for place, setting in enumerate(comparison.settings, start=1):
+        if beside:
+            out.print()
+            out.print(plain(f"setting {place}: {setting.title}"), style="bold", soft_wrap=True)
+        out.print(plain(setting.facts), soft_wrap=True)
+        for each in _fitting(out, comparison, setting):
+            out.print(each)
+        out.print(plain(f"{averaged_in_words(setting)}: mean ± standard deviation over the seeds"), soft_wrap=True)
+        for line in (*setting.sentences(), *setting.notes):
+            out.print(plain(line), soft_wrap=True)
+    out.print()
     out.print(plain(f"curves and reputations: {page}"), soft_wrap=True)
+    out.print(
+        plain(f"tables for programs: candidates.csv, differences.csv, compare.json in {page.parent}"), soft_wrap=True
+    )
 
 
-_IN_THE_PAGE = ("defense/precision", "defense/recall")
-"""Figures that are shown only on the page, because the terminal is too narrow."""
+def _fitting(out: Console, comparison: Comparison, setting: Setting) -> Iterator[Table]:
+    """Yield the tables of a setting: as one if that fits, otherwise one for each deciding figure; then all others."""
+    from fedrobust.report.comparison_tables import deciding, figures_table, verdict_table
+
+    whole = _table(verdict_table(comparison, setting))
+    if Measurement.get(out, out.options.update(max_width=10_000), whole).maximum <= out.width:
+        yield whole
+    else:
+        yield from (_table(verdict_table(comparison, setting, figure)) for figure in deciding(comparison))
+    others = figures_table(comparison, setting)
+    if len(others[0]) > 1:
+        yield _table(others)
+
+
+def _table(table: tuple[Sequence[str], Sequence[Sequence[str]]], title: str = "") -> Table:
+    """Return a table of texts; words are broken only where a single one is wider than its column."""
+    heads, rows = table
+    made = Table(title=plain(title) if title else None, title_justify="left")
+    for head in heads:
+        made.add_column(plain(head), overflow="fold", min_width=min(9, max(map(len, head.split()), default=0)))
+    for row in rows:
+        made.add_row(*map(plain, row))
+    return made

@@ -31,7 +31,7 @@ from fedrobust.report import write_report
 from fedrobust.texts import head, visible, width
 from fedrobust.tuning import Objective
 
-BAND = ([1, 2], np.array([0.2, 0.4]), np.array([0.1, 0.1]))
+LINES = ([1, 2], np.array([[0.2, 0.4]]))
 VALUES = np.linspace(0, 1, 2 * len(NAMES)).reshape(len(NAMES), 2)
 FEW = VALUES[:3]
 
@@ -52,7 +52,7 @@ PICTURES: dict[str, tuple[int, Callable[[Sequence[str]], Figure]]] = {
     "client": (99, lambda n: figures.client_figure(VALUES[: len(n)], [1, 2], dict(enumerate(n)), "reputation")),
     "parts": (9, lambda n: figures.parts_figure(dict.fromkeys(n, FEW), [1, 2], {})),
     "panels": (9, lambda n: figures.panels_figure([figures.Panel(e, FEW, [1, 2], {}) for e in n], "weights")),
-    "bands": (99, lambda n: figures.bands_figure({"accuracy": dict.fromkeys(n, BAND)})),
+    "bands": (99, lambda n: figures.bands_figure({"accuracy": dict.fromkeys(n, LINES)})),
     "strips": (99, lambda n: figures.strips_figure(dict.fromkeys(n, VALUES[:2]))),
     "few labels": (8, lambda n: figures.partition_figure(np.ones((2, len(n)), int), n)),
     "many labels": (99, lambda n: figures.partition_figure(np.ones((2, len(n)), int), n)),

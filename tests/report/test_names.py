@@ -66,7 +66,7 @@ def comparison(name: str) -> str:
         records[0]["run"] = name
     journals[0][0]["experiment"][name] = [name, 0]
     return comparison_html(
-        name, compare([recorded(records) for records in journals]), {"curves": b"\x89PNG" + bytes(20)}
+        name, compare([recorded(records) for records in journals]), {"curves": b"\x89PNG" + bytes(20)}, {"trust": name}
     )
 
 
