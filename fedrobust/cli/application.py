@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -17,9 +17,6 @@ import fedrobust
 from fedrobust.errors import Interrupted
 from fedrobust.extras import require
 from fedrobust.job import in_job
-
-if TYPE_CHECKING:
-    from fedrobust.experiment import Experiment
 
 _TAG = re.compile(r"\[(?=[a-z#/@][^\[]*\])")
 """What begins a tag of rich's markup."""
@@ -59,15 +56,15 @@ checking: ContextVar[list[str] | None] = ContextVar("checking", default=None)
 """If a list is set, commands only check their files and options, and add the names of MLflow's experiments to it."""
 
 
-def only_checked(experiment: Experiment) -> bool:
+def only_checked(mlflow_experiment: str) -> bool:
     """Return whether the command ends here, because `submit` makes the checks of a command before it sends it.
 
-    experiment: what the command runs; of many runs, one.
+    mlflow_experiment: the name of the MLflow experiment of its runs.
     """
     found = checking.get()
     if found is None:
         return False
-    found.append(experiment.tracking.experiment)
+    found.append(mlflow_experiment)
     return True
 
 

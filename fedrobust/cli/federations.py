@@ -58,7 +58,7 @@ def run(
     if json_out is not None and checking.get() is None:
         _refuse_unwritable(json_out, file)
     experiment = load(file, overrides or ())
-    if only_checked(experiment):
+    if only_checked(experiment.tracking.experiment):
         return
     out = console()
     show_code(out)
@@ -111,7 +111,7 @@ def matrix(
     from fedrobust.terminal import MatrixProgress, show_matrix
 
     grid = load_matrix(file, overrides or (), quick)
-    if only_checked(grid.sample):
+    if only_checked(grid.mlflow_experiment):
         return
 
     def run(progress: MatrixProgress) -> MatrixResult:
@@ -142,7 +142,7 @@ def sweep(
     from fedrobust.tuning import load_sweep
 
     plan = load_sweep(file, overrides or ())
-    if only_checked(plan.samples[0]):
+    if only_checked(plan.mlflow_experiment):
         return
 
     def run(progress: SweepProgress) -> SweepResult:
@@ -172,7 +172,7 @@ def duel(
     from fedrobust.terminal import DuelProgress, show_duel
 
     match = load_duel(file, overrides or ())
-    if only_checked(match.samples[0]):
+    if only_checked(match.mlflow_experiment):
         return
 
     def run(progress: DuelProgress) -> DuelResult:

@@ -15,6 +15,7 @@ from fedrobust.duel.file import SEARCHED, Duel
 from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.studies.composer import Composer, Mistakes
+from fedrobust.studies.planned import PlannedRun
 from fedrobust.tuning.objectives import unknown
 from fedrobust.tuning.sweep import Sweep, SweepPlan
 
@@ -50,6 +51,22 @@ class DuelPlan:
         self._draft = draft
         self._composer = Composer(duel, draft)
         self._check()
+
+    @property
+    def mlflow_experiment(self) -> str:
+        """Return the name of the MLflow experiment of its runs."""
+        return self._composer.mlflow_experiment
+
+    @property
+    def fixed(self) -> list[PlannedRun]:
+        """Return the runs that judge every defence before any search."""
+        made = [
+            self.experiment(standing, attack, seed)
+            for standing in map(self.begin, self.duel.defences)
+            for attack in standing.attacks
+            for seed in self.duel.fresh
+        ]
+        return [PlannedRun(experiment=each, label=each.tracking.run_name or "", tags={}) for each in made]
 
     @cached_property
     def samples(self) -> list[Experiment]:
@@ -117,7 +134,7 @@ class DuelPlan:
         given["objectives"] = [objective]
         draft = Draft(self._draft.path, given, _moved(self._draft, moves, given))
         try:
-            return SweepPlan(draft.checked(Sweep), draft, self._composer.file)
+            return SweepPlan(draft.checked(Sweep), draft, self._composer.file, self.mlflow_experiment)
         except ExperimentError as error:
             moved = [*moves.items(), (("attacker", "space"), ("space",))]
             raise error.each(partial(_back, [(_dotted(new), _dotted(old)) for old, new in moved])) from None

@@ -63,7 +63,7 @@ def run_duel(
     """
     duel, watch = match.duel, watch or Unwatched()
     turns = list[Turn]()
-    with open_study(duel, match.samples, out=out, watch=watch, teams=teams, pool=pool) as study:
+    with open_study(duel, match.samples, match.fixed, out=out, watch=watch, teams=teams, pool=pool) as study:
         folder, tracker, runs = study.folder, study.tracker, Runs(study)
 
         def write(complete: bool) -> None:

@@ -61,6 +61,7 @@ class Matrix(StudyOptions):
     finished = "cells.jsonl"
     named = ("settings", "attacks", "defences")
     reserved = (NOBODY, ORACLE)
+    put_aside = True
     first = "screening"
 
     name: str = "matrix"
@@ -180,9 +181,9 @@ class MatrixPlan:
         return found
 
     @property
-    def sample(self) -> Experiment:
-        """Return an experiment of the matrix: that of an oracle."""
-        return next(iter(self._oracles.values()))
+    def mlflow_experiment(self) -> str:
+        """Return the name of the MLflow experiment of its runs."""
+        return self._composer.mlflow_experiment
 
     @property
     def backdoors(self) -> list[str]:

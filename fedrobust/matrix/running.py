@@ -75,7 +75,7 @@ def run_matrix(
     cells, stopped = [*grid.controls(), *grid.screening()], False
     first = [cell for cell in cells if cell.attack == ORACLE and cell.seed in grid.matrix.screening]
     samples = [cell.experiment for cell in cells if cell.experiment is not None]
-    with open_study(grid.matrix, samples, out=out, watch=watch, teams=teams, pool=pool) as study:
+    with open_study(grid.matrix, samples, cells, out=out, watch=watch, teams=teams, pool=pool) as study:
 
         def write(complete: bool) -> None:
             watch.say("writing the tables")

@@ -18,16 +18,21 @@ Composed = TypeVar("Composed")
 class Composer:
     """The experiment that a study begins with, and the changes that turn it into its runs."""
 
-    def __init__(self, options: StudyOptions, draft: Draft, base: Draft | None = None) -> None:
+    def __init__(
+        self, options: StudyOptions, draft: Draft, base: Draft | None = None, mlflow_experiment: str | None = None
+    ) -> None:
         """Read the experiment's file, and apply the changes that all runs share.
 
         options: the options of the study.
         draft: the file of the study.
         base: the file of its experiment, if it has already been read.
+        mlflow_experiment: the name of the MLflow experiment of its runs, by default as the options say.
 
         Raises `ExperimentError` if the experiment's file cannot be read.
         """
         self._kind, self._draft = options.kind, draft
+        self.mlflow_experiment = mlflow_experiment or options.mlflow_experiment
+        """The name of the MLflow experiment of all runs."""
         try:
             self.file = base or Draft.read(draft.path.parent / options.experiment, beside=draft.beside)
             """The experiment that all runs begin with."""
@@ -56,6 +61,7 @@ class Composer:
         own: dict[str, Any] = {} if seed is None else {"seed": seed}
         if label is not None:
             own |= {"tracking.run_name": label, "tracking.model": False}
+            own["tracking.experiment"] = self.mlflow_experiment
         return draft.changed(own, f"the {self._kind}").checked(Experiment)
 
 

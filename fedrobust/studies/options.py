@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from fedrobust.experiment import LONGEST
 from fedrobust.options import Many, Options, refusal
 from fedrobust.texts import is_name
 
@@ -28,6 +29,9 @@ class StudyOptions(Options):
     """The fields whose keys are names."""
     reserved: ClassVar[tuple[str, ...]] = ()
     """Names that have a special meaning; `*` stands for any ending."""
+    put_aside: ClassVar[bool] = False
+    """Whether results of the same name with other options are put aside. If not, such a study is refused: its searches
+    are stored under its name elsewhere, too."""
     first: ClassVar[str] = "seeds"
     """The field of seeds that must not contain any of the `fresh` seeds."""
 
@@ -41,6 +45,15 @@ class StudyOptions(Options):
     """For each name an attack, or a list of them."""
     fresh: Seeds
     """Seeds for what is measured again."""
+
+    @property
+    def mlflow_experiment(self) -> str:
+        """Return the name of the MLflow experiment of its runs: `tracking.experiment` in `changes`, or else its own
+        name. That of the experiment file does not count, because many studies may begin with one file."""
+        tracking = self.changes.get("tracking")
+        inner = tracking.get("experiment") if isinstance(tracking, Mapping) else None
+        found = self.changes.get("tracking.experiment", inner)
+        return found if isinstance(found, str) else self.name[:LONGEST]
 
     @property
     def attack_lists(self) -> dict[str, list[Any]]:

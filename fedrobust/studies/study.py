@@ -21,12 +21,13 @@ from fedrobust.federation.rounds import Hook
 from fedrobust.job import tell
 from fedrobust.naming import Part
 from fedrobust.runner import Result
+from fedrobust.studies.editions import open_edition
 from fedrobust.studies.finished import FinishedRun, FinishedRuns
 from fedrobust.studies.options import StudyOptions
 from fedrobust.studies.planned import PlannedRun
 from fedrobust.studies.teams import Teams
 from fedrobust.texts import file_name, visible
-from fedrobust.tracking import Tracker, end_children, flatten
+from fedrobust.tracking import Tracker, end_children, experiment_of, flatten
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,9 @@ class Study:
 def open_study(
     options: StudyOptions,
     samples: Sequence[Experiment],
+    planned: Sequence[PlannedRun] = (),
     *,
+    mlflow_experiment: str | None = None,
     out: Path | None,
     watch: Watch[Any],
     teams: int | None = None,
@@ -166,7 +169,10 @@ def open_study(
     """Prepare what a study needs before its first run: data, key, folder, MLflow. Ray starts with the first run.
 
     options: the options of the study.
-    samples: experiments that cover all kinds of data of the runs; the first one determines how MLflow is reached.
+    samples: experiments that cover all kinds of data of the runs.
+    planned: runs that it will make, as far as they are known: if the folder has runs of the same names with other
+        options, they are put aside, see `editions`, or the study is refused.
+    mlflow_experiment: the name of the MLflow experiment, by default as the options say.
     out: the folder; by default it has the name of the study.
     watch: receives the progress.
     teams: number of simultaneous runs, each on one client actor; by default the number of cores of the cluster.
@@ -176,14 +182,15 @@ def open_study(
     parent: id of the MLflow run that contains the study's own run.
 
     Raises `DataError` if data are missing, `AuditError`, `TrackingError`, and `ExperimentError` if the folder cannot be
-    used.
+    used, or has another study's runs.
     """
     kind, folder = options.kind, out or options.folders / file_name(options.name)
     with ExitStack() as stack:
         leased = stack.enter_context(Teams(watch.say, teams, pool))
         leased.check(samples)
-        finished = stack.enter_context(closing(FinishedRuns(folder / options.finished)))
-        lines, settings = journal(), options.resolved()
+        settings, aside = options.resolved(), options.put_aside and out is None
+        edition = open_edition(folder, options.finished, Path(f"{kind}.json"), settings, planned, aside)
+        finished, lines = stack.enter_context(closing(edition)), journal()
         try:
             (folder / f"{kind}.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
@@ -191,7 +198,8 @@ def open_study(
         if parent is None:
             tell(folder=str(folder.absolute()))
         watch.say("opening MLflow")
-        experiment, tags, name = samples[0].tracking.experiment, {kind: options.name}, f"{kind} {options.name}"
+        experiment, tags = mlflow_experiment or options.mlflow_experiment, {kind: options.name}
+        name = f"{kind} {options.name}"
         opened = parent_run(folder, experiment, flatten(settings), tags, name, lines, parent)
         yield Study(folder, finished, leased, stack.enter_context(opened))
 
@@ -206,21 +214,25 @@ def parent_run(
     journal: Sequence[Any],
     parent: str | None = None,
 ) -> Iterator[Tracker]:
-    """Open the MLflow run that contains the runs of a study; if an earlier execution has made one, continue it.
+    """Open the MLflow run that contains the runs of a study; if an earlier execution has made one in the same MLflow
+    experiment, continue it.
 
     folder: the study's folder; `PARENT` in it keeps the run's id. experiment, params, tags, name: as in `Tracker.open`.
     journal: the lines of earlier executions, which MLflow may already have; see `Tracker`.
     parent: id of the MLflow run that contains this one.
     """
     file = folder / PARENT
-    if file.exists():
-        run_id = file.read_text(encoding="utf-8").strip()
-        try:
+    run_id = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    try:
+        if run_id and (before := experiment_of(run_id)) != experiment:  # a run cannot move, and contains only its own
+            logger.warning("in MLflow it goes on as a new run in '%s'; it was in '%s'", experiment, visible(before))
+            run_id = ""
+        elif run_id:
             end_children(run_id)
             tracker = Tracker.resume(run_id, journal)
-        except UnknownRunError as error:
-            raise error.advising(f"to go on with a new one: rm {shlex.quote(str(file))}") from error
-    else:
+    except UnknownRunError as error:
+        raise error.advising(f"to go on with a new one: rm {shlex.quote(str(file))}") from error
+    if not run_id:
         tracker = Tracker.open(experiment, params, tags, name, parent)
         file.write_text(f"{tracker.run_id}\n", encoding="utf-8")
         for line in journal:

@@ -8,13 +8,14 @@ from fedrobust.tracking.artifacts import save_model
 from fedrobust.tracking.entries import StepFigures, flatten, metrics
 from fedrobust.tracking.feed import SYNCED
 from fedrobust.tracking.store import tracking_uri
-from fedrobust.tracking.tracker import Tracker, end_children, sync
+from fedrobust.tracking.tracker import Tracker, end_children, experiment_of, sync
 
 __all__ = [
     "SYNCED",
     "StepFigures",
     "Tracker",
     "end_children",
+    "experiment_of",
     "flatten",
     "metrics",
     "save_model",

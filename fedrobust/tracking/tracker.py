@@ -184,6 +184,12 @@ def sync(folder: Path, recorded: RecordedRun) -> int:
         return missing
 
 
+def experiment_of(run_id: str) -> str:
+    """Return the name of the MLflow experiment of a run. Raises `TrackingError` as `Tracker.resume` does."""
+    with _known(run_id) as (client, run):
+        return str(client.get_experiment(run.info.experiment_id).name)
+
+
 def end_children(run_id: str) -> int:
     """Mark child runs as killed if their status is running but their process has died; return how many.
 

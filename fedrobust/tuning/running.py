@@ -85,7 +85,15 @@ def run_sweep(
         return [told.line(trial) for trial in trials.trials()]
 
     opened = open_study(
-        plan.sweep, plan.samples, out=out, watch=watch, teams=teams, pool=pool, journal=earlier, parent=parent
+        plan.sweep,
+        plan.samples,
+        mlflow_experiment=plan.mlflow_experiment,
+        out=out,
+        watch=watch,
+        teams=teams,
+        pool=pool,
+        journal=earlier,
+        parent=parent,
     )
     with opened as study:
         folder, tracker, runs = study.folder, study.tracker, Runs(study, score)

@@ -86,18 +86,21 @@ _DECISIVE = ("changes", "space", "seeds", "attacks", "objectives", "sampler", "p
 class SweepPlan:
     """A sweep with its experiments: it makes those of each trial."""
 
-    def __init__(self, sweep: Sweep, draft: Draft, base: Draft | None = None) -> None:
+    def __init__(
+        self, sweep: Sweep, draft: Draft, base: Draft | None = None, mlflow_experiment: str | None = None
+    ) -> None:
         """Check the options and compose the experiments.
 
         sweep: the options.
         draft: the file of the sweep.
         base: the file of its experiment, if it has already been read.
+        mlflow_experiment: the name of the MLflow experiment of its runs, by default as the options say.
 
         Raises `ExperimentError` with a line for each error that any choice of values would have.
         """
         self.sweep = sweep
         self.attacks: dict[str, list[Any] | None] = {OWN: None} if sweep.attacks is None else {**sweep.attack_lists}
-        self._composer = Composer(sweep, draft, base)
+        self._composer = Composer(sweep, draft, base, mlflow_experiment)
         self._entries = {path: self._composer.entry("space", path) for path in sweep.space}
         self.space = self._space(draft)
         if reason := sweep.sampler.refusal(self.space, len(sweep.objectives)):
@@ -108,6 +111,11 @@ class SweepPlan:
         for index, objective in enumerate(sweep.objectives):
             if problem := unknown(objective.metric, self.samples[0].evaluation.metrics):
                 raise ExperimentError(problem.at(draft.entry("objectives", index, "metric")))
+
+    @property
+    def mlflow_experiment(self) -> str:
+        """Return the name of the MLflow experiment of its runs."""
+        return self._composer.mlflow_experiment
 
     @property
     def trials(self) -> int:

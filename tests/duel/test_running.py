@@ -359,3 +359,16 @@ def test_a_pool_is_leased_for_all_of_it(played: Played, told: list[Any], monkeyp
     monkeypatch.setattr(teams_room, "leased_pool", pool)
     run_duel(load_duel("duel.yaml", ["attacker.trials=2"]), teams=3)
     assert leased == [3]
+
+
+def test_a_duel_with_other_rounds_is_refused_before_anything_is_written(played: Played, told: list[Any]) -> None:
+    folder = duel("turns=1").folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with refused(file=folder, says="has results with other options"):
+        duel("turns=1", "changes={federation.rounds: 3}")
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert load_duel("duel.yaml").mlflow_experiment == "played"
+    assert load_duel("duel.yaml", ["changes.tracking.experiment=mine"]).mlflow_experiment == "mine"
+    plan = load_duel("duel.yaml")
+    search = plan.search(plan.begin("clipping"), "attacker", 1)
+    assert search.experiment(search.space.chosen(search.space.middle), trial=0).tracking.experiment == "played"

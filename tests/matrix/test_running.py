@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import sys
 import threading
 import time
@@ -304,3 +305,26 @@ def test_a_cell_without_a_figure_is_shown() -> None:
     with MatrixProgress(out) as progress:
         progress.done((load_matrix("matrix.yaml").controls()[0], FinishedRun("", "")))
     assert "balanced accuracy –" in out.export_text()
+
+
+def test_a_matrix_with_other_rounds_is_another_matrix(pool: Pool) -> None:
+    small = ["name=other", "only.attacks=[flip]", "only.defences=[mean]", "changes={evaluation.last: 1}"]
+    first = run_matrix(load_matrix("matrix.yaml", [*small, "fresh=[2]"]), pool=pool)
+    fewer = Seen()
+    second = run_matrix(load_matrix("matrix.yaml", [*small, "changes.federation.rounds=2"]), fewer, pool=pool)
+    more = Seen()
+    third = run_matrix(load_matrix("matrix.yaml", [*small, "fresh=[2,3]"]), more, pool=pool)
+    assert first.folder == second.folder == third.folder == Path("mlruns/matrix/other")
+    assert len(fewer.cells) == len(first.table), "all cells are others"
+    assert {cell.seed for cell, _ in more.cells} == {3}, "finished cells come back; a further seed is run"
+    (store,) = Path("mlruns").glob("mlflow.db")
+    with sqlite3.connect(store) as tracked:
+        below = "select value from tags where key = 'mlflow.parentRunId' and run_uuid = ?"
+        parents = [
+            {tracked.execute(below, (run,)).fetchone()[0] for run in each.table["run_id"]} for each in (second, third)
+        ]
+        assert [len(each) for each in parents] == [1, 1] and parents[0] != parents[1]
+        assert parents[1] == {Path("mlruns/matrix/other/parent.txt").read_text().strip()}
+        named = "select e.name from runs r join experiments e on e.experiment_id = r.experiment_id where r.run_uuid = ?"
+        for run in (*third.table["run_id"], *parents[0], *parents[1]):
+            assert tracked.execute(named, (run,)).fetchone() == ("other",), "the matrix's own, not that of its base"
