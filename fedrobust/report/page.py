@@ -10,7 +10,7 @@ import numpy as np
 
 from fedrobust.records import RecordedRun
 from fedrobust.report.elements import plural, render
-from fedrobust.report.story import Hospital, hospitals
+from fedrobust.report.story import Hospital, hospitals, unlearnt
 from fedrobust.report.titles import titles_of_one
 from fedrobust.tracking import flatten
 
@@ -66,6 +66,7 @@ def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "") -> st
         facts=facts,
         skipped=run.skips.summary() if run.skips.reasons else "",
         untrained=run.skips.untrained,
+        unlearnt=unlearnt(run),
         cards={name: (title, _number(final[name])) for name, title in cards.items() if final.get(name) is not None},
         verdict=verdict(run),
         captions=CHAPTERS,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedrobust.metrics.chance import MORE, against, at_chance
 from fedrobust.records import RecordedRun
 
 
@@ -83,6 +84,21 @@ def hospitals(run: RecordedRun) -> list[Hospital]:
             )
         )
     return stories
+
+
+def unlearnt(run: RecordedRun) -> str:
+    """Return one line if the last evaluated model is at chance, with what can be done about it; else an empty text."""
+    if run.skips.untrained or not run.evaluations:
+        return ""
+    last = run.evaluations[-1]
+    accuracy, labels = last.metrics.get("test/balanced_accuracy"), sum(any(row) for row in last.confusion)
+    if accuracy is None or labels < 2 or not at_chance(accuracy, 1 / labels):
+        return ""
+    rounds = f"{last.round} round{'' if last.round == 1 else 's'}"
+    said = f"the model is at chance (balanced accuracy {against(accuracy, 1 / labels)}) after {rounds}"
+    if not run.attackers:
+        return f"{said}: {MORE}"
+    return f"{said}: the attackers have ruined it, or it needs {MORE}; a run with attacks=[] shows which"
 
 
 def _last(values: np.ndarray) -> float | None:

@@ -71,6 +71,7 @@ def show_code(out: Console) -> None:
 def show_result(out: Console, result: Result, experiment: Experiment | None = None) -> None:
     """Print the final table, and where to look next; with `experiment`, also whether its secrets are really secret."""
     from fedrobust.naming import NOT_SECRET, secret, shared
+    from fedrobust.report.story import unlearnt
     from fedrobust.report.titles import titles_of_one
 
     table = Table(title=plain(result.name), title_justify="left", show_header=False)
@@ -86,10 +87,12 @@ def show_result(out: Console, result: Result, experiment: Experiment | None = No
     table.add_row("malicious hospitals", plain(attackers or "none"))
     table.add_row("suspected", _suspected(result))
     if experiment is not None and shared(experiment):
-        warning = f"{NOT_SECRET}: all secrets come from the experiment's seed (privacy.randomness)"
-        real = "real secrets" if secret(experiment) else warning
+        fixed = f"{NOT_SECRET}: all secrets come from the experiment's seed (privacy.randomness)"
+        real = "real secrets" if secret(experiment) else fixed
         table.add_row("secrecy", plain(f"{experiment.privacy.name}, {real}"))
     out.print(table)
+    if warning := unlearnt(result.recorded):
+        out.print(plain(warning), soft_wrap=True)
     out.print(plain(f"run {result.run_id}, recorded in {result.folder}"))
     out.print(plain(f"report: {result.folder / 'report.html'}"))
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
