@@ -160,6 +160,9 @@ class Tracking(Options):
     """Name of the run; by default it is made of the experiment's name and what sets it apart."""
     model: bool = True
     """Log the final model, with its signature."""
+    curves: bool = False
+    """For the runs of a matrix, a sweep or a duel: send every round, not only the last figures, as a single run does.
+    For many runs an SQLite file is slow at that; use a server."""
     register: str | None = Field(default=None, min_length=1, max_length=LONGEST)
     """Name in MLflow's model registry under which the final model becomes the latest version: `models:/NAME@latest`."""
 

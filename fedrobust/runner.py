@@ -103,9 +103,14 @@ class _Run:
     key: Ed25519PrivateKey
     """Key that signs the audit log."""
     part: Part | None
-    """The study that the run is part of; the run then has no report, model and curves in MLflow."""
+    """The study that the run is part of; the run then has no report and no model."""
     hooks: Sequence[Hook]
     say: Callable[[str], None]
+
+    @property
+    def curves(self) -> bool:
+        """Whether MLflow gets every round: of the parts of a study only if they ask for it."""
+        return self.part is None or self.experiment.tracking.curves
 
 
 @private_files()
@@ -128,7 +133,7 @@ def run(
     pool: leases an existing team of actors, so that many short runs do not each start their own; the experiment's own
         `workers` are then ignored.
     hospitals: the result of `hospitals_of` for an experiment with the same data, number of hospitals and seed.
-    part: makes this a run without report, model and curves in MLflow, below a parent.
+    part: makes this a run without report and model, below a parent, and without curves unless `tracking.curves`.
 
     Raises `ExperimentError` (nothing has been started or written), `TrackingError`, `FederationError`, its subclass
     `UntrainedError` if the run has ended with every round skipped, and `AuditError` if the key of the audit log cannot
@@ -251,7 +256,7 @@ def _picture_of_partition(folder: Path, this: _Run) -> None:
 
 
 def _trained(this: _Run, resumed: Journal | None, opening: Future[Tracker], pool: Pool | None) -> Path:
-    """Run the rounds until the end is committed. Records go to the journal, to the hooks and, unless the run is a part,
+    """Run the rounds until the end is committed. Records go to the journal, to the hooks and, if its curves are wanted,
     to MLflow."""
     experiment, hospitals = this.experiment, this.hospitals
     this.say("starting actors")
@@ -262,7 +267,7 @@ def _trained(this: _Run, resumed: Journal | None, opening: Future[Tracker], pool
         team = stack.enter_context(pool.lease())
         federation = FederatedTraining(experiment, hospitals, team)
         tracker = opening.result()
-        hooks = [tracker.log, *this.hooks] if this.part is None else this.hooks
+        hooks = [tracker.log, *this.hooks] if this.curves else this.hooks
         if resumed is None:
             folder = _new_folder(tracker.run_id, experiment)
             if this.part is None:
@@ -271,7 +276,7 @@ def _trained(this: _Run, resumed: Journal | None, opening: Future[Tracker], pool
             weights = federation.hosts.initial_weights()
             start = _start(this, folder.name, weights)
             journal.commit([start], Checkpoint(0, {"weights": weights}))
-            if this.part is None:
+            if this.curves:
                 tracker.log(start)
         else:
             journal, folder = resumed, resumed.folder

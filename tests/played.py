@@ -19,7 +19,7 @@ import fedrobust.studies.teams as teams_room
 import fedrobust.tuning.running as running
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
-from fedrobust.records import EvaluationRecord, RoundRecord
+from fedrobust.records import EvaluationRecord, Record, RoundRecord
 from fedrobust.tracking import StepFigures
 from fedrobust.tuning.files import write_trials
 from fedrobust.tuning.running import SweepResult, TrialDone, run_sweep
@@ -69,6 +69,7 @@ class Played:
         self.told: list[StepFigures] = []
         self.figured: dict[str, float] = {}
         """What the sweep's own MLflow run was told of no round."""
+        self.stops = list[str]()
         self.failures: dict[str, str] = {}
         """Name of a run that is said to have failed → why."""
         self.tags: dict[str, dict[str, str]] = {}
@@ -107,7 +108,7 @@ class Played:
                     hook(record)
         with self.lock:
             self.finished[name] += 1
-        recorded = SimpleNamespace(rounds=rounds, evaluations=evaluations, seconds=1.0)
+        recorded = SimpleNamespace(rounds=rounds, evaluations=evaluations, records=(), seconds=1.0)
         return SimpleNamespace(run_id=f"run of {name}", recorded=recorded, final=evaluations[-1].metrics)
 
     def log(self, record: StepFigures) -> None:
@@ -116,6 +117,13 @@ class Played:
     def figures(self, figures: dict[str, float], run_id: str | None = None) -> None:
         with self.lock:
             self.figured |= figures if run_id is None else {}
+
+    def last(self, journal: Sequence[Record], run_id: str) -> None:
+        pass
+
+    def stopped(self, reason: str, begun: Sequence[str]) -> None:
+        with self.lock:
+            self.stops.append(reason)
 
     def failed(self, reason: str, begun: Sequence[str], name: str, tags: Mapping[str, str]) -> None:
         with self.lock:

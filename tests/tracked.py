@@ -67,6 +67,13 @@ def status(database: Path, run_id: str) -> str:
         return str(connection.execute("select status from runs where run_uuid = ?", [run_id]).fetchone()[0])
 
 
+def reasons(database: Path, run_id: str) -> dict[str, str]:
+    """The tags of the run that say why it has ended."""
+    with sqlite3.connect(database) as connection:
+        query = "select key, value from tags where run_uuid = ? and key in ('failed', 'stopped')"
+        return dict(connection.execute(query, [run_id]).fetchall())
+
+
 def expected(records: list[Record]) -> Counter[tuple[str, int]]:
     return Counter((name, getattr(record, "round", 0)) for record in records for name in metrics(record))
 

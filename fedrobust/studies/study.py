@@ -25,7 +25,7 @@ from fedrobust.studies.editions import open_edition
 from fedrobust.studies.finished import FinishedRun, FinishedRuns
 from fedrobust.studies.options import StudyOptions
 from fedrobust.studies.planned import PlannedRun
-from fedrobust.studies.teams import Teams
+from fedrobust.studies.teams import Stopped, Teams
 from fedrobust.texts import file_name, visible
 from fedrobust.tracking import Tracker, end_children, experiment_of, flatten
 
@@ -68,6 +68,7 @@ class Measured:
     """The results that a study keeps of a run, see `FinishedRun`, and the figures that MLflow shows."""
 
     shown: Mapping[str, float]
+    """Name in MLflow → figure that a run alone does not have."""
     figures: Mapping[str, float] = field(default_factory=dict)
     rounds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -133,15 +134,26 @@ class Study:
             digest = planned.digest
             result = self.teams.run(planned.experiment, part, hooks)
             measured = measure(planned, result)
+        except Stopped as stop:
+            self.tracker.stopped(str(stop) or "its study was stopped", part.opened)
+            raise
         except (Exception, SystemExit) as error:
             if ends_all(error):
                 raise
             why = reason(error)
             self.tracker.failed(why, part.opened, planned.label, part.tags)
             return FinishedRun(digest, planned.label, failed=why)
-        self.tracker.figures(dict(measured.shown), result.run_id)
+        self._show(planned, result, measured, part.opened)
         seconds, took = round(result.recorded.seconds, 3), round(time.perf_counter() - start, 3)
         return FinishedRun(digest, planned.label, result.run_id, measured.figures, measured.rounds, seconds, took)
+
+    def _show(self, planned: PlannedRun, result: Result, measured: Measured, opened: Sequence[str]) -> None:
+        """Send MLflow the figures of a run, under the names that every run has, and those that only the study knows."""
+        if planned.experiment is not None and not planned.experiment.tracking.curves:  # else it has sent them itself
+            self.tracker.last(result.recorded.records, result.run_id)
+        self.tracker.figures(measured.shown, result.run_id)
+        if given_up := [run_id for run_id in opened if run_id != result.run_id]:
+            self.tracker.stopped(f"an actor that it needed died; it was begun again as {result.run_id}", given_up)
 
     def keep(self, run: FinishedRun) -> None:
         """Write a run to disk, unless it is already there."""
@@ -237,13 +249,15 @@ def parent_run(
         file.write_text(f"{tracker.run_id}\n", encoding="utf-8")
         for line in journal:
             tracker.log(line)
-    status = "FAILED"
+    status, why = "FINISHED", ""
     try:
         yield tracker
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except KeyboardInterrupt as stop:
+        status, why = "KILLED", str(stop) or "a Ctrl-C or a signal; the same command goes on with it"
+        raise
+    except BaseException as error:
+        status, why = "FAILED", reason(error)
         raise
     finally:
-        if not tracker.close(status):
+        if not tracker.close(status, reason=why):
             logger.warning("MLflow does not have all of it yet: it gets the rest when the same command is run again")

@@ -17,7 +17,10 @@ from fedrobust.texts import visible
 LONGEST = 500
 """Maximum length of a parameter's value, in characters, that every MLflow server accepts."""
 FAILED = "failed"
-"""Tag of a run that is part of a study: why it has no result."""
+"""Tag of a run with the status FAILED: the error that ended it."""
+STOPPED = "stopped"
+"""Tag of a run with the status KILLED: why it was ended although nothing was wrong with it, e.g. that its trial was
+pruned."""
 
 LONGEST_NAME = 250
 """Maximum length of a parameter's, metric's or run's name, in bytes, that every MLflow server accepts."""
@@ -61,8 +64,10 @@ def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
             yield path, value
 
 
-def metrics(record: Record | StepFigures, width: int = 2) -> dict[str, float]:
+def metrics(record: Record | StepFigures, width: int = 2, hospitals: bool = True) -> dict[str, float]:
     """Return the MLflow metrics of one record; client ids are padded to `width` digits, so that they sort.
+
+    hospitals: include the figures of single hospitals.
 
     Figures that are not finite, which are None in records, are left out.
     """
@@ -72,21 +77,13 @@ def metrics(record: Record | StepFigures, width: int = 2) -> dict[str, float]:
     elif isinstance(record, EvaluationRecord):
         found |= record.metrics
     elif isinstance(record, RoundRecord):
-        found |= _of_round(record, width)
+        found |= _of_round(record) | (_of_hospitals(record, width) if hospitals else {})
     return {allowed(name): float(value) for name, value in found.items() if finite(value)}
 
 
-def _of_round(record: RoundRecord, width: int) -> Mapping[str, float | None]:
+def _of_round(record: RoundRecord) -> dict[str, float | None]:
     found: dict[str, float | None] = dict(record.detection)
-    by_client = {"reputation": record.reputation, "anomaly": record.anomaly, "weight": record.weights or {}}
-    for name, figures in by_client.items():
-        found |= {f"{name}/{client:0{width}d}": value for client, value in figures.items()}
-    for client, parts in record.anomaly_parts.items():
-        found |= {f"anomaly_{part}/{client:0{width}d}": value for part, value in parts.items()}
     found["defense/quarantined"] = len(record.quarantined)
-    for name, named in (("quarantined", record.quarantined), ("attacking", record.attacking)):
-        # For all participants, 0 included: a curve of ones only could not show when it ends.
-        found |= {f"{name}/{client:0{width}d}": client in named for client in record.participants}
     found["round/skipped"] = record.skipped is not None
     found["round/rejected"] = len(record.rejected)
     losses = [loss for loss in record.train_loss.values() if loss is not None]
@@ -96,6 +93,19 @@ def _of_round(record: RoundRecord, width: int) -> Mapping[str, float | None]:
         found["round/seconds" if name == "round" else f"round/{name}_seconds"] = seconds
     for name in ("upload_bytes", "server_bytes", "functionals"):
         found[f"round/{name}"] = getattr(record, name)
+    return found
+
+
+def _of_hospitals(record: RoundRecord, width: int) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    by_client = {"reputation": record.reputation, "anomaly": record.anomaly, "weight": record.weights or {}}
+    for name, figures in by_client.items():
+        found |= {f"{name}/{client:0{width}d}": value for client, value in figures.items()}
+    for client, parts in record.anomaly_parts.items():
+        found |= {f"anomaly_{part}/{client:0{width}d}": value for part, value in parts.items()}
+    for name, named in (("quarantined", record.quarantined), ("attacking", record.attacking)):
+        # For all participants, 0 included: a curve of ones only could not show when it ends.
+        found |= {f"{name}/{client:0{width}d}": client in named for client in record.participants}
     return found
 
 

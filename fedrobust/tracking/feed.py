@@ -8,15 +8,39 @@ is sent together with them. So a run that is resumed, or sent again after a fail
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedrobust.records import Record, RoundRecord, RunStart
-from fedrobust.tracking.entries import FAILED, StepFigures, allowed, finite, metrics, shortened
+from fedrobust.tracking.entries import FAILED, STOPPED, StepFigures, allowed, finite, metrics, shortened
 
 SYNCED = "fedrobust.synced"
 """Tag with the number of journal lines that MLflow has."""
+REASONS = {"FAILED": FAILED, "KILLED": STOPPED}
+"""Final status → tag with the reason."""
 BATCH = 900
 """Metrics in one request; MLflow accepts at most 1,000 entries."""
+
+
+class _Place(NamedTuple):
+    """Where a journal has been read up to."""
+
+    time: int
+    """Time stamp of the next figures, in milliseconds."""
+    width: int = 2
+    """Digits of a client's id."""
+
+    def after(self, record: Record | StepFigures) -> _Place:
+        """Return the place of the figures of the next record."""
+        if isinstance(record, RunStart):
+            return self._replace(width=max(2, len(str(record.clients - 1))))
+        if isinstance(record, RoundRecord):
+            return self._replace(time=self.time + int(1000 * (record.seconds.get("round") or 0.0)))
+        return self
+
+    def rows(self, record: Record | StepFigures, hospitals: bool = True) -> dict[str, tuple[float, int, int]]:
+        """Return the figures of the record of this place: name → value, time stamp, step."""
+        step = record.step if isinstance(record, StepFigures) else getattr(record, "round", 0)
+        return {name: (value, self.time, step) for name, value in metrics(record, self.width, hospitals).items()}
 
 
 class Feed:
@@ -25,29 +49,35 @@ class Feed:
     def __init__(self, client: Any, run: Any) -> None:
         self.sent = int(run.data.tags.get(SYNCED, 0))
         self._client, self._run_id = client, run.info.run_id
-        self._time, self._line, self._width = run.info.start_time, 0, 2
+        self._place, self._line = _Place(run.info.start_time), 0
 
     def send(self, record: Record | StepFigures) -> None:
         """Send the next line. After an error, call it again with the same line: the position advances only on
         success."""
         from mlflow.entities import Metric, RunTag
 
-        width, time, step = self._width, self._time, 0
-        if isinstance(record, RunStart):
-            width = max(2, len(str(record.clients - 1)))
-        elif isinstance(record, StepFigures):
-            step = record.step
-        else:
-            step = record.round
-        if isinstance(record, RoundRecord):
-            time += int(1000 * (record.seconds.get("round") or 0.0))
+        place = self._place.after(record)
         if self._line >= self.sent:
-            rows = [Metric(name, value, time, step) for name, value in metrics(record, width).items()]
+            rows = [Metric(name, *row) for name, row in place.rows(record).items()]
             while len(rows) > BATCH:
                 self._client.log_batch(self._run_id, metrics=rows[:BATCH])
                 rows = rows[BATCH:]
             self._client.log_batch(self._run_id, metrics=rows, tags=[RunTag(SYNCED, str(self._line + 1))])
-        self._time, self._width, self._line = time, width, self._line + 1
+        self._place, self._line = place, self._line + 1
+
+
+def send_last(client: Any, run_id: str, journal: Sequence[Record]) -> None:
+    """Send the last value of each figure of a journal, except those of single hospitals.
+
+    They are the rows that `Feed` would send, so that `sync` can complete the curves later.
+    """
+    from mlflow.entities import Metric
+
+    place, found = _Place(client.get_run(run_id).info.start_time), dict[str, tuple[float, int, int]]()
+    for record in journal:
+        place = place.after(record)
+        found |= place.rows(record, hospitals=False)
+    client.log_batch(run_id, metrics=[Metric(name, *row) for name, row in found.items()][:BATCH])
 
 
 def send_figures(client: Any, run_id: str, figures: Mapping[str, float], now: int) -> None:
@@ -88,6 +118,16 @@ def mark_failed(
     if not begun:
         own = {key: shortened(value) for key, value in tags.items()}
         begun = [client.create_run(experiment_id, run_name=name, tags=own).info.run_id]
-    for run_id in begun:
-        client.set_tag(run_id, FAILED, shortened(reason))
-        client.set_terminated(run_id, "FAILED")
+    mark(client, begun, "FAILED", reason)
+
+
+def mark(client: Any, runs: Sequence[str], status: str, reason: str) -> None:
+    """Give the runs a final status, and the reason as the tag that belongs to it.
+
+    client: an MLflow client.
+    runs: MLflow's ids.
+    status: `FAILED` or `KILLED`.
+    """
+    for run_id in runs:
+        client.set_tag(run_id, REASONS[status], shortened(reason))
+        client.set_terminated(run_id, status)

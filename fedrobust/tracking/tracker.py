@@ -16,13 +16,15 @@ from fedrobust.records import Record, RecordedRun
 from fedrobust.tracking.artifacts import upload
 from fedrobust.tracking.entries import LONGEST_NAME, StepFigures, shortened
 from fedrobust.tracking.faults import fault, refuse_deleted
-from fedrobust.tracking.feed import Feed, mark_failed, send_figures, set_tags
+from fedrobust.tracking.feed import REASONS, Feed, mark, mark_failed, send_figures, send_last, set_tags
 from fedrobust.tracking.store import experiment_id, reaching, tracking_uri
 
 logger = logging.getLogger(__name__)
 
 PAUSES = (1.0, 4.0)
 """Seconds between the attempts to reach a server that does not answer."""
+DIED = "the process that made it has died"
+"""Reason of the end of a run that nobody has ended."""
 PARENT = "mlflow.parentRunId"
 """Tag with the id of the parent run."""
 
@@ -88,6 +90,8 @@ class Tracker:
         Raises `TrackingError` as `open` does, and if the store does not have the run or has it as deleted.
         """
         with _known(run_id) as (client, run):
+            for tag in run.data.tags.keys() & set(REASONS.values()):  # it goes on
+                client.delete_tag(run_id, tag)
             client.update_run(run_id, status="RUNNING")
             return cls(client, run, journal)
 
@@ -102,6 +106,16 @@ class Tracker:
     def tag(self, tags: Mapping[str, str]) -> None:
         """Queue tags of this run, name → text; an empty text replaces that of an earlier execution. Returns at once."""
         self._put(partial(set_tags, self._client, self.run_id, dict(tags)))
+
+    def last(self, journal: Sequence[Record], run_id: str) -> None:
+        """Queue the last value of each figure of a journal, for the child `run_id`, whose curves are not sent; returns
+        at once."""
+        self._put(partial(send_last, self._client, run_id, tuple(journal)))
+
+    def stopped(self, reason: str, begun: Sequence[str]) -> None:
+        """Queue the end of parts of this run that nothing was wrong with: the runs `begun` get the status killed and
+        the reason as the tag `stopped`. Returns at once."""
+        self._put(partial(mark, self._client, tuple(begun), "KILLED", reason))
 
     def failed(self, reason: str, begun: Sequence[str], name: str, tags: Mapping[str, str]) -> None:
         """Queue a failure: the runs `begun` for a part of this one get the status failed and the reason as the tag
@@ -121,15 +135,19 @@ class Tracker:
         """
         self._put(partial(upload, self._client, self.run_id, folder, again, register))
 
-    def close(self, status: str = "FINISHED", timeout: float = 120.0) -> bool:
+    def close(self, status: str = "FINISHED", timeout: float = 120.0, reason: str = "") -> bool:
         """Send the remaining lines, then set the run's final status.
 
         status: as MLflow names it.
         timeout: seconds to wait.
+        reason: why the run failed or was killed, for the tag `failed` or `stopped`.
 
         Returns False if `sync` has to be called later.
         """
-        self._put(partial(self._client.set_terminated, self.run_id, status))
+        if reason and status in REASONS:
+            self._put(partial(mark, self._client, (self.run_id,), status, reason))
+        else:
+            self._put(partial(self._client.set_terminated, self.run_id, status))
         self._jobs.put(None)
         self._closing.set()
         self._thread.join(timeout)
@@ -201,7 +219,7 @@ def end_children(run_id: str) -> int:
         ended = 0
         while found := client.search_runs([experiment], below, max_results=1000):
             for child in found:
-                client.set_terminated(child.info.run_id, "KILLED")
+                mark(client, [child.info.run_id], "KILLED", DIED)
             ended += len(found)
         return ended
 

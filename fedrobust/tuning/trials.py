@@ -105,10 +105,10 @@ class Runs:
             str(record.round): _metrics(record.metrics, detected.get(record.round, {}))
             for record in result.recorded.evaluations
         }
-        last = rounds[max(rounds, key=int)]
+        own: dict[str, float] = {}
         if self._score is not None:
-            last[SCORE] = float(self._score(result))
-        return Measured(last, rounds=rounds)
+            own[SCORE] = rounds[max(rounds, key=int)][SCORE] = float(self._score(result))
+        return Measured(own, rounds=rounds)
 
     def _keep(self, run: FinishedRun | None) -> None:
         if run is not None:
@@ -183,7 +183,8 @@ class _UnderWay:
         self._finished: set[Key] = set()
         self._told: set[int] = set()
         self._failure: tuple[tuple[int, ...], str] | None = None
-        self._pruned = False
+        self._pruned = ""
+        """Why the pruner ended the trial; empty if it did not."""
 
     def run(self, planned: TrialRun, runs: Runs) -> FinishedRun | None:
         """Make one of its runs; return None if the run can no longer affect the outcome."""
@@ -238,7 +239,11 @@ class _UnderWay:
     def _report(self, step: int, value: float) -> None:
         if step not in self._told and not self._pruned and math.isfinite(value):
             self._told.add(step)
-            self._pruned = self._study.report(self.number, step, value)
+            if self._study.report(self.number, step, value):
+                reached = f"round {step}" if self._per == "round" else f"run {step + 1}"
+                self._pruned = (
+                    f"trial {self.number} was pruned: {self._objectives[0].metric} {value:.4g} after {reached}"
+                )
 
     def _how_far(self, key: Key) -> tuple[int, ...]:
         """Return a sort key for failed runs: the smallest decides. Every run reports its rounds in the same order."""
@@ -247,8 +252,10 @@ class _UnderWay:
 
     def _go_on(self, key: Key) -> None:
         """End a run that can no longer affect the outcome: the trial is pruned, or another run has failed earlier."""
-        if self._pruned or (self._failure is not None and self._how_far(key) > self._failure[0]):
-            raise _OverError
+        if self._pruned:
+            raise _OverError(self._pruned)
+        if self._failure is not None and self._how_far(key) > self._failure[0]:
+            raise _OverError(f"another run of trial {self.number} failed: {self._failure[1]}")
 
 
 class _OverError(Stopped):

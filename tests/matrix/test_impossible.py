@@ -92,6 +92,9 @@ class Stage:
     def figures(self, figures: dict[str, float], run_id: str | None = None) -> None:
         self.figured |= figures if run_id is None else {}
 
+    def last(self, journal: Any, run_id: str) -> None:
+        pass
+
     def failed(self, reason: str, begun: list[str], name: str, tags: dict[str, str]) -> None:
         self.failures[name] = reason
 

@@ -28,6 +28,7 @@ from fedrobust.errors import FederationError, TrackingError
 from fedrobust.federation.pool import Pool
 from fedrobust.matrix import load_matrix
 from fedrobust.matrix.running import CellDone, MatrixResult, measured, run_matrix
+from fedrobust.records import read_run
 from fedrobust.studies.finished import FinishedRun, FinishedRuns
 from fedrobust.studies.study import Study
 from fedrobust.studies.teams import Teams
@@ -185,6 +186,11 @@ def test_mlflow_holds_one_parent_and_a_run_for_each_cell(sittings: tuple[Seen, S
         assert (run.data.tags["attack"], run.data.tags["defence"]) == (line.attack, line.defence)
         assert (run.data.tags["setting"], run.data.tags["phase"]) == (line.setting, line.phase)
         assert run.data.metrics["cell/balanced_accuracy"] == pytest.approx(line.balanced_accuracy)
+        recorded = read_run(Path("mlruns/runs") / line.run_id)
+        for name, value in recorded.final.items():
+            assert value is None or run.data.metrics[name] == pytest.approx(value), "the names of single runs"
+        assert run.data.metrics["round/seconds"] == recorded.rounds[-1].seconds["round"]
+        assert [each.step for each in client.get_metric_history(line.run_id, "test/balanced_accuracy")] == [3]
         assert run.info.status == "FINISHED"
 
 
@@ -219,6 +225,9 @@ class FakeTracker:
     run_id = "parent"
 
     def figures(self, figures: dict[str, float], run_id: str) -> None:
+        pass
+
+    def last(self, journal: Any, run_id: str) -> None:
         pass
 
 

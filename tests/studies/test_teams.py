@@ -206,6 +206,57 @@ def test_a_part_is_told_which_runs_were_begun_for_it(monkeypatch: pytest.MonkeyP
     assert len(told) == 1
 
 
+def test_what_ends_a_part_that_is_not_its_own_fault_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch, workplace: Path
+) -> None:
+    Path("e.yaml").write_text("data: {source: {name: histology, patients: 20}}\n")
+    told, ends = list[Any](), list[Any]()
+
+    def run(experiment: Any, part: Part, hooks: Any) -> Any:
+        part.opened.extend(["one", "two"])
+        if isinstance(end := ends.pop(), BaseException):
+            raise end
+        return end
+
+    tracker: Any = SimpleNamespace(
+        run_id="all",
+        stopped=lambda *given: told.append(("stopped", *given)),
+        last=lambda records, run_id: told.append(("last", run_id)),
+        figures=lambda figures, run_id: told.append(("figures", figures, run_id)),
+    )
+    study = Study(Path(), None, SimpleNamespace(run=run), tracker)  # type: ignore[arg-type]
+
+    def make(*overrides: str) -> None:
+        planned = PlannedRun(experiment=load("e.yaml", overrides), label="trial 3", tags={})
+        study.make(planned, lambda run, result: Measured({"cell/skipped": 1.0}))
+
+    for stop, why in ((Stopped("trial 3 was pruned"), "trial 3 was pruned"), (Stopped(), "its study was stopped")):
+        ends.append(stop)
+        with pytest.raises(Stopped):
+            make()
+        assert told.pop() == ("stopped", why, ["one", "two"])
+    for override, sent in (("tracking.curves=false", [("last", "two")]), ("tracking.curves=true", [])):
+        ends.append(SimpleNamespace(run_id="two", recorded=SimpleNamespace(records=(), seconds=1.0)))
+        make(override)
+        figures, given_up = told[-2:]
+        assert told[:-2] == sent and figures == ("figures", {"cell/skipped": 1.0}, "two")
+        assert given_up == ("stopped", "an actor that it needed died; it was begun again as two", ["one"])
+        told.clear()
+
+
+def test_the_curves_of_a_part_are_sent_only_if_they_are_wanted(workplace: Path) -> None:
+    import fedrobust.runner as runner
+
+    Path("e.yaml").write_text("data: {source: {name: histology, patients: 20}}\n")
+    for part, override, wanted in (
+        (None, "tracking.curves=false", True),
+        (Part("all", {}), "tracking.curves=false", False),
+        (Part("all", {}), "tracking.curves=true", True),
+    ):
+        this: Any = SimpleNamespace(part=part, experiment=load("e.yaml", [override]))
+        assert runner._Run.curves.fget(this) is wanted  # type: ignore[attr-defined]
+
+
 def test_a_lack_of_memory_is_not_kept_on_the_shelf(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> None:
     """What is wrong with the data is: it would come again."""
     Path("e.yaml").write_text("data: {source: {name: histology, patients: 20}}\n")

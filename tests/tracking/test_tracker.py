@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked import ROUNDS, exactly_once, journal, rows, status, sync, write
+from tracked import ROUNDS, exactly_once, journal, reasons, rows, status, sync, write
 
 from fedrobust import tracking
 from fedrobust.errors import TrackingError
@@ -176,11 +177,57 @@ def test_runs_below_one_whose_process_died_are_ended(database: Path) -> None:
     assert tracking.end_children(parent.run_id) == 1
     states = [status(database, each.run_id) for each in (parent, done, dead, other, foreign)]
     assert states == ["RUNNING", "FINISHED", "KILLED", "RUNNING", "RUNNING"]
+    assert reasons(database, dead.run_id) == {"stopped": "the process that made it has died"}
+    assert reasons(database, done.run_id) == {}
     assert tracking.end_children(parent.run_id) == 0
     with pytest.raises(TrackingError):
         tracking.end_children("unknown")
     for each in (dead, foreign, other, parent):
         each.close()
+
+
+@pytest.mark.parametrize(("status_", "tag"), [("KILLED", "stopped"), ("FAILED", "failed")])
+def test_a_run_that_is_closed_says_why_until_it_goes_on(database: Path, status_: str, tag: str) -> None:
+    tracker = Tracker.open("closed", {}, {})
+    assert tracker.close(status_, reason="the oracle is at chance")
+    assert (status(database, tracker.run_id), reasons(database, tracker.run_id)) == (
+        status_,
+        {tag: "the oracle is at chance"},
+    )
+    again = Tracker.resume(tracker.run_id, [])
+    assert reasons(database, tracker.run_id) == {}
+    assert again.close()
+    assert status(database, tracker.run_id) == "FINISHED"
+
+
+def test_parts_that_were_stopped_are_killed_and_not_failed(database: Path) -> None:
+    parent = Tracker.open("stops", {}, {})
+    part = Tracker.open("stops", {}, {}, "trial 1", parent.run_id)
+    part.close("KILLED")
+    parent.stopped("trial 1 was pruned", [part.run_id])
+    assert parent.close()
+    assert status(database, part.run_id) == "KILLED"
+    assert reasons(database, part.run_id) == {"stopped": "trial 1 was pruned"}
+
+
+def test_the_last_figures_of_a_part_are_rows_of_its_curves(tmp_path: Path, database: Path) -> None:
+    """Under the names of every run; completed later, they are the same as if the curves had been sent."""
+    parent, whole = Tracker.open("parts", {}, {}), Tracker.open("parts", {}, {})
+    part = Tracker.open("parts", {}, {}, "cell", parent.run_id)
+    for record in (records := journal()):
+        whole.log(record)
+    assert part.close() and whole.close()
+    parent.last(records, part.run_id)
+    assert parent.close()
+    found = {name: (step, value) for name, step, value, _ in rows(database, part.run_id)}
+    assert found["test/accuracy"] == (4, 0.4) and found["round/seconds"] == (4, 0.75)
+    assert found["train/loss"][1] == 0.25 and found["defense/precision"] == (4, 1.0)
+    assert not [name for name in found if re.search(r"/\d\d$", name)], "no figures of single hospitals"
+    curves = {(name, step, value) for name, step, value, _ in rows(database, whole.run_id)}
+    assert {(name, *each) for name, each in found.items()} <= curves
+    write(tmp_path / part.run_id, records)
+    sync(tmp_path / part.run_id)
+    exactly_once(database, part.run_id, records)
 
 
 def test_names_that_mlflow_does_not_take_are_written_otherwise(database: Path) -> None:

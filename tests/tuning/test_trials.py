@@ -207,8 +207,34 @@ def test_a_run_that_can_change_nothing_is_not_begun() -> None:
         trial.run(run, SimpleNamespace(make=make))  # type: ignore[arg-type]
     assert made == ["one"]
     assert trial.outcome() == Failed("at once")
-    with pytest.raises(_OverError):
+    with pytest.raises(_OverError, match=r"^another run of trial 0 failed: at once$"):
         trial._heard(("two", 1), 1, None)
+
+
+@pytest.mark.parametrize(
+    ("per", "why"),
+    [
+        ("round", "trial 0 was pruned: m 0.25 after round 2"),
+        ("run", "trial 0 was pruned: m 0.25 after run 1"),
+    ],
+)
+def test_a_run_of_a_pruned_trial_is_told_why_it_ends(per: Per, why: str) -> None:
+    runs = [("one", 1), ("two", 1)]
+    sweep = SimpleNamespace(objectives=[Objective(metric="m", attacks="min")], pruner=SimpleNamespace(per=per))
+    plan: Any = SimpleNamespace(experiment=lambda *_: EXPERIMENT, runs=runs, sweep=sweep, prunes=True)
+    trial = _UnderWay(Asked(0, {}), plan, SimpleNamespace(report=lambda number, step, value: value < 0.5))  # type: ignore[arg-type]
+
+    def make(run: TrialRun, heard: Any) -> FinishedRun:
+        return FinishedRun("", "", "id", rounds={"2": {"m": 0.25}})
+
+    if per == "round":
+        trial._heard(("one", 1), 2, {"m": 0.25})
+        with pytest.raises(_OverError, match=rf"^{why}$"):
+            trial._heard(("two", 1), 2, {"m": 0.9})
+    else:
+        trial.run(trial.runs[0], SimpleNamespace(make=make))  # type: ignore[arg-type]
+        with pytest.raises(_OverError, match=rf"^{why}$"):
+            trial._heard(("two", 1), 1, None)
 
 
 COURSE = st.builds(
