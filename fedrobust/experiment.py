@@ -30,6 +30,7 @@ from fedrobust.metrics import Metric
 from fedrobust.options import Many, OneOf, Options, members, refusal
 from fedrobust.portions import portion
 from fedrobust.secure import ClearPrivacy, Privacy
+from fedrobust.seeds import generator
 from fedrobust.trust import Trust
 from fedrobust.trust.defence import Defence
 
@@ -71,6 +72,17 @@ class Federation(Options):
     def participants(self) -> int:
         """Return how many hospitals are drawn for a round."""
         return max(1, portion(self.participation, self.clients))
+
+    def drawn(self, seed: int, round: int) -> list[int]:
+        """Return the hospitals that are drawn for a round, by ascending id.
+
+        seed: the experiment's.
+        round: its number, from 1.
+        """
+        if self.participants() == self.clients:
+            return list(range(self.clients))
+        chosen = generator(seed, "participants", round).choice(self.clients, self.participants(), replace=False)
+        return sorted(chosen.tolist())
 
     def needed(self) -> int:
         """Return how many usable updates a round needs for its quorum."""
@@ -204,7 +216,7 @@ class Experiment(Options):
         except ExperimentError as error:
             raise refusal(error.problems[0]) from None
         self._private()
-        rows, participants, needed = self._most_there(), self.federation.participants(), self.federation.needed()
+        rows, participants, needed = self.most_there(), self.federation.participants(), self.federation.needed()
         if rows < needed:
             reason = f"{rows} of {participants} hospitals at most are ever there, the quorum is {needed}: see attacks"
             raise refusal(reason, "federation.quorum")
@@ -224,7 +236,7 @@ class Experiment(Options):
         """
         return Defence(self.aggregation, self.trust, self.federation.participants(), self.seed, layers)
 
-    def _most_there(self) -> int:
+    def most_there(self) -> int:
         """Return how many of the drawn hospitals send an update if as many as possible take part."""
         never = [each for each in self.attacks if isinstance(each, Absent) and isinstance(each.schedule, Always)]
         present = self.federation.clients - sum(attack.attackers(self.federation.clients) for attack in never)
@@ -232,11 +244,9 @@ class Experiment(Options):
 
     def _private(self) -> None:
         """Refuse options that do not fit the protocol."""
-        privacy, name = self.privacy, self.privacy.name
-        histories = self.trust.detector.histories
-        if found := privacy.refusal(
-            self.aggregation, self.federation.participants(), self.federation.rounds, histories
-        ):
+        privacy, name, federation = self.privacy, self.privacy.name, self.federation
+        there, histories = self.most_there(), self.trust.detector.histories
+        if found := privacy.refusal(self.aggregation, there, federation.rounds, histories, federation.participants()):
             raise refusal(found)
         if self.workers.shards > 1 and not privacy.sharded:
             raise refusal(f"privacy {name} places the updates itself; use 1", "workers.shards")

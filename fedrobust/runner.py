@@ -17,6 +17,7 @@ import numpy as np
 
 from fedrobust.audit.signing import open_key
 from fedrobust.audit.verification import refuse_changed, seal_files
+from fedrobust.cautions import cautions
 from fedrobust.data import NoNormalisation
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import ExperimentError, FedRobustError, Interrupted, UntrainedError
@@ -29,7 +30,7 @@ from fedrobust.federation.rounds import FederatedTraining, FinalModel, Hook
 from fedrobust.federation.session import check_ray, ray_session
 from fedrobust.job import tell
 from fedrobust.learning.vector import load_vector
-from fedrobust.naming import Part, run_name, tags
+from fedrobust.naming import Part, commit, run_name, tags
 from fedrobust.preparation import CACHE, check_attacks, hospitals_of, network_of
 from fedrobust.private import private_files
 from fedrobust.records import (
@@ -45,6 +46,7 @@ from fedrobust.records import (
     versions,
 )
 from fedrobust.report import finding, save_partition, write_report
+from fedrobust.texts import visible
 from fedrobust.tracking import Tracker, flatten, save_model
 
 if TYPE_CHECKING:
@@ -106,6 +108,8 @@ class _Run:
     """The study that the run is part of; the run then has no report and no model."""
     hooks: Sequence[Hook]
     say: Callable[[str], None]
+    cautions: Sequence[str]
+    """What the user is warned of."""
 
     @property
     def curves(self) -> bool:
@@ -142,11 +146,14 @@ def run(
     earlier = None if resume is None else find_run(resume)
     if earlier is None:
         check_ray()
+    heeded = cautions(experiment)
+    for caution in heeded if part is None else ():  # a study says it once for all its runs
+        logger.warning("%s", caution)
     say("reading the data")
     if hospitals is None:
         hospitals = hospitals_of(experiment)
     check_attacks(experiment, hospitals)
-    this = _Run(experiment, hospitals, network_of(experiment, hospitals), open_key(KEY), part, hooks, say)
+    this = _Run(experiment, hospitals, network_of(experiment, hospitals), open_key(KEY), part, hooks, say, heeded)
     with ExitStack() as stack:
         resumed = None if earlier is None else stack.enter_context(closing(_reopened(earlier, this.key)))
         if resumed is not None:
@@ -159,7 +166,8 @@ def run(
             seal_files(folder, this.key)
         recorded = read_run(folder)
         if recorded.skips.untrained:
-            raise UntrainedError(f"run {folder.name}: {recorded.skips.no_result()}; its record is in {folder}")
+            advice = recorded.skips.no_result(recorded.start.cautions)
+            raise UntrainedError(f"run {folder.name}: {advice}; its record is in {folder}")
     return _result(this, folder, recorded)
 
 
@@ -236,6 +244,8 @@ def _open_tracker(this: _Run, resumed: Journal | None) -> Tracker:
         return Tracker.resume(resumed.folder.name, read_run(resumed.folder).records)
     experiment, part = this.experiment, this.part
     all_tags = tags(experiment) | {"data_digest": this.hospitals.digest} | dict(part.tags if part else {})
+    if this.cautions:
+        all_tags["caution"] = visible("; ".join(this.cautions))
     name, params = experiment.tracking.experiment, flatten(experiment.resolved())
     tracker = Tracker.open(name, params, all_tags, run_name(experiment), part.parent if part else None)
     if part is not None:
@@ -337,9 +347,11 @@ def _start(this: _Run, run_id: str, weights: np.ndarray) -> RunStart:
         "test_patients": hospitals.tested_patients(),
         "digest": hospitals.digest,
         "configuration": experiment.digest(),
-        "versions": versions() | {"commit": tags(experiment)["git_commit"]},
+        "versions": versions() | {"commit": commit()},
         "model": sha256(weights.tobytes()).hexdigest(),
     }
+    if this.cautions:
+        fields["cautions"] = list(this.cautions)
     return RunStart.of(fields)
 
 

@@ -22,6 +22,7 @@ FLOORS: list[set[str]] = [
     {"aggregation"},
     {"attacks", "secure", "trust"},
     {"experiment"},
+    {"cautions"},
     {"experiment_file", "naming"},
     {"audit"},
     {"federation", "tracking"},

@@ -76,9 +76,12 @@ def test_a_run_whose_updates_are_all_rejected_fails_and_says_why(pool: Pool) -> 
 
 def test_a_run_whose_protocol_refuses_every_round_fails_and_says_why(pool: Pool) -> None:
     folder, told = untrained(*TOO_FEW, pool=pool)
-    assert "rounds skipped: 2 of 2: in " in told and "min_support is 4" in told
-    assert "Mend what the reason names" in told
-    assert (folder / "report.html").exists()
+    assert "rounds skipped: 2 of 2: in " in told and "at least 4 are needed" in told
+    assert "It was foreseen (privacy: with 4 updates the weights of geometric_median lie on" in told
+    assert "use aggregation.rule=multi_krum" in told and "the user was warned" not in told
+    page = (folder / "report.html").read_text()
+    assert "The user was warned before the run: privacy: with 4 updates" in page
+    assert "No hospital has a weight, because every round was skipped." in page
 
 
 def test_where_training_diverges_behind_a_protocol_the_reason_says_so(pool: Pool) -> None:

@@ -230,11 +230,14 @@ class Pipeline:
     def combination(self, updates: NDArray[Any] | Tensor, **options: Unpack[AggregateOptions]) -> Combination:
         """The weights of the original rows, without the aggregate; arguments and errors as in `aggregate`.
 
-        `memory` is read, not changed. Raises `ExperimentError` for a rule that works on each coordinate by itself.
+        `memory` is read, not changed. Raises `ExperimentError` for a rule that gives no weights of rows, such as a
+        median of each coordinate.
         """
         _, decision = self._decided(updates, options)
         if not isinstance(decision.decided, Combination):
-            raise ExperimentError(f"{self.rule.name} works on each coordinate by itself: it has no weights of rows")
+            raise ExperimentError(
+                f"{self.rule.name} gives no weights of rows: it computes the aggregate from the coordinates"
+            )
         return decision.decided
 
     def explain(self, updates: NDArray[Any] | Tensor, **options: Unpack[AggregateOptions]) -> tuple[Step, ...]:

@@ -27,7 +27,6 @@ from fedrobust.federation.journal import Journal
 from fedrobust.federation.measures import evaluation_record
 from fedrobust.federation.pool import Team
 from fedrobust.records import Checkpoint, EvaluationRecord, Fields, Record, RoundRecord
-from fedrobust.seeds import generator
 
 Hook = Callable[[Record], None]
 
@@ -126,9 +125,7 @@ class FederatedTraining:
         setup([self._team.coordinator], arguments, "the coordinator to get ready", self._patience)
 
     def _participants(self, round: int) -> list[int]:
-        settings = self.experiment.federation
-        draw = generator(self.experiment.seed, "participants", round)
-        drawn = draw.choice(settings.clients, settings.participants(), replace=False).tolist()
+        drawn = self.experiment.federation.drawn(self.experiment.seed, round)
         return sorted(set(drawn) - self._attackers.absent(round))
 
     def _claimed_samples(self) -> np.ndarray:

@@ -149,6 +149,8 @@ class RunStart(RecordLine):
     """Versions of the software that computed the run: package → version."""
     model: str = ""
     """SHA-256 of the first weights."""
+    cautions: tuple[str, ...] = ()
+    """What the user was warned of before the run."""
 
     @cached_property
     def options(self) -> RecordedExperiment:

@@ -69,6 +69,7 @@ def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "") -> st
         unlearnt=unlearnt(run),
         cards={name: (title, _number(final[name])) for name, title in cards.items() if final.get(name) is not None},
         verdict=verdict(run),
+        unweighted=unweighted(run),
         captions=CHAPTERS,
         pictures=pictures,
         rounds=len(run.rounds),
@@ -104,6 +105,16 @@ def verdict(run: RecordedRun) -> str:
         f"{attackers} of {plural(len(stories), 'hospital')} attacked. {when.capitalize()}, {told}{outcome}; "
         f"{missed if count['missed'] else 'no attacker was missed'}."
     )
+
+
+def unweighted(run: RecordedRun) -> str:
+    """Say why no hospital has a weight in any round; empty if there are weights, or no rounds."""
+    if not run.rounds or any(record.weights for record in run.rounds):
+        return ""
+    if run.skips.untrained:
+        return "No hospital has a weight, because every round was skipped."
+    rule = run.start.options.aggregation.rule.name
+    return f"No hospital has a weight, because {rule} gives none: its aggregate is no weighted mean of the updates."
 
 
 def _hospitals(run: RecordedRun) -> dict[str, Any]:

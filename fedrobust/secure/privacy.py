@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
@@ -18,12 +19,16 @@ from fedrobust.secure.randomness import Randomness
 
 if TYPE_CHECKING:
     from fedrobust.aggregation import Aggregation
+    from fedrobust.secure.supports import Prospect
 
 SKETCH = 512
 """Columns of a sketch by default."""
 
 SPARE = 10
 """So many rounds more than the experiment has may open functionals."""
+
+OFTEN = 0.25
+"""If the servers would refuse this share of trial rounds, the user is warned before the run."""
 
 
 class Privacy(Options):
@@ -53,17 +58,29 @@ class Privacy(Options):
         return None
 
     def refusal(
-        self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
+        self,
+        aggregation: Aggregation,
+        participants: int,
+        rounds: int,
+        histories: Sequence[str] = (),
+        asked: int | None = None,
     ) -> Problem | None:
         """What in an experiment does not work with this protocol; None if all does.
 
         aggregation: stages and rule.
-        participants: hospitals in a round.
+        participants: hospitals that send an update in a round, at most.
         rounds: of the experiment.
         histories: those that the anomaly detector needs.
+        asked: hospitals that are drawn for a round, by default as many.
         """
         if reason := self.fits(aggregation):
             return Problem(reason, "aggregation", hint=f"rules that go with it: {', '.join(self._rules())}")
+        return None
+
+    def doubt(self, aggregation: Aggregation, participants: int, asked: int | None = None) -> Problem | None:
+        """What may keep many rounds from being made, although it is not certain, and what to change; None if nothing is
+        foreseen. Arguments as for `refusal`.
+        """
         return None
 
     def _rules(self) -> list[str]:
@@ -161,17 +178,63 @@ class SecretSharing(Privacy):
         return None
 
     def refusal(
-        self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
+        self,
+        aggregation: Aggregation,
+        participants: int,
+        rounds: int,
+        histories: Sequence[str] = (),
+        asked: int | None = None,
     ) -> Problem | None:
-        if problem := super().refusal(aggregation, participants, rounds, histories):
+        from fedrobust.secure.supports import always_below
+
+        if problem := super().refusal(aggregation, participants, rounds, histories, asked):
             return problem
         if participants < self.support:
             reason = f"with the colluders it must be at most the {participants} updates of a round"
             return Problem(reason, "privacy.min_support")
+        if (lies := always_below(aggregation, participants, self.support, asked)) is not None:
+            name, found = aggregation.rule.name, self._prospect(aggregation, participants, asked)
+            weights = f"lie on {lies:.3g} updates" if lies else "are negative or not finite"
+            reason = f"with {participants} updates the weights of {name} always {weights}, {self._needed()}"
+            return Problem(reason, "aggregation", hint=self._remedies(aggregation, participants, asked, found))
         opened, limit = rounds * self.opened(aggregation, histories), self.limit(aggregation, rounds, histories)
         if limit is not None and opened > limit:
             return Problem(f"{rounds} rounds open {opened} functionals of every update", "privacy.max_functionals")
         return None
+
+    def doubt(self, aggregation: Aggregation, participants: int, asked: int | None = None) -> Problem | None:
+        try:
+            hash((self, aggregation))
+        except TypeError:  # options of the user's own
+            return self._doubt(aggregation, participants, asked)
+        return _remembered_doubt(self, aggregation, participants, asked)
+
+    def _doubt(self, aggregation: Aggregation, participants: int, asked: int | None) -> Problem | None:
+        found = self._prospect(aggregation, participants, asked)
+        if found.refused < OFTEN:
+            return None
+        parts = " → ".join(part.name for part in (*aggregation.stages, aggregation.rule))
+        reason = (
+            f"with {participants} updates the weights of {parts} lie on about {found.middle:.3g} updates (Σw²/max w²), "
+            f"{self._needed()}: the servers refused {found.refused:.0%} of {len(found.supports)} trial rounds; "
+            "a round that they refuse is skipped"
+        )
+        return Problem(reason, "privacy", hint=self._remedies(aggregation, participants, asked, found))
+
+    def _prospect(self, aggregation: Aggregation, participants: int, asked: int | None) -> Prospect:
+        from fedrobust.secure.supports import prospect
+
+        return prospect(aggregation, participants, self.support, asked)
+
+    def _needed(self) -> str:
+        return f"and min_support{' + colluders' if self.colluders else ''} is {self.support:g}"
+
+    def _remedies(self, aggregation: Aggregation, participants: int, asked: int | None, found: Prospect) -> str:
+        from fedrobust.secure.remedies import remedies
+
+        asked = participants if asked is None else asked
+        ways = remedies(aggregation, participants, asked, found, self.fits, self.colluders)
+        return f"use {', or '.join(ways)}" if ways else "use another defence, more hospitals or another protocol"
 
     def opened(self, aggregation: Aggregation, histories: Sequence[str] = ()) -> int:
         """Linear functionals of every update that a round opens: with h histories, 1 + h for each public vector of the
@@ -192,6 +255,14 @@ class SecretSharing(Privacy):
         if self.max_functionals == "auto":
             return (rounds + SPARE) * self.opened(aggregation, histories)
         return self.max_functionals
+
+
+@lru_cache(maxsize=256)
+def _remembered_doubt(
+    privacy: SecretSharing, aggregation: Aggregation, participants: int, asked: int | None
+) -> Problem | None:
+    """The trial rounds are made once for all runs of a study with the same defence."""
+    return privacy._doubt(aggregation, participants, asked)
 
 
 class SharesPrivacy(SecretSharing):
@@ -225,9 +296,14 @@ class PairwiseMasking(Privacy):
     """With `weighting: samples`, the hidden sample counts are weights, each capped at this."""
 
     def refusal(
-        self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
+        self,
+        aggregation: Aggregation,
+        participants: int,
+        rounds: int,
+        histories: Sequence[str] = (),
+        asked: int | None = None,
     ) -> Problem | None:
-        if problem := super().refusal(aggregation, participants, rounds, histories):
+        if problem := super().refusal(aggregation, participants, rounds, histories, asked):
             return problem
         if participants < 3:
             reason = f"{self.name} needs 3 hospitals in a round at least, there are {participants}"
@@ -261,16 +337,22 @@ class GroupedPrivacy(PairwiseMasking):
         return super().fits(aggregation) or remembers(aggregation.rule)
 
     def refusal(
-        self, aggregation: Aggregation, participants: int, rounds: int, histories: Sequence[str] = ()
+        self,
+        aggregation: Aggregation,
+        participants: int,
+        rounds: int,
+        histories: Sequence[str] = (),
+        asked: int | None = None,
     ) -> Problem | None:
         from fedrobust.secure.masked_updates import groups_refusal
 
-        if problem := super().refusal(aggregation, participants, rounds, histories):
+        if problem := super().refusal(aggregation, participants, rounds, histories, asked):
             return problem
         if participants < self.size:
             return Problem(f"must be at most the {participants} hospitals of a round", "privacy.size")
         f = aggregation.f
-        count = f if isinstance(f, int) else portion(f, participants) if isinstance(f, float) else 0
+        drawn = participants if asked is None else asked
+        count = f if isinstance(f, int) else portion(f, drawn) if isinstance(f, float) else 0
         if too_many := groups_refusal(aggregation.rule, aggregation.stages, participants, self.size, count):
             return Problem(too_many, "aggregation.f")
         return None

@@ -15,8 +15,6 @@ from fedrobust.updates.gram import Floats
 
 LARGEST_WEIGHT = (1 << 12) - 1
 MIN_SUPPORT = 3.0
-SPREADING = ("mean", "multi_krum", "mda", "centered_clipping", "norm_bound")
-"""Rules whose weights are spread over many updates."""
 
 
 class OpeningError(NotOpened):
@@ -75,6 +73,6 @@ def require_support(weights: Words, least: float) -> None:
     """
     if support(weights) < 0.999 * least:
         raise OpeningError(
-            f"the weights lie on {support(weights):.2f} updates (Σw²/max w²), min_support is {least:g}: opening their "
-            f"sum would show single updates; rules that spread them: {', '.join(SPREADING)}, or a stage nnm before"
+            f"the weights lie on {support(weights):.2f} updates (Σw²/max w²), at least {least:g} are needed "
+            "(privacy.min_support and colluders): opening their sum would show single updates"
         )

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from fedrobust.cautions import shared_cautions
 from fedrobust.errors import ExperimentError, UnknownRunError
 from fedrobust.experiment import Experiment
 from fedrobust.failures import ends_all, reason
@@ -197,6 +198,8 @@ def open_study(
     used, or has another study's runs.
     """
     kind, folder = options.kind, out or options.folders / file_name(options.name)
+    for caution in shared_cautions(samples):
+        logger.warning("%s", caution)
     with ExitStack() as stack:
         leased = stack.enter_context(Teams(watch.say, teams, pool))
         leased.check(samples)

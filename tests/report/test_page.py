@@ -87,9 +87,13 @@ def test_figures_of_the_last_round_and_settings_are_on_the_page(tmp_path: Path) 
 
 def test_a_rule_without_weights_says_so(tmp_path: Path) -> None:
     text = write_report(write(tmp_path, journal(weights=False))).read_text()
-    assert "no hospital has a weight" in text and 'id="weights"' not in text and 'id="reputation"' in text
+    assert (
+        "No hospital has a weight, because krum gives none" in text
+        and 'id="weights"' not in text
+        and 'id="reputation"' in text
+    )
     text = write_report(write(tmp_path, journal())).read_text()
-    assert "no hospital has a weight" not in text and 'id="weights"' in text
+    assert "No hospital has a weight" not in text and 'id="weights"' in text
 
 
 def table(text: str) -> list[list[str]]:

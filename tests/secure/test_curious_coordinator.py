@@ -100,7 +100,7 @@ def test_weights_that_are_none_are_refused_and_leave_the_round_as_it_was(name: s
 def test_weights_on_one_update_are_not_opened(name: str) -> None:
     rows, alone = honest(), np.eye(N)[VICTIM]
     for chosen in (alone, 0.98 * alone + 0.02 * EQUAL):
-        with pytest.raises(OpeningError, match=r"min_support .*3.*multi_krum"):
+        with pytest.raises(OpeningError, match="at least 3 are needed"):
             play(parties(name), rows).combine(Combination(chosen))
     played = parties(name)
     play(played, rows)

@@ -105,7 +105,7 @@ def test_two_colluders_and_weights_of_the_coordinators_choice_give_an_update(nam
     weights[[2, 5, 6]] = 1 / 3
     found = 3 * play(parties(name), rows).combine(Combination(weights)) - rows[[5, 6]].sum(axis=0) * UNIT
     assert np.abs(found - rows[2] * UNIT).max() < 1e-6
-    with pytest.raises(OpeningError, match="min_support is 5"):
+    with pytest.raises(OpeningError, match="at least 5 are needed"):
         play(parties(name, min_support=5.0), rows).combine(Combination(weights))
 
 

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from fedrobust.aggregation import NNM, Clip, Combination, Context, GeometricMedian, Mean, Pipeline, Rule
 from fedrobust.aggregation.base import Stage
 from fedrobust.options import members
-from fedrobust.secure import opening, weights
+from fedrobust.secure import opening
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import HEADER, OVERHEAD, Kind, MessageError, run_id, unpack
 from fedrobust.secure.opening import encode_anchor, joined
@@ -349,7 +349,3 @@ def test_limits_by_hand() -> None:
     assert largest_square(10_000) == (2**28 + 101) ** 2
     assert opening.largest_history_square("sum", 3, 9) == (3 * 2**20 + 24) ** 2
     assert opening.largest_history_square("average", 3, 9) == (2**20 + 96) ** 2
-
-
-def test_the_rules_that_are_named_exist() -> None:
-    assert set(weights.SPREADING) <= set(members(Rule))

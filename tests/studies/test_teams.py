@@ -194,7 +194,9 @@ def test_a_part_is_told_which_runs_were_begun_for_it(monkeypatch: pytest.MonkeyP
 
     def _begun_twice(part: Part) -> Any:
         for _ in range(2):
-            this: Any = SimpleNamespace(experiment=experiment, hospitals=SimpleNamespace(digest="d"), part=part)
+            this: Any = SimpleNamespace(
+                experiment=experiment, hospitals=SimpleNamespace(digest="d"), part=part, cautions=()
+            )
             runner._open_tracker(this, None)
         raise deaths.pop()
 
