@@ -43,7 +43,8 @@ def as_typed(text: str) -> str:
 def tell(**told: object) -> None:
     """Write a line about this job to its output; outside of a job, nothing.
 
-    told: `done`, `of` and `what` for the progress, `folder` for the absolute path of its results.
+    told: `done`, `of` and `what` for the progress; `folder` for the absolute path of its results, and `parent` for the
+        id of the study's run in MLflow.
     """
     if in_job():
         print(f"{MARK}{json.dumps({'at': round(time.time(), 3), **told})}", file=sys.stdout, flush=True)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import tempfile
 import threading
+import zipfile
+from io import BytesIO
 from typing import Any
 
 TOKEN = "of-this-test"
@@ -26,6 +30,8 @@ class Server:
         """Whether jobs go on after the last line of the log."""
         self.sends_on = ""
         """Where a follower is sent instead."""
+        self.runs = False
+        """Whether jobs are run: their script, in a folder with the files that were sent."""
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -51,6 +57,19 @@ class Server:
             "metadata": {"command": f"run {job}.yaml"},
             "runtime_env": {},
             "driver_exit_code": exit_code,
+        }
+
+    def _run_job(self, asked: dict[str, Any]) -> None:
+        job, package = asked["submission_id"], asked["runtime_env"]["working_dir"].rpartition("/")[2]
+        with tempfile.TemporaryDirectory() as folder:
+            zipfile.ZipFile(BytesIO(self.packages[package])).extractall(folder)
+            done = subprocess.run(
+                ["sh", "-c", asked["entrypoint"]], cwd=folder, capture_output=True, text=True, check=False
+            )
+        self.logs[job] = f"Running entrypoint for job {job}: {asked['entrypoint']}\n{done.stdout}{done.stderr}"
+        self.jobs[job] |= {
+            "status": "FAILED" if done.returncode else "SUCCEEDED",
+            "driver_exit_code": done.returncode,
         }
 
     def _run(self) -> None:
@@ -84,6 +103,8 @@ class Server:
             self.jobs[self.submitted[-1]["submission_id"]] |= {
                 each: self.submitted[-1][each] for each in ("entrypoint", "metadata")
             }
+            if self.runs:
+                self._run_job(self.submitted[-1])
             return web.json_response({"job_id": "", "submission_id": self.submitted[-1]["submission_id"]})
 
         async def told(request: web.Request) -> web.Response:
@@ -92,6 +113,10 @@ class Server:
         async def stopped(request: web.Request) -> web.Response:
             self.jobs[request.match_info["job"]]["status"] = "STOPPED"
             return web.json_response({"stopped": True})
+
+        async def deleted(request: web.Request) -> web.Response:
+            del self.jobs[request.match_info["job"]]
+            return web.json_response({"deleted": True})
 
         async def tail(request: web.Request) -> web.WebSocketResponse:
             if self.sends_on:
@@ -122,6 +147,7 @@ class Server:
             add.add_get("/api/jobs/{job}/logs", told)
             add.add_get("/api/jobs/{job}/logs/tail", tail)
             add.add_post("/api/jobs/{job}/stop", stopped)
+            add.add_delete("/api/jobs/{job}", deleted)
             runner = web.AppRunner(application)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -1,9 +1,10 @@
-"""The commands for jobs on a cluster: `submit`, `jobs`, `logs`, `stop`."""
+"""The commands for jobs on a cluster: `submit`, `jobs`, `logs`, `stop`, `fetch`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from fedrobust.cli.application import app, checking
 from fedrobust.errors import ExperimentError
 from fedrobust.extras import missing
+from fedrobust.texts import visible
 
 if TYPE_CHECKING:
     from fedrobust.cluster import Cluster
@@ -128,6 +130,32 @@ def stop(job: JobName, address: Address = None) -> None:
     print(f"job {ended.id}: {ended.status}")
 
 
+@app.command()
+def fetch(
+    job: JobName,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the files go; by default mlruns/jobs/ID.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also checkpoints and models; never keys.")] = False,
+    address: Address = None,
+) -> None:
+    """Bring the tables, pages and records of a job here; of a running job, what there is so far."""
+    from fedrobust.cluster import fetch as fetch_results
+    from fedrobust.cluster import find_cluster, written
+
+    cluster = find_cluster(address)
+    found, results = fetch_results(cluster, _chosen(cluster, job), everything)
+    paths = written(results, to or Path("mlruns/jobs") / found.id, found.id)
+    pages = [path for path in paths if path.suffix in (".md", ".html")] or paths[:1]
+    print(*(visible(path) for path in pages), sep="\n")
+    print(f"{len(paths)} files are in {visible(to or Path('mlruns/jobs') / found.id)}")
+    if results.left:
+        shown = ", ".join(results.left[:5]) + (", ..." if len(results.left) > 5 else "")
+        print(f"{len(results.left)} stay there: {shown}" + ("" if everything else "; --all brings more"))
+    if not found.over:
+        print(f"job {found.id} is {found.status.lower()}: this is what there is so far, and tables come at its end")
+
+
 def _chosen(cluster: Cluster, job: str, running: bool = False) -> str:
     """Return the id of the job that a user means by `job`, and say which one that is if `job` is not the id.
 
@@ -158,6 +186,8 @@ def _follow(cluster: Cluster, job: str) -> None:
         print(f"\njob {job} goes on; follow it with: fedrobust logs {job} --follow", file=sys.stderr)
         raise typer.Exit(1) from None
     print(f"job {ended.id}: {ended.status}" + (f": {ended.message}" if ended.exit_code is None else ""))
+    if ended.exit_code != 2:  # which has begun nothing
+        print(f"bring its results here with: fedrobust fetch {ended.id}")
     if ended.status != "SUCCEEDED":
         code = ended.exit_code or 1
         raise typer.Exit(code if code > 0 else 128 - code)  # ended by a signal: the code that shells use

@@ -14,8 +14,9 @@ The address of a cluster is that of its jobs server (`http://HOST:8265`). Every 
 
 from fedrobust.cluster.address import Cluster, find_cluster
 from fedrobust.cluster.links import runs_page, tracking_server
-from fedrobust.cluster.ray_jobs import Job, find_job, jobs, logs, stop, submit
+from fedrobust.cluster.ray_jobs import Job, fetch, find_job, jobs, logs, stop, submit
 from fedrobust.cluster.shipping import DRIVERS, prepare
+from fedrobust.cluster.unpacking import written
 from fedrobust.errors import ClusterError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Cluster",
     "ClusterError",
     "Job",
+    "fetch",
     "find_cluster",
     "find_job",
     "jobs",
@@ -32,4 +34,5 @@ __all__ = [
     "stop",
     "submit",
     "tracking_server",
+    "written",
 ]

@@ -29,6 +29,8 @@ class JobProgress:
     """When that was, in seconds since 1970."""
     folder: str = ""
     """The absolute path of the results on the job's node."""
+    parent: str = ""
+    """The id in MLflow of the study to which they belong; empty for a single run."""
 
     def shown(self, now: float) -> str:
         """Return a text such as `31/60 cells, 4 min left`; an empty one if nothing is known.
@@ -50,12 +52,12 @@ def progress(output: str) -> JobProgress:
     """Return what a job has told in its whole `output`; lines that cannot be read do not count."""
     done: int | None = None
     of: int | None = None
-    what, folder = "", ""
+    what, folder, parent = "", "", ""
     steps = list[tuple[int, float]]()
     for line in output.splitlines():
         told = _told(line)
         if isinstance(told.get("folder"), str):
-            folder = visible(told["folder"])
+            folder, parent = visible(told["folder"]), visible(told.get("parent", ""))
         count, at = _count(told.get("done")), told.get("at")
         if count is None or not isinstance(at, int | float) or not math.isfinite(at):
             continue
@@ -63,7 +65,7 @@ def progress(output: str) -> JobProgress:
             steps.clear()
         done, of, what = count, _count(told.get("of")), visible(told.get("what", ""))
         steps.append((count, float(at)))
-    return JobProgress(done, of, what, _left(steps, of), steps[-1][1] if steps else math.nan, folder)
+    return JobProgress(done, of, what, _left(steps, of), steps[-1][1] if steps else math.nan, folder, parent)
 
 
 def shown(pieces: Iterable[str], hidden: str) -> Iterator[str]:

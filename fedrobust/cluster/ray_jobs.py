@@ -20,7 +20,8 @@ from typing import Any
 
 from fedrobust.cluster.address import Cluster, redirected
 from fedrobust.cluster.output import JobProgress, progress, shown
-from fedrobust.cluster.shipping import GRACE, entrypoint, environment, names_file, pack, prepare
+from fedrobust.cluster.shipping import GRACE, entrypoint, environment, names_file, pack, prepare, script
+from fedrobust.cluster.unpacking import JobFiles, parsed
 from fedrobust.errors import ClusterError, Problem
 from fedrobust.job import SHIPPED, TYPED
 from fedrobust.texts import visible
@@ -28,7 +29,13 @@ from fedrobust.texts import visible
 ANSWER = 30.0
 """Seconds within which a cluster must answer."""
 PATIENCE = 120.0
-"""Seconds without a connection after which following a job is given up."""
+"""Seconds without a connection after which following a job is given up; and for packing its results."""
+MOST = 50_000_000
+"""Maximum number of bytes of a job's results that are fetched."""
+COLLECT = Path(__file__).with_name("collect.py")
+"""The file that packs results; it is sent."""
+COLLECTING = re.compile(r"fetch-[0-9a-f]{16}")
+"""The ids of jobs that pack results: a cluster may list them for some time after they were removed."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,7 @@ def jobs(cluster: Cluster) -> list[Job]:
         return [
             replace(each, progress=_progress(client, each)) if each.own and not each.over else each
             for each in _jobs(client)
+            if not COLLECTING.fullmatch(each.id)
         ]
 
 
@@ -163,6 +171,47 @@ def stop(cluster: Cluster, job: str) -> Job:
     return found
 
 
+def fetch(cluster: Cluster, job: str, everything: bool = False) -> tuple[Job, JobFiles]:
+    """Return a job, and the files of its results: tables, pages, pictures and records, never keys.
+
+    A short job of its own packs them on the head node and prints them, because a jobs server sends no files; it is
+    removed from the list of jobs at the end.
+
+    job: as in `find_job`.
+    everything: also files of other kinds, such as checkpoints and models.
+
+    Raises `ClusterError` if the job has not told where its results are, if they are gone, or more than `MOST` bytes.
+    """
+    with _reaching(cluster) as client:
+        found = _find(client, job)
+        told = progress(str(client.get_job_logs(found.id)))
+        if not told.folder:
+            raise ClusterError(f"job {found.id} has not told where its results are: it has begun no run yet, or none")
+        words = [told.folder, told.parent, str(MOST), "all" if everything else ""]
+        collecting = f"fetch-{secrets.token_hex(8)}"
+        with tempfile.TemporaryDirectory() as temporary:
+            package = Path(temporary) / "working_dir.zip"
+            pack({COLLECT.name: COLLECT.read_bytes()}, package)
+            client.submit_job(
+                entrypoint=script(python=f'-I -S "${SHIPPED}"/{COLLECT.name} {shlex.join(words)}'),
+                submission_id=collecting,
+                runtime_env={"working_dir": str(package)},
+                metadata={"command": f"fetch {found.id}"},
+            )
+        try:
+            until = time.monotonic() + PATIENCE
+            while not _find(client, collecting).over:
+                if time.monotonic() > until:
+                    raise ClusterError(f"the results of job {found.id} have not been packed within {PATIENCE:g} s")
+                time.sleep(0.3)
+            return found, parsed(str(client.get_job_logs(collecting)), MOST)
+        finally:
+            with suppress(RuntimeError, OSError, ClusterError):  # what went wrong before is what counts
+                if not _find(client, collecting).over:
+                    client.stop_job(collecting)
+                client.delete_job(collecting)
+
+
 def _jobs(client: Any) -> list[Job]:
     told = [each for each in client.list_jobs() if each.submission_id]
     found = [
@@ -195,7 +244,7 @@ def _find(client: Any, job: str, running: bool = False) -> Job:
     meanings = [
         [each for each in found if each.id == job],
         [each for each in found if each.runs_file(job)],
-        [each for each in found if job and each.id.startswith(job)],
+        [each for each in found if job and each.id.startswith(job) and not COLLECTING.fullmatch(each.id)],
     ]
     fitting = next(filter(None, meanings), [])
     if not fitting:

@@ -210,13 +210,14 @@ def open_study(
             (folder / f"{kind}.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise ExperimentError(f"{visible(folder)}: cannot be written to: {error.strerror or error}") from None
-        if parent is None:
-            tell(folder=str(folder.absolute()))
         watch.say("opening MLflow")
         experiment, tags = mlflow_experiment or options.mlflow_experiment, {kind: options.name}
         name = f"{kind} {options.name}"
         opened = parent_run(folder, experiment, flatten(settings), tags, name, lines, parent)
-        yield Study(folder, finished, leased, stack.enter_context(opened))
+        tracker = stack.enter_context(opened)
+        if parent is None:
+            tell(folder=str(folder.absolute()), parent=tracker.run_id)
+        yield Study(folder, finished, leased, tracker)
 
 
 @contextmanager

@@ -83,12 +83,21 @@ def test_a_run_on_the_cluster(folder: Path) -> None:
     done = fedrobust(folder, "submit", "--", "run", "experiments/small.yaml", "workers.count=4")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "round 3/3: balanced accuracy" in done.stdout
+    assert "FEDROBUST_SHIPPED" not in done.stdout and "fedrobust job: " not in done.stdout, "no shell text"
+    assert "_ray_pkg_" not in done.stdout and "your code: mine:Mine from experiments/mine.py" in done.stdout
     (run,) = (folder / "home" / "mlruns" / "runs").iterdir()
     assert (run / "report.html").exists()
     assert not (folder / "mlruns" / "runs").exists()
     uri = state(folder)["mlflow"]
     with urllib.request.urlopen(f"{uri}/api/2.0/mlflow/runs/get?run_id={run.name}", timeout=30) as answer:
         assert json.load(answer)["run"]["info"]["status"] == "FINISHED"
+    assert f"MLflow: {uri}/#/experiments" in done.stdout
+    fetched = fedrobust(folder, "fetch", "small", "--to", "results")
+    assert fetched.returncode == 0, fetched.stderr
+    assert (folder / "results" / "report.html").read_bytes() == (run / "report.html").read_bytes()
+    assert not (folder / "results" / "checkpoint.npz").exists()
+    listed = fedrobust(folder, "jobs", COLUMNS="200").stdout
+    assert "run-small-" in listed and "fetch-" not in listed
     missing = fedrobust(
         folder, "submit", "--", "run", "experiments/small.yaml", "data.source={name: npz, path: no.npz}"
     )
@@ -103,6 +112,10 @@ def test_a_stopped_run_goes_on_after_a_node_has_died(folder: Path) -> None:
         if "round 2/60" in fedrobust(folder, "logs", job).stdout:
             break
         time.sleep(0.5)
+    shown = fedrobust(folder, "jobs", COLUMNS="250").stdout
+    assert "/60 rounds" in shown, shown
+    assert fedrobust(folder, "fetch", job).returncode == 0
+    assert (folder / "mlruns" / "jobs" / job / "journal.jsonl").exists(), "what there is so far"
     stopped = fedrobust(folder, "stop", job)
     assert stopped.stdout == f"job {job}: STOPPED\n"
     (run,) = (

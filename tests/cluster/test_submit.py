@@ -206,7 +206,7 @@ def test_the_commands(
     (job,) = server.jobs
     assert f"job {job} at {server.address}\n" in out
     assert "http://mlflow:5000/#/experiments" in out and "secret" not in out + err
-    assert out.endswith(f"{server.log}job {job}: SUCCEEDED\n")
+    assert out.endswith(f"{server.log}job {job}: SUCCEEDED\nbring its results here with: fedrobust fetch {job}\n")
     assert server.submitted[0]["runtime_env"]["env_vars"]["A"] == "b=c"
     assert server.submitted[0]["entrypoint"].endswith("--resume x")
     assert called("jobs") == 0
