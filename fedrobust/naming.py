@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from fedrobust.experiment import Experiment
-from fedrobust.secure import SecretSharing
-from fedrobust.texts import visible
+from fedrobust.experiment import Experiment, Learning
+from fedrobust.options import Options
+from fedrobust.secure import ClearPrivacy, SecretSharing
+from fedrobust.texts import fit, visible
+from fedrobust.trust import Trust
 
 NOT_SECRET = "not secret"
 """The tag `secrecy` of runs that derive their secrets from the experiment's seed."""
@@ -29,14 +32,87 @@ class Part:
     """The ids of the MLflow runs that were begun for it are appended here: one, or more if it is restarted."""
 
 
+SIZES = ("fraction", "count", "clients")
+"""Options of an attack that say how many hospitals it has."""
+LONGEST = 200
+"""Characters of a run's name into which details must fit; the least important ones are left out first."""
+
+
 def run_name(experiment: Experiment) -> str:
-    """Return what distinguishes the run in a list: defence, attacks, partition, seed, experiment."""
+    """Return what distinguishes the run in a list: defence, attacks, protocol, partition, the options of these and of
+    the learning that are not the defaults, seed, experiment."""
     if experiment.tracking.run_name:
         return visible(experiment.tracking.run_name)
-    parts = tags(experiment)
+    clients, aggregation, plain = experiment.federation.clients, experiment.aggregation, tags(experiment)
+    last = [f"seed {experiment.seed}", experiment.name]
+    protocol = [] if experiment.privacy == ClearPrivacy() else [experiment.privacy]
     # The defence first, because lists cut the ends of long names.
-    told = (parts["defence"], parts["attack"], parts["partition"], f"seed {experiment.seed}", parts["experiment"])
-    return " | ".join(told)
+    found = [
+        " + ".join(_told(stage) for stage in (*aggregation.stages, aggregation.rule)),
+        " + ".join(_told(each, f" {each.attackers(clients)}/{clients}", SIZES) for each in experiment.attacks)
+        or "none",
+        *(_told(each) for each in protocol),
+        plain["partition"],
+    ]
+    if len(" | ".join([*found, *last])) > LONGEST:
+        found = [plain["defence"], plain["attack"], *(each.name for each in protocol), plain["partition"]]
+    for detail in _details(experiment):
+        if len(" | ".join([*found, detail, *last])) <= LONGEST:
+            found.append(detail)
+    return visible(" | ".join([*found, *last]))
+
+
+def _details(experiment: Experiment) -> list[str]:
+    """Return what else is not the default, the most important things first."""
+    learning, trust, usual = experiment.learning, experiment.trust, Learning()
+    parts: list[tuple[Options, Options]] = [
+        (learning.local.optimizer, usual.local.optimizer),
+        (learning.local.loss, usual.local.loss),
+        (learning.server, usual.server),
+        (learning.model, usual.model),
+        (trust.detector, Trust().detector),
+    ]
+    optimizer, *others = [_told(part) if part != default else "" for part, default in parts]
+    details = [
+        optimizer,
+        *_changed(experiment.aggregation, ("stages", "rule")),
+        *(["trust acts"] if trust.acts else []),
+        *others,
+        *_changed(experiment.federation, ("clients",)),
+        *_changed(learning.local, ("optimizer", "loss", "engine", "callbacks")),
+    ]
+    return [detail for detail in details if detail and detail != f"epochs {usual.local.epochs}"]
+
+
+def _told(option: Options, size: str = "", without: Collection[str] = ()) -> str:
+    """Return the name of an option and what is not its default, e.g. "sgd (lr 0.01)"."""
+    changed = ", ".join(_changed(option, without))
+    return f"{option.name}{size}{f' ({changed})' if changed else ''}"  # type: ignore[attr-defined]
+
+
+def _changed(options: Options, without: Collection[str] = ()) -> list[str]:
+    """Return the options that are not the default, e.g. "lr 0.01"."""
+    fields = {name: field for name, field in type(options).model_fields.items() if name not in ("name", *without)}
+    values = {name: getattr(options, name) for name in fields}
+    changed = {name: value for name, value in values.items() if value not in (None, fields[name].get_default())}
+    return [
+        (name if value else f"no {name}") if isinstance(value, bool) else f"{name} {short(value)}"
+        for name, value in changed.items()
+    ]
+
+
+def short(value: Any) -> str:
+    """Return the value of an option as a text of at most 20 characters; of an object, its name."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Options):
+        return str(getattr(value, "name", type(value).__name__))
+    if isinstance(value, Mapping):
+        named = value.get("name", value.get("rule"))
+        return short(named) if named else fit(",".join(f"{key} {short(each)}" for key, each in value.items()), 20)
+    if isinstance(value, tuple | list):
+        return fit(",".join(map(short, value)), 20)
+    return fit(str(value), 20)
 
 
 def tags(experiment: Experiment) -> dict[str, str]:

@@ -15,9 +15,11 @@ from pydantic import Field, model_validator
 from fedrobust.draft import Draft
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment
+from fedrobust.naming import short
 from fedrobust.options import Many, OneOf, refusal
 from fedrobust.studies.composer import Composer, Mistakes
 from fedrobust.studies.options import Seeds, StudyOptions
+from fedrobust.texts import fit
 from fedrobust.tuning.objectives import Objective, unknown
 from fedrobust.tuning.pruners import NoPruner, Pruner
 from fedrobust.tuning.samplers import Sampler, Tpe
@@ -171,6 +173,8 @@ class SweepPlan:
         if trial is not None:
             own = ([attack] if attack != OWN else []) + ([] if seed is None else [f"seed {seed}"])
             label = " | ".join([f"trial {trial}", *own, self.sweep.name])
+            chosen = [f"{path.rpartition('.')[2]} {short(value)}" for path, value in values.items()]
+            label += f": {fit(', '.join(chosen), 100)}"
         try:
             return self._composer.run(draft, label, seed)
         except ExperimentError as error:

@@ -58,7 +58,11 @@ def test_a_sweep_finds_what_is_best_and_writes_it_down(played: Played, monkeypat
     assert fedrobust.load(found.folder / "best.yaml") == load_sweep("sweep.yaml").experiment(best.values, seed=1)
     assert len(lines(found.folder / "trials.csv")) == 24
     assert {"trials.csv", "sweep.html"} <= {path.name for path in found.folder.iterdir()}
-    assert played.tags["trial 3 | seed 1 | played"] == {"trial": "3", "seed": "1", "phase": "trial", "parent": "parent"}
+    (name,) = [name for name in played.tags if name.startswith("trial 3 |")]
+    values = found.trials[3].values
+    rate, rule = values["learning.local.optimizer.lr"], values["aggregation"]["rule"]
+    assert name == f"trial 3 | seed 1 | played: lr {rate:.4g}, aggregation {rule}"
+    assert played.tags[name] == {"trial": "3", "seed": "1", "phase": "trial", "parent": "parent"}
 
 
 @pytest.mark.parametrize("pruner", ["none", "{name: median, startup: 3, warmup: 2}", "{name: wilcoxon, p: 0.2}"])
@@ -107,7 +111,7 @@ def test_a_pruned_trial_stops_within_a_round_and_leaves_out_the_rest_of_its_runs
         assert len(made) < 6
     single = sweep("name=single", "pruner={name: median, startup: 3, warmup: 2}", teams=1)
     for trial in single.trials:
-        name = f"trial {trial.number} | seed 1 | single"
+        (name,) = [name for name in played.rounds if name.startswith(f"trial {trial.number} | seed 1 | single: ")]
         ended = isinstance(trial.outcome, Pruned)
         assert played.finished[name] == (not ended)
         assert played.rounds[name] == max(trial.reports)
@@ -314,7 +318,7 @@ def test_a_run_whose_team_has_lost_an_actor_is_begun_again(played: Played, monke
     deaths = [0]
 
     def dying(experiment: Experiment, **options: object) -> object:
-        if experiment.tracking.run_name == "trial 2 | seed 1 | played" and deaths[0] < 2:
+        if str(experiment.tracking.run_name).startswith("trial 2 | seed 1 | played:") and deaths[0] < 2:
             deaths[0] += 1
             for hook in options["hooks"]:  # type: ignore[attr-defined]
                 hook(EvaluationRecord.of({"round": 1, "metrics": {"test/balanced_accuracy": 0.0}}))
