@@ -233,7 +233,9 @@ class MatrixPlan:
         of |= {"seed": seed, "label": label, "tags": {**of, "seed": str(seed)}}
         triggers = tuple(name for name, _ in self._triggers) if attack == ORACLE else ()
         try:
-            composed = self._composer.run(self._composed(setting, attack, defence), f"{label} | {self.matrix.name}", seed)
+            composed = self._composer.run(
+                self._composed(setting, attack, defence), f"{label} | {self.matrix.name}", seed
+            )
             cell = Cell(experiment=composed, triggers=triggers, **of)
             cell.digest  # noqa: B018
         except (Exception, SystemExit) as error:  # a validator of a user's own class may raise anything

@@ -74,7 +74,7 @@ def test_the_experiment_of_a_trial_has_what_was_chosen() -> None:
     assert found.aggregation.f == 3
     assert [(attack.name, attack.fraction) for attack in found.attacks] == [("ipm", 0.2)]
     assert (found.seed, found.federation.rounds, found.federation.clients) == (2, 4, 10)
-    assert found.tracking.run_name == "trial 3 | ipm | seed 2 | small: X"
+    assert found.tracking.run_name == "trial 3 | ipm | seed 2 | small: lr 0.02, acts True, aggregation multi_krum"
     assert not found.tracking.model
     assert plan.experiment(values, "nobody", 1).attacks == ()
     assert plan.runs == [("nobody", 1), ("ipm", 1), ("nobody", 2), ("ipm", 2)]
