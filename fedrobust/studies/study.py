@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fedrobust.cautions import shared_cautions
-from fedrobust.errors import ExperimentError, UnknownRunError
+from fedrobust.errors import ExperimentError, UnknownRunError, UnlearntError
 from fedrobust.experiment import Experiment
 from fedrobust.failures import ends_all, reason
 from fedrobust.federation.pool import Pool
@@ -256,7 +256,7 @@ def parent_run(
     status, why = "FINISHED", ""
     try:
         yield tracker
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, UnlearntError) as stop:
         status, why = "KILLED", str(stop) or "a Ctrl-C or a signal; the same command goes on with it"
         raise
     except BaseException as error:
