@@ -9,12 +9,13 @@ from typing import Annotated, get_type_hints
 import pytest
 import typer
 from rich.console import Console
+from rich.table import Table
 from typer.testing import CliRunner
 
 from fedrobust.cli import app
 from fedrobust.cli.application import LiteralHelp
 from fedrobust.errors import ExperimentError
-from fedrobust.terminal import families, show_options
+from fedrobust.terminal import console, families, show_options
 
 
 def listed(word: str | None = None) -> str:
@@ -93,3 +94,13 @@ def test_brackets_in_help_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None
     shown = CliRunner().invoke(application, ["first", "--help"]).output
     assert "Such as [bold]x[/bold] or a=[b,c], and [1]." in shown and "Does [red]nothing[/red]." in shown
     assert "Does [red]nothing[/red]." in CliRunner().invoke(application, ["--help"]).output
+
+
+def test_what_a_command_prints_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    out, table = console(), Table("[b]head[/b]", title="a [red]title[/red]")
+    table.add_row("only.defences=[mean,median] :smile:")
+    out.print("[bold]x[/bold] :smile:")
+    out.print(table)
+    shown = capsys.readouterr().out
+    for text in ("[bold]x[/bold] :smile:", "a [red]title[/red]", "[b]head[/b]", "only.defences=[mean,median] :smile:"):
+        assert text in shown

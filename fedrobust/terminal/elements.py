@@ -21,9 +21,10 @@ from fedrobust.texts import visible
 
 
 def console() -> Console:
-    """Return the terminal; it has its own width, or 100 columns if the output is a file."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=100)
+    """Return the terminal, which shows texts as they are written: no markup, no emoji codes. It has its own width, or
+    100 columns if the output is a file."""
+    out = Console(highlight=False, markup=False, emoji=False)
+    return out if out.is_terminal else Console(highlight=False, markup=False, emoji=False, width=100)
 
 
 FIRST, LONGEST = 30.0, 300.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedrobust.databases import without_password
 from fedrobust.records import EvaluationRecord, Record, RoundRecord
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from fedrobust.audit.verification import Verdict
     from fedrobust.experiment import Experiment
     from fedrobust.runner import Result
+
+
+HERE = "http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+"""Where the MLflow UI of this machine shows the runs."""
 
 
 class Progress(Bar):
@@ -99,7 +104,7 @@ def show_result(out: Console, result: Result, experiment: Experiment | None = No
     where = (
         plain(f"the server at {without_password(uri)}")
         if uri.startswith("http")
-        else "[bold]fedrobust ui[/bold], then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+        else Text.assemble(("fedrobust ui", "bold"), f", then {HERE}")
     )
     out.print("compare runs in the MLflow UI:", where)
 
