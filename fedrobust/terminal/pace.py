@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-FEW = 2
+FEW = 3
 """An estimate needs so many runs besides the first of each team."""
 
 
