@@ -102,11 +102,11 @@ def show_result(out: Console, result: Result, experiment: Experiment | None = No
     out.print(plain(f"report: {result.folder / 'report.html'}"))
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     where = (
-        plain(f"the server at {without_password(uri)}")
+        plain(f"{without_password(uri).rstrip('/')}/#/runs/{result.run_id}")
         if uri.startswith("http")
         else Text.assemble(("fedrobust ui", "bold"), f", then {HERE}")
     )
-    out.print("compare runs in the MLflow UI:", where)
+    out.print("in the MLflow UI:", where, soft_wrap=True)
 
 
 def _suspected(result: Result) -> str:

@@ -10,14 +10,16 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import typer
 from jobs_server import Server
 from submitted import called
 
 import fedrobust.cluster.links as links_room
+from fedrobust.cli.application import stoppable
 from fedrobust.cluster import find_cluster, find_job, jobs, runs_page, tracking_server
 from fedrobust.cluster.local_state import STATE, State, kept
 from fedrobust.cluster.output import progress, shown
-from fedrobust.errors import Problem
+from fedrobust.errors import Interrupted, Problem
 from fedrobust.job import MARK, as_typed, tell
 
 MATRIX = """
@@ -240,3 +242,14 @@ def test_submit_links_to_the_mlflow_of_the_local_cluster(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         assert called("submit", "--no-follow", "--", "run", "experiments/small.yaml") == 0
         assert f"MLflow: {uri}/#/experiments/8/runs\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("stop", "added"), [(KeyboardInterrupt(), ""), (Interrupted("abc"), " with --resume abc")])
+def test_a_job_that_is_stopped_is_to_be_submitted_again(
+    stop: KeyboardInterrupt, added: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEDROBUST_JOB", "1")
+    monkeypatch.setattr("sys.argv", ["fedrobust", "matrix", "/r/_ray_pkg_1/mine.yaml"])
+    with pytest.raises(typer.Exit), stoppable(goes_on=True):
+        raise stop
+    assert capsys.readouterr().err == f"stopped; to go on, submit the same command again{added}\n"

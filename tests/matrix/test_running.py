@@ -320,7 +320,9 @@ def test_a_matrix_with_other_rounds_is_another_matrix(pool: Pool) -> None:
     small = ["name=other", "only.attacks=[flip]", "only.defences=[mean]", "changes={evaluation.last: 1}"]
     first = run_matrix(load_matrix("matrix.yaml", [*small, "fresh=[2]"]), pool=pool)
     fewer = Seen()
-    second = run_matrix(load_matrix("matrix.yaml", [*small, "changes.federation.rounds=2"]), fewer, pool=pool)
+    second = run_matrix(
+        load_matrix("matrix.yaml", [*small, "changes={evaluation.last: 1, federation.rounds: 2}"]), fewer, pool=pool
+    )
     more = Seen()
     third = run_matrix(load_matrix("matrix.yaml", [*small, "fresh=[2,3]"]), more, pool=pool)
     assert first.folder == second.folder == third.folder == Path("mlruns/matrix/other")
@@ -337,3 +339,16 @@ def test_a_matrix_with_other_rounds_is_another_matrix(pool: Pool) -> None:
         named = "select e.name from runs r join experiments e on e.experiment_id = r.experiment_id where r.run_uuid = ?"
         for run in (*third.table["run_id"], *parents[0], *parents[1]):
             assert tracked.execute(named, (run,)).fetchone() == ("other",), "the matrix's own, not that of its base"
+
+
+def test_a_matrix_that_moves_to_another_mlflow_experiment_gets_a_run_there(pool: Pool) -> None:
+    small = ["name=moved", "only.attacks=[flip]", "only.defences=[mean]", "changes={evaluation.last: 1}", "fresh=[2]"]
+    folder = run_matrix(load_matrix("matrix.yaml", small), pool=pool).folder
+    before, seen = (folder / "parent.txt").read_text(), Seen()
+    there = load_matrix("matrix.yaml", [*small, "changes={evaluation.last: 1, tracking.experiment: there}"])
+    assert run_matrix(there, seen, pool=pool).folder == folder
+    assert not seen.cells, "where MLflow shows it changes no cell"
+    assert (folder / "parent.txt").read_text() != before
+    with sqlite3.connect("mlruns/mlflow.db") as tracked:
+        named = "select e.name from runs r join experiments e on e.experiment_id = r.experiment_id where r.run_uuid = ?"
+        assert tracked.execute(named, ((folder / "parent.txt").read_text().strip(),)).fetchone() == ("there",)
