@@ -250,7 +250,7 @@ def test_the_report_opens_in_the_artifact_viewer(
     outside: list[str] = []
     page.on("request", lambda request: outside.append(request.url))
     frame = screenshots.open_report(page, starting.url, runs[1])
-    assert frame.locator("h1").inner_text() == "two defences"
+    assert frame.locator("h1").inner_text() == "two defences · privacy clear"
     names = ["curves", "reputation", "weights", "anomaly", "confusion", "misread", "partition"]
     for name in names:
         picture = frame.locator(f"#{name} img")

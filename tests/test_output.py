@@ -37,7 +37,9 @@ def run(experiment, resume=None, hooks=(), say=print):
     Path("trained").write_text("all rounds")
     names = dict(run_id="abc", name="a – b × 训练", folder=Path("mlruns/runs/abc"))
     final = {"test/accuracy": 0.5}
-    recorded = types.SimpleNamespace(skips=Skips.of([reason] * 400))
+    options = types.SimpleNamespace(privacy=types.SimpleNamespace(name="clear"))
+    start = types.SimpleNamespace(options=options)
+    recorded = types.SimpleNamespace(skips=Skips.of([reason] * 400), acts=False, start=start)
     return types.SimpleNamespace(**names, recorded=recorded, attackers={}, suspected=[], final=final)
 
 sys.modules["fedrobust.runner"] = types.ModuleType("fedrobust.runner")

@@ -126,6 +126,15 @@ def test_the_table_tells_who_was_suspected_and_rightly_so(out: Console, suspecte
         assert word in shown, shown
 
 
+@pytest.mark.parametrize("acts", [True, False])
+def test_suspicion_that_does_not_act_is_recorded_only_and_the_protocol_is_named(out: Console, acts: bool) -> None:
+    records = journal()
+    records[0]["experiment"] |= {"trust": {"acts": acts}, "privacy": {"name": "masked"}}
+    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), recorded(records), {}, {}, {}, []))
+    shown = re.sub(r"[\s│]+", " ", out.export_text())
+    assert ("suspected (recorded only)" in shown) != acts and "protocol masked" in shown
+
+
 def skipping(*reasons: str | None) -> RecordedRun:
     """A run with a round for each reason, skipped for it; None: not skipped."""
     rounds = [{"kind": "round", "round": number, "participants": []} for number in range(1, len(reasons) + 1)]
@@ -156,8 +165,8 @@ def test_the_table_tells_how_many_rounds_were_skipped_and_why(out: Console) -> N
 def test_the_table_tells_whether_secrets_are_any(out: Console, privacy: dict[str, str], told: str | None) -> None:
     experiment = Experiment.model_validate({"privacy": privacy, "federation": {"clients": 10}})
     show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), skipping(), {}, {}, {}, []), experiment)
-    shown = out.export_text()
-    assert ("secrecy" in shown) == (told is not None) and (told or "") in shown
+    shown = re.sub(r"[\s│]+", " ", out.export_text())
+    assert "protocol" in shown and ("secret" in shown) == (told is not None) and (told or "") in shown
 
 
 def test_the_bar_tells_of_skipped_rounds_and_not_of_the_initial_models_figures() -> None:

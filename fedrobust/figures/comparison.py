@@ -125,7 +125,7 @@ def panels_figure(panels: Sequence[Panel], kind: str) -> Figure:
     bar = figure.colorbar(
         ScalarMappable(scale, colours), ax=axes_of, pad=0.02, fraction=0.045, shrink=1 / down, anchor=(0.0, 1.0)
     )
-    colour_bar(bar, told)
+    colour_bar(bar, told, each - 0.6)
     legend(figure, handles)
     return figure
 
@@ -167,7 +167,7 @@ def strips_figure(strips: Mapping[str, np.ndarray]) -> Figure:
     round_ticks(axes, range(1, columns + 1))
     axes.set_xlabel("round")
     bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, pad=0.02, fraction=0.045)
-    colour_bar(bar, told)
+    colour_bar(bar, told, 0.22 * len(rows))
     return figure
 
 

@@ -57,7 +57,7 @@ class Marks:
     renewed: np.ndarray | None = None
     """The hospital appears under a different id than in the round before: a dark line on the left."""
     acts: bool = True
-    """Whether quarantined hospitals are excluded, or quarantine is only recorded."""
+    """Whether suspicion and quarantine act on the aggregate, or are only recorded."""
 
 
 @drawing()
@@ -92,7 +92,7 @@ def client_figure(
     axes.set_xlabel("round")
     separate(axes, attackers, clients, row)
     bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, pad=0.02, fraction=0.045, aspect=max(8, 6 * height))
-    colour_bar(bar, told)
+    colour_bar(bar, told, height - 1.2)
     legend(figure, handles)
     return figure
 
@@ -140,7 +140,7 @@ def parts_figure(
             axes.set_xlabel("round")
     beside: dict[str, Any] = {"pad": 0.02, "fraction": 0.045, "shrink": 1 / down, "anchor": (0.0, 1.0)}
     bar = figure.colorbar(ScalarMappable(scale, ANOMALY), ax=panels, aspect=max(8, 6 * panel), **beside)
-    colour_bar(bar, "part of the anomaly score")
+    colour_bar(bar, "part of the anomaly score", panel - 0.3)
     legend(figure, handles)
     return figure
 
@@ -203,7 +203,8 @@ def marked(axes: Axes, marks: Marks, order: Sequence[int], column: float, row: f
         found["in quarantine" if marks.acts else "quarantine, recorded only"] = Line2D([], [], **style)
     dots = {"s": (cell * 0.36) ** 2, "facecolors": "white", "edgecolors": INK, "marker": "o"}
     crosses = {"s": (cell * 0.36) ** 2, "c": INK, "marker": "x"}
-    for word, given, points in (("suspected", marks.suspected, dots), ("rejected", marks.rejected, crosses)):
+    suspected = "suspected" if marks.acts else "suspected, recorded only"
+    for word, given, points in ((suspected, marks.suspected, dots), ("rejected", marks.rejected, crosses)):
         if given is not None and cell >= SMALLEST and given.any():
             rows, places = np.nonzero(given[order])
             axes.scatter(places + 1, rows, **points, linewidths=max(0.6, cell * 0.06), zorder=4)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedrobust.figures.drawing import drawing
 from fedrobust.figures.style import ATTACK, FAINT, INK, MUTED, WEIGHT, bare, label_ends
-from fedrobust.texts import fit, width
+from fedrobust.texts import fit, width, wrapped
 
 
 @drawing()
@@ -90,7 +90,7 @@ def confusion_figure(matrix: np.ndarray, label_names: Sequence[str]) -> Figure:
             text = f"{share[row, column]:.0%}" + (f"\n{matrix[row, column]:,}" if classes <= 9 else "")
             colour = "white" if share[row, column] > 0.45 else INK
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size, linespacing=1.4)
-    names = [fit(name, 22) for name in label_names]
+    names = [wrapped(name, 22, lines=2) if classes <= 9 else fit(name, 22) for name in label_names]
     turn = 0 if classes <= 3 and max(map(width, names), default=0) <= 14 else 40
     axes.set_xticks(range(classes), names, rotation=turn, ha="right" if turn else "center", rotation_mode="anchor")
     axes.set_yticks(range(classes), names)
@@ -120,7 +120,7 @@ def misread_figure(
     order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")[:most]
     columns = min(8, max(1, len(order)))
     rows = max(1, math.ceil(len(order) / columns))
-    figure = Figure(figsize=(max(3.2, 1.15 * columns), 1.62 * rows), layout="constrained")
+    figure = Figure(figsize=(max(3.2, 1.15 * columns), 1.68 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fedrobust.figures.drawing import drawing
 from fedrobust.figures.style import FAINT, INK, LABEL_COLOURS, MUTED, WEIGHT, bare, client_ticks, colour_bar
-from fedrobust.texts import fit, width
+from fedrobust.texts import fit, width, wrapped
 
 
 @drawing()
@@ -33,7 +33,13 @@ def partition_figure(
     attackers = attackers or {}
     hospitals, labels = counts.shape
     height = min(9.0, max(2.2, 1.3 + 0.26 * hospitals))
-    figure = Figure(figsize=(9.2, height), layout="constrained")
+    names = [wrapped(name, 34, lines=3) for name in label_names]
+    across = max(1, min(labels, 104 // (max(width(line) for name in names for line in name.splitlines()) + 7)))
+    lines = sum(
+        1 + max(name.count("\n") for name in names[first : first + across]) for first in range(0, labels, across)
+    )
+    above = 0.17 * (lines - 1) if labels <= len(LABEL_COLOURS) else 0.0
+    figure = Figure(figsize=(9.2, height + above), layout="constrained")
     axes = figure.subplots()
     room = (height - 1.3) * 72 / hospitals
     totals = counts.sum(axis=1)
@@ -45,12 +51,10 @@ def partition_figure(
             left += counts[:, label]
         axes.set_ylim(hospitals - 0.4, -0.6)
         axes.set_xlabel("training patches")
-        axes.set_xlim(0, max(1, totals.max(initial=0)) * (1.24 if room > 8 else 1.02))
+        axes.set_xlim(0, max(1, totals.max(initial=0)) * (1.34 if room > 8 else 1.02))
         axes.grid(axis="x", color=FAINT, linewidth=0.7)
         axes.set_axisbelow(True)
-        names = [fit(name, 24) for name in label_names]
-        style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
-        style["ncols"] = labels if sum(width(name) + 6 for name in names) < 100 else 4
+        style: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK, "ncols": across}
         # Named one by one: by default, matplotlib leaves out names that are empty or begin with "_".
         bars: list[Any] = axes.containers
         figure.legend(bars, names, loc="outside upper left", **style)
@@ -63,7 +67,7 @@ def partition_figure(
     else:
         image = axes.imshow(counts, aspect="auto", interpolation="nearest", cmap=WEIGHT, vmin=0)
         axes.set_xticks(range(labels), [fit(name, 24) for name in label_names], rotation=40, ha="right")
-        colour_bar(figure.colorbar(image, ax=axes, pad=0.02, fraction=0.045), "training patches")
+        colour_bar(figure.colorbar(image, ax=axes, pad=0.02, fraction=0.045), "training patches", height - 1.3)
         if room > 8 and labels <= 16:
             for row, column in np.ndindex(hospitals, labels):
                 colour = "white" if counts[row, column] > 0.45 * counts.max() else INK

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
-from fedrobust.texts import fit
+from fedrobust.texts import fit, wrapped
 
 INK, MUTED, FAINT, ABSENT = "#1d2733", "#66727f", "#d9dee3", "#d3d8dd"
 ATTACK = "#d55e00"
@@ -76,10 +76,11 @@ def bare(axes: Axes) -> None:
     axes.yaxis.label.set_color(MUTED)
 
 
-def colour_bar(bar: Any, legend: str) -> None:
+def colour_bar(bar: Any, legend: str, height: float) -> None:
+    """Label a colour bar that is `height` inches high: on several lines if that is too little for one."""
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=MUTED, labelsize=8.5, length=0)
-    bar.set_label(legend, color=MUTED)
+    bar.set_label(wrapped(legend, max(8, int(height * 72 / 5.2))), color=MUTED, fontsize=9)
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:

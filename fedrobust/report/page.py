@@ -17,6 +17,9 @@ from fedrobust.tracking import flatten
 LONG_TABLE = 30
 """With more hospitals than this, the table lists only those that attacked, were suspected, quarantined or rejected."""
 
+WORKING = 0.05
+"""An attack that succeeds at least this often is shown as something bad."""
+
 CHAPTERS = {
     "How well the global model reads, and how well the attack works": {
         "curves": "Held-out patients, after each evaluated round. Attack success: of the patches that are read "
@@ -62,12 +65,16 @@ def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "") -> st
     final, cards = run.final, titles_of_one(run.final)
     return render(
         "report/templates/run.html.j2",
-        title=options.name,
+        title=f"{options.name} · privacy {options.privacy.name}",
         facts=facts,
         skipped=run.skips.summary() if run.skips.reasons else "",
         untrained=run.skips.untrained,
         unlearnt=unlearnt(run),
-        cards={name: (title, _number(final[name])) for name, title in cards.items() if final.get(name) is not None},
+        cards=[
+            (title, _number(value), name == "attack/success_rate" and value >= WORKING)
+            for name, title in cards.items()
+            if (value := final.get(name)) is not None
+        ],
         verdict=verdict(run),
         unweighted=unweighted(run),
         captions=CHAPTERS,
@@ -94,7 +101,7 @@ def verdict(run: RecordedRun) -> str:
         return f"{attacked}; nobody was judged, as no round had an update to compare with others."
     count = Counter(story.verdict.split()[0] for story in stories)
     attackers, found = count["caught"] + count["missed"], count["caught"] + count["wrongly"]
-    state = "quarantined" if run.acts else "suspected"
+    state = "quarantined" if run.acts else "suspected" + (" (recorded only)" if found else "")
     told = f"{plural(found, 'hospital')} {'is' if found == 1 else 'are'} {state}"
     when = f"after round {run.rounds[-1].round}" if run.rounds else "so far"
     if not attackers:
@@ -132,7 +139,7 @@ def _hospitals(run: RecordedRun) -> dict[str, Any]:
             "hospital": str(story.client),
             "truth": _truth(story),
             "in the end": verdict,
-            "rounds suspected": _since(story.suspected, story.first),
+            "rounds suspected" if run.acts else "suspected, recorded only": _since(story.suspected, story.first),
             inside: _since(story.quarantined, story.quarantined_from),
             "identities": _identities(story),
             "rejected": str(story.rejected or "–"),

@@ -90,11 +90,13 @@ def show_result(out: Console, result: Result, experiment: Experiment | None = No
     table.add_section()
     attackers = ", ".join(f"{client} ({name})" for client, name in sorted(result.attackers.items()))
     table.add_row("malicious hospitals", plain(attackers or "none"))
-    table.add_row("suspected", _suspected(result))
+    acts = result.recorded.acts
+    table.add_row("suspected" if acts else "suspected (recorded only)", _suspected(result))
+    protocol = result.recorded.start.options.privacy.name
     if experiment is not None and shared(experiment):
         fixed = f"{NOT_SECRET}: all secrets come from the experiment's seed (privacy.randomness)"
-        real = "real secrets" if secret(experiment) else fixed
-        table.add_row("secrecy", plain(f"{experiment.privacy.name}, {real}"))
+        protocol = f"{experiment.privacy.name}, {'real secrets' if secret(experiment) else fixed}"
+    table.add_row("protocol", plain(protocol))
     out.print(table)
     if warning := unlearnt(result.recorded):
         out.print(plain(warning), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,9 @@ def test_marks_stand_in_the_rounds_they_belong_to() -> None:
     dots: list[Any] = [found for found in axes.collections if isinstance(found, PathCollection)]
     assert [dot.get_offsets().tolist() for dot in dots] == [[[3.0, 1.0]]]
     assert legend(figure) == ["attacks", "in quarantine", "suspected", "new identity"]
+    recorded = figures.client_figure(np.ones((3, 6)), range(1, 7), {}, "reputation", replace(marks, acts=False))
+    told = ["attacks", "quarantine, recorded only", "suspected, recorded only", "new identity"]
+    assert legend(recorded) == told
 
 
 def test_quarantine_that_does_not_act_is_called_so() -> None:

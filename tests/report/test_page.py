@@ -31,9 +31,13 @@ def test_where_quarantine_acts_it_is_what_counts(acts: bool) -> None:
     ("attackers", "suspected", "text"),
     [
         ((), [], "No hospital attacked; after round 2, no hospitals are suspected."),
-        ((), [2], "No hospital attacked; after round 2, 1 hospital is suspected, wrongly."),
-        ((1,), [1], "1 hospital is suspected: 1 rightly, 0 wrongly; no attacker was missed."),
-        ((1, 2), [2, 3], "2 hospitals are suspected: 1 rightly, 1 wrongly; 1 of the attackers was missed."),
+        ((), [2], "No hospital attacked; after round 2, 1 hospital is suspected (recorded only), wrongly."),
+        ((1,), [1], "1 hospital is suspected (recorded only): 1 rightly, 0 wrongly; no attacker was missed."),
+        (
+            (1, 2),
+            [2, 3],
+            "2 hospitals are suspected (recorded only): 1 rightly, 1 wrongly; 1 of the attackers was missed.",
+        ),
         ((1, 2), [], "After round 2, no hospitals are suspected; 2 of the attackers were missed."),
     ],
 )
@@ -75,6 +79,30 @@ def test_the_page_needs_nothing_else_and_runs_nothing(tmp_path: Path) -> None:
         assert data is not None
         assert Image.open(io.BytesIO(base64.b64decode(data[1]))).width > 300
     assert sorted(path.stem for path in tmp_path.glob("figures/*.png")) == sorted(set(pictures) - {"partition"})
+
+
+@pytest.mark.parametrize(("success", "bad"), [(0.0, False), (0.004, False), (0.6, True)])
+def test_only_an_attack_that_works_is_shown_as_bad(tmp_path: Path, success: float, bad: bool) -> None:
+    records = journal()
+    records[-2]["metrics"] = records[-2]["metrics"] | {"attack/success_rate": success}
+    text = write_report(write(tmp_path, records)).read_text()
+    assert f'<div class="card{" bad" if bad else ""}"><b>{success:.3f}</b><span>attack success</span>' in text
+    assert text.count('class="card bad"') == bad
+
+
+@pytest.mark.parametrize("privacy", ["clear", "masked"])
+def test_the_title_names_the_protocol(tmp_path: Path, privacy: str) -> None:
+    records = journal()
+    records[0]["experiment"] |= {"privacy": {"name": privacy}, "name": "trial"}
+    text = write_report(write(tmp_path, records)).read_text()
+    assert f"<title>trial · privacy {privacy}</title>" in text and f"<h1>trial · privacy {privacy}</h1>" in text
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_suspicion_that_does_not_act_is_recorded_only(tmp_path: Path, acts: bool) -> None:
+    text = write_report(write(tmp_path, quarantining(acts))).read_text()
+    assert f"<th>{'rounds suspected' if acts else 'suspected, recorded only'}</th>" in text
+    assert ("suspected (recorded only)" in text) != acts
 
 
 def test_figures_of_the_last_round_and_settings_are_on_the_page(tmp_path: Path) -> None:
