@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206f\ud800-\udfff]")
@@ -76,6 +76,12 @@ def wrapped(text: str, most: int, lines: int = 8) -> str:
         found.append(line.rstrip())
         left = left[len(line) :].lstrip()
     return "\n".join(fit(line, most) for line in [*found, left])
+
+
+def enumerated(names: Sequence[str], most: int = 3) -> str:
+    """Return names as one text; of many, the first ones and how many more there are."""
+    shown = names if len(names) <= most + 1 else names[:most]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(shown) < len(names) else "")
 
 
 def markdown(text: object) -> str:

@@ -70,6 +70,10 @@ class Played:
         self.figured: dict[str, float] = {}
         """What the sweep's own MLflow run was told of no round."""
         self.stops = list[str]()
+        self.tagged: dict[str, str] = {}
+        """The tags of the sweep's own MLflow run."""
+        self.confusion: list[list[int]] = []
+        """That of every evaluation; empty: the number of labels, and so chance, is unknown."""
         self.failures: dict[str, str] = {}
         """Name of a run that is said to have failed → why."""
         self.tags: dict[str, dict[str, str]] = {}
@@ -98,7 +102,7 @@ class Played:
                 raise FederationError(f"round {round}: no update arrived from seed {experiment.seed}")
             metrics = {"test/balanced_accuracy": self.accuracy(experiment, round), "test/auroc": None}
             made = RoundRecord.of({"round": round, "participants": [], "detection": {"defense/recall": 0.5}})
-            evaluated = EvaluationRecord.of({"round": round, "metrics": metrics})
+            evaluated = EvaluationRecord.of({"round": round, "metrics": metrics, "confusion": self.confusion})
             rounds.append(made)
             evaluations.append(evaluated)
             with self.lock:
@@ -125,6 +129,9 @@ class Played:
         with self.lock:
             self.stops.append(reason)
 
+    def tag(self, tags: Mapping[str, str]) -> None:
+        self.tagged |= tags
+
     def failed(self, reason: str, begun: Sequence[str], name: str, tags: Mapping[str, str]) -> None:
         with self.lock:
             self.failures[name] = reason
@@ -144,7 +151,7 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Played:
         stage.told += journal[len(stage.told) :]
         yield stage
 
-    def table(folder: Path, plan: SweepPlan, study: SweepStudy, fresh: object) -> None:
+    def table(folder: Path, plan: SweepPlan, study: SweepStudy, *_: object) -> None:
         write_trials(folder / "trials.csv", SweepView.of(plan, study))
 
     monkeypatch.setattr(running, "write_study", table)

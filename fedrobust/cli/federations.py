@@ -132,6 +132,7 @@ def sweep(
     storage: StorageOption = None,
     teams: TeamsOption = None,
     out: OutOption = None,
+    anyway: AnywayOption = False,
     resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,  # for older scripts: now the default
 ) -> None:
     """Search the options of an experiment: for the best defence, or for the worst attack.
@@ -148,7 +149,7 @@ def sweep(
     def run(progress: SweepProgress) -> SweepResult:
         from fedrobust.tuning.running import STORAGE, run_sweep
 
-        return run_sweep(plan, progress, storage=storage or STORAGE, teams=teams, out=out)
+        return run_sweep(plan, progress, storage=storage or STORAGE, teams=teams, out=out, anyway=anyway)
 
     _watched(SweepProgress, run, show_sweep)
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from fedrobust.intervals import FEWEST
 from fedrobust.matrix.grid import ORACLE
-from fedrobust.matrix.statistics import listed
 from fedrobust.metrics.chance import MORE, against, at_chance
+from fedrobust.texts import enumerated
 
 AT_CHANCE = "the oracle is at chance"
 NO_ORACLE = "the oracle has no figure"
@@ -130,7 +130,7 @@ def incomplete(lacks: Mapping[str, str], attacks: int) -> str:
         by_reason.setdefault(reason, []).append(attack)
     if len(by_reason) == 1 and len(lacks) == attacks:
         return f"no attack has a figure: {next(iter(by_reason))}"
-    return "no figure for " + "; ".join(f"{listed(names, 6)} ({reason})" for reason, names in by_reason.items())
+    return "no figure for " + "; ".join(f"{enumerated(names, 6)} ({reason})" for reason, names in by_reason.items())
 
 
 def no_interval(own: Any, defence: str, column: str) -> str:

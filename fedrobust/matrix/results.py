@@ -13,9 +13,9 @@ from fedrobust.intervals import Estimate, mean_interval
 from fedrobust.matrix import statistics
 from fedrobust.matrix.gaps import FEW, incomplete, lacking, no_interval, why_not
 from fedrobust.matrix.grid import NOBODY, ORACLE, Cell
-from fedrobust.matrix.statistics import BySeed, listed
+from fedrobust.matrix.statistics import BySeed
 from fedrobust.metrics.chance import at_chance
-from fedrobust.texts import visible
+from fedrobust.texts import enumerated, visible
 
 if TYPE_CHECKING:
     from fedrobust.studies.finished import FinishedRun
@@ -211,9 +211,9 @@ def remarks(found: Sequence[DefenceSummary]) -> list[str]:
             elif reason != FEW:
                 lines.setdefault(f"no interval: {reason}", []).append(verdict.defence)
         if verdict.tied:
-            tied = f"as low in the screening as the last attack that was measured again: {listed(verdict.tied, 6)}"
+            tied = f"as low in the screening as the last attack that was measured again: {enumerated(verdict.tied, 6)}"
             lines.setdefault(f"{tied}; a larger `worst` measures more", []).append(verdict.defence)
-    return [said if len(names) == len(found) else f"{listed(names, 6)}: {said}" for said, names in lines.items()]
+    return [said if len(names) == len(found) else f"{enumerated(names, 6)}: {said}" for said, names in lines.items()]
 
 
 def _backdoors(own: Any, defence: str, backdoors: Sequence[str], why: dict[str, str]) -> tuple[str, Estimate, Estimate]:
@@ -346,7 +346,7 @@ def detections(table: Any) -> Any:
                 "defence": defence,
                 **{name: float(cells[name].mean()) for name in means},
                 "least_auroc": float(by_attack.min()) if len(by_attack) else math.nan,
-                "hardest_attack": listed(statistics.lowest(by_attack.to_dict())),
+                "hardest_attack": enumerated(statistics.lowest(by_attack.to_dict())),
                 "cells_with_honest_ejected": int((everywhere["honest_ejected"] > 0).sum()),
                 "cells_with_rarest_ejected": int((everywhere["rarest_ejected"] > 0).sum()),
                 "cells": len(everywhere),

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from fedrobust.intervals import LEVEL, Estimate, mean_interval
 from fedrobust.metrics.chance import LEARNT
+from fedrobust.texts import enumerated
 
 HARMLESS = 0.02
 """An attack is harmless if it takes less balanced accuracy than this from the undefended federation."""
@@ -46,7 +47,7 @@ def least(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Est
         return "", Estimate(math.nan)
     names = lowest({name: estimate.value for name, estimate in known.items()})
     low, high = (_minimum([getattr(estimate, end) for estimate in known.values()]) for end in ("low", "high"))
-    return listed(names), Estimate(known[names[0]].value, low, high)
+    return enumerated(names), Estimate(known[names[0]].value, low, high)
 
 
 def greatest(attacks: Mapping[str, BySeed], level: float = LEVEL) -> tuple[str, Estimate]:
@@ -114,12 +115,6 @@ def lowest(figures: Mapping[str, float]) -> list[str]:
     """Return the names with the lowest figure: several if they are equal, none if no figure is finite."""
     known = {name: figures[name] for name in _known(figures)}
     return [name for name, value in known.items() if value == min(known.values())]
-
-
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """Return names as one text; of many, the first ones and how many more there are."""
-    shown = names if len(names) <= most + 1 else names[:most]
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(shown) < len(names) else "")
 
 
 def harmless(nobody: float, attacked: float, gain: float | None = None) -> bool:

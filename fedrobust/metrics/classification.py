@@ -36,6 +36,10 @@ class BalancedAccuracy(Metric):
         recall = matrix.diagonal()[occurring] / matrix.sum(axis=1)[occurring]
         return float(recall.mean())
 
+    def chance(self, labels: int) -> float:
+        """See `Metric.chance`."""
+        return 1 / labels
+
 
 class Auroc(Metric):
     """The area under the ROC curve, one label against the rest, mean over the labels that occur.
@@ -58,6 +62,10 @@ class Auroc(Metric):
         scores = torch.from_numpy(predictions.probabilities)
         truth = torch.from_numpy(np.ascontiguousarray(predictions.labels))
         return float(np.mean([float(binary_auroc(scores[:, label], truth == label)) for label in occurring]))
+
+    def chance(self, labels: int) -> float:
+        """See `Metric.chance`."""
+        return 0.5
 
 
 class MacroF1(Metric):

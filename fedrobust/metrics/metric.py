@@ -90,6 +90,13 @@ class Metric(Options, ABC):
         """Its name in MLflow, after `test/` or `validation/`: for a user's own class, the name of the class."""
         return self.name.rpartition(":")[2]
 
+    def chance(self, labels: int) -> float | None:
+        """Return the figure of a model that has learnt nothing, if it is known and more is better; by default None.
+
+        labels: number of labels that occur.
+        """
+        return None
+
     @abstractmethod
     def of(self, predictions: Predictions) -> float:
         """The figure for these `predictions`; NaN where it is undefined."""

@@ -105,6 +105,8 @@ def show_duel(out: Console, findings: DuelResult) -> None:
 
 def show_sweep(out: Console, findings: SweepResult) -> None:
     """Print the best trials, their values on fresh seeds, and where to find the rest."""
+    from fedrobust.tuning.views import tied
+
     metrics = [objective.metric for objective in findings.plan.sweep.objectives]
     again = {each.trial.number: each.values for each in findings.fresh}
     table = Table(title=plain(findings.plan.sweep.name), title_justify="left")
@@ -115,7 +117,12 @@ def show_sweep(out: Console, findings: SweepResult) -> None:
         figures = [*_numbers(trial), *([number(value) for value in fresh] if again else [])]
         options = _lines(f"{path}: {_told(value)}" for path, value in trial.values.items())
         table.add_row(str(trial.number), *figures, options)
+    if findings.unlearnt:
+        out.print(plain(findings.unlearnt), soft_wrap=True)
     out.print(table if findings.best else "no trial was completed")
+    completed = [values for trial in findings.trials if (values := getattr(trial.outcome, "values", ()))]
+    if findings.best and (equal := tied(completed, getattr(findings.best[0].outcome, "values", ()))):
+        out.print(plain(equal), soft_wrap=True)
     counts = Counter(type(trial.outcome).__name__.lower() for trial in findings.trials)
     out.print(", ".join(f"{count} trials {name}" for name, count in sorted(counts.items())) or "no trials")
     for each in findings.fresh:

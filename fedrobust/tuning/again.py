@@ -82,19 +82,20 @@ def write_fresh(folder: Path, plan: SweepPlan, fresh: Iterable[Fresh]) -> None:
                 table.writerow(map(cell, (number, seed, *(values or [""] * len(plan.sweep.objectives)), reason)))
 
 
-def write_best(folder: Path, plan: SweepPlan, best: Sequence[Trial], runs: Runs) -> list[Path]:
+def write_best(folder: Path, plan: SweepPlan, best: Sequence[Trial], runs: Runs, unlearnt: str = "") -> list[Path]:
     """Write the experiment of the best trial as `best.yaml`; with several objectives, `best_<trial>.yaml` for each of
     `best`.
 
     The file can be run as it is. It has the sweep's first seed and, if there are several attacks, the one with the
-    worst result.
+    worst result. `unlearnt`, a sentence, becomes a comment in its first line.
     """
     written = []
     for trial in best:
         found = runs.results(plan, trial)
         experiment = plan.experiment(trial.values, _worst_attack(plan, found), plan.sweep.seeds[0])
         written.append(folder / ("best.yaml" if len(plan.sweep.objectives) == 1 else f"best_{trial.number}.yaml"))
-        written[-1].write_text(dump(experiment), encoding="utf-8")
+        comment = f"# {unlearnt}\n" if unlearnt else ""
+        written[-1].write_text(comment + dump(experiment), encoding="utf-8")
     for old in {*folder.glob("best*.yaml")} - {*written}:
         old.unlink()
     return written

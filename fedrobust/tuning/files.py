@@ -15,16 +15,19 @@ from fedrobust.tuning.sweep import SweepPlan
 from fedrobust.tuning.views import SweepView, spelled
 
 
-def write_study(folder: Path, plan: SweepPlan, study: SweepStudy, fresh: Sequence[Fresh] = ()) -> list[Path]:
+def write_study(
+    folder: Path, plan: SweepPlan, study: SweepStudy, fresh: Sequence[Fresh] = (), unlearnt: str = ""
+) -> list[Path]:
     """Write `trials.csv` and `sweep.html`; return the files.
 
     folder: must exist.
     study: the trials; it may be unfinished, or have no finished trial.
     fresh: the best trials again, on fresh seeds.
+    unlearnt: a sentence if no run is better than chance.
 
     The same trials give the same files.
     """
-    view = SweepView.of(plan, study)
+    view = SweepView.of(plan, study, unlearnt)
     folder.mkdir(parents=True, exist_ok=True)
     table, page = folder / "trials.csv", folder / "sweep.html"
     write_trials(table, view)

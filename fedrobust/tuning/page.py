@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from fedrobust.report.elements import Table, plural, render
 from fedrobust.tuning.pictures import make_figures
-from fedrobust.tuning.views import Row, SweepView, better, spelled
+from fedrobust.tuning.views import Row, SweepView, better, spelled, tied
 
 if TYPE_CHECKING:
     from fedrobust.tuning.again import Fresh
@@ -41,13 +41,16 @@ def sweep_html(view: SweepView, fresh: Sequence[Fresh] = ()) -> str:
 
     counts = [f"{len(view.having(state))} {state}" for state in ("completed", "pruned", "failed") if view.having(state)]
     facts = [f"{len(view.rows)} of {plural(view.planned, 'trial')}", *counts]
+    found = next((row for row in view.rows if row.number in view.best), None)
     facts += [f"{label}: {better(way)}" for label, way in zip(view.objectives, view.directions, strict=True)]
     return render(
         "tuning/templates/sweep.html.j2",
         title=view.name,
         facts=facts,
         many=len(view.objectives) > 1,
-        winners=view.best,
+        unlearnt=view.unlearnt,
+        tied=tied([row.values for row in view.completed], found.values) if found else "",
+        winners=() if view.unlearnt else view.best,
         best=_trials(view, [row for row in view.rows if row.number in view.best]),
         again=_again(view, fresh),
         seeds=list(fresh[0].by_seed) if fresh else [],

@@ -5,20 +5,21 @@ from __future__ import annotations
 import inspect
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from types import CodeType
 
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, UnlearntError
 from fedrobust.federation.pool import Pool
 from fedrobust.private import private_files
 from fedrobust.studies.study import Unwatched, Watch, open_study
-from fedrobust.studies.writing import GO_ON, refuse_fruitless, written_in_any_case
+from fedrobust.studies.writing import GO_ON, GO_ON_ANYWAY, refuse_fruitless, written_in_any_case
 from fedrobust.tracking import StepFigures
 from fedrobust.tuning.again import Fresh, measure_again, measured_again, write_best, write_fresh
+from fedrobust.tuning.chance import BestReached, unlearnt
 from fedrobust.tuning.files import write_study
 from fedrobust.tuning.objectives import SCORE
 from fedrobust.tuning.study import Completed, Failed, Pruned, SweepStudy, Trial, study_of
@@ -43,6 +44,8 @@ class SweepResult:
     """The best completed trial; with several objectives, all that no other beats."""
     fresh: list[Fresh] = field(default_factory=list)
     """The best again, on seeds that the search has not used."""
+    unlearnt: str = ""
+    """One sentence if no run is better than chance."""
 
 
 @private_files()
@@ -56,6 +59,7 @@ def run_sweep(
     pool: Pool | None = None,
     score: Score | None = None,
     parent: str | None = None,
+    anyway: bool = False,
 ) -> SweepResult:
     """Run what is missing of a sweep, and write its tables and pictures.
 
@@ -66,11 +70,14 @@ def run_sweep(
     storage: address of the Optuna storage.
     score: computes the metric `score` of a finished run.
     parent: id of the MLflow run that contains the sweep's own run.
+    anyway: go on even if nothing is learnt. Otherwise, as long as no run is better than chance after a batch, one run
+        without attackers is made, with the middle of all ranges; if it is not better either, the sweep stops.
 
     For watch, teams, out and pool, and for errors before the first run, see `fedrobust.studies.study.open_study`; for
     errors that end a sweep, see `Study.make_all`: finished runs are kept. A trial that cannot be run, whatever the
     error, counts as failed and finished. Raises `FederationError` if every trial has failed, after all files are
-    written, `StorageError`, and `ExperimentError` if a different sweep has this name.
+    written, `UnlearntError` if the sweep stops because nothing is learnt, `StorageError`, and `ExperimentError` if a
+    different sweep has this name.
     """
     watch = watch or Unwatched()
     if score is None and SCORE in [objective.metric for objective in plan.sweep.objectives]:
@@ -99,31 +106,42 @@ def run_sweep(
         folder, tracker, runs = study.folder, study.tracker, Runs(study, score)
         watch.plan(plan.trials, len(trials.trials()))
         fresh: list[Fresh] = []
+        watched = _ChanceCheck(plan, runs, make=not anyway)
+        stopped = False
 
         def write(complete: bool) -> None:
             watch.say("writing tables and pictures")
             found = fresh or measured_again(plan, trials.best(plan.sweep.again), runs)
+            said = watched.unlearnt(trials.trials())
             write_fresh(folder, plan, found)
-            write_best(folder, plan, trials.best(), runs)
-            write_study(folder, plan, trials, found)
+            write_best(folder, plan, trials.best(), runs, said)
+            write_study(folder, plan, trials, found, said)
+            tracker.tag({"unlearnt": said})
             tracker.figures({f"fresh/{name}": value for name, value in _first(plan, fresh).items()} | _counts(trials))
             tracker.upload(folder, again=True)
 
         with written_in_any_case(write, "" if parent else GO_ON):
-            while not _late(plan, began) and (asked := trials.ask()):
+            while not _late(plan, began):
+                stopped = not anyway and trials.finished < plan.trials and watched.hopeless(trials.trials())
+                if stopped or not (asked := trials.ask()):
+                    break
                 outcomes = runs.batch(asked, plan, trials)
                 trials.tell(outcomes)
                 finished = {trial.number: trial for trial in trials.trials()}
                 for number in sorted(outcomes):
                     tracker.log(told.line(finished[number]))
                     watch.done((finished[number], trials.best()))
-            if plan.sweep.fresh:
-                watch.say("measuring the best again on fresh seeds")
-            fresh += measure_again(plan, trials.best(plan.sweep.again), runs)
+            if not stopped:
+                if plan.sweep.fresh:
+                    watch.say("measuring the best again on fresh seeds")
+                fresh += measure_again(plan, trials.best(plan.sweep.again), runs)
         ended = trials.trials()
+        said = watched.unlearnt(ended)
+        if stopped:
+            raise UnlearntError(f"{said}; finished runs are kept in {folder}; {GO_ON_ANYWAY}")
         reasons = [trial.outcome.reason for trial in ended if isinstance(trial.outcome, Failed)]
         refuse_fruitless(reasons, len(ended), "trials", folder / "trials.csv")
-        return SweepResult(folder, plan, ended, trials.best(), fresh)
+        return SweepResult(folder, plan, ended, trials.best(), fresh, said)
 
 
 def _source(function: Score) -> str:
@@ -144,6 +162,45 @@ def _code(code: CodeType) -> bytes:
     inner = [each for each in code.co_consts if isinstance(each, CodeType)]
     constants = [each for each in code.co_consts if not isinstance(each, CodeType)]
     return code.co_code + repr((code.co_names, constants)).encode() + b"".join(map(_code, inner))
+
+
+class _ChanceCheck:
+    """Follows whether the runs of a sweep learn anything, and makes its control if none does."""
+
+    def __init__(self, plan: SweepPlan, runs: Runs, make: bool) -> None:
+        self._plan, self._runs, self._make = plan, runs, make
+        objectives, more = plan.sweep.objectives, plan.samples[0].evaluation.metrics
+        self._trials, self._control = BestReached(objectives, more), BestReached(objectives, more)
+        self._seen: set[int] = set()
+        self._asked = False
+
+    def hopeless(self, trials: Iterable[Trial]) -> bool:
+        """Return whether neither the trials so far nor the control are better than chance."""
+        self._see(trials)
+        return self._trials.at_chance and self._controlled(self._make).at_chance
+
+    def unlearnt(self, trials: Iterable[Trial]) -> str:
+        """Return one sentence if no run is better than chance; the control is not made for it."""
+        self._see(trials)
+        if not self._trials.at_chance:
+            return ""
+        attacked = any(each.attacks for each in self._plan.samples)
+        return unlearnt(self._trials, self._controlled(False), attacked)
+
+    def _see(self, trials: Iterable[Trial]) -> None:
+        for trial in trials:
+            if self._trials.learnt:
+                return
+            if trial.number not in self._seen and isinstance(trial.outcome, Completed):
+                self._trials.see(self._runs.of(self._plan, trial).values())
+            self._seen.add(trial.number)
+
+    def _controlled(self, make: bool) -> BestReached:
+        if self._control.best is None and not self._asked:
+            self._asked = make
+            if run := self._runs.control(self._plan, make):
+                self._control.see([run])
+        return self._control
 
 
 class _Told:

@@ -180,6 +180,19 @@ class SweepPlan:
         except ExperimentError as error:
             raise error.each(self._placed) from None
 
+    def control(self) -> Experiment:
+        """Return the run that shows whether anything can be learnt here: the middle of all ranges, the first seed,
+        and no attackers.
+
+        Raises `ExperimentError` if these options do not fit together.
+        """
+        draft = self._composer.base
+        for path, value in self.space.chosen(self.space.middle).items():
+            if path.split(".")[0] != "attacks":
+                draft = self._composer.changed(draft, {path: value}, "space", path)
+        draft = self._composer.changed(draft, {"attacks": []}, "attacks")
+        return self._composer.run(draft, f"control | {self.sweep.name}", self.sweep.seeds[0])
+
     @property
     def _first(self) -> str:
         return next(iter(self.attacks))

@@ -27,6 +27,8 @@ from fedrobust.tuning.objectives import NOT_FINITE, SCORE, Objective, Results, r
 from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned, SweepStudy, Trial
 from fedrobust.tuning.sweep import OWN, SweepPlan
 
+LABELS = "classes"
+"""The figure of a run that says how many labels occur in the test."""
 Heard = Callable[[int, Mapping[str, float] | None], None]
 """Called after every round of a run, without metrics, and then once for every round that is evaluated, with metrics."""
 Score = Callable[[Result], float]
@@ -95,9 +97,27 @@ class Runs:
 
     def results(self, plan: SweepPlan, trial: Trial) -> Results:
         """Return the curves of a trial that are on disk."""
+        return {key: run.curves for key, run in self.of(plan, trial).items()}
+
+    def of(self, plan: SweepPlan, trial: Trial) -> dict[tuple[str, int], FinishedRun]:
+        """Return the runs of a trial that are on disk, by attack and seed."""
         runs = [trial_run(plan, trial, attack, seed) for attack, seed in plan.runs]
         kept = {(run.attack, run.seed): self.kept(run) for run in runs}
-        return {key: run.curves for key, run in kept.items() if run is not None}
+        return {key: run for key, run in kept.items() if run is not None}
+
+    def control(self, plan: SweepPlan, make: bool) -> FinishedRun | None:
+        """Return the sweep's control, see `SweepPlan.control`; None if it has failed or cannot be made.
+
+        make: whether to make it if it is not on disk.
+        """
+        try:
+            experiment = plan.control()
+        except ExperimentError:
+            return None
+        run = TrialRun.of(experiment, OWN, experiment.seed, "control")
+        if make:
+            self.all([run])
+        return self.kept(run)
 
     def _measured(self, run: TrialRun, result: Result) -> Measured:
         detected = {record.round: record.detection for record in result.recorded.rounds}
@@ -108,7 +128,8 @@ class Runs:
         own: dict[str, float] = {}
         if self._score is not None:
             own[SCORE] = rounds[max(rounds, key=int)][SCORE] = float(self._score(result))
-        return Measured(own, rounds=rounds)
+        labels = sum(any(row) for row in result.recorded.evaluations[-1].confusion)
+        return Measured(own, {LABELS: labels} if labels else {}, rounds)
 
     def _keep(self, run: FinishedRun | None) -> None:
         if run is not None:

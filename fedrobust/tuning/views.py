@@ -63,10 +63,12 @@ class SweepView:
     """How many trials there will be."""
     step: Literal["round", "run"]
     """What a step of the reports is."""
+    unlearnt: str = ""
+    """A sentence if no run is better than chance."""
 
     @classmethod
-    def of(cls, plan: SweepPlan, study: SweepStudy) -> SweepView:
-        """Return the current state of a study."""
+    def of(cls, plan: SweepPlan, study: SweepStudy, unlearnt: str = "") -> SweepView:
+        """Return the current state of a study; `unlearnt`: a sentence if no run is better than chance."""
         searched = plan.space.searched
         params = {trial.number: trial.params for trial in study.study.get_trials(deepcopy=False)}
         rows = []
@@ -93,6 +95,7 @@ class SweepView:
             tuple(trial.number for trial in study.best()),
             plan.trials,
             plan.sweep.pruner.per,
+            unlearnt,
         )
 
     @property
@@ -103,6 +106,20 @@ class SweepView:
     def having(self, state: RowState) -> tuple[Row, ...]:
         """Return the trials that ended in this `state`."""
         return tuple(row for row in self.rows if row.state == state)
+
+
+def tied(values: Sequence[Sequence[float]], best: Sequence[float]) -> str:
+    """Return a sentence if several trials are as good as the best one, which then is only the first of them.
+
+    values: the objectives of each completed trial.
+    best: those of the best one, for a single objective.
+    """
+    equal = sum(tuple(each) == tuple(best) for each in values)
+    if len(best) > 1 or equal < 2:
+        return ""
+    if equal == len(values):
+        return f"all {equal} completed trials have the same value: the search cannot tell them apart"
+    return f"{equal} of {len(values)} completed trials have this value; the first one counts as the best"
 
 
 def labels(objectives: Sequence[Objective]) -> tuple[str, ...]:

@@ -17,11 +17,11 @@ from fedrobust.matrix.statistics import (
     greatest,
     harmless,
     least,
-    listed,
     lowest,
     robustness,
     worst_attacks,
 )
+from fedrobust.texts import enumerated
 
 
 def test_robustness_is_one_at_the_oracle_and_zero_at_chance() -> None:
@@ -143,8 +143,8 @@ def test_equal_figures_are_named_and_not_hidden_behind_an_alphabet() -> None:
     assert as_low(left, ["a", "b", "c"], worst=3) == []
     assert as_low({"e": math.nan}, [], worst=3) == []
     assert least({name: {1: value} for name, value in left.items()})[0] == "b, a, c"
-    assert listed(list("abcde")) == "a, b, c and 2 more"
-    assert listed(list("abcd")) == "a, b, c, d"
+    assert enumerated(list("abcde")) == "a, b, c and 2 more"
+    assert enumerated(list("abcd")) == "a, b, c, d"
 
 
 def test_a_bound_that_an_attack_lacks_is_none() -> None:
