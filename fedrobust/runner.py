@@ -45,7 +45,8 @@ from fedrobust.records import (
     read_run,
     versions,
 )
-from fedrobust.report import finding, save_partition, write_report
+from fedrobust.report import OFFICER, finding, save_partition, write_report
+from fedrobust.secure.disclosure import ProtocolSetting
 from fedrobust.texts import visible
 from fedrobust.tracking import Tracker, flatten, save_model
 
@@ -318,6 +319,7 @@ def _report(this: _Run, folder: Path, tracker: Tracker) -> None:
     if tracking.model or (folder / "model").exists():
         shutil.rmtree(folder / "model", ignore_errors=True)  # it may be incomplete
         save_model(this.network, images.shape[1], folder / "model")
+    (folder / OFFICER).unlink(missing_ok=True)  # of an earlier state of the run
     made = [path for pattern in MADE for path in folder.glob(pattern)]
     seal_files(folder, this.key, [path.relative_to(folder).as_posix() for path in made])
     untrained = read_run(folder).skips.untrained
@@ -352,6 +354,9 @@ def _start(this: _Run, run_id: str, weights: np.ndarray) -> RunStart:
     }
     if this.cautions:
         fields["cautions"] = list(this.cautions)
+    if ":" in experiment.privacy.name:  # whoever reads the record later may not have the user's class
+        setting = ProtocolSetting(experiment.federation.participants(), vectors=None, histories=None)
+        fields["disclosure"] = list(experiment.privacy.disclosure(setting).sees)
     return RunStart.of(fields)
 
 

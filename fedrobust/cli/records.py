@@ -27,13 +27,17 @@ def compare(
 
 
 @app.command()
-def report(run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]) -> None:
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")],
+    officer: Annotated[
+        bool, typer.Option("--officer", help="Write the one page for a security officer, too, and print its path.")
+    ] = False,
+) -> None:
     """Write the report of a run again, and print its path."""
     from fedrobust.report import write_again
     from fedrobust.runner import KEY, find_run
 
-    folder = find_run(run)
-    print(write_again(folder, KEY))
+    print(write_again(find_run(run), KEY, officer))
 
 
 @app.command()

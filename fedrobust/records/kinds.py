@@ -151,6 +151,8 @@ class RunStart(RecordLine):
     """SHA-256 of the first weights."""
     cautions: tuple[str, ...] = ()
     """What the user was warned of before the run."""
+    disclosure: tuple[tuple[str, str], ...] = ()
+    """What each party of a protocol of the user's own sees, as its author says."""
 
     @cached_property
     def options(self) -> RecordedExperiment:

@@ -49,7 +49,7 @@ class Skips:
         """`3 of 20: in 2 rounds: krum needs …; in 1 round: …`, the `most` frequent; empty if none was skipped."""
         if not self.reasons:
             return ""
-        kinds = _kinds(self.reasons)
+        kinds = merged(self.reasons)
         shown = [f"in {n} round{'' if n == 1 else 's'}: {reason}" for reason, n in kinds[:most]]
         rest = len(kinds) - most
         return f"{self.count}: {'; '.join(shown)}" + (
@@ -74,7 +74,7 @@ class Skips:
         )
 
 
-def _kinds(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+def merged(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
     """Reasons that differ only in their decimal figures as one, with the range of each figure; the most frequent first.
 
     reasons: reason → number of rounds.
@@ -82,11 +82,11 @@ def _kinds(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
     alike: dict[str, list[str]] = {}
     for reason in reasons:
         alike.setdefault(_DECIMAL.sub("#", reason), []).append(reason)
-    found = [(_merged(same), sum(reasons[reason] for reason in same)) for same in alike.values()]
+    found = [(_alike(same), sum(reasons[reason] for reason in same)) for same in alike.values()]
     return sorted(found, key=lambda kind: -kind[1])
 
 
-def _merged(reasons: Sequence[str]) -> str:
+def _alike(reasons: Sequence[str]) -> str:
     """One text for reasons that are alike except for their decimal figures."""
     figures = zip(*map(_DECIMAL.findall, reasons), strict=True)
     ends = [(min(each, key=float), max(each, key=float)) for each in figures]

@@ -2,12 +2,13 @@
 
 from fedrobust.report.compare import Comparison, Setting, compare
 from fedrobust.report.comparison_files import write_comparison
-from fedrobust.report.files import make_figures, save_partition, write_again, write_report
+from fedrobust.report.files import OFFICER, make_figures, save_partition, write_again, write_report
 from fedrobust.report.page import CHAPTERS, verdict
 from fedrobust.report.story import Hospital, hospitals
 
 __all__ = [
     "CHAPTERS",
+    "OFFICER",
     "Comparison",
     "Hospital",
     "Setting",

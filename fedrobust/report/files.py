@@ -13,10 +13,13 @@ from matplotlib.figure import Figure
 from fedrobust import figures
 from fedrobust.audit.contents import contents
 from fedrobust.audit.signing import AuditError, open_key, public_hex
-from fedrobust.audit.verification import seal_files, verify, verify_all
+from fedrobust.audit.verification import Verdict, seal_files, verify, verify_all
 from fedrobust.records import RecordedRun, read_run
+from fedrobust.report.officer import Checked, officer_page
 from fedrobust.report.page import html
 
+OFFICER = "officer.html"
+"""The page for a security officer."""
 MONTAGE = "figures/misread.png"
 """The only picture that needs the patches themselves."""
 CURVES = {
@@ -67,37 +70,52 @@ def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
         save_partition(folder, np.array(run.start.hospital_labels), run.start.label_names, run.attackers)
     pictures["partition"] = (folder / "partition.png").read_bytes()
     page = folder / "report.html"
-    page.write_text(html(run, pictures, _audit(folder)), encoding="utf-8")
+    page.write_text(html(run, pictures, _audit(folder), (folder / OFFICER).exists()), encoding="utf-8")
     return page
 
 
-def write_again(folder: Path, key: Path) -> Path:
+def write_again(folder: Path, key: Path, officer: bool = False) -> Path:
     """Write the report of a run again, from its folder alone; if the run has ended with an audit log, seal it again.
+    Return the path of the report.
 
     folder: the run's folder.
     key: the file of the key that signed the log.
+    officer: write the page for a security officer, too, and return its path instead.
 
     Raises `AuditError`, and writes nothing, if the key is missing, or if any file that is not written again does not
     match the log and the seal.
     """
-    if not (folder / "audit.jsonl").exists() or read_run(folder).end is None:
-        return write_report(folder)
+    logged = (folder / "audit.jsonl").exists()
+    if not logged or read_run(folder).end is None:
+        written = _officer(folder, verify(folder) if logged else None) if officer else None
+        report = write_report(folder)
+        return written or report
     if not key.exists():
         raise AuditError(f"{key}: no such file; the run's seal, which holds its report, is made with this key")
     signer = open_key(key)
-    remade = _remade(folder)
+    remade = _remade(folder, officer)
     verdict = verify_all(folder, public_hex(signer), folder.name, besides=remade)
     if verdict.broken:
         raise AuditError(f"run {folder.name}: {verdict.broken}")
+    written = _officer(folder, verdict, sealed=True) if officer else None
     page = write_report(folder)
     made = [name for name in contents(folder) if remade(name)]
     seal_files(folder, signer, made, {name: value for name, value in verdict.seal.items() if not remade(name)})
+    return written or page
+
+
+def _officer(folder: Path, verdict: Verdict | None, sealed: bool = False) -> Path:
+    """Write the page for a security officer, see `Checked`."""
+    page = folder / OFFICER
+    checked = Checked(verdict, sealed, (folder / MONTAGE).exists())
+    page.write_text(officer_page(read_run(folder), checked), encoding="utf-8")
     return page
 
 
-def _remade(folder: Path) -> Callable[[str], bool]:
+def _remade(folder: Path, officer: bool) -> Callable[[str], bool]:
     """Return whether `write_report` makes a file of a run anew without the patches, as a function of its path."""
     pictures = {"report.html"} if (folder / "partition.png").exists() else {"report.html", "partition.png"}
+    pictures |= {OFFICER} if officer else set()
 
     def remade(name: str) -> bool:
         return name in pictures or (bool(re.fullmatch(r"figures/[^/]*\.png", name)) and name != MONTAGE)
@@ -147,7 +165,7 @@ def make_figures(run: RecordedRun, images: np.ndarray | None = None) -> dict[str
             found[kind] = figures.client_figure(values, rounds, run.attackers, kind, marked[kind])
     if parts := run.parts():
         found["parts"] = figures.parts_figure(parts, rounds, run.attackers, marks)
-    if evaluations:
+    if evaluations and evaluations[-1].confusion:
         found["confusion"] = figures.confusion_figure(np.array(evaluations[-1].confusion), names)
     misread = None if run.end is None or run.skips.untrained else run.end.misread
     if images is not None and misread is not None and misread.indices:

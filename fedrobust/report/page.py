@@ -45,12 +45,13 @@ CHAPTERS = {
 """The report's chapters: the pictures in each, with their captions."""
 
 
-def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "") -> str:
+def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "", officer: bool = False) -> str:
     """Return the report as one page without scripts or references to anything outside it.
 
     run: the records of the run.
     pictures: name → PNG file.
     audit: says whether the run's audit log verifies.
+    officer: whether there is a page for the security officer beside it.
     """
     options = run.start.options
     partition = options.data.partition
@@ -87,6 +88,7 @@ def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "") -> st
         start=run.start,
         seconds=_seconds(run),
         audit=audit,
+        officer=officer,
     )
 
 

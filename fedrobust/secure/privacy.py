@@ -15,6 +15,15 @@ from fedrobust.arrays import Vector
 from fedrobust.errors import Problem
 from fedrobust.options import Options, members
 from fedrobust.portions import portion
+from fedrobust.secure.disclosure import (
+    Disclosure,
+    ProtocolSetting,
+    of_clear,
+    of_masks,
+    of_one_message,
+    of_shares,
+    of_unknown,
+)
 from fedrobust.secure.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -83,6 +92,15 @@ class Privacy(Options):
         """
         return None
 
+    def disclosure(self, setting: ProtocolSetting) -> Disclosure:
+        """What each party sees, and which collusion breaks the protocol, for the page of a security officer.
+
+        Every protocol must say it. Until its author does, the page tells the officer to expect the worst.
+
+        setting: what it depends on besides the protocol's options.
+        """
+        return of_unknown(self.name)
+
     def _rules(self) -> list[str]:
         """The names of the rules that, alone, work with the protocol."""
         from fedrobust.aggregation import Aggregation, RowRule, Rule
@@ -100,6 +118,9 @@ class ClearPrivacy(Privacy):
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
     sharded: ClassVar[bool] = True
 
+    def disclosure(self, setting: ProtocolSetting) -> Disclosure:
+        return of_clear(setting)
+
 
 class OneMessage(Privacy):
     """Base of protocols in which each hospital sends the coordinator one message in a round, and gets no answer.
@@ -109,6 +130,11 @@ class OneMessage(Privacy):
     """
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
+    sees: ClassVar[str] = ""
+    """What the coordinator sees of an update, as a sentence for a security officer; its author must say it."""
+
+    def disclosure(self, setting: ProtocolSetting) -> Disclosure:
+        return of_one_message(self.name, self.sees, setting)
 
     @abstractmethod
     def write(self, update: Vector, generator: np.random.Generator) -> bytes:
@@ -236,6 +262,9 @@ class SecretSharing(Privacy):
         ways = remedies(aggregation, participants, asked, found, self.fits, self.colluders)
         return f"use {', or '.join(ways)}" if ways else "use another defence, more hospitals or another protocol"
 
+    def disclosure(self, setting: ProtocolSetting) -> Disclosure:
+        return of_shares(setting, self.servers, self.dealer, self.sketch, self.support, self.colluders, self.clip)
+
     def opened(self, aggregation: Aggregation, histories: Sequence[str] = ()) -> int:
         """Linear functionals of every update that a round opens: with h histories, 1 + h for each public vector of the
         rule, and (1 + h)² for each colluder.
@@ -295,6 +324,9 @@ class PairwiseMasking(Privacy):
     largest_count: float | None = Field(default=None, gt=0)
     """With `weighting: samples`, the hidden sample counts are weights, each capped at this."""
 
+    def disclosure(self, setting: ProtocolSetting) -> Disclosure:
+        return of_masks(setting, self.neighbours, self.threshold, None)
+
     def refusal(
         self,
         aggregation: Aggregation,
@@ -327,6 +359,9 @@ class GroupedPrivacy(PairwiseMasking):
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
     size: int = Field(default=4, ge=3)
     """Hospitals in a group, drawn anew in each round."""
+
+    def disclosure(self, setting: ProtocolSetting) -> Disclosure:
+        return of_masks(setting, self.neighbours, self.threshold, self.size)
 
     def rows(self, updates: int) -> int:
         return updates // self.size
