@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,6 +131,19 @@ def test_mlflow_holds_the_sweep_and_below_it_each_run(swept: Swept) -> None:
             (best, "2", "fresh", "FINISHED"),
         ]
     )
+
+
+def test_runs_of_trials_have_the_names_of_runs_and_say_why_they_ended(swept: Swept) -> None:
+    for run in swept.runs:
+        if run.info.status == "FINISHED":
+            final = read_run(swept.place / "mlruns" / "runs" / run.info.run_id).final
+            shown = {name: run.data.metrics.get(name) for name, value in final.items() if value is not None}
+            assert shown == pytest.approx({name: value for name, value in final.items() if value is not None})
+            assert not {"failed", "stopped"} & run.data.tags.keys()
+        elif run.data.tags.get("trial") == "2":
+            assert re.fullmatch(r"trial 2 was pruned: test/loss \S+ after round \d", run.data.tags["stopped"])
+        else:
+            assert run.data.tags["stopped"] == "the process that made it has died"
 
 
 def curve(swept: Swept, name: str) -> dict[int, float]:
