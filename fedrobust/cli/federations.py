@@ -164,6 +164,7 @@ def duel(
     storage: StorageOption = None,
     teams: TeamsOption = None,
     out: OutOption = None,
+    anyway: AnywayOption = False,
 ) -> None:
     """Search for an attack against each defence, tune the defence against the attacks found, and so on.
 
@@ -180,7 +181,7 @@ def duel(
         from fedrobust.duel.running import run_duel
         from fedrobust.tuning.running import STORAGE
 
-        return run_duel(match, progress, storage=storage or STORAGE, teams=teams, out=out)
+        return run_duel(match, progress, storage=storage or STORAGE, teams=teams, out=out, anyway=anyway)
 
     _watched(partial(DuelProgress, turns=len(match.turns)), run, show_duel)
 

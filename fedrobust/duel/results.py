@@ -18,7 +18,7 @@ from fedrobust.figures.comparison import DASHES, GROUP_COLOURS
 from fedrobust.figures.drawing import drawing, png
 from fedrobust.figures.style import INK, apart, bare
 from fedrobust.studies.writing import drawn
-from fedrobust.texts import cell, code, fit, markdown
+from fedrobust.texts import cell, code, enumerated, fit, markdown
 from fedrobust.tuning.objectives import Direction, Objective
 
 FIXED = "fixed"
@@ -44,6 +44,8 @@ class Turn:
     """Whether the defence wants to maximize or to minimize the objective."""
     failed: str = ""
     """Why the turn has no value; the defence then takes no further turn."""
+    unlearnt: str = ""
+    """One sentence if no run that judges the turn is better than chance."""
 
     @property
     def worst(self) -> str:
@@ -52,6 +54,11 @@ class Turn:
             return ""
         choose = min if self.direction == "maximize" else max
         return choose(self.by_attack, key=lambda attack: self.by_attack[attack])
+
+    @property
+    def equally_bad(self) -> list[str]:
+        """All attacks that do as much harm as `worst`."""
+        return [name for name, value in self.by_attack.items() if not self.failed and value == self.value]
 
     @property
     def value(self) -> float:
@@ -81,7 +88,7 @@ def write_results(folder: Path, name: str, objective: Objective, turns: Sequence
             chosen = _json(turn.chosen)
             for attack, value in turn.by_attack.items():
                 seeds = json.dumps(dict(turn.by_seed[attack]))
-                line = (turn.defence, turn.label, attack, value, seeds, attack == turn.worst, chosen, "")
+                line = (turn.defence, turn.label, attack, value, seeds, attack in turn.equally_bad, chosen, "")
                 table.writerow(map(cell, line))
             if turn.failed:
                 table.writerow(map(cell, (turn.defence, turn.label, "", "", "", False, chosen, turn.failed)))
@@ -117,6 +124,11 @@ def page(name: str, objective: Objective, turns: Sequence[Turn], complete: bool 
         lines.append(f"| {markdown(defence)} | {' | '.join(own.get(label, '–') for label in labels)} |")
     if not turns:
         lines.append("No turn is judged yet.")
+    if len(turns) < len(labels) * len({turn.defence for turn in turns}):
+        lines += ["", "–: the defence has no space to tune, or it took no further turn."]
+    if flat := [turn for turn in turns if turn.unlearnt]:
+        lines += ["", "## Not better than chance", ""]
+        lines += [f"- {markdown(turn.defence)}, {turn.label}: {markdown(turn.unlearnt)}" for turn in flat]
     if failed := [turn for turn in turns if turn.failed]:
         lines += ["", "## What failed", "", "A defence whose turn failed takes no further one."]
         lines += [f"{AGAIN}, the runs that failed are made again; trials that failed are not.", ""]
@@ -133,7 +145,7 @@ def _json(chosen: Mapping[str, Any]) -> str:
 
 
 def _shown(turn: Turn) -> str:
-    return "failed" if turn.failed else f"{turn.value:.3f} ({markdown(turn.worst)})"
+    return "failed" if turn.failed else f"{turn.value:.3f} ({markdown(enumerated(turn.equally_bad))})"
 
 
 @drawing()

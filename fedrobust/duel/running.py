@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from fedrobust.duel.match import DuelPlan, Role, Standing
 from fedrobust.duel.results import Turn, turns_written, write_results
-from fedrobust.errors import DataError, ExperimentError, FederationError
+from fedrobust.errors import DataError, ExperimentError, FederationError, UnlearntError
 from fedrobust.failures import ends_all, reason
 from fedrobust.federation.pool import Pool
 from fedrobust.private import private_files
@@ -20,6 +20,7 @@ from fedrobust.studies.study import Study, Unwatched, Watch, open_study
 from fedrobust.studies.writing import refuse_fruitless, written_in_any_case
 from fedrobust.texts import file_name
 from fedrobust.tracking import StepFigures
+from fedrobust.tuning.chance import BestReached, unlearnt
 from fedrobust.tuning.objectives import Objective
 from fedrobust.tuning.running import STORAGE, TrialDone, run_sweep
 from fedrobust.tuning.sweep import SweepPlan
@@ -46,6 +47,7 @@ def run_duel(
     teams: int | None = None,
     out: Path | None = None,
     pool: Pool | None = None,
+    anyway: bool = False,
 ) -> DuelResult:
     """Run what is missing of a duel, and write its table and its picture.
 
@@ -56,10 +58,13 @@ def run_duel(
     match: the duel.
     watch: receives the turns, and the trials of each search.
     storage: address of the Optuna storage.
+    anyway: go on even if nothing is learnt. Otherwise a search stops as a sweep does, see `run_sweep`: its turn then
+        has failed.
 
     For teams, out and pool, and for errors before the first run, see `fedrobust.studies.study.open_study`; for errors
     that end a duel, see `Study.make_all`: finished runs are kept. Raises `FederationError` if every turn has failed,
-    after all files are written, `StorageError`, and `ExperimentError` if a search is not the one that was begun.
+    and `UnlearntError` if the searches of all defences stop because nothing is learnt, both after all files are
+    written, `StorageError`, and `ExperimentError` if a search is not the one that was begun.
     """
     duel, watch = match.duel, watch or Unwatched()
     turns = list[Turn]()
@@ -69,10 +74,13 @@ def run_duel(
         def write(complete: bool) -> None:
             if complete or len(turns) >= turns_written(folder):  # an earlier execution may have got further
                 write_results(folder, duel.name, duel.objective, turns, complete)
+            said = [f"{turn.defence}, {turn.label}: {turn.unlearnt}" for turn in turns if turn.unlearnt]
+            tracker.tag({"unlearnt": "; ".join(said)})
             tracker.upload(folder, again=True)
 
         standings = {name: match.begin(name) for name in duel.defences}
         lost: set[str] = set()
+        flat: dict[str, UnlearntError] = {}
         with written_in_any_case(write):
             for side, number, name in match.turns:
                 if name in lost:
@@ -82,13 +90,15 @@ def run_duel(
                     if side != "fixed":
                         plan = _composed(partial(match.search, standings[name], side, number))
                         watch.say(f"{name}: {side} {number} searches")
-                        chosen = _search(plan, match, watch, storage, study)
+                        chosen = _search(plan, match, watch, storage, study, anyway)
                         standings[name] = standings[name].after(side, number, chosen)
                     watch.say(f"{name}: measuring on fresh seeds")
                     turn = _judged(match, standings[name], side, number, chosen, runs)
-                except (FederationError, DataError) as error:
+                except (FederationError, DataError, UnlearntError) as error:
                     if ends_all(error):
                         raise
+                    if isinstance(error, UnlearntError):
+                        flat[name] = error
                     turn = Turn(name, side, number, {}, {}, chosen, duel.objective.direction, reason(error))
                 turns.append(turn)
                 if turn.failed:
@@ -97,6 +107,9 @@ def run_duel(
                     step = 2 * number - (side == "attacker")
                     tracker.log(StepFigures(step, {f"worst/{name}": turn.value}))
                 watch.done(turn)
+        if len(flat) == len(duel.defences):
+            name, first = next(iter(flat.items()))
+            raise UnlearntError(f"{name}: {first}")
         refuse_fruitless([turn.failed for turn in turns if turn.failed], len(turns), "turns", folder / "duel.md")
         return DuelResult(folder, match, turns)
 
@@ -111,12 +124,12 @@ def _composed(make: Callable[[], Made]) -> Made:
 
 
 def _search(
-    plan: SweepPlan, match: DuelPlan, watch: Watch[Turn | TrialDone], storage: str, study: Study
+    plan: SweepPlan, match: DuelPlan, watch: Watch[Turn | TrialDone], storage: str, study: Study, anyway: bool
 ) -> Mapping[str, Any]:
-    """Return what the best trial of a turn's sweep has chosen. Raises `FederationError` if all trials failed."""
+    """Return what the best trial of a turn's sweep has chosen. Raises as `run_sweep` does."""
     folder = study.folder / file_name(plan.sweep.name.removeprefix(f"{match.duel.name} "))
     pool, parent = study.teams.pool(match.samples[0]), study.tracker.run_id
-    found = run_sweep(plan, _Quiet(watch), storage=storage, out=folder, pool=pool, parent=parent)
+    found = run_sweep(plan, _Quiet(watch), storage=storage, out=folder, pool=pool, parent=parent, anyway=anyway)
     return found.best[0].values
 
 
@@ -138,7 +151,10 @@ def _judged(
     ]
     curves: dict[str, dict[int, Curves]] = {attack: {} for attack in standing.attacks}
     wrong = list[str]()
+    more = composed[0][2].evaluation.metrics
+    reached, control = BestReached([objective], more), BestReached([objective], more)
     for each, run in zip(planned, runs.all(planned), strict=True):
+        reached.see([run])
         if why := run.failed or _worthless(objective, each, run):
             wrong.append(f"{each.attack}, seed {each.seed}: {why}")
         else:
@@ -152,7 +168,8 @@ def _judged(
         attack: objective.reduced({(attack, seed): each for seed, each in found.items()})
         for attack, found in whole.items()
     }
-    return Turn(name, side, number, by_attack, by_seed, chosen, objective.direction, "; ".join(wrong))
+    said = unlearnt(reached, control, attacked=all(standing.attacks.values()))
+    return Turn(name, side, number, by_attack, by_seed, chosen, objective.direction, "; ".join(wrong), said)
 
 
 def _worthless(objective: Objective, planned: TrialRun, run: FinishedRun) -> str:

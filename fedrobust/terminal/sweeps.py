@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fedrobust.terminal.elements import Bar, number, plain
 from fedrobust.terminal.pace import Pace
+from fedrobust.texts import enumerated
 
 if TYPE_CHECKING:
     from fedrobust.duel.results import Turn
@@ -80,7 +81,7 @@ class DuelProgress(SweepProgress):
         turn = item
         self._taken += 1
         self._total = None  # the next turn may have no search
-        shown = f"failed: {turn.failed}" if turn.failed else f"{turn.value:.3f}, under {turn.worst}"
+        shown = f"failed: {turn.failed}" if turn.failed else f"{turn.value:.3f}, under {enumerated(turn.equally_bad)}"
         counted = f"{self._taken}/{self._turns} turns: " if self._turns else ""
         self._line(f"{counted}{turn.defence}, {turn.label}: {shown}", keep="\n")
 
@@ -95,9 +96,15 @@ def show_duel(out: Console, findings: DuelResult) -> None:
         table.add_column(_lines(column.split(" ")), overflow="fold")
     for defence in findings.match.duel.defences:
         own = [turn for turn in findings.turns if turn.defence == defence]
-        worth = {turn.label: ["failed"] if turn.failed else [f"{turn.value:.3f}", turn.worst] for turn in own}
+        worth = {
+            turn.label: ["failed"] if turn.failed else [f"{turn.value:.3f}", enumerated(turn.equally_bad)]
+            for turn in own
+        }
         table.add_row(plain(defence), *(_lines(worth.get(label, ["–"])) for label in labels))
     out.print(table)
+    for turn in findings.turns:
+        if turn.unlearnt:
+            out.print(plain(f"{turn.defence}, {turn.label}: {turn.unlearnt}"), soft_wrap=True)
     if failed := sum(bool(turn.failed) for turn in findings.turns):
         out.print(f"{failed} turns failed; they are listed in duel.md, and taken again when the duel is started again")
     out.print(plain(f"every attack and seed, what was found, the curve: {findings.folder}"), soft_wrap=True)
