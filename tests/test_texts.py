@@ -14,7 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nasty import NAMES
 
-from fedrobust.texts import VisibleFormatter, cell, code, file_name, file_names, fit, is_name, markdown, visible, width
+from fedrobust.texts import (
+    VisibleFormatter,
+    cell,
+    code,
+    file_name,
+    file_names,
+    fit,
+    is_name,
+    markdown,
+    visible,
+    width,
+    wrapped,
+)
 
 ANY = st.text(st.characters(), max_size=30) | st.sampled_from(NAMES)
 ISOLATES = "\u2068\u2069"
@@ -151,3 +163,26 @@ def test_files_beside_each_other_differ_in_more_than_case() -> None:
     made = file_names(names)
     assert list(made) == names and made["here"] == "here" and made["a_b"] == "a_b"
     assert len({each.casefold() for each in made.values()}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "lines"),
+    [
+        ("clip + nnm + median", 30, ["clip + nnm + median"]),
+        ("clip + nnm + geometric median", 16, ["clip + nnm +", "geometric median"]),
+        ("a_name_with_underscores", 12, ["a_name_with_", "underscores"]),
+        ("x" * 20, 8, ["x" * 8, "x" * 8, "x" * 4]),
+        ("", 8, ["(empty)"]),
+    ],
+)
+def test_a_wrapped_name_is_whole_on_several_lines(text: str, most: int, lines: list[str]) -> None:
+    assert wrapped(text, most).split("\n") == lines
+
+
+@given(ANY, st.integers(4, 20))
+def test_a_wrapped_name_fits_and_holds_no_control(text: str, most: int) -> None:
+    lines = wrapped(text, most).split("\n")
+    assert len(lines) <= 8
+    assert all(
+        width(line.strip(ISOLATES)) <= max(most, 7) and not CONTROLS.search(line.strip(ISOLATES)) for line in lines
+    )

@@ -29,7 +29,7 @@ from fedrobust.figures.style import (
     colour_bar,
     round_ticks,
 )
-from fedrobust.texts import fit
+from fedrobust.texts import wrapped
 
 HEAT_MAPS: Mapping[str, tuple[str, Any]] = {
     "reputation": ("reputation", "cividis"),
@@ -115,7 +115,11 @@ def parts_figure(
     across = 2 if len(parts) == 4 else min(3, len(parts))
     down = math.ceil(len(parts) / across)
     panel = min(3.4, max(1.1, 0.3 + 0.17 * clients))
-    height = panel * down + 0.75
+    titles = [wrapped(name.replace("_", " "), 84 // across) for name in parts]
+    more = [
+        max(title.count("\n") for title in titles[first : first + across]) for first in range(0, len(titles), across)
+    ]
+    height = panel * down + 0.16 * sum(more) + 0.75
     figure = Figure(figsize=(9.2, height), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False)
     scale, row = Normalize(0.0, 1.0), (panel - 0.3) * 72 / clients
@@ -128,7 +132,7 @@ def parts_figure(
         handles |= cells(axes, parts[name][order], scale, ANOMALY)
         handles |= marked(axes, marks or Marks(), order, 7.4 * 72 / across / columns, row)
         separate(axes, attackers, clients, row)
-        axes.set_title(fit(name.replace("_", " "), 40), fontsize=10, color=INK, pad=4)
+        axes.set_title(titles[place], fontsize=10, color=INK, pad=4)
         client_ticks(axes, order, attackers, row, named=False)
         round_ticks(axes, rounds, most=10 if across == 1 else 5)
         if place % across:

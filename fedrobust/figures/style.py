@@ -80,7 +80,8 @@ def colour_bar(bar: Any, legend: str, height: float) -> None:
     """Label a colour bar that is `height` inches high: on several lines if that is too little for one."""
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=MUTED, labelsize=8.5, length=0)
-    bar.set_label(wrapped(legend, max(8, int(height * 72 / 5.2))), color=MUTED, fontsize=9)
+    most = max(int(height * 72 / 5.2), *map(len, legend.split()))
+    bar.set_label(wrapped(legend, most), color=MUTED, fontsize=9)
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def undrawn(figure: Figure) -> set[Artist]:
 
 
 def cut(figure: Figure) -> list[str]:
-    """The texts that are drawn, and not wholly inside the picture."""
+    """The texts that are drawn, and not wholly inside the picture; and whether titles of panels overlap."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer, hidden, found = canvas.get_renderer(), undrawn(figure), []
@@ -68,7 +69,8 @@ def cut(figure: Figure) -> list[str]:
             beyond = (-box.x0, -box.y0, box.x1 - figure.bbox.x1, box.y1 - figure.bbox.y1)
             if box.width and max(beyond) > 1.5:
                 found.append(text.get_text())
-    return found
+    titles = [axes.title.get_window_extent(renderer) for axes in figure.axes if axes.get_title()]
+    return found + ["titles overlap" for one, other in combinations(titles, 2) if one.overlaps(other)]
 
 
 @pytest.mark.filterwarnings("error")
