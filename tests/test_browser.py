@@ -23,7 +23,7 @@ import pytest
 
 from fedrobust import tracking
 from fedrobust.records import read_run
-from fedrobust.report import write_report
+from fedrobust.report import write_comparison, write_report
 from fedrobust.tracking import Tracker, flatten, metrics
 from fedrobust.tracking.artifacts import stored_files
 
@@ -308,3 +308,22 @@ def test_a_server_that_is_killed_in_the_middle_gets_the_rest_when_it_is_back(
 def rows(server: Server, run_id: str) -> list[tuple[str, int]]:
     with sqlite3.connect(server.folder / "mlflow.db") as connection:
         return connection.execute("select key, step from metrics where run_uuid = ?", [run_id]).fetchall()
+
+
+@pytest.mark.browser
+def test_the_page_of_a_comparison_fits_a_screen_of_1200_pixels(page: Any, tmp_path: Path) -> None:
+    stages = ([], [{"name": "clip"}, {"name": "nnm"}])
+    rules = [(own, rule) for own in stages for rule in ("mean", "krum", "geometric_median")]
+    for place, (own, rule) in enumerate(pair for pair in rules for _ in range(2)):
+        records = journal(rule, 0.1 * place)
+        records[0]["experiment"] |= {"aggregation": {"stages": own, "rule": {"name": rule}}, "seed": place % 2}
+        write(tmp_path / f"{place}", records)
+    _, compared = write_comparison(["two defences"], tmp_path, tmp_path / "out")
+    page.set_viewport_size({"width": 1200, "height": 900})
+    page.goto(compared.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") == 1200
+    widths = "Array.from(document.querySelectorAll('.wide'), each => [each.scrollWidth, each.clientWidth])"
+    found = page.evaluate(widths)
+    assert len(found) == 5 and all(whole <= seen for whole, seen in found)
+    assert page.locator(".verdict").first.inner_text().endswith(".")
