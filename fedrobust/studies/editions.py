@@ -115,6 +115,7 @@ def _difference(settings: Path, options: Mapping[str, Any]) -> str:
     now = flatten(dict(options))
     changed = [key for key in sorted(before.keys() | now) if before.get(key) != now.get(key)]
     changed = [key for key in changed if key.partition(".")[0] not in ADDED]
+    changed = [key for key in changed if {before.get(key), now.get(key)} != {"{}", None}]  # its parts are named
     if not before or not changed:
         return "those of its experiment file"
     named = ", ".join(f"{key}: {before.get(key, '–')} → {now.get(key, '–')}" for key in changed[:MOST])

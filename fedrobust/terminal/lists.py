@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 
 
 def show_jobs(out: Console, jobs: Sequence[Job]) -> None:
-    """Print a cluster's jobs, the latest last."""
+    """Print a cluster's jobs, the latest last; their ids are not broken, because they are to be copied."""
+    if not jobs:
+        out.print("no jobs")
+        return
     now = time.time()
     rows = [(job.id, job.status.lower(), job.since, job.took, _progress(job, now), job.command) for job in jobs]
     heads = ("job", "status", "began", "took", "progress", "command")
-    out.print(columns(dict(zip(heads, zip(*rows, strict=True), strict=True))) if rows else "no jobs")
+    table = columns(dict(zip(heads, zip(*rows, strict=True), strict=True)))
+    table.columns[0].no_wrap = True
+    out.print(table)
 
 
 def _progress(job: Job, now: float) -> str:

@@ -164,6 +164,9 @@ def test_jobs_shows_the_progress_of_those_that_run(
     assert [job.progress is not None for job in jobs(find_cluster())] == [True, False]
     assert called("jobs") == 0
     assert "31/60 cells" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "60")
+    assert called("jobs") == 0
+    assert "matrix-mine-aaaaaa" in capsys.readouterr().out, "an id is to be copied"
 
 
 def test_files_of_a_job_are_shown_as_they_were_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,17 +55,18 @@ def test_the_same_study_goes_on_in_its_folder() -> None:
 
 
 def test_other_options_put_the_earlier_results_aside_and_bring_them_back(caplog: pytest.LogCaptureFixture) -> None:
-    first = begun(planned(3, "a", "b"), changes={"federation.rounds": 3})
+    first = begun(planned(3, "a", "b"), changes={"federation.rounds": 3}, settings={})
     (FOLDER / "table.md").write_text("the headline of three rounds")
     (FOLDER / "parent.txt").write_text("p\n")
-    second = begun(planned(5, "a", "b"), changes={"federation.rounds": 5}, worst=2)
+    second = begun(planned(5, "a", "b"), changes={"federation.rounds": 5}, settings={}, worst=2)
     assert (
         "before (changes.federation.rounds: 3 → 5): the earlier results are now in mlruns/matrix/mine.1" in caplog.text
     )
     assert sorted(each.name for each in FOLDER.iterdir()) == ["cells.jsonl", "matrix.json"], "no old headline"
     assert (FOLDER.with_name("mine.1") / "table.md").exists()
     assert not first.by_digest.keys() & second.by_digest.keys()
-    third = begun(planned(7, "a", "b"))
+    third = begun(planned(7, "a", "b"), changes={}, settings={})
+    assert "before (changes.federation.rounds: 5 → –): the" in caplog.text
     assert FOLDER.with_name("mine.2").exists()
     again = begun(planned(3, "a", "b"), changes={"federation.rounds": 3})
     assert again.by_digest == first.by_digest, "nothing is run again"
