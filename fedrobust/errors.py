@@ -194,3 +194,10 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(run)
         self.run = run
         """The run's id."""
+
+
+class Stop(Exception):  # noqa: N818  a request, not an error
+    """Raised in a hook to end its run early: `raise fedrobust.Stop("no progress for 5 rounds")`.
+
+    The run ends as stopped, with this text; `fedrobust.run` returns the result up to there, and `resume` can go on.
+    """

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +33,39 @@ def hospitals_of(experiment: Experiment) -> Hospitals:
         data.source.check()
     with inside("data"):
         return divide(data.source, data.split, data.partition, *stain, clients, experiment.seed, CACHE)
+
+
+def data_key(experiment: Experiment) -> str:
+    """Return a key of what determines the division of the patches: experiments with the same key have the same data."""
+    resolved = experiment.resolved()
+    return json.dumps([resolved["data"], resolved["federation"]["clients"], experiment.seed], sort_keys=True)
+
+
+class Shelf:
+    """The data of the last few (data, hospitals, seed), each read and divided once."""
+
+    def __init__(self, size: int = 3) -> None:
+        self._size, self._lock = size, threading.Lock()
+        self._held: OrderedDict[str, Future[Hospitals]] = OrderedDict()
+
+    def get(self, experiment: Experiment) -> Hospitals:
+        """Return the hospitals of an experiment; if another thread is reading the same data, wait for it."""
+        key = data_key(experiment)
+        with self._lock:
+            held, first = self._held.get(key), key not in self._held
+            held = self._held.setdefault(key, Future())
+            self._held.move_to_end(key)
+            while len(self._held) > self._size:
+                self._held.popitem(last=False)
+        if first:
+            try:
+                held.set_result(hospitals_of(experiment))
+            except BaseException as error:
+                held.set_exception(error)
+                if not isinstance(error, ExperimentError):  # that would occur again; a lack of memory may not
+                    with self._lock:
+                        self._held.pop(key, None)
+        return held.result()
 
 
 def check_attacks(experiment: Experiment, hospitals: Hospitals) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,10 @@ from fedrobust.audit.verification import refuse_changed, seal_files
 from fedrobust.cautions import cautions
 from fedrobust.data import NoNormalisation
 from fedrobust.data.hospitals import Hospitals
-from fedrobust.errors import ExperimentError, FedRobustError, Interrupted, UntrainedError
+from fedrobust.errors import ExperimentError, FedRobustError, Interrupted, Stop, UntrainedError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump, load_recorded
+from fedrobust.failures import reason
 from fedrobust.federation.journal import Journal
 from fedrobust.federation.measures import misread
 from fedrobust.federation.pool import Pool
@@ -46,6 +47,7 @@ from fedrobust.records import (
     versions,
 )
 from fedrobust.report import OFFICER, finding, save_partition, write_report
+from fedrobust.result import Result, figures_so_far
 from fedrobust.secure.disclosure import ProtocolSetting
 from fedrobust.texts import visible
 from fedrobust.tracking import Tracker, flatten, save_model
@@ -64,36 +66,6 @@ KEY = Path("mlruns/keys/coordinator.pem")
 """The key that signs the audit logs of runs; made by the first run."""
 MADE = ("partition.png", "report.html", "figures/*.png", "model/**/*")
 """Files of a run that are not covered by its audit log."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of a run: its figures per round, the final ones, and the model."""
-
-    run_id: str
-    name: str
-    folder: Path
-    recorded: RecordedRun
-    """The journal: typed records of the start, the rounds, the evaluations and the end."""
-    final: dict[str, Any]
-    """The last figures under their MLflow names, and `model_sha256`, the digest of the state dict."""
-    state_dict: dict[str, Any]
-    attackers: dict[int, str]
-    """The truth of the simulation: malicious hospital → name of its attack."""
-    suspected: list[int]
-    """Hospitals whose reputation was below the threshold at the end."""
-
-    @cached_property
-    def rounds(self) -> list[dict[str, Any]]:
-        """Return the journal's records of the rounds, in order.
-
-        Each has its evaluation's `metrics` if the model was evaluated, and `triggers` if there was a backdoor.
-        Hospitals are texts, as in JSON: `rounds[-1]["weights"]["3"]`.
-        """
-        kept = ("metrics", "triggers")
-        found = {record.round: record.fields() for record in self.recorded.evaluations}
-        evaluated = {round: {name: own[name] for name in kept if name in own} for round, own in found.items()}
-        return [record.fields() | evaluated.get(record.round, {}) for record in self.recorded.rounds]
 
 
 @dataclass(frozen=True)
@@ -133,7 +105,8 @@ def run(
     experiment: the options, as `fedrobust.load` returns them.
     resume: id of a run of the same experiment that stopped; it continues, and ends with the same bits as without the
         stop. If the run has ended, its report is written again and MLflow gets missing records.
-    hooks: called with every committed record of the journal.
+    hooks: called with every record of the journal once it is committed, in order. A hook that raises `Stop` ends the
+        run; so does Optuna's `TrialPruned`, which is raised again.
     say: called with short texts about the current step, e.g. for a progress bar.
     pool: leases an existing team of actors, so that many short runs do not each start their own; the experiment's own
         `workers` are then ignored.
@@ -159,17 +132,23 @@ def run(
         resumed = None if earlier is None else stack.enter_context(closing(_reopened(earlier, this.key)))
         if resumed is not None:
             _same(resumed.folder, this)
-        opening = stack.enter_context(_tracked(this, resumed))
-        folder = _trained(this, resumed, opening, pool) if resumed is None or not _ended(resumed) else resumed.folder
-        if part is None:
-            _report(this, folder, opening.result())
+        opening, end = stack.enter_context(_tracked(this, resumed))
+        stopped = None
+        if resumed is None or not _ended(resumed):
+            folder, stopped = _trained(this, resumed, opening, pool)
         else:
+            folder = resumed.folder
+        if stopped is not None:
+            end.status, end.reason = "KILLED", stopped
+        if part is None:
+            _report(this, folder, opening.result(), stopped)
+        elif stopped is None:
             seal_files(folder, this.key)
         recorded = read_run(folder)
-        if recorded.skips.untrained:
+        if recorded.skips.untrained and stopped is None:
             advice = recorded.skips.no_result(recorded.start.cautions)
             raise UntrainedError(f"run {folder.name}: {advice}; its record is in {folder}")
-    return _result(this, folder, recorded)
+    return _result(this, folder, recorded, stopped)
 
 
 def find_run(run: str) -> Path:
@@ -210,29 +189,46 @@ def _ended(journal: Journal) -> bool:
     return read_run(journal.folder).end is not None
 
 
+@dataclass
+class _Ending:
+    """The final status of a run in MLflow, and the reason if it is not finished."""
+
+    status: str
+    reason: str = ""
+
+
 @contextmanager
-def _tracked(this: _Run, resumed: Journal | None) -> Iterator[Future[Tracker]]:
+def _tracked(this: _Run, resumed: Journal | None) -> Iterator[tuple[Future[Tracker], _Ending]]:
     """Open the run's tracker in the background; at the end of the block, close it with the matching status."""
     with ThreadPoolExecutor(1) as beside:
         opening, part = beside.submit(_open_tracker, this, resumed), this.part
-        status = "FAILED"
+        end = _Ending("FINISHED")
         try:
-            yield opening
-            status = "FINISHED"
+            yield opening, end
         except KeyboardInterrupt as stop:
-            status = "KILLED"
+            end.status = "KILLED"
             if part is None and opening.exception() is None and _goes_on(opening.result().run_id):
                 raise Interrupted(opening.result().run_id) from stop
             raise
-        except FedRobustError as error:
+        except _pruned() as pruned:
+            end.status, end.reason = "KILLED", f"pruned: {pruned}".removesuffix(": ")
+            raise
+        except BaseException as error:
+            end.status, end.reason = "FAILED", reason(error)
             # A part is repeated by its study; a run that never trained would not train after resuming either.
-            goes_on = part is None and not isinstance(error, UntrainedError)
-            if goes_on and opening.exception() is None and _goes_on(opening.result().run_id):
+            alone = part is None and opening.exception() is None and _goes_on(opening.result().run_id)
+            if alone and isinstance(error, FedRobustError) and not isinstance(error, UntrainedError):
                 raise error.advising(f"go on with: --resume {opening.result().run_id}") from error
             raise
         finally:
-            if opening.exception() is None and not opening.result().close(status):
+            if opening.exception() is None and not opening.result().close(end.status, reason=end.reason):
                 logger.warning("MLflow does not have all of the run yet: fedrobust sync %s", opening.result().run_id)
+
+
+def _pruned() -> tuple[type[Exception], ...]:
+    """Return Optuna's exception for a trial that a hook ends early; none if nobody has imported Optuna."""
+    optuna = sys.modules.get("optuna")
+    return () if optuna is None else (optuna.TrialPruned,)
 
 
 def _goes_on(run: str) -> bool:
@@ -266,9 +262,11 @@ def _picture_of_partition(folder: Path, this: _Run) -> None:
     save_partition(folder, hospitals.label_counts(), hospitals.label_names, malicious, hospitals.patient_counts())
 
 
-def _trained(this: _Run, resumed: Journal | None, opening: Future[Tracker], pool: Pool | None) -> Path:
-    """Run the rounds until the end is committed. Records go to the journal, to the hooks and, if its curves are wanted,
-    to MLflow."""
+def _trained(
+    this: _Run, resumed: Journal | None, opening: Future[Tracker], pool: Pool | None
+) -> tuple[Path, str | None]:
+    """Run the rounds until the end is committed, or until a hook stops the run; return its folder, and why it was
+    stopped. Records go to the journal, to the hooks and, if its curves are wanted, to MLflow."""
     experiment, hospitals = this.experiment, this.hospitals
     this.say("starting actors")
     with ExitStack() as stack:
@@ -287,14 +285,19 @@ def _trained(this: _Run, resumed: Journal | None, opening: Future[Tracker], pool
             weights = federation.hosts.initial_weights()
             start = _start(this, folder.name, weights)
             journal.commit([start], Checkpoint(0, {"weights": weights}))
-            if this.curves:
-                tracker.log(start)
+            records: list[Record] = [start]
         else:
-            journal, folder = resumed, resumed.folder
+            journal, folder, records = resumed, resumed.folder, []
         if this.part is None:
             tell(folder=str(folder.absolute()))
-        this.say("training")
-        outcome = federation.run(journal, hooks)
+        try:
+            for record in records:
+                for hook in hooks:
+                    hook(record)
+            this.say("training")
+            outcome = federation.run(journal, hooks)
+        except Stop as stop:
+            return folder, str(stop) or "by a hook"
         load_vector(this.network, outcome.weights)
         final, rounds = _final(read_run(folder), outcome, this.network), experiment.federation.rounds
         end = RunEnd.of({"round": rounds, "final": final, "misread": misread(hospitals, outcome.probabilities)})
@@ -302,20 +305,25 @@ def _trained(this: _Run, resumed: Journal | None, opening: Future[Tracker], pool
         journal.commit(last, Checkpoint(rounds, {"weights": outcome.weights}))
         for record in last:
             for hook in hooks:
-                hook(record)
-    return folder
+                with suppress(Stop):  # there is nothing left to stop
+                    hook(record)
+    return folder, None
 
 
-def _report(this: _Run, folder: Path, tracker: Tracker) -> None:
+def _report(this: _Run, folder: Path, tracker: Tracker, stopped: str | None) -> None:
     """Write report and model of a run whose end is committed, seal them, and upload them.
 
-    All of them are written anew, so that the seal covers only files made by this process.
+    All of them are written anew, so that the seal covers only files made by this process. A run that was stopped has a
+    report of what there is, no seal, and no model, since it can still go on.
     """
     this.say("writing the report")
     load_vector(this.network, read_checkpoint(folder).arrays["weights"])
     images, tracking = this.hospitals.images, this.experiment.tracking
     _picture_of_partition(folder, this)
     write_report(folder, images)
+    if stopped is not None:
+        tracker.upload(folder, again=True)
+        return
     if tracking.model or (folder / "model").exists():
         shutil.rmtree(folder / "model", ignore_errors=True)  # it may be incomplete
         save_model(this.network, images.shape[1], folder / "model")
@@ -327,11 +335,11 @@ def _report(this: _Run, folder: Path, tracker: Tracker) -> None:
     this.say("sending the rest to MLflow")
 
 
-def _result(this: _Run, folder: Path, recorded: RecordedRun) -> Result:
+def _result(this: _Run, folder: Path, recorded: RecordedRun, stopped: str | None) -> Result:
     load_vector(this.network, read_checkpoint(folder).arrays["weights"])
-    final = recorded.end.final if recorded.end is not None else {}
+    final = figures_so_far(recorded) if recorded.end is None else recorded.end.final
     name, state, suspected = run_name(this.experiment), _state_dict(this.network), list(final["suspected"])
-    return Result(folder.name, name, folder, recorded, final, state, recorded.attackers, suspected)
+    return Result(folder.name, name, folder, recorded, final, state, recorded.attackers, suspected, stopped)
 
 
 def _start(this: _Run, run_id: str, weights: np.ndarray) -> RunStart:
@@ -362,17 +370,12 @@ def _start(this: _Run, run_id: str, weights: np.ndarray) -> RunStart:
 
 def _final(recorded: RecordedRun, outcome: FinalModel, network: nn.Module) -> Fields:
     """Return the last figures; those of the model are included even if every round was skipped."""
-    digest, last = sha256(), recorded.rounds[-1]
+    digest = sha256()
     for name, value in _state_dict(network).items():
         digest.update(name.encode() + value.numpy().tobytes())
-    return {
-        **outcome.evaluation.metrics,
-        **last.detection,
-        "suspected": last.suspected,
-        "rounds_skipped": recorded.skips.skipped,
-        "model_sha256": digest.hexdigest(),
-        "seconds": sum(record.seconds["round"] or 0.0 for record in recorded.rounds),
-    }
+    found = figures_so_far(recorded, outcome.evaluation.metrics)
+    seconds = found.pop("seconds")
+    return {**found, "model_sha256": digest.hexdigest(), "seconds": seconds}
 
 
 def _state_dict(network: nn.Module) -> dict[str, Any]:

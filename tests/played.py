@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+import fedrobust.preparation as preparation
 import fedrobust.studies.study as study_room
 import fedrobust.studies.teams as teams_room
 import fedrobust.tuning.running as running
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
-from fedrobust.records import EvaluationRecord, Record, RoundRecord
+from fedrobust.records import EvaluationRecord, Record, RecordedRun, RoundRecord, RunStart
+from fedrobust.result import Result, figures_so_far
 from fedrobust.tracking import StepFigures
 from fedrobust.tuning.files import write_trials
 from fedrobust.tuning.running import SweepResult, TrialDone, run_sweep
@@ -95,7 +97,22 @@ class Played:
             raise death
         if self.fails(experiment):
             raise FederationError("round 1: no update arrived")
-        rounds, evaluations = list[RoundRecord](), list[EvaluationRecord]()
+        start = RunStart.of(
+            {
+                "run": f"run of {name}",
+                "name": name,
+                "experiment": experiment.resolved(),
+                "clients": experiment.federation.clients,
+                "label_names": ["a", "b"],
+                "attackers": experiment.attackers.names,
+                "hospital_labels": [[1, 1]] * experiment.federation.clients,
+                "parameters": 2,
+                "digest": "",
+            }
+        )
+        records: list[Record] = [start]
+        for hook in hooks:
+            hook(start)
         for round in range(1, experiment.federation.rounds + 1):
             time.sleep(self.wait(experiment))
             if round == self.fails_in(experiment):
@@ -103,8 +120,7 @@ class Played:
             metrics = {"test/balanced_accuracy": self.accuracy(experiment, round), "test/auroc": None}
             made = RoundRecord.of({"round": round, "participants": [], "detection": {"defense/recall": 0.5}})
             evaluated = EvaluationRecord.of({"round": round, "metrics": metrics, "confusion": self.confusion})
-            rounds.append(made)
-            evaluations.append(evaluated)
+            records += [made, evaluated]
             with self.lock:
                 self.rounds[name] = round
             for record in (made, evaluated):
@@ -112,8 +128,9 @@ class Played:
                     hook(record)
         with self.lock:
             self.finished[name] += 1
-        recorded = SimpleNamespace(rounds=rounds, evaluations=evaluations, records=(), seconds=1.0)
-        return SimpleNamespace(run_id=f"run of {name}", recorded=recorded, final=evaluations[-1].metrics)
+        recorded = RecordedRun.of(records)
+        final = figures_so_far(recorded)
+        return Result(start.run, name, Path("mlruns/runs/x"), recorded, final, {"weight": 1}, recorded.attackers, [])
 
     def log(self, record: StepFigures) -> None:
         self.told.append(record)
@@ -156,7 +173,7 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Played:
 
     monkeypatch.setattr(running, "write_study", table)
     monkeypatch.setattr(teams_room, "run", stage.run)
-    monkeypatch.setattr(teams_room, "hospitals_of", lambda experiment: None)
+    monkeypatch.setattr(preparation, "hospitals_of", lambda experiment: None)
     monkeypatch.setattr(study_room, "parent_run", parent)
     return stage
 

@@ -15,6 +15,7 @@ from fedrobust.data.stain import HAEMATOXYLIN_EOSIN, transmitted
 from fedrobust.federation.pool import Pool
 from fedrobust.options import members
 from fedrobust.records import Record
+from fedrobust.runner import run as run_experiment
 
 YAML = """
 name: harm
@@ -61,7 +62,7 @@ def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(pool: Pool, attacks: str, *overrides: str, **options: Any) -> fedrobust.Result:
-    return fedrobust.run(fedrobust.load("harm.yaml", [f"attacks=[{attacks}]", *overrides]), pool=pool, **options)
+    return run_experiment(fedrobust.load("harm.yaml", [f"attacks=[{attacks}]", *overrides]), pool=pool, **options)
 
 
 def course(result: fedrobust.Result, metric: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from fedrobust.federation.delivery import ByMasks
 from fedrobust.federation.parties import PartyTeam
 from fedrobust.federation.pool import Pool
 from fedrobust.records import Record
+from fedrobust.runner import run as run_experiment
 
 pytestmark = pytest.mark.usefixtures("in_place")
 
@@ -224,7 +225,7 @@ def test_on_real_tissue_the_secret_run_ends_within_noise_of_the_clear(
     ways = {"clear": "privacy=clear", "shares": "privacy.name=shares", "replicated": "privacy.name=replicated"}
 
     def accuracy(seed: int, way: str) -> float:
-        found = fedrobust.run(fedrobust.load(path, [*quiet, f"seed={seed}", way]), pool=pool)
+        found = run_experiment(fedrobust.load(path, [*quiet, f"seed={seed}", way]), pool=pool)
         assert not any("skipped" in record or record["rejected"] for record in found.rounds)
         return float(np.mean([r["metrics"]["test/balanced_accuracy"] for r in found.rounds if "metrics" in r]))
 

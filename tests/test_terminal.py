@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import optuna
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -32,7 +33,7 @@ from fedrobust.matrix.results import DefenceSummary
 from fedrobust.matrix.running import MatrixResult
 from fedrobust.records import EvaluationRecord, RecordedRun, RoundRecord
 from fedrobust.report import compare
-from fedrobust.runner import Result
+from fedrobust.result import Result
 from fedrobust.studies.finished import FinishedRun
 from fedrobust.terminal import (
     DuelProgress,
@@ -261,7 +262,9 @@ def sweep(out: Console, name: str) -> None:
     done, failed = (Trial(1, {name: name}, end, {}) for end in (Completed((0.5,)), Failed(name)))
     plan: Any = SimpleNamespace(sweep=SimpleNamespace(name=name, objectives=[Objective(metric=name)]))
     again = Fresh(done, (0.5,), {7: None}, {7: name})
-    show_sweep(out, SweepResult(Path("x") / visible(name), plan, [done, failed], [done], [again]))
+    show_sweep(
+        out, SweepResult(Path("x") / visible(name), plan, [done, failed], [done], optuna.create_study(), [again])
+    )
     with SweepProgress(out) as progress:
         progress.done((failed, [done]))
 

@@ -10,6 +10,7 @@ import numpy as np
 import fedrobust
 from fedrobust.federation.pool import Pool
 from fedrobust.records import read_run
+from fedrobust.runner import run as run_experiment
 
 YAML = """
 name: tiny
@@ -55,7 +56,7 @@ def invert_images(cache: Path) -> None:
 
 
 def run(*overrides: str, **options: Any) -> fedrobust.Result:
-    return fedrobust.run(fedrobust.load("tiny.yaml", ["tracking.model=false", *overrides]), **options)
+    return run_experiment(fedrobust.load("tiny.yaml", ["tracking.model=false", *overrides]), **options)
 
 
 def ended_again(overrides: list[str], before: set[Path], pool: Pool) -> fedrobust.Result:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Literal
 
 from ruamel.yaml.comments import CommentedMap
 
-from fedrobust.draft import Draft, Keys
+from fedrobust.draft import Changes, Draft, Keys
 from fedrobust.duel.file import SEARCHED, Duel
 from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.experiment import Experiment
-from fedrobust.studies.composer import Composer, Mistakes
+from fedrobust.studies.composer import Composer, Mistakes, StudyFile, study_draft
 from fedrobust.studies.planned import PlannedRun
 from fedrobust.tuning.objectives import unknown
 from fedrobust.tuning.sweep import Sweep, SweepPlan
@@ -45,11 +44,18 @@ class Standing:
 class DuelPlan:
     """A duel whose options and first experiments have been checked."""
 
-    def __init__(self, duel: Duel, draft: Draft) -> None:
-        """`duel`: the options; `draft`: the file of the duel. Raises `ExperimentError` with a line for each error."""
+    def __init__(self, duel: Duel, draft: Draft, base: Draft | None = None) -> None:
+        """Check the options and the first experiments.
+
+        duel: the options.
+        draft: the file of the duel.
+        base: the file of its experiment, if it has already been read.
+
+        Raises `ExperimentError` with a line for each error.
+        """
         self.duel = duel
         self._draft = draft
-        self._composer = Composer(duel, draft)
+        self._composer = Composer(duel, draft, base)
         self._check()
 
     @property
@@ -161,16 +167,16 @@ class DuelPlan:
         mistakes.refuse()
 
 
-def load_duel(path: str | Path, overrides: Iterable[str] = ()) -> DuelPlan:
+def load_duel(file: StudyFile, overrides: Changes = ()) -> DuelPlan:
     """Read a duel file, and check its first experiments.
 
-    path: the file.
-    overrides: texts such as `"turns=1"`.
+    file: its path, or its options.
+    overrides: dotted path → value, or texts such as `"turns=1"`.
 
     Raises `ExperimentError` with one line for each error, as `fedrobust.load` does.
     """
-    draft = Draft.read(path, overrides)
-    return DuelPlan(draft.checked(Duel), draft)
+    draft, base = study_draft(file, overrides, "fedrobust.duel")
+    return DuelPlan(draft.checked(Duel), draft, base)
 
 
 def _then(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

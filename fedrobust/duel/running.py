@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedrobust.duel.match import DuelPlan, Role, Standing
 from fedrobust.duel.results import Turn, turns_written, write_results
@@ -26,16 +26,42 @@ from fedrobust.tuning.running import STORAGE, TrialDone, run_sweep
 from fedrobust.tuning.sweep import SweepPlan
 from fedrobust.tuning.trials import Runs, TrialRun
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Made = TypeVar("Made")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DuelResult:
     """The result of a duel."""
 
     folder: Path
+    """The folder with `duel.md`, `turns.csv` and the curve."""
     match: DuelPlan
     turns: list[Turn]
+    """The turns that were taken, in order."""
+
+    def frame(self) -> pd.DataFrame:
+        """Return a pandas table with one row for each turn and attack: `defence`, `turn`, `attack`, `value`, `worst`
+        (whether this is the turn's worst attack), and `failed`, why a turn has no value."""
+        import pandas as pd
+
+        rows = [
+            (turn.defence, turn.label, attack, value, attack == turn.worst, turn.failed)
+            for turn in self.turns
+            for attack, value in (turn.by_attack or {"": math.nan}).items()
+        ]
+        return pd.DataFrame(rows, columns=["defence", "turn", "attack", "value", "worst", "failed"])
+
+    def __repr__(self) -> str:
+        """Return a few lines: the value of each defence after its last turn, and the folder."""
+        last = {turn.defence: turn for turn in self.turns}
+        lines = [
+            f"{name} after {turn.label}: {turn.failed or f'{turn.value:.3f} under {turn.worst}'}"
+            for name, turn in last.items()
+        ]
+        return "\n  ".join([f"DuelResult of {self.match.duel.name}: {len(self.turns)} turns", *lines, str(self.folder)])
 
 
 @private_files()

@@ -15,12 +15,12 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from fedrobust.attacks import Backdoor
-from fedrobust.draft import Draft
+from fedrobust.draft import Changes, Draft
 from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.failures import reason
 from fedrobust.options import Many, Options, nearest, refusal
-from fedrobust.studies.composer import Composer, Mistakes
+from fedrobust.studies.composer import Composer, Mistakes, StudyFile, study_draft
 from fedrobust.studies.options import Seeds, StudyOptions
 from fedrobust.studies.planned import PlannedRun
 
@@ -139,12 +139,13 @@ class Cell(PlannedRun):
 class MatrixPlan:
     """A matrix with its experiments: it makes the cells of each phase."""
 
-    def __init__(self, matrix: Matrix, draft: Draft, quick: bool = False) -> None:
+    def __init__(self, matrix: Matrix, draft: Draft, quick: bool = False, base: Draft | None = None) -> None:
         """Compose every attack and every defence once in each setting.
 
         matrix: the options.
         draft: the file of the matrix.
         quick: `matrix` is the small version.
+        base: the file of its experiment, if it has already been read.
 
         Raises `ExperimentError` with a line for each error in any cell.
         """
@@ -152,7 +153,7 @@ class MatrixPlan:
         self.settings = _chosen(matrix.settings, matrix.only.settings)
         self.attacks = _chosen(matrix.attacks, matrix.only.attacks)
         self.defences = _chosen(matrix.defences, matrix.only.defences, matrix.control)
-        self._composer = Composer(matrix, draft)
+        self._composer = Composer(matrix, draft, base)
         self._base = self._composer.base
         if quick:
             self._base = self._composer.changed(self._base, matrix.quick.changes, "quick", "changes")
@@ -298,18 +299,18 @@ def _of_source(entry: Origin, problem: Problem) -> Problem:
     return problem.below("data.source").at(entry)
 
 
-def load_matrix(path: str | Path, overrides: Iterable[str] = (), quick: bool = False) -> MatrixPlan:
+def load_matrix(file: StudyFile, overrides: Changes = (), quick: bool = False) -> MatrixPlan:
     """Read a matrix file and compose its cells.
 
-    path: the file.
-    overrides: texts such as `"only.defences=[mean, median]"`.
+    file: its path, or its options.
+    overrides: dotted path → value, or texts such as `"only.defences=[mean, median]"`.
     quick: use the small version, as `--quick` does.
 
     Raises `ExperimentError` with one line for each error, as `fedrobust.load` does.
     """
-    draft = Draft.read(path, overrides)
+    draft, base = study_draft(file, overrides, "fedrobust.matrix")
     matrix = draft.checked(Matrix)
-    return MatrixPlan(matrix.quickened() if quick else matrix, draft, quick)
+    return MatrixPlan(matrix.quickened() if quick else matrix, draft, quick, base)
 
 
 def _chosen(named: Mapping[str, Any], only: Sequence[str], always: str | None = None) -> dict[str, Any]:

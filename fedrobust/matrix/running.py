@@ -17,7 +17,7 @@ from fedrobust.matrix.grid import ORACLE, Cell, MatrixPlan
 from fedrobust.matrix.measures import baselines, detection, performance
 from fedrobust.matrix.results import DefenceSummary, table_of, to_measure_again, verdicts
 from fedrobust.private import private_files
-from fedrobust.runner import Result
+from fedrobust.result import Result
 from fedrobust.studies.finished import FinishedRun
 from fedrobust.studies.study import Measured, Study, Unwatched, Watch, open_study
 from fedrobust.studies.writing import GO_ON_ANYWAY, refuse_fruitless, written_in_any_case

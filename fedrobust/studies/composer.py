@@ -5,14 +5,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from os import PathLike
 from typing import Any, TypeVar
 
-from fedrobust.draft import Draft
+from fedrobust.draft import Changes, Draft
 from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.studies.options import StudyOptions
 
 Composed = TypeVar("Composed")
+
+
+StudyFile = str | PathLike[str] | Mapping[str, Any]
+"""The path of a study's file, or its options as a mapping, whose `experiment` may be an `Experiment`."""
+
+
+def study_draft(file: StudyFile, overrides: Changes, name: str) -> tuple[Draft, Draft | None]:
+    """Return the options of a study with `overrides`, and those of its experiment if this is an object.
+
+    name: stands for the file in messages about a mapping.
+
+    Raises `ExperimentError` if the file cannot be read.
+    """
+    if not isinstance(file, Mapping):
+        return Draft.read(file, overrides), None
+    given, base = dict(file), None
+    if isinstance(experiment := given.get("experiment"), Experiment):
+        base, given["experiment"] = Draft.of(experiment.name, experiment.resolved()), experiment.name
+    return Draft.of(name, given).overridden(overrides), base
 
 
 class Composer:

@@ -21,7 +21,7 @@ from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import Hook
 from fedrobust.job import tell
 from fedrobust.naming import Part
-from fedrobust.runner import Result
+from fedrobust.result import Result
 from fedrobust.studies.editions import open_edition
 from fedrobust.studies.finished import FinishedRun, FinishedRuns
 from fedrobust.studies.options import StudyOptions

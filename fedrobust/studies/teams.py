@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,7 +11,7 @@ from typing import Self, TypeVar
 
 from fedrobust.audit.signing import open_key
 from fedrobust.data.hospitals import Hospitals
-from fedrobust.errors import DataError, ExperimentError, FedRobustError
+from fedrobust.errors import DataError, FedRobustError
 from fedrobust.experiment import Experiment
 from fedrobust.failures import reason
 from fedrobust.federation.actors import ActorDied
@@ -21,8 +19,9 @@ from fedrobust.federation.pool import Pool, teams_that_fit
 from fedrobust.federation.rounds import Hook
 from fedrobust.federation.session import ray_session
 from fedrobust.naming import Part
-from fedrobust.preparation import hospitals_of
-from fedrobust.runner import KEY, Result, run
+from fedrobust.preparation import Shelf, data_key
+from fedrobust.result import Result
+from fedrobust.runner import KEY, run
 
 Done = TypeVar("Done")
 
@@ -52,7 +51,7 @@ class Teams:
     def __init__(self, say: Callable[[str], None], teams: int | None = None, pool: Pool | None = None) -> None:
         """`teams`: how many to start, by default as many as there is room for; `pool`: one that exists already."""
         self._say, self._teams, self._pool = say, teams, pool
-        self._shelf = _Shelf()
+        self._shelf = Shelf()
         self._stopping = threading.Event()
         self._stack = ExitStack()
         self._threads: ThreadPoolExecutor | None = None
@@ -163,12 +162,6 @@ class Teams:
             raise Stopped
 
 
-def data_key(experiment: Experiment) -> str:
-    """Return a key of what determines the division of the patches: experiments with the same key have the same data."""
-    resolved = experiment.resolved()
-    return json.dumps([resolved["data"], resolved["federation"]["clients"], experiment.seed], sort_keys=True)
-
-
 def _any(attempts: Iterable[Callable[[], object]]) -> None:
     """Make the attempts until one succeeds. If none does, raise the first one's error, as a `FedRobustError`."""
     wrong: list[Exception] = []
@@ -180,30 +173,3 @@ def _any(attempts: Iterable[Callable[[], object]]) -> None:
             wrong.append(error if isinstance(error, FedRobustError) else DataError(f"data: {reason(error)}"))
     if wrong:
         raise wrong[0]
-
-
-class _Shelf:
-    """The data of the last few (data, hospitals, seed), each read and divided once."""
-
-    def __init__(self, size: int = 3) -> None:
-        self._size, self._lock = size, threading.Lock()
-        self._held: OrderedDict[str, Future[Hospitals]] = OrderedDict()
-
-    def get(self, experiment: Experiment) -> Hospitals:
-        """Return the hospitals of an experiment; if another thread is reading the same data, wait for it."""
-        key = data_key(experiment)
-        with self._lock:
-            held, first = self._held.get(key), key not in self._held
-            held = self._held.setdefault(key, Future())
-            self._held.move_to_end(key)
-            while len(self._held) > self._size:
-                self._held.popitem(last=False)
-        if first:
-            try:
-                held.set_result(hospitals_of(experiment))
-            except BaseException as error:
-                held.set_exception(error)
-                if not isinstance(error, ExperimentError):  # that would occur again; a lack of memory may not
-                    with self._lock:
-                        self._held.pop(key, None)
-        return held.result()

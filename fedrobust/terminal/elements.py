@@ -20,11 +20,16 @@ from fedrobust.terminal.pace import Pace, about
 from fedrobust.texts import visible
 
 
-def console() -> Console:
+def console(stderr: bool = False) -> Console:
     """Return the terminal, which shows texts as they are written: no markup, no emoji codes. It has its own width, or
-    100 columns if the output is a file."""
-    out = Console(highlight=False, markup=False, emoji=False)
-    return out if out.is_terminal else Console(highlight=False, markup=False, emoji=False, width=100)
+    100 columns if the output is a file.
+
+    stderr: use standard error instead of standard output.
+    """
+    out = Console(highlight=False, markup=False, emoji=False, stderr=stderr)
+    if out.is_terminal:
+        return out
+    return Console(highlight=False, markup=False, emoji=False, stderr=stderr, width=100)
 
 
 FIRST, LONGEST = 30.0, 300.0

@@ -21,7 +21,7 @@ from fedrobust.users_code import loaded
 if TYPE_CHECKING:
     from fedrobust.audit.verification import Verdict
     from fedrobust.experiment import Experiment
-    from fedrobust.runner import Result
+    from fedrobust.result import Result
 
 
 HERE = "http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from types import CodeType
+from typing import TYPE_CHECKING, Any
 
 from fedrobust.errors import ExperimentError, UnlearntError
 from fedrobust.federation.pool import Pool
@@ -25,6 +26,11 @@ from fedrobust.tuning.objectives import SCORE
 from fedrobust.tuning.study import Completed, Failed, Pruned, SweepStudy, Trial, study_of
 from fedrobust.tuning.sweep import SweepPlan
 from fedrobust.tuning.trials import Runs, Score
+from fedrobust.tuning.views import labels
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
 
 STORAGE = "sqlite:///mlruns/optuna.db"
 """The default storage of the studies."""
@@ -33,19 +39,50 @@ TrialDone = tuple[Trial, Sequence[Trial]]
 """What a sweep's `Watch` receives: a trial that is finished, and the best trials up to then."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepResult:
     """The result of a sweep."""
 
     folder: Path
+    """The folder with tables, `sweep.html` and `best.yaml`."""
     plan: SweepPlan
     trials: list[Trial]
+    """The finished trials, in order."""
     best: list[Trial]
     """The best completed trial; with several objectives, all that no other beats."""
+    study: optuna.Study
+    """Optuna's study in the storage: `study.best_value`, `optuna.visualization`, …"""
     fresh: list[Fresh] = field(default_factory=list)
     """The best again, on seeds that the search has not used."""
     unlearnt: str = ""
     """One sentence if no run is better than chance."""
+
+    def frame(self) -> pd.DataFrame:
+        """Return a pandas table with one row for each trial, and its number as the index.
+
+        The columns are `state`, the objectives (NaN unless the trial is completed), the searched options by dotted
+        path, and `reason`, why it failed.
+        """
+        import pandas as pd
+
+        names = labels(self.plan.sweep.objectives)
+        rows = list[dict[str, Any]]()
+        for trial in self.trials:
+            row = {"trial": trial.number, "state": type(trial.outcome).__name__.lower(), "reason": ""}
+            if isinstance(trial.outcome, Completed):
+                row |= dict(zip(names, trial.outcome.values, strict=True))
+            elif isinstance(trial.outcome, Failed):
+                row["reason"] = trial.outcome.reason
+            rows.append(row | trial.values)
+        columns = ["trial", "state", *names, *self.plan.space.searched, "reason"]
+        return pd.DataFrame(rows, columns=columns).set_index("trial")
+
+    def __repr__(self) -> str:
+        """Return a few lines: how the trials ended, the best ones, and the folder."""
+        counts = Counter(type(trial.outcome).__name__.lower() for trial in self.trials)
+        ended = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+        best = [f"trial {trial.number}: {trial.outcome} with {dict(trial.values)}" for trial in self.best[:3]]
+        return "\n  ".join([f"SweepResult of {self.plan.sweep.name}: trials: {ended}", *best, str(self.folder)])
 
 
 @private_files()
@@ -103,7 +140,8 @@ def run_sweep(
         parent=parent,
     )
     with opened as study:
-        folder, tracker, runs = study.folder, study.tracker, Runs(study, score)
+        by_round = plan.prunes and plan.sweep.pruner.per == "round"
+        folder, tracker, runs = study.folder, study.tracker, Runs(study, score, by_round)
         watch.plan(plan.trials, len(trials.trials()))
         fresh: list[Fresh] = []
         watched = _ChanceCheck(plan, runs, make=not anyway)
@@ -141,7 +179,7 @@ def run_sweep(
             raise UnlearntError(f"{said}; finished runs are kept in {folder}; {GO_ON_ANYWAY}")
         reasons = [trial.outcome.reason for trial in ended if isinstance(trial.outcome, Failed)]
         refuse_fruitless(reasons, len(ended), "trials", folder / "trials.csv")
-        return SweepResult(folder, plan, ended, trials.best(), fresh, said)
+        return SweepResult(folder, plan, ended, trials.best(), trials.study, fresh, said)
 
 
 def _source(function: Score) -> str:

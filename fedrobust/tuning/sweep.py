@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from hashlib import sha256
@@ -12,12 +12,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from fedrobust.draft import Draft
+from fedrobust.draft import Changes, Draft
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.naming import short
 from fedrobust.options import Many, OneOf, refusal
-from fedrobust.studies.composer import Composer, Mistakes
+from fedrobust.studies.composer import Composer, Mistakes, StudyFile, study_draft
 from fedrobust.studies.options import Seeds, StudyOptions
 from fedrobust.texts import fit
 from fedrobust.tuning.objectives import Objective, unknown
@@ -248,13 +248,13 @@ class SweepPlan:
         mistakes.refuse()
 
 
-def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> SweepPlan:
+def load_sweep(file: StudyFile, overrides: Changes = ()) -> SweepPlan:
     """Read a sweep file, and check the experiments of its possible trials.
 
-    path: the file.
-    overrides: texts such as `"trials=8"`.
+    file: its path, or its options.
+    overrides: dotted path → value, or texts such as `"trials=8"`.
 
     Raises `ExperimentError` with one line for each error, as `fedrobust.load` does.
     """
-    draft = Draft.read(path, overrides)
-    return SweepPlan(draft.checked(Sweep), draft)
+    draft, base = study_draft(file, overrides, "fedrobust.sweep")
+    return SweepPlan(draft.checked(Sweep), draft, base)

@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import optuna
+
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.failures import ends_all, reason
-from fedrobust.records import EvaluationRecord, Record, RoundRecord
-from fedrobust.runner import Result
+from fedrobust.records import EvaluationRecord, Record, RoundRecord, RunStart
+from fedrobust.result import Result
+from fedrobust.runner import RUNS
 from fedrobust.studies.finished import FinishedRun
 from fedrobust.studies.planned import PlannedRun
 from fedrobust.studies.study import Measured, Study
@@ -58,14 +61,16 @@ class TrialRun(PlannedRun):
 class Runs:
     """Makes the runs of trials, and keeps their curves."""
 
-    def __init__(self, study: Study, score: Score | None = None) -> None:
-        self._study, self._score = study, score
+    def __init__(self, study: Study, score: Score | None = None, by_round: bool = False) -> None:
+        """`score`: a caller's own function; `by_round`: it is called after every evaluated round, for the pruner."""
+        self._study, self._score = study, None if score is None else partial(_scored, score)
+        self._by_round = self._score if by_round else None
 
     def make(self, run: TrialRun, heard: Heard) -> FinishedRun:
         """Make a run, or read it from disk; `heard` is called with its progress, and may raise."""
         finished = self.kept(run)
         if finished is None:
-            return self._study.make(run, self._measured, [_Listener(heard)])
+            return self._study.make(run, self._measured, [_Listener(heard, self._by_round)])
         for number, metrics in finished.curves.items():
             heard(number, metrics)
         return finished
@@ -125,9 +130,15 @@ class Runs:
             str(record.round): _metrics(record.metrics, detected.get(record.round, {}))
             for record in result.recorded.evaluations
         }
+        if self._by_round is not None:  # again, so that a run that is read from disk tells the pruner the same
+            records = result.recorded.records
+            for index, record in enumerate(records):
+                if isinstance(record, EvaluationRecord):
+                    so_far = Result.so_far(records[: index + 1], result.folder)
+                    rounds[str(record.round)][SCORE] = self._by_round(so_far)
         own: dict[str, float] = {}
         if self._score is not None:
-            own[SCORE] = rounds[max(rounds, key=int)][SCORE] = float(self._score(result))
+            own[SCORE] = rounds[max(rounds, key=int)][SCORE] = self._score(result)
         labels = sum(any(row) for row in result.recorded.evaluations[-1].confusion)
         return Measured(own, {LABELS: labels} if labels else {}, rounds)
 
@@ -161,17 +172,26 @@ class _Listener:
     evaluates the same rounds again; each evaluation is passed on only once.
     """
 
-    def __init__(self, heard: Heard) -> None:
+    def __init__(self, heard: Heard, score: Score | None) -> None:
+        """`score`: rates the run after each evaluated round."""
         self._heard, self._detection = heard, dict[int, Mapping[str, float | None]]()
         self._evaluated: set[int] = set()
+        self._score, self._records, self._run = score, list[Record](), ""
 
     def __call__(self, record: Record) -> None:
+        if isinstance(record, RunStart):
+            self._records.clear()
+            self._run = record.run
+        self._records.append(record)
         if isinstance(record, RoundRecord):
             self._detection[record.round] = record.detection
             self._heard(record.round, None)
         elif isinstance(record, EvaluationRecord) and record.round not in self._evaluated:
             self._evaluated.add(record.round)
-            self._heard(record.round, _metrics(record.metrics, self._detection.get(record.round, {})))
+            metrics = _metrics(record.metrics, self._detection.get(record.round, {}))
+            if self._score is not None:
+                metrics[SCORE] = self._score(Result.so_far(self._records, RUNS / self._run))
+            self._heard(record.round, metrics)
 
 
 Key = tuple[str, int]
@@ -213,6 +233,11 @@ class _UnderWay:
         try:
             self._go_on(key)
             run = runs.make(planned, partial(self._heard, key))
+        except _PrunedByScoreError:
+            with self._lock:
+                pruned = self._how_far(key), _BY_SCORE
+                self._failure = pruned if self._failure is None else min(self._failure, pruned)
+            return None
         except _OverError:
             return None
         with self._lock:
@@ -230,7 +255,7 @@ class _UnderWay:
         """Return the outcome, after all runs have ended."""
         if self.refused:
             return Failed(self.refused)
-        if self._pruned:
+        if self._pruned or (self._failure is not None and self._failure[1] == _BY_SCORE):
             return Pruned()
         if self._failure is not None:
             return Failed(self._failure[1])
@@ -281,3 +306,17 @@ class _UnderWay:
 
 class _OverError(Stopped):
     """This run can no longer affect the outcome."""
+
+
+class _PrunedByScoreError(_OverError):
+    """The caller's own function has raised Optuna's `TrialPruned`."""
+
+
+_BY_SCORE = "pruned by the caller's own function"
+
+
+def _scored(score: Score, result: Result) -> float:
+    try:
+        return float(score(result))
+    except optuna.TrialPruned as error:
+        raise _PrunedByScoreError from error

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from played import two_teams
 from reported import one_round
 
+import fedrobust.preparation as preparation
 import fedrobust.studies.study as study_room
 import fedrobust.studies.teams as teams_room
 from fedrobust import cli
@@ -117,7 +118,7 @@ def stage(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
 
     data = SimpleNamespace(label_counts=lambda: np.ones((6, 2), dtype=np.int64), tested=lambda: 2)
     monkeypatch.setattr(teams_room, "run", made.run)
-    monkeypatch.setattr(teams_room, "hospitals_of", lambda experiment: data)
+    monkeypatch.setattr(preparation, "hospitals_of", lambda experiment: data)
     monkeypatch.setattr(study_room, "parent_run", parent)
     monkeypatch.setattr("fedrobust.matrix.files.heat_map", lambda *_: Figure((1, 1)))
     return made
@@ -219,7 +220,7 @@ def test_data_that_no_cell_can_have_end_it_before_the_first(stage: Stage, monkey
     def damaged(*_: Any) -> Any:
         raise DataError("damaged")
 
-    monkeypatch.setattr(teams_room, "hospitals_of", unread)
+    monkeypatch.setattr(preparation, "hospitals_of", unread)
     with monkeypatch.context() as patch, pytest.raises(DataError, match=r"^data: damaged$"):
         patch.setattr(Histology, "load", damaged)
         matrix()

@@ -21,6 +21,7 @@ import pytest
 from reported import one_round
 from rich.console import Console
 
+import fedrobust.preparation as preparation
 import fedrobust.studies.study as study_room
 import fedrobust.studies.teams as teams_room
 from fedrobust.cli import main
@@ -248,7 +249,7 @@ def test_cells_run_side_by_side_and_read_their_data_once(monkeypatch: pytest.Mon
         assert options["part"].parent == "parent"
         return SimpleNamespace(recorded=one_round(0.75), run_id="run")
 
-    monkeypatch.setattr(teams_room, "hospitals_of", reading)
+    monkeypatch.setattr(preparation, "hospitals_of", reading)
     monkeypatch.setattr(teams_room, "run", running)
     store, seen = FinishedRuns(tmp_path / "cells.jsonl"), Seen()
     with Teams(seen.say, pool=FakePool()) as teams:  # type: ignore[arg-type]
@@ -275,7 +276,7 @@ def test_what_is_no_failure_of_a_federation_ends_the_matrix(monkeypatch: pytest.
             hooks[0]({"kind": "round"})
         raise AssertionError("nobody said stop")
 
-    monkeypatch.setattr(teams_room, "hospitals_of", lambda experiment: None)
+    monkeypatch.setattr(preparation, "hospitals_of", lambda experiment: None)
     monkeypatch.setattr(teams_room, "run", running)
     store, seen = FinishedRuns(tmp_path / "cells.jsonl"), Seen()
     with (
@@ -300,7 +301,7 @@ def test_an_error_that_ends_a_matrix_says_how_it_goes_on(monkeypatch: pytest.Mon
     def gone(experiment: Any, **options: Any) -> Any:
         raise TrackingError("no answer")
 
-    monkeypatch.setattr(teams_room, "hospitals_of", lambda experiment: None)
+    monkeypatch.setattr(preparation, "hospitals_of", lambda experiment: None)
     monkeypatch.setattr(teams_room, "run", gone)
     monkeypatch.setattr(study_room, "parent_run", parent)
     with pytest.raises(TrackingError, match=r"^no answer; the same command goes on where it stopped$"):

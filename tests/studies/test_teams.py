@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import fedrobust.preparation as preparation
 import fedrobust.studies.teams as teams_room
 from fedrobust.errors import DataError, FederationError, TrackingError
 from fedrobust.experiment_file import load
@@ -170,7 +171,7 @@ def test_a_run_that_is_a_part_is_not_said_to_go_on_alone(workplace: Path, monkey
     folder = runner.RUNS / "one"
     folder.mkdir(parents=True)
     (folder / "checkpoint.npz").touch()
-    opened = SimpleNamespace(run_id="one", close=lambda status: True)
+    opened = SimpleNamespace(run_id="one", close=lambda status, reason: True)
     monkeypatch.setattr(runner, "_open_tracker", lambda *_: opened)
     for part, said in ((None, "round 3: lost; go on with: --resume one"), (Part("all", {}), "round 3: lost")):
         this: Any = SimpleNamespace(part=part)
@@ -268,7 +269,7 @@ def test_a_lack_of_memory_is_not_kept_on_the_shelf(monkeypatch: pytest.MonkeyPat
         reads[0] += 1
         raise deaths[reads[0] - 1]
 
-    monkeypatch.setattr(teams_room, "hospitals_of", reading)
+    monkeypatch.setattr(preparation, "hospitals_of", reading)
     with on(1) as teams:
         for death in (MemoryError, DataError, DataError):
             with pytest.raises(death):

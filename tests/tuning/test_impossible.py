@@ -14,6 +14,7 @@ import pytest
 from played import Played, sweep, two_teams
 
 import fedrobust
+import fedrobust.preparation as preparation
 import fedrobust.studies.teams as teams_room
 from fedrobust import cli
 from fedrobust.audit.signing import AuditError
@@ -185,7 +186,9 @@ SCORES: list[tuple[Callable[[], Any], str]] = [
 ]
 
 
-def test_a_function_of_ones_own_fails_trials_one_by_one(played: Played) -> None:
+def test_a_function_of_ones_own_fails_trials_one_by_one(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teams_room, "leased_pool", two_teams)
+
     def objective(result: Any) -> float:
         trial = int(result.run_id.split()[3])
         return SCORES[trial][0]() if trial < len(SCORES) else result.final["test/balanced_accuracy"]
@@ -195,7 +198,6 @@ def test_a_function_of_ones_own_fails_trials_one_by_one(played: Played) -> None:
         space={"learning.local.optimizer.lr": {"log": [0.001, 1.0]}},
         objective=objective,
         trials=len(SCORES) + 1,
-        pool=type("", (), {"teams": 2})(),
     )
     why = failures(found.trials)
     assert list(why) == list(range(len(SCORES)))
@@ -290,13 +292,13 @@ def test_data_that_no_trial_can_have_end_it_before_the_first(played: Played, mon
             if experiment.federation.clients > 9:
                 raise death
 
-        monkeypatch.setattr(teams_room, "hospitals_of", reading)
+        monkeypatch.setattr(preparation, "hospitals_of", reading)
         with pytest.raises(DataError, match=text):
             sweep("trials=4")
         assert not Path("mlruns").exists()
     Path("base.yaml").write_text(Path("base.yaml").read_text().replace("clients: 10", "clients: 9"))
     Path("sweep.yaml").write_text(IMPOSSIBLE)
-    monkeypatch.setattr(teams_room, "hospitals_of", reading)
+    monkeypatch.setattr(preparation, "hospitals_of", reading)
     found = sweep("name=some")
     assert sorted(trial.values["federation.clients"] for trial in found.trials) == [4, 4, 10, 10]
 

@@ -12,6 +12,7 @@ from tiny import write_patches
 import fedrobust
 from fedrobust.federation.pool import Pool
 from fedrobust.records import RecordedRun, read_run
+from fedrobust.runner import run as run_experiment
 from fedrobust.tuning.running import SweepResult, TrialDone, run_sweep
 from fedrobust.tuning.study import Completed, Pruned
 from fedrobust.tuning.sweep import load_sweep
@@ -157,5 +158,5 @@ def test_a_run_whose_driver_died_is_not_said_to_be_running(swept: Swept) -> None
 
 def test_the_best_trial_is_an_experiment_file_that_gives_the_same_again(swept: Swept, pool: Pool) -> None:
     (best,) = swept.found.best
-    result = fedrobust.run(fedrobust.load(swept.place / swept.found.folder / "best.yaml"), pool=pool)
+    result = run_experiment(fedrobust.load(swept.place / swept.found.folder / "best.yaml"), pool=pool)
     assert best.outcome == Completed((result.final["test/loss"],))

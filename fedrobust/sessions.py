@@ -1,0 +1,124 @@
+"""A session in Python: Ray, the actors and the last data stay between runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+from fedrobust.data.hospitals import Hospitals
+from fedrobust.errors import ExperimentError, Problem
+from fedrobust.experiment import Experiment, Workers
+from fedrobust.federation.pool import Pool, teams_that_fit
+from fedrobust.federation.session import ray_session
+from fedrobust.preparation import Shelf
+
+EVERY = 100_000
+"""Hospitals of the largest federation: so `workers.count: auto` means one actor for each core, or share of a GPU."""
+
+_current: Session | None = None
+
+
+class Session:
+    """Keeps Ray, the actors and the data of the last three experiments, so that only the first run has to start them.
+
+    Inside of `with fedrobust.session():`, `fedrobust.run`, `matrix`, `sweep` and `duel` use it; the `workers` of an
+    experiment are then ignored, as they change no result. Runs need one team of many actors, studies many teams of one
+    actor: a change from one to the other starts the actors again, a few seconds. Only one run or study at a time; one
+    that is begun in another thread waits.
+    """
+
+    def __init__(self, workers: int | Mapping[str, Any] | Workers | None = None) -> None:
+        """`workers`: the number of client actors, or options as in an experiment; by default as many as fit."""
+        if isinstance(workers, bool) or not isinstance(workers, (int, Mapping, Workers, type(None))):
+            problem = Problem("expected a number of client actors, or options of `workers`", "workers", repr(workers))
+            raise ExperimentError(problem)
+        given = {"count": workers} if isinstance(workers, int) else workers or {}
+        self._workers = given if isinstance(given, Workers) else Workers(**given)
+        self._shelf, self._lock = Shelf(), threading.Lock()
+        self._stack, self._actors = ExitStack(), ExitStack()
+        self._pool: Pool | None = None
+        self._teams: int | None = None
+        """How many teams the pool has for studies; 0 for runs."""
+        self._user: int | None = None
+        """The thread whose run or study is under way."""
+
+    def start(self) -> Self:
+        """Make this the session of the process, and start Ray; `close` ends it. `with` does both.
+
+        Raises `ExperimentError` if there is a session, and `FederationError` if Ray cannot be started.
+        """
+        global _current
+        if _current is not None:
+            raise ExperimentError("a session is open already: end it first, with its close() or its `with` block")
+        self._stack.enter_context(ray_session())
+        _current = self
+        return self
+
+    def close(self) -> None:
+        """End the actors, and Ray if this session has started it."""
+        global _current
+        if _current is self:
+            _current = None
+        try:
+            self._actors.close()
+        finally:
+            self._pool, self._teams = None, None
+            self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def hospitals(self, experiment: Experiment) -> Hospitals:
+        """Return the data of an experiment, which are kept for the next one that has the same."""
+        return self._shelf.get(experiment)
+
+    @contextmanager
+    def for_runs(self, say: Callable[[str], None]) -> Iterator[Pool]:
+        """Yield one team of all client actors.
+
+        say: called with a text before actors are started.
+        """
+        with self._alone():
+            yield self._having(0, self._workers, say)
+
+    @contextmanager
+    def for_studies(self, say: Callable[[str], None], teams: int | None = None) -> Iterator[Pool]:
+        """Yield teams of one client actor each.
+
+        say: called with a text before actors are started.
+        teams: how many, by default as many as fit, or as the session has `workers`.
+        """
+        workers = self._workers.model_copy(update={"count": 1})
+        if teams is None and isinstance(self._workers.count, int):
+            teams = self._workers.count
+        with self._alone():
+            yield self._having(teams or teams_that_fit(workers), workers, say)
+
+    def _having(self, teams: int, workers: Workers, say: Callable[[str], None]) -> Pool:
+        if self._pool is None or self._teams != teams:
+            say("starting actors")
+            self._actors.close()
+            self._pool = self._actors.enter_context(Pool(workers, 1 if teams else EVERY, teams or 1))
+            self._teams = teams
+        return self._pool
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._user == threading.get_ident():
+            raise ExperimentError("a run of this session is under way: a hook cannot start another one in it")
+        with self._lock:
+            self._user = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._user = None
+
+
+def current_session() -> Session | None:
+    """Return the session of the process; None if there is none."""
+    return _current
