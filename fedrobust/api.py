@@ -217,7 +217,7 @@ def duel(
     """
     plan = load_duel(file, overrides)
     with _watching(progress, partial(DuelProgress, turns=len(plan.turns))) as watch, _team(watch.say, teams) as pool:
-        return run_duel(plan, watch, storage=storage, teams=teams, out=out, pool=pool)
+        return run_duel(plan, watch, storage=storage, teams=teams, out=out, pool=pool, anyway=anyway)
 
 
 def session(workers: int | Mapping[str, Any] | Workers | None = None) -> Session:

@@ -257,11 +257,6 @@ def _new_folder(run_id: str, experiment: Experiment) -> Path:
     return folder
 
 
-def _picture_of_partition(folder: Path, this: _Run) -> None:
-    hospitals, malicious = this.hospitals, this.experiment.attackers.names
-    save_partition(folder, hospitals.label_counts(), hospitals.label_names, malicious, hospitals.patient_counts())
-
-
 def _trained(
     this: _Run, resumed: Journal | None, opening: Future[Tracker], pool: Pool | None
 ) -> tuple[Path, str | None]:
@@ -279,8 +274,6 @@ def _trained(
         hooks = [tracker.log, *this.hooks] if this.curves else this.hooks
         if resumed is None:
             folder = _new_folder(tracker.run_id, experiment)
-            if this.part is None:
-                _picture_of_partition(folder, this)
             journal = stack.enter_context(closing(Journal(folder, this.key)))
             weights = federation.hosts.initial_weights()
             start = _start(this, folder.name, weights)
@@ -319,7 +312,8 @@ def _report(this: _Run, folder: Path, tracker: Tracker, stopped: str | None) -> 
     this.say("writing the report")
     load_vector(this.network, read_checkpoint(folder).arrays["weights"])
     images, tracking = this.hospitals.images, this.experiment.tracking
-    _picture_of_partition(folder, this)
+    hospitals, malicious = this.hospitals, this.experiment.attackers.names
+    save_partition(folder, hospitals.label_counts(), hospitals.label_names, malicious, hospitals.patient_counts())
     write_report(folder, images)
     if stopped is not None:
         tracker.upload(folder, again=True)

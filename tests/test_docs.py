@@ -233,3 +233,18 @@ def test_the_script_of_sweeps_composes_a_sweep(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ZeroDivisionError):
         script["main"]()
     assert (composed[0].trials, composed[0].sweep.fresh) == (2, (11, 12))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_code_of_python_runs_block_by_block(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As somebody would type it in a notebook, in one folder."""
+    (workplace / "experiments").symlink_to(EXPERIMENTS)
+    code = [block.text for block in blocks("python.md") if block.language == "python"]
+    assert len(code) == 12
+    names: dict[str, object] = {}
+    for text in code:
+        exec(compile(text, f"python.md: {text[:60]}", "exec"), names)
+    said = capsys.readouterr().out
+    assert "did you mean 'median'?" in said
+    assert "good enough after round" in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ _Found = TypeVar("_Found")
 
 File = Annotated[Path, typer.Argument(help="An experiment file (YAML).", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="PATH=VALUE", help="Overrides, e.g. seed=3 or aggregation.rule=krum.")
+    list[str] | None, typer.Argument(metavar="PATH=VALUE", help="Overrides, e.g. seed=3 or aggregation.rule=krum,mean.")
 ]
 TeamsOption = Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default as many as cores.")]
 StorageOption = Annotated[
@@ -50,13 +50,18 @@ def run(
 ) -> None:
     """Run an experiment: one federation, recorded in MLflow.
 
-    Each command starts a new run; use --resume with the id to continue a run that stopped.
+    Several values of an override, as in seed=1,2,3 or aggregation.rule=mean,median, make a run of each combination and
+    compare them. Each command starts new runs; use --resume with the id to continue a run that stopped.
     """
+    from fedrobust.cli.grid import combinations
     from fedrobust.experiment_file import load
     from fedrobust.terminal import Progress, console, show_code, show_result
 
     if json_out is not None and checking.get() is None:
         _refuse_unwritable(json_out, file)
+    if len(combined := combinations(overrides or ())) > 1:
+        _run_grid(file, combined, resume, json_out)
+        return
     experiment = load(file, overrides or ())
     if only_checked(experiment.tracking.experiment):
         return
@@ -73,7 +78,30 @@ def run(
         raise FedRobustError(f"{unwritten}; the same figures are in {result.folder / 'journal.jsonl'}")
 
 
-def _unwritten(path: Path, figures: Mapping[str, object]) -> str | None:
+def _run_grid(file: Path, combined: Sequence[tuple[str, ...]], resume: str | None, json_out: Path | None) -> None:
+    """Make a run of each combination of overrides, and compare them."""
+    from fedrobust.cli.grid import make_grid, show_grid, told_apart
+    from fedrobust.experiment_file import load
+    from fedrobust.studies.composer import Mistakes
+    from fedrobust.terminal import console, show_code
+
+    if resume is not None:
+        raise ExperimentError("--resume continues one run: give each override one value")
+    differing, mistakes = told_apart(combined), Mistakes()
+    loaded = {words: mistakes.attempt(partial(load, file, words), differing[words]) for words in combined}
+    mistakes.refuse()
+    runs = {words: experiment for words, experiment in loaded.items() if experiment is not None}
+    if only_checked(next(iter(runs.values())).tracking.experiment):
+        return
+    out = console()
+    show_code(out)
+    results, failures = make_grid(file, runs, differing, out)
+    figures = [{"overrides": words, "run_id": result.run_id, **result.final} for words, result in results.items()]
+    unwritten = None if json_out is None else _unwritten(json_out, figures)
+    show_grid(results, [*failures, *([unwritten] if unwritten else [])], out)
+
+
+def _unwritten(path: Path, figures: object) -> str | None:
     """Write figures as JSON; if that fails, return why."""
     try:
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@
 ['arc', 'bucketing', 'clip', 'nnm']
 """
 
-from fedrobust.terminal.elements import console
+from fedrobust.terminal.elements import Screen, console
 from fedrobust.terminal.lists import show_jobs, show_machine
 from fedrobust.terminal.many import MatrixProgress, show_comparison, show_matrix
 from fedrobust.terminal.options import families, show_options
@@ -15,6 +15,7 @@ __all__ = [
     "DuelProgress",
     "MatrixProgress",
     "Progress",
+    "Screen",
     "SweepProgress",
     "console",
     "families",

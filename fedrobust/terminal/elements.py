@@ -19,6 +19,9 @@ from fedrobust.job import tell
 from fedrobust.terminal.pace import Pace, about
 from fedrobust.texts import visible
 
+Screen = Console
+"""Where the commands print."""
+
 
 def console(stderr: bool = False) -> Console:
     """Return the terminal, which shows texts as they are written: no markup, no emoji codes. It has its own width, or
