@@ -96,7 +96,8 @@ def _outnumbered(experiment: Experiment) -> Problem | None:
     )
     enough = aggregation.model_copy(update={"f": worst.malicious})
     if 2 * worst.malicious >= worst.rows:
-        hint = "no rule can promise anything if half of the updates or more are malicious"
+        seen = "updates" if experiment.privacy.single else "groups"
+        hint = f"no rule can promise anything if half of the {seen} or more are malicious"
     elif enough.refusal(worst.rows):
         hint = f"f = {worst.f} is the most that it allows here: take fewer attackers, more hospitals or another rule"
     else:

@@ -28,8 +28,9 @@ from fedrobust.secure import Privacy, SecretSharing
 from fedrobust.secure.disclosure import OPERATOR, Disclosure, ProtocolSetting
 from fedrobust.trust.anomaly import Detector
 
-LONGEST = 100
+LONGEST = 90
 """Characters of a reason or note from the record; the page is to fit on one sheet."""
+OPERATOR_OF = "The operator of the Ray cluster"
 MOST = 2
 """The most different reasons or notes of one kind."""
 
@@ -70,7 +71,12 @@ def officer_page(run: RecordedRun, checked: Checked, now: datetime | None = None
         title=_shortened(run.start.options.name),
         facts=_facts(run),
         warning=_warning(run, protocol),
-        sees=[*disclosure.sees, ("The operator of the Ray cluster", OPERATOR), _readers(run, checked.montage)],
+        sees=[
+            *disclosure.sees,
+            *_beyond(run),
+            ("The operator of the Ray cluster", OPERATOR),
+            _readers(run, checked.montage),
+        ],
         collusions=disclosure.collusions,
         deviations=disclosure.deviations,
         happened=[*_secrets(run), *_happened(run), *_functionals(run, protocol)],
@@ -121,6 +127,24 @@ def _protocol(run: RecordedRun) -> tuple[Privacy | None, Disclosure]:
     except (ValidationError, ExperimentError) as error:
         return None, Disclosure([("Every party", f"not known here: the recorded options cannot be read ({error})")])
     return protocol, protocol.disclosure(_setting(run))
+
+
+def _beyond(run: RecordedRun) -> list[tuple[str, str]]:
+    """What this experiment shows to parties beyond their protocol."""
+    found, aggregation = list[tuple[str, str]](), _defence(run)
+    if aggregation is None or "root" in aggregation.pipeline().anchors:
+        held = _options(run, "data").get("root", "some")
+        if_any = "if the rule trains an update of the server's own, " if aggregation is None else ""
+        found.append(
+            ("The coordinator, besides", f"{if_any}{held} training patches, drawn from those of all hospitals.")
+        )
+    attacks = run.start.experiment.get("attacks", ())
+    given = [each.get("knowledge") for each in attacks if isinstance(each, Mapping)]
+    if known := sorted({str(each) for each in given if each not in (None, "own")}):
+        more = " and the defence with its memory" if "aware" in known else ""
+        told = f"every update of a round{more}, given to them by the experiment (knowledge: {', '.join(known)})."
+        found.append(("Hospitals that play attackers", told))
+    return found
 
 
 def _setting(run: RecordedRun) -> ProtocolSetting:

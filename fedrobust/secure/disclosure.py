@@ -78,7 +78,9 @@ def of_masks(setting: ProtocolSetting, neighbours: int | None, needed: float, gr
     """
     from fedrobust.secure.masking_terms import Terms
 
-    members = setting.drawn if group is None else group
+    groups = 1 if group is None else setting.drawn // group
+    members = setting.drawn // groups  # of the smallest group
+    sizes = f"{members} hospitals" if setting.drawn % groups == 0 else f"{members} or {members + 1} hospitals"
     half = members if neighbours is None else -(-neighbours // 2)
     k = min(2 * half, members - 1)
     t = Terms(run="", round=1, d=1, clip=1.0, threshold=needed).shares_needed(k)
@@ -86,15 +88,13 @@ def of_masks(setting: ProtocolSetting, neighbours: int | None, needed: float, gr
     weight = "the total of their patch counts, as claimed and capped" if setting.samples else "their number"
     opened = "the mean of the updates of the hospitals that did not drop out"
     if group is not None:
-        opened = (
-            f"the mean of each of {setting.drawn // group} groups of {group} hospitals or a few more, without those "
-            "that dropped out; who is in which group"
-        )
+        each = f"each of {groups} groups" if groups > 1 else "one group"
+        opened = f"the mean of {each} of {sizes}, without those that dropped out; who is in which group"
     dropped = f"{weight}, and which hospital dropped out at which stage."
     collusions = [
         (
             f"The coordinator and {t} of the {k} neighbours of a hospital",
-            f"learn its update (if all hospitals take part{'' if group is None else f', in a group of {group}'}).",
+            f"learn its update (if all hospitals take part{'' if group is None else f', in a group of {members}'}).",
         ),
         (
             f"The coordinator and other hospitals of {'the sum' if group is None else 'a group'}",
@@ -168,8 +168,9 @@ def of_shares(
             "which hospitals took part",
         ]
     )
-    longer = "; if hospitals are remembered, how much longer an update is than the median one"
-    remembered = "" if setting.histories == 0 else longer
+    longer = "how much longer an update is than the median one"
+    if_any = "if hospitals are remembered, " if setting.histories is None else ""
+    remembered = "" if setting.histories == 0 else f"; {if_any}{longer}"
     vectors = "" if setting.vectors == 0 else ", the rule's public vectors"
     each = (
         "a part of every update that looks random without the other part"

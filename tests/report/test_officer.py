@@ -92,6 +92,10 @@ def test_the_numbers_of_masks_are_those_of_the_guide() -> None:
     assert "The coordinator and 5 of the 8 neighbours" in some and "With 2 colluding neighbours" in some
     groups = text(page(lines({"name": "grouped", "size": 4})))
     assert "the mean of each of 5 groups of 4 hospitals" in groups and "3 of the 3 neighbours" in groups
+    uneven = text(page(lines({"name": "grouped", "size": 3})))
+    assert "6 groups of 3 or 4 hospitals" in uneven and "one group of 10 hospitals" in text(
+        page(lines({"name": "grouped", "size": 6}, clients=10, aggregation={"rule": {"name": "median"}, "f": 0}))
+    )
     assert "Groups are drawn from the seed" in groups and "3 hospitals learn the last one" in groups
 
 
@@ -178,6 +182,17 @@ def test_a_rule_of_the_users_own_is_not_loaded_for_the_page() -> None:
     found = page(records)
     assert "if hospitals are remembered, products" in found and "if the rule uses public vectors" in found
     assert row(found, "Functionals opened").endswith("the limit follows from the defence, which is not known here")
+
+
+def test_what_an_experiment_shows_beyond_its_protocol_is_told() -> None:
+    plain = page(lines({"name": "shares"}))
+    assert "Hospitals that play attackers" not in plain and "The coordinator, besides" not in plain
+    records = lines({"name": "replicated"}, attacks=[{"name": "sign_flip", "count": 1, "knowledge": "all"}])
+    found = page(records)
+    assert row(found, "The coordinator, besides").startswith("100 training patches, drawn from those of all hospitals")
+    assert "every update of a round, given to them" in row(found, "Hospitals that play attackers")
+    aware = page(lines({"name": "shares"}, attacks=[{"name": "optimal_alie", "count": 4}]))
+    assert "the defence with its memory" in row(aware, "Hospitals that play attackers")
 
 
 def test_the_readers_of_the_record_see_what_is_recorded() -> None:
@@ -299,7 +314,7 @@ def test_a_run_without_log_or_end_has_a_page_that_says_so(tmp_path: Path) -> Non
 def worst(name: str) -> str:
     """A page on which everything is as long as it can be."""
     more = {"randomness": "seed", "colluders": 2} if name == "shares" else {}
-    records = lines({"name": name, **more})
+    records = lines({"name": name, **more}, attacks=[{"name": "sign_flip", "count": 2, "knowledge": "all"}])
     records[0]["experiment"]["name"] = "<script>alert(1)</script> a name " * 20
     records[0] |= {"cautions": [LONG * 5, LONG * 4], "configuration": "ab" * 32, "versions": {"fedrobust": "0.1.0"}}
     for number, record in enumerate(record for record in records if record["kind"] == "round"):
