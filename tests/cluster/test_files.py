@@ -709,4 +709,4 @@ def test_what_the_guide_names_is_there() -> None:
             assert f"cluster/{path.name}" in guide
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     used = re.findall(r"^fedrobust (\w+)", guide, re.MULTILINE)
-    assert {"submit", "jobs", "logs", "stop"} == set(used) <= known
+    assert {"submit", "jobs", "logs", "stop", "fetch"} == set(used) <= known
