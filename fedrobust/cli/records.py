@@ -18,7 +18,7 @@ def compare(
         typer.Argument(metavar="RUN|EXPERIMENT", help="Ids of runs, or names of experiments: all their runs."),
     ],
 ) -> None:
-    """Compare runs: different options, final figures over the seeds, and a page with curves and reputations."""
+    """Compare runs: which candidate is better, by how much, and from how much data; other tasks stand apart."""
     from fedrobust.report import write_comparison
     from fedrobust.runner import COMPARISONS, RUNS
     from fedrobust.terminal import console, show_comparison
