@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from reported import journal, recorded, write
 from vouched import KEY, ended
 
+from fedrobust import cli
 from fedrobust.audit.signing import AuditError
 from fedrobust.audit.verification import Verdict, verify_all
 from fedrobust.experiment import Experiment
@@ -281,6 +282,20 @@ def test_the_page_is_sealed_linked_and_kept(tmp_path: Path, pem: Path) -> None:
     write_again(folder, pem)
     assert (folder / OFFICER).read_bytes() == before and not verify_all(folder).broken
     assert len(records(folder)) > 6 and "lines. Checked when this page was written" in text(before.decode())
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_command_of_the_guide_prints_the_path(
+    workplace: Path, pem: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "secrecy.md").read_text(encoding="utf-8")
+    assert "```\nfedrobust report RUN --officer\n```" in guide
+    ended(workplace / "mlruns" / "runs" / "r1")
+    monkeypatch.setattr("fedrobust.runner.KEY", pem)
+    monkeypatch.setattr("sys.argv", ["fedrobust", "report", "r1", "--officer"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code and capsys.readouterr().out.strip() == f"mlruns/runs/r1/{OFFICER}"
 
 
 @pytest.mark.usefixtures("no_pictures")
