@@ -211,8 +211,9 @@ def remarks(found: Sequence[DefenceSummary]) -> list[str]:
             elif reason != FEW:
                 lines.setdefault(f"no interval: {reason}", []).append(verdict.defence)
         if verdict.tied:
-            tied = f"as low in the screening as the last attack that was measured again: {enumerated(verdict.tied, 6)}"
-            lines.setdefault(f"{tied}; a larger `worst` measures more", []).append(verdict.defence)
+            names = enumerated(verdict.tied, 6)
+            tied = f"not measured again, although as low in the screening as the last attack that was: {names}"
+            lines.setdefault(f"{tied}; a larger 'worst' measures more", []).append(verdict.defence)
     return [said if len(names) == len(found) else f"{enumerated(names, 6)}: {said}" for said, names in lines.items()]
 
 
