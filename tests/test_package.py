@@ -56,3 +56,13 @@ def test_what_an_index_shows_has_no_links_into_the_repository(monkeypatch: pytes
     assert not re.findall(r"!\[", text)
     assert not re.findall(r"]\((?!https://)", text)
     assert len(text) > 5000
+
+
+def test_an_editable_install_is_a_plain_path() -> None:
+    """Type checkers and editors follow a path, and no import hook."""
+    from importlib.metadata import distribution
+
+    site = [Path(str(each.locate())) for each in distribution("fedrobust").files or () if each.suffix == ".pth"]
+    if not site:
+        pytest.skip("this is no editable install")
+    assert [Path(line).is_dir() for line in site[0].read_text(encoding="utf-8").splitlines()] == [True]

@@ -57,5 +57,18 @@ site='import sysconfig; print(sysconfig.get_path("purelib"))'
 platform/bin/pip install --quiet --no-deps --no-index --ignore-installed "$wheel"
 cd work
 ../platform/bin/python -c 'import fedrobust, sys; assert fedrobust.__file__.startswith(sys.prefix), fedrobust.__file__'
+cat >typed.py <<'END'
+import fedrobust
+
+reveal_type(fedrobust.run("experiments/quickstart.yaml", {"seed": 3}).recorded.rounds[0].weights)
+fedrobust.run(3)
+fedrobust.Experiment(sed=3)
+END
+"$python" -m mypy --python-executable ../platform/bin/python typed.py >told || true
+cat told
+grep -q 'Revealed type is "dict\[int, float | None\] | None"' told || fail "the types are not seen"
+for error in 'incompatible type "int"' 'did you mean "seed"'; do
+    grep -q "$error" told || fail "wrong arguments are not seen"
+done
 ../platform/bin/fedrobust run experiments/quickstart.yaml federation.rounds=2
 test -s mlruns/runs/*/report.html || fail "no report"
