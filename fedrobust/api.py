@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedrobust.draft import Changes
-from fedrobust.duel import load_duel
-from fedrobust.duel.running import DuelResult, run_duel
+from fedrobust.duels import load_duel
+from fedrobust.duels.running import DuelResult, run_duel
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment, Workers
 from fedrobust.experiment_file import load
 from fedrobust.federation.rounds import Hook
-from fedrobust.matrix import load_matrix
-from fedrobust.matrix.running import MatrixResult, run_matrix
+from fedrobust.matrices import load_matrix
+from fedrobust.matrices.running import MatrixResult, run_matrix
 from fedrobust.records import Record, RoundRecord
 from fedrobust.result import Result
 from fedrobust.runner import run as run_experiment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from fedrobust.matrix.grid import Cell
+from fedrobust.matrices.grid import Cell
 from fedrobust.studies.finished import FinishedRun
 
 MATRIX = """

@@ -18,7 +18,7 @@ from refused import refused
 import fedrobust
 from fedrobust.aggregation import Context, RowRule, Rule
 from fedrobust.attacks import Attackers, craft
-from fedrobust.duel import Duel, load_duel
+from fedrobust.duels import Duel, load_duel
 from fedrobust.metrics import Predictions, measured
 from fedrobust.options import members
 from fedrobust.secure import MessageError, OneMessage
@@ -229,7 +229,7 @@ def test_the_script_of_sweeps_composes_a_sweep(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(EXPERIMENTS.parent)
     monkeypatch.setattr("sys.argv", ["search.py", "2"])
     composed = []
-    monkeypatch.setattr("fedrobust.tuning.api.run_sweep", lambda plan, *_, **options: composed.append(plan) or 1 / 0)
+    monkeypatch.setattr("fedrobust.api.run_sweep", lambda plan, *_, **options: composed.append(plan) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         script["main"]()
     assert (composed[0].trials, composed[0].sweep.fresh) == (2, (11, 12))

@@ -12,11 +12,11 @@ from refused import refused
 
 import fedrobust
 from fedrobust.cli import main
-from fedrobust.duel import load_duel
+from fedrobust.duels import load_duel
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Evaluation, Experiment
 from fedrobust.experiment_file import dump
-from fedrobust.matrix import load_matrix
+from fedrobust.matrices import load_matrix
 from fedrobust.tuning import load_sweep
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"

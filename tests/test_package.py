@@ -13,9 +13,9 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
 
-from fedrobust.duel import Duel
+from fedrobust.duels import Duel
 from fedrobust.experiment import Experiment
-from fedrobust.matrix import Matrix
+from fedrobust.matrices import Matrix
 from fedrobust.tuning import Sweep
 
 ROOT = Path(__file__).parent.parent

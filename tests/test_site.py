@@ -9,7 +9,7 @@ import pytest
 from fedrobust.aggregation import MoNNA, MultiKrum
 from fedrobust.attacks import Alie
 from fedrobust.experiment import Federation
-from fedrobust.matrix import Matrix
+from fedrobust.matrices import Matrix
 from fedrobust.studies.options import StudyOptions
 
 

@@ -25,12 +25,12 @@ from rich.console import Console
 from fedrobust import cli
 from fedrobust.audit.verification import Verdict
 from fedrobust.cluster import Job
-from fedrobust.duel.results import Turn
-from fedrobust.duel.running import DuelResult
+from fedrobust.duels.results import Turn
+from fedrobust.duels.running import DuelResult
 from fedrobust.experiment import Experiment
 from fedrobust.intervals import Estimate
-from fedrobust.matrix.results import DefenceSummary
-from fedrobust.matrix.running import MatrixResult
+from fedrobust.matrices.results import DefenceSummary
+from fedrobust.matrices.running import MatrixResult
 from fedrobust.records import EvaluationRecord, RecordedRun, RoundRecord
 from fedrobust.report import compare
 from fedrobust.result import Result

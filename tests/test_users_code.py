@@ -16,7 +16,7 @@ from fedrobust import users_code
 from fedrobust.aggregation import Rule
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment_file import load_recorded
-from fedrobust.matrix import load_matrix
+from fedrobust.matrices import load_matrix
 
 RULE = """
 from fedrobust.aggregation import (Combination, Rule)

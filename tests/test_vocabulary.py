@@ -10,7 +10,7 @@ import pytest
 
 from fedrobust.errors import FedRobustError, TrackingError, UnlearntError
 from fedrobust.experiment import Experiment
-from fedrobust.matrix.measures import baselines, detection, performance
+from fedrobust.matrices.measures import baselines, detection, performance
 from fedrobust.naming import tags
 from fedrobust.records import RecordedRun, read_run
 from fedrobust.studies import study

@@ -13,10 +13,10 @@ from ruamel.yaml import YAML
 
 import fedrobust
 from fedrobust.draft import Draft
-from fedrobust.duel import load_duel
+from fedrobust.duels import load_duel
 from fedrobust.errors import ExperimentError, Origin
 from fedrobust.experiment_file import read_options
-from fedrobust.matrix import load_matrix
+from fedrobust.matrices import load_matrix
 from fedrobust.tuning import load_sweep
 from fedrobust.yaml_tree import DEEPEST, LARGEST, MOST, read_tree, read_value, unshared
 

@@ -17,8 +17,8 @@ from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.screen import harmless
 
 if TYPE_CHECKING:
-    from fedrobust.duel.running import DuelResult
-    from fedrobust.matrix.running import MatrixResult
+    from fedrobust.duels.running import DuelResult
+    from fedrobust.matrices.running import MatrixResult
     from fedrobust.terminal import DuelProgress, MatrixProgress, SweepProgress
     from fedrobust.tuning.running import SweepResult
 
@@ -135,7 +135,7 @@ def matrix(
 
     The same command continues a matrix that was stopped: finished runs are not repeated.
     """
-    from fedrobust.matrix import load_matrix
+    from fedrobust.matrices import load_matrix
     from fedrobust.terminal import MatrixProgress, show_matrix
 
     grid = load_matrix(file, overrides or (), quick)
@@ -143,7 +143,7 @@ def matrix(
         return
 
     def run(progress: MatrixProgress) -> MatrixResult:
-        from fedrobust.matrix.running import run_matrix
+        from fedrobust.matrices.running import run_matrix
 
         return run_matrix(grid, progress, teams=teams, out=out, anyway=anyway)
 
@@ -198,7 +198,7 @@ def duel(
 
     The same command continues a duel that was stopped: finished runs are not repeated.
     """
-    from fedrobust.duel import load_duel
+    from fedrobust.duels import load_duel
     from fedrobust.terminal import DuelProgress, show_duel
 
     match = load_duel(file, overrides or ())
@@ -206,7 +206,7 @@ def duel(
         return
 
     def run(progress: DuelProgress) -> DuelResult:
-        from fedrobust.duel.running import run_duel
+        from fedrobust.duels.running import run_duel
         from fedrobust.tuning.running import STORAGE
 
         return run_duel(match, progress, storage=storage or STORAGE, teams=teams, out=out, anyway=anyway)

@@ -84,9 +84,9 @@ def schema(
     duel: Annotated[bool, typer.Option("--duel", help="That of duel files instead.")] = False,
 ) -> None:
     """Print the JSON schema of experiment files, for editors."""
-    from fedrobust.duel import Duel
+    from fedrobust.duels import Duel
     from fedrobust.experiment import Experiment
-    from fedrobust.matrix import Matrix
+    from fedrobust.matrices import Matrix
     from fedrobust.tuning import Sweep
 
     model = Matrix if matrix else Sweep if sweep else Duel if duel else Experiment

@@ -27,7 +27,7 @@ class FinishedRun:
     """Its name in MLflow."""
     run_id: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """Figures of the whole run; for a matrix, see `fedrobust.matrix.measures`."""
+    """Figures of the whole run; for a matrix, see `fedrobust.matrices.measures`."""
     rounds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Round (as text) → metric → value, for the evaluated rounds; used by sweeps."""
     seconds: float = math.nan

@@ -16,8 +16,8 @@ from fedrobust.terminal.elements import Bar, number, plain
 from fedrobust.texts import visible
 
 if TYPE_CHECKING:
-    from fedrobust.matrix.results import DefenceSummary
-    from fedrobust.matrix.running import CellDone, MatrixResult
+    from fedrobust.matrices.results import DefenceSummary
+    from fedrobust.matrices.running import CellDone, MatrixResult
     from fedrobust.report import Comparison, Setting
 
 
@@ -51,7 +51,7 @@ class MatrixProgress(Bar):
 
 def show_matrix(out: Console, findings: MatrixResult) -> None:
     """Print the headline of every defence, and where to find the rest."""
-    from fedrobust.matrix.results import remarks
+    from fedrobust.matrices.results import remarks
 
     if findings.unlearnt:
         out.print(plain(findings.unlearnt), soft_wrap=True)

@@ -18,8 +18,8 @@ from fedrobust.terminal.pace import Pace
 from fedrobust.texts import enumerated
 
 if TYPE_CHECKING:
-    from fedrobust.duel.results import Turn
-    from fedrobust.duel.running import DuelResult
+    from fedrobust.duels.results import Turn
+    from fedrobust.duels.running import DuelResult
     from fedrobust.tuning.running import SweepResult, TrialDone
     from fedrobust.tuning.study import Trial
 

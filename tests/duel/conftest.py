@@ -12,7 +12,7 @@ from dueled import DUEL, strength
 from matplotlib.figure import Figure
 from played import BASE, Played, staged
 
-import fedrobust.duel.results as results
+import fedrobust.duels.results as results
 import fedrobust.studies.study as study_room
 
 

@@ -10,7 +10,7 @@ from dueled import DUEL
 from played import BASE
 from refused import check
 
-from fedrobust.duel import load_duel
+from fedrobust.duels import load_duel
 from fedrobust.errors import ExperimentError, Problem
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"

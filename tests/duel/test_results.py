@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
 from nasty import NAMES
 
-import fedrobust.duel.results as results
-from fedrobust.duel.results import Turn, curve_figure, page, turns_written, write_results
+import fedrobust.duels.results as results
+from fedrobust.duels.results import Turn, curve_figure, page, turns_written, write_results
 from fedrobust.texts import visible
 from fedrobust.tuning.objectives import Direction, Objective
 

@@ -16,9 +16,9 @@ from rich.console import Console
 
 import fedrobust.studies.teams as teams_room
 from fedrobust import cli
-from fedrobust.duel import DuelPlan, load_duel
-from fedrobust.duel.results import Turn
-from fedrobust.duel.running import DuelResult, run_duel
+from fedrobust.duels import DuelPlan, load_duel
+from fedrobust.duels.results import Turn
+from fedrobust.duels.running import DuelResult, run_duel
 from fedrobust.errors import DataError, ExperimentError, FederationError, TrackingError
 from fedrobust.experiment import Experiment
 from fedrobust.terminal import show_duel

@@ -10,9 +10,9 @@ import pytest
 from played import Played
 from rich.console import Console
 
-from fedrobust.duel import load_duel
-from fedrobust.duel.results import Turn, page
-from fedrobust.duel.running import DuelResult, run_duel
+from fedrobust.duels import load_duel
+from fedrobust.duels.results import Turn, page
+from fedrobust.duels.running import DuelResult, run_duel
 from fedrobust.errors import UnlearntError
 from fedrobust.experiment import Experiment
 from fedrobust.terminal import show_duel

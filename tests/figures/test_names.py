@@ -24,9 +24,9 @@ from nasty import NAMES
 from reported import IMAGES, journal, write
 
 from fedrobust import figures
-from fedrobust.duel.results import Turn, curve_figure
+from fedrobust.duels.results import Turn, curve_figure
 from fedrobust.figures import drawing
-from fedrobust.matrix.pictures import heat_map
+from fedrobust.matrices.pictures import heat_map
 from fedrobust.report import write_report
 from fedrobust.texts import head, visible, width
 from fedrobust.tuning import Objective

@@ -12,12 +12,12 @@ import pytest
 from celled import MATRIX, outcome
 from rich.console import Console
 
-from fedrobust.matrix import MatrixPlan, load_matrix
-from fedrobust.matrix.files import headline_metrics, headline_tags, write_results
-from fedrobust.matrix.gaps import hopeless, unlearnt
-from fedrobust.matrix.grid import Cell
-from fedrobust.matrix.results import harmless, table_of, to_measure_again, verdicts
-from fedrobust.matrix.running import MatrixResult
+from fedrobust.matrices import MatrixPlan, load_matrix
+from fedrobust.matrices.files import headline_metrics, headline_tags, write_results
+from fedrobust.matrices.gaps import hopeless, unlearnt
+from fedrobust.matrices.grid import Cell
+from fedrobust.matrices.results import harmless, table_of, to_measure_again, verdicts
+from fedrobust.matrices.running import MatrixResult
 from fedrobust.studies.finished import FinishedRun
 from fedrobust.terminal import show_matrix
 

@@ -12,7 +12,7 @@ from refused import check, refused
 
 from fedrobust.attacks import draw_attackers
 from fedrobust.errors import DataError, ExperimentError, Origin
-from fedrobust.matrix import Matrix, MatrixPlan, load_matrix
+from fedrobust.matrices import Matrix, MatrixPlan, load_matrix
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 

@@ -25,8 +25,8 @@ from fedrobust.data.histology import Histology
 from fedrobust.errors import DataError, ExperimentError, FederationError, FedRobustError, NoPlaceError, TrackingError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied
-from fedrobust.matrix import load_matrix
-from fedrobust.matrix.running import MatrixResult, run_matrix
+from fedrobust.matrices import load_matrix
+from fedrobust.matrices.running import MatrixResult, run_matrix
 
 BASE = """
 name: base
@@ -120,7 +120,7 @@ def stage(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.setattr(teams_room, "run", made.run)
     monkeypatch.setattr(preparation, "hospitals_of", lambda experiment: data)
     monkeypatch.setattr(study_room, "parent_run", parent)
-    monkeypatch.setattr("fedrobust.matrix.files.heat_map", lambda *_: Figure((1, 1)))
+    monkeypatch.setattr("fedrobust.matrices.files.heat_map", lambda *_: Figure((1, 1)))
     return made
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedrobust.matrix.measures import baselines, detection, performance, rarest
+from fedrobust.matrices.measures import baselines, detection, performance, rarest
 from fedrobust.records import EvaluationRecord, RoundRecord
 
 COUNTS = np.array([[30, 30], [40, 2], [5, 50], [20, 20], [60, 5]])

@@ -12,11 +12,11 @@ import pytest
 from celled import MATRIX, outcome
 from nasty import NAMES
 
-import fedrobust.matrix.files as files
-from fedrobust.matrix import MatrixPlan, load_matrix
-from fedrobust.matrix.files import headline_metrics, write_results
-from fedrobust.matrix.grid import Cell
-from fedrobust.matrix.results import harmless, screened, table_of, to_measure_again, verdicts
+import fedrobust.matrices.files as files
+from fedrobust.matrices import MatrixPlan, load_matrix
+from fedrobust.matrices.files import headline_metrics, write_results
+from fedrobust.matrices.grid import Cell
+from fedrobust.matrices.results import harmless, screened, table_of, to_measure_again, verdicts
 from fedrobust.studies.finished import FinishedRun, FinishedRuns
 from fedrobust.studies.study import Study
 from fedrobust.texts import visible

@@ -27,8 +27,8 @@ import fedrobust.studies.teams as teams_room
 from fedrobust.cli import main
 from fedrobust.errors import FederationError, TrackingError
 from fedrobust.federation.pool import Pool
-from fedrobust.matrix import load_matrix
-from fedrobust.matrix.running import CellDone, MatrixResult, measured, run_matrix
+from fedrobust.matrices import load_matrix
+from fedrobust.matrices.running import CellDone, MatrixResult, measured, run_matrix
 from fedrobust.records import read_run
 from fedrobust.studies.finished import FinishedRun, FinishedRuns
 from fedrobust.studies.study import Study

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedrobust.intervals import Estimate, mean_interval
-from fedrobust.matrix.statistics import (
+from fedrobust.matrices.statistics import (
     as_low,
     difference,
     greatest,

@@ -19,7 +19,7 @@ from fedrobust.errors import ExperimentError, FederationError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import load
 from fedrobust.federation.measures import evaluation_record
-from fedrobust.matrix.measures import performance
+from fedrobust.matrices.measures import performance
 from fedrobust.metrics import (
     Metric,
     Predictions,

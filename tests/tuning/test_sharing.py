@@ -12,8 +12,8 @@ from played import BASE, Played, two_teams
 
 import fedrobust
 import fedrobust.studies.teams as teams_room
-from fedrobust.duel import load_duel
-from fedrobust.matrix import load_matrix
+from fedrobust.duels import load_duel
+from fedrobust.matrices import load_matrix
 from fedrobust.tuning.sweep import load_sweep
 
 SHARED = "attacks: [&a {name: sign_flip, count: 1, scale: 4}, *a]\n"

@@ -1,5 +1,5 @@
 """Grids of runs: attacks × defences × settings × seeds, paired, and their statistics for each defence."""
 
-from fedrobust.matrix.grid import Matrix, MatrixPlan, load_matrix
+from fedrobust.matrices.grid import Matrix, MatrixPlan, load_matrix
 
 __all__ = ["Matrix", "MatrixPlan", "load_matrix"]

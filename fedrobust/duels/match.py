@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ruamel.yaml.comments import CommentedMap
 
 from fedrobust.draft import Changes, Draft, Keys
-from fedrobust.duel.file import SEARCHED, Duel
+from fedrobust.duels.file import SEARCHED, Duel
 from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.studies.composer import Composer, Mistakes, StudyFile, study_draft

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from fedrobust.intervals import Estimate, mean_interval
-from fedrobust.matrix import statistics
-from fedrobust.matrix.gaps import FEW, incomplete, lacking, no_interval, why_not
-from fedrobust.matrix.grid import NOBODY, ORACLE, Cell
-from fedrobust.matrix.statistics import BySeed
+from fedrobust.matrices import statistics
+from fedrobust.matrices.gaps import FEW, incomplete, lacking, no_interval, why_not
+from fedrobust.matrices.grid import NOBODY, ORACLE, Cell
+from fedrobust.matrices.statistics import BySeed
 from fedrobust.metrics.chance import at_chance
 from fedrobust.texts import enumerated, visible
 

@@ -7,26 +7,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedrobust.errors import UnlearntError
 from fedrobust.federation.pool import Pool
-from fedrobust.matrix.files import headline_metrics, headline_tags, write_results
-from fedrobust.matrix.gaps import hopeless, unlearnt
-from fedrobust.matrix.grid import ORACLE, Cell, MatrixPlan
-from fedrobust.matrix.measures import baselines, detection, performance
-from fedrobust.matrix.results import DefenceSummary, table_of, to_measure_again, verdicts
+from fedrobust.matrices.files import headline_metrics, headline_tags, write_results
+from fedrobust.matrices.gaps import hopeless, unlearnt
+from fedrobust.matrices.grid import ORACLE, Cell, MatrixPlan
+from fedrobust.matrices.measures import baselines, detection, performance
+from fedrobust.matrices.results import DefenceSummary, table_of, to_measure_again, verdicts
 from fedrobust.private import private_files
 from fedrobust.result import Result
 from fedrobust.studies.finished import FinishedRun
 from fedrobust.studies.study import Measured, Study, Unwatched, Watch, open_study
 from fedrobust.studies.writing import GO_ON_ANYWAY, refuse_fruitless, written_in_any_case
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CellDone = tuple[Cell, FinishedRun]
 """The item that a matrix's `Watch` receives."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MatrixResult:
     """The result of a matrix."""
 
@@ -37,10 +40,32 @@ class MatrixResult:
     unlearnt: str = ""
     """One sentence about the oracles that are at chance; empty if every oracle has learnt something."""
 
+    def frame(self) -> pd.DataFrame:
+        """Return the cells as a pandas table: one row for each, as in `cells.csv`."""
+        table: pd.DataFrame = self.table.copy()
+        return table
+
+    def summary(self) -> pd.DataFrame:
+        """Return the verdicts as a pandas table: one row for each setting and defence, as in `summary.csv`."""
+        import pandas as pd
+
+        return pd.DataFrame([verdict.flat() for verdict in self.verdicts])
+
+    def __repr__(self) -> str:
+        """Return a few lines: how the cells ended, the headline of each defence, and the folder."""
+        states = ", ".join(f"{count} {state}" for state, count in Counter(self.table["state"]).items())
+        lines = [
+            f"{verdict.setting}, {verdict.defence}: robustness {verdict.robustness.value:.3f}, worst attack "
+            f"{verdict.worst_attack or 'not known'}"
+            for verdict in self.verdicts[:12]
+        ]
+        said = [self.unlearnt] if self.unlearnt else []
+        return "\n  ".join([f"MatrixResult: cells: {states}", *said, *lines, str(self.folder)])
+
 
 def measured(study: Study, cell: Cell, result: Result) -> Measured:
-    """Return the figures of a cell; see `fedrobust.matrix.measures`, and `classes`: the number of labels that occur in
-    the test."""
+    """Return the figures of a cell; see `fedrobust.matrices.measures`, and `classes`: the number of labels that occur
+    in the test."""
     assert cell.experiment is not None
     hospitals = study.teams.hospitals(cell.experiment)
     recorded = result.recorded

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedrobust.intervals import FEWEST
-from fedrobust.matrix.grid import ORACLE
+from fedrobust.matrices.grid import ORACLE
 from fedrobust.metrics.chance import MORE, against, at_chance
 from fedrobust.texts import enumerated
 

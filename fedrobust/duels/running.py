@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedrobust.duel.match import DuelPlan, Role, Standing
-from fedrobust.duel.results import Turn, turns_written, write_results
+from fedrobust.duels.match import DuelPlan, Role, Standing
+from fedrobust.duels.results import Turn, turns_written, write_results
 from fedrobust.errors import DataError, ExperimentError, FederationError, UnlearntError
 from fedrobust.failures import ends_all, reason
 from fedrobust.federation.pool import Pool

@@ -9,11 +9,19 @@ from typing import Any
 
 from fedrobust.figures import png
 from fedrobust.intervals import Estimate, mean_interval
-from fedrobust.matrix.gaps import ceilings, legend, unlearnt
-from fedrobust.matrix.grid import NOBODY, MatrixPlan
-from fedrobust.matrix.pictures import heat_map
-from fedrobust.matrix.results import DefenceSummary, attacks_by_seed, detections, harmless, remarks, screened, verdicts
-from fedrobust.matrix.statistics import lowest
+from fedrobust.matrices.gaps import ceilings, legend, unlearnt
+from fedrobust.matrices.grid import NOBODY, MatrixPlan
+from fedrobust.matrices.pictures import heat_map
+from fedrobust.matrices.results import (
+    DefenceSummary,
+    attacks_by_seed,
+    detections,
+    harmless,
+    remarks,
+    screened,
+    verdicts,
+)
+from fedrobust.matrices.statistics import lowest
 from fedrobust.studies.writing import drawn
 from fedrobust.texts import cell, file_names, markdown
 
