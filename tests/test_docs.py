@@ -248,3 +248,11 @@ def test_the_code_of_python_runs_block_by_block(workplace: Path, capsys: pytest.
     said = capsys.readouterr().out
     assert "did you mean 'median'?" in said
     assert "good enough after round" in said
+
+
+def test_all_code_is_python() -> None:
+    """A text that was wrapped with its code would not be."""
+    for guide in [DOCS.parent / "README.md", *DOCS.glob("*.md"), *DOCS.glob("tutorials/*.md")]:
+        for block in blocks(str(guide)):
+            if block.language == "python":
+                compile(block.text, guide.name, "exec")

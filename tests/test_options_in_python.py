@@ -69,7 +69,7 @@ def test_changed_is_a_new_checked_experiment(tmp_path: Path) -> None:
         ({"seed": "3"}, {"path": "seed", "override": "seed"}),
         ({"federation.clients": 10, "aggregation.rule": "krum", "aggregation.f": 9}, {"path": "aggregation.f"}),
         ({"attacks.3.scale": 4}, {"found": "'3'"}),
-        ({"seed": object()}, {"path": "seed"}),
+        ({"seed": complex(1)}, {"path": "seed"}),
         ({3: 4}, {"found": "3"}),
         ({"": 4}, {"found": "''"}),
         (["seed"], {"override": "seed"}),

@@ -49,7 +49,7 @@ def test_a_run_from_before_formats_verifies_is_reported_and_compared(old: Path) 
     fields["experiment"]["seed"] = 6
     (other / "journal.jsonl").write_bytes(written(fields) + b"".join(rest))
     comparison, page = write_comparison(["plain"], old.parent, old.parent.parent / "compare")
-    assert [len(group.runs) for group in comparison.groups] == [2] and page.exists()
+    assert [len(candidate.runs) for _, candidate in comparison.candidates] == [2] and page.exists()
 
 
 def test_a_run_from_before_formats_is_gone_on_with(tmp_path: Path) -> None:
