@@ -146,7 +146,9 @@ def test_a_run_says_how_long_its_rounds_take(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    "bar", [MatrixProgress, SweepProgress, DuelProgress, lambda out: Progress(out, Experiment())], ids=str
+    "bar",
+    [MatrixProgress, SweepProgress, DuelProgress, lambda out: Progress(out, Experiment())],
+    ids=["matrix", "sweep", "duel", "run"],
 )
 def test_a_file_gets_a_line_at_once_and_a_sign_of_life_soon(bar: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elements, "FIRST", 0.0)
