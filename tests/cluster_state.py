@@ -1,4 +1,4 @@
-"""What `make cluster` keeps in a home, whole and damaged."""
+"""The folder `cluster/`, and what `make cluster` keeps in a home, whole and damaged."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from fedrobust.cluster.local_state import STATE, kept
+
+FOLDER = Path(__file__).parent.parent / "cluster"
 
 
 def began(pid: int) -> str:

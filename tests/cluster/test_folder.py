@@ -5,158 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
-import sys
-import zipfile
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import pytest
+from folders import BEGIN, CODE, DATA, END, EXPERIMENT, PEM, SECRETS, git, shipped, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs_server import TOKEN, Server
 from nasty import NAMES
 from refused import refused
 
-from fedrobust.cli import main
 from fedrobust.cluster import ClusterError, find_cluster, submit
 from fedrobust.cluster import folder as shipped_from
 from fedrobust.cluster.folder import key_in, select, sort_out
 from fedrobust.cluster.shipping import prepare
-from fedrobust.errors import Origin
 from fedrobust.texts import visible
 
 pytestmark = pytest.mark.usefixtures("nobody")
-
-EXPERIMENT = "name: small\ndata: {source: {name: npz, path: nowhere.npz}}\n"
-BEGIN, END = "-----BEGIN", "-----"  # so that this file holds no key
-PEM = f"{BEGIN} PRIVATE KEY{END}\nMC4CAQAwBQYDK2VwBCIEIA\n{BEGIN.replace('BEGIN', 'END')} PRIVATE KEY{END}\n"
-SECRETS = [
-    ".env",
-    ".env.local",
-    "prod.env",
-    ".aws/credentials",
-    ".azure/accessTokens.json",
-    ".docker/config.json",
-    ".git-credentials",
-    ".kube/config",
-    "kubeconfig.yaml",
-    ".netrc",
-    "_netrc",
-    ".npmrc",
-    ".pgpass",
-    "pgpass.conf",
-    ".pypirc",
-    ".ray/auth_token",
-    ".ssh/config",
-    "auth_token",
-    "auth_token.txt",
-    "token",
-    "hf-token.txt",
-    "api_key.txt",
-    "passwords.txt",
-    "htpasswd",
-    "id_rsa",
-    "id_ed25519.txt",
-    "id_ecdsa.bak",
-    "ssh_host_rsa_key",
-    "cert.p12",
-    "cert.pfx",
-    "server.key",
-    "coordinator.pem",
-    "coordinator.pem.txt",
-    "coordinator.pem.bak",
-    "store.jks",
-    "vault.kdbx",
-    "client_secret_123.json",
-    "service-account.json",
-    "service_account_key.json",
-    "application_default_credentials.json",
-    "aws-credentials.ini",
-    "secrets.yaml",
-    "secret.toml",
-    "kaggle.json",
-    "terraform.tfvars",
-    "terraform.tfstate",
-    "mlruns/keys/coordinator.pem",
-    "mlruns/cluster/env",
-    "keys/mine.txt",
-]
-DATA = [
-    "data/table.txt",
-    "Data/raw/a.json",
-    "datasets/labels.yaml",
-    "mlruns/mlflow.db",
-    "mlruns/runs/1/config.yaml",
-    "mlruns.db",
-    "mlflow.db-wal",
-    "store.sqlite3",
-    "dump.sql",
-    "patients.csv",
-    "patients.xlsx",
-    "patches.npz",
-    "patches.h5",
-    "table.parquet",
-    "slide.svs",
-    "scan.dcm",
-    "cell.png",
-    "cell.TIFF",
-    "model.pt",
-    "model.ckpt",
-    "weights.bin",
-    "weights.safetensors",
-    "objects.pkl",
-    "archive.tar.gz",
-    "archive.zip",
-    "notebook.ipynb",
-    "run.log",
-    "core",
-    "environment/pyvenv.cfg",
-    "environment/lib/python3.11/site-packages/a.py",
-    "environment/share/b.py",
-    "node_modules/a.json",
-    "__pycache__/mine.py",
-    ".ipynb_checkpoints/mine.py",
-    "build/lib/a.py",
-    "mine.egg-info/top_level.txt",
-    "lightning_logs/version_0/hparams.yaml",
-    "wandb/run.json",
-]
-CODE = [
-    "a.py",
-    "small.yaml",
-    "mine.json",
-    "package/data/__init__.py",
-    "package/data/table.txt",
-    "tokens.py",
-    "x/keys.py",
-]
-
-
-def write(folder: Path, *names: str, content: str = "x = 1\n") -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content, encoding="utf-8")
-
-
-def git(folder: Path, *words: str) -> None:
-    command = [
-        "git",
-        "-C",
-        str(folder),
-        "-c",
-        "user.name=t",
-        "-c",
-        "user.email=t@t",
-        "-c",
-        "protocol.file.allow=always",
-    ]
-    subprocess.run([*command, *words], check=True, capture_output=True)
-
-
-def shipped(folder: Path) -> list[str]:
-    return sorted(select(folder).files)
 
 
 @pytest.mark.parametrize("how", ["plain", "repository", "tracked"])
@@ -175,90 +41,6 @@ def test_secrets_and_data_stay_at_every_depth(workplace: Path, below: str, how: 
     assert f"sends {len(CODE)} files" in summary
     assert "keys or credentials" in summary
     assert "server.key" in "\n".join(found.listing())
-
-
-@pytest.mark.parametrize("repository", [True, False])
-def test_gitignore_is_honoured_with_and_without_a_repository(workplace: Path, repository: bool) -> None:
-    write(workplace, "a.py", "own/b.py", "own/c.json", "notes.md", "own/kept.md", "gone.py")
-    write(workplace, ".gitignore", content="*.md\n!/own/kept.md\n")
-    write(workplace / "own", ".gitignore", content="c.json\n")
-    if repository:
-        git(workplace, "init", "--quiet")
-        git(workplace, "add", "gone.py")
-    (workplace / "gone.py").unlink()
-    found = select(workplace)
-    assert sorted(found.files) == ["a.py", "own/b.py", "own/kept.md"]
-    assert sorted(found.left[shipped_from.IGNORED]) == ["notes.md", "own/c.json"]
-    assert found.summary()[1].endswith("what git ignores 2")
-    assert not (workplace / ".git").exists() or repository
-
-
-def test_the_repository_may_begin_above(workplace: Path) -> None:
-    write(workplace, "below/a.py", "below/b.json", "beside.py")
-    write(workplace, ".gitignore", content="*.json\n")
-    git(workplace, "init", "--quiet")
-    assert shipped(workplace / "below") == ["a.py"]
-
-
-def test_repositories_inside_are_listed_by_their_own_git(
-    workplace: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    origin = tmp_path_factory.mktemp("origin")
-    write(origin, "c.py", "d.json")
-    write(origin, ".gitignore", content="d.json\n")
-    git(origin, "init", "--quiet")
-    git(origin, "add", "--all")
-    git(origin, "commit", "--quiet", "-m", "x")
-    git(workplace, "init", "--quiet")
-    git(workplace, "submodule", "--quiet", "add", str(origin), "module")
-    shutil.copytree(origin, workplace / "nested")
-    assert shipped(workplace) == ["module/c.py", "nested/c.py"]
-
-
-@pytest.mark.parametrize(
-    ("variable", "value"), [("GIT_DIR", "elsewhere/.git"), ("GIT_INDEX_FILE", "elsewhere/.git/index")]
-)
-def test_no_other_repository_is_listed(
-    workplace: Path, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(workplace, "own/a.py", "elsewhere/b.py")
-    for name in ("own", "elsewhere"):
-        git(workplace / name, "init", "--quiet")
-        git(workplace / name, "add", "--all")
-    monkeypatch.setenv(variable, str(workplace / value))
-    assert shipped(workplace / "own") == ["a.py"]
-
-
-def test_settings_of_the_folder_run_no_program(workplace: Path) -> None:
-    write(workplace, "a.py")
-    git(workplace, "init", "--quiet")
-    hook = workplace / ".git" / "monitor"
-    hook.write_text(f"#!/bin/sh\ntouch '{workplace}/ran'\n")
-    hook.chmod(0o755)
-    git(workplace, "config", "core.fsmonitor", str(hook))
-    assert shipped(workplace) == ["a.py"]
-    assert not (workplace / "ran").exists()
-
-
-def test_a_repository_that_git_cannot_read_ships_nothing(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(workplace, "small.yaml", content=EXPERIMENT)
-    git(workplace, "init", "--quiet")
-    (workplace / ".git" / "config").write_text("[broken")
-    with refused(ClusterError, file=workplace, says="bad config"):
-        prepare(["run", "small.yaml"])
-    monkeypatch.setenv("PATH", str(workplace))
-    with refused(ClusterError, file=workplace, says="no git"):
-        prepare(["run", "small.yaml"])
-
-
-def test_without_git_and_gitignore_kinds_decide(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(workplace, "sub/a.py", *SECRETS, *DATA)
-    (workplace / "out").symlink_to("/etc")
-    monkeypatch.setenv("PATH", str(workplace))
-    assert shipped(workplace) == ["sub/a.py"]
-    write(workplace, "sub/.gitignore")
-    with refused(ClusterError, file=workplace, says="no git"):
-        select(workplace)
 
 
 @pytest.mark.parametrize("repository", [True, False])
@@ -448,110 +230,6 @@ def test_names_that_are_no_text_stay(workplace: Path) -> None:
     (workplace / "small.yaml").rename(os.fsdecode(b"latin-\xe9.yaml"))
     with refused(ClusterError, file=os.fsdecode(b"latin-\xe9.yaml")):
         prepare(["run", os.fsdecode(b"latin-\xe9.yaml")])
-
-
-@pytest.mark.parametrize(
-    ("ignored", "files"),
-    [
-        ("small.yaml", ["own/small.yaml"]),
-        ("own/", ["own/small.yaml"]),
-        ("mine.py", ["own/small.yaml", "own/mine.py"]),
-        ("base.yaml", ["own/small.yaml", "base.yaml"]),
-        ("deep", ["base.yaml", "own/deep/er.py"]),
-        ("tokens.py", ["own/small.yaml", "own/tokens.py"]),
-    ],
-)
-@pytest.mark.parametrize("repository", [True, False])
-def test_what_the_command_needs_must_be_shipped(
-    workplace: Path, ignored: str, files: list[str], repository: bool
-) -> None:
-    write(workplace, "own/mine.py", "own/deep/er.py", "own/tokens.py", "er.py")
-    write(
-        workplace,
-        "own/small.yaml",
-        content="experiment: ../base.yaml  # and not other.yaml\nrule: {name: 'mine:Mine'}\n",
-    )
-    write(workplace, "base.yaml", content="attacks: [{name: own.deep.er:Attack}, {name: numpy:ndarray}]\n")
-    write(workplace, "own/other.yaml")
-    write(workplace, ".gitignore", content="other.yaml\n")
-    if repository:
-        git(workplace, "init", "--quiet")
-    command = ["matrix", "own/small.yaml", "aggregation.rule=tokens:Rule"]
-    assert len(prepare(command).selection.files) == 6
-    write(workplace, ".gitignore", content=ignored)
-    with refused(ClusterError, origins=tuple(Origin(Path(file)) for file in files), says="git ignores"):
-        prepare(command)
-
-
-@pytest.mark.parametrize("name", ["mlflow.py", "random.py", "numpy/__init__.py", "yaml/__init__.py"])
-def test_no_module_hides_an_installed_one(workplace: Path, name: str) -> None:
-    """It would run wherever that one is imported, though no class of it is named."""
-    write(workplace, "own/small.yaml", content="rule: {name: 'mine:Mine'}\n")
-    write(workplace, "own/mine.py", "utils.py", "own/mlflow.py", "numpy/inner.py", "fedrobust/__init__.py")
-    prepare(["run", "own/small.yaml"])  # beside the file is the last place where a job looks
-    write(workplace, name)
-    with refused(ClusterError, file=name, says=f"module {name.split('/')[0].removesuffix('.py')}"):
-        prepare(["run", "own/small.yaml"])
-
-
-@pytest.mark.parametrize("name", ["tokens.yaml", ".hidden.yaml", "data/small.yaml", "link.yaml"])
-def test_an_experiment_of_a_kind_that_stays_is_refused(workplace: Path, name: str) -> None:
-    (workplace / "data").mkdir()
-    if name == "link.yaml":
-        (workplace / name).symlink_to("/etc/hostname")
-    else:
-        write(workplace, name, content=EXPERIMENT)
-    with refused(ClusterError, file=name, says="not shipped"):
-        prepare(["run", name])
-
-
-def test_a_file_above_the_folder_is_not_reached(workplace: Path) -> None:
-    write(workplace, "base.yaml", content=EXPERIMENT)
-    write(workplace, "below/small.yaml", content="experiment: ../base.yaml")
-    with refused(ClusterError, origins=(Origin(Path("small.yaml")), Origin(Path("../base.yaml"))), says="outside"):
-        prepare(["matrix", "small.yaml"], workplace / "below")
-
-
-def test_a_folder_that_is_a_link_is_what_it_leads_to(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(workplace, "real/own/small.yaml", content=EXPERIMENT)
-    (workplace / "linked").symlink_to("real")
-    monkeypatch.chdir(workplace / "linked")
-    assert prepare(["run", str(workplace / "linked" / "own" / "small.yaml")]).command == ["run", "own/small.yaml"]
-
-
-def test_the_command_line_says_what_is_sent(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(workplace, "sub/mlruns/keys/coordinator.pem", "sub/id_rsa", ".env", "a.png", "b.png", content=PEM)
-    write(workplace, "small.yaml", content=EXPERIMENT)
-    write(workplace, "mine.py")
-
-    def called(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["fedrobust", "submit", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0)
-
-    assert called("--dry-run", "--", "run", "small.yaml") == 0
-    out = capsys.readouterr().out
-    assert "small.yaml" in out and "stays  sub/id_rsa (keys or credentials)" in out
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    with Server() as server:
-        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", server.address)
-        assert called("--no-follow", "--", "run", "small.yaml") == 0
-        err = capsys.readouterr().err.splitlines()
-        assert err == [
-            "sends 2 files, 65 B; the largest: small.yaml (59 B), mine.py (6 B)",
-            "leaves here: keys or credentials 1 (sub/id_rsa); hidden files 1; results or caches 1; "
-            "files of other kinds 2 (.png 2)",
-            f"goes to {server.address}, with the token from RAY_AUTH_TOKEN",
-        ]
-        ((_, package),) = server.packages.items()
-        assert zipfile.ZipFile(BytesIO(package)).namelist() == ["mine.py", "small.yaml"]
-        write(workplace, "notes.txt", content=PEM)
-        assert called("--no-follow", "--", "run", "small.yaml") == 2
-        assert capsys.readouterr().err.startswith("error: notes.txt:1: ")
-        assert len(server.submitted) == 1
 
 
 PARTS = st.sampled_from(
