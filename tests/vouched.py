@@ -49,6 +49,8 @@ MADE = {
     "model/data/model.pt2": b"a model",
 }
 """What a run writes after its end."""
+CHANGED = "was changed after the run ended"
+"""What is said of a file that was changed in the folder of an ended run."""
 
 
 def weights(round: int, run: str = "r1") -> np.ndarray:
@@ -132,3 +134,8 @@ def swapped(folder: Path, name: str) -> None:
     ended(other, run="other")
     (other / name).write_bytes((other / name).read_bytes() + b"of another run")
     shutil.copy(other / name, folder / name)
+
+
+def seconds(folder: Path) -> None:
+    """Change how long a round took."""
+    edit(folder / "journal.jsonl", b'"seconds":{"round":1.0}', b'"seconds":{"round":2.0}')

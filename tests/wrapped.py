@@ -9,8 +9,9 @@ import numpy as np
 
 from fedrobust.aggregation import Combination
 from fedrobust.secure.local import LocalParties
-from fedrobust.secure.messages import run_id
-from fedrobust.secure.ring import FRACTION, encode
+from fedrobust.secure.messages import Kind, run_id
+from fedrobust.secure.opening import joined
+from fedrobust.secure.ring import FRACTION, Words, encode
 from fedrobust.secure.shared_updates import SharedUpdates
 from fedrobust.secure.weights import LARGEST_WEIGHT, shortened
 
@@ -19,6 +20,8 @@ N, D, CLIP = 8, 2_000, 1.0
 DEAD = 500
 """So many of the first coordinates are zero in every honest update."""
 NAMES = ("shares", "replicated")
+VICTIM = 3
+"""The client whose update a coordinator wants to read."""
 EQUAL = np.full(N, 1 / N)
 UNEQUAL = np.arange(10, 10 + N) / np.arange(10, 10 + N).sum()
 ODD = (shortened(UNEQUAL)[0] | 1) / LARGEST_WEIGHT
@@ -88,3 +91,8 @@ def defended(opened: SharedUpdates, weights: np.ndarray) -> np.ndarray:
     rows = opened.subset(np.flatnonzero(opened.finite_rows()))
     own = weights[list(rows.clients)]
     return rows.combine(Combination(own / own.sum()))
+
+
+def opened_sum(played: LocalParties, chosen: np.ndarray) -> Words:
+    """What the coordinator gets for weights of its own choice."""
+    return joined(played.ask("combine_share", chosen), played.run, played.round, Kind.AGGREGATE, D)

@@ -22,11 +22,6 @@ from fedrobust.federation.journal import Journal
 from fedrobust.records import read_checkpoint
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return ended(tmp_path / "r1")
-
-
 def test_a_run_that_nobody_touched_holds(folder: Path) -> None:
     found = verify_all(folder, public_hex(KEY), "r1")
     assert (found.broken, found.lines, found.rounds, found.ended) == ("", 1 + 2 * ROUNDS + 1, ROUNDS, True)

@@ -1,4 +1,4 @@
-"""Files that others made: what they claim is checked before it is believed, and what is wrong is said in a line."""
+"""Archives and folders that others made: what they claim is checked, and what is wrong is said in a line."""
 
 from __future__ import annotations
 
@@ -7,44 +7,20 @@ import io
 import os
 import pickle
 import struct
-import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
+from foreigners import PAGE, POINTER, little_memory, refuses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from refused import check, refused
+from refused import check
 
-from fedrobust.data import Camelyon17, Folder, Histology, Idc, Medmnist, Npz, Pcam, Source, foreign
+from fedrobust.data import Camelyon17, Folder, Histology, Idc, Medmnist, Npz, Pcam, foreign
 from fedrobust.errors import DataError
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 7127\n"
-PAGE = b"\n<!DOCTYPE html>\n<html><head><title>404</title></head></html>\n"
-
-
-def refuses(source: Source, **problem: object) -> None:
-    """The source must be refused for this problem."""
-    with refused(DataError, **problem):
-        source.check()
-        source.load(0)
-
-
-@contextmanager
-def little_memory() -> Iterator[None]:
-    """What is allocated in the block stays below 64 MiB."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < 2**26
-    finally:
-        tracemalloc.stop()
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -292,168 +268,6 @@ def test_paths_that_lead_nowhere(source, path, monkeypatch, tmp_path):
         source(path=path).check()
     (problem,) = caught.value.problems
     assert str(problem).isprintable() and path[:100] in str(problem)
-
-
-# HDF5
-
-
-def pcam(folder: Path, counts=(8, 4, 4)) -> Path:
-    for part, count in zip(("train", "valid", "test"), counts, strict=True):
-        stem = f"{folder}/camelyonpatch_level_2_split_{part}_"
-        with h5py.File(f"{stem}x.h5", "w") as file:
-            file["x"] = np.zeros((count, 12, 12, 3), np.uint8)
-        with h5py.File(f"{stem}y.h5", "w") as file:
-            file["y"] = (np.arange(count) % 2).astype(np.uint8).reshape(-1, 1, 1, 1)
-    return folder
-
-
-def replaced(folder: Path, end: str, write: Callable[[h5py.File], None]) -> Path:
-    file = folder / f"camelyonpatch_level_2_split_valid_{end}"
-    with h5py.File(file, "w") as opened:
-        write(opened)
-    return file
-
-
-@pytest.mark.parametrize(
-    ("end", "write", "problem"),
-    [
-        ("x.h5", lambda file: file.create_dataset("x", (10**10, 96, 96, 3), np.uint8, chunks=True), {"says": "claims"}),
-        ("y.h5", lambda file: file.create_dataset("y", (10**12, 1), np.uint8, chunks=True), {"says": "claims"}),
-        ("y.h5", lambda file: file.create_dataset("y", (5, 1), np.uint8), {"found": "5"}),
-        (
-            "y.h5",
-            lambda file: file.create_dataset("y", (4,), h5py.string_dtype()),
-            {"found": "object"},
-        ),
-        (
-            "y.h5",
-            lambda file: file.create_dataset("y", data=[0.0, 1, 1, np.nan]),
-            {"found": "float64"},
-        ),
-        ("y.h5", lambda file: file.create_dataset("y", data=[0, 1, 255, 0]), {"found": "0..255"}),
-        ("x.h5", lambda file: file.create_group("x"), {"says": "array"}),
-        ("x.h5", lambda file: file.create_dataset("x", data=np.zeros((4, 12, 12))), {"found": "float64 (4, 12, 12)"}),
-        ("x.h5", lambda file: file.create_dataset("x", data=1), {"found": "int64 ()"}),
-        (
-            "x.h5",
-            lambda file: file.create_dataset("x", data=np.zeros((4, 12, 9, 3), np.uint8)),
-            {"found": "uint8 (4, 12, 9, 3)"},
-        ),
-        (
-            "x.h5",
-            lambda file: file.create_dataset("x", (4, 12, 12, 3), np.uint8, external=[("/etc/passwd", 0, 1728)]),
-            {"says": "other files"},
-        ),
-    ],
-)
-def test_claims_of_hdf5_files(tmp_path, end, write, problem):
-    file = replaced(pcam(tmp_path), end, write)
-    with little_memory():
-        refuses(Pcam(path=str(tmp_path)), file=file, path=end[0], **problem)
-
-
-@pytest.mark.parametrize(
-    ("content", "word"),
-    [(POINTER, "git-lfs"), (PAGE, "web page"), (b"", "empty"), (gzip.compress(b"x", mtime=0), "gzip")],
-)
-@pytest.mark.parametrize("end", ["x.h5", "y.h5"])
-def test_what_is_no_hdf5(tmp_path, content, word, end):
-    file = pcam(tmp_path) / f"camelyonpatch_level_2_split_test_{end}"
-    file.write_bytes(content)
-    refuses(Pcam(path=str(tmp_path)), file=file, says=word)
-
-
-def test_hdf5_files_cut_short_packed_or_folders(tmp_path):
-    file = pcam(tmp_path) / "camelyonpatch_level_2_split_test_x.h5"
-    whole = file.read_bytes()
-    for length in (9, 100, len(whole) // 2, len(whole) - 1):
-        file.write_bytes(whole[:length])
-        refuses(Pcam(path=str(tmp_path)), file=file, says="read")
-    file.unlink()
-    file.mkdir()
-    refuses(Pcam(path=str(tmp_path)), file=file, says="folder")
-    file.rmdir()
-    Path(f"{file}.gz").write_bytes(gzip.compress(whole, mtime=0))
-    refuses(Pcam(path=str(tmp_path)), file=file, says="packed")
-
-
-# Tables
-
-
-@pytest.fixture
-def camelyon(tmp_path):
-    """The lines of the table, and the folder."""
-    lines = [",patient,node,x_coord,y_coord,tumor,center"]
-    for number in range(6):
-        folder = tmp_path / "patches" / f"patient_{number}_node_0"
-        folder.mkdir(parents=True)
-        Image.new("RGB", (12, 12), (number,) * 3).save(folder / f"patch_patient_{number}_node_0_x_1_y_2.png")
-        lines.append(f"{number},{number},0,1,2,{number % 2},{number % 5}")
-    return lines, tmp_path
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "utf-16-be-bom"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("comma", [",", ", "])
-def test_tables_with_a_byte_order_mark(camelyon, encoding, end, comma):
-    lines, root = camelyon
-    text = end.join(lines).replace(",", comma) + end
-    marked = {"utf-16-le-bom": ("utf-16-le", b"\xff\xfe"), "utf-16-be-bom": ("utf-16-be", b"\xfe\xff")}
-    name, mark = marked.get(encoding, (encoding, b""))
-    # Without its first column, the mark stands before a name that counts.
-    for cut in (text, end.join(line.partition(",")[2] for line in text.split(end))):
-        (root / "metadata.csv").write_bytes(mark + cut.encode(name))
-        Camelyon17(path=str(root)).check()
-        assert Camelyon17(path=str(root)).load(0).groups.tolist() == list("012345")
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (lambda text: POINTER.decode(), {"says": "git-lfs"}),
-        (lambda text: PAGE.decode(), {"says": "web page"}),
-        (lambda text: "", {"says": "empty"}),
-        (lambda text: text.replace(",", ";"), {"path": "patient", "says": "column"}),
-        (lambda text: text.replace("2,2,0,1,2", "2,,0,1,2"), {"path": "patient", "says": "row 3"}),
-        (lambda text: text.replace("2,2,0,1,2", "2,NaN,0,1,2"), {"path": "patient", "says": "1 of 6"}),
-        (lambda text: text.replace(",1,2,0,2", ",1,2,0,"), {"path": "center", "says": "1 of 6"}),
-        (lambda text: text.replace("2,2,0,1,2,0,2", "2,2,0,1"), {"line": 4, "says": "4 cells"}),
-        (lambda text: text.replace("2,2,0,1,2,0,2", "2,2,0,1,2,0,2,9"), {"line": 4, "says": "8 cells"}),
-        (lambda text: text.splitlines()[0] + "\n", {"line": None, "says": "no rows"}),
-        (lambda text: text.replace("tumor", "a\x1b[2Jb"), {"path": "tumor", "says": "column"}),
-    ],
-)
-def test_tables_that_are_damaged(camelyon, change, problem):
-    lines, root = camelyon
-    (root / "metadata.csv").write_text(change("\n".join(lines) + "\n"))
-    refuses(Camelyon17(path=str(root)), file=root / "metadata.csv", **problem)
-
-
-def test_a_table_that_names_a_file_that_no_terminal_should_see(camelyon):
-    lines, root = camelyon
-    (root / "metadata.csv").write_text("\n".join(lines) + "\n6,\x1b[2J,0,1,2,0,1\n")
-    absent = "patient_\x1b[2J_node_0/patch_patient_\x1b[2J_node_0_x_1_y_2.png"
-    refuses(Camelyon17(path=str(root)), file=root / "patches" / absent, says="1 of 7")
-
-
-def test_a_table_in_another_encoding_or_a_folder(camelyon):
-    lines, root = camelyon
-    (root / "metadata.csv").write_bytes(("\n".join(lines) + "\n7,Müller,0,1,2,0,1\n").encode("latin-1"))
-    refuses(Camelyon17(path=str(root)), file=root / "metadata.csv", says="utf-8")
-    (root / "metadata.csv").unlink()
-    (root / "metadata.csv").mkdir()
-    refuses(Camelyon17(path=str(root)), file=root, says="`path`")
-
-
-def test_slides_of_pcam(tmp_path):
-    pcam(tmp_path)
-    for part, count in zip(("train", "valid", "test"), (8, 4, 4), strict=True):
-        rows = "".join(f"{number},{part}-{number}\n" for number in range(count))
-        (tmp_path / f"camelyonpatch_level_2_split_{part}_meta.csv").write_bytes(f"\ufeffn,wsi\n{rows}".encode())
-    assert Pcam(path=str(tmp_path)).load(0).groups[8] == "valid-0"
-    table = tmp_path / "camelyonpatch_level_2_split_test_meta.csv"
-    table.write_text("n,wsi\n" + "0,\n1,s\n2,NA\n3,t\n")
-    refuses(Pcam(path=str(tmp_path)), file=table, path="wsi", says="2 of 4")
 
 
 def test_crc_errors_are_found(tmp_path):
