@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Self
 
 from fedrobust.records import Record, RecordedRun
@@ -127,7 +128,7 @@ class Result:
         told = [f"{client} ({self.attackers.get(client, 'honest')})" for client in self.suspected]
         missed = [f"{client} ({name})" for client, name in self.attackers.items() if client not in self.suspected]
         lines = [
-            f"Result of {self.name}: {ended}",
+            f"Result of {shorten(self.name, 140, placeholder=' …')}: {ended}",
             "; ".join(figures) or "no figures",
             f"suspected: {', '.join(told) or 'nobody'}" + (f"; not suspected: {', '.join(missed)}" if missed else ""),
             str(self.folder),

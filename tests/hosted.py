@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 from acted import Actor
+from pydantic import BaseModel
 from tampered import FaultError, cut, flipped, relabelled, resized, rewritten
 
 from fedrobust.federation.parties import PartyTeam
@@ -118,6 +119,14 @@ def flat(value):
     return [bytes(value)] if isinstance(value, (bytes, memoryview)) else [value.encode()] if type(value) is str else []
 
 
+class UncheckedShares(SharesPrivacy):
+    model_copy = BaseModel.model_copy
+
+
+class UncheckedReplicated(ReplicatedPrivacy):
+    model_copy = BaseModel.model_copy
+
+
 class Wired:
     """Stands for a party: what it is asked for goes over the wires of `hosted`."""
 
@@ -138,7 +147,7 @@ class Hosted:
 
     def __init__(self, name, run, d, seed, histories, sketch, attempts):
         self.draw, self.attempts, self.sent, self.taken = random.Random(seed), attempts, 0, 0
-        kind = SharesPrivacy if name == "shares" else ReplicatedPrivacy
+        kind = UncheckedShares if name == "shares" else UncheckedReplicated
         # Fewer columns than an experiment may ask for: more goes wrong there.
         self.privacy = kind(clip=1.0, randomness="seed").model_copy(update={"sketch": sketch})
         self.hosts = [PartyHost() for _ in range(self.privacy.servers + self.privacy.dealer)]

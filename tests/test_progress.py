@@ -126,7 +126,10 @@ def test_trials_of_a_batch_are_reported_together(kind: type[SweepProgress], monk
 
 def test_a_duel_counts_its_turns() -> None:
     out = written()
-    turns = [SimpleNamespace(defence="mean", label=f"attacker {n}", failed="", value=0.5, worst="ipm") for n in (1, 2)]
+    turns = [
+        SimpleNamespace(defence="mean", label=f"attacker {n}", failed="", value=0.5, worst="ipm", equally_bad=["ipm"])
+        for n in (1, 2)
+    ]
     with DuelProgress(out, turns=3) as progress:
         for turn in turns:
             progress.done(cast(Any, turn))

@@ -21,6 +21,7 @@ from fedrobust.federation.hosts import TrainedUpdates
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import explained
 from fedrobust.records import read_run
+from fedrobust.runner import run as run_experiment
 
 pytestmark = pytest.mark.usefixtures("in_place")
 
@@ -95,7 +96,7 @@ def test_the_command_ends_with_an_error_of_one_line(
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("sys.argv", ["fedrobust", "run", "tiny.yaml", "tracking.model=false", *DIVERGED])
-    monkeypatch.setattr("fedrobust.runner.run", partial(fedrobust.run, pool=pool))
+    monkeypatch.setattr("fedrobust.runner.run", partial(run_experiment, pool=pool))
     try:
         with pytest.raises(SystemExit) as end:
             cli.main()
