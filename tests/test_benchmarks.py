@@ -65,6 +65,7 @@ def test_aggregation_says_what_it_leaves_out(aggregation):
     assert {line.verdict() for line in lines if line.note.startswith("left out")} == {"–"}
 
 
+@pytest.mark.long
 def test_aggregation_measures_memory_in_a_process_of_its_own(aggregation):
     (line,) = aggregation.peak_lines(20, 400_000, ["krum"])
     assert 1.0 < line.ratio < 3.0, line

@@ -273,6 +273,7 @@ def test_the_page_of_a_run_shows_its_tags_and_settings(
     screenshots.expect(page.get_by_text("defence").first).to_be_visible(timeout=screenshots.PATIENCE)
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_in_the_middle_gets_the_rest_when_it_is_back(
     starting: Server, runs: list[str], tmp_path: Path
 ) -> None:

@@ -106,7 +106,13 @@ def test_without_attackers_there_is_neither_harm_nor_success(honest: fedrobust.R
     assert course(honest, "attack/success_rate")[-3:].mean() < 0.1
 
 
-@pytest.mark.parametrize("name", BACKDOORS)
+QUICK = ("patch_backdoor", "stain_backdoor")
+"""The others are tried among the long tests."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in BACKDOORS]
+)
 def test_a_backdoor_gets_in_and_is_not_noticed(honest: fedrobust.Result, pool: Pool, name: str) -> None:
     found = run(pool, backdoor(name))
     assert course(found, "attack/success_rate")[-3:].mean() > 0.6

@@ -151,6 +151,7 @@ def test_actors_that_die_in_the_middle_of_a_round_change_nothing(
     assert not verify_all(survived.folder).broken
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_under_masks_costs_its_hospitals_the_round(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,7 +74,9 @@ def cut(figure: Figure) -> list[str]:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("hospitals", "name"), [(1, NAMES[1]), (4, NAMES[0]), (100, NAMES[1])], ids=str)
+@pytest.mark.parametrize(
+    ("hospitals", "name"), [(1, NAMES[1]), (4, NAMES[0]), pytest.param(100, NAMES[1], marks=pytest.mark.long)], ids=str
+)
 def test_no_label_is_cut(hospitals: int, name: str) -> None:
     found = {kind: texts for kind, figure in pictures(hospitals, name) if (texts := cut(figure))}
     assert not found

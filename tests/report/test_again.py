@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from reported import IMAGES, journal, write
 
 from fedrobust.report import write_again, write_report
 
 
+@pytest.mark.long
 def test_a_report_written_again_is_the_same_with_its_montage(tmp_path: Path) -> None:
     before = write_report(write(tmp_path, journal()), IMAGES).read_bytes()
     (tmp_path / "report.html").unlink()
