@@ -32,6 +32,7 @@ from fedrobust.tuning import load_sweep
 from fedrobust.tuning.objectives import SCORE
 from fedrobust.tuning.running import STORAGE, SweepResult, run_sweep
 from fedrobust.tuning.trials import Score
+from fedrobust.validation import shown
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def run(
     overrides: Changes = (),
     *,
     resume: str | None = None,
-    hooks: Sequence[Hook] = (),
+    hooks: Hook | Sequence[Hook] = (),
     progress: Shown = None,
 ) -> Result:
     """Run an experiment and record it.
@@ -68,10 +69,11 @@ def run(
     overrides: dotted path → value, or texts such as `"aggregation.rule=krum"`.
     resume: id of a run of the same experiment that stopped; it continues, and ends with the same bits as without the
         stop. If the run has ended, its report is written again and MLflow gets missing records.
-    hooks: called with every record of the journal once it is committed, in order: `RunStart`, a `RoundRecord` for each
-        round, an `EvaluationRecord` for each evaluated round (after the record of the next round, since evaluation
-        goes on beside training), `RunEnd`. A hook that raises `Stop` ends the run: the result is that up to there. If a
-        hook raises Optuna's `TrialPruned`, the run ends and the error is raised again. MLflow shows both as killed.
+    hooks: a function or several, called with every record of the journal once it is committed, in order: `RunStart`,
+        a `RoundRecord` for each round, an `EvaluationRecord` for each evaluated round (after the record of the next
+        round, since evaluation goes on beside training), `RunEnd`. A hook that raises `Stop` ends the run: the result
+        is that up to there. If a hook raises Optuna's `TrialPruned`, the run ends and the error is raised again. MLflow
+        shows both as killed.
     progress: True, False, or a function that is called with each `ProgressReport`; by default True on a terminal.
 
     Meanwhile the umask is 077: only the owner can read files that this process makes. In a `session`, the experiment's
@@ -81,12 +83,9 @@ def run(
     `UntrainedError` if the run has ended with every round skipped, and `AuditError` if the key of the audit log cannot
     be used.
     """
-    if isinstance(experiment, Experiment):
-        experiment = experiment.changed(overrides) if overrides else experiment
-    else:
-        experiment = load(experiment, overrides)
+    experiment, own = _experiment(experiment, overrides), _hooks(hooks)
+    _check_progress(progress)
     with ExitStack() as stack:
-        own = list(hooks)
         say: Callable[[str], None] = lambda what: None  # noqa: E731
         if callable(progress):
             reports = _Reports(progress, experiment.federation.rounds)
@@ -158,12 +157,9 @@ def sweep(
             raise ExperimentError(Problem("an experiment needs the options that are searched", "space"))
         plan = load_sweep(experiment, overrides)
     else:
-        if not isinstance(experiment, Experiment):
-            if isinstance(experiment, Mapping):
-                raise ExperimentError(Problem("a mapping is a sweep, and has its own", "space"))
-            experiment = load(experiment, overrides)
-        elif overrides:
-            experiment = experiment.changed(overrides)
+        if isinstance(experiment, Mapping):
+            raise ExperimentError(Problem("a mapping is a sweep, and has its own", "space"))
+        experiment = _experiment(experiment, overrides)
         first = {"metric": SCORE if score else objective or "test/balanced_accuracy"}
         first |= {} if direction is None else {"direction": direction}
         plan = load_sweep({"experiment": experiment, "objectives": [first], "space": space, **options})
@@ -263,6 +259,27 @@ class _Reports:
         self._call(ProgressReport(self._what, self._done, self._total))
 
 
+def _experiment(experiment: Any, overrides: Changes) -> Experiment:
+    if isinstance(experiment, Experiment):
+        return experiment if overrides == () else experiment.changed(overrides)
+    if not isinstance(experiment, (str, PathLike)):
+        found = shown(experiment)
+        raise ExperimentError(Problem("expected an Experiment, or the path of its file", "experiment", found))
+    return load(experiment, overrides)
+
+
+def _hooks(hooks: Any) -> list[Hook]:
+    found = [hooks] if callable(hooks) else list(hooks) if isinstance(hooks, (list, tuple)) else [hooks]
+    if wrong := [each for each in found if not callable(each)]:
+        raise ExperimentError(Problem("expected a function, or a list of functions", "hooks", shown(wrong[0])))
+    return found
+
+
+def _check_progress(progress: Any) -> None:
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise ExperimentError(Problem("expected true, false or a function", "progress", shown(progress)))
+
+
 def _visible(progress: Shown) -> bool:
     return bool(sys.stderr and sys.stderr.isatty()) if progress is None else bool(progress)
 
@@ -270,11 +287,12 @@ def _visible(progress: Shown) -> bool:
 @contextmanager
 def _watching(progress: Shown, bar: Callable[[Any], AbstractContextManager[Any]]) -> Iterator[Watch[Any]]:
     """Yield what shows the progress of a study."""
+    _check_progress(progress)
     if callable(progress):
         yield _Reports(progress)
     elif _visible(progress):
-        with bar(console(stderr=True)) as shown:
-            yield shown
+        with bar(console(stderr=True)) as visible:
+            yield visible
     else:
         yield Unwatched()
 

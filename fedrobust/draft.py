@@ -15,7 +15,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.users_code import looking_beside
-from fedrobust.validation import dotted, has, kind, plain, problems_of, short
+from fedrobust.validation import dotted, has, kind, plain, problems_of, short, shown
 from fedrobust.yaml_tree import read_tree, read_value, unshared
 
 Keys = tuple[str | int, ...]
@@ -63,9 +63,9 @@ class Draft:
 
         Raises `ExperimentError` if one cannot be read, or has a path that cannot be.
         """
-        if isinstance(overrides, str):
-            problem = Problem("expected a list of overrides or a mapping", found=f"the text '{short(overrides)}'")
-            raise ExperimentError(problem.at(_origin_of(overrides)))
+        if isinstance(overrides, (str, bytes)) or not isinstance(overrides, Iterable):
+            problem = Problem("expected a list of overrides or a mapping", "overrides", shown(overrides))
+            raise ExperimentError(problem)
         tree, origin = deepcopy(self.tree), dict(self.origin)
         if isinstance(overrides, Mapping):
             for path, value in overrides.items():
@@ -74,6 +74,8 @@ class Draft:
                 origin[_set(tree, path, _as_tree(value), _origin_of(path))] = _origin_of(path)
         else:
             for text in overrides:
+                if not isinstance(text, str):
+                    raise ExperimentError(Problem("expected texts such as 'seed=3'", "overrides", shown(text)))
                 origin[_override(tree, text)] = _origin_of(text)
         return replace(self, tree=tree, origin=origin)
 

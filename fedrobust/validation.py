@@ -18,6 +18,7 @@ _TYPES = {
     "string_type": "a text",
 }
 _LISTS = (list, tuple)
+_SHOWN = (str, int, float, complex, bytes, type(None), Mapping, *_LISTS)
 
 
 def problems_of(error: ValidationError, values: Any, origin: Callable[..., Origin]) -> list[Problem]:
@@ -75,8 +76,9 @@ def kind(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """Return a value in the form in which problems quote it."""
-    if isinstance(value, BaseModel):
-        return f"a {type(value).__name__}"
+    if isinstance(value, BaseModel) or not isinstance(value, _SHOWN):
+        name = type(value).__name__
+        return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
     return f"a {kind(value)}" if isinstance(value, (Mapping, *_LISTS)) else short(repr(plain(value)))
 
 

@@ -73,7 +73,8 @@ def test_changed_is_a_new_checked_experiment(tmp_path: Path) -> None:
         ({3: 4}, {"found": "3"}),
         ({"": 4}, {"found": "''"}),
         (["seed"], {"override": "seed"}),
-        ("seed=3", {"says": "list"}),
+        ("seed=3", {"path": "overrides", "found": "'seed=3'"}),
+        ([3], {"path": "overrides", "found": "3"}),
     ],
     ids=str,
 )
@@ -92,3 +93,41 @@ def test_a_copy_with_other_values_is_checked() -> None:
         Experiment().model_copy(update={"aggregation.f": 3})
     with refused(path="seed", found="-3"):
         Experiment().model_copy(update={"seed": -3})
+
+
+WRONG_CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "a number for a file": (lambda: fedrobust.run(3), {"path": "experiment", "found": "3"}),  # type: ignore[arg-type]
+    "nothing for a file": (lambda: fedrobust.run(None), {"path": "experiment"}),  # type: ignore[arg-type]
+    "a file that is not there": (lambda: fedrobust.run("nowhere.yaml"), {"file": "nowhere.yaml"}),
+    "nothing for overrides": (
+        lambda: fedrobust.run(Experiment(), None),  # type: ignore[arg-type]
+        {"path": "overrides", "found": "None"},
+    ),
+    "a number for overrides": (
+        lambda: fedrobust.run(Experiment(), 3),  # type: ignore[arg-type]
+        {"path": "overrides", "found": "3"},
+    ),
+    "no hook": (lambda: fedrobust.run(Experiment(), hooks=[3]), {"path": "hooks", "found": "3"}),  # type: ignore[list-item]
+    "no hooks": (lambda: fedrobust.run(Experiment(), hooks=3), {"path": "hooks", "found": "3"}),  # type: ignore[arg-type]
+    "no progress": (
+        lambda: fedrobust.run(Experiment(), progress=3),  # type: ignore[arg-type]
+        {"path": "progress", "found": "3"},
+    ),
+    "an experiment for a matrix": (
+        lambda: fedrobust.matrix(Experiment()),  # type: ignore[arg-type]
+        {"path": "file", "found": "an Experiment"},
+    ),
+    "a number for a duel": (lambda: fedrobust.duel(3), {"path": "file", "found": "3"}),  # type: ignore[arg-type]
+    "a function for a sweep": (
+        lambda: fedrobust.sweep(len, space={}),  # type: ignore[arg-type]
+        {"path": "experiment", "found": "a builtin_function_or_method"},
+    ),
+}
+
+
+@pytest.mark.parametrize("call", list(WRONG_CALLS))
+def test_wrong_arguments_of_the_functions(call: str, workplace: Path) -> None:
+    made, problem = WRONG_CALLS[call]
+    with refused(**problem):
+        made()
+    assert not Path("mlruns").exists()

@@ -12,6 +12,7 @@ from fedrobust.draft import Changes, Draft
 from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.studies.options import StudyOptions
+from fedrobust.validation import shown
 
 Composed = TypeVar("Composed")
 
@@ -27,8 +28,10 @@ def study_draft(file: StudyFile, overrides: Changes, name: str) -> tuple[Draft, 
 
     Raises `ExperimentError` if the file cannot be read.
     """
-    if not isinstance(file, Mapping):
+    if isinstance(file, (str, PathLike)):
         return Draft.read(file, overrides), None
+    if not isinstance(file, Mapping):
+        raise ExperimentError(Problem("expected the path of a file, or its options", "file", shown(file)))
     given, base = dict(file), None
     if isinstance(experiment := given.get("experiment"), Experiment):
         base, given["experiment"] = Draft.of(experiment.name, experiment.resolved()), experiment.name
