@@ -290,7 +290,7 @@ class Hosted:
         return found
 
     def _agree(self, *arguments: Any) -> Any:
-        self._server.clients = self._call("agree", *arguments)  # asked of it by who deals out the work
+        self._server.stack.clients = self._call("agree", *arguments)  # asked of it by who deals out the work
         return self._server.clients
 
     def _call(self, name: str, *arguments: Any) -> Any:

@@ -237,7 +237,7 @@ class Hosted:
         if party is None or isinstance(party, Dealer) or not (said := flat(answer)):
             return
         secrets = [party.links.own, party.links.noise, party.links.sketch, getattr(party, "_seed", b"")]
-        for lines in getattr(party, "_current", {}).values():
+        for lines in party.stack.current.values():
             secrets += [
                 lines[c] if type(lines[c]) is bytes else lines[c][:4].tobytes() for c in self.honest & set(lines)
             ]

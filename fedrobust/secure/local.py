@@ -134,9 +134,8 @@ class LocalParties(Parties):
         if isinstance(self.servers[0], ShareServer):
             first, second = self.servers
             assert isinstance(first, ShareServer) and isinstance(second, ShareServer) and self.dealer is not None
-            for server, triple in zip(
-                (first, second), self.dealer.triple(self.run, self.round, first.rows, first.width), strict=True
-            ):
+            triples = self.dealer.triple(self.run, self.round, first.stack.rows, first.stack.width)
+            for server, triple in zip((first, second), triples, strict=True):
                 server.receive_triple(self.wire(triple.pack()))
             for chunk in range(len(first.chunks)):
                 to_second, to_first = self.wire(first.difference(chunk)), self.wire(second.difference(chunk))

@@ -82,7 +82,7 @@ class ReplicatedServer(Server):
         # Messages about a history that have not come by now are lost. The coordinator finds that what is left is
         # impossible, and lets the history start again.
         for name, client in self._awaited:
-            for lines in self._past[name].values():
+            for lines in self.stack.past[name].values():
                 lines.pop(client, None)
         self._awaited.clear()
 
@@ -91,9 +91,9 @@ class ReplicatedServer(Server):
         self._after("check")
         self._open_gram()
         (mine, _), (other, _) = self.holds
-        total = np.zeros((self.rows, self.rows), dtype=np.int64)
-        for columns in column_chunks(self.rows, self.width):
-            left, right = self._stack(mine, columns), self._stack(other, columns)
+        total = np.zeros((self.stack.rows, self.stack.rows), dtype=np.int64)
+        for columns in column_chunks(self.stack.rows, self.stack.width):
+            left, right = self.stack.chunk(mine, columns), self.stack.chunk(other, columns)
             right *= 2
             right += left
             total += products(left, right)
@@ -129,7 +129,7 @@ class ReplicatedServer(Server):
             raise MessageError(f"the history of client {client} is not awaited, or has come already")
         self._awaited.discard(entry)
         words = np.frombuffer(message.body, dtype="<i8", offset=ENTRY.size)
-        self._past[entry[0]][1][client] = words - self._pad(*entry)
+        self.stack.past[entry[0]][1][client] = words - self._pad(*entry)
 
     def restore(self, memory: Mapping[str, Mapping[int, Mapping[int, Line]]], round: int, functionals: int) -> None:
         super().restore(memory, round, functionals)
@@ -140,7 +140,7 @@ class ReplicatedServer(Server):
         self._awaited.discard((name, client))
 
     def _remember(self, name: str, client: int, coefficient: int) -> bytes | None:
-        past, current = self._past[name], self._current
+        past, current = self.stack.past[name], self.stack.current
         if name == "last":
             for component, _ in self.holds:
                 past[component][client] = current[component][client]
@@ -161,8 +161,8 @@ class ReplicatedServer(Server):
         return self._message(Kind.RESHARED, body, server_name(1))
 
     def _grown(self, name: str, client: int, parts: Sequence[int], coefficient: int, second: bool) -> Words:
-        past = self._sum([self._past[name][part].get(client) for part in parts])
-        return grown(name, past, self._sum([self._current[part][client] for part in parts]), coefficient, second)
+        past = self._sum([self.stack.past[name][part].get(client) for part in parts])
+        return grown(name, past, self._sum([self.stack.current[part][client] for part in parts]), coefficient, second)
 
     def _sum(self, lines: Sequence[Line]) -> Words:
         total = np.zeros(self.d, dtype=np.int64)

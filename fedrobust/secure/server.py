@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from fedrobust.secure.arguments import are_numbers, are_words, is_number
 from fedrobust.secure.ledger import Ledger, nowhere
-from fedrobust.secure.lines import Line, combined, filled, pieces
+from fedrobust.secure.lines import Line
 from fedrobust.secure.links import INTRODUCTION_BYTES, SEALED_BYTES, Links
 from fedrobust.secure.messages import (
     Kind,
@@ -40,10 +39,9 @@ from fedrobust.secure.messages import (
 from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, largest_square, square_sum
 from fedrobust.secure.senders import listed, senders_of
 from fedrobust.secure.sketch import MASK_BITS, PROJECTIONS, projected, sketched
+from fedrobust.secure.stack import Stack
 from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, require_short, require_support
 
-CHECKED = 512
-"""Columns of the sketch that checks the rows' lengths where the Gram matrix is not one of a sketch."""
 NOISE_BITS = 16
 """Each server adds uniform noise from −2^16 to 2^16 to its part of each coordinate of the sum."""
 
@@ -83,8 +81,7 @@ class Server(ABC):
     ) -> None:
         self.number, self.run, self.d, self.colluders = number, run, d, colluders
         self.histories, self.min_support, self.max_functionals = tuple(histories), min_support, max_functionals
-        self.sketch, self.width = sketch, sketch or d
-        """Columns of the rows that the Gram matrix is of."""
+        self.stack = Stack([component for component, _ in self.holds], d, histories, sketch)
         self.links = Links(number, self.parties, secret or entropy(SEED_BYTES))
         self.round = self.training = -1
         """Numbers of the last round: that in messages, which is new in each attempt, and that of the training."""
@@ -93,9 +90,6 @@ class Server(ABC):
         self._summed: tuple[int, dict[int, int]] = -1, {}
         self.keep: Callable[[Ledger], None] = nowhere
         """Called with the ledger before anything is opened; `recall` takes the ledger after a restart."""
-        self._past: dict[str, dict[int, dict[int, Line]]] = {
-            name: {component: {} for component, _ in self.holds} for name in histories
-        }
         self._done: set[str] = set()
 
     def __repr__(self) -> str:
@@ -158,12 +152,9 @@ class Server(ABC):
         if not are_numbers(clients):
             raise OpeningError(f"clients must be different numbers that are not negative, found {clients!r}")
         self.round, self.training, self._expected = round, training, frozenset(clients)
-        self.clients: tuple[int, ...] = ()
-        self._current: dict[int, dict[int, Line]] = {component: {} for component, _ in self.holds}
+        self.stack.begin(self._fresh("sketch"))
         self._digests: dict[int, tuple[bytes, ...]] = {}
         self._public: list[Words] = []
-        self._sketched: dict[int, Words] = {}
-        self._beside = np.zeros((0, 0), dtype=np.int64)
         self._done = {"begin"}
 
     def receive(self, data: bytes | memoryview) -> None:
@@ -187,7 +178,7 @@ class Server(ABC):
         for component, seed in self.holds:
             parts.append(message.body[start : start + (SEED_BYTES if seed else 8 * self.d)])
             line: Line = bytes(parts[-1]) if seed else np.frombuffer(parts[-1], dtype="<i8")
-            self._current[component][message.sender] = line
+            self.stack.current[component][message.sender] = line
             start += len(parts[-1])
         self._digests[message.sender] = self._digests_of(data, parts)
 
@@ -214,28 +205,20 @@ class Server(ABC):
             and self._fit([lists[k][client] for k in range(self.parties)])
         }
         self._once("agree")
-        self.clients = tuple(sorted(here))
-        for lines in self._current.values():
-            for client in set(lines) - here:
-                del lines[client]
+        self.stack.choose(sorted(here))
         return self.clients
 
     @property
-    def rows(self) -> int:
-        """Rows of the stack that the Gram matrix is of: the updates, and the clients' rows of each history."""
-        return len(self.clients) * (1 + len(self.histories))
+    def clients(self) -> tuple[int, ...]:
+        """The clients of the round on which the servers have agreed, without those that were dropped."""
+        return self.stack.clients
 
     def check_share(self) -> bytes:
         """Its part of the random combinations (rows, PROJECTIONS) of each row's two sketches, with noise; once in a
         round."""
         self._after("agree")
         self._once("check")
-        own = self.holds[0][0]
-        if self.sketch:
-            rows = np.hstack([self._sketch_of(own), self._beside])
-        else:
-            lines, seed = partial(filled, self._stacked(own)), self._fresh("check")
-            rows = sketched(lines, self.rows, self.d, CHECKED, seed, twice=True)
+        rows = self.stack.sketched_twice(self._fresh("check"))
         # Noise by client: if a round is repeated with other clients, no client gets the noise of another.
         labels = [f"check/{place}/{client}" for place in range(1 + len(self.histories)) for client in self.clients]
         noise = [self._noise(PROJECTIONS, label, MASK_BITS) for label in labels]
@@ -253,12 +236,7 @@ class Server(ABC):
         if not are_numbers(clients) or not set(clients) <= set(self.clients):
             raise OpeningError(f"clients must be some of {list(self.clients)}, found {clients!r}")
         self._once("drop")
-        gone = [place for place, client in enumerate(self.clients * (1 + len(self.histories))) if client in clients]
-        self._sketched = {component: np.delete(rows, gone, axis=0) for component, rows in self._sketched.items()}
-        self.clients = tuple(client for client in self.clients if client not in clients)
-        for lines in self._current.values():
-            for client in clients:
-                del lines[client]
+        self.stack.drop(clients)
 
     def anchor_share(self, vector: Words) -> bytes:
         """Its part of the products with a public vector, or of the sketches of both.
@@ -278,14 +256,15 @@ class Server(ABC):
         if square_sum(vector) > largest_square(self.d):
             raise OpeningError("a public vector must have a norm of 1 at most: a longer one reads several numbers")
         self._count(1 + len(self.histories))
-        if self.sketch:
-            vector = sketched(lambda part: vector[None, part].copy(), 1, self.d, self.width, self._fresh("sketch"))[0]
+        rows, width = self.stack.rows, self.stack.width
+        if self.stack.sketch:
+            vector = sketched(lambda part: vector[None, part].copy(), 1, self.d, width, self._fresh("sketch"))[0]
         self._public.append(vector)
-        own, total = self.holds[0][0], np.zeros(self.rows + len(self._public), dtype=np.int64)
-        for columns in column_chunks(self.rows, self.width):
-            total[: self.rows] += self._stack(own, columns) @ vector[columns]
+        own, total = self.holds[0][0], np.zeros(rows + len(self._public), dtype=np.int64)
+        for columns in column_chunks(rows, width):
+            total[:rows] += self.stack.chunk(own, columns) @ vector[columns]
         if self.number == 0:  # a public product is a valid share of itself
-            total[self.rows :] = [other @ vector for other in self._public]
+            total[rows:] = [other @ vector for other in self._public]
         return self._opened(Kind.ANCHOR, total, f"anchor {len(self._public)}")
 
     def combine_share(self, weights: Words) -> bytes:
@@ -305,7 +284,7 @@ class Server(ABC):
         self._once("aggregate")
         self._summed = self.training, chosen
         self.keep(self.ledger())
-        share = self._weighted_sum(weights)
+        share = self.stack.weighted_sum(weights)
         return self._opened(Kind.AGGREGATE, share + self._noise(self.d, "aggregate", NOISE_BITS), "aggregate")
 
     def forget(self, name: str, client: int) -> None:
@@ -315,16 +294,11 @@ class Server(ABC):
 
         Raises `OpeningError` if there is no such history.
         """
-        if not isinstance(name, str) or name not in self._past:
+        if not isinstance(name, str) or name not in self.stack.past:
             raise OpeningError(f"there is no history {name!r}")
         if not is_number(client):
             raise OpeningError(f"a client is a number that is not negative, found {client!r}")
-        for lines in self._past[name].values():
-            lines.pop(client, None)
-        if client in self.clients:
-            line = len(self.clients) * (1 + self.histories.index(name)) + self.clients.index(client)
-            for rows in self._sketched.values():
-                rows[line] = 0
+        self.stack.forget(name, client)
 
     def ledger(self) -> Ledger:
         """What it has opened; to be kept where only this server can write."""
@@ -339,7 +313,7 @@ class Server(ABC):
 
     def memory(self) -> Mapping[str, Mapping[int, Mapping[int, Line]]]:
         """Its components of the histories, for its own checkpoint: name → component → client → line."""
-        return self._past
+        return self.stack.past
 
     def restore(self, memory: Mapping[str, Mapping[int, Mapping[int, Line]]], round: int, functionals: int) -> None:
         """Go on after `round` with an earlier `memory`.
@@ -351,7 +325,7 @@ class Server(ABC):
         round: the number in messages of the last round.
         functionals: opened until then.
         """
-        self._past = {name: {k: dict(lines) for k, lines in parts.items()} for name, parts in memory.items()}
+        self.stack.restore(memory)
         self.round, self.functionals = round, max(self.functionals, functionals)
         self._done = set()
 
@@ -384,39 +358,6 @@ class Server(ABC):
 
     def _message(self, kind: Kind, body: bytes, receiver: str) -> bytes:
         return Message(self.run, self.round, server_id(self.number), receiver, kind, body).pack()
-
-    def _stack(self, component: int, columns: slice) -> Words:
-        """Its component of these columns of [updates; histories] (rows, w), or of their sketch, as a copy."""
-        if self.sketch:
-            return self._sketch_of(component)[:, columns].copy()
-        return filled(self._stacked(component), columns)
-
-    def _lines(self, component: int, columns: slice) -> Iterator[Words]:
-        """The same line by line (w,). Only read them, and use each before the next one is asked for."""
-        if self.sketch:
-            return iter(self._sketch_of(component)[:, columns])
-        return pieces(self._stacked(component), columns)
-
-    def _sketch_of(self, component: int) -> Words:
-        """The sketch (rows, width) of its component of the stack, made when it is first needed."""
-        if component not in self._sketched:
-            own = component == self.holds[0][0]
-            lines, seed = partial(filled, self._stacked(component)), self._fresh("sketch")
-            found = sketched(lines, self.rows, self.d, self.width, seed, twice=own)
-            self._sketched[component] = found[:, : self.width]
-            if own:  # a second sketch, for the check alone
-                self._beside = found[:, self.width :]
-        return self._sketched[component]
-
-    def _stacked(self, component: int) -> list[Line]:
-        lines = [self._current[component][client] for client in self.clients]
-        for name in self.histories:
-            lines += [self._past[name][component].get(client) for client in self.clients]
-        return lines
-
-    def _weighted_sum(self, weights: Words) -> Words:
-        own, used = self.holds[0][0], np.flatnonzero(weights)
-        return combined(weights[used], [self._current[own][self.clients[row]] for row in used], self.d)
 
     def _open_gram(self) -> None:
         """Once in a round. A colluder's update and its histories are known vectors."""

@@ -14,8 +14,8 @@ from fedrobust.secure.lines import ADDED, HISTORY_FRACTION
 from fedrobust.secure.messages import Kind, MessageError
 from fedrobust.secure.opening import encode_anchor, gram_of_integers, joined, largest_history_square, misfit
 from fedrobust.secure.ring import FRACTION, Integers, Words, decode, halved, largest_square
-from fedrobust.secure.server import CHECKED
 from fedrobust.secure.sketch import PROJECTIONS, stretch, too_long
+from fedrobust.secure.stack import CHECKED
 from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, require_support, shortened
 from fedrobust.updates.gram import Combination, Floats, Gram
 from fedrobust.updates.interface import Updates, clip_factors

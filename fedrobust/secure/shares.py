@@ -157,26 +157,26 @@ class ShareServer(Server):
         """
         self._after("agree")
         self._before("triple")
-        words = self.rows**2 if self.number else SEED_BYTES // 8
+        words = self.stack.rows**2 if self.number else SEED_BYTES // 8
         size = SHAPE.size + SEED_BYTES + 8 * words
         message = expect(unpack(data), self.run, self.round, DEALER, Kind.TRIPLE, None, server_name(self.number))
         body = self.links.unsealed(message.body)
-        if len(body) != size or SHAPE.unpack_from(body) != (self.rows, self.width):
-            raise MessageError(f"triple is not for {self.rows} rows and {self.width} columns")
+        if len(body) != size or SHAPE.unpack_from(body) != (self.stack.rows, self.stack.width):
+            raise MessageError(f"triple is not for {self.stack.rows} rows and {self.stack.width} columns")
         seed = body[SHAPE.size :][:SEED_BYTES]
         if seed in self._used:
             raise MessageError("triple was used in an earlier round")
         self._used.add(seed)
         self._seed, rest = seed, body[SHAPE.size + SEED_BYTES :]
-        matrix = np.frombuffer(rest, dtype="<i8") if self.number else expand(rest, self.rows**2)
-        self._correction = matrix.reshape(self.rows, self.rows)
-        self._total = np.zeros((self.rows, self.rows), dtype=np.int64)
+        matrix = np.frombuffer(rest, dtype="<i8") if self.number else expand(rest, self.stack.rows**2)
+        self._correction = matrix.reshape(self.stack.rows, self.stack.rows)
+        self._total = np.zeros((self.stack.rows, self.stack.rows), dtype=np.int64)
         self._once("triple")
 
     @property
     def chunks(self) -> list[slice]:
         """The column chunks of the differences."""
-        return column_chunks(self.rows, self.width)
+        return column_chunks(self.stack.rows, self.stack.width)
 
     def difference(self, chunk: int) -> bytes:
         """Its part of E = U − A in the columns of a chunk, for the other server; each chunk once.
@@ -188,15 +188,15 @@ class ShareServer(Server):
             raise OpeningError(f"chunk {chunk!r} is none of the {len(self.chunks)}")
         self._once(f"difference {chunk}")
         columns = self.chunks[chunk]
-        mask = _expanded(self._seed, self.rows, columns)
+        mask = _expanded(self._seed, self.stack.rows, columns)
         body = np.empty(1 + mask.size, dtype="<i8")
         body[0], part = chunk, body[1:].reshape(mask.shape)
         if self.number:
-            for row, line, masked in zip(part, self._lines(1, columns), mask, strict=True):
+            for row, line, masked in zip(part, self.stack.lines(1, columns), mask, strict=True):
                 np.subtract(line, masked, out=row)
             self._held[chunk] = part, mask
         else:
-            own = self._stack(0, columns)
+            own = self.stack.chunk(0, columns)
             np.subtract(own, mask, out=part)
             self._held[chunk] = own, own
         # U − A is hidden from whoever passes it on: together with the dealer's A it would give U.
@@ -257,8 +257,8 @@ class ShareServer(Server):
         self._after("gram")
         require_rows(rows, coefficients, len(self.clients))
         self._once("remember")
-        for name, parts in self._past.items():
-            past, current = parts[self.number], self._current[self.number]
+        for name, parts in self.stack.past.items():
+            past, current = parts[self.number], self.stack.current[self.number]
             for row, coefficient in zip(rows, coefficients.tolist(), strict=True):
                 client = self.clients[row]
                 past[client] = self._grown(name, past.get(client), current[client], coefficient)

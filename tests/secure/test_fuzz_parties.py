@@ -348,12 +348,12 @@ def sizeless(message, run, round, sender, kind, size=None, receiver=None):
 
 def alone(self, others):
     self._once("agree")
-    self.clients = tuple(sorted(self._digests))
+    self.stack.clients = tuple(sorted(self._digests))
     return self.clients
 
 
 def hasty(self, others, agree=Server.agree):
-    self.clients = ()
+    self.stack.clients = ()
     return agree(self, others)
 
 

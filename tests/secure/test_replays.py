@@ -124,7 +124,7 @@ def test_a_share_that_reached_one_server_only_is_dropped(name: str, missing: int
 def test_without_the_comparison_the_servers_would_add_up_different_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     def alone(self: ShareServer, others: Sequence[bytes]) -> tuple[int, ...]:
         self._once("agree")
-        self.clients = tuple(sorted(self._digests))
+        self.stack.clients = tuple(sorted(self._digests))
         return self.clients
 
     monkeypatch.setattr(ShareServer, "agree", alone)

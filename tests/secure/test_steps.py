@@ -27,8 +27,7 @@ def hosts(name: str) -> Iterator[PartyHost]:
 def test_a_server_answers_to_the_steps_of_the_protocol_and_to_nothing_else(name: str) -> None:
     for host in hosts(name):
         for method, arguments in {
-            "_stacked": (0,),
-            "_stack": (0, slice(0, 5)),
+            "stack": (),
             "_whole": (b"",),
             "memory": (),
             "restore": ({}, 0, 0),

@@ -245,9 +245,9 @@ def test_a_history_that_cannot_be_starts_again(name: str, sketch: int | None) ->
     names, played = ("sum",), parties(name, histories=("sum",), sketch=sketch)
     play(played, honest(), 0).remembered(names)
     for server in played.servers:
-        line = server._past["sum"].get(1, {}).get(4)
+        line = server.stack.past["sum"].get(1, {}).get(4)
         if line is not None:
-            server._past["sum"][1][4] = line + np.eye(1, D, 3, dtype=np.int64)[0] * 2**52
+            server.stack.past["sum"][1][4] = line + np.eye(1, D, 3, dtype=np.int64)[0] * 2**52
     opened = play(played, honest(), 1)
     assert opened.notes == ("history sum of client 4 was not possible and starts again",) and not named(opened)
     gram = opened.gram({}, names).histories["sum"]
