@@ -1,4 +1,11 @@
-"""The command line. It imports what a command needs only when that command runs, so that `--help` answers at once."""
+"""The command line. It imports what a command needs only when that command runs, so that `--help` answers at once.
+
+Commas in the overrides of `fedrobust run` make a grid of runs:
+
+>>> from fedrobust.cli.grid import combinations
+>>> combinations(["seed=1,2", "aggregation.rule=mean"])
+[('seed=1', 'aggregation.rule=mean'), ('seed=2', 'aggregation.rule=mean')]
+"""
 
 from __future__ import annotations
 

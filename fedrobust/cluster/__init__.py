@@ -10,6 +10,15 @@ Python of the cluster itself. Two folders matter there:
   or else FEDROBUST_HOME in the head node's environment, or else `~/fedrobust`.
 
 The address of a cluster is that of its jobs server (`http://HOST:8265`). Every request carries the cluster's token.
+
+Keys, data and results do not leave the working folder:
+
+>>> from fedrobust.cluster.folder import sort_out
+>>> sent, left = sort_out(["mine.yaml", "rule.py", "id_rsa", "patients.csv", "mlruns/mlflow.db"])
+>>> sent
+['mine.yaml', 'rule.py']
+>>> {reason: names for reason, names in left.items() if names}
+{'keys or credentials': ['id_rsa'], 'results or caches': ['mlruns/mlflow.db'], 'files of other kinds': ['patients.csv']}
 """
 
 from fedrobust.cluster.address import Cluster, find_cluster

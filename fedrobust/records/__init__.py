@@ -1,4 +1,10 @@
-"""What runs leave on disk: files of lines, the records in a journal, and the checkpoint that a run goes on from."""
+"""What runs leave on disk: files of lines, the records in a journal, and the checkpoint that a run goes on from.
+
+>>> accuracy = {8: 0.5, 9: 0.75, 10: 1.0}
+>>> evaluations = [EvaluationRecord(round=n, metrics={"test/accuracy": each}) for n, each in accuracy.items()]
+>>> averages(evaluations)
+{'test/accuracy': 0.75}
+"""
 
 from __future__ import annotations
 
