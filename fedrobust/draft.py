@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -21,6 +22,8 @@ from fedrobust.yaml_tree import read_tree, read_value, unshared
 Keys = tuple[str | int, ...]
 Changes = Mapping[str, Any] | Iterable[str]
 """Changes of options: dotted path → value, or texts such as `"seed=3"`, whose values are read as YAML."""
+ByPath = Mapping[str, Collection[str]]
+"""The mappings whose keys are dotted paths: where, e.g. `settings.*` → words that may stand behind such a path."""
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -38,16 +41,23 @@ class Draft:
     """Folders that may contain the user's classes that the file names."""
 
     @classmethod
-    def read(cls, path: str | PathLike[str], overrides: Changes = (), beside: Sequence[Path] = ()) -> Draft:
+    def read(
+        cls,
+        path: str | PathLike[str],
+        overrides: Changes = (),
+        beside: Sequence[Path] = (),
+        by_path: ByPath = MappingProxyType({}),
+    ) -> Draft:
         """Read the file at `path` and apply `overrides`.
 
         beside: further folders that may contain the user's classes, besides the file's own: those of files that name
             this one.
+        by_path: see `overridden`.
 
         Raises `ExperimentError` if the file cannot be read.
         """
         file = Path(fspath(path))
-        return cls(file, read_tree(file), {}, (file.parent, *beside)).overridden(overrides)
+        return cls(file, read_tree(file), {}, (file.parent, *beside)).overridden(overrides, by_path)
 
     @classmethod
     def of(cls, name: str, values: Mapping[str, Any]) -> Draft:
@@ -58,8 +68,11 @@ class Draft:
         tree = _as_tree(values)
         return cls(Path(name), CommentedMap(unshared(tree, Origin(Path(name)))), {})
 
-    def overridden(self, overrides: Changes) -> Draft:
+    def overridden(self, overrides: Changes, by_path: ByPath = MappingProxyType({})) -> Draft:
         """Return a copy with `overrides` applied; problems with these values will name the override.
+
+        by_path: the mappings of this file whose keys are dotted paths themselves. Below them an override adds one such
+            key, and no mapping, which would replace an option with all that the experiment file says below it.
 
         Raises `ExperimentError` if one cannot be read, or has a path that cannot be.
         """
@@ -71,12 +84,12 @@ class Draft:
             for path, value in overrides.items():
                 if not isinstance(path, str) or "" in path.split("."):
                     raise ExperimentError(Problem("expected a dotted path", found=repr(path)))
-                origin[_set(tree, path, _as_tree(value), _origin_of(path))] = _origin_of(path)
+                origin[_set(tree, path, _as_tree(value), _origin_of(path), by_path)] = _origin_of(path)
         else:
             for text in overrides:
                 if not isinstance(text, str):
                     raise ExperimentError(Problem("expected texts such as 'seed=3'", "overrides", shown(text)))
-                origin[_override(tree, text)] = _origin_of(text)
+                origin[_override(tree, text, by_path)] = _origin_of(text)
         return replace(self, tree=tree, origin=origin)
 
     def changed(self, changes: Mapping[str, Any], origin: Origin | str) -> Draft:
@@ -93,6 +106,10 @@ class Draft:
         for set_keys in reversed(list(self.origin)):
             if keys[: len(set_keys)] == set_keys:
                 return self.origin[set_keys]
+        if not _in_file(self.tree, keys):
+            for set_keys in reversed(list(self.origin)):
+                if set_keys[: len(keys)] == keys:  # it is there because something was set below it
+                    return self.origin[set_keys]
         return Origin(self.path, _line_of(self.tree, keys))
 
     def entry(self, *keys: str | int) -> Origin:
@@ -109,23 +126,23 @@ class Draft:
             raise ExperimentError(*problems_of(error, self.tree, self.origin_of)) from None
 
 
-def _override(tree: CommentedMap, text: str) -> Keys:
+def _override(tree: CommentedMap, text: str, by_path: ByPath) -> Keys:
     """Set the value of one `path=value` in `tree`; return the path."""
     path, equals, value = text.partition("=")
     origin = _origin_of(text)
     if not equals or not path.strip() or "" in path.strip().split("."):
         raise ExperimentError(Problem("expected path=value, e.g. seed=3 or aggregation.rule=krum").at(origin))
-    return _set(tree, path.strip(), read_value(value, origin), origin)
+    return _set(tree, path.strip(), read_value(value, origin), origin, by_path)
 
 
 def _origin_of(override: str) -> Origin:
     return Origin(text=f"override '{short(override)}'")
 
 
-def _set(tree: CommentedMap, path: str, value: Any, origin: Origin) -> Keys:
+def _set(tree: CommentedMap, path: str, value: Any, origin: Origin, by_path: ByPath = MappingProxyType({})) -> Keys:
     """Set a copy of `value` at the dotted `path` of `tree`; return the path."""
     value = unshared(value, origin)
-    keys = _keys(tree, path)
+    keys = _keys(tree, path, by_path)
     node: Any = tree
     for position, key in enumerate(keys[:-1]):
         child = _child(node, keys[: position + 1], origin)
@@ -148,15 +165,28 @@ def _set(tree: CommentedMap, path: str, value: Any, origin: Origin) -> Keys:
     return tuple(keys)
 
 
-def _keys(tree: CommentedMap, path: str) -> list[str | int]:
-    """Split a dotted path into keys; a key of the file that itself contains dots, as in `changes`, stays one key."""
+def _keys(tree: CommentedMap, path: str, by_path: ByPath) -> list[str | int]:
+    """Split a dotted path into keys; a key of the file that itself contains dots, as in `changes`, stays one key, and
+    so does a new one in a mapping of `by_path`."""
     left, keys, node = path.split("."), list[str | int](), cast(Any, tree)
     while left:
         known = [n for n in range(len(left), 1, -1) if isinstance(node, Mapping) and ".".join(left[:n]) in node]
-        key, left = ".".join(left[: (known or [1])[0]]), left[(known or [1])[0] :]
+        length = known[0] if known else 1
+        if not known and not has(node, left[0]) and (last := _last_words(by_path, keys)) is not None:
+            length = len(left) - 1 if len(left) > 1 and left[-1] in last else len(left)
+        key, left = ".".join(left[:length]), left[length:]
         keys.append(int(key) if key.isdecimal() else key)
         node = node[keys[-1]] if has(node, keys[-1]) else None
     return keys
+
+
+def _last_words(by_path: ByPath, keys: Sequence[str | int]) -> Collection[str] | None:
+    """Return the words that may stand behind a dotted path in the mapping at `keys`; None if it has other keys."""
+    for pattern, last in by_path.items():
+        parts = pattern.split(".")
+        if len(parts) == len(keys) and all(part in ("*", key) for part, key in zip(parts, keys, strict=True)):
+            return last
+    return None
 
 
 def _child(node: Any, keys: Sequence[str | int], origin: Origin) -> Any:
@@ -172,17 +202,27 @@ def _child(node: Any, keys: Sequence[str | int], origin: Origin) -> Any:
 
 def _line_of(tree: CommentedMap, keys: Sequence[str | int]) -> int | None:
     """Return the line of the deepest key that the file has, counted from 1."""
-    line: int | None = None
+    lines = _lines(tree, keys)
+    return lines[-1] if lines else None
+
+
+def _in_file(tree: CommentedMap, keys: Sequence[str | int]) -> bool:
+    return len(_lines(tree, keys)) == len(keys)
+
+
+def _lines(tree: CommentedMap, keys: Sequence[str | int]) -> list[int]:
+    """Return the lines of the keys, counted from 1, as far as the file has them."""
+    lines: list[int] = []
     node: Any = tree
     for key in keys:
         if not isinstance(node, (CommentedMap, CommentedSeq)) or not has(node, key):
             break
         try:
-            line = (node.lc.key(key) if isinstance(node, CommentedMap) else node.lc.item(key))[0] + 1
+            lines.append((node.lc.key(key) if isinstance(node, CommentedMap) else node.lc.item(key))[0] + 1)
         except (KeyError, AttributeError, TypeError):  # set by an override: no line
             break
         node = node[key]
-    return line
+    return lines
 
 
 def _as_tree(value: Any) -> Any:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from fedrobust.draft import ByPath
 from fedrobust.options import OneOf, Options, refusal
 from fedrobust.studies.options import Seeds, StudyOptions
 from fedrobust.tuning.objectives import Objective
 from fedrobust.tuning.samplers import Sampler, Tpe
+from fedrobust.tuning.space import KINDS
 from fedrobust.tuning.sweep import OWN
 
 SEARCHED = "searched"
@@ -56,6 +58,7 @@ class Duel(StudyOptions):
 
     kind = "duel"
     folders = Path("mlruns/duels")
+    by_path: ClassVar[ByPath] = {"changes": (), "defences.*.options": (), "defences.*.space": KINDS}
     named = ("attacks", "defences")
     reserved = (OWN, f"{SEARCHED}*")
 

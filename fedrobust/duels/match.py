@@ -175,7 +175,7 @@ def load_duel(file: StudyFile, overrides: Changes = ()) -> DuelPlan:
 
     Raises `ExperimentError` with one line for each error, as `fedrobust.load` does.
     """
-    draft, base = study_draft(file, overrides, "fedrobust.duel")
+    draft, base = study_draft(file, overrides, Duel)
     return DuelPlan(draft.checked(Duel), draft, base)
 
 

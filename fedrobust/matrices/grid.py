@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from fedrobust.attacks import Backdoor
-from fedrobust.draft import Changes, Draft
+from fedrobust.draft import ByPath, Changes, Draft
 from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.failures import reason
@@ -58,6 +58,7 @@ class Matrix(StudyOptions):
 
     kind = "matrix"
     folders = Path("mlruns/matrix")
+    by_path: ClassVar[ByPath] = {"changes": (), "settings.*": (), "defences.*": (), "quick.changes": ()}
     finished = "cells.jsonl"
     named = ("settings", "attacks", "defences")
     reserved = (NOBODY, ORACLE)
@@ -308,7 +309,7 @@ def load_matrix(file: StudyFile, overrides: Changes = (), quick: bool = False) -
 
     Raises `ExperimentError` with one line for each error, as `fedrobust.load` does.
     """
-    draft, base = study_draft(file, overrides, "fedrobust.matrix")
+    draft, base = study_draft(file, overrides, Matrix)
     matrix = draft.checked(Matrix)
     return MatrixPlan(matrix.quickened() if quick else matrix, draft, quick, base)
 

@@ -21,21 +21,21 @@ StudyFile = str | PathLike[str] | Mapping[str, Any]
 """The path of a study's file, or its options as a mapping, whose `experiment` may be an `Experiment`."""
 
 
-def study_draft(file: StudyFile, overrides: Changes, name: str) -> tuple[Draft, Draft | None]:
+def study_draft(file: StudyFile, overrides: Changes, options: type[StudyOptions]) -> tuple[Draft, Draft | None]:
     """Return the options of a study with `overrides`, and those of its experiment if this is an object.
 
-    name: stands for the file in messages about a mapping.
+    options: the class of its options; `fedrobust.<kind>` stands for the file in messages about a mapping.
 
     Raises `ExperimentError` if the file cannot be read.
     """
     if isinstance(file, (str, PathLike)):
-        return Draft.read(file, overrides), None
+        return Draft.read(file, overrides, by_path=options.by_path), None
     if not isinstance(file, Mapping):
         raise ExperimentError(Problem("expected the path of a file, or its options", "file", shown(file)))
     given, base = dict(file), None
     if isinstance(experiment := given.get("experiment"), Experiment):
         base, given["experiment"] = Draft.of(experiment.name, experiment.resolved()), experiment.name
-    return Draft.of(name, given).overridden(overrides), base
+    return Draft.of(f"fedrobust.{options.kind}", given).overridden(overrides, options.by_path), base
 
 
 class Composer:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from fedrobust.draft import ByPath
 from fedrobust.experiment import LONGEST
 from fedrobust.options import Many, Options, refusal
 from fedrobust.texts import is_name
@@ -27,6 +28,8 @@ class StudyOptions(Options):
     """The name of the file of its finished runs, in its folder."""
     named: ClassVar[tuple[str, ...]] = ("attacks",)
     """The fields whose keys are names."""
+    by_path: ClassVar[ByPath] = {"changes": ()}
+    """The mappings whose keys are dotted paths of the experiment, see `Draft.overridden`; `*` stands for any name."""
     reserved: ClassVar[tuple[str, ...]] = ()
     """Names that have a special meaning; `*` stands for any ending."""
     put_aside: ClassVar[bool] = False

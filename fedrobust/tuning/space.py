@@ -37,8 +37,8 @@ LARGEST = 2**53
 """Largest whole number of a range, and largest number of its steps: larger ones would not be exact in samplers."""
 MOST_CHOICES = 1000
 """Most values of a choice; each is tried when a file is read."""
-
-_KINDS = ("float", "log", "int", "choice")
+KINDS = ("float", "log", "int", "choice")
+"""The words by which templates begin."""
 
 
 class TemplateError(ValueError):
@@ -245,13 +245,13 @@ def _parsed(value: Any, name: str, keys: tuple[str | int, ...]) -> Template:
 
 def _kind(value: Mapping[str, Any], keys: tuple[str | int, ...]) -> str | None:
     """Return which kind of searched value a mapping stands for, if any."""
-    kinds = [kind for kind in _KINDS if kind in value and kind != "log"]
+    kinds = [kind for kind in KINDS if kind in value and kind != "log"]
     if not kinds:
         if "log" not in value or isinstance(value["log"], bool):
             return None
         kinds = ["log"]
     if len(kinds) > 1:
-        raise TemplateError(keys, f"expected one of {', '.join(_KINDS)}; found {' and '.join(kinds)}")
+        raise TemplateError(keys, f"expected one of {', '.join(KINDS)}; found {' and '.join(kinds)}")
     _only(value, keys, kinds[0], *(("step", "log") if kinds[0] in ("float", "int") else ()))
     return kinds[0]
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from fedrobust.draft import Changes, Draft
+from fedrobust.draft import ByPath, Changes, Draft
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.naming import short
@@ -23,7 +23,7 @@ from fedrobust.texts import fit
 from fedrobust.tuning.objectives import Objective, unknown
 from fedrobust.tuning.pruners import NoPruner, Pruner
 from fedrobust.tuning.samplers import Sampler, Tpe
-from fedrobust.tuning.space import Space, TemplateError, brief, parsed
+from fedrobust.tuning.space import KINDS, Space, TemplateError, brief, parsed
 
 OWN = "own"
 """The attack name of a sweep without `attacks`: each trial meets those of its experiment."""
@@ -41,6 +41,7 @@ class Sweep(StudyOptions):
 
     kind = "sweep"
     folders = Path("mlruns/sweeps")
+    by_path: ClassVar[ByPath] = {"changes": (), "space": KINDS}
     reserved = (OWN,)
 
     name: str = "sweep"
@@ -256,5 +257,5 @@ def load_sweep(file: StudyFile, overrides: Changes = ()) -> SweepPlan:
 
     Raises `ExperimentError` with one line for each error, as `fedrobust.load` does.
     """
-    draft, base = study_draft(file, overrides, "fedrobust.sweep")
+    draft, base = study_draft(file, overrides, Sweep)
     return SweepPlan(draft.checked(Sweep), draft, base)
