@@ -10,33 +10,25 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import optuna
-from optuna.exceptions import OptunaError, StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from fedrobust.databases import cause, safe_url, shown, sqlite_file, sqlite_url, turn, without_password
-from fedrobust.errors import ExperimentError, StorageError
+from fedrobust.databases import shown
+from fedrobust.errors import ExperimentError
 from fedrobust.failures import reason
-from fedrobust.private import whole
 from fedrobust.tuning.objectives import Direction
 from fedrobust.tuning.pruners import Pruner
 from fedrobust.tuning.samplers import Random, Sampler
 from fedrobust.tuning.space import Space, Values
+from fedrobust.tuning.storage import opened
 from fedrobust.tuning.sweep import SweepPlan
 
 logger = logging.getLogger(__name__)
-
-PATIENCE = 30
-"""Seconds to wait while another program has locked the database's file; Optuna makes some calls five times."""
 
 _DIGEST = "fedrobust:digest"
 _SCORE = "fedrobust:score"
@@ -266,7 +258,7 @@ def open_sweep(url: str, name: str, digest: str, score: str = "", **options: Any
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = list(options["directions"])
-    with _opened(url) as storage:
+    with opened(url) as storage:
         names = [study.study_name for study in storage.get_all_studies()]
         if name not in names:
             optuna.create_study(storage=storage, study_name=name, directions=directions)
@@ -346,64 +338,3 @@ def _without_reports(trial: FrozenTrial) -> FrozenTrial:
         intermediate_values={},
         trial_id=trial.number,
     )
-
-
-@contextmanager
-def _opened(url: str) -> Iterator[BaseStorage]:
-    """Open the storage at `url`, or create it; no other process opens or creates it during the block.
-
-    A new SQLite database is made under a temporary name and then renamed, since the process that makes it may die.
-    """
-    try:
-        with turn(url):
-            file = sqlite_file(url)
-            if file is not None and not file.exists():
-                with whole(file) as partial:
-                    optuna.storages.RDBStorage(sqlite_url(partial)).engine.dispose()
-            # For a file: seconds to wait for a lock; for a server: test whether the connection still exists.
-            options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE}} if file else {"pool_pre_ping": True}
-            storage = optuna.storages.get_storage(optuna.storages.RDBStorage(safe_url(url), options))
-            yield cast(BaseStorage, _Reached(storage, url))
-    except (StorageError, SQLAlchemyError, OptunaError, ImportError, OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, StorageError):
-            raise ExperimentError(*error.problems) from None
-        raise ExperimentError(_unusable(url, error)) from None
-
-
-class _Reached:
-    """An Optuna storage in use: every error of its database becomes a `StorageError`.
-
-    After an error, further calls fail at once: the study has ended, and is opened again when it continues.
-    """
-
-    def __init__(self, storage: BaseStorage, url: str) -> None:
-        self._storage, self._url = storage, url
-        self._lost = ""
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._storage, name)
-        return partial(self._call, found) if callable(found) else found
-
-    def _call(self, method: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        if self._lost:
-            raise StorageError(self._lost)
-        try:
-            return method(*given, **named)
-        except (SQLAlchemyError, StorageInternalError) as error:
-            self._lost = _unusable(self._url, error)
-            raise StorageError(self._lost) from error
-
-
-def _unusable(url: str, error: BaseException) -> str:
-    """Say in one line why a storage cannot be used."""
-    error = error.__cause__ or error  # the message of the database driver, without the statement
-    if isinstance(error, ImportError):
-        return without_password(f"no Optuna storage at '{url}': {error}; install this driver of the database")
-    try:
-        file = sqlite_file(url)
-    except ValueError:
-        file = None
-    if file is not None and (reason := cause(error, file)) is not None:
-        return f"Optuna storage: {reason}"
-    reason = " ".join(str(error).split())[:300].replace("$STORAGE_URL", shlex.quote(url))
-    return without_password(f"no Optuna storage at '{url}', e.g. sqlite:///mlruns/optuna.db: {reason}")

@@ -13,7 +13,7 @@ import optuna
 import pytest
 from played import Played, Watching, accuracy, sweep
 
-import fedrobust.tuning.study as study
+import fedrobust.tuning.storage as storage_room
 from fedrobust import cli
 from fedrobust.errors import ExperimentError, StorageError
 from fedrobust.experiment import Experiment
@@ -56,7 +56,7 @@ def test_a_lock_that_stays_ends_a_sweep_with_a_line_and_costs_nothing(
     """When the next trials are asked for, or when a pruner looks at those before: no trial fails of it."""
     options = ("trials=6", "parallel=2", f"pruner={pruner}")
     straight = sweep(*options, out=Path("straight"), storage="sqlite:///straight.db").trials
-    monkeypatch.setattr(study, "PATIENCE", 0.05)
+    monkeypatch.setattr(storage_room, "PATIENCE", 0.05)
     watch = Locking(after=2)
     with pytest.raises(StorageError) as caught:
         sweep(*options, watch=watch)
@@ -71,7 +71,7 @@ def test_a_lock_that_stays_ends_a_sweep_with_a_line_and_costs_nothing(
 def test_a_lock_while_trials_run_costs_no_run(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """What finished is on disk before the database is told of it."""
     straight = sweep("trials=3", out=Path("straight"), storage="sqlite:///straight.db").trials
-    monkeypatch.setattr(study, "PATIENCE", 0.05)
+    monkeypatch.setattr(storage_room, "PATIENCE", 0.05)
     lock = Lock()
 
     def locking(experiment: Experiment, round: int) -> float:
@@ -125,7 +125,7 @@ def test_a_database_that_is_locked_at_the_start_is_told_in_a_line(
     played: Played, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep("trials=2")
-    monkeypatch.setattr(study, "PATIENCE", 0.05)
+    monkeypatch.setattr(storage_room, "PATIENCE", 0.05)
     monkeypatch.setattr("sys.argv", ["fedrobust", "sweep", "sweep.yaml", "trials=4"])
     with Lock(), pytest.raises(SystemExit) as end:
         cli.main()
