@@ -85,6 +85,8 @@ def run(
     """
     experiment, own = _experiment(experiment, overrides), _hooks(hooks)
     _check_progress(progress)
+    if not (resume is None or isinstance(resume, str)):
+        raise ExperimentError(Problem("expected the id of a run", "resume", shown(resume)))
     with ExitStack() as stack:
         say: Callable[[str], None] = lambda what: None  # noqa: E731
         if callable(progress):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, MutableSequence, Sequence, Set
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -54,9 +54,11 @@ class Draft:
             this one.
         by_path: see `overridden`.
 
-        Raises `ExperimentError` if the file cannot be read.
+        Raises `ExperimentError` if `path` is no path, or the file cannot be read.
         """
-        file = Path(fspath(path))
+        if not isinstance(path, (str, PathLike)) or not isinstance(fspath(path), str) or not fspath(path):
+            raise ExperimentError(Problem("expected the path of a file", found=shown(path)))
+        file = Path(path)
         return cls(file, read_tree(file), {}, (file.parent, *beside)).overridden(overrides, by_path)
 
     @classmethod
@@ -84,7 +86,7 @@ class Draft:
             for path, value in overrides.items():
                 if not isinstance(path, str) or "" in path.split("."):
                     raise ExperimentError(Problem("expected a dotted path", found=repr(path)))
-                origin[_set(tree, path, _as_tree(value), _origin_of(path), by_path)] = _origin_of(path)
+                origin[_set(tree, path, _as_tree(value, path), _origin_of(path), by_path)] = _origin_of(path)
         else:
             for text in overrides:
                 if not isinstance(text, str):
@@ -225,14 +227,21 @@ def _lines(tree: CommentedMap, keys: Sequence[str | int]) -> list[int]:
     return lines
 
 
-def _as_tree(value: Any) -> Any:
-    """Return a value made in Python as it would be in a file: objects of options as mappings, paths as texts."""
+def _as_tree(value: Any, path: str = "") -> Any:
+    """Return a value made in Python as it would be in a file: objects of options as mappings, paths as texts.
+
+    path: its dotted path. Raises `ExperimentError` for a set, whose order differs from process to process.
+    """
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", serialize_as_any=True)
     if isinstance(value, Mapping):
-        return {key: _as_tree(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_as_tree(each) for each in value]
+        return {key: _as_tree(each, f"{path}.{key}" if path else str(key)) for key, each in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [_as_tree(each, f"{path}.{position}") for position, each in enumerate(value)]
+    if isinstance(value, Set):
+        raise ExperimentError(Problem("expected a list, because a set has no order", path, shown(value)))
+    if isinstance(value, np.ndarray) and value.ndim:
+        return value.tolist()
     if isinstance(value, np.generic):
         return value.item()
     return fspath(value) if isinstance(value, PathLike) else value

@@ -114,7 +114,7 @@ class Result:
         table["suspected"] = [client in self.suspected for client in range(start.clients)]
         for name, field in (("weight", "weights"), ("anomaly", "anomaly"), ("train_loss", "train_loss")):
             table[name] = pd.DataFrame(run.by_client(field)).mean(axis=1)
-        table["accuracy"] = [last.get(client) for client in range(start.clients)]
+        table["accuracy"] = pd.Series(last, index=table.index, dtype=float)
         table.index.name = "hospital"
         return table
 

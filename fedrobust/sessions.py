@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, Self
 
 from fedrobust.data.hospitals import Hospitals
@@ -18,6 +19,9 @@ EVERY = 100_000
 """Hospitals of the largest federation: so `workers.count: auto` means one actor for each core, or share of a GPU."""
 
 _current: Session | None = None
+
+_under_way: ContextVar[Session | None] = ContextVar("_under_way", default=None)
+"""The session whose run or study has called this code; also in the threads of a study, which take the context along."""
 
 
 class Session:
@@ -41,8 +45,6 @@ class Session:
         self._pool: Pool | None = None
         self._teams: int | None = None
         """How many teams the pool has for studies; 0 for runs."""
-        self._user: int | None = None
-        """The thread whose run or study is under way."""
 
     def start(self) -> Self:
         """Make this the session of the process, and start Ray; `close` ends it. `with` does both.
@@ -109,14 +111,16 @@ class Session:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        if self._user == threading.get_ident():
-            raise ExperimentError("a run of this session is under way: a hook cannot start another one in it")
+        if _under_way.get() is self:
+            raise ExperimentError(
+                "a run or study of this session is under way: its hook or objective cannot start another"
+            )
         with self._lock:
-            self._user = threading.get_ident()
+            before = _under_way.set(self)
             try:
                 yield
             finally:
-                self._user = None
+                _under_way.reset(before)
 
 
 def current_session() -> Session | None:

@@ -115,6 +115,7 @@ def test_a_stop_before_the_first_round_and_after_the_last(kind: type, whole: Any
     if kind is fedrobust.RunStart:
         assert (result.stopped, result.recorded.rounds) == ("by a hook", ())
         assert result.final["suspected"] == [] and result.frame().empty and len(result.hospitals()) == 8
+        assert result.hospitals()["accuracy"].dtype == float
         assert "no figures" in repr(result)
     else:
         assert result.stopped is None and result.recorded.end is not None

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import copy_context
 from functools import partial
 from typing import Self, TypeVar
 
@@ -89,7 +90,7 @@ class Teams:
 
         under_way: list[Future[None]] = []
         try:
-            under_way += (threads.submit(do, task) for task in tasks)
+            under_way += (threads.submit(copy_context().run, do, task) for task in tasks)
             left = set(under_way)
             while left:
                 done, left = wait(left, MOMENT, FIRST_COMPLETED)
