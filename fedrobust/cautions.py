@@ -102,4 +102,4 @@ def _outnumbered(experiment: Experiment) -> Problem | None:
         hint = f"f = {worst.f} is the most that it allows here: take fewer attackers, more hospitals or another rule"
     else:
         hint = f"use aggregation.f={worst.malicious}"
-    return Problem(reason, "aggregation.f", str(aggregation.f), hint=hint)
+    return Problem(reason, "aggregation.f", hint=hint)

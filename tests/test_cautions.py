@@ -59,6 +59,7 @@ def test_more_attackers_than_f_are_found(
     assert worst.malicious == min(attackers, rows)
     (said,) = cautions(experiment)
     assert said.startswith("aggregation.f: ") and f"in {rounds} of 6 rounds" in said and "\n" not in said
+    assert "found" not in said  # the sentence has the number
 
 
 @pytest.mark.parametrize(

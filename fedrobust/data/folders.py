@@ -136,6 +136,14 @@ class Folder(FileSource):
     def locate(self) -> Path:
         return self.first(lambda place: len(self._classes(place)) > 1)
 
+    def lacking(self, place: Path) -> str:
+        if classes := self._classes(place):
+            return f"holds only one class, {classes[0]}"
+        depths = {len(below(place, file)) for file, _ in walk(place, IMAGES)}
+        if 1 in depths:
+            return "holds image files itself, where one folder for each class is due"
+        return f"holds no images that `files` ({self.files}) matches" if depths else super().lacking(place)
+
     def _classes(self, root: Path) -> list[str]:
         """The folders that hold at least one image."""
         return [

@@ -16,7 +16,7 @@ from fedrobust.data.foreign import mistaken_for, one_line
 from fedrobust.data.patches import PATIENTS_FROM, Patches
 from fedrobust.data.pixels import resized
 from fedrobust.errors import DataError, Problem
-from fedrobust.options import Options
+from fedrobust.options import Options, nearest
 from fedrobust.seeds import generator
 
 VARIABLE = "FEDROBUST_DATA"
@@ -101,10 +101,15 @@ class FileSource(Source):
             if fits(candidate):
                 return candidate
         given = "`path`" if self.path else VARIABLE
-        state = "does not hold the data" if place.exists() else "does not exist"
+        state = self.lacking(place) if place.exists() else "does not exist"
         if place.is_file():
             state = f"is {mistaken_for(place) or 'a file'}, where a folder is due"
-        raise self.missing(f"{state}, and {given} names it", place)
+        near = "" if place.exists() else nearest(place.name, _names(place.parent))
+        raise self.missing(f"{state}, and {given} names it", place, near)
+
+    def lacking(self, place: Path) -> str:
+        """What is wrong with an existing folder that does not hold the data."""
+        return "does not hold the data"
 
     def named(self, text: str) -> Path:
         """The path that a user wrote.
@@ -118,13 +123,16 @@ class FileSource(Source):
             raise DataError(Problem(one_line(error)).at(Path(text[:100]))) from None
         return place
 
-    def missing(self, what: str, where: Path | None = None) -> DataError:
+    def missing(self, what: str, where: Path | None = None, near: str = "") -> DataError:
         """The error for missing data: what is missing, where to get it, and what `path` must name.
 
         what: is wrong.
         where: the file or folder that the error names.
+        near: asks for the file or folder that may have been meant.
         """
-        remedy = f"get {self.name} from {self.home}; `path` or {VARIABLE} must name {self.layout}"
+        remedy = (
+            f"{near} " * bool(near) + f"`path` or {VARIABLE} must name {self.layout}; get {self.name} from {self.home}"
+        )
         problem = Problem(what, hint=remedy)
         return DataError(problem.at(where) if where else problem)
 
@@ -149,6 +157,13 @@ class FileSource(Source):
             yield
         except DataError as error:
             raise error.each(lambda each: each.at(where)) from None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(each.name for each in folder.iterdir())
+    except OSError:
+        return []
 
 
 def choose(limit: int | None, seed: int, *strata: np.ndarray) -> np.ndarray:

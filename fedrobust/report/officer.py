@@ -30,6 +30,10 @@ from fedrobust.trust.anomaly import Detector
 
 LONGEST = 90
 """Characters of a reason or note from the record; the page is to fit on one sheet."""
+LONGEST_SKIP = 160
+"""Characters of the reason why rounds were skipped."""
+CAUTIONS = 460
+"""Characters of all warnings together: each is one that nobody may miss, and its end says what to do."""
 OPERATOR_OF = "The operator of the Ray cluster"
 MOST = 2
 """The most different reasons or notes of one kind."""
@@ -95,12 +99,13 @@ def _facts(run: RecordedRun) -> list[str]:
     drawn = _drawn(run)
     each = "" if drawn == run.start.clients else f", {drawn} drawn for a round"
     attackers = len(run.attackers)
+    played = "an attacker" if attackers == 1 else "attackers"
     return [
         f"protocol {run.start.options.privacy.name}",
         f"{plural(run.start.clients, 'hospital')}{each}" if federation else plural(run.start.clients, "hospital"),
         f"{len(run.rounds)} of {planned} rounds" if planned else plural(len(run.rounds), "round"),
         f"defence {run.start.options.defence}",
-        f"{plural(attackers, 'hospital')} played attackers" if attackers else "no hospital played an attacker",
+        f"{plural(attackers, 'hospital')} played {played}" if attackers else "no hospital played an attacker",
     ]
 
 
@@ -248,7 +253,7 @@ def _happened(run: RecordedRun) -> list[tuple[str, str]]:
     ended = "The run has ended." if run.end is not None else "The record has no end: the run stopped, or goes on."
     found = [
         ("Rounds", f"{len(run.rounds)}{f' of {planned}' if planned else ''} recorded. {ended}"),
-        ("Skipped", f"{skips.skipped} of {plural(skips.rounds, 'round')}{_listed(skips.reasons)}"),
+        ("Skipped", f"{skips.skipped} of {plural(skips.rounds, 'round')}{_listed(skips.reasons, LONGEST_SKIP)}"),
         ("Rejected", f"{len(rejected)} of {plural(sent, 'update')}{_listed(Counter(rejected))}"),
     ]
     if (missing := _drawn(run) * len(run.rounds) - sent) > 0:
@@ -260,7 +265,8 @@ def _happened(run: RecordedRun) -> list[tuple[str, str]]:
     if notes:
         found.append(("Notes", f"{plural(notes.total(), 'note')}{_listed(notes)}"))
     if run.start.cautions:
-        found.append(("Warned of before", "; ".join(_shortened(each) for each in run.start.cautions)))
+        longest = CAUTIONS // len(run.start.cautions)
+        found.append(("Warned of before", "; ".join(_shortened(each, longest) for each in run.start.cautions)))
     return found
 
 
@@ -286,18 +292,18 @@ def _limit(run: RecordedRun, protocol: SecretSharing) -> str:
     return f"each server would open {protocol.limit(aggregation, rounds, detector.histories)} at most"
 
 
-def _listed(reasons: Mapping[str, int]) -> str:
+def _listed(reasons: Mapping[str, int], longest: int = LONGEST) -> str:
     """The most frequent reasons, with their numbers; `reasons`: reason → how often."""
     kinds = merged(reasons)
     if not kinds:
         return ""
-    shown = [f"{_shortened(reason)} ({times}×)" for reason, times in kinds[:MOST]]
+    shown = [f"{_shortened(reason, longest)} ({times}×)" for reason, times in kinds[:MOST]]
     rest = sum(times for _, times in kinds[MOST:])
     return f": {'; '.join(shown)}{f'; {rest} for other reasons' if rest else ''}"
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+def _shortened(text: str, longest: int = LONGEST) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 # The audit

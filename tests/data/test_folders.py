@@ -228,3 +228,34 @@ def test_damaged_camelyon17_is_refused(camelyon):
     table.write_text(whole.splitlines()[0] + "\n0,000,0,0,0,maybe,0,0,0\n")
     with refused(DataError, file=table, path="tumor", says="0 and 1"):
         Camelyon17(path=str(camelyon)).load(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        (
+            "slide",
+            {},
+            "slide: does not exist, and `path` names it; did you mean 'slides'? `path` or FEDROBUST_DATA must",
+        ),
+        ("slides/normal", {}, "normal: holds image files itself, where one folder for each class is due, and `path`"),
+        ("slides", {"files": "tumour*"}, "slides: holds only one class, tumour, and `path` names it; `path` or"),
+        (
+            "slides",
+            {"files": "*/200X/*"},
+            "slides: holds no images that `files` (*/200X/*) matches, and `path` names it",
+        ),
+        (
+            "empty",
+            {},
+            "empty: does not hold the data, and `path` names it; `path` or FEDROBUST_DATA must name a folder",
+        ),
+    ],
+)
+def test_a_folder_that_is_not_one_of_classes_says_what_it_is(tmp_path, name, options, said):
+    for label in ("normal", "tumour"):
+        picture(tmp_path / "slides" / label / f"{label}1.png", pixels(1, 20, 20, 3))
+    (tmp_path / "empty").mkdir()
+    with refused(DataError, path="") as caught:
+        Folder(path=str(tmp_path / name), **options).load(0)
+    assert said in str(caught.value)

@@ -290,6 +290,9 @@ def test_the_page_holds_table_pictures_and_settings_and_needs_nothing_else(tmp_p
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text))
     assert "<td>0.500 ± 0.000</td>" in text and "<td>aggregation.rule</td>" in text
     assert "No curve of attack success: no attack in these runs has a target" in text
+    assert "<summary>All 3 options that differ between the candidates</summary>" in text
+    text = write_comparison(["<i>x</i>"], tmp_path / "runs", tmp_path / "out")[1].read_text()
+    assert "<summary>The one option that differs between the candidates</summary>" in text
     assert sorted(path.stem for path in page.parent.glob("figures/*.png")) == ["curves", "reputation", "trust"]
 
 

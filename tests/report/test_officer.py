@@ -226,6 +226,11 @@ def test_what_was_skipped_rejected_missing_and_opened_is_counted() -> None:
         "each server would open 0 at most"
     )
     assert row(page(lines({"name": "clear"})), "Skipped") == "0 of 8 rounds"
+    caution = f"aggregation.f: {LONG * 2}; use aggregation.f=3"
+    records[0]["cautions"] = [caution]
+    rounds[0]["skipped"] = LONG
+    told = page(records)
+    assert row(told, "Warned of before") == caution and LONG.strip() in row(told, "Skipped")
     assert "no end: the run stopped" in row(page(records[:5]), "Rounds")
 
 
