@@ -133,7 +133,7 @@ def start(folder: Path, workers: int, cpus: int, store: str | None, workplace: P
         store=store or sqlite_url(folder / "mlflow.db"),
     )
     write(folder, state)
-    ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     ray += ["--node-ip-address", HOST, "--object-store-memory", "200000000"]
     ray += ["--dashboard-agent-listen-port", "0", "--min-worker-port", "0", "--max-worker-port", "0"]
     head = ["--head", "--num-cpus", "0", "--port", str(gcs), "--ray-client-server-port", str(free_ports(1)[0])]

@@ -209,6 +209,12 @@ class Experiment(Options):
     workers: Workers = Workers()
     tracking: Tracking = Tracking()
 
+    @classmethod
+    def _instead(cls, key: str) -> str:
+        if key == "experiment":
+            return "a file that names an experiment is for fedrobust matrix, sweep or duel"
+        return super()._instead(key)
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         try:

@@ -104,11 +104,16 @@ class Options(BaseModel):
         for key in data:
             if key not in cls.model_fields:
                 names = tuple(cls.model_fields)
-                raise refusal(Problem("unknown key", str(key), "", names, nearest(str(key), names)))
+                raise refusal(Problem("unknown key", str(key), "", names, cls._instead(str(key))))
             for path, each in _numbers(str(key), data[key]):
                 if abs(each) > LARGEST:
                     raise refusal(f"expected a number between -{LARGEST} and {LARGEST}", path)
         return {key: cls._of_default_class(key, value) for key, value in data.items()}
+
+    @classmethod
+    def _instead(cls, key: str) -> str:
+        """Return the hint for a key that is unknown here."""
+        return nearest(key, cls.model_fields)
 
     @classmethod
     def _of_default_class(cls, key: str, value: Any) -> Any:

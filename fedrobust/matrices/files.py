@@ -9,7 +9,7 @@ from typing import Any
 
 from fedrobust.figures import png
 from fedrobust.intervals import Estimate, mean_interval
-from fedrobust.matrices.gaps import ceilings, legend, unlearnt
+from fedrobust.matrices.gaps import ceilings, hopeless, legend, unlearnt
 from fedrobust.matrices.grid import NOBODY, MatrixPlan
 from fedrobust.matrices.pictures import heat_map
 from fedrobust.matrices.results import (
@@ -22,7 +22,7 @@ from fedrobust.matrices.results import (
     verdicts,
 )
 from fedrobust.matrices.statistics import lowest
-from fedrobust.studies.writing import drawn
+from fedrobust.studies.writing import GO_ON_ANYWAY, drawn
 from fedrobust.texts import cell, file_names, markdown
 
 AGAIN = "When the matrix is started again with the same command"
@@ -32,7 +32,7 @@ UNDETECTED = {
     "recall": "nobody attacked in rounds 11 to 20, or there are fewer rounds",
     "ejected": "nobody attacked",
     "rounds_to_eject": "no malicious hospital was ejected",
-    "rounds_to_forgive": "no honest hospital was in quarantine",
+    "rounds_to_forgive": "no honest hospital was in quarantine under an attack",
 }
 """Figures of detection → what it means if a defence has none."""
 
@@ -97,7 +97,9 @@ def page(grid: MatrixPlan, table: Any, found: Sequence[DefenceSummary], complete
     counts = f"{done} of {len(table)} cells are done, {failed} failed"
     lines = [f"# {grid.matrix.name}", "", f"{counts}, {left} are missing." if left else f"{counts}.", ""]
     if not complete:
-        lines += [f"**Incomplete**: the matrix was stopped before its end. {AGAIN}, it goes on.", ""]
+        again = GO_ON_ANYWAY[0].upper() + GO_ON_ANYWAY[1:]
+        how = again if hopeless(table, grid.matrix.screening) else f"{AGAIN}, it goes on"
+        lines += [f"**Incomplete**: the matrix was stopped before its end. {how}.", ""]
     if warning := unlearnt(table, grid.rounds):
         lines += [f"**{warning[0].upper()}{markdown(warning[1:])}.**", ""]
     for setting in grid.settings:
@@ -159,11 +161,6 @@ def _headline(found: Sequence[DefenceSummary]) -> list[str]:
     return [*_markdown(head, lines), *(["", *notes] if notes else [])]
 
 
-def _least(verdict: DefenceSummary) -> str:
-    least = verdict.robustness
-    return "incomplete" if verdict.lacks else f"**{_number(least.value)}**{_interval(least)}"
-
-
 def _screening(own: Any, setting: str, pale: Sequence[str]) -> list[str]:
     values = screened(own, setting)
     worst = {defence: lowest(row.to_dict()) for defence, row in values.iterrows()}
@@ -193,8 +190,13 @@ def _again(own: Any, found: Sequence[DefenceSummary]) -> list[str]:
 
 def _backdoors(own: Any, found: Sequence[DefenceSummary], backdoors: Sequence[str]) -> list[str]:
     """Return the success of every backdoor on the screening seeds, and on the fresh ones if it was measured again."""
-    unplanted = [own[own["attack"] == attack]["baseline_success"].mean() for attack in backdoors]
-    lines = [["*nobody planted it*", *(f"*{_number(value)}*" for value in unplanted)]]
+    unplanted = []
+    for attack in backdoors:
+        cells = own[own["attack"] == attack]
+        first, again = (cells[cells["phase"] == phase]["baseline_success"] for phase in ("screening", "fresh"))
+        shown = _number(first.mean())
+        unplanted.append(f"*{shown}; {_number(again.mean())}*" if again.notna().any() else f"*{shown}*")
+    lines = [["*nobody planted it*", *unplanted]]
     for verdict in found:
         row = [verdict.defence]
         for attack in backdoors:
@@ -223,7 +225,7 @@ def _detection(own: Any) -> list[str]:
         "ejected": "ejected",
         "rounds_to_eject": "rounds to eject",
         "rounds_to_forgive": "rounds to forgive",
-        "cells_with_honest_ejected": "cells that eject an honest one for good",
+        "cells_with_honest_ejected": "cells, also without an attack, that eject an honest one for good",
         "cells_with_rarest_ejected": "the rarest one",
     }
     if not len(found):

@@ -311,6 +311,9 @@ def load_matrix(file: StudyFile, overrides: Changes = (), quick: bool = False) -
     """
     draft, base = study_draft(file, overrides, Matrix)
     matrix = draft.checked(Matrix)
+    if quick and matrix.quick == Quick():
+        reason = "is missing, and --quick makes the matrix smaller as it says"
+        raise ExperimentError(Problem(reason, "quick").at(draft.path))
     return MatrixPlan(matrix.quickened() if quick else matrix, draft, quick, base)
 
 

@@ -26,6 +26,8 @@ MOST = 3
 """How many changed options a message names."""
 ADDED = ("only", "fresh", "screening", "worst", "backdoors", "control", "quick")
 """Options of a matrix that say which of its runs are made: with other values it is the same edition."""
+NAMED = ("settings", "attacks", "defences")
+"""Options whose entries have names: one more or one less changes no run of the others."""
 
 
 def open_edition(
@@ -116,7 +118,13 @@ def _difference(settings: Path, options: Mapping[str, Any]) -> str:
     changed = [key for key in sorted(before.keys() | now) if before.get(key) != now.get(key)]
     changed = [key for key in changed if key.partition(".")[0] not in ADDED]
     changed = [key for key in changed if {before.get(key), now.get(key)} != {"{}", None}]  # its parts are named
+    names = [{_entry(key) for key in each} for each in (before, now)]
+    changed = [key for key in changed if key.partition(".")[0] not in NAMED or _entry(key) in names[0] & names[1]]
     if not before or not changed:
         return "those of its experiment file"
     named = ", ".join(f"{key}: {before.get(key, '–')} → {now.get(key, '–')}" for key in changed[:MOST])
     return visible(named + (f", {len(changed) - MOST} more" if len(changed) > MOST else ""))
+
+
+def _entry(key: str) -> tuple[str, ...]:
+    return tuple(key.split(".")[:2])

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from fedrobust.draft import ByPath
-from fedrobust.experiment import LONGEST
+from fedrobust.experiment import LONGEST, Experiment
 from fedrobust.options import Many, Options, refusal
 from fedrobust.texts import is_name
 
@@ -48,6 +48,14 @@ class StudyOptions(Options):
     """For each name an attack, or a list of them."""
     fresh: Seeds
     """Seeds for what is measured again."""
+
+    @classmethod
+    def _instead(cls, key: str) -> str:
+        if key == "seed":
+            return f"the seeds are {cls.first} and fresh; an experiment file is run with fedrobust run"
+        if key in Experiment.model_fields:
+            return f"an option of the experiment is changed by changes.{key}"
+        return super()._instead(key)
 
     @property
     def mlflow_experiment(self) -> str:

@@ -265,6 +265,7 @@ def test_a_matrix_whose_oracles_learn_nothing_stops_after_them_unless_told_to_go
     assert len(stage.made) == 2 and all("oracle" in name for name in stage.made)
     page = Path("mlruns/matrix/played/table.md").read_text()
     assert "**Incomplete**" in page and f"**T{said[1:]}.**" in page
+    assert "--anyway" in page and "same command" not in page, "the same command would stop there again"
     assert (pd.read_csv("mlruns/matrix/played/cells.csv")["state"] == "done").sum() == 4, (
         "two oracles, which are also `away`"
     )

@@ -104,3 +104,11 @@ def test_a_damaged_or_busy_earlier_edition_does_not_come_back() -> None:
     (FOLDER.with_name("mine.1") / "cells.jsonl").write_text("damaged\n")
     assert not begun(planned(3, "a")).by_digest.keys() & {run.digest for run in planned(5, "a")}
     assert FOLDER.with_name("mine.2").exists()
+
+
+def test_names_that_only_one_of_them_has_are_not_what_changed(caplog: pytest.LogCaptureFixture) -> None:
+    begun(planned(3, "a"), attacks={"flip": {"scale": 4}, "labels": "label_flip"})
+    begun(planned(5, "a"), attacks={"flip": {"scale": 4}})
+    assert "before (those of its experiment file): the" in caplog.text
+    begun(planned(7, "a"), attacks={"flip": {"scale": 5}, "more": "ipm"})
+    assert "before (attacks.flip.scale: 4 → 5): the" in caplog.text

@@ -10,6 +10,7 @@ from refused import refused
 
 from fedrobust.duels import load_duel
 from fedrobust.experiment import Experiment
+from fedrobust.experiment_file import load
 from fedrobust.matrices import load_matrix
 from fedrobust.tuning import load_sweep
 
@@ -95,3 +96,24 @@ def test_a_duels_defence_gets_one_option() -> None:
 def test_a_wrong_override_is_named(override: str) -> None:
     with refused(override=override, file=None):
         of_matrix(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"), [("federation.rounds=3", "changes.federation"), ("seed=3", "screening and fresh")]
+)
+def test_an_option_of_the_experiment_is_shown_its_way(override: str, hint: str) -> None:
+    with refused(override=override, file=None, says="unknown key") as caught:
+        of_matrix(override)
+    assert hint in str(caught.value)
+
+
+def test_a_matrix_is_no_experiment() -> None:
+    with refused(file="matrix.yaml", line=2, says="unknown key") as caught:
+        load("matrix.yaml")
+    assert "fedrobust matrix" in str(caught.value)
+
+
+def test_nothing_is_smaller_without_the_key_that_says_so() -> None:
+    Path("matrix.yaml").write_text(MATRIX.replace("quick: {fresh: [11]}\n", ""))
+    with refused(file="matrix.yaml", path="quick", says="is missing"):
+        load_matrix("matrix.yaml", quick=True)
