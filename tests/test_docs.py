@@ -235,6 +235,24 @@ def test_the_script_of_sweeps_composes_a_sweep(monkeypatch: pytest.MonkeyPatch) 
     assert (composed[0].trials, composed[0].sweep.fresh) == (2, (11, 12))
 
 
+def test_the_studies_of_python_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Accepted(Exception):  # noqa: N818
+        """Raised where a study would start."""
+
+    def accept(*_: object, **__: object) -> None:
+        raise Accepted
+
+    monkeypatch.setattr("fedrobust.api.run_sweep", accept)
+    monkeypatch.setattr("fedrobust.api.run_matrix", accept)
+    names = {"fedrobust": fedrobust, "small": fedrobust.Experiment(attacks=[])}
+    starts = ("= fedrobust.sweep(", "= fedrobust.matrix(")
+    code = [block.text for block in blocks("python.md") if any(start in block.text for start in starts)]
+    assert len(code) == 3
+    for text in code:
+        with pytest.raises(Accepted):
+            exec(compile(text, f"python.md: {text[:60]}", "exec"), dict(names))
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_the_code_of_python_runs_block_by_block(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
