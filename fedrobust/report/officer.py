@@ -251,6 +251,8 @@ def _happened(run: RecordedRun) -> list[tuple[str, str]]:
     quarantined = sum(len(record.quarantined) for record in run.rounds)
     planned = run.start.options.federation.rounds
     ended = "The run has ended." if run.end is not None else "The record has no end: the run stopped, or goes on."
+    if run.end is not None and skips.untrained:
+        ended = "The run has failed: as every round was skipped, no sum changed the model."
     found = [
         ("Rounds", f"{len(run.rounds)}{f' of {planned}' if planned else ''} recorded. {ended}"),
         ("Skipped", f"{skips.skipped} of {plural(skips.rounds, 'round')}{_listed(skips.reasons, LONGEST_SKIP)}"),

@@ -210,6 +210,16 @@ def test_the_readers_of_the_record_see_what_is_recorded() -> None:
 # What happened
 
 
+def test_a_run_whose_rounds_were_all_skipped_has_failed() -> None:
+    records = lines({"name": "shares"})
+    for record in records:
+        if record["kind"] == "round":
+            record["skipped"] = "the weights lie on 2.9 updates"
+    assert row(page(records), "Rounds").endswith(
+        "The run has failed: as every round was skipped, no sum changed the model."
+    )
+
+
 def test_what_was_skipped_rejected_missing_and_opened_is_counted() -> None:
     records = lines({"name": "shares"})
     rounds = [record for record in records if record["kind"] == "round"]
