@@ -191,7 +191,7 @@ class Interrupted(KeyboardInterrupt):
     """A Ctrl-C in a run that can be resumed."""
 
     def __init__(self, run: str) -> None:
-        super().__init__(run)
+        super().__init__(f"run {run} was stopped; it can go on, in Python with resume='{run}'")
         self.run = run
         """The run's id."""
 
