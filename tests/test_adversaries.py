@@ -48,7 +48,8 @@ def test_quarantine_keeps_attackers_out_and_survives_a_crash(place: Path, pool: 
     assert recorded_only.final["test/balanced_accuracy"] < whole.final["test/balanced_accuracy"] - 0.1
 
 
-@pytest.mark.parametrize("rule", [pytest.param("foolsgold", marks=pytest.mark.long), "fltrust"])
+@pytest.mark.long
+@pytest.mark.parametrize("rule", ["foolsgold", "fltrust"])
 def test_attackers_that_know_the_defence_do_the_same_after_a_crash(place: Path, pool: Pool, rule: str) -> None:
     options = [AWARE, ACTS, "aggregation.stages=[]", f"aggregation.rule={rule}", "federation.rounds=4"]
     whole, again = run(*options, pool=pool), stopped_after(2, *options, pool=pool)
@@ -63,6 +64,7 @@ def test_attackers_that_know_the_defence_and_shards(place: Path, pool: Pool, sha
     assert parts.final["model_sha256"] == whole.final["model_sha256"]
 
 
+@pytest.mark.long
 def test_whitewashing_attackers_come_back_as_strangers(place: Path, pool: Pool) -> None:
     washing = "attacks=[{name: sign_flip, count: 2, scale: 4, identity: {name: whitewash, every: 3}}]"
     options = [washing, ACTS, "aggregation.stages=[]", "aggregation.rule=mean"]

@@ -164,7 +164,8 @@ def test_absent_attackers_do_no_harm(pool: Pool) -> None:
     assert course(run(pool, "{name: absent, count: 2}"), "test/balanced_accuracy")[4:].mean() > 0.95
 
 
-@pytest.mark.parametrize("name", ["neurotoxin", pytest.param("edge_case", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["neurotoxin", "edge_case"])
 def test_what_attackers_know_of_the_last_step_survives_a_crash(pool: Pool, name: str) -> None:
     attack, short = backdoor(name), ["federation.rounds=4", "federation.participation=0.8"]
     whole = run(pool, attack, *short)

@@ -31,7 +31,9 @@ JobName = Annotated[
 
 @app.command(context_settings={"allow_interspersed_args": False})
 def submit(
-    command: Annotated[list[str], typer.Argument(metavar="-- run|matrix|sweep|duel FILE ...", help="What is to be run.")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- run|matrix|sweep|duel FILE ...", help="What is to be run.")
+    ],
     address: Address = None,
     follow: Annotated[bool, typer.Option(help="Show the job's output until it ends.")] = True,
     workplace: Annotated[

@@ -101,8 +101,10 @@ class FileSource(Source):
             if fits(candidate):
                 return candidate
         given = "`path`" if self.path else VARIABLE
-        state = self.lacking(place) if place.exists() else "does not exist"
-        if place.is_file():
+        state = "does not exist"
+        if place.is_dir():
+            state = self.lacking(place)
+        elif place.exists():
             state = f"is {mistaken_for(place) or 'a file'}, where a folder is due"
         near = "" if place.exists() else nearest(place.name, _names(place.parent))
         raise self.missing(f"{state}, and {given} names it", place, near)
