@@ -13,10 +13,13 @@ from contextlib import contextmanager
 from functools import cache
 
 import matplotlib.style
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontPath, findSystemFonts, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
+from PIL import Image
 
 logger = logging.getLogger(__name__)
 
@@ -60,21 +63,35 @@ def drawing() -> Iterator[None]:
 def png(figure: Figure, dots: int = DOTS_PER_INCH) -> bytes:
     """Return a figure as a PNG file with `dots` pixels per inch. Characters without a font become boxes, and are logged
     once."""
-    texts = figure.findobj(Text)
-    families, missing = fonts("".join(text.get_text() for text in texts))
-    for text in texts:
-        own = _drawn(text.get_text())
-        face, usual = (fontManager.findfont(font) for font in (text.get_fontproperties(), USUAL))
-        if not _having(face, own) >= _having(usual, own):  # slanted and bold faces support fewer scripts
-            text.set(fontstyle="normal", fontweight="normal")
+    texts = {text: text.get_text() for text in figure.findobj(Text)}
+    families, missing = fonts("".join(texts.values()))
+    for text, characters in texts.items():
+        if own := _drawn(characters):
+            face, usual = (fontManager.findfont(font) for font in (text.get_fontproperties(), USUAL))
+            if not _having(face, own) >= _having(usual, own):  # slanted and bold faces support fewer scripts
+                text.set(fontstyle="normal", fontweight="normal")
         if len(families) > 1:
             text.set_fontfamily(families)
     tell(missing)
     out = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(out, format="png", dpi=dots, metadata={"Software": None})
+        _print(figure, dots, out)
     return out.getvalue()
+
+
+def _print(figure: Figure, dots: int, out: io.BytesIO) -> None:
+    """Arrange the figure, and draw it once; `savefig` would draw it twice for its layout, for the same picture."""
+    figure.set_dpi(dots)
+    canvas = FigureCanvasAgg(figure)
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+    canvas.draw()
+    opaque = np.asarray(canvas.buffer_rgba())[..., :3]
+    Image.fromarray(np.ascontiguousarray(opaque)).save(out, "png", dpi=(dots, dots))
+    if layout is not None:
+        figure.set_layout_engine(layout)
 
 
 def fonts(text: str) -> tuple[list[str], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,6 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from fedrobust.figures.drawing import drawing
 from fedrobust.figures.style import ATTACK, FAINT, INK, MUTED, WEIGHT, bare, label_ends
 from fedrobust.texts import fit, width, wrapped
+
+PATCH = 1.07
+"""Longer side of a misread patch in its picture, in inches."""
 
 
 @drawing()
@@ -120,23 +124,21 @@ def misread_figure(
     order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")[:most]
     columns = min(8, max(1, len(order)))
     rows = max(1, math.ceil(len(order) / columns))
-    figure = Figure(figsize=(max(3.2, 1.15 * columns), 1.68 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels:
-        axes.set_axis_off()
-    for axes, index in zip(panels, order, strict=False):
-        axes.imshow(images[index], interpolation="nearest" if images.shape[1] < 64 else "antialiased")
+    size = max(3.2, 1.15 * columns), 1.68 * rows
+    figure = Figure(figsize=size)
+    # One pair of axes, in inches: a pair for each patch would take most of the time of a report.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    high, wide = (PATCH * side / max(images.shape[1:3]) for side in images.shape[1:3])
+    smooth = "nearest" if images.shape[1] < 64 else "antialiased"
+    for place, index in enumerate(order):
+        x, y = size[0] / columns * (place % columns + 0.5), 1.68 * (place // columns) + 0.29
+        edges = (x - wide / 2, x + wide / 2, y + high, y)
+        axes.imshow(images[index], interpolation=smooth, extent=edges, aspect="auto", clip_on=False)
         name, wrong = (fit(label_names[label], 15) for label in (truth[index], predicted[index]))
-        axes.set_title(name, fontsize=7.5, color=INK, pad=3)
-        axes.text(
-            0.5,
-            -0.05,
-            f"{wrong}\n{confidence[index]:.0%}",
-            transform=axes.transAxes,
-            ha="center",
-            va="top",
-            fontsize=7.5,
-            color=ATTACK,
-            linespacing=1.25,
-        )
+        style: dict[str, Any] = {"ha": "center", "fontsize": 7.5}
+        axes.text(x, y - 0.04, name, va="baseline", color=INK, **style)
+        below = f"{wrong}\n{confidence[index]:.0%}"
+        axes.text(x, y + high + 0.05, below, va="top", color=ATTACK, linespacing=1.25, **style)
+    axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
     return figure

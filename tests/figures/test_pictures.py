@@ -56,10 +56,12 @@ def test_partition_bars_are_the_counts(counts: np.ndarray) -> None:
 def test_misread_patches_are_shown_with_the_surest_first() -> None:
     run = recorded(journal())
     figure = make_figures(run, IMAGES)["misread"]
-    panels = [axes for axes in figure.axes if axes.images]
-    np.testing.assert_array_equal(panels[0].images[0].get_array(), IMAGES[0])
-    np.testing.assert_array_equal(panels[1].images[0].get_array(), IMAGES[2])
-    assert panels[0].texts[0].get_text() == "benign\n99%" and panels[1].get_title() == "benign"
+    (axes,) = figure.axes
+    np.testing.assert_array_equal(axes.images[0].get_array(), IMAGES[0])
+    np.testing.assert_array_equal(axes.images[1].get_array(), IMAGES[2])
+    assert [text.get_text() for text in axes.texts[:2]] == ["<script>alert(…", "benign\n99%"]
+    lefts = [image.get_extent()[0] for image in axes.images]
+    assert lefts == sorted(lefts) and lefts[1] - lefts[0] > figures.model.PATCH  # side by side
 
 
 def test_curves_hold_the_evaluations_and_leave_out_what_is_missing() -> None:
