@@ -15,6 +15,8 @@ from fedrobust.tracking import metrics
 if TYPE_CHECKING:
     import pandas as pd
 
+NAMED = 10
+"""So many hospitals are named in the short text of a result; of more, their number is said."""
 SHOWN = ("test/balanced_accuracy", "test/worst_hospital_accuracy", "attack/success_rate")
 """The figures in the short text of a result."""
 
@@ -125,12 +127,14 @@ class Result:
             f"{made} rounds" if self.stopped is None else f"stopped after {made} of {planned} rounds: {self.stopped}"
         )
         figures = [f"{name} {self.final[name]:.3f}" for name in SHOWN if self.final.get(name) is not None]
-        told = [f"{client} ({self.attackers.get(client, 'honest')})" for client in self.suspected]
-        missed = [f"{client} ({name})" for client, name in self.attackers.items() if client not in self.suspected]
+        told = _some([f"{client} ({self.attackers.get(client, 'honest')})" for client in self.suspected])
+        missed = _some(
+            [f"{client} ({name})" for client, name in self.attackers.items() if client not in self.suspected]
+        )
         lines = [
             f"Result of {shorten(self.name, 140, placeholder=' …')}: {ended}",
             "; ".join(figures) or "no figures",
-            f"suspected: {', '.join(told) or 'nobody'}" + (f"; not suspected: {', '.join(missed)}" if missed else ""),
+            f"suspected: {told or 'nobody'}" + (f"; not suspected: {missed}" if missed else ""),
             str(self.folder),
         ]
         return "\n  ".join(lines)
@@ -155,3 +159,10 @@ def figures_so_far(run: RecordedRun, evaluated: Mapping[str, float | None] | Non
 
 def _without_hospitals(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if name.startswith(("round/", "train/", "defense/"))}
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the names; of many, how many there are and the first of them."""
+    if len(names) <= NAMED:
+        return ", ".join(names)
+    return f"{len(names):,} hospitals ({', '.join(names[:NAMED])}, …; all are in .hospitals())"

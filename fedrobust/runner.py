@@ -64,7 +64,7 @@ COMPARISONS = Path("mlruns/compare")
 """Folder of comparisons of runs."""
 KEY = Path("mlruns/keys/coordinator.pem")
 """The key that signs the audit logs of runs; made by the first run."""
-MADE = ("partition.png", "report.html", "figures/*.png", "model/**/*")
+MADE = ("partition.png", "report.html", "hospitals.csv", "figures/*.png", "model/**/*")
 """Files of a run that are not covered by its audit log."""
 
 

@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fedrobust.figures.drawing import drawing
-from fedrobust.figures.heat_maps import HEAT_MAPS, Marks, attackers_first, cells, legend, marked, separate
+from fedrobust.figures.heat_maps import HEAT_MAPS, Marks, cells, legend, marked, separate
+from fedrobust.figures.rows import rows_of
 from fedrobust.figures.style import (
     ATTACK,
     FAINT,
@@ -92,9 +93,10 @@ def panels_figure(panels: Sequence[Panel], kind: str) -> Figure:
     """
     across = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
     down = math.ceil(len(panels) / across)
-    clients = max(len(panel.values) for panel in panels)
+    every = [rows_of(panel.values, panel.attackers) for panel in panels]
+    count = max(len(rows.values) for rows in every)
     titles = [wrapped(panel.title, 88 // across) for panel in panels]
-    each = min(4.2, max(1.5, 0.6 + 0.17 * clients))
+    each = min(4.2, max(1.5, 0.6 + 0.17 * count))
     over = sum(
         max(title.count("\n") for title in titles[line : line + across]) for line in range(0, len(titles), across)
     )
@@ -109,13 +111,13 @@ def panels_figure(panels: Sequence[Panel], kind: str) -> Figure:
         if place >= len(panels):
             axes.set_axis_off()
             continue
-        panel = panels[place]
-        own, columns = panel.values.shape
-        order, row = attackers_first(own, panel.attackers), (each - 0.6) * 72 / own
-        handles |= cells(axes, panel.values[order], scale, colours)
-        handles |= marked(axes, panel.marks, order, 7.2 * 72 / across / max(1, columns), row)
-        separate(axes, panel.attackers, own, row)
-        client_ticks(axes, order, panel.attackers, row, named=False)
+        panel, rows = panels[place], every[place]
+        own, columns = rows.values.shape
+        row = (each - 0.6) * 72 / own
+        handles |= cells(axes, rows.values, scale, colours)
+        handles |= marked(axes, panel.marks, rows.clients, 7.2 * 72 / across / max(1, columns), row)
+        separate(axes, rows.gaps, row)
+        client_ticks(axes, rows.clients, panel.attackers, row, named=False, bands=rows.bands)
         round_ticks(axes, panel.rounds, most=10 if across == 1 else 5)
         axes.set_title(titles[place], fontsize=9.5, color=INK, pad=4)
         if place % across:

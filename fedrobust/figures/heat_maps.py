@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import Normal, Stroke
 
 from fedrobust.figures.drawing import drawing
+from fedrobust.figures.rows import rows_of
 from fedrobust.figures.style import (
     ABSENT,
     ANOMALY,
@@ -67,6 +68,7 @@ def client_figure(
     attackers: Mapping[int, str],
     kind: str,
     marks: Marks | None = None,
+    chosen: Collection[int] = (),
 ) -> Figure:
     """Draw a heat map client × round of `kind`, a key of `HEAT_MAPS`, with the true attackers at the top.
 
@@ -74,23 +76,24 @@ def client_figure(
     rounds: numbers of the rounds, the labels of the columns.
     attackers: id of a malicious hospital → name of its attack.
     marks: of the same shape as `values`.
+    chosen: the hospitals with rows of their own if there are too many for all, see `rows_of`.
     """
-    clients, columns = values.shape
-    order = attackers_first(clients, attackers)
-    height = min(9.0, max(2.2, 1.45 + 0.24 * clients))
+    rows = rows_of(values, attackers, chosen)
+    count, columns = rows.values.shape
+    height = min(9.0, max(2.2, 1.45 + 0.24 * count))
     figure = Figure(figsize=(9.2, height), layout="constrained")
     axes = figure.subplots()
     told, colours = HEAT_MAPS[kind]
     finite = values[np.isfinite(values)]
     top = 1.0 if kind != "weights" else float(finite.max(initial=0.0)) or 1.0
     scale = Normalize(min(0.0, float(finite.min(initial=0.0))), top)
-    row = (height - 1.2) * 72 / clients
-    handles = cells(axes, values[order], scale, colours)
-    handles |= marked(axes, marks or Marks(), order, 7.0 * 72 / columns, row)
-    client_ticks(axes, order, attackers, row)
+    row = (height - 1.2) * 72 / count
+    handles = cells(axes, rows.values, scale, colours)
+    handles |= marked(axes, marks or Marks(), rows.clients, 7.0 * 72 / columns, row)
+    client_ticks(axes, rows.clients, attackers, row, bands=rows.bands)
     round_ticks(axes, rounds)
     axes.set_xlabel("round")
-    separate(axes, attackers, clients, row)
+    separate(axes, rows.gaps, row)
     bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, pad=0.02, fraction=0.045, aspect=max(8, 6 * height))
     colour_bar(bar, told, height - 1.2)
     legend(figure, handles)
@@ -103,18 +106,19 @@ def parts_figure(
     rounds: Sequence[int],
     attackers: Mapping[int, str],
     marks: Marks | None = None,
+    chosen: Collection[int] = (),
 ) -> Figure:
     """Draw the parts of the anomaly score: a heat map client × round for each part, the true attackers at the top.
 
     parts: name → (clients, rounds) float in [0, 1], at least one part, NaN if a hospital has no figure. rounds,
-        attackers: as in `client_figure`.
+        attackers, chosen: as in `client_figure`.
     marks: of the same shape as each part.
     """
-    clients, columns = next(iter(parts.values())).shape
-    order = attackers_first(clients, attackers)
+    rows_of_parts = {name: rows_of(values, attackers, chosen) for name, values in parts.items()}
+    count, columns = next(iter(rows_of_parts.values())).values.shape
     across = 2 if len(parts) == 4 else min(3, len(parts))
     down = math.ceil(len(parts) / across)
-    panel = min(3.4, max(1.1, 0.3 + 0.17 * clients))
+    panel = min(3.4, max(1.1, 0.3 + 0.17 * count))
     titles = [wrapped(name.replace("_", " "), 84 // across) for name in parts]
     more = [
         max(title.count("\n") for title in titles[first : first + across]) for first in range(0, len(titles), across)
@@ -122,18 +126,18 @@ def parts_figure(
     height = panel * down + 0.16 * sum(more) + 0.75
     figure = Figure(figsize=(9.2, height), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False)
-    scale, row = Normalize(0.0, 1.0), (panel - 0.3) * 72 / clients
+    scale, row = Normalize(0.0, 1.0), (panel - 0.3) * 72 / count
     handles: dict[str, Any] = {}
     for place, axes in enumerate(panels.ravel()):
         if place >= len(parts):
             axes.set_axis_off()
             continue
-        name = list(parts)[place]
-        handles |= cells(axes, parts[name][order], scale, ANOMALY)
-        handles |= marked(axes, marks or Marks(), order, 7.4 * 72 / across / columns, row)
-        separate(axes, attackers, clients, row)
+        rows = rows_of_parts[list(parts)[place]]
+        handles |= cells(axes, rows.values, scale, ANOMALY)
+        handles |= marked(axes, marks or Marks(), rows.clients, 7.4 * 72 / across / columns, row)
+        separate(axes, rows.gaps, row)
         axes.set_title(titles[place], fontsize=10, color=INK, pad=4)
-        client_ticks(axes, order, attackers, row, named=False)
+        client_ticks(axes, rows.clients, attackers, row, named=False, bands=rows.bands)
         round_ticks(axes, rounds, most=10 if across == 1 else 5)
         if place % across:
             axes.set_yticks([])
@@ -147,11 +151,6 @@ def parts_figure(
     colour_bar(bar, "part of the anomaly score", panel - 0.3)
     legend(figure, handles)
     return figure
-
-
-def attackers_first(clients: int, attackers: Mapping[int, str]) -> list[int]:
-    """Return the clients in the order of the rows."""
-    return [*sorted(attackers), *(client for client in range(clients) if client not in attackers)]
 
 
 def cells(axes: Axes, values: np.ndarray, scale: Normalize, colours: str | Colormap) -> dict[str, Any]:
@@ -173,29 +172,29 @@ def cells(axes: Axes, values: np.ndarray, scale: Normalize, colours: str | Color
     return {"no figure": Patch(color=ABSENT)} if np.isnan(values).any() else {}
 
 
-def separate(axes: Axes, attackers: Mapping[int, str], clients: int, row: float) -> None:
-    """Draw a gap between the attackers and the others; `row` is the height of a row in points.
+def separate(axes: Axes, gaps: Sequence[int], row: float) -> None:
+    """Draw gaps between the attackers, the others, and bands; `row` is the height of a row in points.
 
     axes: those of the heat map.
-    clients: number of rows.
+    gaps: the rows below them.
     """
-    if attackers and len(attackers) < clients:
-        axes.axhline(len(attackers) - 0.5, color="white", linewidth=max(1.0, min(4.0, row * 0.2)), zorder=1)
+    for gap in gaps:
+        axes.axhline(gap - 0.5, color="white", linewidth=max(1.0, min(4.0, row * 0.2)), zorder=1)
 
 
-def marked(axes: Axes, marks: Marks, order: Sequence[int], column: float, row: float) -> dict[str, Any]:
+def marked(axes: Axes, marks: Marks, clients: Sequence[int], column: float, row: float) -> dict[str, Any]:
     """Draw the marks into cells of `column` by `row` points; return the entries for the legend.
 
-    order: the clients in the order of the rows.
+    clients: those of the first rows.
     """
-    cell, found = min(column, row), {}
-    if marks.attacking is not None and marks.attacking.any():
+    order, cell, found = np.array(clients, dtype=int), min(column, row), {}
+    if marks.attacking is not None and marks.attacking[order].any():
         style: dict[str, Any] = {"color": ATTACK, "linewidth": max(1.0, min(3.0, row * 0.18))}
         below = 0.4 - 0.5 * style["linewidth"] / row
         lines = [(place + below, *run) for place, run in _runs(marks.attacking[order])]
         axes.hlines(*zip(*lines, strict=True), **style, capstyle="butt", zorder=2)
         found["attacks"] = Line2D([], [], **style)
-    if marks.quarantined is not None and marks.quarantined.any():
+    if marks.quarantined is not None and marks.quarantined[order].any():
         width = max(1.0, min(3.5, row * 0.2))
         style = {
             "color": "white",
@@ -209,12 +208,12 @@ def marked(axes: Axes, marks: Marks, order: Sequence[int], column: float, row: f
     crosses = {"s": (cell * 0.36) ** 2, "c": INK, "marker": "x"}
     suspected = "suspected" if marks.acts else "suspected, recorded only"
     for word, given, points in ((suspected, marks.suspected, dots), ("rejected", marks.rejected, crosses)):
-        if given is not None and cell >= SMALLEST and given.any():
+        if given is not None and cell >= SMALLEST and given[order].any():
             rows, places = np.nonzero(given[order])
             axes.scatter(places + 1, rows, **points, linewidths=max(0.6, cell * 0.06), zorder=4)  # type: ignore[arg-type]
             look = {"markerfacecolor": "white", "markeredgecolor": INK, "linestyle": "", "markersize": 6}
             found[word] = Line2D([], [], marker=str(points["marker"]), **look)  # type: ignore[arg-type]
-    if marks.renewed is not None and marks.renewed.any():
+    if marks.renewed is not None and marks.renewed[order].any():
         rows, places = np.nonzero(marks.renewed[order])
         edge: dict[str, Any] = {"color": INK, "path_effects": [Stroke(linewidth=3.0, foreground="white"), Normal()]}
         axes.vlines(places + 0.5, rows - 0.5, rows + 0.5, linewidth=1.4, capstyle="butt", zorder=5, **edge)

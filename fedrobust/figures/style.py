@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,22 +24,40 @@ WEIGHT = LinearSegmentedColormap.from_list("weight", ["#ffffff", "#9ecae1", "#00
 ANOMALY = LinearSegmentedColormap.from_list("anomaly", ["#ffffff", "#dcc2e6", "#9a5bb0", "#3c1053"])
 
 
+class Band(NamedTuple):
+    """Rows of a heat map that are no single hospitals."""
+
+    label: str
+    first: int
+    """The row at its top."""
+    rows: int
+    malicious: bool
+
+
 def client_ticks(
-    axes: Axes, order: Sequence[int], attackers: Mapping[int, str], room: float, named: bool = True
+    axes: Axes,
+    order: Sequence[int],
+    attackers: Mapping[int, str],
+    room: float,
+    named: bool = True,
+    bands: Sequence[Band] = (),
 ) -> None:
     """Label the rows: all of them if there is enough `room` (points per row), otherwise every so many.
 
     order: the clients in the order of the rows.
     attackers: client → name of its attack.
     named: add the name of the attack to attackers.
+    bands: the rows below them.
     """
     size = 9.0 if room >= 11 else 7.5 if room >= 9 else 6.5
     step = max(1, math.ceil((size + 0.5) / max(room, 0.1)))
     rows = range(0, len(order), step)
     names = [client_name(order[row], attackers) if named else str(order[row]) for row in rows]
-    axes.set_yticks(rows, names, fontsize=size)
-    for row, text in zip(rows, axes.get_yticklabels(), strict=True):
-        if order[row] in attackers:
+    labels = [(float(row), name, order[row] in attackers) for row, name in zip(rows, names, strict=True)]
+    labels += [(band.first + (band.rows - 1) / 2, band.label, band.malicious) for band in bands]
+    axes.set_yticks([place for place, *_ in labels], [name for _, name, _ in labels], fontsize=size)
+    for (_, _, malicious), text in zip(labels, axes.get_yticklabels(), strict=True):
+        if malicious:
             text.set_color(ATTACK)
             text.set_fontweight("bold")
         else:
@@ -49,6 +67,10 @@ def client_ticks(
     for row, client in enumerate(order):
         if client in attackers:
             axes.axhspan(row - 0.5, row + 0.5, -0.010, -0.004, color=ATTACK, linewidth=0, clip_on=False)
+    for band in bands:
+        if band.malicious:
+            ends = (band.first - 0.5, band.first + band.rows - 0.5)
+            axes.axhspan(*ends, -0.010, -0.004, color=ATTACK, linewidth=0, clip_on=False)
 
 
 def client_name(client: int, attackers: Mapping[int, str]) -> str:

@@ -49,6 +49,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"breakable": _breakable, "data": _data, "plural": plural, "shown_width": _shown_width}
+    environment.filters |= {"thousands": "{:,}".format}
     return environment
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from fedrobust.audit.signing import AuditError, open_key, public_hex
 from fedrobust.audit.verification import Verdict, seal_files, verify, verify_all
 from fedrobust.records import RecordedRun, read_run
 from fedrobust.report.officer import Checked, officer_page
-from fedrobust.report.page import html
+from fedrobust.report.page import ALL_HOSPITALS, html
+from fedrobust.report.story import Hospital, hospitals, listed
+from fedrobust.texts import cell
 
 OFFICER = "officer.html"
 """The page for a security officer."""
@@ -50,7 +53,8 @@ def save_partition(
 
 
 def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
-    """Write `figures/*.png` and `report.html` into a run's folder, from its journal; return the page's path.
+    """Write `figures/*.png` and `report.html` into a run's folder, from its journal; return the page's path. If the
+    page lists only some of the hospitals, `hospitals.csv` has them all.
 
     images: (n, H, W, 3) uint8, the patches to which the `misread` indices of the `end` record refer; without them, an
         existing montage is kept. For a run that stopped early, the report contains what there is.
@@ -69,9 +73,24 @@ def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
     if not (folder / "partition.png").exists():
         save_partition(folder, np.array(run.start.hospital_labels), run.start.label_names, run.attackers)
     pictures["partition"] = (folder / "partition.png").read_bytes()
+    stories = hospitals(run)
+    if listed(stories)[1]:
+        _write_hospitals(folder / ALL_HOSPITALS, stories)
     page = folder / "report.html"
     page.write_text(html(run, pictures, _audit(folder), (folder / OFFICER).exists()), encoding="utf-8")
     return page
+
+
+def _write_hospitals(path: Path, stories: Sequence[Hospital]) -> None:
+    """Write the history of every hospital, one a row: the fields of `Hospital`, and its verdict."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        names = [field.name for field in fields(Hospital) if field.name != "acts"]
+        table.writerow(["verdict", *names])
+        for story in sorted(stories, key=lambda story: story.client):
+            own = {name: getattr(story, name) for name in names}
+            own["identities"] = " ".join(map(str, story.identities))
+            table.writerow([story.verdict, *(cell(value) for value in own.values())])
 
 
 def write_again(folder: Path, key: Path, officer: bool = False) -> Path:
@@ -114,7 +133,7 @@ def _officer(folder: Path, verdict: Verdict | None, sealed: bool = False) -> Pat
 
 def _remade(folder: Path, officer: bool) -> Callable[[str], bool]:
     """Return whether `write_report` makes a file of a run anew without the patches, as a function of its path."""
-    pictures = {"report.html"} if (folder / "partition.png").exists() else {"report.html", "partition.png"}
+    pictures = {"report.html", ALL_HOSPITALS, *([] if (folder / "partition.png").exists() else ["partition.png"])}
     pictures |= {OFFICER} if officer else set()
 
     def remade(name: str) -> bool:
@@ -159,12 +178,13 @@ def make_figures(run: RecordedRun, images: np.ndarray | None = None) -> dict[str
         "weights": replace(marks, quarantined=quarantined) if run.acts else marks,
         "anomaly": replace(marks, rejected=rejected),
     }
+    chosen = [story.client for story in listed(hospitals(run))[0]]
     for kind in figures.HEAT_MAPS:
         values = run.by_client(kind)
         if np.isfinite(values).any():
-            found[kind] = figures.client_figure(values, rounds, run.attackers, kind, marked[kind])
+            found[kind] = figures.client_figure(values, rounds, run.attackers, kind, marked[kind], chosen)
     if parts := run.parts():
-        found["parts"] = figures.parts_figure(parts, rounds, run.attackers, marks)
+        found["parts"] = figures.parts_figure(parts, rounds, run.attackers, marks, chosen)
     if evaluations and evaluations[-1].confusion:
         found["confusion"] = figures.confusion_figure(np.array(evaluations[-1].confusion), names)
     misread = None if run.end is None or run.skips.untrained else run.end.misread

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from fedrobust.figures.rows import MOST_ROWS
 from fedrobust.records import RecordedRun
-from fedrobust.report.elements import plural, render
-from fedrobust.report.story import Hospital, hospitals, unlearnt
+from fedrobust.report.elements import Table, plural, render
+from fedrobust.report.story import CHOSEN, Hospital, hospitals, listed, unlearnt
 from fedrobust.report.titles import titles_of_one
 from fedrobust.tracking import flatten
 
-LONG_TABLE = 30
-"""With more hospitals than this, the table lists only those that attacked, were suspected, quarantined or rejected."""
-
+ALL_HOSPITALS = "hospitals.csv"
+"""The file with the rows of all hospitals, in the run's folder, if the page lists only some."""
+VERDICTS = {
+    "caught": "attackers, caught",
+    "missed": "attackers, missed",
+    "wrongly quarantined": "honest, wrongly quarantined",
+    "wrongly suspected": "honest, wrongly suspected",
+    "honest": "honest, not found",
+}
+"""Verdict on a hospital → the row of all hospitals with it."""
 WORKING = 0.05
 """An attack that succeeds at least this often is shown as something bad."""
 
@@ -78,6 +86,7 @@ def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "", offic
         ],
         verdict=verdict(run),
         unweighted=unweighted(run),
+        crowd=run.start.clients > MOST_ROWS,
         captions=CHAPTERS,
         pictures=pictures,
         rounds=len(run.rounds),
@@ -127,9 +136,10 @@ def unweighted(run: RecordedRun) -> str:
 
 
 def _hospitals(run: RecordedRun) -> dict[str, Any]:
-    """Return the table of the hospitals: its heads, the cells of each hospital, how many are not listed and why."""
+    """Return the table of the hospitals: its heads, the cells of each hospital, how many are not listed and why, and,
+    if it is a short list, a table of all of them by verdict."""
     stories = hospitals(run)
-    shown = [s for s in stories if len(stories) <= LONG_TABLE or _matters(s)]
+    shown, short = listed(stories)
     renamed = any(len(story.identities) > 1 for story in stories)
     inside = "rounds quarantined" if run.acts else "quarantine, recorded only"
     quarantine = run.acts or any(story.quarantined for story in stories)
@@ -157,11 +167,33 @@ def _hospitals(run: RecordedRun) -> dict[str, Any]:
         "rows": rows,
         "rest": len(stories) - len(shown),
         "never": "suspected or quarantined" if quarantine else "suspected",
+        "groups": _groups(stories) if short else None,
+        "chosen": CHOSEN,
+        "all": ALL_HOSPITALS,
     }
 
 
-def _matters(story: Hospital) -> bool:
-    return bool(story.attack is not None or story.suspected or story.quarantined or story.rejected)
+def _groups(stories: Sequence[Hospital]) -> Table:
+    """Return the hospitals by verdict: how many there are, and medians of their figures."""
+    figures = {
+        "rounds suspected": "suspected",
+        "rounds quarantined": "quarantined",
+        "rejected": "rejected",
+        "reputation": "reputation",
+        "mean weight": "weight",
+        "test accuracy": "accuracy",
+        "patches": "patches",
+    }
+    verdicts = Counter(story.verdict for story in stories)
+    rows = []
+    for verdict in sorted(verdicts, key=list(VERDICTS).index):
+        own = [story for story in stories if story.verdict == verdict]
+        row = [VERDICTS[verdict], f"{len(own):,}"]
+        for field in figures.values():
+            there = [value for story in own if (value := getattr(story, field)) is not None]
+            row.append(f"{np.median(there):.3g}" if there else "–")
+        rows.append(row)
+    return ["", "hospitals", *figures], rows
 
 
 def _truth(story: Hospital) -> str:
@@ -192,7 +224,8 @@ def _steps(run: RecordedRun) -> dict[str, Any]:
     last = aggregated[-1]
     usable = (client for client in last.participants if client not in last.rejected)
     clients = sorted(usable, key=lambda c: (c not in run.attackers, c))
-    shown = clients if len(clients) <= LONG_TABLE else [c for c in clients if c in run.attackers]
+    there = set(clients)
+    shown = [story.client for story in listed([story for story in hospitals(run) if story.client in there])[0]]
     parts = last.anomaly_parts
     seen = list(dict.fromkeys(part for own in parts.values() for part in own))
     columns = [

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
 from fedrobust.metrics.chance import MORE, against, at_chance
 from fedrobust.records import RecordedRun
+
+LONG_TABLE = 30
+"""With more hospitals than this, tables list only those that attacked, were suspected, quarantined or rejected."""
+SHORT_LIST = 10
+"""So many hospitals are listed if even those are more than `LONG_TABLE`."""
+CHOSEN = (
+    "taken in turn from the attackers that were missed (largest mean weight first), the honest hospitals that were "
+    "found (most rounds first) and the attackers that were caught (lowest reputation first)"
+)
+"""How the hospitals of a short list are chosen."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,11 @@ class Hospital:
     """Its mean share of the aggregate; None if the rule gives no weights."""
     accuracy: float | None
     patches: int
+
+    @property
+    def eventful(self) -> bool:
+        """Whether it attacked, or was ever suspected, quarantined or rejected."""
+        return bool(self.attack is not None or self.suspected or self.quarantined or self.rejected)
 
     @property
     def verdict(self) -> str:
@@ -84,6 +101,35 @@ def hospitals(run: RecordedRun) -> list[Hospital]:
             )
         )
     return stories
+
+
+def ranked(stories: Sequence[Hospital]) -> dict[str, list[Hospital]]:
+    """Return the hospitals that a reader asks for first, by the first word of their verdict: `missed`, `wrongly` and
+    `caught`, each in the order of `CHOSEN`."""
+    kinds: dict[str, list[Hospital]] = {"missed": [], "wrongly": [], "caught": []}
+    for story in stories:
+        kinds.setdefault(story.verdict.split()[0], []).append(story)
+    kinds["missed"].sort(key=lambda story: (-(story.weight or 0.0), -(story.reputation or 0.0), story.client))
+    kinds["wrongly"].sort(key=lambda story: (-story.quarantined, -story.suspected, story.reputation or 0, story.client))
+    kinds["caught"].sort(key=lambda story: (story.reputation or 0.0, story.client))
+    return {kind: kinds[kind] for kind in ("missed", "wrongly", "caught")}
+
+
+def listed(stories: Sequence[Hospital]) -> tuple[list[Hospital], bool]:
+    """Return the hospitals that a table lists, attackers first, and whether it is a short list (see `CHOSEN`).
+
+    stories: of all hospitals that the table is about.
+    """
+    if len(stories) <= LONG_TABLE:
+        return list(stories), False
+    eventful = [story for story in stories if story.eventful]
+    return (eventful, False) if len(eventful) <= LONG_TABLE else (short_list(stories), True)
+
+
+def short_list(stories: Sequence[Hospital]) -> list[Hospital]:
+    """Return the hospitals of a short list, attackers first."""
+    turns = [story for turn in zip_longest(*ranked(stories).values()) for story in turn if story is not None]
+    return sorted(turns[:SHORT_LIST], key=lambda story: (story.attack is None, story.client))
 
 
 def unlearnt(run: RecordedRun) -> str:

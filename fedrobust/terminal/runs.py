@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +78,7 @@ def show_code(out: Console) -> None:
 def show_result(out: Console, result: Result, experiment: Experiment | None = None) -> None:
     """Print the final table, and where to look next; with `experiment`, also whether its secrets are really secret."""
     from fedrobust.naming import NOT_SECRET, secret, shared
-    from fedrobust.report.story import unlearnt
+    from fedrobust.report.story import SHORT_LIST, unlearnt
     from fedrobust.report.titles import titles_of_one
 
     table = Table(title=plain(result.name), title_justify="left", show_header=False)
@@ -88,8 +90,13 @@ def show_result(out: Console, result: Result, experiment: Experiment | None = No
     skips = result.recorded.skips
     table.add_row("rounds skipped", plain(skips.summary() or f"none of {skips.rounds}"))
     table.add_section()
-    attackers = ", ".join(f"{client} ({name})" for client, name in sorted(result.attackers.items()))
-    table.add_row("malicious hospitals", plain(attackers or "none"))
+    attackers = result.attackers
+    named = ", ".join(f"{client} ({name})" for client, name in sorted(attackers.items()))
+    if len(attackers) > SHORT_LIST:
+        named = f"{len(attackers):,} of {result.recorded.start.clients:,}: " + ", ".join(
+            f"{count:,} {name}" for name, count in Counter(attackers.values()).most_common()
+        )
+    table.add_row("malicious hospitals", plain(named or "none"))
     acts = result.recorded.acts
     table.add_row("suspected" if acts else "suspected (recorded only)", _suspected(result))
     protocol = result.recorded.start.options.privacy.name
@@ -112,15 +119,33 @@ def show_result(out: Console, result: Result, experiment: Experiment | None = No
 
 
 def _suspected(result: Result) -> str:
-    rightly = [c for c in result.suspected if c in result.attackers]
-    wrongly = [c for c in result.suspected if c not in result.attackers]
-    missed = [c for c in result.attackers if c not in result.suspected]
-    parts = [
-        f"{label} {', '.join(f'hospital {c}' for c in sorted(clients))}"
-        for label, clients in (("rightly", rightly), ("wrongly", wrongly), ("not suspected:", missed))
-        if clients
-    ]
-    return "; ".join(parts) or "nobody, rightly so"
+    """Say who is suspected: by name, or, of many, how many and whom to look at first."""
+    from fedrobust.report.story import SHORT_LIST, hospitals, ranked
+
+    suspected, attackers = set(result.suspected), set(result.attackers)
+    kinds = {
+        "rightly": suspected & attackers,
+        "wrongly": suspected - attackers,
+        "not suspected:": attackers - suspected,
+    }
+    if sum(map(len, kinds.values())) <= 2 * SHORT_LIST:
+        parts = [
+            f"{label} {', '.join(f'hospital {c}' for c in sorted(clients))}"
+            for label, clients in kinds.items()
+            if clients
+        ]
+        return "; ".join(parts) or "nobody, rightly so"
+    stories = [replace(story, acts=False) for story in hospitals(result.recorded)]  # the verdict is then suspicion
+    looked_at = {"wrongly, in most rounds:": "wrongly", "not suspected, with most weight:": "missed"}
+    first = {label: ranked(stories)[kind][: SHORT_LIST // 2] for label, kind in looked_at.items()}
+    rightly, wrongly, missed = map(len, kinds.values())
+    return "; ".join(
+        [
+            f"{rightly:,} rightly, {wrongly:,} wrongly, {missed:,} attackers not",
+            *(f"{label} {', '.join(f'hospital {each.client}' for each in own)}" for label, own in first.items() if own),
+            "more in the report",
+        ]
+    )
 
 
 def show_verdict(out: Console, verdict: Verdict, key: Path | None) -> None:

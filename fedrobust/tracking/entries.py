@@ -6,7 +6,7 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, TypeGuard
@@ -64,10 +64,13 @@ def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
             yield path, value
 
 
-def metrics(record: Record | StepFigures, width: int = 2, hospitals: bool = True) -> dict[str, float]:
+def metrics(
+    record: Record | StepFigures, width: int = 2, hospitals: bool = True, attackers: Collection[int] | None = None
+) -> dict[str, float]:
     """Return the MLflow metrics of one record; client ids are padded to `width` digits, so that they sort.
 
     hospitals: include the figures of single hospitals.
+    attackers: the malicious hospitals, if means over them and over the others replace figures of single hospitals.
 
     Figures that are not finite, which are None in records, are left out.
     """
@@ -77,7 +80,11 @@ def metrics(record: Record | StepFigures, width: int = 2, hospitals: bool = True
     elif isinstance(record, EvaluationRecord):
         found |= record.metrics
     elif isinstance(record, RoundRecord):
-        found |= _of_round(record) | (_of_hospitals(record, width) if hospitals else {})
+        found |= _of_round(record)
+        if hospitals and attackers is None:
+            found |= _of_hospitals(record, width)
+        elif attackers is not None:
+            found |= _of_groups(record, attackers)
     return {allowed(name): float(value) for name, value in found.items() if finite(value)}
 
 
@@ -106,6 +113,19 @@ def _of_hospitals(record: RoundRecord, width: int) -> dict[str, float | None]:
     for name, named in (("quarantined", record.quarantined), ("attacking", record.attacking)):
         # For all participants, 0 included: a curve of ones only could not show when it ends.
         found |= {f"{name}/{client:0{width}d}": client in named for client in record.participants}
+    return found
+
+
+def _of_groups(record: RoundRecord, attackers: Collection[int]) -> dict[str, float | None]:
+    """Return means over the attackers and over the honest hospitals, and how many of each are in quarantine."""
+    bad, found = set(attackers), dict[str, float | None]()
+    by_client = {"reputation": record.reputation, "anomaly": record.anomaly, "weight": record.weights or {}}
+    for group, malicious in (("attackers", True), ("honest", False)):
+        for name, figures in by_client.items():
+            own = [value for client, value in figures.items() if (client in bad) == malicious and finite(value)]
+            if own:
+                found[f"{name}/{group}"] = sum(own) / len(own)
+        found[f"quarantined/{group}"] = sum((client in bad) == malicious for client in record.quarantined)
     return found
 
 

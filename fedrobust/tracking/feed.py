@@ -17,6 +17,9 @@ SYNCED = "fedrobust.synced"
 """Tag with the number of journal lines that MLflow has."""
 REASONS = {"FAILED": FAILED, "KILLED": STOPPED}
 """Final status → tag with the reason."""
+MOST_CURVES = 100
+"""With more hospitals than this, MLflow gets means over attackers and over honest hospitals instead of curves of each:
+a thousand hospitals would have nine thousand curves. The journal has the figures of all."""
 BATCH = 900
 """Metrics in one request; MLflow accepts at most 1,000 entries."""
 
@@ -28,11 +31,14 @@ class _Place(NamedTuple):
     """Time stamp of the next figures, in milliseconds."""
     width: int = 2
     """Digits of a client's id."""
+    attackers: frozenset[int] | None = None
+    """The malicious hospitals, if there are too many hospitals for a curve each."""
 
     def after(self, record: Record | StepFigures) -> _Place:
         """Return the place of the figures of the next record."""
         if isinstance(record, RunStart):
-            return self._replace(width=max(2, len(str(record.clients - 1))))
+            crowd = frozenset(record.attackers) if record.clients > MOST_CURVES else None
+            return self._replace(width=max(2, len(str(record.clients - 1))), attackers=crowd)
         if isinstance(record, RoundRecord):
             return self._replace(time=self.time + int(1000 * (record.seconds.get("round") or 0.0)))
         return self
@@ -40,7 +46,8 @@ class _Place(NamedTuple):
     def rows(self, record: Record | StepFigures, hospitals: bool = True) -> dict[str, tuple[float, int, int]]:
         """Return the figures of the record of this place: name → value, time stamp, step."""
         step = record.step if isinstance(record, StepFigures) else getattr(record, "round", 0)
-        return {name: (value, self.time, step) for name, value in metrics(record, self.width, hospitals).items()}
+        found = metrics(record, self.width, hospitals, self.attackers if hospitals else None)
+        return {name: (value, self.time, step) for name, value in found.items()}
 
 
 class Feed:

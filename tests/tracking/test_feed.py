@@ -9,10 +9,11 @@ import pytest
 from tracked import exactly_once, journal, rows, status, sync, write
 
 from fedrobust import tracking
-from fedrobust.tracking import SYNCED, Tracker
+from fedrobust.tracking import SYNCED, Tracker, feed
 
 
-def test_more_metrics_than_one_request_may_hold(database: Path) -> None:
+def test_more_metrics_than_one_request_may_hold(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "MOST_CURVES", 400)
     records = journal(rounds=1, clients=400)
     tracker = Tracker.open("many", {}, {})
     for record in records:
