@@ -11,8 +11,9 @@ import numpy as np
 from fedrobust.figures.rows import MOST_ROWS
 from fedrobust.records import RecordedRun
 from fedrobust.report.elements import Table, plural, render
-from fedrobust.report.story import CHOSEN, Hospital, hospitals, listed, unlearnt
+from fedrobust.report.story import CHOSEN, SHORT_LIST, Hospital, hospitals, listed, unlearnt
 from fedrobust.report.titles import titles_of_one
+from fedrobust.texts import fit
 from fedrobust.tracking import flatten
 
 ALL_HOSPITALS = "hospitals.csv"
@@ -25,6 +26,8 @@ VERDICTS = {
     "honest": "honest, not found",
 }
 """Verdict on a hospital → the row of all hospitals with it."""
+LONGEST_NOTE = 300
+"""Characters of a note of the rules; some name hospitals."""
 WORKING = 0.05
 """An attack that succeeds at least this often is shown as something bad."""
 
@@ -242,6 +245,7 @@ def _steps(run: RecordedRun) -> dict[str, Any]:
         cells += [_figure_of(parts.get(client, {}).get(part)) for part in seen]
         cells += [_figure_of(figures.get(client)) for _, figures in columns]
         rows.append((client in run.attackers, cells))
+    notes = Counter(note for record in run.rounds for note in record.notes)
     return {
         "round": last.round,
         "f": last.f,
@@ -249,7 +253,8 @@ def _steps(run: RecordedRun) -> dict[str, Any]:
         "heads": ["hospital", "truth", *names],
         "rows": rows,
         "rest": len(clients) - len(shown),
-        "notes": Counter(note for record in run.rounds for note in record.notes).most_common(),
+        "notes": [(fit(note, LONGEST_NOTE), count) for note, count in notes.most_common(SHORT_LIST)],
+        "more": notes.total() - sum(count for _, count in notes.most_common(SHORT_LIST)),
     }
 
 

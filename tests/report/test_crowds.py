@@ -74,6 +74,16 @@ def test_the_file_beside_the_page_has_every_hospital(folder: Path) -> None:
         assert float(row["reputation"]) == story.reputation and int(row["suspected"]) == story.suspected
 
 
+def test_many_different_notes_are_counted(tmp_path: Path) -> None:
+    records = journal(rounds=12)
+    for number, record in enumerate(records):
+        if record["kind"] == "round":
+            record |= {"stages": [{"name": "afa"}], "notes": [f"blocked {number}: {', '.join(map(str, range(500)))}"]}
+    text = write_report(write(tmp_path, records)).read_text()
+    assert text.count("blocked ") == SHORT_LIST and "2 other notes: see" in text
+    assert all(len(note) < 400 for note in text.split("blocked ")[1:-1])
+
+
 def test_pictures_name_only_the_hospitals_of_the_table(folder: Path) -> None:
     run = recorded(large(*sizes(folder)))
     for name, figure in figures_of(run).items():
