@@ -144,8 +144,8 @@ class LocalTraining(Options):
     """Local training at a hospital: how long, on what loss, with which optimiser and engine."""
 
     engine: Literal["lean", "trainer"] = "lean"
-    """`lean` drives the Lightning module in a bare loop; `trainer` is Lightning's Trainer, some 10 ms slower per
-    hospital and round, with its accelerators and precisions."""
+    """`lean` drives the Lightning module in a bare loop; `trainer` is Lightning's Trainer, about a millisecond slower
+    per step and two per hospital and round, with its accelerators and precisions."""
     optimizer: Annotated[LocalOptimizer, OneOf(LocalOptimizer)] = SGD()
     """Optimiser; starts afresh every round unless its momentum is carried."""
     loss: Annotated[LocalLoss, OneOf(LocalLoss)] = CrossEntropy()

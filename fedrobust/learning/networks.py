@@ -52,7 +52,7 @@ def convolutional(
         layers.append(nn.Conv2d(width, block, 3, padding=1, bias=not normalise))
         if normalise:
             layers.append(group_norm(block))
-        layers += [nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.MaxPool2d(2), nn.ReLU()]  # the bits of ReLU before pooling, with a quarter of its work
         width = block
     if average:
         layers.append(nn.AdaptiveAvgPool2d(1))

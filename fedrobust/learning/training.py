@@ -60,6 +60,7 @@ class LocalTrainer:
         self.module = TissueClassifier(model, options)
         self._place()
         self._optimizer = self.module.configure_optimizers()
+        self._fit: tuple[lightning.Trainer, _Recorder] | None = None
 
     def load(self, weights: Vector) -> None:
         """Copy the global weights (d,) float32, which may be read-only, into `network`."""
@@ -103,8 +104,11 @@ class LocalTrainer:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack trace where CUDA is idle
             if devices:
                 torch.cuda.manual_seed_all(seed)
-            train = self._lean if self.options.engine == "lean" else self._trainer
-            losses, optimizer = train(self._placed(itertools.islice(batches, steps)), state)
+            placed = self._placed(itertools.islice(batches, steps))
+            if self.options.engine == "lean":
+                losses, optimizer = self._lean(placed, state)
+            else:
+                losses, optimizer = self._trainer(placed, state, steps)
         if len(losses) != steps:
             raise ValueError(f"{steps} steps were asked for, but there were {len(losses)} batches")
         carried = self.options.optimizer.state_names() if self.options.carry_momentum else ()
@@ -122,7 +126,9 @@ class LocalTrainer:
             placed = images.to(self.device, non_blocking=True).contiguous(memory_format=self._format)
             yield placed, labels.to(self.device, non_blocking=True)
 
-    def _lean(self, batches: Batches, state: Vector | None) -> tuple[list[Tensor], torch.optim.Optimizer]:
+    def _lean(
+        self, batches: Iterator[tuple[Tensor, Tensor]], state: Vector | None
+    ) -> tuple[list[Tensor], torch.optim.Optimizer]:
         optimizer, losses = self._optimizer, []
         load_optimizer(optimizer, self.options.optimizer.state_names(), state)
         for index, batch in enumerate(batches):
@@ -134,36 +140,65 @@ class LocalTrainer:
             losses.append(loss.detach())
         return losses, optimizer
 
-    def _trainer(self, batches: Batches, state: Vector | None) -> tuple[list[Tensor], torch.optim.Optimizer]:
-        # A new Trainer each time: a second fit with the same one drops a batch (Lightning 2.6).
-        recorder = _Recorder(self.options.optimizer.state_names(), state)
-        cuda = self.device.type == "cuda"
+    def _trainer(
+        self, batches: Iterator[tuple[Tensor, Tensor]], state: Vector | None, steps: int
+    ) -> tuple[list[Tensor], torch.optim.Optimizer]:
         with _silenced():
-            trainer = lightning.Trainer(
-                accelerator=self.device.type,
-                devices=[self.device.index or 0] if cuda else 1,
-                precision=self.options.precision,
-                max_epochs=1,
-                callbacks=[recorder, *(callback.build() for callback in self.options.callbacks)],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                plugins=[LightningEnvironment()],  # a job scheduler that started this process is ignored
-            )
-            trainer.fit(self.module, batches)
+            # Making a Trainer takes longer than what it does in a few steps: it is kept, unless a fit failed. A user's
+            # callbacks are made anew for each hospital and may look at the Trainer, so with them it is new, too.
+            trainer, recorder = self._fit or self._new_trainer()
+            self._fit = None
+            recorder.begin(state)
+            trainer.fit_loop.max_epochs = trainer.current_epoch + 1
+            trainer.fit(self.module, _Sized(batches, steps))
         self._place()  # Lightning has moved the module to the CPU, and left it in the Trainer's precision
+        self._fit = None if self.options.callbacks else (trainer, recorder)
         return recorder.losses, trainer.optimizers[0]
+
+    def _new_trainer(self) -> tuple[lightning.Trainer, _Recorder]:
+        recorder = _Recorder(self.options.optimizer.state_names())
+        cuda = self.device.type == "cuda"
+        trainer = lightning.Trainer(
+            accelerator=self.device.type,
+            devices=[self.device.index or 0] if cuda else 1,
+            precision=self.options.precision,
+            max_epochs=1,
+            callbacks=[recorder, *(callback.build() for callback in self.options.callbacks)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[LightningEnvironment()],  # a job scheduler that started this process is ignored
+        )
+        return trainer, recorder
 
     def _place(self) -> None:
         self.module.to(device=self.device, dtype=torch.float32, memory_format=self._format)
 
 
+@dataclass(frozen=True)
+class _Sized:
+    """Batches of a known number: Lightning then fetches none in advance, which a second fit would drop (2.6)."""
+
+    batches: Iterator[tuple[Tensor, Tensor]]
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches
+
+
 class _Recorder(lightning.Callback):
     """Sets the optimiser's state when training starts, applies the constraint, and records the losses."""
 
-    def __init__(self, names: tuple[str, ...], state: Vector | None) -> None:
+    def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
+        self.begin(None)
+
+    def begin(self, state: Vector | None) -> None:
+        """Get ready for a hospital, with the `state` of its optimiser."""
         self.state = state
         self.losses: list[Tensor] = []
 

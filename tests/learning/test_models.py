@@ -39,6 +39,30 @@ def test_every_cnn_gives_logits_for_odd_sizes_too(norm: str, pool: str, hidden: 
     assert any(isinstance(layer, nn.GroupNorm) for layer in network) == (norm == "group")
 
 
+@pytest.mark.parametrize("size", [8, 9])  # of odd sides the last column is not pooled
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooling_before_relu_gives_the_bits_of_relu_before_pooling(size: int, layout: torch.memory_format) -> None:
+    """Ties, zeros and values that are not finite included, forwards and backwards."""
+    draw = torch.Generator().manual_seed(0)
+    values = torch.tensor([-1.0, -0.0, 0.0, 0.5, 2.0, float("inf"), float("-inf"), float("nan")])
+    drawn = values[torch.randint(len(values), (6, 4, size, size), generator=draw)]
+    weights = torch.randn(6, 4, size // 2, size // 2, generator=draw)
+    found = []
+    for layers in ((nn.MaxPool2d(2), nn.ReLU()), (nn.ReLU(), nn.MaxPool2d(2))):
+        images = drawn.clone().contiguous(memory_format=layout).requires_grad_()
+        result = nn.Sequential(*layers)(images)
+        (result * weights).nan_to_num().sum().backward()
+        assert images.grad is not None
+        found.append((result.detach(), images.grad))
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first.nan_to_num(7.0), second.nan_to_num(7.0))
+    assert [type(layer) for layer in Cnn(channels=(4,), norm="none").build(2, 8, seed=0)][:3] == [
+        nn.Conv2d,
+        nn.MaxPool2d,
+        nn.ReLU,
+    ]
+
+
 def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_generator() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning
 import torch
 from pydantic import ValidationError
 from refused import refused
@@ -56,6 +58,39 @@ def test_callbacks_reach_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import callbacks_of_mine  # type: ignore[import-not-found]
 
     assert callbacks_of_mine.Counter.seen == 30
+
+
+@pytest.mark.parametrize("callbacks", [(), ({"name": "pytorch_lightning.callbacks:LambdaCallback"},)])
+def test_a_trainer_serves_many_hospitals_unless_there_are_callbacks(
+    callbacks: tuple[dict[str, str], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, make = [], pytorch_lightning.Trainer.__init__
+    monkeypatch.setattr(pytorch_lightning.Trainer, "__init__", lambda *a, **b: made.append(make(*a, **b)))
+    options = LocalTraining.model_validate({"engine": "trainer", "steps": 2, "callbacks": callbacks})
+    trainer = LocalTrainer(Cnn(channels=(4,)).build(2, 8, 0), options)
+    weights = parameters_to_vector(trainer.network).copy()
+    for _ in range(3):
+        trainer.train(weights, [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))] * 2, 2, np.array([1, 1]), seed=0)
+    assert len(made) == (3 if callbacks else 1)
+
+
+def test_a_hospital_that_breaks_off_leaves_nothing_to_the_next() -> None:
+    def batches(good: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        draw = torch.Generator().manual_seed(0)
+        for step in range(4):
+            if step == good:
+                raise RuntimeError("unreadable")
+            yield torch.randn(2, 3, 8, 8, generator=draw), torch.tensor([0, 1])
+
+    options = LocalTraining(engine="trainer", steps=4)
+    trainer = LocalTrainer(Cnn(channels=(4,)).build(2, 8, 0), options)
+    weights = parameters_to_vector(trainer.network).copy()
+    sound = trainer.train(weights, batches(9), 4, np.array([1, 1]), seed=0).update.copy()
+    with pytest.raises(RuntimeError, match="unreadable"):
+        trainer.train(weights, batches(2), 4, np.array([1, 1]), seed=0)
+    with pytest.raises(ValueError, match="4 batches"):
+        trainer.train(weights, batches(9), 6, np.array([1, 1]), seed=0)
+    assert trainer.train(weights, batches(9), 4, np.array([1, 1]), seed=0).update.tobytes() == sound.tobytes()
 
 
 @pytest.mark.parametrize(
