@@ -52,15 +52,9 @@ class Predictions:
     @cached_property
     def confusion(self) -> NDArray[np.int64]:
         """(classes, classes) counts: row = true label, column = predicted label."""
-        import torch
-        from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-        scores, truth = torch.from_numpy(self.probabilities), torch.from_numpy(np.ascontiguousarray(self.labels))
-        # Without its checks, it takes models of one class, too.
-        counts: NDArray[np.int64] = multiclass_confusion_matrix(
-            scores, truth, scores.shape[1], validate_args=False
-        ).numpy()
-        return counts
+        classes = self.probabilities.shape[1]
+        counts: NDArray[np.int64] = np.bincount(self.labels * classes + self.predicted, minlength=classes * classes)
+        return counts.reshape(classes, classes)
 
     @property
     def occurring(self) -> NDArray[np.intp]:
