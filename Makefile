@@ -42,7 +42,7 @@ lint: .venv/ready
 
 bench: .venv/ready bench-aggregation
 	$(BIN)/python benchmarks/rounds.py
-	$(BIN)/python benchmarks/session.py
+	$(BIN)/python benchmarks/start.py
 
 # With all the threads that the machine has, for both sides.
 bench-aggregation: .venv/ready

@@ -78,7 +78,7 @@ GOALS = {
 KINDS = {
     r"ray::(\w+)": r"\1",
     r"gcs_server|raylet|dashboard|log_monitor|runtime_env|monitor\.py|ray-": "Ray's own",
-    r"-m fedrobust\b.* run ": "driver",
+    r"floor\.py|-m fedrobust ": "driver",
 }
 """Command line of a process, as a regular expression → what the table calls it."""
 
@@ -163,29 +163,43 @@ def in_one_process(folder: Path, session: str) -> list[tuple[float, float]]:
 
 
 def processes() -> None:
-    """Print the CPU seconds of each process of one run, up to its first round and in all."""
+    """Print the CPU seconds of each process of one run, up to its first round and in all, and of the floor."""
     seen: dict[int, tuple[str, float]] = {}
     first: dict[int, float] = {}
     folder = Path("run")
 
     def watch(process: int) -> None:
-        found = spent(process)
-        for each, (kind, seconds) in found.items():
+        for each, (kind, seconds) in spent(process).items():
             # A worker that Ray has started ahead becomes an actor, and a process that has ended has no command line.
             seen[each] = (kind if kind not in ("IDLE", "other") else seen.get(each, (kind,))[0], seconds)
-        if not first and any('"kind":"round"' in each.read_text() for each in folder.glob("mlruns/runs/*/journal.jsonl")):
+        journals = folder.glob("mlruns/runs/*/journal.jsonl")
+        if not first and any('"kind":"round"' in each.read_text(encoding="utf-8") for each in journals):
             first.update({each: seconds for each, (_, seconds) in seen.items()})
 
+    with subprocess.Popen([sys.executable, "floor.py"], stderr=subprocess.DEVNULL) as floor:
+        while floor.poll() is None:
+            watch(floor.pid)
+            time.sleep(0.02)
+    print_spent("the floor", seen)
+    seen.clear()
     seconds = command(folder, watch)
-    kinds: dict[str, list[int]] = defaultdict(list)
-    for each, (kind, _) in seen.items():
-        kinds[kind].append(each)
-    print(f"first round after {seconds[0]:.1f} s, all of it {seconds[1]:.1f} s\n")
-    print(f"{'CPU seconds':24} {'to round 1':>10} {'in all':>8}")
-    for kind, them in sorted(kinds.items(), key=lambda item: -sum(seen[each][1] for each in item[1])):
-        early, late = sum(first.get(each, 0.0) for each in them), sum(seen[each][1] for each in them)
-        print(f"{kind + (f' ({len(them)})' if len(them) > 1 else ''):24} {early:10.1f} {late:8.1f}")
-    print(f"{'together':24} {sum(first.values()):10.1f} {sum(own for _, own in seen.values()):8.1f}")
+    print_spent(f"to the first round, after {seconds[0]:.1f} s", {each: (seen[each][0], first[each]) for each in first})
+    print_spent(f"the whole command, {seconds[1]:.1f} s", seen)
+
+
+def print_spent(what: str, seen: Mapping[int, tuple[str, float]]) -> None:
+    """Print CPU seconds by kind of process.
+
+    seen: id → kind, seconds.
+    """
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for kind, seconds in seen.values():
+        kinds[kind].append(seconds)
+    told = [
+        f"{kind}{f' ({len(each)})' if len(each) > 1 else ''} {sum(each):.1f}"
+        for kind, each in sorted(kinds.items(), key=lambda item: -sum(item[1]))
+    ]
+    print(f"{what}: {sum(map(sum, kinds.values())):.1f} CPU seconds: {', '.join(told)}")
 
 
 def spent(root: int) -> Mapping[int, tuple[str, float]]:
@@ -218,4 +232,5 @@ def kind_of(process: int) -> str:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the second process of a user reads compiled modules
     main()

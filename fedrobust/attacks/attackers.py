@@ -51,6 +51,11 @@ class Attackers:
         """Those of the `active` participants in `round` whose updates the adversary replaces, by ascending id."""
         return [client for client in self.active(participants, round) if self.attacks[self.drawn[client]].crafts]
 
+    @property
+    def crafts(self) -> bool:
+        """Whether the adversary ever replaces an update."""
+        return any(self.attacks[index].crafts for index in self.drawn.values())
+
     def absent(self, round: int) -> set[int]:
         """The hospitals that send nothing in `round`, because their attack is `Absent`."""
         return {client for client in self.active(self.drawn, round) if isinstance(self.attack(client), Absent)}

@@ -1,8 +1,8 @@
 """Teams of Ray actors: made once, leased to one run at a time, given back.
 
 A team is k client actors with their coordinator, adversary, shards and parties, in one placement group, so that teams
-can never starve each other. Importing the stack costs seconds, which a short run must not pay. Parallelism = number of
-teams.
+can never starve each other. Importing the stack costs seconds, which a short run must not pay; what only some runs need
+(the adversary, the parties) is started by the first one that does. Parallelism = number of teams.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ class Team:
 
     workers: list[ActorHandle]
     coordinator: ActorHandle
-    adversary: ActorHandle
     shards: list[ActorHandle]
     """Actors that hold the updates, some of the columns each; none where the coordinator holds them."""
     group: PlacementGroup
@@ -65,12 +64,21 @@ class Team:
     """The key to set parties up, and to see what they remember: see `PartyHost`."""
     lost: str = ""
     """Why the team was incomplete when it was last checked."""
+    adversary: ActorHandle | None = None
+    """The actor that crafts updates, once a run has needed one."""
     _parties: list[ActorHandle] = field(default_factory=list)
 
     @property
     def actors(self) -> list[ActorHandle]:
         """All of them."""
-        return [*self.workers, self.coordinator, self.adversary, *self.shards, *self._parties]
+        crafting = [] if self.adversary is None else [self.adversary]
+        return [*self.workers, self.coordinator, *crafting, *self.shards, *self._parties]
+
+    def start_adversary(self) -> ActorHandle:
+        """The actor that crafts updates, started when it is first needed."""
+        if self.adversary is None:
+            self.adversary = _start(Adversary, self.group, 0, {})
+        return self.adversary
 
     def parties(self, count: int, patience: float) -> list[ActorHandle]:
         """So many actors for the servers and the dealer of a protocol, started when they are first needed.
@@ -123,7 +131,8 @@ class Team:
         except Exception:  # Ray raises a bare one if the cluster has forgotten the group
             return False
         new = _actors(self.group, self.share, len(self.shards))
-        self.workers, self.coordinator, self.adversary, self.shards = new
+        self.workers, self.coordinator, self.shards = new
+        self.adversary = None
         self._parties.clear()
         return self.whole(RESTART)  # fails if the room is on a node that Ray does not yet know to be dead
 
@@ -259,18 +268,18 @@ class Pool:
 
 def _actors(
     group: PlacementGroup, split: Share, shards: int
-) -> tuple[list[ActorHandle], ActorHandle, ActorHandle, list[ActorHandle]]:
+) -> tuple[list[ActorHandle], ActorHandle, list[ActorHandle]]:
     clients = [_client(group, index, split) for index in range(split.count)]
     # They get no core of their own: it would be missing for a client actor.
-    coordinator, adversary = _start(Coordinator, group, 0, {}), _start(Adversary, group, 0, {})
-    return clients, coordinator, adversary, [_start(ShardHost, group, i % split.count, {}) for i in range(shards)]
+    coordinator = _start(Coordinator, group, 0, {})
+    return clients, coordinator, [_start(ShardHost, group, i % split.count, {}) for i in range(shards)]
 
 
 def _team(split: Share, workers: Workers) -> Team:
     bundle = {"CPU": split.cpus} | ({"GPU": split.gpus} if split.gpus else {})
     group = _placed([bundle] * split.count)
-    clients, coordinator, adversary, holders = _actors(group, split, workers.shards if workers.shards > 1 else 0)
-    return Team(clients, coordinator, adversary, holders, group, split, workers.parties)
+    clients, coordinator, holders = _actors(group, split, workers.shards if workers.shards > 1 else 0)
+    return Team(clients, coordinator, holders, group, split, workers.parties)
 
 
 def _placed(bundles: list[dict[str, float]]) -> PlacementGroup:

@@ -48,6 +48,8 @@ class FederatedTraining:
         self.experiment, self.hospitals, self._team = experiment, hospitals, team
         self._patience = experiment.workers.patience
         self._attackers = experiment.attackers
+        if self._attackers.crafts:
+            team.start_adversary()  # it imports what it needs while the client actors get ready
         self.hosts = Hosts(experiment, hospitals, team)
         self._appear = self._attackers.ids(experiment.federation.rounds)
         self._samples = self._claimed_samples()
@@ -76,7 +78,9 @@ class FederatedTraining:
             self.hosts.alive,
         )
         self._start(start.round, start.arrays)
-        setup([self._team.adversary], [self.experiment, samples, layers], "the adversary to get ready", self._patience)
+        if self._attackers.crafts:
+            crafting = [self._team.start_adversary()]
+            setup(crafting, [self.experiment, samples, layers], "the adversary to get ready", self._patience)
         attacks = self.experiment.attacks
         keeps = any(isinstance(a, CraftedAttack) or (isinstance(a, DataAttack) and a.needs_step) for a in attacks)
         arrays = start.arrays
@@ -166,10 +170,11 @@ class FederatedTraining:
             trained = updates.crafting + updates.honest
             crafting = sorted(client for block in updates.crafting for client in block.clients)
             ids, parts = [block.clients for block in trained], [part for block in trained for part in block.parts]
-            replace = self._team.adversary.replace.options(num_returns=len(columns))
+            adversary = self._team.start_adversary()
+            replace = adversary.replace.options(num_returns=len(columns))
             crafted = replace.remote(round, ids, crafting, columns, self._outlook(arrays), root, *parts)
             own = crafted if len(columns) > 1 else [crafted]
-            blocks = [*blocks, Block(crafting, own, self._team.adversary)]
+            blocks = [*blocks, Block(crafting, own, adversary)]
         malicious = self._attackers.active(updates.arrived(), round)
         elsewhere = self._attackers.new_ids(round)
         malicious = [elsewhere.get(client, client) for client in malicious]

@@ -83,7 +83,7 @@ def team(monkeypatch: pytest.MonkeyPatch, places: tuple[str, ...], known: dict[s
     monkeypatch.setattr(ray, "remote", Remote)
     monkeypatch.setattr(ray, "cluster_resources", lambda: known)
     nobody: Any = None
-    return Team([], nobody, nobody, [], nobody, Share(1, 1.0, 0.0, 1), places)
+    return Team([], nobody, [], nobody, Share(1, 1.0, 0.0, 1), places)
 
 
 def test_parties_are_pinned_to_the_nodes_that_have_their_resources(monkeypatch: pytest.MonkeyPatch) -> None:

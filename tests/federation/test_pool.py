@@ -133,7 +133,7 @@ def test_a_pool_whose_teams_find_no_place_says_so(idle: None, monkeypatch: pytes
     """As if the nodes had gone: a broken team is not leased, and the wait for a place has an end."""
     with Pool(Workers(count=1, cpus=0.5), clients=4) as pool:
         with pool.lease() as team:
-            kill(team.adversary)
+            kill(team.start_adversary())
         monkeypatch.setattr(pool_module, "PATIENCE", 3.0)
         monkeypatch.setattr(Team, "mend", lambda team: False)
         with pytest.raises(FederationError, match=r"for 3 s: .*killed"), pool.lease():

@@ -44,6 +44,7 @@ def test_metrics_are_measured_without_torch() -> None:
     code = (
         "import sys, numpy as np; from fedrobust.metrics import Predictions, measured\n"
         "rows = np.full((4, 2), 0.5, dtype=np.float32); some = np.array([0, 1, 0, 1])\n"
-        "measured(Predictions(rows, some, some)); sys.exit(any(n in sys.modules for n in ('torch', 'sklearn', 'scipy')))"
+        "measured(Predictions(rows, some, some))\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'sklearn', 'scipy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
