@@ -79,7 +79,7 @@ def run(
     Meanwhile the umask is 077: only the owner can read files that this process makes. In a `session`, the experiment's
     `workers` are ignored.
 
-    Raises `ExperimentError` (nothing has been started or written), `TrackingError`, `FederationError`, its subclass
+    Raises `ExperimentError` (nothing has been written), `TrackingError`, `FederationError`, its subclass
     `UntrainedError` if the run has ended with every round skipped, and `AuditError` if the key of the audit log cannot
     be used.
     """
@@ -97,9 +97,7 @@ def run(
             own, say = [*own, harmless(bar.on_record)], harmless(bar.say)
         if (session := current_session()) is None:
             return run_experiment(experiment, resume, own, say)
-        say("reading the data")
-        hospitals = session.hospitals(experiment)
-        with session.for_runs(say) as pool:
+        with session.for_run(experiment, say) as (pool, hospitals):
             return run_experiment(experiment, resume, own, say, pool, hospitals)
 
 

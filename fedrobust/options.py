@@ -7,14 +7,17 @@ holds any subclass of `Rule` in this package, selected by `name`, or a user's ow
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from pkgutil import iter_modules
+from textwrap import dedent
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
@@ -68,7 +71,6 @@ class Options(BaseModel):
         strict=True,
         extra="forbid",
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
         protected_namespaces=(),
     )
 
@@ -111,6 +113,14 @@ class Options(BaseModel):
         return {key: cls._of_default_class(key, value) for key, value in data.items()}
 
     @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        found = handler(schema)
+        fields = handler.resolve_ref_schema(found).get("properties", {})
+        for name, text in field_docstrings(cls).items():
+            fields[name]["description"] = text
+        return found
+
+    @classmethod
     def _instead(cls, key: str) -> str:
         """Return the hint for a key that is unknown here."""
         return nearest(key, cls.model_fields)
@@ -131,6 +141,31 @@ def _numbers(path: str, value: Any) -> Iterator[tuple[str, int]]:
     for place, each in [(path, value), *((f"{path}.{number}", each) for number, each in items)]:
         if isinstance(each, int):
             yield place, each
+
+
+def field_docstrings(option: type[Options]) -> dict[str, str]:
+    """Return the docstrings below the fields of a class: field → text. A field that is declared again needs its own.
+
+    pydantic would read the source of every class when it is imported, a quarter of a second in each process.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(option.__mro__):
+        if not issubclass(base, Options):
+            continue
+        try:
+            (declared,) = ast.parse(dedent(inspect.getsource(base))).body
+        except (OSError, TypeError, SyntaxError, ValueError):  # a class from a console has no source
+            continue
+        assert isinstance(declared, ast.ClassDef)
+        for line, after in pairwise([*declared.body, ast.Pass()]):
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                found.pop(line.target.id, None)
+                text = (
+                    after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
+                )
+                if isinstance(text, str) and line.target.id in option.model_fields:
+                    found[line.target.id] = inspect.cleandoc(text)
+    return found
 
 
 def summary(option: type[Options]) -> str:

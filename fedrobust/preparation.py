@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedrobust.attacks import DataAttack
 from fedrobust.data.hospitals import Hospitals, divide
@@ -15,13 +14,16 @@ from fedrobust.errors import ExperimentError, inside
 from fedrobust.experiment import Experiment
 from fedrobust.machine import memory_limits
 
-if TYPE_CHECKING:
-    from torch import nn
-
 CACHE = Path("mlruns/cache")
 """Folder of the cached normalised patches."""
 COPIES = 4
 """Copies of the weights that training keeps in memory at least: weights, gradient, optimiser state, update."""
+
+
+def check_source(experiment: Experiment) -> None:
+    """Check that reading the data could begin. Raises `DataError` with the dotted path of what is wrong."""
+    with inside("data.source"):
+        experiment.data.source.check()
 
 
 def hospitals_of(experiment: Experiment) -> Hospitals:
@@ -29,8 +31,7 @@ def hospitals_of(experiment: Experiment) -> Hospitals:
     is wrong."""
     data, clients = experiment.data, experiment.federation.clients
     stain = data.stain_shift, data.stain_normalisation
-    with inside("data.source"):
-        data.source.check()
+    check_source(experiment)
     with inside("data"):
         return divide(data.source, data.split, data.partition, *stain, clients, experiment.seed, CACHE)
 
@@ -76,15 +77,12 @@ def check_attacks(experiment: Experiment, hospitals: Hospitals) -> None:
                 attack.check(len(hospitals.label_names), hospitals.images.shape[1])
 
 
-def network_of(experiment: Experiment, hospitals: Hospitals) -> nn.Module:
-    """Return the model on the CPU, with its initial weights.
-
-    Raises `ExperimentError` if the model does not fit the data, or has more weights than fit into memory.
-    """
-    classes, size = len(hospitals.label_names), hospitals.images.shape[1]
+def check_model(experiment: Experiment, hospitals: Hospitals) -> None:
+    """Raise `ExperimentError` if the model does not fit the data, or has more weights than fit into memory."""
+    classes, size, model = len(hospitals.label_names), hospitals.images.shape[1], experiment.learning.model
     with inside("learning.model"):
-        _refuse_huge(experiment.learning.model.parameters(classes, size))
-        return experiment.learning.model.build(classes, size, experiment.seed)
+        _refuse_huge(model.parameters(classes, size))
+        model.check(classes, size, experiment.seed)
 
 
 def _refuse_huge(parameters: int) -> None:

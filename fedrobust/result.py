@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,14 +36,20 @@ class Result:
     final: dict[str, Any]
     """The last figures under their MLflow names, `rounds_skipped`, `suspected`, `seconds`, and `model_sha256`, the
     digest of the state dict. After a stop: the last figures that there are, without the digest."""
-    state_dict: dict[str, Any]
-    """The model's tensors, for `load_state_dict`; empty in the `Result` of a round that a sweep's objective gets."""
     attackers: dict[int, str]
     """The truth of the simulation: malicious hospital → name of its attack."""
     suspected: list[int]
     """Hospitals whose reputation was below the threshold at the end."""
     stopped: str | None = None
     """Why a hook ended the run early, the text of its `fedrobust.Stop`; None if the run came to its end."""
+    tensors: Callable[[], dict[str, Any]] = dict
+    """Makes `state_dict`."""
+
+    @cached_property
+    def state_dict(self) -> dict[str, Any]:
+        """Return the model's tensors, for `load_state_dict`; empty in the `Result` of a round that a sweep's objective
+        gets. Imports torch."""
+        return self.tensors()
 
     @classmethod
     def so_far(cls, records: Sequence[Record], folder: Path) -> Self:
@@ -54,7 +60,7 @@ class Result:
         """
         run = RecordedRun.of(records)
         final = figures_so_far(run)
-        return cls(run.start.run, run.start.name, folder, run, final, {}, run.attackers, final["suspected"])
+        return cls(run.start.run, run.start.name, folder, run, final, run.attackers, final["suspected"])
 
     @cached_property
     def rounds(self) -> list[dict[str, Any]]:

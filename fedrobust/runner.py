@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +29,12 @@ from fedrobust.federation.journal import Journal
 from fedrobust.federation.measures import misread
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import FederatedTraining, FinalModel, Hook
-from fedrobust.federation.session import check_ray, ray_session
+from fedrobust.federation.session import check_ray
+from fedrobust.federation.starting import pool_beside
 from fedrobust.job import tell
-from fedrobust.learning.vector import load_vector
+from fedrobust.learning import Model
 from fedrobust.naming import Part, commit, run_name, tags
-from fedrobust.preparation import CACHE, check_attacks, hospitals_of, network_of
+from fedrobust.preparation import CACHE, check_attacks, check_model, check_source, hospitals_of
 from fedrobust.private import private_files
 from fedrobust.records import (
     FORMAT,
@@ -46,15 +48,13 @@ from fedrobust.records import (
     read_run,
     versions,
 )
-from fedrobust.report import OFFICER, finding, save_partition, write_report
 from fedrobust.result import Result, figures_so_far
 from fedrobust.secure.disclosure import ProtocolSetting
 from fedrobust.texts import visible
-from fedrobust.tracking import Tracker, flatten, save_model
+from fedrobust.tracking import PackedModel, Tracker, flatten, packed_model
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,6 @@ class _Run:
 
     experiment: Experiment
     hospitals: Hospitals
-    network: nn.Module
     key: Ed25519PrivateKey
     """Key that signs the audit log."""
     part: Part | None
@@ -88,6 +87,12 @@ class _Run:
     def curves(self) -> bool:
         """Whether MLflow gets every round: of the parts of a study only if they ask for it."""
         return self.part is None or self.experiment.tracking.curves
+
+    @property
+    def model(self) -> tuple[Model, int, int, int]:
+        """What the network is built of: options, number of labels, side of an image, seed."""
+        experiment, hospitals = self.experiment, self.hospitals
+        return experiment.learning.model, len(hospitals.label_names), hospitals.images.shape[1], experiment.seed
 
 
 @private_files()
@@ -113,7 +118,7 @@ def run(
     hospitals: the result of `hospitals_of` for an experiment with the same data, number of hospitals and seed.
     part: makes this a run without report and model, below a parent, and without curves unless `tracking.curves`.
 
-    Raises `ExperimentError` (nothing has been started or written), `TrackingError`, `FederationError`, its subclass
+    Raises `ExperimentError` (nothing has been written), `TrackingError`, `FederationError`, its subclass
     `UntrainedError` if the run has ended with every round skipped, and `AuditError` if the key of the audit log cannot
     be used.
     """
@@ -125,25 +130,37 @@ def run(
         logger.warning("%s", caution)
     say("reading the data")
     if hospitals is None:
-        hospitals = hospitals_of(experiment)
-    check_attacks(experiment, hospitals)
-    this = _Run(experiment, hospitals, network_of(experiment, hospitals), open_key(KEY), part, hooks, say, heeded)
+        check_source(experiment)
     with ExitStack() as stack:
+        actors = stack.enter_context(ExitStack())
+        ready = None if pool is None else lambda: pool
+        if ready is None and earlier is None:  # they import what they need while the data are read
+            ready = actors.enter_context(pool_beside(experiment))
+        if hospitals is None:
+            hospitals = hospitals_of(experiment)
+        check_attacks(experiment, hospitals)
+        check_model(experiment, hospitals)
+        this = _Run(experiment, hospitals, open_key(KEY), part, hooks, say, heeded)
         resumed = None if earlier is None else stack.enter_context(closing(_reopened(earlier, this.key)))
         if resumed is not None:
             _same(resumed.folder, this)
-        opening, end = stack.enter_context(_tracked(this, resumed))
-        stopped = None
-        if resumed is None or not _ended(resumed):
-            folder, stopped = _trained(this, resumed, opening, pool)
+        ended = resumed is not None and _ended(resumed)
+        if ready is None and not ended:
+            ready = actors.enter_context(pool_beside(experiment))
+        opening, end = stack.enter_context(_tracked(this, resumed, ready))
+        if resumed is not None and ended:
+            folder, stopped = resumed.folder, None
+            packed: Callable[[], PackedModel] = partial(_packed_here, this, folder)
         else:
-            folder = resumed.folder
+            assert ready is not None
+            folder, stopped, packed = _trained(this, resumed, opening, ready, actors)
         if stopped is not None:
             end.status, end.reason = "KILLED", stopped
         if part is None:
-            _report(this, folder, opening.result(), stopped)
+            _report(this, folder, opening.result(), stopped, packed)
         elif stopped is None:
             seal_files(folder, this.key)
+        actors.close()  # while the rest is sent to MLflow
         recorded = read_run(folder)
         if recorded.skips.untrained and stopped is None:
             advice = recorded.skips.no_result(recorded.start.cautions)
@@ -154,6 +171,8 @@ def run(
 def find_run(run: str) -> Path:
     """Return the folder of the run with this id, or the only one whose id begins with `run`. Raises
     `ExperimentError`."""
+    from fedrobust.report import finding
+
     return finding.find_run(run, RUNS)
 
 
@@ -198,10 +217,22 @@ class _Ending:
 
 
 @contextmanager
-def _tracked(this: _Run, resumed: Journal | None) -> Iterator[tuple[Future[Tracker], _Ending]]:
-    """Open the run's tracker in the background; at the end of the block, close it with the matching status."""
+def _tracked(
+    this: _Run, resumed: Journal | None, ready: Callable[[], Pool] | None
+) -> Iterator[tuple[Future[Tracker], _Ending]]:
+    """Open the run's tracker in the background; at the end of the block, close it with the matching status.
+
+    ready: waits until the actors have been started. Only then MLflow is imported: what they import takes longest.
+    """
+
+    def opened() -> Tracker:
+        if ready is not None:
+            with suppress(Exception):  # whoever needs the actors raises it
+                ready()
+        return _open_tracker(this, resumed)
+
     with ThreadPoolExecutor(1) as beside:
-        opening, part = beside.submit(_open_tracker, this, resumed), this.part
+        opening, part = beside.submit(opened), this.part
         end = _Ending("FINISHED")
         try:
             yield opening, end
@@ -258,26 +289,33 @@ def _new_folder(run_id: str, experiment: Experiment) -> Path:
 
 
 def _trained(
-    this: _Run, resumed: Journal | None, opening: Future[Tracker], pool: Pool | None
-) -> tuple[Path, str | None]:
-    """Run the rounds until the end is committed, or until a hook stops the run; return its folder, and why it was
-    stopped. Records go to the journal, to the hooks and, if its curves are wanted, to MLflow."""
+    this: _Run, resumed: Journal | None, opening: Future[Tracker], ready: Callable[[], Pool], actors: ExitStack
+) -> tuple[Path, str | None, Callable[[], PackedModel]]:
+    """Run the rounds until the end is committed, or until a hook stops the run. Records go to the journal, to the hooks
+    and, if its curves are wanted, to MLflow.
+
+    ready: waits for the pool of actors.
+    actors: gets the lease of the team.
+
+    Returns the run's folder, why it was stopped, and a function that waits for the model.
+    """
     experiment, hospitals = this.experiment, this.hospitals
     this.say("starting actors")
     with ExitStack() as stack:
-        if pool is None:
-            stack.enter_context(ray_session())
-            pool = stack.enter_context(Pool(experiment.workers, experiment.federation.participants()))
-        team = stack.enter_context(pool.lease())
-        federation = FederatedTraining(experiment, hospitals, team)
+        federation = FederatedTraining(experiment, hospitals, actors.enter_context(ready().lease()))
+        if resumed is None:
+            first = Checkpoint(0, {"weights": federation.hosts.initial_weights()})
+        else:
+            assert resumed.checkpoint is not None
+            first = resumed.checkpoint
+        federation.begin(first)  # it trains while MLflow opens the run, whose id is the folder's name
         tracker = opening.result()
         hooks = [tracker.log, *this.hooks] if this.curves else this.hooks
         if resumed is None:
             folder = _new_folder(tracker.run_id, experiment)
             journal = stack.enter_context(closing(Journal(folder, this.key)))
-            weights = federation.hosts.initial_weights()
-            start = _start(this, folder.name, weights)
-            journal.commit([start], Checkpoint(0, {"weights": weights}))
+            start = _start(this, folder.name, first.arrays["weights"])
+            journal.commit([start], first)
             records: list[Record] = [start]
         else:
             journal, folder, records = resumed, resumed.folder, []
@@ -290,9 +328,11 @@ def _trained(
             this.say("training")
             outcome = federation.run(journal, hooks)
         except Stop as stop:
-            return folder, str(stop) or "by a hook"
-        load_vector(this.network, outcome.weights)
-        final, rounds = _final(read_run(folder), outcome, this.network), experiment.federation.rounds
+            return folder, str(stop) or "by a hook", partial(_packed_here, this, folder)
+        packed: Callable[[], PackedModel] = partial(_packed_here, this, folder)
+        if this.part is None and experiment.tracking.model:  # it is made while the report is written
+            packed = federation.hosts.ask_of_model(packed_model, outcome.weights, hospitals.images.shape[1])
+        final, rounds = _final(read_run(folder), outcome), experiment.federation.rounds
         end = RunEnd.of({"round": rounds, "final": final, "misread": misread(hospitals, outcome.probabilities)})
         last: list[Record] = [outcome.evaluation, end]
         journal.commit(last, Checkpoint(rounds, {"weights": outcome.weights}))
@@ -300,17 +340,28 @@ def _trained(
             for hook in hooks:
                 with suppress(Stop):  # there is nothing left to stop
                     hook(record)
-    return folder, None
+    return folder, None, packed
 
 
-def _report(this: _Run, folder: Path, tracker: Tracker, stopped: str | None) -> None:
+def _packed_here(this: _Run, folder: Path) -> PackedModel:
+    """Return the model of a run without actors."""
+    from fedrobust.learning.vector import with_weights
+
+    network = with_weights(*this.model, read_checkpoint(folder).arrays["weights"])
+    return packed_model(network, this.hospitals.images.shape[1])
+
+
+def _report(this: _Run, folder: Path, tracker: Tracker, stopped: str | None, packed: Callable[[], PackedModel]) -> None:
     """Write report and model of a run whose end is committed, seal them, and upload them.
+
+    packed: waits for the model.
 
     All of them are written anew, so that the seal covers only files made by this process. A run that was stopped has a
     report of what there is, no seal, and no model, since it can still go on.
     """
+    from fedrobust.report import OFFICER, save_partition, write_report
+
     this.say("writing the report")
-    load_vector(this.network, read_checkpoint(folder).arrays["weights"])
     images, tracking = this.hospitals.images, this.experiment.tracking
     hospitals, malicious = this.hospitals, this.experiment.attackers.names
     save_partition(folder, hospitals.label_counts(), hospitals.label_names, malicious, hospitals.patient_counts())
@@ -320,7 +371,7 @@ def _report(this: _Run, folder: Path, tracker: Tracker, stopped: str | None) -> 
         return
     if tracking.model or (folder / "model").exists():
         shutil.rmtree(folder / "model", ignore_errors=True)  # it may be incomplete
-        save_model(this.network, images.shape[1], folder / "model")
+        packed().write(folder / "model")
     (folder / OFFICER).unlink(missing_ok=True)  # of an earlier state of the run
     made = [path for pattern in MADE for path in folder.glob(pattern)]
     seal_files(folder, this.key, [path.relative_to(folder).as_posix() for path in made])
@@ -330,10 +381,17 @@ def _report(this: _Run, folder: Path, tracker: Tracker, stopped: str | None) -> 
 
 
 def _result(this: _Run, folder: Path, recorded: RecordedRun, stopped: str | None) -> Result:
-    load_vector(this.network, read_checkpoint(folder).arrays["weights"])
     final = figures_so_far(recorded) if recorded.end is None else recorded.end.final
-    name, state, suspected = run_name(this.experiment), _state_dict(this.network), list(final["suspected"])
-    return Result(folder.name, name, folder, recorded, final, state, recorded.attackers, suspected, stopped)
+    name, suspected = run_name(this.experiment), list(final["suspected"])
+    tensors = partial(_tensors, *this.model, read_checkpoint(folder).arrays["weights"])
+    return Result(folder.name, name, folder, recorded, final, recorded.attackers, suspected, stopped, tensors)
+
+
+def _tensors(model: Model, classes: int, size: int, seed: int, weights: np.ndarray) -> dict[str, Any]:
+    from fedrobust.learning.vector import with_weights
+
+    state = with_weights(model, classes, size, seed, weights).state_dict()
+    return {name: value.detach().clone() for name, value in state.items()}
 
 
 def _start(this: _Run, run_id: str, weights: np.ndarray) -> RunStart:
@@ -362,15 +420,8 @@ def _start(this: _Run, run_id: str, weights: np.ndarray) -> RunStart:
     return RunStart.of(fields)
 
 
-def _final(recorded: RecordedRun, outcome: FinalModel, network: nn.Module) -> Fields:
+def _final(recorded: RecordedRun, outcome: FinalModel) -> Fields:
     """Return the last figures; those of the model are included even if every round was skipped."""
-    digest = sha256()
-    for name, value in _state_dict(network).items():
-        digest.update(name.encode() + value.numpy().tobytes())
     found = figures_so_far(recorded, outcome.evaluation.metrics)
     seconds = found.pop("seconds")
-    return {**found, "model_sha256": digest.hexdigest(), "seconds": seconds}
-
-
-def _state_dict(network: nn.Module) -> dict[str, Any]:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+    return {**found, "model_sha256": outcome.digest, "seconds": seconds}

@@ -75,18 +75,19 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def hospitals(self, experiment: Experiment) -> Hospitals:
-        """Return the data of an experiment, which are kept for the next one that has the same."""
-        return self._shelf.get(experiment)
-
     @contextmanager
-    def for_runs(self, say: Callable[[str], None]) -> Iterator[Pool]:
-        """Yield one team of all client actors.
+    def for_run(self, experiment: Experiment, say: Callable[[str], None]) -> Iterator[tuple[Pool, Hospitals]]:
+        """Yield one team of all client actors, and the data of an experiment.
 
-        say: called with a text before actors are started.
+        say: called with a text before actors are started, and before the data are read.
+
+        The actors import what they need while the data are read, which are kept for the next experiment that has the
+        same.
         """
         with self._alone():
-            yield self._having(0, self._workers, say)
+            pool = self._having(0, self._workers, say)
+            say("reading the data")
+            yield pool, self._shelf.get(experiment)
 
     @contextmanager
     def for_studies(self, say: Callable[[str], None], teams: int | None = None) -> Iterator[Pool]:

@@ -130,7 +130,8 @@ class Played:
             self.finished[name] += 1
         recorded = RecordedRun.of(records)
         final = figures_so_far(recorded)
-        return Result(start.run, name, Path("mlruns/runs/x"), recorded, final, {"weight": 1}, recorded.attackers, [])
+        folder, weight = Path("mlruns/runs/x"), {"weight": 1}
+        return Result(start.run, name, folder, recorded, final, recorded.attackers, [], tensors=lambda: weight)
 
     def log(self, record: StepFigures) -> None:
         self.told.append(record)

@@ -257,7 +257,7 @@ def test_crashes_around_the_end_lose_nothing(
 
     before = set(Path("mlruns/runs").iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr("fedrobust.runner.write_report", lambda *_: (_ for _ in ()).throw(RuntimeError("crash")))
+        patch.setattr("fedrobust.report.write_report", lambda *_: (_ for _ in ()).throw(RuntimeError("crash")))
         with pytest.raises(RuntimeError):
             run(*short, pool=pool)
     assert ended_again(short, before, pool).final["model_sha256"] == first.final["model_sha256"]
@@ -321,7 +321,7 @@ def test_stragglers_are_left_out_after_the_deadline(reference: fedrobust.Result,
 
 
 def test_without_a_single_update_the_run_stops(reference: fedrobust.Result, pool: Pool) -> None:
-    with pytest.raises(FederationError, match=r"round 1: .*deadline"):
+    with pytest.raises(FederationError, match=r"round \d: .*deadline"):
         # With three steps a hospital may be back before the last one has been asked.
         run("federation.deadline=1e-6", "learning.local.steps=100", pool=pool)
 

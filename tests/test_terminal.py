@@ -120,7 +120,7 @@ def test_doctor_says_what_limits_this_process(out: Console, workplace: Path, mon
 def test_the_table_tells_who_was_suspected_and_rightly_so(out: Console, suspected: list[int], told: str) -> None:
     final = {"test/accuracy": 0.5, "test/balanced_accuracy": 0.25, "attack/success_rate": 0.125}
     attackers = {3: "sign_flip", 5: "ipm"}
-    show_result(out, Result("abc", "a[/b] name", Path("mlruns/runs/abc"), skipping(), final, {}, attackers, suspected))
+    show_result(out, Result("abc", "a[/b] name", Path("mlruns/runs/abc"), skipping(), final, attackers, suspected))
     shown = out.export_text()
     assert "a[/b] name" in shown
     for word in (told, "0.250", "0.125", "3 (sign_flip), 5 (ipm)", "abc", "fedrobust ui"):
@@ -131,7 +131,7 @@ def test_the_table_tells_who_was_suspected_and_rightly_so(out: Console, suspecte
 def test_suspicion_that_does_not_act_is_recorded_only_and_the_protocol_is_named(out: Console, acts: bool) -> None:
     records = journal()
     records[0]["experiment"] |= {"trust": {"acts": acts}, "privacy": {"name": "masked"}}
-    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), recorded(records), {}, {}, {}, []))
+    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), recorded(records), {}, {}, []))
     shown = re.sub(r"[\s│]+", " ", out.export_text())
     assert ("suspected (recorded only)" in shown) != acts and "protocol masked" in shown
 
@@ -145,9 +145,9 @@ def skipping(*reasons: str | None) -> RecordedRun:
 
 def test_the_table_tells_how_many_rounds_were_skipped_and_why(out: Console) -> None:
     reasons = ["a[/b]", "other", "a[/b]", None, None]
-    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), skipping(*reasons), {}, {}, {}, []))
+    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), skipping(*reasons), {}, {}, []))
     assert "3 of 5: in 2 rounds: a[/b]; in 1 round: other" in out.export_text()
-    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), skipping(None, None), {}, {}, {}, []))
+    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), skipping(None, None), {}, {}, []))
     assert "none of 2" in out.export_text()
 
 
@@ -165,7 +165,7 @@ def test_the_table_tells_how_many_rounds_were_skipped_and_why(out: Console) -> N
 )
 def test_the_table_tells_whether_secrets_are_any(out: Console, privacy: dict[str, str], told: str | None) -> None:
     experiment = Experiment.model_validate({"privacy": privacy, "federation": {"clients": 10}})
-    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), skipping(), {}, {}, {}, []), experiment)
+    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), skipping(), {}, {}, []), experiment)
     shown = re.sub(r"[\s│]+", " ", out.export_text())
     assert "protocol" in shown and ("secret" in shown) == (told is not None) and (told or "") in shown
 
@@ -230,7 +230,7 @@ def screen() -> Console:
 
 
 def result(out: Console, name: str) -> None:
-    show_result(out, Result(name, name, Path("x") / visible(name), skipping(name), {}, {}, {3: name}, []))
+    show_result(out, Result(name, name, Path("x") / visible(name), skipping(name), {}, {3: name}, []))
 
 
 def verdict(out: Console, name: str) -> None:

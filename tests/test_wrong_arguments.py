@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fedrobust
+import fedrobust.preparation as preparation
 from fedrobust.sessions import Session
 from fedrobust.studies.teams import Teams
 from tests.refused import refused
@@ -47,17 +48,18 @@ def test_a_run_is_resumed_by_its_id(resume: Any) -> None:
 def test_what_a_study_calls_starts_no_run_in_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
     session, calls = Session(), list[int]()
     monkeypatch.setattr(session, "_having", lambda *_: SimpleNamespace(teams=1))
+    monkeypatch.setattr(preparation, "hospitals_of", lambda experiment: None)
     silent = lambda text: None  # noqa: E731
 
     def objective() -> None:
         calls.append(threading.get_ident())
-        with session.for_runs(silent):
+        with session.for_run(SMALL, silent):
             pass
 
     with session.for_studies(silent, 1) as pool, Teams(silent, pool=pool) as teams, refused(says="session"):
         teams.each(SMALL, [objective])
     assert calls and threading.get_ident() not in calls
-    with session.for_runs(silent), refused(says="session"):
+    with session.for_run(SMALL, silent), refused(says="session"):
         objective()
     objective()  # and afterwards it may
 

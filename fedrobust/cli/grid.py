@@ -125,8 +125,7 @@ def _run(experiment: Experiment, session: Session | None, out: Screen) -> Result
         hooks, say = [harmless(progress.on_record)], harmless(progress.say)
         if session is None:
             return run(experiment, hooks=hooks, say=say)
-        hospitals = session.hospitals(experiment)
-        with session.for_runs(say) as pool:
+        with session.for_run(experiment, say) as (pool, hospitals):
             return run(experiment, hooks=hooks, say=say, pool=pool, hospitals=hospitals)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from fedrobust.attacks import Backdoor, DataAttack, LocalAttack, LocalView
 from fedrobust.experiment import Experiment
 from fedrobust.secure.sending import Sender
 from fedrobust.updates import cut_columns
+
+Answer = TypeVar("Answer")
 
 EVALUATION_BATCH = 256
 """Patches in a forward pass of the evaluation. It is fixed, as a prediction's last bits may depend on its batch."""
@@ -60,6 +62,8 @@ class ClientHost:
     def __init__(self, threads: int, device: str, memory: float = 1.0) -> None:
         """`memory`: the part of a GPU's memory that is this actor's; more, and it is refused, not its neighbours."""
         import torch
+
+        import fedrobust.learning.training  # noqa: F401  before the data are here
 
         torch.set_num_threads(threads)
         if device == "cuda" and memory < 1:
@@ -225,6 +229,13 @@ class ClientHost:
                 images = attack.trigger(images)
             found[key] = predict(self._trainer.module, images, to_tensor, EVALUATION_BATCH)
         return found
+
+    def of_model(self, function: Callable[..., Answer], weights: np.ndarray, *arguments: Any) -> Answer:
+        """`function` of a new network on the CPU with these `weights` (d,), and of the `arguments`."""
+        from fedrobust.learning.vector import with_weights
+
+        model, classes, size = self._experiment.learning.model, self._layout.classes, self._images.shape[1]
+        return function(with_weights(model, classes, size, self._experiment.seed, weights), *arguments)
 
     def _questions(self) -> list[tuple[str, np.ndarray, Backdoor | None]]:
         asked: list[tuple[str, np.ndarray, Backdoor | None]] = [("clean", self._layout.held_out, None)]

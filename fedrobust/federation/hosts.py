@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from fedrobust.aggregation import Layer
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
-from fedrobust.federation.clients import Layout, Training
+from fedrobust.federation.clients import Answer, Layout, Training
 from fedrobust.federation.delivery import Block
 from fedrobust.federation.pool import Team
 from fedrobust.updates import shard_columns
@@ -138,39 +139,68 @@ class Hosts:
                 return self._team.workers[worker]
         return holder if holder is self._team.adversary else self._team.workers[0]
 
-    def ask_evaluation(self, weights: Any) -> list[tuple[ActorHandle, Any]]:
+    def ask_of_model(self, function: Callable[..., Answer], weights: Any, *arguments: Any) -> Callable[[], Answer]:
+        """Start `ClientHost.of_model` on a client actor.
+
+        function: of an importable module.
+        weights: reference to the weights (d,) of the model.
+        arguments: more of the function's.
+
+        Returns a function that waits for the answer. It raises `ActorDied` if an actor dies `ATTEMPTS` times in a row.
+        """
+        worker = len(self._team.workers) - 1
+
+        def ask(actor: ActorHandle) -> Any:
+            return actor.of_model.remote(function, weights, *arguments)
+
+        return self._asked(worker, ask, f"worker {worker} to look at the model")
+
+    def ask_evaluation(self, weights: Any) -> list[Callable[[], Any]]:
         """Start the evaluation of the model on the held-out patches, a part of them on every actor.
 
         weights: reference to them.
         """
-        return [self._evaluate(worker, weights) for worker in range(len(self._team.workers))]
+        workers = len(self._team.workers)
 
-    def collect_evaluation(self, asked: list[tuple[ActorHandle, Any]], weights: Any) -> dict[str, np.ndarray]:
+        def asked(worker: int) -> Callable[[], Any]:
+            def ask(actor: ActorHandle) -> Any:
+                return actor.evaluate.remote(weights, worker, workers)
+
+            return self._asked(worker, ask, f"worker {worker} to evaluate")
+
+        return [asked(worker) for worker in range(workers)]
+
+    def collect_evaluation(self, asked: list[Callable[[], Any]]) -> dict[str, np.ndarray]:
         """Wait for the evaluation: probabilities (n, classes) float32 for each key of `ClientHost.evaluate`.
 
         asked: as `ask_evaluation` returned it.
-        weights: as for `ask_evaluation`.
 
         Raises `ActorDied` if an actor dies `ATTEMPTS` times in a row.
         """
-        answers = [self._evaluated(worker, *task, weights) for worker, task in enumerate(asked)]
+        answers = [wait() for wait in asked]
         return {key: np.concatenate([part[key] for part in answers]) for key in answers[0]}
 
-    def _evaluate(self, worker: int, weights: Any) -> tuple[ActorHandle, Any]:
+    def _asked(self, worker: int, ask: Callable[[ActorHandle], Any], awaited: str) -> Callable[[], Any]:
+        """Ask a client actor; the function that is returned waits for the answer. If the actor dies, its replacement is
+        asked."""
         actor = self._team.workers[worker]
-        return actor, actor.evaluate.remote(weights, worker, len(self._team.workers))
+        reference = ask(actor)
 
-    def _evaluated(self, worker: int, actor: ActorHandle, reference: Any, weights: Any) -> dict[str, np.ndarray]:
-        last: ActorDied | None = None
-        for attempt in range(ATTEMPTS):
-            try:
-                if attempt:
-                    self._revive(worker, actor)
-                    actor, reference = self._evaluate(worker, weights)
-                return dict(answer(reference, f"worker {worker} to evaluate", self._patience))
-            except ActorDied as error:
-                last = error
-        raise ActorDied(f"{ATTEMPTS} times in a row {last}")
+        def wait() -> Any:
+            nonlocal actor, reference
+            last: ActorDied | None = None
+            for attempt in range(ATTEMPTS):
+                try:
+                    if attempt:
+                        self._revive(worker, actor)
+                        actor = self._team.workers[worker]
+                        reference = ask(actor)
+                    return answer(reference, awaited, self._patience)
+                except ActorDied as error:
+                    last = error
+            raise ActorDied(f"{ATTEMPTS} times in a row {last}")
+
+        return wait
 
     def _late(self, tasks: list[_Task]) -> list[_Task]:
         """The tasks that the round does not wait for: none, unless there is a deadline and a quorum is back by then."""

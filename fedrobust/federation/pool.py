@@ -208,15 +208,23 @@ class Pool:
     _all: list[Team] = field(default_factory=list, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _working: int = field(default=0, init=False)
+    thread: int = field(default_factory=threading.get_ident, init=False)
+    """The thread that made it, and that will give its room back."""
+    leaving: threading.Event = field(default_factory=threading.Event, init=False)
+    """Set in another thread than the one that enters it, to give up waiting for room."""
 
     def __enter__(self) -> Pool:
         split = share(self.workers, ray.cluster_resources(), self.clients, self.teams)
         try:
-            with _starting:
+            while not _starting.acquire(timeout=MOMENT):
+                self.go_on()
+            try:
                 for _ in range(self.teams):
-                    self._all.append(_team(split, self.workers))
+                    self._all.append(_team(split, self))
                     self._free.put(self._all[-1])
-                _holders[id(self)] = threading.get_ident()
+                _holders[id(self)] = self.thread
+            finally:
+                _starting.release()
         except BaseException:
             self.__exit__()
             raise
@@ -228,6 +236,11 @@ class Pool:
             if ray.is_initialized():
                 remove_placement_group(team.group)
         _holders.pop(id(self), None)
+
+    def go_on(self) -> None:
+        """Raise `FederationError` if whoever made it no longer waits for room."""
+        if self.leaving.is_set():
+            raise FederationError("the run has ended before there was room for its actors")
 
     @contextmanager
     def lease(self) -> Iterator[Team]:
@@ -275,14 +288,14 @@ def _actors(
     return clients, coordinator, [_start(ShardHost, group, i % split.count, {}) for i in range(shards)]
 
 
-def _team(split: Share, workers: Workers) -> Team:
-    bundle = {"CPU": split.cpus} | ({"GPU": split.gpus} if split.gpus else {})
-    group = _placed([bundle] * split.count)
+def _team(split: Share, pool: Pool) -> Team:
+    workers, bundle = pool.workers, {"CPU": split.cpus} | ({"GPU": split.gpus} if split.gpus else {})
+    group = _placed([bundle] * split.count, pool)
     clients, coordinator, holders = _actors(group, split, workers.shards if workers.shards > 1 else 0)
     return Team(clients, coordinator, holders, group, split, workers.parties)
 
 
-def _placed(bundles: list[dict[str, float]]) -> PlacementGroup:
+def _placed(bundles: list[dict[str, float]], pool: Pool) -> PlacementGroup:
     """Room for actors with these resources. If another pool of this process holds it, this waits.
 
     Raises `FederationError` if there is no room for two minutes, and nobody in this process who will free some.
@@ -291,7 +304,8 @@ def _placed(bundles: list[dict[str, float]]) -> PlacementGroup:
     try:
         until = time.monotonic() + PATIENCE
         while not group.wait(timeout_seconds=MOMENT):
-            if any(thread != threading.get_ident() for thread in _holders.values()):
+            pool.go_on()
+            if any(thread != pool.thread for thread in _holders.values()):
                 until = time.monotonic() + PATIENCE
                 if not told:
                     logger.warning("waiting for %s, which other runs of this process hold", _amounts(bundles))

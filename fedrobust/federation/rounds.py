@@ -26,6 +26,7 @@ from fedrobust.federation.hosts import Hosts, TrainedUpdates
 from fedrobust.federation.journal import Journal
 from fedrobust.federation.measures import evaluation_record
 from fedrobust.federation.pool import Team
+from fedrobust.learning.models import state_digest
 from fedrobust.records import Checkpoint, EvaluationRecord, Fields, Record, RoundRecord
 
 Hook = Callable[[Record], None]
@@ -36,6 +37,8 @@ class FinalModel:
     """The end of a run: the model, and the last evaluation of it."""
 
     weights: np.ndarray
+    digest: str
+    """Of its state dict, as `state_digest` makes it."""
     evaluation: EvaluationRecord
     probabilities: np.ndarray
     """(n, classes) float32 of the test patches, in the order of `Hospitals.indices["test"]`."""
@@ -54,8 +57,19 @@ class FederatedTraining:
         self._appear = self._attackers.ids(experiment.federation.rounds)
         self._samples = self._claimed_samples()
 
+    def begin(self, start: Checkpoint) -> None:
+        """Start the training of the round after a checkpoint. It goes on while the run gets its folder and journal.
+
+        start: the last commit, or the first weights.
+        """
+        self._weights = np.ascontiguousarray(start.arrays["weights"])
+        self._states = {int(client): state for client, state in start.below("client").items()}
+        self._previous = ray.put(start.arrays["previous_weights"]) if "previous_weights" in start.arrays else None
+        self._reference, self._began = ray.put(self._weights), time.perf_counter()
+        self._tasks = self._ask_training(start.round + 1, self._reference, self._states, self._previous)
+
     def run(self, journal: Journal, hooks: Sequence[Hook] = ()) -> FinalModel:
-        """Go on after the journal's last commit until the last round.
+        """Go on after the journal's last commit, with which it has begun, until the last round.
 
         journal: has the commit of the first weights, or of a later round.
         hooks: each is called with every committed record.
@@ -64,8 +78,7 @@ class FederatedTraining:
         """
         settings, evaluation, start = self.experiment.federation, self.experiment.evaluation, journal.checkpoint
         assert start is not None, "a run begins with the commit of its first weights"
-        weights, pending = np.ascontiguousarray(start.arrays["weights"]), start.pending
-        states = {int(client): state for client, state in start.below("client").items()}
+        weights, states, pending = self._weights, self._states, start.pending
         samples = self._samples
         self._layers = layers = self.hosts.layers()
         self._delivery = delivery(
@@ -83,10 +96,8 @@ class FederatedTraining:
             setup(crafting, [self.experiment, samples, layers], "the adversary to get ready", self._patience)
         attacks = self.experiment.attacks
         keeps = any(isinstance(a, CraftedAttack) or (isinstance(a, DataAttack) and a.needs_step) for a in attacks)
-        arrays = start.arrays
-        previous = ray.put(start.arrays["previous_weights"]) if "previous_weights" in start.arrays else None
-        reference, began = ray.put(weights), time.perf_counter()
-        tasks = self._ask_training(start.round + 1, reference, states, previous)
+        arrays, previous, reference = start.arrays, self._previous, self._reference
+        tasks, began = self._tasks, self._began
         for round in range(start.round + 1, settings.rounds + 1):
             # Each actor evaluates after its training.
             asked = [] if pending is None else self.hosts.ask_evaluation(reference)
@@ -95,11 +106,10 @@ class FederatedTraining:
             before = {"previous_weights": weights} if keeps else {}
             record, weights, kept = self._aggregate(round, updates, arrays)
             states |= updates.states
-            evaluated, old, reference = reference, pending, ray.put(weights)
-            previous = evaluated if keeps else None
+            previous, old, reference = reference if keeps else None, pending, ray.put(weights)
             # The next round trains while this one's evaluation is collected and the round is written to disk.
             tasks = self._ask_training(round + 1, reference, states, previous)
-            evaluations = [] if old is None else [self._evaluated(old, asked, evaluated)[0]]
+            evaluations = [] if old is None else [self._evaluated(old, asked)[0]]
             pending = round if evaluation.due(round, settings.rounds) else None
             ended = time.perf_counter()
             record["seconds"] |= {"train": trained - began, "round": ended - began}
@@ -111,8 +121,9 @@ class FederatedTraining:
             for each in records:
                 for hook in hooks:
                     hook(each)
-        last, probabilities = self._evaluated(settings.rounds, self.hosts.ask_evaluation(reference), reference)
-        return FinalModel(weights, last, probabilities)
+        asked, digested = self.hosts.ask_evaluation(reference), self.hosts.ask_of_model(state_digest, reference)
+        last, probabilities = self._evaluated(settings.rounds, asked)
+        return FinalModel(weights, digested(), last, probabilities)
 
     def _ask_training(self, round: int, weights: Any, states: dict[int, np.ndarray], previous: Any) -> list[Any]:
         """Start the training of a round's participants, if there is such a round."""
@@ -210,9 +221,9 @@ class FederatedTraining:
                     raise
         raise AssertionError
 
-    def _evaluated(self, round: int, asked: list[Any], weights: Any) -> tuple[EvaluationRecord, np.ndarray]:
+    def _evaluated(self, round: int, asked: list[Callable[[], Any]]) -> tuple[EvaluationRecord, np.ndarray]:
         """The record of a round's evaluation, and the probabilities of the test patches."""
-        found = self.hosts.collect_evaluation(asked, weights)
+        found = self.hosts.collect_evaluation(asked)
         record = evaluation_record(round, self.hospitals, self.experiment, found)
         return record, found["clean"][len(self.hospitals.indices["validation"]) :]
 

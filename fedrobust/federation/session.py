@@ -118,9 +118,7 @@ def ray_session() -> Iterator[None]:
     `NoPlaceError` if Ray was gone before the block ended.
     """
     session = _entered()
-    asked_to_end = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is threading.main_thread() and asked_to_end is not None:
-        signal.signal(signal.SIGTERM, asked_to_end)  # Ray has installed one below Python, which prints its stack
+    keep_sigterm()
     try:
         yield
     except Exception as error:
@@ -130,6 +128,13 @@ def ray_session() -> Iterator[None]:
     finally:
         if session is not None:
             _left(session)
+
+
+def keep_sigterm() -> None:
+    """In the main thread: install Python's handler of SIGTERM again. Ray's own, below Python, prints its stack."""
+    asked_to_end = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread() and asked_to_end is not None:
+        signal.signal(signal.SIGTERM, asked_to_end)
 
 
 @atexit.register

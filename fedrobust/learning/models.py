@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -42,6 +43,10 @@ class Model(Options):
             raise
         except Exception:  # a network that cannot be made without allocating its weights
             return 0
+
+    def check(self, classes: int, size: int, seed: int) -> None:
+        """Raise `ExperimentError` as `build` does, whose arguments it has; where that is possible, without torch."""
+        self.build(classes, size, seed)
 
     def build(self, classes: int, size: int, seed: int) -> nn.Module:
         """The network, with initial weights that depend on `seed` alone. Torch's global generator is not changed.
@@ -88,7 +93,43 @@ class Cnn(Model):
     def network(self, classes: int, size: int) -> nn.Module:
         from fedrobust.learning.networks import convolutional
 
+        self._refuse_small(size)
         return convolutional(self.channels, self.hidden, self.norm == "group", self.pool == "average", classes, size)
+
+    def parameters(self, classes: int, size: int) -> int:
+        """See `Model.parameters`; counted without torch."""
+        if not self._plain:
+            return super().parameters(classes, size)
+        self._refuse_small(size)
+        inputs, (shift, scale) = (3, *self.channels), (0, 2) if self.norm == "group" else (1, 0)
+        blocks = sum((9 * width + shift + scale) * block for width, block in zip(inputs, self.channels, strict=False))
+        width = self.channels[-1] * (1 if self.pool == "average" else self._final(size) ** 2)
+        hidden = 0 if self.hidden is None else (width + 1) * self.hidden
+        return blocks + hidden + ((self.hidden or width) + 1) * classes
+
+    def check(self, classes: int, size: int, seed: int) -> None:
+        """See `Model.check`."""
+        if self._plain:
+            self._refuse_small(size)
+        else:
+            super().check(classes, size, seed)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether this is the network described here, and not that of a user's own subclass."""
+        return type(self).network is Cnn.network
+
+    def _final(self, size: int) -> int:
+        """The side of the image after the last block, in pixels."""
+        final: int = size // 2 ** len(self.channels)
+        return final
+
+    def _refuse_small(self, size: int) -> None:
+        if self._final(size) < 1:
+            raise ExperimentError(
+                f"model cnn: {len(self.channels)} blocks halve an image of {size} pixels to nothing; "
+                f"give at most {size.bit_length() - 1} entries in channels, or larger images"
+            )
 
 
 class Timm(Model):
@@ -122,6 +163,14 @@ class Timm(Model):
         from fedrobust.learning.networks import timm_network
 
         return timm_network(self.model, self.pretrained, self.batch_norm == "group", classes, size)
+
+
+def state_digest(network: nn.Module) -> str:
+    """The SHA-256 of the names and values of a network's state dict, on the CPU."""
+    digest = sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def model_shorthand(text: str) -> dict[str, Any] | None:

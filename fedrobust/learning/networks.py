@@ -36,16 +36,8 @@ def convolutional(
     normalise: whether each convolution is followed by group normalisation.
     average: whether the classifier gets the average over the image, or every position of it.
     classes: number of labels.
-    size: side of an image, in pixels.
-
-    Raises `ExperimentError` where the image is too small for the blocks.
+    size: side of an image, in pixels; large enough for the blocks.
     """
-    final = size // 2 ** len(channels)
-    if final < 1:
-        raise ExperimentError(
-            f"model cnn: {len(channels)} blocks halve an image of {size} pixels to nothing; "
-            f"give at most {size.bit_length() - 1} entries in channels, or larger images"
-        )
     layers: list[nn.Module] = []
     width = 3
     for block in channels:
@@ -57,7 +49,7 @@ def convolutional(
     if average:
         layers.append(nn.AdaptiveAvgPool2d(1))
     else:
-        width *= final * final
+        width *= (size // 2 ** len(channels)) ** 2
     layers.append(nn.Flatten())
     if hidden is not None:
         layers += [nn.Linear(width, hidden), nn.ReLU()]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedrobust.arrays import Vector
+from fedrobust.learning.models import Model
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -53,6 +54,13 @@ def load_vector(module: nn.Module, vector: Vector) -> None:
     with torch.no_grad():
         for parameter, piece in zip(parameters, split(vector, parameters), strict=True):
             parameter.copy_(piece)
+
+
+def with_weights(model: Model, classes: int, size: int, seed: int, vector: Vector) -> nn.Module:
+    """A new network on the CPU, as `Model.build` makes it, with the trainable parameters `vector` (d,)."""
+    network = model.build(classes, size, seed)
+    load_vector(network, vector)
+    return network
 
 
 def optimizer_to_vector(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Vector | None:

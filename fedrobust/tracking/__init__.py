@@ -4,7 +4,7 @@
 {'aggregation.rule.name': 'krum', 'aggregation.stages': '["clip", "nnm"]'}
 """
 
-from fedrobust.tracking.artifacts import save_model
+from fedrobust.tracking.artifacts import PackedModel, packed_model, save_model
 from fedrobust.tracking.entries import StepFigures, flatten, metrics
 from fedrobust.tracking.feed import SYNCED
 from fedrobust.tracking.store import tracking_uri
@@ -12,12 +12,14 @@ from fedrobust.tracking.tracker import Tracker, end_children, experiment_of, syn
 
 __all__ = [
     "SYNCED",
+    "PackedModel",
     "StepFigures",
     "Tracker",
     "end_children",
     "experiment_of",
     "flatten",
     "metrics",
+    "packed_model",
     "save_model",
     "sync",
     "tracking_uri",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fedrobust.tracking.store import import_mlflow
@@ -35,16 +36,43 @@ def save_model(module: nn.Module, size: int, folder: Path) -> None:
     but the run goes on. No server is needed: `upload` and `sync` log the model later. `mlflow.pytorch.load_model` reads
     it back.
     """
+    packed_model(module, size).write(folder)
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """The files of an MLflow model in memory, so that an actor on another machine can make it."""
+
+    files: Mapping[str, bytes]
+    """Path below the model's folder → contents; none if the network could not be traced."""
+    reason: str = ""
+    """Why it could not."""
+
+    def write(self, folder: Path) -> None:
+        """Write the files into the new `folder`, or log a warning that there is no model."""
+        if not self.files:
+            weights = folder.parent / "checkpoint.npz"
+            logger.warning("no model is kept, only its weights in %s: %s", weights, self.reason)
+        for name, contents in self.files.items():
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(contents)
+
+
+def packed_model(module: nn.Module, size: int) -> PackedModel:
+    """Return `module` as the files of an MLflow model; see `save_model`, whose arguments these are."""
     import torch
 
-    try:
-        _trace(module.eval(), torch.zeros(2, 3, size, size), folder)
-    except OSError:
-        raise
-    except Exception as error:  # tracing a network may raise anything
-        shutil.rmtree(folder, ignore_errors=True)
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        logger.warning("no model is kept, only its weights in %s: %s", folder.parent / "checkpoint.npz", why)
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        try:
+            _trace(module.eval(), torch.zeros(2, 3, size, size), folder)
+        except OSError:
+            raise
+        except Exception as error:  # tracing a network may raise anything
+            return PackedModel({}, next(iter(str(error).splitlines()), type(error).__name__))
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return PackedModel(files)
 
 
 def _trace(module: nn.Module, example: Tensor, folder: Path) -> None:

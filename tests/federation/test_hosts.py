@@ -62,10 +62,11 @@ def test_what_an_actor_died_of_the_last_time_is_told(monkeypatch: pytest.MonkeyP
     made = object.__new__(Hosts)
     made._patience = 1.0
     task: Any = SimpleNamespace(arguments=(2,), worker=0, actor=None, training=None)
-    for name, made_again in (("_revive", None), ("_start", task), ("_evaluate", (None, None))):
+    made._team = SimpleNamespace(workers=[None])
+    for name, made_again in (("_revive", None), ("_start", task)):
         monkeypatch.setattr(made, name, lambda *_, given=made_again: given, raising=False)
     told = r"^3 times in a row the actor died while waiting for {}worker 0 to {}: memory was short$"
     with pytest.raises(ActorDied, match=told.format("round 2: ", "train")):
         made._finished(task)
     with pytest.raises(ActorDied, match=told.format("", "evaluate")):
-        made._evaluated(0, task.actor, None, None)
+        made._asked(0, lambda actor: None, "worker 0 to evaluate")()

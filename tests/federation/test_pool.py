@@ -180,8 +180,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Cores:
     return made
 
 
-def _placed_only(split: Share, workers: Workers) -> SimpleNamespace:
-    group = pool_module._placed([{"CPU": split.cpus}] * split.count)
+def _placed_only(split: Share, pool: Pool) -> SimpleNamespace:
+    group = pool_module._placed([{"CPU": split.cpus}] * split.count, pool)
     return SimpleNamespace(end=lambda: None, group=group)
 
 

@@ -39,7 +39,7 @@ def ending(accuracy: float | None, attackers: tuple[int, ...] = (1, 4), **change
 def test_a_run_at_chance_says_so_once_in_the_terminal_and_in_its_report(attackers: tuple[int, ...], said: str) -> None:
     run = recorded(ending(0.503, attackers=attackers))
     out = Console(record=True, width=250)
-    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), run, {}, {}, {}, []))
+    show_result(out, Result("abc", "name", Path("mlruns/runs/abc"), run, {}, {}, []))
     assert out.export_text().count(said) == 1
     assert html(run, {}).count(f"T{said[1:]}.") == 1
 
