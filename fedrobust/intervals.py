@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 FEWEST = 3
 """Seeds that an interval needs: with two it would be wider than the range of possible values."""
@@ -35,7 +34,7 @@ def mean_interval(values: Sequence[float], intervals: int = 1, level: float = LE
     known = np.array([value for value in values if math.isfinite(value)])
     if len(known) < FEWEST:
         return Estimate(float(known.mean()) if len(known) else math.nan)
-    quantile = float(stats.t.ppf(1 - (1 - level) / (2 * intervals), len(known) - 1))
+    quantile = float(_t(1 - (1 - level) / (2 * intervals), len(known) - 1))
     half = quantile * float(known.std(ddof=1)) / math.sqrt(len(known))
     return Estimate(float(known.mean()), float(known.mean()) - half, float(known.mean()) + half)
 
@@ -52,7 +51,7 @@ def further_seeds(differences: Sequence[float], intervals: int = 1, level: float
     known = np.array(differences)
     mean, deviation = abs(float(known.mean())), float(known.std(ddof=1))
     seeds = np.arange(FEWEST, MOST + 1)
-    quantiles = stats.t.ppf(1 - (1 - level) / (2 * intervals), seeds - 1) + stats.t.ppf(POWER, seeds - 1)
+    quantiles = _t(1 - (1 - level) / (2 * intervals), seeds - 1) + _t(POWER, seeds - 1)
     enough = quantiles * deviation / np.sqrt(seeds) < mean
     return max(0, int(seeds[enough][0]) - len(known)) if enough.any() else None
 
@@ -72,7 +71,7 @@ def paired_patches(
     sizes, gained, lost = patches + 2.0, better + 0.5, worse + 0.5
     centre = float(np.mean((better - worse) / sizes))
     variance = np.mean((gained + lost - (gained - lost) ** 2 / sizes) / sizes**2) / len(patches)
-    half = float(stats.norm.ppf(1 - (1 - level) / (2 * intervals)) * math.sqrt(variance))
+    half = float(_normal(1 - (1 - level) / (2 * intervals)) * math.sqrt(variance))
     return Estimate(float(np.mean((better - worse) / patches)), max(-1.0, centre - half), min(1.0, centre + half))
 
 
@@ -81,4 +80,18 @@ def share_uncertainty(patches: np.ndarray, level: float = LEVEL) -> float:
 
     patches: (labels,) test patches of each label, at least one.
     """
-    return float(stats.norm.ppf((1 + level) / 2) * 0.5 * math.sqrt(np.sum(1 / patches)) / len(patches))
+    return float(_normal((1 + level) / 2) * 0.5 * math.sqrt(np.sum(1 / patches)) / len(patches))
+
+
+def _t(probability: float, freedom: Any) -> Any:
+    """Return the quantile of Student's t distribution with so many degrees of freedom, one or an array."""
+    from scipy.special import stdtrit  # what scipy.stats calls, which takes a second to import
+
+    return stdtrit(freedom, probability)
+
+
+def _normal(probability: float) -> float:
+    """Return the quantile of the standard normal distribution."""
+    from scipy.special import ndtri
+
+    return float(ndtri(probability))

@@ -218,7 +218,7 @@ class _Ending:
 
 @contextmanager
 def _tracked(
-    this: _Run, resumed: Journal | None, ready: Callable[[], Pool] | None
+    this: _Run, resumed: Journal | None, ready: Callable[[], Pool] | None = None
 ) -> Iterator[tuple[Future[Tracker], _Ending]]:
     """Open the run's tracker in the background; at the end of the block, close it with the matching status.
 

@@ -82,7 +82,7 @@ def stage(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.setattr(runner, "run", made.run)
     monkeypatch.setattr(sessions, "ray_session", lambda: pytest.MonkeyPatch.context())
     monkeypatch.setattr(sessions, "Pool", lambda *_: pytest.MonkeyPatch.context())
-    monkeypatch.setattr(sessions.Session, "hospitals", lambda *_: None)
+    monkeypatch.setattr(sessions.Shelf, "get", lambda *_: None)
 
     def compare(names: list[str], *_: Any) -> Any:
         made.compared.append(names)
