@@ -5,7 +5,7 @@ PORT ?= 5000
 # One thread for each process: the actors are the parallelism.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-recorded test-long test-notebooks docs lint bench bench-aggregation bench-secure ui cluster
+.PHONY: demo test test-recorded test-long test-notebooks docs lint bench bench-aggregation bench-peers bench-secure ui cluster
 .PHONY: cluster-down schema clean
 
 demo: .venv/ready
@@ -52,6 +52,10 @@ bench-aggregation: .venv/ready
 bench-secure: .venv/bench/ready
 	.venv/bench/bin/python benchmarks/secure.py
 
+# A round beside those of Flower and pfl-research, in the same environment.
+bench-peers: .venv/bench/ready
+	.venv/bench/bin/python benchmarks/peers.py
+
 ui: .venv/ready
 	@$(BIN)/fedrobust ui --port $(PORT)
 
@@ -77,7 +81,7 @@ clean:
 	$(BIN)/pip install --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# Flower wants older versions of some packages: they are put in front of the project's, which stay as they are.
+# Flower and pfl want older versions of some packages: they are put in front of the project's, which stay as they are.
 SITE = -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 .venv/bench/ready: .venv/ready
 	$(BIN)/python -m venv .venv/bench

@@ -58,18 +58,43 @@ def network() -> nn.Module:
     )
 
 
+def patches(clients: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+    """Images (clients, n, 3, SIZE, SIZE) uint8 and labels (clients, n), and the generator that they were drawn with."""
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (clients, PER_CLIENT, 3, SIZE, SIZE), generator=draw, dtype=torch.uint8)
+    return images, torch.randint(0, CLASSES, (clients, PER_CLIENT), generator=draw), draw
+
+
+def pixels(images: torch.Tensor) -> torch.Tensor:
+    """The input of the network for uint8 images."""
+    return images.float() / 255 - 0.5
+
+
+def step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    draw: torch.Generator,
+    form: torch.memory_format = torch.contiguous_format,
+) -> None:
+    """A step on a batch of one client's images, the obvious way."""
+    chosen = torch.randint(0, PER_CLIENT, (BATCH,), generator=draw)
+    batch = pixels(images[chosen]).contiguous(memory_format=form)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(batch), labels[chosen]).backward()
+    optimizer.step()
+
+
 def loop_process(
     index: int, weights: torch.Tensor, updates: torch.Tensor, barrier: Barrier, rounds: int, memory: str
 ) -> None:
     """Half of the clients, the obvious way; `memory`: "nchw" or "channels_last"."""
     torch.set_num_threads(1)
-    draw = torch.Generator().manual_seed(index)
     own = range(index, CLIENTS, PROCESSES)
-    images = torch.randint(0, 256, (len(own), PER_CLIENT, 3, SIZE, SIZE), generator=draw, dtype=torch.uint8)
-    labels = torch.randint(0, CLASSES, (len(own), PER_CLIENT), generator=draw)
-    model = network()
+    images, labels, draw = patches(len(own), index)
     form = torch.channels_last if memory == "channels_last" else torch.contiguous_format
-    model = model.to(memory_format=form)
+    model = network().to(memory_format=form)
     for _ in range(rounds):
         barrier.wait()
         for position, client in enumerate(own):
@@ -79,11 +104,7 @@ def loop_process(
                     parameter.copy_(piece.view_as(parameter))
             optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
             for _ in range(STEPS):
-                chosen = torch.randint(0, PER_CLIENT, (BATCH,), generator=draw)
-                batch = (images[position, chosen].float() / 255 - 0.5).contiguous(memory_format=form)
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(batch), labels[position, chosen]).backward()
-                optimizer.step()
+                step(model, optimizer, images[position], labels[position], draw, form)
             with torch.no_grad():
                 updates[client] = torch.cat([each.reshape(-1) for each in model.parameters()]) - weights
         barrier.wait()

@@ -171,3 +171,21 @@ def test_a_sweep_is_measured_beside_the_same_trials_in_bare_processes(monkeypatc
     assert 0 < figures["tracking"] < 1
     assert figures["overhead"] > 0
     assert "throughput" in capsys.readouterr().out
+
+
+def test_peers_take_turns_and_what_is_not_installed_is_left_out(monkeypatch, capsys):
+    peers, asked = script(monkeypatch, "peers"), []
+
+    def measured(side, rounds):
+        asked.append((side, rounds))
+        return [{"ours": 0.5, "flower": 1.0}[side]] * rounds
+
+    monkeypatch.setattr(peers, "measured", measured)
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda package: package != "pfl" or None)
+    monkeypatch.setattr(peers, "version", lambda package: "0")
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--rounds", "4", "--turns", "2"])
+    peers.main()
+    assert asked == [("ours", 4), ("flower", 4)] * 2
+    printed = capsys.readouterr().out
+    assert "pfl is left out" in printed
+    assert "Flower at least 1.8 x ours: 2.00, held" in printed
