@@ -37,7 +37,7 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the project says now, even where it was installed before that."""
     lines = [*PROJECT["dependencies"]]
     for extra, needed in PROJECT["optional-dependencies"].items():
-        lines += [f'{line}; extra == "{extra}"' for line in needed]
+        lines += [f'{line}{" and" if ";" in line else ";"} extra == "{extra}"' for line in needed]
     monkeypatch.setattr("fedrobust.extras.requires", lambda name: lines)
 
 
