@@ -99,7 +99,7 @@ def test_terminal_result_and_officer_name_few(folder: Path) -> None:
     run = recorded(large(*sizes(folder)))
     assert run.end is not None
     suspected = list(run.end.final["suspected"])
-    result = Result("0123", "large", folder, run, run.end.final, {}, run.attackers, suspected)
+    result = Result("0123", "large", folder, run, run.end.final, run.attackers, suspected)
     out = Console(record=True, width=100)
     show_result(out, result)
     shown = re.sub(r"[\s│]+", " ", out.export_text())
