@@ -175,6 +175,9 @@ class Tracking(Options):
     curves: bool = False
     """For the runs of a matrix, a sweep or a duel: send every round, not only the last figures, as a single run does.
     For many runs an SQLite file is slow at that; use a server."""
+    profile: bool = False
+    """Record when each process does what, as `fedrobust run --profile` does: `trace.json` in the run's folder, and a
+    picture in the report. Not for the runs of a matrix, a sweep or a duel."""
     register: str | None = Field(default=None, min_length=1, max_length=LONGEST)
     """Name in MLflow's model registry under which the final model becomes the latest version: `models:/NAME@latest`."""
 

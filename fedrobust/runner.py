@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedrobust.audit.signing import open_key
-from fedrobust.audit.verification import refuse_changed, seal_files
+from fedrobust.audit.signing import open_key, public_hex
+from fedrobust.audit.verification import refuse_changed, seal_files, verify_all
 from fedrobust.cautions import cautions
 from fedrobust.data import NoNormalisation
 from fedrobust.data.hospitals import Hospitals
@@ -48,6 +48,7 @@ from fedrobust.records import (
     read_run,
     versions,
 )
+from fedrobust.records.trace import TRACE, traced
 from fedrobust.result import Result, figures_so_far
 from fedrobust.secure.disclosure import ProtocolSetting
 from fedrobust.texts import visible
@@ -64,7 +65,7 @@ COMPARISONS = Path("mlruns/compare")
 """Folder of comparisons of runs."""
 KEY = Path("mlruns/keys/coordinator.pem")
 """The key that signs the audit logs of runs; made by the first run."""
-MADE = ("partition.png", "report.html", "hospitals.csv", "figures/*.png", "model/**/*")
+MADE = ("partition.png", "report.html", "hospitals.csv", "trace.json", "figures/*.png", "model/**/*")
 """Files of a run that are not covered by its audit log."""
 
 
@@ -150,6 +151,8 @@ def run(
         opening, end = stack.enter_context(_tracked(this, resumed, ready))
         if resumed is not None and ended:
             folder, stopped = resumed.folder, None
+            if (folder / TRACE).exists() and verify_all(folder, public_hex(this.key), folder.name).broken:
+                (folder / TRACE).unlink(missing_ok=True)  # the only file that is not made anew, but sealed again
             packed: Callable[[], PackedModel] = partial(_packed_here, this, folder)
         else:
             assert ready is not None
@@ -326,7 +329,9 @@ def _trained(
                 for hook in hooks:
                     hook(record)
             this.say("training")
-            outcome = federation.run(journal, hooks)
+            profile, about = experiment.tracking.profile and this.part is None, {"name": run_name(experiment)}
+            with traced(folder / TRACE, profile, {"run": folder.name, **about}) as tracker.recording:
+                outcome = federation.run(journal, hooks)
         except Stop as stop:
             return folder, str(stop) or "by a hook", partial(_packed_here, this, folder)
         packed: Callable[[], PackedModel] = partial(_packed_here, this, folder)

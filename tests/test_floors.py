@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 FLOORS: list[set[str]] = [
     {"job"},
-    {"arrays", "errors", "intervals", "private", "seeds", "portions", "texts", "users_code", "machine"},
+    {"arrays", "errors", "intervals", "private", "seeds", "portions", "texts", "timeline", "users_code", "machine"},
     {"extras", "locks", "screen", "validation"},
     {"options", "yaml_tree"},
     {"draft"},

@@ -94,7 +94,15 @@ def test_nothing_that_was_put_into_a_run_s_folder_is_sealed_by_resuming_it(
     with pytest.raises(KeyboardInterrupt):
         run("federation.rounds=2", hooks=[stop_after(1)], pool=pool)
     (stopped,) = runs() - before
-    for name in ("partition.png", "figures/old.png", "figures/evil.py", "model/code/evil.py", "sitecustomize.py"):
+    for name in (
+        "partition.png",
+        "trace.json",
+        "hospitals.csv",
+        "figures/old.png",
+        "figures/evil.py",
+        "model/code/evil.py",
+        "sitecustomize.py",
+    ):
         (stopped / name).parent.mkdir(parents=True, exist_ok=True)
         (stopped / name).write_bytes(b"forged")
     append(stopped / "experiment.yaml", b"# worse than you think\n")

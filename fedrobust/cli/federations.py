@@ -47,6 +47,7 @@ def run(
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Write run id and final metrics to this file.")
     ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Record when each process does what.")] = False,
 ) -> None:
     """Run an experiment: one federation, recorded in MLflow.
 
@@ -55,14 +56,15 @@ def run(
     """
     from fedrobust.cli.grid import combinations
     from fedrobust.experiment_file import load
-    from fedrobust.terminal import Progress, console, show_code, show_result
+    from fedrobust.terminal import Progress, console, show_code, show_profile, show_result
 
+    overrides = [*(overrides or ()), *(["tracking.profile=true"] if profile else [])]
     if json_out is not None and checking.get() is None:
         _refuse_unwritable(json_out, file)
-    if len(combined := combinations(overrides or ())) > 1:
+    if len(combined := combinations(overrides)) > 1:
         _run_grid(file, combined, resume, json_out)
         return
-    experiment = load(file, overrides or ())
+    experiment = load(file, overrides)
     if only_checked(experiment.tracking.experiment):
         return
     out = console()
@@ -74,6 +76,8 @@ def run(
         result = run_experiment(experiment, resume=resume, hooks=hooks, say=say)
     unwritten = None if json_out is None else _unwritten(json_out, {"run_id": result.run_id, **result.final})
     harmless(lambda what: show_result(out, what, experiment))(result)
+    if experiment.tracking.profile:
+        harmless(lambda what: show_profile(out, what))(result.folder)
     if unwritten is not None:
         raise FedRobustError(f"{unwritten}; the same figures are in {result.folder / 'journal.jsonl'}")
 

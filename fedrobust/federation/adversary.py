@@ -14,6 +14,7 @@ from fedrobust.experiment import Experiment
 from fedrobust.federation.preview import DefencePreview
 from fedrobust.records import below
 from fedrobust.secure.sending import Sender
+from fedrobust.timeline import Recording, TimedSteps, recording, step
 from fedrobust.updates import cut_columns
 
 
@@ -55,7 +56,7 @@ class Adversary:
         outlook: Outlook,
         root: np.ndarray | None,
         *parts: np.ndarray,
-    ) -> np.ndarray | tuple[np.ndarray, ...]:
+    ) -> np.ndarray | tuple[np.ndarray | TimedSteps, ...]:
         """The updates (k, d) float32 that the clients `crafting` send instead of what they trained, cut into `columns`.
 
         round: of the training.
@@ -65,7 +66,27 @@ class Adversary:
         outlook: what attackers know besides the updates.
         root: (1, d) the server's own update; None if the rule wants none.
         parts: the blocks (m, d), one after the other, each cut into `columns`; those of all participants.
+
+        If steps are recorded, they are the last of the results.
         """
+        seen = Recording() if self._experiment.tracking.profile else None
+        with recording(seen), step("craft", round=round):
+            made = self._crafted(round, ids, crafting, columns, outlook, root, parts)
+        if seen is not None:
+            return (*made, seen.recorded())
+        return made[0] if len(columns) == 1 else tuple(made)
+
+    def _crafted(
+        self,
+        round: int,
+        ids: Sequence[Sequence[int]],
+        crafting: Sequence[int],
+        columns: Sequence[slice],
+        outlook: Outlook,
+        root: np.ndarray | None,
+        parts: Sequence[np.ndarray],
+    ) -> list[np.ndarray]:
+        """The crafted updates, cut into `columns`; arguments as for `replace`."""
         count = len(columns)
         blocks = [parts[i] if count == 1 else np.hstack(parts[i : i + count]) for i in range(0, len(parts), count)]
         updates = {
@@ -89,5 +110,4 @@ class Adversary:
             )
 
         crafted = craft(self._attackers, updates, updates, round, experiment.seed, outlook.step, preview)
-        made = cut_columns(np.stack([crafted[client] for client in crafting]), columns)
-        return made[0] if count == 1 else tuple(made)
+        return list(cut_columns(np.stack([crafted[client] for client in crafting]), columns))

@@ -14,10 +14,13 @@ from fedrobust.aggregation import Layer
 from fedrobust.attacks import Backdoor, DataAttack, LocalAttack, LocalView
 from fedrobust.experiment import Experiment
 from fedrobust.secure.sending import Sender
+from fedrobust.timeline import Recording, TimedSteps, recording, step
 from fedrobust.updates import cut_columns
 
 Answer = TypeVar("Answer")
 
+STEPS = "steps"
+"""Key of what an actor did, beside its results."""
 EVALUATION_BATCH = 256
 """Patches in a forward pass of the evaluation. It is fixed, as a prediction's last bits may depend on its batch."""
 
@@ -43,6 +46,8 @@ class Training:
     losses: dict[int, float]
     states: dict[int, np.ndarray]
     seconds: float
+    steps: TimedSteps | None = None
+    """What the actor did, if that is recorded."""
 
 
 def triggered(attack: Backdoor, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -130,19 +135,22 @@ class ClientHost:
         Returns the updates of `honest` (k, d), then those of `crafting` (m, d), float32, each cut into `columns`, and
         last a `Training`.
         """
-        start = time.perf_counter()
+        start, seen = time.perf_counter(), Recording() if self._experiment.tracking.profile else None
         blocks = [np.empty((len(clients), len(weights)), dtype=np.float32) for clients in (honest, crafting)]
         losses, after = {}, {}
-        for block, clients in zip(blocks, (honest, crafting), strict=True):
-            for row, client in zip(block, clients, strict=True):
-                attack = self._attack(round, client, participants, weights, previous)
-                losses[client], state = self._train_one(round, client, weights, states.get(client), attack, row)
-                if state is not None:
-                    after[client] = state
+        with recording(seen), step("train", round=round):
+            for block, clients in zip(blocks, (honest, crafting), strict=True):
+                for row, client in zip(block, clients, strict=True):
+                    with step("hospital", hospital=client):
+                        attack = self._attack(round, client, participants, weights, previous)
+                        losses[client], state = self._train_one(round, client, weights, states.get(client), attack, row)
+                    if state is not None:
+                        after[client] = state
+        steps = None if seen is None else seen.recorded()
         return (
             *cut_columns(blocks[0], columns),
             *cut_columns(blocks[1], columns),
-            Training(losses, after, time.perf_counter() - start),
+            Training(losses, after, time.perf_counter() - start, steps),
         )
 
     def _attack(
@@ -206,7 +214,7 @@ class ClientHost:
         )
         return result.loss, result.state
 
-    def evaluate(self, weights: np.ndarray, part: int, parts: int) -> dict[str, np.ndarray]:
+    def evaluate(self, weights: np.ndarray, part: int, parts: int) -> dict[str, Any]:
         """Probabilities (n, classes) float32 for one part of the held-out patches.
 
         weights: (d,) float32, the model.
@@ -214,8 +222,14 @@ class ClientHost:
         parts: how many parts there are.
 
         Key `clean`: validation, then test patches. Key `trigger/<i>`: the patches that `triggered` returns, with the
-        trigger of attack i.
+        trigger of attack i. Key `STEPS`, if that is recorded: what the actor did.
         """
+        seen = Recording() if self._experiment.tracking.profile else None
+        with recording(seen), step("evaluate"):
+            found: dict[str, Any] = self._evaluated(weights, part, parts)
+        return found if seen is None else found | {STEPS: seen.recorded()}
+
+    def _evaluated(self, weights: np.ndarray, part: int, parts: int) -> dict[str, np.ndarray]:
         from fedrobust.data.batches import to_tensor
         from fedrobust.learning.evaluation import predict
 

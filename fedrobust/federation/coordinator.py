@@ -13,7 +13,9 @@ from fedrobust.aggregation import Layer, capped_prior
 from fedrobust.arrays import Arrays
 from fedrobust.experiment import Experiment
 from fedrobust.federation.arrival import Arrival, Received, WholeArrival
+from fedrobust.federation.clients import STEPS
 from fedrobust.records import Fields, below
+from fedrobust.timeline import Recording, recording, step
 from fedrobust.trust import detection
 from fedrobust.trust.defence import DefendedRound, guilty
 from fedrobust.updates import NotOpened
@@ -59,7 +61,25 @@ class Coordinator:
         attacking: the true attackers of the simulation. They are used to measure the detection, never to aggregate.
         root: (1, d) the server's own update, for rules that want one; else None.
         arriving: in the clear the blocks (k, d) float32 themselves; else one `Arrival` that has them on their way.
+
+        If steps are recorded, the record has them under `STEPS`.
         """
+        seen = Recording() if self._experiment.tracking.profile else None
+        with recording(seen), step("round", round=round):
+            record = self._aggregate(round, ids, attacking, root, arriving)
+        if seen is not None:
+            record[STEPS] = seen.recorded()
+        return record, self._weights, self._arrays()
+
+    def _aggregate(
+        self,
+        round: int,
+        ids: Sequence[Sequence[int]],
+        attacking: Sequence[int],
+        root: np.ndarray | None,
+        arriving: Sequence[np.ndarray | Arrival],
+    ) -> Fields:
+        """Aggregate one round, and return its record; arguments as for `aggregate`."""
         start = time.perf_counter()
         participants = sorted(client for block in ids for client in block)
         arrival = arriving[0]
@@ -67,7 +87,8 @@ class Coordinator:
             arrival = WholeArrival([block for block in arriving if isinstance(block, np.ndarray)])
         rejected, received, own = arrival.refused, None, None if root is None else root[0]
         try:
-            received = self._received(arrival, ids)
+            with step("receive"):
+                received = self._received(arrival, ids)
             if reason := self._unusable(len(received.clients), own):
                 raise NotOpened(reason)
             updates, clients, malformed = received
@@ -84,7 +105,8 @@ class Coordinator:
         }
         if received is not None and done.judgement is not None:
             record |= figures(done, received)
-        self._keep(done)
+        with step("server step"):
+            self._keep(done)
         if done.skipped is not None:
             reasons = counts(rejected)
             record["skipped"] = done.skipped + (f" ({reasons})" if reasons else "")
@@ -101,7 +123,7 @@ class Coordinator:
         record["detection"] = {f"defense/{name}": figure for name, figure in found.items()} if judged else {}
         record["model"] = sha256(self._weights.tobytes()).hexdigest()
         record["seconds"] = {"aggregate": time.perf_counter() - start}
-        return record, self._weights, self._arrays()
+        return record
 
     def _received(self, arrival: Arrival, ids: Sequence[Sequence[int]]) -> Received:
         """The usable updates; `arrival.refused` then names the clients that sent others."""

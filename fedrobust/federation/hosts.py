@@ -14,9 +14,10 @@ from fedrobust.aggregation import Layer
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
-from fedrobust.federation.clients import Answer, Layout, Training
+from fedrobust.federation.clients import STEPS, Answer, Layout, Training
 from fedrobust.federation.delivery import Block
 from fedrobust.federation.pool import Team
+from fedrobust.timeline import arrived
 from fedrobust.updates import shard_columns
 
 ATTEMPTS = 3
@@ -110,6 +111,7 @@ class Hosts:
                 ray.cancel(task.training)  # if it has not begun, it never will
                 continue
             done, training = self._finished(task)
+            arrived(f"client actor {task.worker}", training.steps)
             found.states.update(training.states)
             if task.clients == [self._root]:
                 found.root.extend(done.honest)
@@ -178,6 +180,8 @@ class Hosts:
         Raises `ActorDied` if an actor dies `ATTEMPTS` times in a row.
         """
         answers = [wait() for wait in asked]
+        for worker, part in enumerate(answers):
+            arrived(f"client actor {worker}", part.pop(STEPS, None))
         return {key: np.concatenate([part[key] for part in answers]) for key in answers[0]}
 
     def _asked(self, worker: int, ask: Callable[[ActorHandle], Any], awaited: str) -> Callable[[], Any]:

@@ -21,6 +21,7 @@ from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
 from fedrobust.federation.adversary import Outlook
+from fedrobust.federation.clients import STEPS
 from fedrobust.federation.delivery import Block, delivery
 from fedrobust.federation.hosts import Hosts, TrainedUpdates
 from fedrobust.federation.journal import Journal
@@ -28,6 +29,8 @@ from fedrobust.federation.measures import evaluation_record
 from fedrobust.federation.pool import Team
 from fedrobust.learning.models import state_digest
 from fedrobust.records import Checkpoint, EvaluationRecord, Fields, Record, RoundRecord
+from fedrobust.records.trace import ADVERSARY, AGGREGATE, COORDINATOR, ROUND
+from fedrobust.timeline import arrived, happened, step
 
 Hook = Callable[[Record], None]
 
@@ -49,7 +52,7 @@ class FederatedTraining:
 
     def __init__(self, experiment: Experiment, hospitals: Hospitals, team: Team) -> None:
         self.experiment, self.hospitals, self._team = experiment, hospitals, team
-        self._patience = experiment.workers.patience
+        self._patience, self._profiled = experiment.workers.patience, int(experiment.tracking.profile)
         self._attackers = experiment.attackers
         if self._attackers.crafts:
             team.start_adversary()  # it imports what it needs while the client actors get ready
@@ -101,28 +104,36 @@ class FederatedTraining:
         for round in range(start.round + 1, settings.rounds + 1):
             # Each actor evaluates after its training.
             asked = [] if pending is None else self.hosts.ask_evaluation(reference)
-            updates = self.hosts.collect(tasks)
+            with step("wait for training", round=round):
+                updates = self.hosts.collect(tasks)
             trained = time.perf_counter()
             before = {"previous_weights": weights} if keeps else {}
-            record, weights, kept = self._aggregate(round, updates, arrays)
+            with step(AGGREGATE, round=round):
+                record, weights, kept = self._aggregate(round, updates, arrays)
             states |= updates.states
             previous, old, reference = reference if keeps else None, pending, ray.put(weights)
             # The next round trains while this one's evaluation is collected and the round is written to disk.
-            tasks = self._ask_training(round + 1, reference, states, previous)
-            evaluations = [] if old is None else [self._evaluated(old, asked)[0]]
+            with step("start the next training", round=round + 1):
+                tasks = self._ask_training(round + 1, reference, states, previous)
+            with step("wait for evaluation", round=round - 1):
+                evaluations = [] if old is None else [self._evaluated(old, asked)[0]]
             pending = round if evaluation.due(round, settings.rounds) else None
             ended = time.perf_counter()
             record["seconds"] |= {"train": trained - began, "round": ended - began}
+            happened(ROUND, began, ended, round=round)
             began = ended
             records: list[Record] = [RoundRecord.of(record), *evaluations]
             arrays = {"weights": weights, **before, **kept}
             arrays |= {f"client/{id}": state for id, state in sorted(states.items())}
-            journal.commit(records, Checkpoint(round, arrays, pending))
-            for each in records:
-                for hook in hooks:
-                    hook(each)
+            with step("journal", round=round):
+                journal.commit(records, Checkpoint(round, arrays, pending))
+            with step("hooks", round=round):
+                for each in records:
+                    for hook in hooks:
+                        hook(each)
         asked, digested = self.hosts.ask_evaluation(reference), self.hosts.ask_of_model(state_digest, reference)
-        last, probabilities = self._evaluated(settings.rounds, asked)
+        with step("last evaluation", round=settings.rounds):
+            last, probabilities = self._evaluated(settings.rounds, asked)
         return FinalModel(weights, digested(), last, probabilities)
 
     def _ask_training(self, round: int, weights: Any, states: dict[int, np.ndarray], previous: Any) -> list[Any]:
@@ -175,16 +186,17 @@ class FederatedTraining:
             if not updates.late:
                 reason = f"all {drawn} hospitals drawn are absent; raise federation.participation, or lower the attack"
             raise FederationError(f"round {round}: {reason}")
-        blocks, columns = updates.honest, self.hosts.columns
+        blocks, columns, steps = updates.honest, self.hosts.columns, list[Any]()
         root = updates.root[0] if updates.root else None
         if updates.crafting:
             trained = updates.crafting + updates.honest
             crafting = sorted(client for block in updates.crafting for client in block.clients)
             ids, parts = [block.clients for block in trained], [part for block in trained for part in block.parts]
             adversary = self._team.start_adversary()
-            replace = adversary.replace.options(num_returns=len(columns))
+            replace = adversary.replace.options(num_returns=len(columns) + self._profiled)
             crafted = replace.remote(round, ids, crafting, columns, self._outlook(arrays), root, *parts)
-            own = crafted if len(columns) > 1 else [crafted]
+            own = crafted if len(columns) + self._profiled > 1 else [crafted]
+            own, steps = own[: len(columns)], own[len(columns) :]
             blocks = [*blocks, Block(crafting, own, adversary)]
         malicious = self._attackers.active(updates.arrived(), round)
         elsewhere = self._attackers.new_ids(round)
@@ -193,6 +205,9 @@ class FederatedTraining:
             block._replace(clients=[elsewhere.get(client, client) for client in block.clients]) for block in blocks
         ]
         record, weights, found = self._aggregated(round, blocks, malicious, root, arrays)
+        arrived(COORDINATOR, record.pop(STEPS, None))
+        for reference in steps:
+            arrived(ADVERSARY, answer(reference, f"round {round}: the adversary", self._patience))
         if self._appear > len(self.hosts.samples):
             record = by_hospital(record, elsewhere, self.experiment.federation.clients)
         record["train_loss"] = dict(sorted(updates.losses.items()))

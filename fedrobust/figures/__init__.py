@@ -11,6 +11,7 @@ from fedrobust.figures.drawing import png
 from fedrobust.figures.heat_maps import HEAT_MAPS, Marks, client_figure, parts_figure
 from fedrobust.figures.model import confusion_figure, curves_figure, misread_figure
 from fedrobust.figures.partition import partition_figure
+from fedrobust.figures.timeline import timeline_figure
 
 __all__ = [
     "HEAT_MAPS",
@@ -27,4 +28,5 @@ __all__ = [
     "parts_figure",
     "png",
     "strips_figure",
+    "timeline_figure",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
@@ -15,16 +16,24 @@ from fedrobust import figures
 from fedrobust.audit.contents import contents
 from fedrobust.audit.signing import AuditError, open_key, public_hex
 from fedrobust.audit.verification import Verdict, seal_files, verify, verify_all
+from fedrobust.errors import ExperimentError
 from fedrobust.records import RecordedRun, read_run
+from fedrobust.records.trace import ROUND, TRACE, Trace, read_trace
 from fedrobust.report.officer import Checked, officer_page
 from fedrobust.report.page import ALL_HOSPITALS, html
 from fedrobust.report.story import Hospital, hospitals, listed
 from fedrobust.texts import cell
 
+logger = logging.getLogger(__name__)
+
 OFFICER = "officer.html"
 """The page for a security officer."""
 MONTAGE = "figures/misread.png"
 """The only picture that needs the patches themselves."""
+LANES = 16
+"""The timeline has at most so many processes: those that did something for the longest time."""
+OUTER = (ROUND, "hospital")
+"""Steps that the picture of the timeline leaves out: what is inside of them, or around them, is shown."""
 CURVES = {
     "balanced accuracy": "test/balanced_accuracy",
     "accuracy": "test/accuracy",
@@ -60,7 +69,8 @@ def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
         existing montage is kept. For a run that stopped early, the report contains what there is.
     """
     run = read_run(folder)
-    pictures = {name: figures.png(figure) for name, figure in make_figures(run, images).items()}
+    trace = _trace(folder)
+    pictures = {name: figures.png(figure) for name, figure in make_figures(run, images, trace).items()}
     (folder / "figures").mkdir(exist_ok=True)
     kept = {MONTAGE} if images is None else set()
     for old in (folder / "figures").glob("*.png"):
@@ -76,8 +86,10 @@ def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
     stories = hospitals(run)
     if listed(stories)[1]:
         _write_hospitals(folder / ALL_HOSPITALS, stories)
+    else:
+        (folder / ALL_HOSPITALS).unlink(missing_ok=True)
     page = folder / "report.html"
-    page.write_text(html(run, pictures, _audit(folder), (folder / OFFICER).exists()), encoding="utf-8")
+    page.write_text(html(run, pictures, _audit(folder), (folder / OFFICER).exists(), trace), encoding="utf-8")
     return page
 
 
@@ -142,6 +154,17 @@ def _remade(folder: Path, officer: bool) -> Callable[[str], bool]:
     return remade
 
 
+def _trace(folder: Path) -> Trace | None:
+    """Return the timeline in a run's folder; None if there is none, or if it cannot be read."""
+    if not (folder / TRACE).exists():
+        return None
+    try:
+        return read_trace(folder / TRACE)
+    except ExperimentError as error:
+        logger.warning("the report has no timeline: %s", error)
+        return None
+
+
 def _audit(folder: Path) -> str:
     """Say whether the run's audit log verifies, up to where the run got; empty without a log."""
     if not (folder / "audit.jsonl").exists():
@@ -152,10 +175,11 @@ def _audit(folder: Path) -> str:
     return f"audit log unbroken: {verdict.lines} lines, signed by {verdict.key[:16]}"
 
 
-def make_figures(run: RecordedRun, images: np.ndarray | None = None) -> dict[str, Figure]:
+def make_figures(run: RecordedRun, images: np.ndarray | None = None, trace: Trace | None = None) -> dict[str, Figure]:
     """Return all possible figures of the records, by name, in the order of the report.
 
     images: as in `write_report`.
+    trace: the timeline of the run, if it was recorded.
     """
     names = run.start.label_names
     rounds = [record.round for record in run.rounds]
@@ -191,4 +215,11 @@ def make_figures(run: RecordedRun, images: np.ndarray | None = None) -> dict[str
     if images is not None and misread is not None and misread.indices:
         read = (misread.truth, misread.predicted, misread.confidence)
         found["misread"] = figures.misread_figure(images[list(misread.indices)], *read, names)
+    if trace is not None and (whole := trace.median_round) is not None:
+        lanes = {lane.name: lane.within(whole.start, whole.end) for lane in trace.busiest(whole, LANES)}
+        bars = {
+            name: [(step.name, step.start, step.end) for step in own if step.name not in OUTER]
+            for name, own in lanes.items()
+        }
+        found["timeline"] = figures.timeline_figure(bars, whole.start, whole.end)
     return found

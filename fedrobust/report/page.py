@@ -10,6 +10,7 @@ import numpy as np
 
 from fedrobust.figures.rows import MOST_ROWS
 from fedrobust.records import RecordedRun
+from fedrobust.records.trace import TRACE, Trace
 from fedrobust.report.elements import Table, plural, render
 from fedrobust.report.story import CHOSEN, SHORT_LIST, Hospital, hospitals, listed, unlearnt
 from fedrobust.report.titles import titles_of_one
@@ -52,17 +53,24 @@ CHAPTERS = {
         "instead, and with what confidence.",
     },
     "Who holds what": {"partition": "Training patches of each label at each hospital."},
+    "Where the seconds of a round go": {
+        "timeline": "The round of median length: which process did what, and when. While actors train, the driver "
+        "writes the round before to disk; while the coordinator works, the actors evaluate the model before.",
+    },
 }
 """The report's chapters: the pictures in each, with their captions."""
 
 
-def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "", officer: bool = False) -> str:
+def html(
+    run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "", officer: bool = False, trace: Trace | None = None
+) -> str:
     """Return the report as one page without scripts or references to anything outside it.
 
     run: the records of the run.
     pictures: name → PNG file.
     audit: says whether the run's audit log verifies.
     officer: whether there is a page for the security officer beside it.
+    trace: the timeline of the run, if it was recorded.
     """
     options = run.start.options
     partition = options.data.partition
@@ -101,6 +109,7 @@ def html(run: RecordedRun, pictures: Mapping[str, bytes], audit: str = "", offic
         seconds=_seconds(run),
         audit=audit,
         officer=officer,
+        timeline=_timeline(trace),
     )
 
 
@@ -262,6 +271,20 @@ def _figure_of(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else "< 0.001" if value > 0 else "> −0.001"
+
+
+def _timeline(trace: Trace | None) -> dict[str, Any]:
+    """Return the table of the steps of the median round, and what to know about its picture."""
+    if trace is None or (whole := trace.median_round) is None:
+        return {}
+    rows = [[name, f"{seconds:.3f} s", f"{seconds / whole.seconds:.0%}"] for name, seconds in trace.shares().items()]
+    return {
+        "round": whole.args.get("round", 0),
+        "table": (["step", "seconds", "share of the round"], rows),
+        "file": TRACE,
+        "hosts": trace.hosts,
+        "lanes": len(trace.lanes),
+    }
 
 
 def _seconds(run: RecordedRun) -> str:

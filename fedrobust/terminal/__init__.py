@@ -8,7 +8,7 @@ from fedrobust.terminal.elements import Screen, console
 from fedrobust.terminal.lists import show_jobs, show_machine
 from fedrobust.terminal.many import MatrixProgress, show_comparison, show_matrix
 from fedrobust.terminal.options import families, show_options
-from fedrobust.terminal.runs import Progress, show_code, show_result, show_verdict
+from fedrobust.terminal.runs import Progress, show_code, show_profile, show_result, show_verdict
 from fedrobust.terminal.sweeps import DuelProgress, SweepProgress, show_duel, show_sweep
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "show_machine",
     "show_matrix",
     "show_options",
+    "show_profile",
     "show_result",
     "show_sweep",
     "show_verdict",

@@ -148,6 +148,27 @@ def _suspected(result: Result) -> str:
     )
 
 
+def show_profile(out: Console, folder: Path) -> None:
+    """Print the share of each step in the round of median length, from the timeline in a run's folder, if there is
+    one."""
+    from fedrobust.records.trace import TRACE, read_trace
+
+    if not (folder / TRACE).exists():
+        return
+    trace = read_trace(folder / TRACE)
+    if (whole := trace.median_round) is None:
+        return
+    title = f"round {whole.args.get('round', 0)}, the median: {whole.seconds:.2f} s"
+    table = Table(title=plain(title), title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    for name, seconds in trace.shares().items():
+        table.add_row(plain(name), f"{seconds:.3f} s", f"{seconds / whole.seconds:.0%}")
+    out.print(table)
+    out.print(plain(f"timeline: {folder / TRACE}, for chrome://tracing or Perfetto"), soft_wrap=True)
+
+
 def show_verdict(out: Console, verdict: Verdict, key: Path | None) -> None:
     """Print what a valid audit log covers, and what could not be compared; `key`: the public key file used, if any."""
     table = Table(title=f"unbroken: {verdict.lines} lines, {verdict.rounds} rounds and the end", title_justify="left")

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from fedrobust.records import Record, RecordedRun
+from fedrobust.timeline import Recording, recording, step
 from fedrobust.tracking.artifacts import upload
 from fedrobust.tracking.entries import LONGEST_NAME, StepFigures, shortened
 from fedrobust.tracking.faults import fault, refuse_deleted
@@ -44,6 +45,8 @@ class Tracker:
         self._client, self._experiment_id = client, run.info.experiment_id
         self._feed = Feed(client, run)
         self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self.recording: Recording | None = None
+        """Gets what the thread that sends does, from when it is set."""
         self._closing = threading.Event()
         for record in journal:
             self.log(record)
@@ -170,7 +173,8 @@ class Tracker:
     def _attempt(self, job: Callable[[], object]) -> Exception | None:
         for pause in (*PAUSES, None):
             try:
-                job()
+                with recording(self.recording), step("send"):
+                    job()
                 return None
             except Exception as error:  # errors of MLflow, a driver or the network must not stop a run
                 if pause is None:

@@ -18,6 +18,7 @@ from fedrobust.aggregation.byzantine import cannot_weigh
 from fedrobust.arrays import Arrays, Vector
 from fedrobust.records import below
 from fedrobust.seeds import generator
+from fedrobust.timeline import step
 from fedrobust.trust.anomaly import Scores
 from fedrobust.trust.blame import members_scores, no_blame
 from fedrobust.trust.reputation import ReputationState
@@ -147,7 +148,8 @@ class Defence:
         if judgement.decision is None:
             return done
         try:
-            aggregated = self.pipeline.carry_out(judgement.decision, updates)
+            with step("aggregate"):
+                aggregated = self.pipeline.carry_out(judgement.decision, updates)
         except NotOpened as error:
             return replace(done, skipped=str(error))
         return replace(done, aggregated=aggregated, memory=replace(done.memory, previous=aggregated.aggregate))
@@ -204,8 +206,10 @@ class Defence:
             state=memory.rule,
         )
         if "gram" in updates.reveals:
-            gram = self.pipeline.gram(updates, context, self.trust.detector.histories)
-            scores = self.trust.detector.score(gram, replace(context, state=memory.detector))
+            with step("Gram matrix"):
+                gram = self.pipeline.gram(updates, context, self.trust.detector.histories)
+            with step("scores"):
+                scores = self.trust.detector.score(gram, replace(context, state=memory.detector))
             anomaly, remembered = self._own_scores(memory, clients, groups, scores)
         else:
             gram, scores = Gram.unknown(updates.prior), Scores(np.zeros(n), {})
@@ -227,7 +231,8 @@ class Defence:
             return Judgement(gram, scores, anomaly, kept, context, None, skipped, after)
         chosen = gram if kept.all() else gram.mixed(np.eye(len(kept))[kept])
         context = replace(context, f=self.aggregation.byzantine_f(left, self.participants, malformed, chosen))
-        decision = self.pipeline.decide(updates, context, gram, kept)
+        with step("weights"):
+            decision = self.pipeline.decide(updates, context, gram, kept)
         after = replace(after, rule=getattr(decision.decided, "state", {}))
         return Judgement(gram, scores, anomaly, kept, context, decision, None, after)
 
