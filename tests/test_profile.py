@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import ended_again, journal_without_seconds, run
@@ -10,14 +13,17 @@ from traced import checked
 from typer.testing import CliRunner
 
 import fedrobust
+from fedrobust import runner
 from fedrobust.audit.verification import verify_all
 from fedrobust.cli import app
 from fedrobust.federation.pool import Pool
+from fedrobust.figures.timeline import COLOURS
 from fedrobust.records import Record
 from fedrobust.records.trace import TRACE
 
 pytestmark = pytest.mark.usefixtures("in_place")
 ROUNDS = "federation.rounds=4"
+GUIDE = (Path(__file__).parent.parent / "docs" / "profile.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +86,33 @@ def test_the_flag_sets_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
     for words in ([], ["--profile"], ["--profile", "seed=6"]):
         CliRunner().invoke(app, ["run", "tiny.yaml", *words])
     assert [each.tracking.profile for each in seen] == [False, True, True] and seen[2].seed == 6
+
+
+def test_the_guide_runs_as_written(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a smaller quickstart, and on the tests' actors."""
+    (commands,) = re.findall(r"```console\n(.*?)```", GUIDE, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    real = runner.run
+
+    def smaller(experiment: fedrobust.Experiment, **options: Any) -> fedrobust.Result:
+        small = {"federation.rounds": 3, "data.source.patients": 20, "tracking.model": False}
+        return real(experiment.changed(small), pool=pool, **options)
+
+    monkeypatch.setattr(runner, "run", smaller)
+    shown = ""
+    for line in commands.splitlines():
+        command, *words = shlex.split(line)
+        done = CliRunner().invoke(app, words)
+        assert command == "fedrobust" and done.exit_code == 0, done.output
+        shown += done.output
+    assert "the median:" in shown and "wait for training" in shown and TRACE in shown
+    exec(compile(code, "profile.md", "exec"), {})
+    hospital, seconds, _ = capsys.readouterr().out.split()
+    assert 0 <= int(hospital) < 10 and 0 < float(seconds) < 60
+
+
+def test_the_guide_names_every_step() -> None:
+    named = set(re.findall(r"`([^`]+)`", GUIDE.split("## Read the picture")[1].split("## Read the table")[0]))
+    assert set(COLOURS) - {"start the next training"} <= named
