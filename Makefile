@@ -5,7 +5,7 @@ PORT ?= 5000
 # One thread for each process: the actors are the parallelism.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-recorded test-long test-notebooks docs lint bench bench-aggregation bench-peers bench-secure ui cluster
+.PHONY: demo test test-recorded test-long test-notebooks docs lint bench bench-aggregation bench-peers bench-secure bench-stacked ui cluster
 .PHONY: cluster-down schema clean
 
 demo: .venv/ready
@@ -43,6 +43,10 @@ lint: .venv/ready
 bench: .venv/ready bench-aggregation
 	$(BIN)/python benchmarks/rounds.py
 	$(BIN)/python benchmarks/start.py
+
+# Hospitals trained together, on the GPU if there is one; a minute or two on two cores.
+bench-stacked: .venv/ready
+	$(BIN)/python benchmarks/stacked.py
 
 # With all the threads that the machine has, for both sides.
 bench-aggregation: .venv/ready

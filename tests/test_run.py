@@ -285,8 +285,10 @@ def test_part_of_the_hospitals_and_evaluation_now_and_then(reference: fedrobust.
     assert [record["round"] for record in found.rounds if "metrics" in record] == [3, 6, 8]
 
 
-def test_the_trainer_engine_runs_a_federation(reference: fedrobust.Result, pool: Pool) -> None:
-    found = run("learning.local.engine=trainer", "learning.local.channels_last=false", "federation.rounds=2", pool=pool)
+@pytest.mark.parametrize("engine", ["trainer", "stacked"])
+def test_another_engine_runs_a_federation(engine: str, reference: fedrobust.Result, pool: Pool) -> None:
+    options = [f"learning.local.engine={engine}", "learning.local.channels_last=false", "federation.rounds=2"]
+    found = run(*options, pool=pool)
     lean = run("learning.local.channels_last=false", "federation.rounds=2", pool=pool)
     a, b = (np.concatenate([v.numpy().ravel() for v in result.state_dict.values()]) for result in (found, lean))
     np.testing.assert_allclose(a, b, atol=1e-5)

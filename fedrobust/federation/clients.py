@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,12 @@ from fedrobust.experiment import Experiment
 from fedrobust.secure.sending import Sender
 from fedrobust.timeline import Recording, TimedSteps, recording, step
 from fedrobust.updates import cut_columns
+
+if TYPE_CHECKING:
+    from fedrobust.data.stacks import StackedPatches
+    from fedrobust.learning.constraint import Constraint
+    from fedrobust.learning.stacked import StackedTrainer
+    from fedrobust.learning.training import LocalResult
 
 Answer = TypeVar("Answer")
 
@@ -48,6 +54,22 @@ class Training:
     seconds: float
     steps: TimedSteps | None = None
     """What the actor did, if that is recorded."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The training of one hospital in one round."""
+
+    client: int
+    attack: LocalAttack | None
+    state: np.ndarray | None
+    """What it keeps from its last round."""
+    out: np.ndarray
+    """(d,) float32, where its update goes."""
+
+    @property
+    def constraint(self) -> Constraint | None:
+        return None if self.attack is None else self.attack.constraint
 
 
 def triggered(attack: Backdoor, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -89,6 +111,13 @@ class ClientHost:
         learning = experiment.learning
         network = learning.model.build(layout.classes, images.shape[1], experiment.seed)
         self._trainer = LocalTrainer(network, learning.local, self._device)
+        self._stack: tuple[StackedPatches, StackedTrainer] | None = None
+        if learning.local.engine == "stacked":
+            from fedrobust.data.stacks import StackedPatches
+            from fedrobust.learning.stacked import StackedTrainer
+
+            trainer = StackedTrainer(self._trainer, layout.classes, images.shape[1])
+            self._stack = StackedPatches(images, labels, self._device), trainer
         self._initial: np.ndarray = parameters_to_vector(network)
         self._attackers = experiment.attackers
         self._sender = Sender(experiment.privacy, experiment.seed)
@@ -137,21 +166,36 @@ class ClientHost:
         """
         start, seen = time.perf_counter(), Recording() if self._experiment.tracking.profile else None
         blocks = [np.empty((len(clients), len(weights)), dtype=np.float32) for clients in (honest, crafting)]
+        rows = [row for block in blocks for row in block]
+        tasks = [
+            _Task(client, self._attack(round, client, participants, weights, previous), states.get(client), row)
+            for client, row in zip([*honest, *crafting], rows, strict=True)
+        ]
         losses, after = {}, {}
         with recording(seen), step("train", round=round):
-            for block, clients in zip(blocks, (honest, crafting), strict=True):
-                for row, client in zip(block, clients, strict=True):
-                    with step("hospital", hospital=client):
-                        attack = self._attack(round, client, participants, weights, previous)
-                        losses[client], state = self._train_one(round, client, weights, states.get(client), attack, row)
-                    if state is not None:
-                        after[client] = state
+            for task, result in self._trained(round, weights, tasks):
+                losses[task.client] = result.loss
+                if result.state is not None:
+                    after[task.client] = result.state
         steps = None if seen is None else seen.recorded()
         return (
             *cut_columns(blocks[0], columns),
             *cut_columns(blocks[1], columns),
             Training(losses, after, time.perf_counter() - start, steps),
         )
+
+    def _trained(self, round: int, weights: np.ndarray, tasks: list[_Task]) -> Iterator[tuple[_Task, LocalResult]]:
+        """Each task with its result, in their order."""
+        # Constraints hold after every step of one hospital: these attackers train alone.
+        together = [task for task in tasks if task.constraint is None] if self._stack is not None else []
+        results = self._train_together(round, weights, together)
+        for task in tasks:
+            if task.client in results:
+                yield task, results[task.client]
+                continue
+            with step("hospital", hospital=task.client):
+                result = self._train_one(round, weights, task)
+            yield task, result
 
     def _attack(
         self, round: int, client: int, participants: Sequence[int], weights: np.ndarray, previous: np.ndarray | None
@@ -172,20 +216,12 @@ class ClientHost:
         )
         return attack.local(view)
 
-    def _train_one(
-        self,
-        round: int,
-        client: int,
-        weights: np.ndarray,
-        state: np.ndarray | None,
-        attack: LocalAttack | None,
-        out: np.ndarray,
-    ) -> tuple[float, np.ndarray | None]:
+    def _train_one(self, round: int, weights: np.ndarray, task: _Task) -> LocalResult:
         from fedrobust.data.batches import batches
         from fedrobust.seeds import derived_seed
 
         local, seed = self._experiment.learning.local, self._experiment.seed
-        indices = self._layout.indices[client]
+        indices = self._layout.indices[task.client]
         steps = local.steps_for(len(indices))
         stream = batches(
             self._images,
@@ -195,24 +231,60 @@ class ClientHost:
             steps=steps,
             seed=seed,
             round=round,
-            client=client,
+            client=task.client,
             augment=local.augment,
-            poison=None if attack is None else partial(attack.poison, classes=self._layout.classes),
+            poison=self._poison(task),
             device=self._device,
             channels_last=local.channels_last,
         )
-        counts = np.bincount(self._labels[indices], minlength=self._layout.classes)
-        result = self._trainer.train(
+        return self._trainer.train(
             weights,
             stream,
             steps,
-            counts,
-            state,
-            seed=derived_seed(seed, "model", round, client),
-            out=out,
-            constraint=None if attack is None else attack.constraint,
+            self._counts(indices),
+            task.state,
+            seed=derived_seed(seed, "model", round, task.client),
+            out=task.out,
+            constraint=task.constraint,
         )
-        return result.loss, result.state
+
+    def _train_together(self, round: int, weights: np.ndarray, tasks: list[_Task]) -> dict[int, LocalResult]:
+        """The result of each hospital's task, trained in stacks of hospitals with about the same number of steps."""
+        if not tasks:
+            return {}
+        from fedrobust.data.stacks import HospitalBatches
+        from fedrobust.learning.stacked import StackedHospital
+
+        assert self._stack is not None
+        (patches, trainer), local = self._stack, self._experiment.learning.local
+        found: dict[int, LocalResult] = {}
+        steps = {task.client: local.steps_for(len(self._layout.indices[task.client])) for task in tasks}
+        ordered = sorted(tasks, key=lambda task: (-steps[task.client], task.client))
+        for first in range(0, len(ordered), local.stack):
+            stack = ordered[first : first + local.stack]
+            own = [self._layout.indices[task.client] for task in stack]
+            shares = [
+                HospitalBatches(task.client, indices, steps[task.client], self._poison(task))
+                for task, indices in zip(stack, own, strict=True)
+            ]
+            hospitals = [
+                StackedHospital(steps[task.client], self._counts(indices), task.state, task.out)
+                for task, indices in zip(stack, own, strict=True)
+            ]
+            stacks = patches.stacks(
+                shares, batch_size=local.batch_size, seed=self._experiment.seed, round=round, augment=local.augment
+            )
+            with step("stack", hospitals=len(stack)):
+                results = trainer.train(weights, hospitals, stacks)
+            found |= {task.client: result for task, result in zip(stack, results, strict=True)}
+        return found
+
+    def _counts(self, indices: np.ndarray) -> np.ndarray:
+        """(classes,) the patches of each label."""
+        return np.bincount(self._labels[indices], minlength=self._layout.classes)
+
+    def _poison(self, task: _Task) -> Callable[..., tuple[np.ndarray, np.ndarray]] | None:
+        return None if task.attack is None else partial(task.attack.poison, classes=self._layout.classes)
 
     def evaluate(self, weights: np.ndarray, part: int, parts: int) -> dict[str, Any]:
         """Probabilities (n, classes) float32 for one part of the held-out patches.

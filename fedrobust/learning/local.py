@@ -143,9 +143,12 @@ class TrainerCallback(Options):
 class LocalTraining(Options):
     """Local training at a hospital: how long, on what loss, with which optimiser and engine."""
 
-    engine: Literal["lean", "trainer"] = "lean"
+    engine: Literal["lean", "trainer", "stacked"] = "lean"
     """`lean` drives the Lightning module in a bare loop; `trainer` is Lightning's Trainer, about a millisecond slower
-    per step and two per hospital and round, with its accelerators and precisions."""
+    per step and two per hospital and round, with its accelerators and precisions; `stacked` trains the hospitals of an
+    actor together, for GPUs: the updates of `lean` up to rounding."""
+    stack: int = Field(default=64, gt=0)
+    """Hospitals that the stacked engine trains together, at most; fewer need less memory."""
     optimizer: Annotated[LocalOptimizer, OneOf(LocalOptimizer)] = SGD()
     """Optimiser; starts afresh every round unless its momentum is carried."""
     loss: Annotated[LocalLoss, OneOf(LocalLoss)] = CrossEntropy()
@@ -167,7 +170,8 @@ class LocalTraining(Options):
     callbacks: Many[TrainerCallback] = ()
     """Callbacks of the trainer engine."""
     channels_last: bool = True
-    """Memory format of images and convolutions: faster on CPUs, the same to 2e-6 after four steps."""
+    """Memory format of images and convolutions: faster on CPUs, the same to 2e-6 after four steps. The stacked engine
+    has a format of its own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -190,10 +194,18 @@ class LocalTraining(Options):
                 "or set it to false",
                 "carry_momentum",
             )
-        if self.precision != "32-true" and self.engine == "lean":
-            raise refusal(f"the lean engine trains in 32-true; {self.precision} needs engine: trainer", "precision")
-        if self.callbacks and self.engine == "lean":
-            raise refusal("the lean engine has no callbacks; they need engine: trainer", "callbacks")
+        if self.precision != "32-true" and self.engine != "trainer":
+            raise refusal(
+                f"the {self.engine} engine trains in 32-true; {self.precision} needs engine: trainer", "precision"
+            )
+        if self.callbacks and self.engine != "trainer":
+            raise refusal(f"the {self.engine} engine has no callbacks; they need engine: trainer", "callbacks")
+        if self.engine == "stacked" and self.carry_momentum and "step" in self.optimizer.state_names():
+            raise refusal(
+                f"hospitals that carry a state of {self.optimizer.name} have different step counts and cannot be "
+                "stacked; use optimizer: sgd, engine: lean, or set it to false",
+                "carry_momentum",
+            )
         return self
 
     def steps_for(self, patches: int) -> int:

@@ -43,6 +43,8 @@ class LocalResult:
 class LocalTrainer:
     """Trains one hospital after another on the same module, without any set-up between them.
 
+    With `engine: stacked`, it trains like `lean`; `StackedTrainer` trains hospitals together.
+
     model: the network; it is moved to `device`, and kept as `network`, inside the Lightning `module`.
     options: how to train.
     device: as torch spells it.
@@ -105,10 +107,10 @@ class LocalTrainer:
             if devices:
                 torch.cuda.manual_seed_all(seed)
             placed = self._placed(itertools.islice(batches, steps))
-            if self.options.engine == "lean":
-                losses, optimizer = self._lean(placed, state)
-            else:
+            if self.options.engine == "trainer":
                 losses, optimizer = self._trainer(placed, state, steps)
+            else:
+                losses, optimizer = self._lean(placed, state)
         if len(losses) != steps:
             raise ValueError(f"{steps} steps were asked for, but there were {len(losses)} batches")
         carried = self.options.optimizer.state_names() if self.options.carry_momentum else ()

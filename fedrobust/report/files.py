@@ -32,7 +32,7 @@ MONTAGE = "figures/misread.png"
 """The only picture that needs the patches themselves."""
 LANES = 16
 """The timeline has at most so many processes: those that did something for the longest time."""
-OUTER = (ROUND, "hospital")
+OUTER = (ROUND, "hospital", "stack")
 """Steps that the picture of the timeline leaves out: what is inside of them, or around them, is shown."""
 CURVES = {
     "balanced accuracy": "test/balanced_accuracy",

@@ -13,6 +13,7 @@ from refused import refused
 from torchvision.transforms.v2 import functional
 
 from fedrobust.data.batches import MEAN, STD, batches, to_tensor
+from fedrobust.data.stacks import IGNORED, HospitalBatches, StackedPatches
 from fedrobust.errors import DataError
 
 
@@ -166,3 +167,31 @@ def test_poison_draws_come_from_the_place_too(patches):
 def test_a_hospital_without_patches_is_an_error(patches):
     with refused(DataError, says="hospital 3"):
         run(patches, indices=np.array([], np.int64))
+
+
+def test_a_stack_has_the_batches_of_each_hospital_to_the_bit(patches):
+    """A poisoned one too, and hospitals that have fewer patches or steps than others."""
+    images, labels = (each.copy() for each in patches)
+    images.flags.writeable = False
+    options = {"batch_size": 8, "seed": 3, "round": 2, "augment": True}
+
+    def poison(batch, label, random):
+        return 255 - batch, (label + random.integers(1, 3, size=len(label))) % 3
+
+    shares = [
+        HospitalBatches(client=4, indices=np.arange(20), steps=5),
+        HospitalBatches(client=1, indices=np.arange(30, 36), steps=3, poison=poison),
+        HospitalBatches(client=7, indices=np.arange(40, 53), steps=2),
+    ]
+    stacks = list(StackedPatches(images, labels).stacks(shares, **options))
+    assert [len(stack) for stack, _ in stacks] == [3, 3, 2, 1, 1]
+    assert [stack.shape[1] for stack, _ in stacks] == [8, 8, 6, 8, 8]
+    for row, share in enumerate(shares):
+        own = batches(
+            images, labels, share.indices, steps=share.steps, client=share.client, poison=share.poison, **options
+        )
+        for step, (expected, marks) in enumerate(own):
+            stack, found = stacks[step]
+            assert torch.equal(stack[row, : len(expected)], expected)
+            assert torch.equal(found[row, : len(expected)], marks)
+            assert (found[row, len(expected) :] == IGNORED).all()
