@@ -52,7 +52,7 @@ from fedrobust.records.trace import TRACE, traced
 from fedrobust.result import Result, figures_so_far
 from fedrobust.secure.disclosure import ProtocolSetting
 from fedrobust.texts import visible
-from fedrobust.tracking import PackedModel, Tracker, flatten, packed_model
+from fedrobust.tracking import PackedModel, Tracker, flatten, import_beside, packed_model
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -137,6 +137,7 @@ def run(
         ready = None if pool is None else lambda: pool
         if ready is None and earlier is None:  # they import what they need while the data are read
             ready = actors.enter_context(pool_beside(experiment))
+        import_beside()
         if hospitals is None:
             hospitals = hospitals_of(experiment)
         check_attacks(experiment, hospitals)
@@ -148,7 +149,7 @@ def run(
         ended = resumed is not None and _ended(resumed)
         if ready is None and not ended:
             ready = actors.enter_context(pool_beside(experiment))
-        opening, end = stack.enter_context(_tracked(this, resumed, ready))
+        opening, end = stack.enter_context(_tracked(this, resumed))
         if resumed is not None and ended:
             folder, stopped = resumed.folder, None
             if (folder / TRACE).exists() and verify_all(folder, public_hex(this.key), folder.name).broken:
@@ -220,22 +221,10 @@ class _Ending:
 
 
 @contextmanager
-def _tracked(
-    this: _Run, resumed: Journal | None, ready: Callable[[], Pool] | None = None
-) -> Iterator[tuple[Future[Tracker], _Ending]]:
-    """Open the run's tracker in the background; at the end of the block, close it with the matching status.
-
-    ready: waits until the actors have been started. Only then MLflow is imported: what they import takes longest.
-    """
-
-    def opened() -> Tracker:
-        if ready is not None:
-            with suppress(Exception):  # whoever needs the actors raises it
-                ready()
-        return _open_tracker(this, resumed)
-
+def _tracked(this: _Run, resumed: Journal | None) -> Iterator[tuple[Future[Tracker], _Ending]]:
+    """Open the run's tracker in the background; at the end of the block, close it with the matching status."""
     with ThreadPoolExecutor(1) as beside:
-        opening, part = beside.submit(opened), this.part
+        opening, part = beside.submit(_open_tracker, this, resumed), this.part
         end = _Ending("FINISHED")
         try:
             yield opening, end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,23 @@ def test_help_imports_neither_torch_nor_ray() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "run" in done.stdout
+
+
+@pytest.mark.parametrize("line", ["fedrobust ", "fedrobust ru", "fedrobust run --re"])
+def test_the_first_tab_imports_nothing_heavy(line: str) -> None:
+    script = (
+        "import sys; sys.argv = ['fedrobust']\n"
+        "from fedrobust.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'numpy', 'scipy', 'pandas', 'optuna'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    asked = {"_FEDROBUST_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    words, environment = [sys.executable, "-c", script], os.environ | asked
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert line.split(" ")[-1] in done.stdout
 
 
 def test_reading_an_experiment_imports_neither_torch_nor_ray_nor_mlflow() -> None:

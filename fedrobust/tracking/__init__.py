@@ -7,7 +7,7 @@
 from fedrobust.tracking.artifacts import PackedModel, packed_model, save_model
 from fedrobust.tracking.entries import StepFigures, flatten, metrics
 from fedrobust.tracking.feed import SYNCED
-from fedrobust.tracking.store import tracking_uri
+from fedrobust.tracking.store import import_beside, tracking_uri
 from fedrobust.tracking.tracker import Tracker, end_children, experiment_of, sync
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "end_children",
     "experiment_of",
     "flatten",
+    "import_beside",
     "metrics",
     "packed_model",
     "save_model",

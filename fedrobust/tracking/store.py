@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from fedrobust.databases import safe_url, sqlite_file, sqlite_url
@@ -67,6 +70,19 @@ def import_mlflow() -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tracebacks are pages long
     return mlflow
+
+
+def import_beside() -> None:
+    """Begin to import MLflow, which takes seconds, in a thread of its own: whoever needs it waits for what is left."""
+
+    def load() -> None:
+        with suppress(Exception):  # it is raised again where MLflow is needed
+            import_mlflow()
+            if tracking_uri().startswith(DATABASES):
+                import_module("mlflow.store.tracking.sqlalchemy_store")
+
+    if "mlflow" not in sys.modules:
+        Thread(target=load, name="import", daemon=True).start()
 
 
 @contextmanager

@@ -135,16 +135,26 @@ def _schemas() -> ScriptDirectory:
 
 def _make(url: str, file: Path | None) -> None:
     """Create MLflow's tables and its first experiment, or migrate an older schema. Artifacts of that experiment will be
-    stored beside `file`, the final path of the database."""
+    stored beside `file`, the final path of the database.
+    """
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy import event
 
     artifacts = DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH if file is None else artifacts_beside(file).as_uri()
     engine = create_sqlalchemy_engine(url)
+    if file is not None and sqlite_file(url) != file:  # under a temporary name: it reaches the disk as a whole
+        event.listen(engine, "connect", _unsynced)
     _initialize_tables(engine)
     engine.dispose()
     SqlAlchemyStore(url, artifacts)._dispose_engine()
+
+
+def _unsynced(connection: sqlite3.Connection, record: object) -> None:
+    """Do not wait for the disk: MLflow makes a new database by sixty migrations, and each would wait."""
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("PRAGMA journal_mode = MEMORY")
 
 
 def artifacts_beside(file: Path) -> Path:
