@@ -7,7 +7,8 @@ Ray as a run does, and has two actors that import torch. Both are processes of t
 medians. A round counts as trained when its record is in the journal. Also measured: the second run in a folder, whose
 MLflow store is there already, the second `fedrobust.run` in a process, and the runs after the first one in a session.
 
-`--processes` prints where the CPU seconds of one run in an empty folder go, process by process; Linux only.
+Last, where the CPU seconds of one run in an empty folder go, process by process (on Linux); `--processes` prints only
+that.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def main() -> None:
     """Print each time, the ratios to the floor, and whether the goals are held."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=3, help="how often each side is measured (default: 3)")
-    parser.add_argument("--processes", action="store_true", help="print the CPU seconds of the processes of one run")
+    parser.add_argument("--processes", action="store_true", help="print only the CPU seconds of the processes")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         draw, labels = np.random.default_rng(1), np.arange(480) % 2
@@ -98,10 +99,11 @@ def main() -> None:
         Path("tiny.yaml").write_text(EXPERIMENT, encoding="utf-8")
         Path("floor.py").write_text(FLOOR, encoding="utf-8")
         Path("in_one_process.py").write_text(IN_ONE_PROCESS, encoding="utf-8")
-        if chosen.processes:
-            processes()
-        else:
+        if not chosen.processes:
             compare(chosen.times)
+        if Path("/proc/self/stat").exists():
+            print()
+            processes()
 
 
 def compare(times: int) -> None:

@@ -136,8 +136,7 @@ def run(
         actors = stack.enter_context(ExitStack())
         ready = None if pool is None else lambda: pool
         if ready is None and earlier is None:  # they import what they need while the data are read
-            ready = actors.enter_context(pool_beside(experiment))
-        import_beside()
+            ready = actors.enter_context(pool_beside(experiment, import_beside))
         if hospitals is None:
             hospitals = hospitals_of(experiment)
         check_attacks(experiment, hospitals)

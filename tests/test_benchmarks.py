@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -189,3 +192,49 @@ def test_peers_take_turns_and_what_is_not_installed_is_left_out(monkeypatch, cap
     printed = capsys.readouterr().out
     assert "pfl is left out" in printed
     assert "Flower at least 1.8 x ours: 2.00, held" in printed
+
+
+def test_the_start_is_held_against_the_floor(monkeypatch, tmp_path, capsys):
+    """With times that are made up: the medians, their ratios, and which goals they hold."""
+    start, took = script(monkeypatch, "start"), iter([10.0, 12.0, 11.0])
+    monkeypatch.setattr(start, "finished", lambda words: next(took))
+    monkeypatch.setattr(start, "command", lambda folder: (15.0, 22.0))
+    monkeypatch.setattr(start, "in_one_process", lambda folder, session: [(15.0, 22.0), (11.0, 14.0), (13.0, 15.0)])
+    start.compare(3)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(", ")[0] for line in lines[:3]] == ["1: floor 10.0 s", "2: floor 12.0 s", "3: floor 11.0 s"]
+    told = {line[:42].strip(): line[42:].split() for line in lines[5:]}
+    assert told["floor"] == ["11.0", "s", "1.00"]
+    assert told["first round"] == ["15.0", "s", "1.36", "goal", "≤", "1.5:", "held"]
+    assert told["whole command"][2:] == ["2.00", "goal", "≤", "1.8:", "missed"]
+    assert told["first round, second run in a process"][:3] == ["12.0", "s", "1.09"]
+    assert set(start.GOALS) <= set(told)
+
+
+def test_the_cpu_seconds_are_those_of_a_process_and_of_all_below_it(monkeypatch):
+    start = script(monkeypatch, "start")
+    below = [sys.executable, "-c", "sum(range(10**7)); input()", "ray::Coordinator"]
+    with subprocess.Popen(below, stdin=subprocess.PIPE) as process:
+        for _ in range(600):
+            found = start.spent(os.getpid())
+            if found.get(process.pid, ("", 0.0))[1] > 0.05:
+                break
+            time.sleep(0.05)
+        process.communicate(b"\n")
+    assert found[process.pid][0] == "Coordinator"
+    assert found[process.pid][1] > 0.05 and found[os.getpid()][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("ray::ClientHost.train", "ClientHost"),
+        ("/usr/bin/python -m fedrobust run ../tiny.yaml", "driver"),
+        ("/x/ray/core/src/ray/raylet/raylet --raylet_socket_name=x", "Ray's own"),
+        ("/usr/bin/git rev-parse HEAD", "git"),
+    ],
+)
+def test_processes_are_called_what_they_are(monkeypatch, words, kind):
+    start = script(monkeypatch, "start")
+    monkeypatch.setattr(Path, "read_bytes", lambda path: words.replace(" ", "\0").encode())
+    assert start.kind_of(1) == kind

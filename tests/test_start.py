@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fedrobust.errors import ExperimentError
+from fedrobust.errors import ExperimentError, FederationError
+from fedrobust.experiment import Experiment
+from fedrobust.federation import starting
+from fedrobust.federation.starting import pool_beside
 from fedrobust.learning import Cnn
 
 HEAVY = ("torch", "torchvision", "torchmetrics", "pytorch_lightning", "timm", "sklearn", "matplotlib", "scipy.stats")
@@ -28,7 +35,7 @@ from fedrobust.federation.measures import evaluation_record, misread
 from fedrobust.terminal import Progress, console
 
 @contextmanager
-def pool_beside(experiment):
+def pool_beside(experiment, first):
     def ready():
         raise KeyboardInterrupt
     yield ready
@@ -84,6 +91,56 @@ def test_the_driver_of_a_run_needs_no_torch(workplace: Path) -> None:
 
 def test_the_coordinator_needs_nothing_heavy(workplace: Path) -> None:
     assert imported(workplace, COORDINATOR) in ([], ["torch"])
+
+
+class Started:
+    """Stands in for Ray and the actors."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.order: list[str] = []
+        monkeypatch.setattr(starting, "ray_session", partial(self._block, "ray"))
+        monkeypatch.setattr(starting.Pool, "__enter__", lambda pool: self.order.append("pool") or pool)
+        monkeypatch.setattr(starting.Pool, "__exit__", lambda *_: self.order.append("no pool"))
+
+    @contextmanager
+    def _block(self, name: str) -> Iterator[None]:
+        self.order.append(name)
+        yield
+        self.order.append(f"no {name}")
+
+
+def test_nothing_is_started_for_data_that_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Started(monkeypatch)
+    with pytest.raises(ExperimentError), pool_beside(Experiment(), partial(started.order.append, "first")):
+        raise ExperimentError("the model does not fit")
+    assert started.order == []
+
+
+def test_actors_start_when_they_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Started(monkeypatch)
+    monkeypatch.setattr(starting, "HEAD_START", 600.0)
+    with pool_beside(Experiment(), partial(started.order.append, "first")) as ready:
+        assert started.order == []
+        assert ready() is ready()
+        assert started.order == ["first", "ray", "pool"]
+    assert started.order[3:] == ["no pool", "no ray"]
+
+
+def test_actors_start_while_the_data_are_still_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, first = Started(monkeypatch), Event()
+    monkeypatch.setattr(starting, "HEAD_START", 0.0)
+    with pool_beside(Experiment(), first.set):
+        assert first.wait(60)
+    assert started.order == ["ray", "pool", "no pool", "no ray"]
+
+
+def test_what_prevents_the_start_is_raised_where_the_actors_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise FederationError("no Ray")
+
+    monkeypatch.setattr(starting, "ray_session", none)
+    with pool_beside(Experiment()) as ready, pytest.raises(FederationError, match="no Ray"):
+        ready()
 
 
 @pytest.mark.parametrize("norm", ["group", "none"])
