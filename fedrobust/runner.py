@@ -159,12 +159,12 @@ def run(
             folder, stopped, packed = _trained(this, resumed, opening, ready, actors)
         if stopped is not None:
             end.status, end.reason = "KILLED", stopped
+        recorded = read_run(folder)
         if part is None:
-            _report(this, folder, opening.result(), stopped, packed)
+            _report(this, folder, recorded, opening.result(), stopped, packed)
         elif stopped is None:
             seal_files(folder, this.key)
         actors.close()  # while the rest is sent to MLflow
-        recorded = read_run(folder)
         if recorded.skips.untrained and stopped is None:
             advice = recorded.skips.no_result(recorded.start.cautions)
             raise UntrainedError(f"run {folder.name}: {advice}; its record is in {folder}")
@@ -344,7 +344,14 @@ def _packed_here(this: _Run, folder: Path) -> PackedModel:
     return packed_model(network, this.hospitals.images.shape[1])
 
 
-def _report(this: _Run, folder: Path, tracker: Tracker, stopped: str | None, packed: Callable[[], PackedModel]) -> None:
+def _report(
+    this: _Run,
+    folder: Path,
+    recorded: RecordedRun,
+    tracker: Tracker,
+    stopped: str | None,
+    packed: Callable[[], PackedModel],
+) -> None:
     """Write report and model of a run whose end is committed, seal them, and upload them.
 
     packed: waits for the model.
@@ -358,7 +365,7 @@ def _report(this: _Run, folder: Path, tracker: Tracker, stopped: str | None, pac
     images, tracking = this.hospitals.images, this.experiment.tracking
     hospitals, malicious = this.hospitals, this.experiment.attackers.names
     save_partition(folder, hospitals.label_counts(), hospitals.label_names, malicious, hospitals.patient_counts())
-    write_report(folder, images)
+    write_report(folder, images, recorded)
     if stopped is not None:
         tracker.upload(folder, again=True)
         return
@@ -368,8 +375,7 @@ def _report(this: _Run, folder: Path, tracker: Tracker, stopped: str | None, pac
     (folder / OFFICER).unlink(missing_ok=True)  # of an earlier state of the run
     made = [path for pattern in MADE for path in folder.glob(pattern)]
     seal_files(folder, this.key, [path.relative_to(folder).as_posix() for path in made])
-    untrained = read_run(folder).skips.untrained
-    tracker.upload(folder, again=True, register=None if untrained else tracking.register)
+    tracker.upload(folder, again=True, register=None if recorded.skips.untrained else tracking.register)
     this.say("sending the rest to MLflow")
 
 

@@ -20,7 +20,7 @@ from fedrobust.experiment import Experiment
 from fedrobust.federation.adversary import Adversary, Outlook
 from fedrobust.federation.clients import STEPS, ClientHost, Layout, Training
 from fedrobust.federation.coordinator import Coordinator
-from fedrobust.records.trace import TRACE, read_trace, trace_of, write_trace
+from fedrobust.records.trace import TRACE, read_trace, trace_of, traced, write_trace
 from fedrobust.report import make_figures, write_report
 from fedrobust.terminal import show_profile
 from fedrobust.timeline import Recording, TimedStep, TimedSteps, arrived, happened, recording, step
@@ -119,11 +119,11 @@ def test_the_report_shows_it_and_the_terminal_too(tmp_path: Path) -> None:
     write_trace(write(tmp_path, journal()) / TRACE, trace_of(played()), {})
     text = write_report(tmp_path).read_text()
     assert (tmp_path / "figures/timeline.png").exists() and 'id="timeline"' in text
-    assert "<td>wait for training</td><td>0.800 s</td><td>40%</td>" in text and "trace.json" in text
+    assert "<td>wait for training</td><td>0.800 s</td><td>40.0%</td>" in text and "trace.json" in text
     out = Console(record=True, width=100)
     show_profile(out, tmp_path)
     shown = " ".join(out.export_text().split())
-    assert "round 2, the median: 2.00 s" in shown and "0.800 s │ 40%" in shown and "Perfetto" in shown
+    assert "round 2, the median: 2.00 s" in shown and "0.800 s │ 40.0%" in shown and "Perfetto" in shown
     (tmp_path / TRACE).unlink()
     assert 'id="timeline"' not in write_report(tmp_path).read_text()
     assert not (tmp_path / "figures/timeline.png").exists()
@@ -137,6 +137,17 @@ def test_the_picture_has_a_row_for_each_process_and_of_many_for_the_busiest() ->
         labels = [text.get_text() for text in axes.get_yticklabels()]
         assert len(labels) == rows and labels[0] == "driver" and "client actor 0" in labels
         assert axes.get_xlim() == pytest.approx((0, 2.0))
+
+
+def test_a_timeline_that_cannot_be_written_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match="the run"), traced(tmp_path / "none" / TRACE, True, {}):
+        raise ValueError("the run")
+    assert "the timeline could not be written" in caplog.text
+    with traced(tmp_path / TRACE, True, {}) as sending, recording(sending), step("send"):
+        pass
+    assert list(checked(tmp_path / TRACE)) == ["driver", "MLflow"]
+    with traced(tmp_path / TRACE, False, {}) as sending:
+        assert sending is None and not (tmp_path / TRACE).exists()
 
 
 def without(key: str) -> Callable[[dict[str, Any]], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedrobust.errors import ExperimentError
 from fedrobust.timeline import Recording, TimedStep, TimedSteps, recording
+
+logger = logging.getLogger(__name__)
 
 TRACE = "trace.json"
 """The file in a run's folder."""
@@ -124,7 +127,10 @@ def traced(path: Path, wanted: bool, about: Mapping[str, str]) -> Iterator[Recor
         with recording(seen):
             yield sending
     finally:
-        write_trace(path, trace_of(seen, sending), about)
+        try:
+            write_trace(path, trace_of(seen, sending), about)
+        except OSError as error:  # the run is more important, and so is the error that ends it
+            logger.warning("%s: the timeline could not be written: %s", path, error.strerror)
 
 
 def trace_of(seen: Recording, tracking: Recording | None = None) -> Trace:

@@ -61,14 +61,15 @@ def save_partition(
     (folder / "partition.png").write_bytes(figures.png(figures.partition_figure(counts, label_names, named, patients)))
 
 
-def write_report(folder: Path, images: np.ndarray | None = None) -> Path:
+def write_report(folder: Path, images: np.ndarray | None = None, recorded: RecordedRun | None = None) -> Path:
     """Write `figures/*.png` and `report.html` into a run's folder, from its journal; return the page's path. If the
     page lists only some of the hospitals, `hospitals.csv` has them all.
 
     images: (n, H, W, 3) uint8, the patches to which the `misread` indices of the `end` record refer; without them, an
         existing montage is kept. For a run that stopped early, the report contains what there is.
+    recorded: the run, if its journal has been read.
     """
-    run = read_run(folder)
+    run = recorded or read_run(folder)
     trace = _trace(folder)
     pictures = {name: figures.png(figure) for name, figure in make_figures(run, images, trace).items()}
     (folder / "figures").mkdir(exist_ok=True)

@@ -277,7 +277,7 @@ def _timeline(trace: Trace | None) -> dict[str, Any]:
     """Return the table of the steps of the median round, and what to know about its picture."""
     if trace is None or (whole := trace.median_round) is None:
         return {}
-    rows = [[name, f"{seconds:.3f} s", f"{seconds / whole.seconds:.0%}"] for name, seconds in trace.shares().items()]
+    rows = [[name, f"{seconds:.3f} s", f"{seconds / whole.seconds:.1%}"] for name, seconds in trace.shares().items()]
     return {
         "round": whole.args.get("round", 0),
         "table": (["step", "seconds", "share of the round"], rows),

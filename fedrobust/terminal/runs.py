@@ -164,7 +164,7 @@ def show_profile(out: Console, folder: Path) -> None:
     table.add_column(justify="right")
     table.add_column(justify="right")
     for name, seconds in trace.shares().items():
-        table.add_row(plain(name), f"{seconds:.3f} s", f"{seconds / whole.seconds:.0%}")
+        table.add_row(plain(name), f"{seconds:.3f} s", f"{seconds / whole.seconds:.1%}")
     out.print(table)
     out.print(plain(f"timeline: {folder / TRACE}, for chrome://tracing or Perfetto"), soft_wrap=True)
 

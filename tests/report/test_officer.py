@@ -269,7 +269,7 @@ def test_the_state_of_the_log_is_told_as_it_is() -> None:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take a second, and are not what is tried here."""
-    monkeypatch.setattr("fedrobust.report.files.make_figures", lambda run, images=None: {})
+    monkeypatch.setattr("fedrobust.report.files.make_figures", lambda *given: {})
 
 
 @pytest.fixture

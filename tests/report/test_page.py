@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from reported import IMAGES, journal, quarantining, recorded, write
+from traced import played
 
+from fedrobust.records.trace import TRACE, trace_of, write_trace
 from fedrobust.report import CHAPTERS, hospitals, save_partition, verdict, write_report
 
 
@@ -67,7 +69,8 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_nothing_else_and_runs_nothing(tmp_path: Path) -> None:
-    text = write_report(write(tmp_path, journal()), IMAGES).read_text()
+    write_trace(write(tmp_path, journal()) / TRACE, trace_of(played()), {"name": "a <b>trial</b>"})
+    text = write_report(tmp_path, IMAGES).read_text()
     page = Page(text)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert "url(" not in text and "@import" not in text and "http" not in text
