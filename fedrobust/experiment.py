@@ -25,7 +25,7 @@ from fedrobust.data import (
 )
 from fedrobust.draft import Changes, Draft
 from fedrobust.errors import ExperimentError, Problem
-from fedrobust.learning import Cnn, FedAvg, LocalTraining, Model, ServerOptimizer, model_shorthand
+from fedrobust.learning import Cnn, FedAvg, LocalTraining, Model, ServerOptimizer, Timm, model_shorthand
 from fedrobust.metrics import Metric
 from fedrobust.options import Many, OneOf, Options, members, refusal
 from fedrobust.portions import portion
@@ -98,6 +98,16 @@ class Learning(Options):
     """Training at a hospital."""
     server: Annotated[ServerOptimizer, OneOf(ServerOptimizer)] = FedAvg()
     """The server optimiser: what is done with the aggregate of the updates."""
+
+    @model_validator(mode="after")
+    def _can_be_stacked(self) -> Self:
+        if self.local.engine == "stacked" and isinstance(self.model, Timm) and self.model.batch_norm == "keep":
+            raise refusal(
+                "a hospital's last batch is filled up in a stack, which would change the statistics of its batch "
+                "normalisation; use model.batch_norm: group, or engine: lean",
+                "local.engine",
+            )
+        return self
 
 
 class Evaluation(Options):

@@ -146,7 +146,8 @@ class LocalTraining(Options):
     engine: Literal["lean", "trainer", "stacked"] = "lean"
     """`lean` drives the Lightning module in a bare loop; `trainer` is Lightning's Trainer, about a millisecond slower
     per step and two per hospital and round, with its accelerators and precisions; `stacked` trains the hospitals of an
-    actor together, for GPUs: the updates of `lean` up to rounding."""
+    actor together, for GPUs: the updates of `lean` up to rounding, whose last bits depend on which hospitals share an
+    actor."""
     stack: int = Field(default=64, gt=0)
     """Hospitals that the stacked engine trains together, at most; fewer need less memory."""
     optimizer: Annotated[LocalOptimizer, OneOf(LocalOptimizer)] = SGD()

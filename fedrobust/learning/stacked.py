@@ -180,7 +180,7 @@ class StackedTrainer:
 
 
 def _refusal(reason: str) -> ExperimentError:
-    return ExperimentError(f"local.engine: stacked cannot train this model ({reason}); use engine: lean")
+    return ExperimentError(f"learning.local.engine: stacked cannot train this model ({reason}); use engine: lean")
 
 
 @dataclass

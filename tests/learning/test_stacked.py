@@ -145,7 +145,9 @@ class Mixing(nn.Module):
 def test_a_model_that_cannot_be_stacked_is_refused(layer: nn.Module) -> None:
     network = nn.Sequential(layer, Cnn(channels=(4,)).build(CLASSES, SIDE, 0))
     client = LocalTrainer(network, LocalTraining(steps=1, engine="stacked"))
-    with pytest.raises(ExperimentError, match=r"local.engine: stacked cannot train this model .*; use engine: lean"):
+    with pytest.raises(
+        ExperimentError, match=r"learning.local.engine: stacked cannot train this model .*; use engine: lean"
+    ):
         StackedTrainer(client, CLASSES, SIDE)
 
 
@@ -164,3 +166,10 @@ def test_a_model_that_cannot_be_stacked_is_refused(layer: nn.Module) -> None:
 def test_options_that_it_does_not_have_are_refused(options: dict[str, Any], problem: dict[str, Any]) -> None:
     with refused(ValidationError, **problem):
         LocalTraining.model_validate({"engine": "stacked", **options})
+
+
+def test_kept_batch_normalisation_is_refused_when_the_file_is_read() -> None:
+    model = {"name": "timm", "model": "test_resnet", "batch_norm": "keep"}
+    with refused(ValidationError, path="learning.local.engine", says="batch normalisation"):
+        Experiment.model_validate({"learning": {"model": model, "local": {"engine": "stacked"}}})
+    Experiment.model_validate({"learning": {"model": model, "local": {"engine": "lean"}}})
