@@ -299,6 +299,9 @@ class Experiment(Options):
     def digest(self) -> str:
         """Return the SHA-256 of everything that can change the result; `workers` and `tracking` cannot."""
         decisive = {key: value for key, value in self.resolved().items() if key not in ("workers", "tracking")}
+        # These options are newer than the first digests, which must not change.
         if not self.evaluation.metrics:
-            del decisive["evaluation"]["metrics"]  # this option is newer than the first digests, which must not change
+            del decisive["evaluation"]["metrics"]
+        if self.learning.local.engine != "stacked":
+            del decisive["learning"]["local"]["stack"]
         return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
