@@ -51,6 +51,7 @@ bench-stacked: .venv/ready
 # With all the threads that the machine has, for both sides.
 bench-aggregation: .venv/ready
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/aggregation.py
+	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/coordinator.py
 
 # Beside Flower, which gets an environment of its own on top of the project's. A quarter of an hour: not part of bench.
 bench-secure: .venv/bench/ready

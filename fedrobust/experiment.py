@@ -275,10 +275,22 @@ class Experiment(Options):
             if "gram" in privacy.reveals and self.trust.detector.histories:
                 reason = f"{self.trust.detector.name} remembers clients; a group is no single client's"
                 raise refusal(reason, "trust.detector")
+        self._exact_where_needed()
         resources = self.workers.parties
         if resources and len(resources) != privacy.parties:
             reason = f"expected one resource for each of the {privacy.parties} parties of {name}"
             raise refusal(Problem(reason, "workers.parties", str(len(resources))))
+
+    def _exact_where_needed(self) -> None:
+        """Refuse a sketch where the coordinator does not have whole updates, or looks at their coordinates anyway."""
+        if self.aggregation.sketch is None:
+            return
+        if "rows" not in self.privacy.reveals:
+            own = "; it has its own: privacy.sketch" if hasattr(self.privacy, "sketch") else ""
+            reason = f"under {self.privacy.name} the coordinator has no updates to sketch{own}"
+            raise refusal(reason, "aggregation.sketch")
+        if self.workers.shards > 1:
+            raise refusal("a sketch mixes all columns, and shards hold some each; use 1", "workers.shards")
 
     def changed(self, changes: Changes) -> Experiment:
         """Return this experiment with other values.
@@ -304,4 +316,6 @@ class Experiment(Options):
             del decisive["evaluation"]["metrics"]
         if self.learning.local.engine != "stacked":
             del decisive["learning"]["local"]["stack"]
+        if self.aggregation.sketch is None:
+            del decisive["aggregation"]["sketch"]
         return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

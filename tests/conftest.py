@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from fedrobust.federation.pool import Pool
+
+settings.register_profile("any machine", deadline=None)  # no test asserts how fast a machine is
+settings.load_profile("any machine")
+
 
 REPOSITORY = Path(__file__).parent.parent
 IDC = REPOSITORY.parent / "shared" / "data" / "idc_breast_48.npz"

@@ -17,7 +17,7 @@ from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
-from fedrobust.aggregation import Aggregation, RowRule, Rule, Stage
+from fedrobust.aggregation import Aggregation, Pipeline, RowRule, Rule, Stage
 from fedrobust.aggregation.base import AnyRule, PipelinePart
 from fedrobust.aggregation.byzantine import violation
 from fedrobust.aggregation.testing.robustness import robustness
@@ -46,12 +46,11 @@ def built(names: Sequence[str]) -> tuple[tuple[Stage, ...], AnyRule]:
     return read.stages, read.rule
 
 
-def needs(parts: Sequence[PipelinePart]) -> str:
+def needs(parts: Sequence[Stage | AnyRule]) -> str:
     """What the coordinator must be shown."""
-    seen = frozenset().union(*(part.needs for part in parts))
-    words = [word for name, word in (("rows", "rows"), ("gram", "Gram"), ("sum", "sum")) if name in seen]
-    if "Gram" in words and "sum" in words:
-        words.remove("sum")
+    seen = Pipeline(parts).needs
+    most = next((name for name in ("gram", "norms") if name in seen), "" if "rows" in seen else "sum")
+    words = ["rows"] * ("rows" in seen) + [{"gram": "Gram"}.get(most, most)] * bool(most)
     rule = parts[-1]
     if isinstance(rule, Rule):
         words += [f"anchor {name}" for name in rule.anchors] + [f"history {name}" for name in rule.histories]

@@ -94,7 +94,7 @@ class PipelinePart(Options):
     name: str
     """Which one: a name of this package, or `package.module:Class`."""
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
-    """What the updates must reveal: "sum", "gram" or "rows"."""
+    """What the updates must reveal: "sum"; "norms", with the products of rows and anchors; "gram"; or "rows"."""
     weighs: ClassVar[bool] = True
     """Whether the part can use prior weights (sample counts, reputation)."""
     per_client: ClassVar[bool] = False
@@ -104,6 +104,10 @@ class PipelinePart(Options):
     claims: ClassVar[frozenset[str]] = frozenset({"permutation"})
     """The properties that `testing.check_rule` checks: "permutation", "translation", "scaling" (equivariance of the
     aggregate), "breakdown" (f rows of any size cannot pull the aggregate away from the other rows)."""
+
+    def asks(self) -> frozenset[str]:
+        """What it needs with the options that it has: `needs`, or less."""
+        return self.needs
 
     def bound(self, n: int, f: int) -> str | None:
         """Why n rows with f Byzantine ones are not allowed, e.g. "krum needs n ≥ 2f + 3"; None if they are allowed."""
@@ -230,8 +234,8 @@ class CoordinateRule(RowRule):
     def reduce(self, rows: Chunk, context: Context) -> Chunk:
         """The aggregate (w,) of a chunk of w columns.
 
-        rows: (m, w) float32 or float64, which may be overwritten: a torch tensor, or a NumPy array where torch is not
-            installed; `updates.chunks` has functions for both.
+        rows: (m, w) float32 or float64, which may be overwritten: a NumPy array, or a torch tensor if the updates are
+            on a GPU; `updates.chunks` has functions for both. It is called from several threads at once.
         context: only its `f` and `round` are set.
         """
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from functools import lru_cache
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,23 +19,6 @@ PARALLEL = 1e-12
 """Cosine distances below this are rounding errors: the rows count as parallel."""
 ZERO = 1e-7
 """Rows shorter than this fraction of the median norm count as zero: their angles in the Gram are rounding errors."""
-
-
-@lru_cache(maxsize=1)
-def _thread_pools() -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
-def one_blas_thread() -> AbstractContextManager[Any]:
-    """A context manager: in it, NumPy's linear algebra uses one thread.
-
-    Matrices (n, n) are too small for more threads. The other threads would keep spinning, and slow down those that then
-    sum the rows.
-    """
-    limited: AbstractContextManager[Any] = _thread_pools().limit(limits=1, user_api="blas")
-    return limited
 
 
 def ranking(scores: Floats) -> NDArray[np.intp]:

@@ -44,10 +44,13 @@ def typical_norm(gram: Gram) -> float:
 
 def centre(gram: Gram) -> Floats:
     """The weights (n,) of the robust centre c = Σ w_i u_i: the geometric median of the rows, each counted once."""
+    if "centre" in gram.found:
+        return gram.found["centre"]
     # A score needs no more digits; the unit makes the result independent of the scale of the updates.
     rule = GeometricMedian(nu=1e-6 * typical_norm(gram), tolerance=1e-6, iterations=200)
     uniform = replace(gram, prior=np.full(gram.n, 1.0 / gram.n))
-    return np.asarray(rule.combine(uniform, Context(f=0)).weights)
+    gram.found["centre"] = rule.combine(uniform, Context(f=0)).weights
+    return gram.found["centre"]
 
 
 def cosine_distances_to_centre(gram: Gram) -> Floats:
@@ -88,7 +91,7 @@ def spectral_deviations(gram: Gram) -> Floats:
     a direction, as colluding rows do, add up in it; honest noise in many dimensions does not. All are 0 where no
     direction is the main one. Use `robust_z` with the centre 0. Translation changes nothing.
     """
-    around = gram.mixed(np.eye(gram.n) - centre(gram))
+    around = gram.around(centre(gram))
     lengths = around.norms()
     inverse = np.divide(1.0, lengths, out=np.zeros(gram.n), where=lengths > NEGLIGIBLE * typical_norm(gram))
     values, vectors = np.linalg.eigh(around.matrix * np.outer(inverse, inverse))

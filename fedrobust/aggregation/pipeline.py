@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.aggregation.base import AnyRule, Context, Layer, PipelinePart, RowRule, Rows, Rule, Stage
 from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, capped_prior, resolve_f, violation
-from fedrobust.aggregation.numerics import one_blas_thread
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.seeds import generator
 from fedrobust.updates import chunks
 from fedrobust.updates.clear import LARGEST_SQUARE, ClearUpdates
 from fedrobust.updates.gram import Combination, Floats, Gram
-from fedrobust.updates.interface import NotRevealed, Reduction, Updates
+from fedrobust.updates.interface import NotRevealed, Reduction, Updates, not_revealed
+from fedrobust.updates.threads import one_blas_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,8 @@ class Memory:
     """What `Pipeline.aggregate` carries from round to round. Pass the same object to every round.
 
     Rules need it that start from the last aggregate or remember clients. Row i must be client i's in every round.
-    `histories` are (clients, d) float32, a row for each client: a rule that uses one needs that much memory.
+    `histories` are (clients, d) float32, a row for each client: a rule that uses one needs that much memory. The arrays
+    are overwritten in each round.
     """
 
     round: int = 0
@@ -144,8 +145,17 @@ class Pipeline:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the updates must reveal: "sum", "gram", "rows"."""
-        return frozenset().union(*(part.needs for part in self.parts))
+        """What the updates must reveal: "sum", "norms", "gram", "rows".
+
+        The norms of rows that are means of several depend on all products: after a stage that spreads, "norms" means
+        "gram".
+        """
+        found: set[str] = set()
+        spread = False
+        for part in self.parts:
+            found |= {"gram" if spread and need == "norms" else need for need in part.asks()}
+            spread = spread or (isinstance(part, Stage) and part.spreads)
+        return frozenset(found)
 
     @property
     def anchors(self) -> tuple[str, ...]:
@@ -166,8 +176,22 @@ class Pipeline:
         context: what is public in this round; its `f` is not used.
         histories: names of further histories.
         """
-        vectors = self.rule.vectors(context) if isinstance(self.rule, Rule) else {}
-        return updates.gram(vectors, tuple(dict.fromkeys([*self.histories, *histories])))
+        return updates.gram(self._vectors(context), tuple(dict.fromkeys([*self.histories, *histories])))
+
+    def known(self, updates: Updates, context: Context) -> Gram | None:
+        """What the parts need to know of the rows' products, and no more; None if there is only a rule on rows.
+
+        Arguments as for `gram`.
+        """
+        needs = self.needs
+        if "gram" in needs or self.histories:
+            return self.gram(updates, context)
+        if "norms" in needs:
+            return updates.norms(self._vectors(context))
+        return Gram.unknown(updates.prior) if "sum" in needs else None
+
+    def _vectors(self, context: Context) -> dict[str, np.ndarray]:
+        return self.rule.vectors(context) if isinstance(self.rule, Rule) else {}
 
     def run(self, updates: Updates, context: Context, gram: Gram | None = None) -> Aggregated:
         """Aggregate the updates of one round.
@@ -180,7 +204,7 @@ class Pipeline:
         bound.
         """
         if gram is None:
-            gram = Gram.unknown(updates.prior) if self.needs == {"sum"} else self.gram(updates, context)
+            gram = self.known(updates, context) or self.gram(updates, context)
         return self.carry_out(self.decide(updates, context, gram), updates)
 
     def carry_out(self, decision: Decision, updates: Updates) -> Aggregated:
@@ -213,6 +237,8 @@ class Pipeline:
         decided = decision.decided
         if isinstance(decided, Combination):
             result = clear.weighted_sum(decided)
+            if not chunks.finite(result):
+                _refuse_infinite(clear)
             if decided.noise:
                 noise = decision.context.generator.standard_normal(clear.d, dtype=np.float32)
                 result += decided.noise * chunks.like(result, noise)
@@ -225,7 +251,9 @@ class Pipeline:
             memory.histories = clear.remembered(self.histories)
         if isinstance(updates, np.ndarray):
             return chunks.host(result).astype(updates.dtype, copy=False)
-        return cast("ArrayT", result.to(updates.dtype))
+        import torch
+
+        return torch.as_tensor(result).to(updates.dtype)
 
     def combination(self, updates: NDArray[Any] | Tensor, **options: Unpack[AggregateOptions]) -> Combination:
         """The weights of the original rows, without the aggregate; arguments and errors as in `aggregate`.
@@ -259,7 +287,7 @@ class Pipeline:
         samples, f, previous = options.get("samples"), options.get("f"), options.get("previous")
         past = options.get("memory") or Memory()
         prior = None if samples is None else capped_prior(samples, len(updates))
-        clear = ClearUpdates([updates], prior=prior, histories=past.histories)
+        clear = ClearUpdates([updates], prior=prior, histories=past.histories, in_place=True)
         if samples is not None and (reason := cannot_weigh(self.parts)):
             raise ExperimentError(Problem(reason, "samples", hint="leave samples out"))
         context = Context(
@@ -272,16 +300,11 @@ class Pipeline:
             layers=tuple(Layer(name, tuple(shape)) for name, shape in options.get("layers", ())),
             state=past.state,
         )
-        gram = None
-        if "gram" in self.needs or f == "auto":
-            gram = self.gram(clear, context)
-        if gram is None or not (np.diag(gram.matrix) <= LARGEST_SQUARE).all():  # false for NaN, too
+        gram = self.gram(clear, context) if explained or f == "auto" else self.known(clear, context)
+        # A sum shows afterwards whether its rows were finite. A comparison with NaN is false.
+        if self.needs != {"sum"} and (gram is None or not (np.diag(gram.matrix) <= LARGEST_SQUARE).all()):
             _refuse_infinite(clear)
-        if self.needs == {"sum"}:
-            gram = gram or Gram.unknown(clear.prior)
         count = resolve_f("largest" if f is None else f, clear.n, self.rule, self.stages, gram)
-        if explained:
-            gram = gram or clear.gram()
         return clear, self.decide(clear, replace(context, f=count), gram)
 
     def decide(
@@ -297,7 +320,7 @@ class Pipeline:
         Raises `NotRevealed` and `ExperimentError` as `run` does.
         """
         for part in self.parts:
-            if hidden := part.needs - updates.reveals:
+            if hidden := not_revealed(part.asks(), updates.reveals):
                 raise NotRevealed(
                     f"{part.name} needs {', '.join(sorted(hidden))}; "
                     f"of these updates only {', '.join(sorted(updates.reveals))} may be seen"

@@ -17,11 +17,13 @@ from fedrobust.updates.gram import Floats, Gram
 class Clip(Stage):
     """Scale updates down to a largest norm (Sun et al., 2019).
 
-    u_i ← u_i min(1, c / ‖u_i‖). Needs G. Prior: row i keeps prior i. Clipping alone is no robust rule: it bounds what a
-    row can do to the mean. Byzantine rows can set a quantile above (n − f − 1) / (n − 1); it then bounds nothing.
+    u_i ← u_i min(1, c / ‖u_i‖). Needs norms. Prior: row i keeps prior i. Clipping alone is no robust rule: it bounds
+    what a row can do to the mean. Byzantine rows can set a quantile above (n − f − 1) / (n − 1); it then bounds
+    nothing.
     """
 
     name: Literal["clip"] = "clip"
+    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "scaling", "breakdown"})
     radius: Annotated[float, Field(gt=0)] | Literal["median", "quantile"] = "median"
     """c: a norm in the unit of the updates, or the median or a quantile of the norms of this round's updates, each
@@ -86,11 +88,12 @@ class ARC(Stage):
     """Adaptive robust clipping (Allouah et al., ICLR 2025).
 
     u_i ← u_i min(1, c / ‖u_i‖), c the (k + 1)-th largest norm, k = ⌊2 (f / n) (n − f)⌋. As k ≥ f, c is at most the
-    largest norm of an honest row. A rule that is robust without it stays so. Needs G, n ≥ 2f + 1. Prior: row i keeps
-    prior i.
+    largest norm of an honest row. A rule that is robust without it stays so. Needs norms, n ≥ 2f + 1. Prior: row i
+    keeps prior i.
     """
 
     name: Literal["arc"] = "arc"
+    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "scaling", "breakdown"})
 
     def bound(self, n: int, f: int) -> str | None:
@@ -112,11 +115,13 @@ class Bucketing(Stage):
 
     A random order of the rows is cut into m = ⌈n / s⌉ buckets of s, the last one smaller, and each becomes its mean.
     That makes rows of different hospitals more alike. But f rows can spoil f of only m buckets: needs m ≥ 2f + 1, and
-    the rule that follows gets m rows of which f are Byzantine. Needs G. Prior: the mean of a bucket weighs its members,
-    and the bucket's prior is the sum of theirs, so that the mean of all rows is the same; a smaller bucket weighs less.
+    the rule that follows gets m rows of which f are Byzantine. Needs a sum only. Prior: the mean of a bucket weighs its
+    members, and the bucket's prior is the sum of theirs, so that the mean of all rows is the same; a smaller bucket
+    weighs less.
     """
 
     name: Literal["bucketing"] = "bucketing"
+    needs: ClassVar[frozenset[str]] = frozenset({"sum"})
     merges: ClassVar[bool] = True
     spreads: ClassVar[bool] = True
     claims: ClassVar[frozenset[str]] = frozenset({"translation", "scaling", "breakdown"})

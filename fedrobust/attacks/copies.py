@@ -8,10 +8,10 @@ import numpy as np
 from pydantic import Field
 
 from fedrobust.aggregation import ranking
-from fedrobust.aggregation.numerics import one_blas_thread
 from fedrobust.attacks.attack import View
 from fedrobust.attacks.crafting import CollusiveAttack
 from fedrobust.attacks.rows import Vectors, gram_of
+from fedrobust.updates.threads import one_blas_thread
 
 
 class Mimic(CollusiveAttack):

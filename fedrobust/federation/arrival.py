@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrobust.machine import usable_cores
 from fedrobust.updates import ClearUpdates, Floats, Updates
 
 
@@ -85,6 +86,9 @@ class WholeArrival(Arrival):
         histories: Mapping[str, np.ndarray],
     ) -> Received:
         clients, order = in_order(ids)
-        updates = ClearUpdates(self.blocks, order, weigh(clients), histories, clients)
+        # The client actors wait for the aggregate: their cores are free.
+        updates = ClearUpdates(
+            self.blocks, order, weigh(clients), histories, clients, threads=usable_cores(), in_place=True
+        )
         self.commitments.update(zip(clients.tolist(), updates.digests(), strict=True))
         return Received(updates, clients)

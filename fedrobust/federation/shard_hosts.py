@@ -12,6 +12,7 @@ from ray.actor import ActorHandle
 
 from fedrobust.federation.actors import answer
 from fedrobust.federation.arrival import Arrival, Received, in_order
+from fedrobust.machine import usable_cores
 from fedrobust.updates import ClearUpdates, ShardedUpdates
 from fedrobust.updates.gram import Floats
 
@@ -38,7 +39,7 @@ class ShardHost:
         columns: its first column, and the number of coordinates of an update.
         blocks: its parts of the blocks (k, d_j).
         """
-        self._updates = ClearUpdates(blocks, order, prior, self._histories, clients, columns)
+        self._updates = ClearUpdates(blocks, order, prior, self._histories, clients, columns, usable_cores(), True)
 
     def subset(self, keep: NDArray[Any]) -> Floats:
         """Keep only the rows in `keep`; returns their prior weights."""

@@ -25,6 +25,7 @@ from fedrobust.secure.disclosure import (
     of_unknown,
 )
 from fedrobust.secure.randomness import Randomness
+from fedrobust.updates.interface import not_revealed
 
 if TYPE_CHECKING:
     from fedrobust.aggregation import Aggregation
@@ -62,7 +63,7 @@ class Privacy(Options):
     def fits(self, aggregation: Aggregation) -> str | None:
         """Why the stages and the rule of a defence do not work with the protocol; None if they do."""
         for part in (*aggregation.stages, aggregation.rule):
-            if hidden := part.needs - self.reveals:
+            if hidden := not_revealed(part.asks(), self.reveals):
                 return f"{part.name} needs {', '.join(sorted(hidden))}, which {self.name} does not reveal"
         return None
 

@@ -23,6 +23,7 @@ from fedrobust.trust.anomaly import Scores
 from fedrobust.trust.blame import members_scores, no_blame
 from fedrobust.trust.reputation import ReputationState
 from fedrobust.updates import NotOpened, Updates
+from fedrobust.updates.threads import one_blas_thread
 
 if TYPE_CHECKING:
     from fedrobust.trust import Trust
@@ -141,6 +142,9 @@ class Defence:
         Raises `NotOpened` where the rows open nothing to judge by. If they open no aggregate after that, the judgement
         is kept, and the round is skipped.
         """
+        if self.aggregation.sketch is not None:
+            seed = int(generator(self.seed, "sketch", round).integers(2**63))
+            updates = updates.sketched(self.aggregation.sketch, seed)
         judgement = self.judge(memory, updates, clients, round, root, rejected, malformed)
         # Updates without a Gram matrix remember no rows either.
         histories = updates.remembered(self.histories if "gram" in updates.reveals else ())
@@ -208,7 +212,7 @@ class Defence:
         if "gram" in updates.reveals:
             with step("Gram matrix"):
                 gram = self.pipeline.gram(updates, context, self.trust.detector.histories)
-            with step("scores"):
+            with step("scores"), one_blas_thread():
                 scores = self.trust.detector.score(gram, replace(context, state=memory.detector))
             anomaly, remembered = self._own_scores(memory, clients, groups, scores)
         else:

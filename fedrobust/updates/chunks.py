@@ -1,12 +1,9 @@
-"""Arithmetic on chunks of columns: by torch, or by NumPy where torch is not installed. Both agree up to rounding.
-
-If torch is installed, a chunk is a torch tensor (m, w), whatever type the updates have; otherwise it is a NumPy array.
-"""
+"""Arithmetic on chunks of columns: by NumPy, or by torch for updates on a GPU. Both agree up to rounding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from importlib.util import find_spec
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,41 +12,38 @@ from numpy.typing import NDArray
 from fedrobust.updates.gram import Floats
 
 Chunk = Any
-"""(m, w), or one row (w,): a torch tensor or a NumPy array, float32 or float64."""
-BLOCK = 128
-"""Columns of one product within a chunk: few enough that BLAS does not split a sum among its threads."""
-WITH_TORCH = find_spec("torch") is not None
-"""Whether chunks are torch tensors."""
+"""(m, w), or one row (w,), float32 or float64: a NumPy array, or a torch tensor on a GPU."""
+BLOCK = 1000
+"""Columns of one product. Not a power of two: rows at such distances would push each other out of a core's cache."""
+GPU_BLOCK = 128
+"""The same on a GPU, where all blocks of a chunk are multiplied at once."""
+FEW = 128
+"""Up to so many lines, products are made of `TILE` lines at a time: BLAS is faster on small matrices than on narrow
+ones."""
+TILE = 24
+TOGETHER = 12
+"""Rows that are added up in float32, before float64: a weighted sum is exact to (`TOGETHER` + 1) 2⁻²⁴ Σ |w_i u_ik|."""
+SAFE = 1e-25, 1e25
+"""Sizes of numbers that can be multiplied in float32 without being lost. Others are multiplied in float64."""
 
 
-def empty(count: int, double: bool, device: Any) -> Chunk:
-    """An uninitialised array (count,), float64 if `double`, else float32; with torch on `device`."""
-    if not WITH_TORCH:
+def empty(count: int, double: bool, device: Any = "cpu") -> Chunk:
+    """An uninitialised array (count,), float64 if `double`, else float32; a tensor if `device` is a GPU."""
+    if str(device) == "cpu":
         return np.empty(count, dtype=np.float64 if double else np.float32)
     import torch
 
     return torch.empty(count, dtype=torch.float64 if double else torch.float32, device=device)
 
 
-def of(array: NDArray[Any]) -> Chunk:
-    """A chunk that shares the memory of `array`."""
-    if not WITH_TORCH:
-        return array
-    import torch
-
-    return torch.from_numpy(array)
-
-
 def copy(chunk: Chunk, source: Any) -> None:
     """Copy `source`, an array or a tensor of the same shape, into `chunk`."""
     if isinstance(chunk, np.ndarray):
-        np.copyto(chunk, source)
-    elif isinstance(source, np.ndarray) and chunk.device.type == "cpu":  # by NumPy: torch warns of read-only arrays
-        np.copyto(chunk.numpy(), source)
-    else:
-        import torch
+        np.copyto(chunk, source if isinstance(source, np.ndarray) else source.float().numpy())
+        return
+    import torch
 
-        chunk.copy_(torch.as_tensor(source))
+    chunk.copy_(torch.as_tensor(source))
 
 
 def host(chunk: Chunk) -> NDArray[Any]:
@@ -60,10 +54,16 @@ def host(chunk: Chunk) -> NDArray[Any]:
 
 def single(chunk: Chunk) -> NDArray[np.float32]:
     """`chunk` as a NumPy array of float32."""
-    if not isinstance(chunk, np.ndarray):
-        return host(chunk.float())
     with np.errstate(over="ignore"):
-        return chunk.astype(np.float32, copy=False)
+        return host(chunk if isinstance(chunk, np.ndarray) else chunk.float()).astype(np.float32, copy=False)
+
+
+def finite(chunk: Chunk) -> bool:
+    """Whether no value of `chunk` is NaN or Inf."""
+    if not isinstance(chunk, np.ndarray):
+        return bool(chunk.isfinite().all())
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(chunk.sum(dtype=np.float64)) or np.isfinite(chunk).all())
 
 
 def like(chunk: Chunk, values: NDArray[Any]) -> Chunk:
@@ -116,29 +116,82 @@ def total(chunk: Chunk, axis: int) -> Chunk:
 def magnitudes(chunk: Chunk) -> Chunk:
     """The bits of |x| in float32 as int32, for each value x of `chunk`. They have the order of |x|."""
     if isinstance(chunk, np.ndarray):
-        return np.abs(chunk.astype(np.float32)).view(np.int32)
+        return np.abs(single(chunk)).view(np.int32)
     import torch
 
     return chunk.float().abs().view(torch.int32)
 
 
 def row_squares(chunk: Chunk) -> Floats:
-    """‖u_i‖² (m,) in float64 of each row of `chunk` (m, w)."""
-    if isinstance(chunk, np.ndarray):
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(np.linalg.norm(double(chunk), axis=1) ** 2)
-    import torch
+    """‖u_i‖² (m,) in float64 of each row of `chunk` (m, w), to 1e-6 in float32. Blocks are added up in float64."""
+    if not isinstance(chunk, np.ndarray):
+        import torch
 
-    return host(torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64).square_())
+        return host(torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64).square_())
+    whole = chunk.shape[1] // BLOCK * BLOCK
+    blocks, rest = chunk[:, :whole].reshape(len(chunk), -1, BLOCK), chunk[:, whole:]
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = np.column_stack([np.einsum("ijk,ijk->ij", blocks, blocks), np.einsum("ij,ij->i", rest, rest)])
+        squares: Floats = sums.sum(axis=1, dtype=np.float64)
+        if chunk.dtype == np.float32:
+            unsafe = ~((squares >= SAFE[0]) & (squares <= SAFE[1]))
+            if unsafe.any():  # zeros, too
+                squares[unsafe] = np.square(chunk[unsafe], dtype=np.float64).sum(axis=1)
+    return squares
+
+
+def norm_figures(chunk: Chunk, anchors: Sequence[NDArray[Any]]) -> Floats:
+    """Squares and products of the rows of `chunk` (m, w) with `anchors` (w,): (m + 1, 1 + 2A) float64.
+
+    Row i holds ‖u_i‖², then ⟨u_i, v⟩ and ‖u_i − v‖² for each anchor v; the last row 0, then ‖v‖² and 0.
+    """
+    found = np.zeros((len(chunk) + 1, 1 + 2 * len(anchors)))
+    found[:-1, 0] = row_squares(chunk)
+    for place, vector in enumerate(anchors):
+        line = like(chunk, vector)
+        found[:-1, 1 + 2 * place] = _products_with(chunk, line)
+        found[:-1, 2 + 2 * place] = row_squares(chunk - line)
+        found[-1, 1 + 2 * place] = _products_with(line[None], line)[0]
+    return found
+
+
+def _products_with(chunk: Chunk, line: Chunk) -> Floats:
+    """⟨u_i, v⟩ (m,) of the rows of `chunk` (m, w) and `line` v (w,). In float64: rules look at its sign."""
+    return np.asarray(host(double(chunk) @ double(line)))
 
 
 def combined(chunk: Chunk, weights: Floats) -> Chunk:
-    """Σ w_i u_i (w,) of the rows of `chunk` (m, w), float64, with `weights` (m,)."""
-    if isinstance(chunk, np.ndarray):
-        return weights @ chunk
-    import torch
+    """Σ w_i u_i (w,) of the rows of `chunk` (m, w), float64, with `weights` (m,); see `TOGETHER`."""
+    if not isinstance(chunk, np.ndarray):
+        import torch
 
-    return torch.mv(chunk.T, torch.tensor(weights, dtype=torch.float64).to(chunk.device))
+        return torch.mv(chunk.double().T, torch.tensor(weights, dtype=torch.float64).to(chunk.device))
+    if chunk.dtype == np.float32 and _safe(weights):
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = _added(chunk, weights.astype(np.float32))
+        if np.isfinite(total.sum()):
+            return total
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _added(chunk.astype(np.float64, copy=False), weights)
+
+
+def _safe(values: Floats) -> bool:
+    sizes = np.abs(values[values != 0.0])
+    return not len(sizes) or bool(SAFE[0] <= sizes.min() and sizes.max() <= SAFE[1])
+
+
+def _added(chunk: NDArray[Any], weights: NDArray[Any]) -> Floats:
+    m = len(chunk)
+    total = np.zeros(chunk.shape[1])
+    for first, last in _groups(m, TOGETHER):
+        total += weights[first:last] @ chunk[first:last]
+    return total
+
+
+def _groups(count: int, most: int) -> list[tuple[int, int]]:
+    """(first, last + 1) of groups of at most `most`, as even as possible."""
+    edges = np.linspace(0, count, -(-count // most) + 1).astype(int).tolist()
+    return list(pairwise(edges))
 
 
 def mixed(chunk: Chunk, mixing: Floats) -> Chunk:
@@ -153,39 +206,57 @@ def mixed(chunk: Chunk, mixing: Floats) -> Chunk:
 def centred_products(chunks: Iterable[Chunk], n: int) -> Floats:
     """The products (N + 1, N + 1) of N centred lines and their reference, summed over chunks of columns.
 
-    chunks: chunks (N + 1, w) float64, which are overwritten. The lines are the n updates, then anchors and histories;
-        the last line is free, and gets the chunk's reference.
+    chunks: chunks (N + 2, w) float64, which are overwritten. The lines are the n updates, then anchors and histories;
+        the last but one is free, and gets the chunk's reference; the last one only makes room.
     n: number of updates.
 
     The reference of a chunk is the update of (lower) median norm. At least half of the updates are no smaller, so a few
-    huge updates cannot cost the others their digits. Products accumulate in float64, block by block and chunk by chunk,
-    so the bits depend only on the values and on how the columns are cut.
+    huge updates cannot cost the others their digits. Products are made and added up in float64, block by block and
+    chunk by chunk, so the bits depend only on the values and on how the columns are cut.
     """
-    if not WITH_TORCH:
-        return _products_by_numpy(chunks, n)
-    import torch
-
-    sums = torch.zeros(())
+    sums: Any = 0.0
     for chunk in chunks:
-        whole = torch.nn.functional.pad(chunk, (0, -chunk.shape[1] % BLOCK)) if chunk.shape[1] % BLOCK else chunk
-        blocks = whole.view(len(chunk), -1, BLOCK)
-        norms = torch.linalg.vector_norm(torch.linalg.vector_norm(blocks[:n], dim=2), dim=1)
-        middle = torch.argsort(norms, stable=True)[(n - 1) // 2]
-        whole[-1] = whole.index_select(0, middle.reshape(1))[0]
-        whole[:-1] -= whole[-1]
-        blocks = blocks.transpose(0, 1)
-        sums = torch.bmm(blocks, blocks.transpose(1, 2)).sum(dim=0) + sums.to(blocks.device)
+        if isinstance(chunk, np.ndarray):
+            with np.errstate(over="ignore", invalid="ignore"):  # not finite: the caller looks at the diagonal
+                norms = np.einsum("ij,ij->i", chunk[:n], chunk[:n])
+                chunk[-2] = chunk[np.argsort(norms, kind="stable")[(n - 1) // 2]]
+                chunk[:-2] -= chunk[-2]
+                sums = _products(chunk) + sums
+        else:
+            sums = _gpu_products(chunk, n) + sums
     return host(sums)
 
 
-def _products_by_numpy(chunks: Iterable[NDArray[np.float64]], n: int) -> Floats:
-    sums: Floats = np.zeros(())
-    with np.errstate(over="ignore", invalid="ignore"):  # rows that are not finite: the caller looks at the diagonal
-        for chunk in chunks:
-            middle = np.argsort(np.linalg.norm(chunk[:n], axis=1), kind="stable")[(n - 1) // 2]
-            chunk[-1] = chunk[middle]
-            chunk[:-1] -= chunk[-1]
-            whole = np.pad(chunk, ((0, 0), (0, -chunk.shape[1] % BLOCK)))
-            blocks = whole.reshape(len(chunk), -1, BLOCK).transpose(1, 0, 2)
-            sums = (blocks @ blocks.transpose(0, 2, 1)).sum(axis=0) + sums
+def _products(chunk: NDArray[np.float64]) -> Floats:
+    """The products of all lines of `chunk` but the last one."""
+    lines, width = len(chunk) - 1, chunk.shape[1]
+    tiles = _groups(lines, TILE) if lines <= FEW else [(0, lines)]
+    sums = np.zeros((lines, lines))
+    for start in range(0, width, BLOCK):
+        block = chunk[:, start : start + BLOCK]
+        if lines > FEW:
+            sums += block[:-1] @ block[:-1].T
+            continue
+        for place, (first, last) in enumerate(tiles):
+            # A line too many: NumPy takes another routine for a matrix with itself, which is slower for so few lines.
+            sums[first:last, first:last] += (block[first:last] @ block[first : last + 1].T)[:, :-1]
+            for left, right in tiles[place + 1 :]:
+                sums[first:last, left:right] += block[first:last] @ block[left:right].T
+    for place, (first, last) in enumerate(tiles):
+        for left, right in tiles[place + 1 :]:
+            sums[left:right, first:last] = sums[first:last, left:right].T
     return sums
+
+
+def _gpu_products(chunk: Any, n: int) -> Any:
+    import torch
+
+    lines = chunk[:-1]
+    whole = torch.nn.functional.pad(lines, (0, -lines.shape[1] % GPU_BLOCK)) if lines.shape[1] % GPU_BLOCK else lines
+    blocks = whole.view(len(whole), -1, GPU_BLOCK)
+    norms = torch.linalg.vector_norm(torch.linalg.vector_norm(blocks[:n], dim=2), dim=1)
+    middle = torch.argsort(norms, stable=True)[(n - 1) // 2]
+    whole[-1] = whole.index_select(0, middle.reshape(1))[0]
+    whole[:-1] -= whole[-1]
+    blocks = blocks.transpose(0, 1)
+    return torch.bmm(blocks, blocks.transpose(1, 2)).sum(dim=0)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,16 @@ from numpy.typing import NDArray
 from fedrobust.updates import chunks
 from fedrobust.updates.gram import Combination, Floats, Gram, assembled
 from fedrobust.updates.interface import FORGETTING, Measure, Updates, chunks_of, clip_factors, sections
+from fedrobust.updates.sketch import sketched
+from fedrobust.updates.threads import default_threads, each
 
 if TYPE_CHECKING:
     from fedrobust.updates.interface import Reduction
 
+R = TypeVar("R")
+
+LITTLE = 1 << 20
+"""Fewer values than this are read faster than threads are started."""
 NOTHING = np.zeros((0, 0), dtype=np.float32)
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 LARGEST_SQUARE = 1e300
@@ -31,6 +37,8 @@ class ClearUpdates(Updates):
     prior: (n,) positive, scaled to sum to 1; uniform by default.
     histories: name → (clients, d), a row for each client id.
     clients: (n,) int64 the rows' client ids, 0 … n − 1 by default.
+    threads: how many threads share out the columns; by default OMP_NUM_THREADS, or the cores that may be used.
+    in_place: whether `remembered` may overwrite `histories`, so that they need no more memory than before.
     columns: (first, whole) if these are the columns from `first` on of updates with `whole` coordinates; they must be
         whole `sections`. By default the updates are complete.
 
@@ -47,6 +55,8 @@ class ClearUpdates(Updates):
         histories: Mapping[str, NDArray[Any]] | None = None,
         clients: NDArray[np.int64] | None = None,
         columns: tuple[int, int] | None = None,
+        threads: int | None = None,
+        in_place: bool = False,
     ) -> None:
         self.blocks = [_detached(block) for block in blocks]
         widths = {block.shape[1] for block in self.blocks}
@@ -75,11 +85,26 @@ class ClearUpdates(Updates):
         self._block = np.searchsorted(starts, self.order, side="right") - 1
         self._row = self.order - starts[self._block]
         self._anchors: dict[str, NDArray[Any]] = {}
+        self._sketch: tuple[int, int] | None = None
+        self._threads, self._in_place = threads or default_threads(), in_place
 
     def subset(self, keep: NDArray[Any]) -> ClearUpdates:
         """The rows in `keep`, a mask (n,) or indices; priors are rescaled."""
         order, prior, clients = self.order[keep], self.prior[keep], self.clients[keep]
-        return ClearUpdates(self.blocks, order, prior, self.histories, clients, self.columns)
+        return ClearUpdates(
+            self.blocks, order, prior, self.histories, clients, self.columns, self._threads, self._in_place
+        )
+
+    def sketched(self, columns: int, seed: int) -> ClearUpdates:
+        """The same rows, whose Gram is that of their sketches; see `updates.sketch`. On a GPU it stays exact.
+
+        columns: of the sketch. If the rows have no more, the Gram stays exact.
+        seed: of the sketch.
+        """
+        found = self.subset(np.arange(self.n))
+        if self.device == "cpu" and columns < self.d:
+            found._sketch = columns, seed
+        return found
 
     def finite_rows(self) -> NDArray[np.bool_]:
         """(n,) bool: whether a row can be aggregated: no NaN, no Inf, and a squared norm that float64 can hold."""
@@ -91,15 +116,16 @@ class ClearUpdates(Updates):
 
     def section_digests(self) -> list[list[bytes]]:
         """For each section of these columns, the SHA-256 of the bytes of each row (n,)."""
-        first, found = self.columns[0], []
-        for section in self._sections:
-            columns, digests = slice(section.start - first, section.stop - first), []
+
+        def digests(section: slice) -> list[bytes]:
+            columns, found = self._local(section), []
             for block, row in zip(self._block, self._row, strict=True):
                 own = self.blocks[block][row, columns]
                 array = own if isinstance(own, np.ndarray) else own.cpu().numpy()
-                digests.append(sha256(np.ascontiguousarray(array).data).digest())
-            found.append(digests)
-        return found
+                found.append(sha256(np.ascontiguousarray(array).data).digest())
+            return found
+
+        return self._each(digests)
 
     def squares(self) -> Floats:
         """(n,) ‖u_i‖² of these columns; NaN or Inf for a row that is not finite."""
@@ -107,11 +133,29 @@ class ClearUpdates(Updates):
 
     def section_squares(self) -> list[Floats]:
         """(n,) ‖u_i‖² of each section of these columns."""
-        found = []
-        for section in self._sections:
-            squares = [chunks.row_squares(chunk) for _, chunk in self._chunks([section], np.arange(self.n))]
-            found.append(np.sum(squares, axis=0))
-        return found
+
+        def squares(section: slice) -> Floats:
+            rows = self._rows([section], np.arange(self.n))
+            return np.asarray(np.sum([chunks.row_squares(chunk) for _, chunk in rows], axis=0))
+
+        return self._each(squares)
+
+    def norms(self, anchors: Mapping[str, np.ndarray] | None = None) -> Gram:
+        """Norms and products with anchors in one pass; see `Updates.norms`. In float32 to 1e-6."""
+        return Gram.of_norms(np.sum(self.section_norms(anchors), axis=0), self.prior, list(anchors or {}))
+
+    def section_norms(self, anchors: Mapping[str, np.ndarray] | None = None) -> list[Floats]:
+        """`norm_figures` of each section of these columns; `anchors` hold only these columns."""
+        self._hold(anchors)
+
+        def measured(section: slice) -> Floats:
+            found = [
+                chunks.norm_figures(rows, [vector[self._local(columns)] for vector in self._anchors.values()])
+                for columns, rows in self._rows([section], np.arange(self.n))
+            ]
+            return np.asarray(np.sum(found, axis=0))
+
+        return self._each(measured)
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
         """The Gram of the rows, from `centred_products`; the bits do not depend on how the rows are split into blocks.
@@ -127,20 +171,31 @@ class ClearUpdates(Updates):
         """`centred_products` of each section of these columns; arguments and errors as for `gram`. `anchors` hold only
         these columns, `histories` are names.
         """
-        self._anchors = {name: np.array(vector) for name, vector in (anchors or {}).items()}
-        for name, vector in self._anchors.items():
-            if vector.shape != (self.d,):
-                raise ValueError(f"anchor '{name}' has the shape {vector.shape}, the updates have d = {self.d}")
+        self._hold(anchors)
+        if self._sketch is not None:
+            return [self._sketched_products(histories)]
         public, past = list(self._anchors.values()), [self.histories.get(name, NOTHING) for name in histories]
         everybody = np.arange(self.n)
-        found = []
-        for section in self._sections:
-            lines = self._chunks([section], everybody, public, past, spare=1)
-            found.append(chunks.centred_products((chunk for _, chunk in lines), self.n))
-        return found
+
+        def multiplied(section: slice) -> Floats:
+            lines = self._chunks([section], everybody, public, past, spare=2)
+            return chunks.centred_products((chunk for _, chunk in lines), self.n)
+
+        return self._each(multiplied)
+
+    def _sketched_products(self, histories: Sequence[str]) -> Floats:
+        """The `centred_products` of the lines' sketches."""
+        assert self._sketch is not None
+        lines = [self.blocks[block][row] for block, row in zip(self._block, self._row, strict=True)]
+        lines += self._anchors.values()
+        for name in histories:
+            lines += list(self._past(self.histories.get(name, NOTHING), slice(0, self.d)))
+        short = sketched(lines, *self._sketch, self._threads)
+        return chunks.centred_products([np.pad(short, ((0, 2), (0, 0)))], self.n)
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
-        """The aggregate (d,) float32 of a `combination`; its anchors are those of the last call of `gram`."""
+        """The aggregate (d,) float32 of a `combination`; its anchors are those of the last call of `gram` or
+        `norms`."""
         return chunks.single(self.weighted_sum(combination))
 
     def weighted_sum(self, combination: Combination) -> Any:
@@ -148,14 +203,20 @@ class ClearUpdates(Updates):
         are not read.
         """
         used = np.flatnonzero(combination.weights)
-        anchors = {name: value for name, value in combination.anchors.items() if value != 0.0}
+        anchors = [(value, self._anchors[name]) for name, value in combination.anchors.items() if value != 0.0]
         result = chunks.empty(self.d, self.double, self.device)
         result[:] = 0.0
-        if len(used) + len(anchors) == 0:
-            return result
-        weights = np.array([*combination.weights[used], *anchors.values()], dtype=np.float64)
-        for columns, chunk in self._chunks(self._sections, used, [self._anchors[name] for name in anchors]):
-            result[self._local(columns)] = chunks.combined(chunk, weights)
+
+        def add(section: slice) -> None:
+            for columns, rows in self._rows([section], used):
+                local = self._local(columns)
+                total = chunks.combined(rows, combination.weights[used])
+                for value, vector in anchors:
+                    total += chunks.like(total, value * vector[local].astype(np.float64))
+                result[local] = total
+
+        if len(used) + len(anchors):
+            self._each(add)
         return result
 
     def total(self, measure: Measure, mixing: Floats | None = None) -> NDArray[Any]:
@@ -166,11 +227,11 @@ class ClearUpdates(Updates):
 
     def totals(self, measure: Measure, mixing: Floats | None = None) -> list[NDArray[Any]]:
         """The sum of `measure` over the chunks of each section of the rows, or of `mixing` (m, n) @ rows."""
-        found = []
-        for section in self._sections:
-            figures = (measure(chunk, columns) for columns, chunk in self._mixed_rows(section, mixing))
-            found += _summed(figures)
-        return found
+
+        def measured(section: slice) -> list[NDArray[Any]]:
+            return _summed(measure(chunk, columns) for columns, chunk in self._mixed_rows(section, mixing))
+
+        return [figure for figures in self._each(measured) for figure in figures]
 
     def reduce(self, reduction: Reduction, mixing: Floats | None = None) -> NDArray[np.float32]:
         """The aggregate (d,) float32: `reduction` of each chunk of the rows, or of `mixing` (m, n) @ rows."""
@@ -181,36 +242,49 @@ class ClearUpdates(Updates):
         device.
         """
         result = chunks.empty(self.d, self.double, self.device)
-        for section in self._sections:
+
+        def reduce(section: slice) -> None:
             for columns, chunk in self._mixed_rows(section, mixing):
                 result[self._local(columns)] = reduction(chunk, columns)
+
+        self._each(reduce)
         return result
 
     def remembered(self, names: Sequence[str], factors: Floats | None = None) -> dict[str, NDArray[np.float32]]:
-        """The histories (clients, d) after this round, as new arrays; clients without a row keep theirs.
+        """The histories (clients, d) after this round, as new arrays, unless `in_place`; clients without a row keep
+        theirs.
 
         names: the histories, see `Updates.remembered`.
         factors: (n,) the `clip_factors` of the whole rows, where this object holds only some of their columns.
         """
         if "average" in names and factors is None:
             factors = clip_factors(self.squares())
-        count = int(self.clients.max()) + 1
-        grown = {}
-        for name in names:
-            old = self.histories.get(name, np.zeros((0, self.d), dtype=np.float32))
-            grown[name] = np.zeros((max(count, len(old)), self.d), dtype=np.float32)
-            grown[name][: len(old)] = old
-        for columns, chunk in self._chunks(self._sections if names else [], np.arange(self.n)):
-            local, rows = self._local(columns), chunks.host(chunk)
-            for name, history in grown.items():
-                new = _grown(name, history[self.clients, local], rows, factors)
-                history[self.clients, local] = np.clip(new, -LARGEST_FLOAT, LARGEST_FLOAT)
+        grown = {name: self._grown(self.histories.get(name, np.zeros((0, self.d), dtype=np.float32))) for name in names}
+
+        def renew(section: slice) -> None:
+            for columns, chunk in self._chunks([section], np.arange(self.n)):
+                local, rows = self._local(columns), chunks.host(chunk)
+                for name, history in grown.items():
+                    new = _renewed(name, history[self.clients, local], rows, factors)
+                    history[self.clients, local] = np.clip(new, -LARGEST_FLOAT, LARGEST_FLOAT)
+
+        if names:
+            self._each(renew)
+        return grown
+
+    def _grown(self, history: NDArray[Any]) -> NDArray[np.float32]:
+        """A history with a row for every client of this round."""
+        count = max(int(self.clients.max()) + 1, len(history))
+        if self._in_place and len(history) == count and history.flags.writeable and history.dtype == np.float32:
+            return history
+        grown = np.zeros((count, self.d), dtype=np.float32)
+        grown[: len(history)] = history
         return grown
 
     @property
     def device(self) -> Any:
-        """The device of the rows."""
-        return getattr(self.blocks[0], "device", "cpu")
+        """The device of the rows: "cpu", or a GPU's."""
+        return next((block.device for block in self.blocks if not _on_cpu(block)), "cpu")
 
     @property
     def double(self) -> bool:
@@ -219,6 +293,34 @@ class ClearUpdates(Updates):
 
     def _local(self, columns: slice) -> slice:
         return slice(columns.start - self.columns[0], columns.stop - self.columns[0])
+
+    def _hold(self, anchors: Mapping[str, np.ndarray] | None) -> None:
+        """Keep the anchors for `combine`. Raises `ValueError` for one of another length."""
+        self._anchors = {name: np.array(vector) for name, vector in (anchors or {}).items()}
+        for name, vector in self._anchors.items():
+            if vector.shape != (self.d,):
+                raise ValueError(f"anchor '{name}' has the shape {vector.shape}, the updates have d = {self.d}")
+
+    def _each(self, work: Callable[[slice], R]) -> list[R]:
+        """The results of `work` for each section: shared out among threads, unless it is little, or a GPU's."""
+        little = self.n * self.d < LITTLE or self.device != "cpu"
+        return each(work, self._sections, 1 if little else self._threads)
+
+    def _rows(self, cuts: Iterable[slice], used: NDArray[np.int64]) -> Iterator[tuple[slice, Any]]:
+        """Column chunks of the rows `used`, to be read only: of the block itself where they lie there one by one."""
+        if len(used) == 0:
+            yield from self._chunks(cuts, used)
+            return
+        block, row = self._block[used], self._row[used]
+        own = self.blocks[block[0]]
+        wanted = np.dtype(np.float64 if self.double else np.float32)
+        together = (block == block[0]).all() and (np.diff(row) == 1).all()
+        if not together or own.dtype != wanted or own.strides[1] != wanted.itemsize:
+            yield from self._chunks(cuts, used, double=self.double)
+            return
+        for section in cuts:
+            for columns in chunks_of(section, len(used), "cpu"):
+                yield columns, own[row[0] : row[0] + len(used), self._local(columns)]
 
     def _mixed_rows(self, section: slice, mixing: Floats | None) -> Iterator[tuple[slice, Any]]:
         """Chunks of the rows in float32 or float64, or of `mixing @ rows` in float64. Each chunk overwrites the last
@@ -241,19 +343,22 @@ class ClearUpdates(Updates):
         again.
         """
         count, n = len(used) + len(anchors) + len(histories) * self.n + spare, len(used)
+        runs = list(_runs(self._block[used], self._row[used]))
         buffer = chunks.empty(0, double, self.device)
         for section in cuts:
-            for columns in chunks_of(section, count, getattr(self.device, "type", self.device)):
+            for columns in chunks_of(section, count, "cpu" if self.device == "cpu" else "cuda"):
                 width, local = columns.stop - columns.start, self._local(columns)
                 if len(buffer) < count * width:
                     buffer = chunks.empty(count * width, double, self.device)
                 lines = buffer[: count * width].reshape(count, width)
-                self._fill(lines[:n], used, local)
+                for block, first, rows, start, step in runs:
+                    source = self.blocks[block][first : first + rows, local]
+                    chunks.copy(lines[start : start + (rows - 1) * step + 1 : step], source)
                 for line, vector in enumerate(anchors, start=n):
                     chunks.copy(lines[line], vector[local])
-                for place, rows in enumerate(histories):
+                for place, history in enumerate(histories):
                     first = n + len(anchors) + place * self.n
-                    chunks.copy(lines[first : first + self.n], self._past(rows, local))
+                    chunks.copy(lines[first : first + self.n], self._past(history, local))
                 yield columns, lines
 
     def _past(self, history: NDArray[Any], columns: slice) -> NDArray[np.float32]:
@@ -263,16 +368,8 @@ class ClearUpdates(Updates):
         rows[known] = history[self.clients[known], columns] if known.any() else 0.0
         return rows
 
-    def _fill(self, buffer: Any, used: NDArray[np.int64], columns: slice) -> None:
-        """Copy the rows `used` into `buffer`, run by run of neighbouring rows."""
-        block, row = self._block[used], self._row[used]
-        breaks = np.flatnonzero((np.diff(block) != 0) | (np.diff(row) != 1)) + 1
-        for first, last in zip([0, *breaks], [*breaks, len(used)], strict=True):
-            source = self.blocks[block[first]][row[first] : row[first] + last - first, columns]
-            chunks.copy(buffer[first:last], source)
 
-
-def _grown(name: str, history: NDArray[Any], rows: Floats, factors: Floats | None) -> NDArray[Any]:
+def _renewed(name: str, history: NDArray[Any], rows: Floats, factors: Floats | None) -> NDArray[Any]:
     """Columns of the history `name` (n, w) after a round with these rows."""
     if name == "average":
         assert factors is not None
@@ -281,7 +378,10 @@ def _grown(name: str, history: NDArray[Any], rows: Floats, factors: Floats | Non
 
 
 def _detached(block: Any) -> Any:
-    """A block without its gradient history; ValueError unless it is a floating (k, d) array or tensor."""
+    """A block without its gradient history, as an array that shares its memory if NumPy has the type and can reach it.
+
+    Raises `ValueError` unless it is a floating (k, d) array or tensor.
+    """
     if isinstance(block, np.ndarray):
         floating = np.issubdtype(block.dtype, np.floating)
     else:
@@ -289,9 +389,36 @@ def _detached(block: Any) -> Any:
         if torch is None or not isinstance(block, torch.Tensor):
             raise ValueError(f"updates must be an array or a tensor (n, d), found {type(block).__name__}")
         block, floating = block.detach(), block.is_floating_point()
+        if floating and _on_cpu(block) and block.dtype != torch.bfloat16:
+            block = block.numpy()
     if block.ndim != 2 or not floating:
         raise ValueError(f"updates must be floating (n, d), found {block.dtype} {tuple(block.shape)}")
     return block
+
+
+def _runs(block: NDArray[np.intp], row: NDArray[np.int64]) -> Iterator[tuple[int, int, int, int, int]]:
+    """Runs of neighbouring rows of a block that are wanted at even distances.
+
+    block: (m,) the block of each wanted row.
+    row: (m,) its index there.
+
+    Yields the block, its first row, the number of rows, the first position and the distance of positions.
+    """
+    for number in np.unique(block):
+        places = np.flatnonzero(block == number)
+        steps, rows = np.diff(places), row[places]
+        first = 0
+        while first < len(places):
+            last = first + 1
+            while last < len(places) and rows[last] == rows[last - 1] + 1 and steps[last - 1] == steps[first]:
+                last += 1
+            step = int(steps[first]) if last > first + 1 else 1
+            yield int(number), int(rows[first]), last - first, int(places[first]), step
+            first = last
+
+
+def _on_cpu(block: Any) -> bool:
+    return str(getattr(block, "device", "cpu")) == "cpu"
 
 
 def _summed(figures: Iterable[NDArray[Any] | None]) -> list[NDArray[Any]]:

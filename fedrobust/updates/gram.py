@@ -93,9 +93,8 @@ class Centred:
 
     def mixed(self, mixing: Floats) -> Centred:
         """The centred products of the rows `mixing @ rows`, for a matrix (M, N)."""
-        products = mixing @ self.products @ mixing.T
         return Centred(
-            products=(products + products.T) / 2,
+            products=products_mixed(self.products, mixing),
             with_reference=mixing @ self.with_reference,
             squared_norm=self.squared_norm,
             share=mixing @ self.share,
@@ -111,6 +110,7 @@ class Gram:
     anchors: name → products with a public vector.
     centred: the same products about a reference, for exact distances; without it the distances come from `matrix`.
     histories: name → products with a history.
+    found: what has been computed of this Gram and is asked for more than once, e.g. by a rule and by its scores.
 
     Arrays are shared, not copied: treat them as read-only.
     """
@@ -120,6 +120,28 @@ class Gram:
     anchors: Mapping[str, Anchor] = field(default_factory=dict)
     centred: Centred | None = None
     histories: Mapping[str, History] = field(default_factory=dict)
+    found: dict[Any, Floats] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def of_norms(cls, figures: Floats, prior: Floats, anchors: Sequence[str]) -> Gram:
+        """A Gram for rules that need norms and products with anchors only: the rows' products with each other are NaN.
+
+        figures: (n + 1, 1 + 2A) from `norm_figures`.
+        prior: (n,) sums to 1.
+        anchors: names of the A anchors. Distances to the first one keep all their digits.
+        """
+        n, known = len(prior), len(prior) + len(anchors)
+        matrix = np.full((n, n), np.nan)
+        np.fill_diagonal(matrix, figures[:n, 0])
+        found = {name: Anchor(figures[:n, 1 + 2 * k], float(figures[n, 1 + 2 * k])) for k, name in enumerate(anchors)}
+        if not anchors:
+            return cls(matrix, prior)
+        centred = np.full((known, known), np.nan)
+        np.fill_diagonal(centred, [*figures[:n, 2], *[0.0] * len(anchors)])
+        centred[n], centred[:, n] = 0.0, 0.0
+        reference = np.full(known, np.nan)
+        reference[:n], reference[n] = figures[:n, 1] - figures[n, 1], 0.0
+        return cls(matrix, prior, found, Centred(centred, reference, float(figures[n, 1]), np.ones(known)))
 
     @classmethod
     def unknown(cls, prior: Floats) -> Gram:
@@ -176,6 +198,20 @@ class Gram:
         used = np.flatnonzero(coefficients)
         return used, coefficients[used]
 
+    def around(self, weights: Floats) -> Gram:
+        """The Gram of the rows u_i − z about z = Σ weights_j u_j, in n² steps, without anchors and histories."""
+        view, n = self._view(), self.n
+        # One side after the other: where rows are almost equal, the same rounding errors cancel.
+        half = view.products[:n, :n] - weights @ view.products[:n, :n]
+        products = half - (half @ weights)[:, None]
+        about = Centred(
+            products=(products + products.T) / 2,
+            with_reference=view.with_reference[:n] - view.with_reference[:n] @ weights,
+            squared_norm=view.squared_norm,
+            share=view.share[:n] - view.share[:n] @ weights,
+        )
+        return Gram(about.uncentred(), self.prior)
+
     def mixed(self, mixing: Floats, merged: bool = False) -> Gram:
         """The Gram of the rows `mixing @ rows`.
 
@@ -192,7 +228,7 @@ class Gram:
             totals = parts.sum(axis=0)
             prior = (parts / np.where(totals > 0, totals, 1.0)) @ self.prior
             prior = prior / prior.sum()
-        matrix, centred = mixing @ self.matrix @ mixing.T, None
+        matrix, centred = products_mixed(self.matrix, mixing), None
         if self.centred is not None:
             with_anchors = np.zeros((m + len(self.anchors), n + len(self.anchors)))
             with_anchors[:m, :n] = mixing
@@ -200,7 +236,7 @@ class Gram:
             centred = self.centred.mixed(with_anchors)
             matrix = centred.uncentred()[:m, :m]  # keeps the digits of differences of rows
         return Gram(
-            matrix=(matrix + matrix.T) / 2,
+            matrix=matrix,
             prior=prior,
             anchors={name: Anchor(mixing @ a.products, a.squared_norm) for name, a in self.anchors.items()},
             centred=centred,
@@ -218,6 +254,19 @@ class Gram:
             products[position, : self.n] = products[: self.n, position] = anchor.products
             products[position, position] = anchor.squared_norm
         return Centred(products, np.zeros(count), 0.0, np.ones(count))
+
+
+def products_mixed(products: Floats, mixing: Floats) -> Floats:
+    """The symmetric `mixing` (m, n) @ `products` (n, n) @ mixingᵀ.
+
+    Where each mixed row is a multiple of one row, there is nothing to add up: products stay known beside unknown ones.
+    """
+    if (np.count_nonzero(mixing, axis=1) == 1).all():
+        rows = np.abs(mixing).argmax(axis=1)
+        factors = np.take_along_axis(mixing, rows[:, None], axis=1)[:, 0]
+        return products[np.ix_(rows, rows)] * np.outer(factors, factors)
+    found = mixing @ products @ mixing.T
+    return np.asarray((found + found.T) / 2)
 
 
 def assembled(products: Sequence[Floats], prior: Floats, anchors: Sequence[str], histories: Sequence[str]) -> Gram:

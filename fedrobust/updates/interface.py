@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.errors import ExperimentError, FedRobustError
-from fedrobust.updates.chunks import Chunk
+from fedrobust.updates.chunks import BLOCK, Chunk
 from fedrobust.updates.gram import Combination, Floats, Gram
 
-CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+CHUNK_BYTES = {"cpu": 768 << 10, "cuda": 64 << 20}
 """Size of the float64 buffer for one chunk of columns: it stays in a core's cache, or fills a GPU."""
 SECTIONS = 32
 """The largest number of sections that the columns are cut into. Sums over sections are added last, and shards hold
@@ -31,6 +31,11 @@ Reduction = Callable[[Chunk, slice], Chunk]
 
 It is sent to the processes that hold the columns, so it must pickle (`functools.partial` of a function or a method). It
 must not draw random numbers."""
+
+
+def not_revealed(needs: frozenset[str], reveals: frozenset[str]) -> frozenset[str]:
+    """What a part `needs` and updates do not reveal. Norms can be read off a Gram matrix."""
+    return needs - reveals - ({"norms"} if "gram" in reveals else set())
 
 
 def clip_factors(squares: Floats) -> Floats:
@@ -53,8 +58,7 @@ def chunks_of(section: slice, rows: int, device: str = "cpu") -> Iterator[slice]
     rows: how many rows the buffer must hold.
     device: "cpu" or "cuda".
     """
-    budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])
-    width = 1 << max(256, budget // (8 * rows)).bit_length() - 1  # a power of two
+    width = max(CHUNK_BYTES[device] // (8 * BLOCK * max(rows, 1)), 1) * BLOCK
     for start in range(section.start, section.stop, width):
         yield slice(start, min(start + width, section.stop))
 
@@ -71,8 +75,8 @@ class Updates(ABC):
     """n updates of d coordinates: their Gram matrix, and a weighted sum of them. Other operations need updates in the
     clear.
 
-    `reveals` says what the coordinator may learn: "sum", "gram", "rows". The caller does not see where the updates are
-    stored.
+    `reveals` says what the coordinator may learn: "sum", "norms", "gram", "rows"; "gram" includes "norms". The caller
+    does not see where the updates are stored.
     """
 
     reveals: ClassVar[frozenset[str]]
@@ -93,15 +97,31 @@ class Updates(ABC):
         histories: names of histories whose products are added; see `remembered`.
         """
 
+    def norms(self, anchors: Mapping[str, np.ndarray] | None = None) -> Gram:
+        """The Gram for rules that look at norms and at products with anchors only: products of two rows may be NaN.
+
+        anchors: as for `gram`.
+
+        Here it is the whole Gram: classes that can do with less work, or open less, say how.
+        """
+        return self.gram(anchors)
+
     @abstractmethod
     def combine(self, combination: Combination) -> NDArray[np.float32]:
         """The aggregate (d,) float32 that `combination` describes, without its noise. Its anchors are those of the last
-        call of `gram`.
+        call of `gram` or `norms`.
         """
 
     @abstractmethod
     def finite_rows(self) -> NDArray[np.bool_]:
         """(n,) bool: which rows can be aggregated, as far as this can be seen."""
+
+    def sketched(self, columns: int, seed: int) -> Updates:
+        """The same rows, whose Gram is that of random sketches with so many `columns`, drawn by `seed`.
+
+        Raises `NotRevealed` where the coordinator does not have the rows.
+        """
+        raise self._not_revealed()
 
     @abstractmethod
     def subset(self, keep: NDArray[Any]) -> Updates:

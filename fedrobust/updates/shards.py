@@ -86,13 +86,22 @@ class ShardedUpdates(Updates):
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
         """The Gram: the sum of the parts' products. Arguments and errors as for `ClearUpdates.gram`."""
-        public = anchors or {}
-        for name, vector in public.items():
+        own = [(vectors, tuple(histories)) for vectors in self._cut(anchors)]
+        products = [section for part in self._ask("products", own) for section in part]
+        return assembled(products, self.prior, list(anchors or {}), histories)
+
+    def norms(self, anchors: Mapping[str, np.ndarray] | None = None) -> Gram:
+        """Norms and products with anchors: the sums of the parts'. Arguments and errors as for `ClearUpdates.gram`."""
+        figures = self._ask("section_norms", [(vectors,) for vectors in self._cut(anchors)])
+        sums = np.sum([section for part in figures for section in part], axis=0)
+        return Gram.of_norms(sums, self.prior, list(anchors or {}))
+
+    def _cut(self, anchors: Mapping[str, np.ndarray] | None) -> list[dict[str, np.ndarray]]:
+        """The anchors of each part. Raises `ValueError` for one of another length."""
+        for name, vector in (anchors or {}).items():
             if vector.shape != (self.d,):
                 raise ValueError(f"anchor '{name}' has the shape {vector.shape}, the updates have d = {self.d}")
-        own = [({name: vector[part] for name, vector in public.items()}, tuple(histories)) for part in self._columns]
-        products = [section for part in self._ask("products", own) for section in part]
-        return assembled(products, self.prior, list(public), histories)
+        return [{name: vector[part] for name, vector in (anchors or {}).items()} for part in self._columns]
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
         """The parts' aggregates, side by side."""

@@ -80,7 +80,7 @@ class TrimsOneSide(CoordinateRule):
     claims = ALL
 
     def reduce(self, rows, context):
-        return rows.sort(dim=0).values[context.f :].mean(dim=0)
+        return np.sort(rows, axis=0)[context.f :].mean(axis=0)
 
 
 class FalseBreakdown(Bad):
@@ -228,7 +228,7 @@ class ByChunk(CoordinateRule):
     name: str = "bad"
 
     def reduce(self, rows, context):
-        return rows.mean(dim=0) / (1.0 + rows.norm())
+        return rows.mean(axis=0) / (1.0 + np.linalg.norm(rows))
 
 
 class ByPlaceInChunk(BadRows):
@@ -239,7 +239,7 @@ class ByPlaceInChunk(BadRows):
 
 
 def first_column_zero(rows, columns):
-    mean = rows.mean(dim=0)
+    mean = rows.mean(axis=0)
     mean[0] = 0.0
     return mean
 
@@ -253,7 +253,7 @@ class SumsNorms(BadRows):
 
 
 def norms_of(rows, columns):
-    return rows.double().norm(dim=1).cpu().numpy()
+    return np.linalg.norm(rows.astype(np.float64), axis=1)
 
 
 class KeepsAChunk(BadRows):
@@ -262,7 +262,7 @@ class KeepsAChunk(BadRows):
     def decide(self, rows, context):
         kept = []
         rows.total(partial(keep, kept=kept))
-        first = np.abs(kept[0][:, 0].double().numpy()) + 1.0
+        first = np.abs(kept[0][:, 0].astype(np.float64)) + 1.0
         return Combination(first / first.sum())
 
 
@@ -274,7 +274,7 @@ class CannotBeSent(BadRows):
     """A reduction that does not pickle."""
 
     def decide(self, rows, context):
-        return lambda chunk, columns: chunk.mean(dim=0)
+        return lambda chunk, columns: chunk.mean(axis=0)
 
 
 class ByType(CoordinateRule):
@@ -283,7 +283,7 @@ class ByType(CoordinateRule):
     name: str = "bad"
 
     def reduce(self, rows, context):
-        return rows.mean(dim=0) * (0.9 if rows.dtype == torch.float32 else 1.0)
+        return rows.mean(axis=0) * (0.9 if rows.dtype == np.float32 else 1.0)
 
 
 class BadStage(Stage):

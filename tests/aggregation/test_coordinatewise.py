@@ -22,7 +22,7 @@ from fedrobust.aggregation import (
     capped_prior,
     resolve_f,
 )
-from fedrobust.aggregation.rules.order_statistics import SHORT, in_order, mean_around_median, select, selection_network
+from fedrobust.aggregation.rules.order_statistics import in_order, mean_around_median, select
 from fedrobust.aggregation.testing import INSTANCES
 from fedrobust.updates import ClearUpdates
 from fedrobust.updates.interface import CHUNK_BYTES
@@ -95,31 +95,22 @@ def test_follows_its_formula(name, kind):
         assert np.abs(found - expected).max() <= 1e-8 * max(1.0, np.abs(expected).max()), (n, d, f)
 
 
-@pytest.mark.parametrize("n", range(1, 11))
-def test_the_network_sorts_every_sequence_of_zeros_and_ones(n):
-    """By the zero-one principle it then sorts everything."""
-    columns = torch.tensor([[(k >> i) & 1 for k in range(2**n)] for i in range(n)], dtype=torch.float32)
-    assert torch.equal(in_order(columns.clone()), columns.sort(dim=0).values)
-
-
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 70), seed=st.integers(0, 2**16), data=st.data())
 def test_any_ranks(n, seed, data):
     ranks = sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1)))
     dtype = data.draw(st.sampled_from([np.float32, np.float64]))
-    rows = torch.from_numpy(np.random.default_rng(seed).integers(-4, 5, (n, 33)).astype(dtype))
-    assert torch.equal(select(rows.clone(), ranks), rows.sort(dim=0).values[ranks])
+    rows = np.random.default_rng(seed).integers(-4, 5, (n, 33)).astype(dtype)
+    before = rows.copy()
+    assert np.array_equal(select(rows, ranks), np.sort(rows, axis=0)[ranks])
+    assert np.array_equal(in_order(rows), np.sort(rows, axis=0))
+    assert np.array_equal(rows, before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("n", [SHORT, SHORT + 1])
-def test_a_gpu_sorts_alike(n):
-    rows = torch.randn(n, 3000)
-    assert torch.equal(in_order(rows.cuda()).cpu(), in_order(rows))
-
-
-def test_a_median_takes_fewer_comparators_than_a_sort():
-    assert len(selection_network(20, frozenset({9, 10}))) < len(selection_network(20, frozenset(range(20))))
+def test_a_gpu_sorts_alike():
+    rows = torch.randn(20, 3000)
+    assert np.array_equal(in_order(rows.cuda()).cpu().numpy(), in_order(rows.numpy()))
 
 
 @settings(max_examples=100, deadline=None)
@@ -128,7 +119,7 @@ def test_the_values_nearest_to_the_median(m, seed, data):
     keep = data.draw(st.integers(1, m))
     rows = np.random.default_rng(seed).integers(-9, 10, (m, 40)).astype(np.float64)
     expected = [around_median(column, keep) for column in rows.T]
-    assert np.allclose(mean_around_median(torch.from_numpy(rows.copy()), keep), expected, rtol=0, atol=1e-12)
+    assert np.allclose(mean_around_median(rows, keep), expected, rtol=0, atol=1e-12)
 
 
 def test_of_two_values_as_far_from_the_median_the_lower_is_kept():

@@ -150,7 +150,9 @@ def agree(aggregation: Aggregation, name: Name, real: Real) -> int:
     return ROUNDS
 
 
-RULES = sorted(name for name, rule in members(Rule).items() if issubclass(rule, Rule) and rule.needs <= {"gram", "sum"})
+RULES = sorted(
+    name for name, rule in members(Rule).items() if issubclass(rule, Rule) and rule.needs <= {"gram", "norms", "sum"}
+)
 NARROW = {"krum", "geometric_median", "fltrust", "foolsgold", "zeno_pp"}
 """Rules that may put nearly all weight on one or two of these updates, which is not opened."""
 

@@ -25,7 +25,7 @@ from fedrobust.updates import ClearUpdates
 
 RUN = run_id("opening")
 N, D, CLIP = 12, 3_000, 2.0
-RULES = {name: rule for name, rule in members(Rule).items() if rule().needs <= {"gram", "sum"}}
+RULES = {name: rule for name, rule in members(Rule).items() if rule().needs <= {"gram", "norms", "sum"}}
 NAMES = ("shares", "replicated")
 
 

@@ -21,7 +21,7 @@ def held(clear):
     rows = np.full((clear.n, clear.d), np.nan)
 
     def keep(chunk, columns):
-        rows[:, columns] = chunk.numpy()
+        rows[:, columns] = chunk
 
     clear.total(keep)
     return rows
@@ -33,7 +33,7 @@ def test_rows_in_order_from_blocks_of_both_kinds():
     assert (clear.n, clear.d) == (7, 900)
     assert np.array_equal(held(clear), rows)
     weights = np.arange(7.0)
-    assert np.allclose(clear.combine(Combination(weights)), weights @ rows.astype(np.float64), rtol=1e-6)
+    assert np.allclose(clear.combine(Combination(weights)), weights @ rows.astype(np.float64), rtol=0, atol=1e-5)
 
 
 def test_read_only_rows_are_read_without_a_warning_and_stay_as_they_are():
@@ -46,7 +46,7 @@ def test_read_only_rows_are_read_without_a_warning_and_stay_as_they_are():
         clear.finite_rows()
         clear.gram({"momentum": rows[0]})
         clear.combine(Combination(clear.prior, {"momentum": 1.0}))
-        clear.total(lambda chunk, columns: chunk.zero_().numpy())
+        clear.total(lambda chunk, columns: np.multiply(chunk, 0, out=chunk))
     assert np.array_equal(rows, before)
 
 

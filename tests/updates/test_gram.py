@@ -60,22 +60,6 @@ def test_same_bits_however_rows_are_split_into_blocks(data):
     assert np.array_equal(split.combine(combination), whole.combine(combination))
 
 
-def test_same_bits_with_any_number_of_threads():
-    threads = torch.get_num_threads()
-    rng = np.random.default_rng(2)
-    try:
-        for n, d in [(1, 9), (3, 40_000), (20, 300), (50, 9000), (130, 3000)]:
-            rows, found = ClearUpdates([rng.standard_normal((n, d)).astype(np.float32)]), []
-            for count in (1, 2, 3):
-                torch.set_num_threads(count)
-                found.append(
-                    rows.gram().distances_squared().tobytes() + rows.combine(Combination(rows.prior)).tobytes()
-                )
-            assert len(set(found)) == 1, (n, d)
-    finally:
-        torch.set_num_threads(threads)
-
-
 def test_many_chunks_give_the_same_gram(monkeypatch):
     rng = np.random.default_rng(3)
     rows = rng.standard_normal((6, 1999))
@@ -83,7 +67,7 @@ def test_many_chunks_give_the_same_gram(monkeypatch):
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 1)
     chunked = ClearUpdates([rows])
     found = chunked.gram({"momentum": rows[0] + 1})
-    assert chunked.total(lambda chunk, columns: np.ones(1)) == 8
+    assert chunked.total(lambda chunk, columns: np.ones(1)) == 2
     assert np.allclose(found.matrix, expected.matrix, rtol=1e-13, atol=1e-10)
     assert np.allclose(found.distances_squared(), expected.distances_squared(), rtol=1e-13, atol=0)
     assert found.anchors["momentum"].squared_norm == pytest.approx(((rows[0] + 1) ** 2).sum(), rel=1e-13)

@@ -135,7 +135,7 @@ def test_histories_and_sums_over_chunks_are_those_of_one_place():
 
 def count_positive(chunk, columns):
     assert columns.stop - columns.start == chunk.shape[1]
-    return (chunk > 0).sum(dim=1).numpy()
+    return (chunk > 0).sum(axis=1)
 
 
 def test_columns_that_are_no_whole_sections_are_refused():

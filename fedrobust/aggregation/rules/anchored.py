@@ -15,6 +15,7 @@ from fedrobust.updates.gram import Combination, Floats, Gram
 class RootRule(Rule):
     """What the rules of this module have in common: rows scaled to ‖g₀‖, and the cosines to g₀."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
     anchors: ClassVar[tuple[str, ...]] = ("root",)
     claims: ClassVar[frozenset[str]] = frozenset({"permutation", "breakdown"})
 
@@ -40,7 +41,7 @@ def _length(gram: Gram) -> float:
 class FLTrust(RootRule):
     """Weigh each update by its cosine to the server's own, and scale it to the same norm (Cao et al., NDSS 2021).
 
-    TS_i = ReLU(cos(u_i, g₀)), F(u) = Σ p_i TS_i (‖g₀‖ / ‖u_i‖) u_i / Σ p_i TS_i. Needs G and the anchor "root". Any
+    TS_i = ReLU(cos(u_i, g₀)), F(u) = Σ p_i TS_i (‖g₀‖ / ‖u_i‖) u_i / Σ p_i TS_i. Needs norms and the anchor "root". Any
     number of Byzantine rows: f is not used, and ‖F(u)‖ ≤ ‖g₀‖ for any rows. Prior: p, times the trust scores;
     the paper, with equal p, has none.
 
@@ -68,7 +69,7 @@ class ZenoPlusPlus(RootRule):
     """The mean of the updates that promise descent on the server's data (Zeno++: Xie et al., ICML 2020).
 
     v_i = u_i ‖g₀‖ / ‖u_i‖ is accepted if γ ⟨g₀, v_i⟩ − ρ ‖v_i‖² ≥ −γ ε: to first order, the descent of the server's
-    loss by a step γ v_i, less a penalty on its length. F(u) = Σ p_i v_i / Σ p_i over the accepted. Needs G and the
+    loss by a step γ v_i, less a penalty on its length. F(u) = Σ p_i v_i / Σ p_i over the accepted. Needs norms and the
     anchor "root". Any number of Byzantine rows: f is not used, and ‖F(u)‖ ≤ ‖g₀‖ for any rows. Prior: the mean weighs.
 
     The paper is asynchronous: each candidate that is accepted makes a step by itself, and g₀ may be some steps old.

@@ -60,13 +60,19 @@ class GeometricMedian(Rule):
 
     def combine(self, gram: Gram, context: Context) -> Combination:
         """The weights of the minimum."""
+        asked = self.nu, self.tolerance, self.iterations
+        if asked not in gram.found:
+            gram.found[asked] = self._minimum(gram)
+        return Combination(gram.found[asked].copy())
+
+    def _minimum(self, gram: Gram) -> Floats:
         nearest_half = np.median(
             np.sqrt(gram.distances_squared()), axis=1
         )  # f huge rows cannot raise the least of them
         nu = max(self.nu, DISTANCE_DIGITS * float(nearest_half.min()))
         weights, damping = _best_rows(gram, nu), 0.0
         for _ in range(self.iterations):
-            around = gram.mixed(np.eye(gram.n) - weights)  # u_i − z
+            around = gram.around(weights)  # u_i − z
             products, old = around.matrix, around.norms()
             beta = gram.prior / np.maximum(nu, old)
             length, scale = np.where(old > 0, old, 1.0), max(nu, float(np.median(old)))
@@ -81,12 +87,15 @@ class GeometricMedian(Rule):
                 if last or ascent <= 1e-13 * scale:
                     break
                 damping = max(10.0 * damping, 1e-3)
+            gained, length_of_step = ascent < -1e-15 * scale, float(np.sqrt(square))
+            if not gained and length_of_step > 1e-7 * scale:
+                break  # along minima that are equal: rounding errors would choose
             weights = weights * (1.0 - step.sum()) + step
             damping = damping / 100.0 if damping > 1e-3 else 0.0
             # A short step without a gain is a rounding error.
-            if np.sqrt(square) <= (self.tolerance if ascent < -1e-15 * scale else 1e-7) * scale:
+            if length_of_step <= (self.tolerance if gained else 1e-7) * scale:
                 break
-        return Combination(weights)
+        return weights
 
 
 def _smoothed(distances: Floats, nu: float) -> Floats:
@@ -97,7 +106,7 @@ def _smoothed(distances: Floats, nu: float) -> Floats:
 def _best_rows(gram: Gram, nu: float) -> Floats:
     """The weights (n,) of the row of least sum; of several such rows, of their mean."""
     sums = _smoothed(np.sqrt(gram.distances_squared()), nu) @ gram.prior
-    around = gram.mixed(np.eye(gram.n) - np.eye(gram.n)[np.argmin(sums)])
+    around = gram.around(np.eye(gram.n)[np.argmin(sums)])
     old, squares = around.norms(), np.diag(around.matrix)
     ascents = _ascents(gram.prior, old, squares[:, None] - 2.0 * around.matrix, nu)
     best = ascents <= ascents.min() + 1e-12 * float(np.median(old))
@@ -128,8 +137,9 @@ class CenteredClipping(Rule):
     """Clipped steps from the last aggregate (Karimireddy, He and Jaggi, ICML 2021).
 
     v ← v + Σ p_i (u_i − v) min(1, τ / ‖u_i − v‖), repeated, from v = the last aggregate (zero in the first round).
-    Needs G and the anchor "momentum", n ≥ 2f + 1. Prior: p. One step moves v by τ at most. The paper's τ grows with the
-    spread of the honest updates, which is not known: "median" takes the median of ‖u_i − v‖ at each step.
+    Needs norms and the anchor "momentum", for more than one step G; n ≥ 2f + 1. Prior: p. One step moves v by τ at
+    most. The paper's τ grows with the spread of the honest updates, which is not known: "median" takes the median of
+    ‖u_i − v‖ at each step.
     """
 
     name: Literal["centered_clipping"] = "centered_clipping"
@@ -139,6 +149,10 @@ class CenteredClipping(Rule):
     """τ: the radius, in the unit of the updates, or the median distance to v."""
     iterations: Annotated[int, Field(ge=1)] = 1
     """Number of steps."""
+
+    def asks(self) -> frozenset[str]:
+        """Norms and the anchor tell the distances to the last aggregate; those to later v depend on all products."""
+        return frozenset({"norms"}) if self.iterations == 1 else self.needs
 
     def bound(self, n: int, f: int) -> str | None:
         """Ensure n ≥ 2f + 1."""
@@ -163,12 +177,13 @@ class CenteredClipping(Rule):
 class NormBound(Rule):
     """The mean of updates of bounded norm, plus optional noise (Sun et al., 2019).
 
-    F(u) = Σ p_i u_i min(1, c / ‖u_i‖) + N(0, σ² I). Needs G, n ≥ 2f + 1. Prior: p. The paper's c is a fixed norm that
-    suits its task. A row moves the mean by p_i c at most: that stops one large row, but not f rows over many rounds.
-    The paper calls the noise weak differential privacy: too little for a privacy guarantee.
+    F(u) = Σ p_i u_i min(1, c / ‖u_i‖) + N(0, σ² I). Needs norms, n ≥ 2f + 1. Prior: p. The paper's c is a fixed norm
+    that suits its task. A row moves the mean by p_i c at most: that stops one large row, but not f rows over many
+    rounds. The paper calls the noise weak differential privacy: too little for a privacy guarantee.
     """
 
     name: Literal["norm_bound"] = "norm_bound"
+    needs: ClassVar[frozenset[str]] = frozenset({"norms"})
     radius: Annotated[float, Field(gt=0)] | Literal["median"] = "median"
     """c: a norm in the unit of the updates, or the median norm of this round's updates, each counted once."""
     noise: Annotated[float, Field(ge=0)] = 0.0

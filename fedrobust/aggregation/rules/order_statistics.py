@@ -2,90 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Sequence
 
 import numpy as np
 
 from fedrobust.updates import chunks
 from fedrobust.updates.chunks import Chunk
 
-SHORT = 24
-"""Columns of at most so many values go through a network of comparators; longer ones are faster to sort."""
 
-
-def _odd_even_merge_sort(n: int) -> Iterator[tuple[int, int]]:
-    """Batcher's network for any n (Knuth, The Art of Computer Programming 3, algorithm 5.2.2M)."""
-    top = 1 << max(n - 1, 1).bit_length() - 1
-    p = top
-    while p > 0:
-        q, r, d = top, 0, p
-        while True:
-            yield from ((i, i + d) for i in range(n - d) if i & p == r)
-            if q == p:
-                break
-            d, q, r = q - p, q >> 1, p
-        p >>= 1
-
-
-@lru_cache(maxsize=64)
-def selection_network(n: int, wanted: frozenset[int]) -> tuple[tuple[int, int, bool, bool], ...]:
-    """The comparators that move the order statistics of the `wanted` ranks to their indices, and no others.
-
-    n: number of values.
-    wanted: ranks from 0 to n − 1.
-
-    A comparator (i, j, low, high) puts the smaller value at i and the greater one at j; `low` and `high` say which of
-    the two a later comparator or a wanted rank uses.
-    """
-    needed, network = set(wanted), []
-    for i, j in reversed(list(_odd_even_merge_sort(n))):
-        if i in needed or j in needed:
-            network.append((i, j, i in needed, j in needed))
-            needed |= {i, j}
-    return tuple(reversed(network))
-
-
-def select(rows: Chunk, ranks: Iterable[int]) -> Chunk:
+def select(rows: Chunk, ranks: slice | Sequence[int]) -> Chunk:
     """The order statistics of each column: (len(ranks), w).
 
-    rows: (m, w), which is overwritten.
+    rows: (m, w).
     ranks: from 0, the smallest value, to m − 1.
     """
-    ranks = list(ranks)
-    if isinstance(rows, np.ndarray):
-        return np.sort(rows, axis=0)[ranks]
-    import torch
+    if not isinstance(rows, np.ndarray):
+        import torch
 
-    if len(rows) <= SHORT:
-        return _through_network(rows, ranks)
-    if rows.device.type != "cpu":
         return torch.sort(rows, dim=0).values[ranks]
-    columns = np.array(rows.numpy().T, order="C")
-    columns.sort(axis=1)  # NumPy sorts short lines in vector registers, many times faster than torch
-    return torch.from_numpy(columns.T[ranks])
+    lines = np.ascontiguousarray(rows.T)
+    lines.sort(axis=1)  # short lines that lie one after the other are sorted in vector registers
+    return lines.T[ranks]
 
 
 def in_order(rows: Chunk) -> Chunk:
-    """Each column of `rows` (m, w) sorted from its smallest value to its greatest; overwrites `rows`."""
-    return select(rows, range(len(rows)))
-
-
-def _through_network(rows: Chunk, ranks: list[int]) -> Chunk:
-    import torch
-
-    lines, spare = list(rows.unbind()), torch.empty_like(rows[0])
-    for i, j, low, high in selection_network(len(lines), frozenset(ranks)):
-        a, b = lines[i], lines[j]
-        if low and high:
-            torch.minimum(a, b, out=spare)
-            torch.maximum(a, b, out=b)
-            lines[i], spare = spare, a
-        elif low:
-            torch.minimum(a, b, out=a)
-        else:
-            torch.maximum(a, b, out=b)
-    return torch.stack([lines[rank] for rank in ranks])
+    """Each column of `rows` (m, w) sorted from its smallest value to its greatest."""
+    ordered = select(rows, slice(None))
+    return np.ascontiguousarray(ordered) if isinstance(ordered, np.ndarray) else ordered
 
 
 def median(rows: Chunk) -> Chunk:
@@ -96,7 +39,7 @@ def median(rows: Chunk) -> Chunk:
 
 def trimmed_mean(rows: Chunk, cut: int) -> Chunk:
     """The mean of each column of `rows` (m, w) without its `cut` smallest and `cut` greatest values: (w,) float64."""
-    middle = select(rows, range(cut, len(rows) - cut)) if cut else rows
+    middle = select(rows, slice(cut, len(rows) - cut)) if cut else rows
     return chunks.double(middle).mean(0)
 
 

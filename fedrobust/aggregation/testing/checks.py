@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,7 +16,6 @@ from fedrobust.aggregation.byzantine import violation
 from fedrobust.aggregation.pipeline import Aggregated, Pipeline
 from fedrobust.aggregation.testing.cases import Case, Cut, Exact, Holder, clear, context_of, play, remembered, sharded
 from fedrobust.errors import ExperimentError, Problem
-from fedrobust.updates import chunks
 from fedrobust.updates.gram import Combination, Floats, Gram
 
 LONG = 2 * 4096 + 508
@@ -80,13 +80,20 @@ class Checks:
     # What every rule promises
 
     def needs(self) -> None:
-        """A rule that needs only a sum decides without the Gram."""
-        rule, n = self.pipeline.rule, 9
-        if self.pipeline.needs == {"sum"} and isinstance(rule, Rule) and rule.bound(n, 0) is None:
-            case = self.case("plain", n, 6, 0)
-            decided = rule.combine(Gram.unknown(case.priors[0] / n), context_of(case, 0, None))
-            if not np.isfinite(decided.weights).all():
-                self.fail("needs", "it says that a sum will do, and uses the Gram", case)
+        """Parts that need only a sum, or norms, decide without the rest of the Gram."""
+        case, rule = self.case("plain", 9, 6, 0), self.pipeline.rule
+        context, held = context_of(case, 0, None), Exact(case.rounds[0], case.priors[0], {}, case.clients[0])
+        for part in self.pipeline.parts:
+            if not part.asks() <= {"sum", "norms"} or part.bound(9, 0) is not None:
+                continue
+            norms = "norms" in part.asks()
+            gram = held.norms(rule.vectors(context) if isinstance(rule, Rule) else {})
+            gram = gram if norms else Gram.unknown(held.prior)
+            assert isinstance(part, Stage | Rule)
+            decided = part.mix(gram, context) if isinstance(part, Stage) else part.combine(gram, context).weights
+            if not np.isfinite(decided).all():
+                told = "norms" if norms else "a sum"
+                self.fail("needs", f"{part.name} says that {told} will do, and uses more of the Gram", case)
 
     def bounds(self) -> None:
         """Refusals are texts, and whatever is not refused can be aggregated."""
@@ -191,7 +198,7 @@ class Checks:
         rows = case.rounds[0].astype(np.float32)
         single, double = self.aggregate(rows, case), self.aggregate(rows.astype(np.float64), case)
         self.same("float32 and float64 differ", case, single, double, 1e-4)
-        if chunks.WITH_TORCH:
+        if find_spec("torch"):
             self.tensors(rows, case, single)
         if not np.array_equal(rows, case.rounds[0].astype(np.float32)):
             self.fail("inputs", "the rows are changed", case)

@@ -249,12 +249,12 @@ class _Small(Updates):
 
     def total(self, measure: Measure, mixing: Floats | None = None) -> NDArray[Any]:
         """Of the one chunk."""
-        found = measure(chunks.of(self._mixed(mixing)), slice(0, self.d))
+        found = measure(self._mixed(mixing), slice(0, self.d))
         return np.asarray(found)
 
     def reduce(self, reduction: Reduction, mixing: Floats | None = None) -> NDArray[Any]:
         """Of the one chunk."""
-        return chunks.host(reduction(chunks.of(self._mixed(mixing)), slice(0, self.d)))
+        return chunks.host(reduction(self._mixed(mixing), slice(0, self.d)))
 
     def finite_rows(self) -> NDArray[np.bool_]:
         """All of them."""

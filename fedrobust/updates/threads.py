@@ -1,0 +1,49 @@
+"""Threads that share out pieces of work. Each takes the next piece when it is free, so none waits for another that the
+system has stopped, as the threads of BLAS and OpenMP do at the end of every call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from fedrobust.machine import usable_cores
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@lru_cache(maxsize=1)
+def _thread_pools() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """A context manager: in it, NumPy's linear algebra uses one thread."""
+    limited: AbstractContextManager[Any] = _thread_pools().limit(limits=1, user_api="blas")
+    return limited
+
+
+def default_threads() -> int:
+    """OMP_NUM_THREADS if it is set, as for other libraries; else the cores that this process may keep busy."""
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(given) if given.isdecimal() and int(given) else usable_cores()
+
+
+def each(work: Callable[[T], R], pieces: Sequence[T], threads: int) -> list[R]:
+    """The results of `work` for all pieces, in their order.
+
+    work: a function that may run in several threads at once; its linear algebra gets one thread each.
+    pieces: what it is called with.
+    threads: how many threads share them out.
+    """
+    with one_blas_thread():
+        if min(threads, len(pieces)) < 2:
+            return [work(piece) for piece in pieces]
+        with ThreadPoolExecutor(min(threads, len(pieces)), thread_name_prefix="updates") as pool:
+            return list(pool.map(work, pieces))
