@@ -137,6 +137,8 @@ def test_the_picture_has_a_row_for_each_process_and_of_many_for_the_busiest() ->
         labels = [text.get_text() for text in axes.get_yticklabels()]
         assert len(labels) == rows and labels[0] == "driver" and "client actor 0" in labels
         assert axes.get_xlim() == pytest.approx((0, 2.0))
+        within = [each for each in axes.patches if each.get_y() > 0.4 and each.get_y() < 1]
+        assert len(within) == 2  # train and evaluate: the hospitals are in the file
 
 
 def test_a_timeline_that_cannot_be_written_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
