@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedrobust.draft import Changes
 from fedrobust.duels import load_duel
-from fedrobust.duels.running import DuelResult, run_duel
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment, Workers
 from fedrobust.experiment_file import load
 from fedrobust.federation.rounds import Hook
 from fedrobust.matrices import load_matrix
-from fedrobust.matrices.running import MatrixResult, run_matrix
 from fedrobust.records import Record, RoundRecord
 from fedrobust.result import Result
 from fedrobust.runner import run as run_experiment
@@ -30,9 +28,14 @@ from fedrobust.studies.study import Unwatched, Watch
 from fedrobust.terminal import DuelProgress, MatrixProgress, Progress, SweepProgress, console
 from fedrobust.tuning import load_sweep
 from fedrobust.tuning.objectives import SCORE
-from fedrobust.tuning.running import STORAGE, SweepResult, run_sweep
-from fedrobust.tuning.trials import Score
+from fedrobust.tuning.sweep import STORAGE
 from fedrobust.validation import shown
+
+if TYPE_CHECKING:
+    from fedrobust.duels.running import DuelResult
+    from fedrobust.matrices.running import MatrixResult
+    from fedrobust.tuning.running import SweepResult
+    from fedrobust.tuning.trials import Score
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,8 @@ def sweep(
 
     Raises `ExperimentError`, with a line for each error, `TrackingError`, `FederationError`.
     """
+    from fedrobust.tuning.running import run_sweep  # with optuna; a run needs none of it
+
     score = objective if callable(objective) else None
     if space is None:
         given = {"objective": None if score else objective, "direction": direction, **options}
@@ -187,6 +192,8 @@ def matrix(
 
     Raises `ExperimentError`, with a line for each error, `TrackingError`, `FederationError`.
     """
+    from fedrobust.matrices.running import run_matrix
+
     plan = load_matrix(file, overrides, quick)
     with _watching(progress, MatrixProgress) as watch, _team(watch.say, teams) as pool:
         return run_matrix(plan, watch, teams=teams, out=out, pool=pool, anyway=anyway)
@@ -211,6 +218,8 @@ def duel(
 
     Raises `ExperimentError`, with a line for each error, `TrackingError`, `FederationError`.
     """
+    from fedrobust.duels.running import run_duel
+
     plan = load_duel(file, overrides)
     with _watching(progress, partial(DuelProgress, turns=len(plan.turns))) as watch, _team(watch.say, teams) as pool:
         return run_duel(plan, watch, storage=storage, teams=teams, out=out, pool=pool, anyway=anyway)

@@ -229,7 +229,9 @@ def test_the_script_of_sweeps_composes_a_sweep(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(EXPERIMENTS.parent)
     monkeypatch.setattr("sys.argv", ["search.py", "2"])
     composed = []
-    monkeypatch.setattr("fedrobust.api.run_sweep", lambda plan, *_, **options: composed.append(plan) or 1 / 0)
+    monkeypatch.setattr(
+        "fedrobust.tuning.running.run_sweep", lambda plan, *_, **options: composed.append(plan) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         script["main"]()
     assert (composed[0].trials, composed[0].sweep.fresh) == (2, (11, 12))
@@ -242,8 +244,8 @@ def test_the_studies_of_python_are_accepted(monkeypatch: pytest.MonkeyPatch) -> 
     def accept(*_: object, **__: object) -> None:
         raise Accepted
 
-    monkeypatch.setattr("fedrobust.api.run_sweep", accept)
-    monkeypatch.setattr("fedrobust.api.run_matrix", accept)
+    monkeypatch.setattr("fedrobust.tuning.running.run_sweep", accept)
+    monkeypatch.setattr("fedrobust.matrices.running.run_matrix", accept)
     names = {"fedrobust": fedrobust, "small": fedrobust.Experiment(attacks=[])}
     starts = ("= fedrobust.sweep(", "= fedrobust.matrix(")
     code = [block.text for block in blocks("python.md") if any(start in block.text for start in starts)]

@@ -89,6 +89,15 @@ def test_the_driver_of_a_run_needs_no_torch(workplace: Path) -> None:
     assert imported(workplace, RUN) == []
 
 
+def test_a_run_in_python_needs_nothing_of_studies() -> None:
+    script = (
+        "import sys, fedrobust; fedrobust.run, fedrobust.session, fedrobust.Result\n"
+        "print(*[name for name in ('optuna', 'pandas', 'matplotlib', 'sklearn', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
 def test_the_coordinator_needs_nothing_heavy(workplace: Path) -> None:
     assert imported(workplace, COORDINATOR) in ([], ["torch"])
 

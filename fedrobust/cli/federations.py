@@ -179,7 +179,8 @@ def sweep(
         return
 
     def run(progress: SweepProgress) -> SweepResult:
-        from fedrobust.tuning.running import STORAGE, run_sweep
+        from fedrobust.tuning.running import run_sweep
+        from fedrobust.tuning.sweep import STORAGE
 
         return run_sweep(plan, progress, storage=storage or STORAGE, teams=teams, out=out, anyway=anyway)
 
@@ -211,7 +212,7 @@ def duel(
 
     def run(progress: DuelProgress) -> DuelResult:
         from fedrobust.duels.running import run_duel
-        from fedrobust.tuning.running import STORAGE
+        from fedrobust.tuning.sweep import STORAGE
 
         return run_duel(match, progress, storage=storage or STORAGE, teams=teams, out=out, anyway=anyway)
 

@@ -22,8 +22,8 @@ from fedrobust.texts import file_name
 from fedrobust.tracking import StepFigures
 from fedrobust.tuning.chance import BestReached, unlearnt
 from fedrobust.tuning.objectives import Objective
-from fedrobust.tuning.running import STORAGE, TrialDone, run_sweep
-from fedrobust.tuning.sweep import SweepPlan
+from fedrobust.tuning.running import TrialDone, run_sweep
+from fedrobust.tuning.sweep import STORAGE, SweepPlan
 from fedrobust.tuning.trials import Runs, TrialRun
 
 if TYPE_CHECKING:

@@ -24,16 +24,13 @@ from fedrobust.tuning.chance import BestReached, unlearnt
 from fedrobust.tuning.files import write_study
 from fedrobust.tuning.objectives import SCORE
 from fedrobust.tuning.study import Completed, Failed, Pruned, SweepStudy, Trial, study_of
-from fedrobust.tuning.sweep import SweepPlan
+from fedrobust.tuning.sweep import STORAGE, SweepPlan
 from fedrobust.tuning.trials import Runs, Score
 from fedrobust.tuning.views import labels
 
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
-
-STORAGE = "sqlite:///mlruns/optuna.db"
-"""The default storage of the studies."""
 
 TrialDone = tuple[Trial, Sequence[Trial]]
 """What a sweep's `Watch` receives: a trial that is finished, and the best trials up to then."""

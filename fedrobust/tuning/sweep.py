@@ -25,6 +25,9 @@ from fedrobust.tuning.pruners import NoPruner, Pruner
 from fedrobust.tuning.samplers import Sampler, Tpe
 from fedrobust.tuning.space import KINDS, Space, TemplateError, brief, parsed
 
+STORAGE = "sqlite:///mlruns/optuna.db"
+"""The default storage of the studies."""
+
 OWN = "own"
 """The attack name of a sweep without `attacks`: each trial meets those of its experiment."""
 UNSEARCHED = {

@@ -7,11 +7,10 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
@@ -19,6 +18,9 @@ from fedrobust.tuning.objectives import Direction, Objective
 from fedrobust.tuning.space import Choice, Space
 from fedrobust.tuning.study import Completed, Failed, SweepStudy
 from fedrobust.tuning.sweep import SweepPlan
+
+if TYPE_CHECKING:
+    from optuna.importance import PedAnovaImportanceEvaluator
 
 TOP = 0.25
 """Importance refers to being among this share of the trials, the best ones."""
@@ -198,6 +200,8 @@ def evaluator(view: SweepView, objective: int) -> PedAnovaImportanceEvaluator | 
     worst = min(values) if view.directions[objective] == "maximize" else max(values)
     top = min(math.ceil(TOP * len(values)), sum(value != worst for value in values))
     # Optuna takes the ⌈quantile · n⌉ best trials, and all that are as good as the last of these.
+    from optuna.importance import PedAnovaImportanceEvaluator  # slow to import
+
     return PedAnovaImportanceEvaluator(target_quantile=(top - 0.5) / len(values)) if top else None
 
 
