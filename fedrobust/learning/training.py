@@ -153,7 +153,8 @@ class LocalTrainer:
             recorder.begin(state)
             trainer.fit_loop.max_epochs = trainer.current_epoch + 1
             trainer.fit(self.module, _Sized(batches, steps))
-        self._place()  # Lightning has moved the module to the CPU, and left it in the Trainer's precision
+        if self.device.type != "cpu" or self.options.precision != "32-true":
+            self._place()  # Lightning has moved the module to the CPU, and left it in the Trainer's precision
         self._fit = None if self.options.callbacks else (trainer, recorder)
         return recorder.losses, trainer.optimizers[0]
 
@@ -221,13 +222,13 @@ class _Recorder(lightning.Callback):
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Hides Lightning's messages about accelerators and workers."""
+    """Hides Lightning's warnings, and its messages about accelerators and workers for good.
+
+    The level stays: each change of it clears the caches of all loggers of the process, at every hospital.
+    """
     logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    if logger.level != logging.ERROR:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
