@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,10 @@ FEW = 128
 ones."""
 TILE = 24
 TOGETHER = 12
-"""Rows that are added up in float32, before float64: a weighted sum is exact to (`TOGETHER` + 1) 2⁻²⁴ Σ |w_i u_ik|."""
+"""Rows of float32 that are added up at a time."""
+GROUPS = 4
+"""So many of these sums are added up in float32 as well, more of them in float64. So a weighted sum is exact to
+(`TOGETHER` + `GROUPS`) 2⁻²⁴ Σ |w_i u_ik|, less than a millionth."""
 SAFE = 1e-25, 1e25
 """Sizes of numbers that can be multiplied in float32 without being lost. Others are multiplied in float64."""
 
@@ -63,7 +67,7 @@ def finite(chunk: Chunk) -> bool:
     if not isinstance(chunk, np.ndarray):
         return bool(chunk.isfinite().all())
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(chunk.sum(dtype=np.float64)) or np.isfinite(chunk).all())
+        return bool(np.isfinite(chunk @ chunk) or np.isfinite(chunk).all())
 
 
 def like(chunk: Chunk, values: NDArray[Any]) -> Chunk:
@@ -131,7 +135,7 @@ def row_squares(chunk: Chunk) -> Floats:
     whole = chunk.shape[1] // BLOCK * BLOCK
     blocks, rest = chunk[:, :whole].reshape(len(chunk), -1, BLOCK), chunk[:, whole:]
     with np.errstate(over="ignore", invalid="ignore"):
-        sums = np.column_stack([np.einsum("ijk,ijk->ij", blocks, blocks), np.einsum("ij,ij->i", rest, rest)])
+        sums = np.column_stack([np.vecdot(blocks, blocks), np.vecdot(rest, rest)])
         squares: Floats = sums.sum(axis=1, dtype=np.float64)
         if chunk.dtype == np.float32:
             unsafe = ~((squares >= SAFE[0]) & (squares <= SAFE[1]))
@@ -161,7 +165,7 @@ def _products_with(chunk: Chunk, line: Chunk) -> Floats:
 
 
 def combined(chunk: Chunk, weights: Floats) -> Chunk:
-    """Σ w_i u_i (w,) of the rows of `chunk` (m, w), float64, with `weights` (m,); see `TOGETHER`."""
+    """Σ w_i u_i (w,) of the rows of `chunk` (m, w) with `weights` (m,), float32 or float64; see `GROUPS`."""
     if not isinstance(chunk, np.ndarray):
         import torch
 
@@ -169,7 +173,7 @@ def combined(chunk: Chunk, weights: Floats) -> Chunk:
     if chunk.dtype == np.float32 and _safe(weights):
         with np.errstate(over="ignore", invalid="ignore"):
             total = _added(chunk, weights.astype(np.float32))
-        if np.isfinite(total.sum()):
+        if finite(total):
             return total
     with np.errstate(over="ignore", invalid="ignore"):
         return _added(chunk.astype(np.float64, copy=False), weights)
@@ -180,14 +184,17 @@ def _safe(values: Floats) -> bool:
     return not len(sizes) or bool(SAFE[0] <= sizes.min() and sizes.max() <= SAFE[1])
 
 
-def _added(chunk: NDArray[Any], weights: NDArray[Any]) -> Floats:
-    m = len(chunk)
-    total = np.zeros(chunk.shape[1])
-    for first, last in _groups(m, TOGETHER):
-        total += weights[first:last] @ chunk[first:last]
-    return total
+def _added(chunk: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
+    groups = _groups(len(chunk), TOGETHER)
+    parts = np.empty((len(groups), chunk.shape[1]), dtype=chunk.dtype)
+    for (first, last), part in zip(groups, parts, strict=True):
+        np.dot(weights[first:last], chunk[first:last], out=part)
+    if len(groups) <= GROUPS:
+        return np.asarray(np.ones(len(groups), dtype=chunk.dtype) @ parts)
+    return np.asarray(parts.sum(axis=0, dtype=np.float64))
 
 
+@lru_cache(maxsize=256)
 def _groups(count: int, most: int) -> list[tuple[int, int]]:
     """(first, last + 1) of groups of at most `most`, as even as possible."""
     edges = np.linspace(0, count, -(-count // most) + 1).astype(int).tolist()
@@ -218,7 +225,7 @@ def centred_products(chunks: Iterable[Chunk], n: int) -> Floats:
     for chunk in chunks:
         if isinstance(chunk, np.ndarray):
             with np.errstate(over="ignore", invalid="ignore"):  # not finite: the caller looks at the diagonal
-                norms = np.einsum("ij,ij->i", chunk[:n], chunk[:n])
+                norms = np.vecdot(chunk[:n], chunk[:n])
                 chunk[-2] = chunk[np.argsort(norms, kind="stable")[(n - 1) // 2]]
                 chunk[:-2] -= chunk[-2]
                 sums = _products(chunk) + sums
@@ -228,22 +235,22 @@ def centred_products(chunks: Iterable[Chunk], n: int) -> Floats:
 
 
 def _products(chunk: NDArray[np.float64]) -> Floats:
-    """The products of all lines of `chunk` but the last one."""
+    """The products of all lines of `chunk` but the last one: few calls for many blocks, as each call waits for Python's
+    lock."""
     lines, width = len(chunk) - 1, chunk.shape[1]
+    whole = width // BLOCK * BLOCK
+    blocks = chunk[:, :whole].reshape(len(chunk), -1, BLOCK).transpose(1, 0, 2)
+    rest = chunk[None, :, whole:]
     tiles = _groups(lines, TILE) if lines <= FEW else [(0, lines)]
     sums = np.zeros((lines, lines))
-    for start in range(0, width, BLOCK):
-        block = chunk[:, start : start + BLOCK]
-        if lines > FEW:
-            sums += block[:-1] @ block[:-1].T
-            continue
-        for place, (first, last) in enumerate(tiles):
-            # A line too many: NumPy takes another routine for a matrix with itself, which is slower for so few lines.
-            sums[first:last, first:last] += (block[first:last] @ block[first : last + 1].T)[:, :-1]
-            for left, right in tiles[place + 1 :]:
-                sums[first:last, left:right] += block[first:last] @ block[left:right].T
     for place, (first, last) in enumerate(tiles):
-        for left, right in tiles[place + 1 :]:
+        for left, right in tiles[place:]:
+            # Few lines by themselves with a line too many: NumPy has another routine for a matrix with itself, which is
+            # slower for few lines.
+            more = right + (left == first and lines <= FEW)
+            for part in (blocks, rest):
+                tile = part[:, first:last] @ part[:, left:more].transpose(0, 2, 1)
+                sums[first:last, left:right] += tile.sum(axis=0)[:, : right - left]
             sums[left:right, first:last] = sums[first:last, left:right].T
     return sums
 

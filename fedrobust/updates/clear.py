@@ -205,18 +205,16 @@ class ClearUpdates(Updates):
         used = np.flatnonzero(combination.weights)
         anchors = [(value, self._anchors[name]) for name, value in combination.anchors.items() if value != 0.0]
         result = chunks.empty(self.d, self.double, self.device)
-        result[:] = 0.0
 
         def add(section: slice) -> None:
             for columns, rows in self._rows([section], used):
                 local = self._local(columns)
                 total = chunks.combined(rows, combination.weights[used])
                 for value, vector in anchors:
-                    total += chunks.like(total, value * vector[local].astype(np.float64))
+                    total = chunks.double(total) + chunks.like(chunks.double(total), value * vector[local])
                 result[local] = total
 
-        if len(used) + len(anchors):
-            self._each(add)
+        self._each(add)
         return result
 
     def total(self, measure: Measure, mixing: Floats | None = None) -> NDArray[Any]:
@@ -307,7 +305,7 @@ class ClearUpdates(Updates):
         return each(work, self._sections, 1 if little else self._threads)
 
     def _rows(self, cuts: Iterable[slice], used: NDArray[np.int64]) -> Iterator[tuple[slice, Any]]:
-        """Column chunks of the rows `used`, to be read only: of the block itself where they lie there one by one."""
+        """Chunks of the rows `used`, to be read only: the block's own columns where they lie there one by one."""
         if len(used) == 0:
             yield from self._chunks(cuts, used)
             return
@@ -319,8 +317,7 @@ class ClearUpdates(Updates):
             yield from self._chunks(cuts, used, double=self.double)
             return
         for section in cuts:
-            for columns in chunks_of(section, len(used), "cpu"):
-                yield columns, own[row[0] : row[0] + len(used), self._local(columns)]
+            yield section, own[row[0] : row[0] + len(used), self._local(section)]
 
     def _mixed_rows(self, section: slice, mixing: Floats | None) -> Iterator[tuple[slice, Any]]:
         """Chunks of the rows in float32 or float64, or of `mixing @ rows` in float64. Each chunk overwrites the last

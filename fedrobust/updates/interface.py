@@ -13,8 +13,9 @@ from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.updates.chunks import BLOCK, Chunk
 from fedrobust.updates.gram import Combination, Floats, Gram
 
-CHUNK_BYTES = {"cpu": 768 << 10, "cuda": 64 << 20}
-"""Size of the float64 buffer for one chunk of columns: it stays in a core's cache, or fills a GPU."""
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+"""Size of the float64 buffer for one chunk of columns: few calls for each section, or
+a full GPU."""
 SECTIONS = 32
 """The largest number of sections that the columns are cut into. Sums over sections are added last, and shards hold
 whole sections, so the number of shards changes no bit."""

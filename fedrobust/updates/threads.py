@@ -40,10 +40,22 @@ def each(work: Callable[[T], R], pieces: Sequence[T], threads: int) -> list[R]:
 
     work: a function that may run in several threads at once; its linear algebra gets one thread each.
     pieces: what it is called with.
-    threads: how many threads share them out.
+    threads: how many threads share them out; this one is one of them.
     """
+    more = min(threads, len(pieces)) - 1
     with one_blas_thread():
-        if min(threads, len(pieces)) < 2:
+        if more < 1:
             return [work(piece) for piece in pieces]
-        with ThreadPoolExecutor(min(threads, len(pieces)), thread_name_prefix="updates") as pool:
-            return list(pool.map(work, pieces))
+        results: dict[int, R] = {}
+        left = iter(enumerate(pieces))  # one step of it is one step of the interpreter
+
+        def take() -> None:
+            for place, piece in left:
+                results[place] = work(piece)
+
+        with ThreadPoolExecutor(more, thread_name_prefix="updates") as pool:
+            others = [pool.submit(take) for _ in range(more)]
+            take()
+        for other in others:
+            other.result()
+        return [results[place] for place in range(len(pieces))]
