@@ -17,7 +17,7 @@ from fedrobust.updates import chunks
 from fedrobust.updates.clear import LARGEST_SQUARE, ClearUpdates
 from fedrobust.updates.gram import Combination, Floats, Gram
 from fedrobust.updates.interface import NotRevealed, Reduction, Updates, not_revealed
-from fedrobust.updates.threads import one_blas_thread
+from fedrobust.updates.threads import algebra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -328,7 +328,7 @@ class Pipeline:
         n = updates.n if kept is None else int(kept.sum())
         if reason := violation(self.parts, n, context.f):
             raise ExperimentError(reason)
-        with one_blas_thread():
+        with algebra(n):
             seen = [] if gram is None else [_Seen(gram, None, False)]
             if seen and kept is not None and n < updates.n:
                 # As a mixing matrix, so that what follows stays algebra on the original rows.
@@ -355,7 +355,7 @@ class Pipeline:
         decided, seen = decision.decided, decision.seen
         weights: list[Floats | None] = [after.gram.prior @ after.total for after in seen[1:] if after.total is not None]
         weights.append(decided.weights if isinstance(decided, Combination) else None)
-        with one_blas_thread():
+        with algebra(0 if decision.gram is None else decision.gram.n):
             return tuple(
                 Step(part.name, before.of_rows(part.scores(before.gram, decision.context)), own)
                 for part, before, own in zip(self.parts, seen, weights, strict=True)

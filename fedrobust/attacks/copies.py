@@ -11,7 +11,7 @@ from fedrobust.aggregation import ranking
 from fedrobust.attacks.attack import View
 from fedrobust.attacks.crafting import CollusiveAttack
 from fedrobust.attacks.rows import Vectors, gram_of
-from fedrobust.updates.threads import one_blas_thread
+from fedrobust.updates.threads import algebra
 
 
 class Mimic(CollusiveAttack):
@@ -59,7 +59,7 @@ def furthest(rows: Vectors) -> int:
     """
     distances = gram_of(rows).distances_squared()
     centre = np.eye(len(distances)) - 1.0 / len(distances)
-    with one_blas_thread():
+    with algebra():
         values, vectors = np.linalg.eigh(centre @ distances @ centre / -2.0)
     along = np.sqrt(max(values[-1], 0.0)) * np.abs(vectors[:, -1])
     return int(ranking(-along)[0])

@@ -23,7 +23,7 @@ from fedrobust.trust.anomaly import Scores
 from fedrobust.trust.blame import members_scores, no_blame
 from fedrobust.trust.reputation import ReputationState
 from fedrobust.updates import NotOpened, Updates
-from fedrobust.updates.threads import one_blas_thread
+from fedrobust.updates.threads import algebra
 
 if TYPE_CHECKING:
     from fedrobust.trust import Trust
@@ -212,7 +212,7 @@ class Defence:
         if "gram" in updates.reveals:
             with step("Gram matrix"):
                 gram = self.pipeline.gram(updates, context, self.trust.detector.histories)
-            with step("scores"), one_blas_thread():
+            with step("scores"), algebra(n):
                 scores = self.trust.detector.score(gram, replace(context, state=memory.detector))
             anomaly, remembered = self._own_scores(memory, clients, groups, scores)
         else:

@@ -132,6 +132,8 @@ def row_squares(chunk: Chunk) -> Floats:
         import torch
 
         return host(torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64).square_())
+    if chunk.dtype == np.float16:
+        chunk = chunk.astype(np.float32)
     whole = chunk.shape[1] // BLOCK * BLOCK
     blocks, rest = chunk[:, :whole].reshape(len(chunk), -1, BLOCK), chunk[:, whole:]
     with np.errstate(over="ignore", invalid="ignore"):

@@ -134,9 +134,14 @@ class ClearUpdates(Updates):
     def section_squares(self) -> list[Floats]:
         """(n,) ‖u_i‖² of each section of these columns."""
 
+        runs = list(_runs(self._block, self._row))  # whose order does not matter here
+
         def squares(section: slice) -> Floats:
-            rows = self._rows([section], np.arange(self.n))
-            return np.asarray(np.sum([chunks.row_squares(chunk) for _, chunk in rows], axis=0))
+            found = np.empty(self.n)
+            for block, first, count, start, step in runs:
+                rows = self.blocks[block][first : first + count, self._local(section)]
+                found[start : start + (count - 1) * step + 1 : step] = chunks.row_squares(rows)
+            return found
 
         return self._each(squares)
 

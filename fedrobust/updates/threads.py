@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 from fedrobust.machine import usable_cores
 
+MANY = 300
+"""Rows above which a matrix is worth more than one thread."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -23,9 +26,13 @@ def _thread_pools() -> Any:
     return ThreadpoolController()
 
 
-def one_blas_thread() -> AbstractContextManager[Any]:
-    """A context manager: in it, NumPy's linear algebra uses one thread."""
-    limited: AbstractContextManager[Any] = _thread_pools().limit(limits=1, user_api="blas")
+def algebra(n: int = 0) -> AbstractContextManager[Any]:
+    """A context manager: in it, NumPy's linear algebra on matrices (n, n) has one thread, or all cores if n is large.
+
+    More threads would not make small matrices faster, and would keep spinning beside whoever comes next.
+    """
+    threads = 1 if n <= MANY else usable_cores()
+    limited: AbstractContextManager[Any] = _thread_pools().limit(limits=threads, user_api="blas")
     return limited
 
 
@@ -43,7 +50,7 @@ def each(work: Callable[[T], R], pieces: Sequence[T], threads: int) -> list[R]:
     threads: how many threads share them out; this one is one of them.
     """
     more = min(threads, len(pieces)) - 1
-    with one_blas_thread():
+    with algebra():
         if more < 1:
             return [work(piece) for piece in pieces]
         results: dict[int, R] = {}
