@@ -5,7 +5,7 @@ PORT ?= 5000
 # One thread for each process: the actors are the parallelism.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-recorded test-long test-notebooks docs lint bench bench-aggregation bench-peers bench-secure bench-stacked ui cluster
+.PHONY: demo test test-recorded test-long test-notebooks docs lint bench bench-aggregation bench-peers bench-secure bench-sweep bench-stacked ui cluster
 .PHONY: cluster-down schema clean
 
 demo: .venv/ready
@@ -45,6 +45,10 @@ bench: .venv/ready bench-aggregation
 	$(BIN)/python benchmarks/start.py
 
 # Hospitals trained together, on the GPU if there is one; a minute or two on two cores.
+# A sweep beside the same trials in bare processes: more than five minutes.
+bench-sweep: .venv/ready
+	$(BIN)/python benchmarks/sweep.py
+
 bench-stacked: .venv/ready
 	$(BIN)/python benchmarks/stacked.py
 

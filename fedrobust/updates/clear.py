@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.updates import chunks
+from fedrobust.updates.blocks import detached, on_cpu, runs_of
 from fedrobust.updates.gram import Combination, Floats, Gram, assembled
 from fedrobust.updates.interface import FORGETTING, Measure, Updates, chunks_of, clip_factors, sections
 from fedrobust.updates.sketch import sketched
@@ -58,7 +58,7 @@ class ClearUpdates(Updates):
         threads: int | None = None,
         in_place: bool = False,
     ) -> None:
-        self.blocks = [_detached(block) for block in blocks]
+        self.blocks = [detached(block) for block in blocks]
         widths = {block.shape[1] for block in self.blocks}
         if len(widths) != 1:
             raise ValueError(f"blocks must have the same number of columns, found {sorted(widths)}")
@@ -134,7 +134,7 @@ class ClearUpdates(Updates):
     def section_squares(self) -> list[Floats]:
         """(n,) ‖u_i‖² of each section of these columns."""
 
-        runs = list(_runs(self._block, self._row))  # whose order does not matter here
+        runs = list(runs_of(self._block, self._row))  # whose order does not matter here
 
         def squares(section: slice) -> Floats:
             found = np.empty(self.n)
@@ -287,7 +287,7 @@ class ClearUpdates(Updates):
     @property
     def device(self) -> Any:
         """The device of the rows: "cpu", or a GPU's."""
-        return next((block.device for block in self.blocks if not _on_cpu(block)), "cpu")
+        return next((block.device for block in self.blocks if not on_cpu(block)), "cpu")
 
     @property
     def double(self) -> bool:
@@ -345,7 +345,7 @@ class ClearUpdates(Updates):
         again.
         """
         count, n = len(used) + len(anchors) + len(histories) * self.n + spare, len(used)
-        runs = list(_runs(self._block[used], self._row[used]))
+        runs = list(runs_of(self._block[used], self._row[used]))
         buffer = chunks.empty(0, double, self.device)
         for section in cuts:
             for columns in chunks_of(section, count, "cpu" if self.device == "cpu" else "cuda"):
@@ -377,50 +377,6 @@ def _renewed(name: str, history: NDArray[Any], rows: Floats, factors: Floats | N
         assert factors is not None
         return np.asarray(FORGETTING * history + (1.0 - FORGETTING) * factors[:, None] * rows)
     return rows if name == "last" else np.asarray(history + rows)
-
-
-def _detached(block: Any) -> Any:
-    """A block without its gradient history, as an array that shares its memory if NumPy has the type and can reach it.
-
-    Raises `ValueError` unless it is a floating (k, d) array or tensor.
-    """
-    if isinstance(block, np.ndarray):
-        floating = np.issubdtype(block.dtype, np.floating)
-    else:
-        torch = sys.modules.get("torch")  # if there is a tensor, torch has been imported
-        if torch is None or not isinstance(block, torch.Tensor):
-            raise ValueError(f"updates must be an array or a tensor (n, d), found {type(block).__name__}")
-        block, floating = block.detach(), block.is_floating_point()
-        if floating and _on_cpu(block) and block.dtype != torch.bfloat16:
-            block = block.numpy()
-    if block.ndim != 2 or not floating:
-        raise ValueError(f"updates must be floating (n, d), found {block.dtype} {tuple(block.shape)}")
-    return block
-
-
-def _runs(block: NDArray[np.intp], row: NDArray[np.int64]) -> Iterator[tuple[int, int, int, int, int]]:
-    """Runs of neighbouring rows of a block that are wanted at even distances.
-
-    block: (m,) the block of each wanted row.
-    row: (m,) its index there.
-
-    Yields the block, its first row, the number of rows, the first position and the distance of positions.
-    """
-    for number in np.unique(block):
-        places = np.flatnonzero(block == number)
-        steps, rows = np.diff(places), row[places]
-        first = 0
-        while first < len(places):
-            last = first + 1
-            while last < len(places) and rows[last] == rows[last - 1] + 1 and steps[last - 1] == steps[first]:
-                last += 1
-            step = int(steps[first]) if last > first + 1 else 1
-            yield int(number), int(rows[first]), last - first, int(places[first]), step
-            first = last
-
-
-def _on_cpu(block: Any) -> bool:
-    return str(getattr(block, "device", "cpu")) == "cpu"
 
 
 def _summed(figures: Iterable[NDArray[Any] | None]) -> list[NDArray[Any]]:

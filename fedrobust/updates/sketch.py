@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedrobust.updates.gram import Floats
 from fedrobust.updates.threads import each
 
-TOGETHER = 32
+LINES = 32
 """Lines that one thread works on at a time."""
 
 
@@ -44,5 +44,5 @@ def sketched(lines: Sequence[NDArray[Any]], k: int, seed: int, threads: int = 1)
             sums[:, : block.shape[1] - before] += block[:, before:]
         return sums
 
-    groups = [lines[start : start + TOGETHER] for start in range(0, len(lines), TOGETHER)]
+    groups = [lines[start : start + LINES] for start in range(0, len(lines), LINES)]
     return np.concatenate(each(work, groups, threads))
