@@ -1,8 +1,8 @@
 """The same files give the same bits as before: three runs, a matrix and a sweep, beside what was recorded of them.
 
 `tests/recorded/expected.json` was made by `tests/recorded/play.py`. It is only made anew where the arithmetic is meant
-to change, last when aggregation began to add up in float32 and figures of evaluations became float64. The bits are
-those of one kind of processor; on another one, only who attacks and which cells there are is compared.
+to change, last when the products of the Gram matrix got other blocks. The bits are those of one kind of processor; on
+another one, only who attacks and which cells there are is compared.
 """
 
 from __future__ import annotations

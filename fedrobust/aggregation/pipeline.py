@@ -237,8 +237,9 @@ class Pipeline:
         decided = decision.decided
         if isinstance(decided, Combination):
             result = clear.weighted_sum(decided)
-            if not chunks.finite(result):
-                _refuse_infinite(clear)
+            with algebra():
+                if self.needs == {"sum"} and not chunks.finite(result):
+                    _refuse_infinite(clear)
             if decided.noise:
                 noise = decision.context.generator.standard_normal(clear.d, dtype=np.float32)
                 result += decided.noise * chunks.like(result, noise)
@@ -246,7 +247,7 @@ class Pipeline:
             result = clear.reduced(decided, decision.mixing)
         if (memory := options.get("memory")) is not None:
             memory.round += 1
-            memory.previous, memory.step = chunks.single(result), None
+            memory.previous, memory.step = np.array(chunks.single(result)), None  # the caller's may be changed
             memory.state = decided.state if isinstance(decided, Combination) else {}
             memory.histories = clear.remembered(self.histories)
         if isinstance(updates, np.ndarray):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -14,30 +15,44 @@ from fedrobust.updates.gram import Floats
 
 Chunk = Any
 """(m, w), or one row (w,), float32 or float64: a NumPy array, or a torch tensor on a GPU."""
-BLOCK = 1000
-"""Columns of one product. Not a power of two: rows at such distances would push each other out of a core's cache."""
+BLOCK = 1024
+"""Columns of one product."""
+LINE = 64
+"""Bytes of a line of a core's cache. A row of a chunk starts with a line, and at least one is between two rows: rows at
+a power of two from each other would push each other out of the cache."""
 GPU_BLOCK = 128
 """The same on a GPU, where all blocks of a chunk are multiplied at once."""
 FEW = 128
-"""Up to so many lines, products are made of `TILE` lines at a time: BLAS is faster on small matrices than on narrow
-ones."""
-TILE = 24
-TOGETHER = 12
-"""Rows of float32 that are added up at a time."""
-GROUPS = 4
-"""So many of these sums are added up in float32 as well, more of them in float64. So a weighted sum is exact to
-(`TOGETHER` + `GROUPS`) 2⁻²⁴ Σ |w_i u_ik|, less than a millionth."""
+"""Up to so many lines, products are made of `TILE` lines at a time: BLAS is fastest on small matrices, and half of the
+products are known by symmetry."""
+TILE = 12
+SPARE = 2
+"""Lines of a chunk behind the last one that counts."""
+ROUNDINGS = 15
+"""A sum in float32 is made of groups of rows, so that no value is rounded more often: once with its weight, once for
+each row of its group, and once for each other group. With the last rounding it is exact to 16 · 2⁻²⁴ Σ |w_i u_ik|, less
+than a millionth."""
+TOGETHER = 56
+"""The most rows that can be added up like this. Sums of so many are added up in float64."""
 SAFE = 1e-25, 1e25
 """Sizes of numbers that can be multiplied in float32 without being lost. Others are multiplied in float64."""
 
 
-def empty(count: int, double: bool, device: Any = "cpu") -> Chunk:
-    """An uninitialised array (count,), float64 if `double`, else float32; a tensor if `device` is a GPU."""
+def empty(shape: int | tuple[int, int], double: bool, device: Any = "cpu") -> Chunk:
+    """An uninitialised array, float64 if `double`, else float32; a tensor if `device` is a GPU. Rows start
+    with a `LINE`."""
     if str(device) == "cpu":
-        return np.empty(count, dtype=np.float64 if double else np.float32)
+        kind = np.dtype(np.float64 if double else np.float32)
+        if isinstance(shape, int):
+            return np.empty(shape, dtype=kind)
+        line = (shape[1] * kind.itemsize // LINE + 2) * LINE
+        memory = np.empty(shape[0] * line + LINE, dtype=np.uint8)
+        start = -memory.ctypes.data % LINE
+        rows = memory[start : start + shape[0] * line].view(kind).reshape(shape[0], line // kind.itemsize)
+        return rows[:, : shape[1]]
     import torch
 
-    return torch.empty(count, dtype=torch.float64 if double else torch.float32, device=device)
+    return torch.empty(shape, dtype=torch.float64 if double else torch.float32, device=device)
 
 
 def copy(chunk: Chunk, source: Any) -> None:
@@ -134,16 +149,19 @@ def row_squares(chunk: Chunk) -> Floats:
         return host(torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64).square_())
     if chunk.dtype == np.float16:
         chunk = chunk.astype(np.float32)
-    whole = chunk.shape[1] // BLOCK * BLOCK
-    blocks, rest = chunk[:, :whole].reshape(len(chunk), -1, BLOCK), chunk[:, whole:]
     with np.errstate(over="ignore", invalid="ignore"):
-        sums = np.column_stack([np.vecdot(blocks, blocks), np.vecdot(rest, rest)])
-        squares: Floats = sums.sum(axis=1, dtype=np.float64)
-        if chunk.dtype == np.float32:
-            unsafe = ~((squares >= SAFE[0]) & (squares <= SAFE[1]))
-            if unsafe.any():  # zeros, too
-                squares[unsafe] = np.square(chunk[unsafe], dtype=np.float64).sum(axis=1)
+        squares: Floats = sum(np.vecdot(part, part).sum(axis=1, dtype=np.float64) for part in _blocks(chunk))
+        if chunk.dtype == np.float32 and not (SAFE[0] <= squares.min() and squares.max() <= SAFE[1]):
+            unsafe = ~((squares >= SAFE[0]) & (squares <= SAFE[1]))  # zeros, too
+            squares[unsafe] = np.square(chunk[unsafe], dtype=np.float64).sum(axis=1)
     return squares
+
+
+def _blocks(chunk: NDArray[Any]) -> list[NDArray[Any]]:
+    """`chunk` (m, w) as blocks (m, k, `BLOCK`), and its last columns (m, 1, w mod `BLOCK`), if there are any."""
+    whole = chunk.shape[1] // BLOCK * BLOCK
+    parts = [chunk[:, :whole].reshape(len(chunk), -1, BLOCK), chunk[:, None, whole:]]
+    return [part for part in parts if part.size]
 
 
 def norm_figures(chunk: Chunk, anchors: Sequence[NDArray[Any]]) -> Floats:
@@ -166,40 +184,82 @@ def _products_with(chunk: Chunk, line: Chunk) -> Floats:
     return np.asarray(host(double(chunk) @ double(line)))
 
 
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """What a sum of rows multiplies them with.
+
+    exact: (m,) float64.
+    single: the same in float32; None if one of them is too small or too large for it.
+    """
+
+    exact: Floats
+    single: NDArray[np.float32] | None
+
+    @classmethod
+    def of(cls, weights: Floats) -> Coefficients:
+        """`weights` (m,), ready for many chunks."""
+        sizes = np.abs(weights[weights != 0.0])
+        safe = not len(sizes) or (SAFE[0] <= sizes.min() and sizes.max() <= SAFE[1])
+        return cls(weights, weights.astype(np.float32) if safe else None)
+
+
 def combined(chunk: Chunk, weights: Floats) -> Chunk:
-    """Σ w_i u_i (w,) of the rows of `chunk` (m, w) with `weights` (m,), float32 or float64; see `GROUPS`."""
-    if not isinstance(chunk, np.ndarray):
-        import torch
+    """Σ w_i u_i (w,) float64 of the rows of `chunk` (m, w) with `weights` (m,)."""
+    if isinstance(chunk, np.ndarray):
+        return weights @ chunk.astype(np.float64, copy=False)
+    import torch
 
-        return torch.mv(chunk.double().T, torch.tensor(weights, dtype=torch.float64).to(chunk.device))
-    if chunk.dtype == np.float32 and _safe(weights):
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = _added(chunk, weights.astype(np.float32))
-        if finite(total):
-            return total
+    return torch.mv(chunk.double().T, torch.tensor(weights, dtype=torch.float64).to(chunk.device))
+
+
+def add_up(chunk: Chunk, weights: Coefficients, out: Chunk | None = None) -> Chunk:
+    """The same in float32 where that is exact to a millionth, see `ROUNDINGS`; in float64 for rows of float64.
+
+    out: an array (w,) float32 or float64 to write it to.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
-        return _added(chunk.astype(np.float64, copy=False), weights)
+        if weights.single is not None and isinstance(chunk, np.ndarray) and chunk.dtype == np.float32:
+            total = _added(chunk, weights.single, out)
+            if np.isfinite(total @ total) or np.isfinite(total).all():
+                return total
+        total = combined(chunk, weights.exact)
+        if out is None:
+            return total
+        out[...] = total
+        return out
 
 
-def _safe(values: Floats) -> bool:
-    sizes = np.abs(values[values != 0.0])
-    return not len(sizes) or bool(SAFE[0] <= sizes.min() and sizes.max() <= SAFE[1])
-
-
-def _added(chunk: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
-    groups = _groups(len(chunk), TOGETHER)
-    parts = np.empty((len(groups), chunk.shape[1]), dtype=chunk.dtype)
+def _added(chunk: NDArray[np.float32], weights: NDArray[np.float32], out: Chunk | None = None) -> NDArray[Any]:
+    """Σ w_i u_i (w,) in float32; of more than `TOGETHER` rows in float64."""
+    if len(chunk) > TOGETHER:
+        total = np.zeros(chunk.shape[1])
+        for first, last in _groups(len(chunk), -(-len(chunk) // TOGETHER)):
+            total += _added(chunk[first:last], weights[first:last])
+        if out is None:
+            return np.asarray(total)
+        out[...] = total
+        return np.asarray(out)
+    if chunk.shape[1] == 1:  # NumPy has several routines for it; with which one may depend on where the rows lie
+        chunk = np.ascontiguousarray(chunk)
+    groups = _groups(len(chunk), _fewest(len(chunk)))
+    if len(groups) == 1:
+        return np.asarray(np.matmul(weights, chunk, out=out))
+    parts = np.empty((len(groups), chunk.shape[1]), dtype=np.float32)
     for (first, last), part in zip(groups, parts, strict=True):
-        np.dot(weights[first:last], chunk[first:last], out=part)
-    if len(groups) <= GROUPS:
-        return np.asarray(np.ones(len(groups), dtype=chunk.dtype) @ parts)
-    return np.asarray(parts.sum(axis=0, dtype=np.float64))
+        np.matmul(weights[first:last], chunk[first:last], out=part)
+    return np.asarray(np.matmul(np.ones(len(groups), dtype=np.float32), parts, out=out))
 
 
 @lru_cache(maxsize=256)
-def _groups(count: int, most: int) -> list[tuple[int, int]]:
-    """(first, last + 1) of groups of at most `most`, as even as possible."""
-    edges = np.linspace(0, count, -(-count // most) + 1).astype(int).tolist()
+def _fewest(count: int) -> int:
+    """The least number of groups of `count` rows, see `ROUNDINGS`."""
+    return next(groups for groups in range(1, 9) if -(-count // groups) + groups <= ROUNDINGS)
+
+
+@lru_cache(maxsize=256)
+def _groups(count: int, groups: int) -> list[tuple[int, int]]:
+    """(first, last + 1) of so many groups, as even as possible."""
+    edges = np.linspace(0, count, groups + 1).astype(int).tolist()
     return list(pairwise(edges))
 
 
@@ -215,8 +275,8 @@ def mixed(chunk: Chunk, mixing: Floats) -> Chunk:
 def centred_products(chunks: Iterable[Chunk], n: int) -> Floats:
     """The products (N + 1, N + 1) of N centred lines and their reference, summed over chunks of columns.
 
-    chunks: chunks (N + 2, w) float64, which are overwritten. The lines are the n updates, then anchors and histories;
-        the last but one is free, and gets the chunk's reference; the last one only makes room.
+    chunks: chunks (N + `SPARE`, w) float64, which are overwritten. The lines are the n updates, then anchors and
+        histories; the others only make room.
     n: number of updates.
 
     The reference of a chunk is the update of (lower) median norm. At least half of the updates are no smaller, so a few
@@ -227,40 +287,51 @@ def centred_products(chunks: Iterable[Chunk], n: int) -> Floats:
     for chunk in chunks:
         if isinstance(chunk, np.ndarray):
             with np.errstate(over="ignore", invalid="ignore"):  # not finite: the caller looks at the diagonal
-                norms = np.vecdot(chunk[:n], chunk[:n])
-                chunk[-2] = chunk[np.argsort(norms, kind="stable")[(n - 1) // 2]]
-                chunk[:-2] -= chunk[-2]
-                sums = _products(chunk) + sums
+                norms, lines = np.vecdot(chunk[:n], chunk[:n]), len(chunk) - SPARE
+                middle = int(np.argsort(norms, kind="stable")[(n - 1) // 2])
+                chunk[:middle] -= chunk[middle]
+                chunk[middle + 1 : lines] -= chunk[middle]
+                sums = _with_reference(_products(chunk, lines), middle) + sums
         else:
             sums = _gpu_products(chunk, n) + sums
     return host(sums)
 
 
-def _products(chunk: NDArray[np.float64]) -> Floats:
-    """The products of all lines of `chunk` but the last one: few calls for many blocks, as each call waits for Python's
-    lock."""
-    lines, width = len(chunk) - 1, chunk.shape[1]
-    whole = width // BLOCK * BLOCK
-    blocks = chunk[:, :whole].reshape(len(chunk), -1, BLOCK).transpose(1, 0, 2)
-    rest = chunk[None, :, whole:]
-    tiles = _groups(lines, TILE) if lines <= FEW else [(0, lines)]
-    sums = np.zeros((lines, lines))
-    for place, (first, last) in enumerate(tiles):
-        for left, right in tiles[place:]:
-            # Few lines by themselves with a line too many: NumPy has another routine for a matrix with itself, which is
-            # slower for few lines.
-            more = right + (left == first and lines <= FEW)
-            for part in (blocks, rest):
-                tile = part[:, first:last] @ part[:, left:more].transpose(0, 2, 1)
-                sums[first:last, left:right] += tile.sum(axis=0)[:, : right - left]
-            sums[left:right, first:last] = sums[first:last, left:right].T
-    return sums
+def _with_reference(products: Floats, middle: int) -> Floats:
+    """The products (N + 1, N + 1) of lines of which one is the reference itself, centred and as the last line."""
+    lines = len(products)
+    found = np.zeros((lines + 1, lines + 1))
+    found[:lines, :lines] = products
+    found[lines, :lines] = found[:lines, lines] = products[middle]
+    found[lines, lines] = products[middle, middle]
+    found[middle] = found[:, middle] = 0.0
+    return found
+
+
+def _products(chunk: NDArray[np.float64], lines: int) -> Floats:
+    """The products (lines, lines) of the first lines of `chunk`: few calls for many blocks, as each call waits for
+    Python's lock.
+    """
+    step = TILE if lines <= FEW else lines
+    edges = [*range(0, step * max(1, round(lines / step)), step), lines]
+    cuts, sums = [slice(*ends) for ends in pairwise(edges)], np.zeros((lines, lines + 1))
+    for part in _blocks(chunk):
+        blocks = part.transpose(1, 0, 2)
+        found = np.zeros((len(blocks), lines, lines + 1))
+        for place, own in enumerate(cuts):
+            # From one line further on: NumPy has another routine for a matrix with itself, slower for few lines.
+            for other in (slice(own.start + 1, own.stop + 1), *cuts[place + 1 :]):
+                np.matmul(blocks[:, own], blocks[:, other].transpose(0, 2, 1), out=found[:, own, other])
+        sums += found.sum(axis=0)
+    products, first = np.triu(sums[:, :-1]), edges[:-1]
+    products[first, first] = np.vecdot(chunk[first], chunk[first])
+    return np.asarray(products + np.triu(products, 1).T)
 
 
 def _gpu_products(chunk: Any, n: int) -> Any:
     import torch
 
-    lines = chunk[:-1]
+    lines = chunk[: 1 - SPARE]
     whole = torch.nn.functional.pad(lines, (0, -lines.shape[1] % GPU_BLOCK)) if lines.shape[1] % GPU_BLOCK else lines
     blocks = whole.view(len(whole), -1, GPU_BLOCK)
     norms = torch.linalg.vector_norm(torch.linalg.vector_norm(blocks[:n], dim=2), dim=1)

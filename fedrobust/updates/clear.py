@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -152,13 +153,14 @@ class ClearUpdates(Updates):
     def section_norms(self, anchors: Mapping[str, np.ndarray] | None = None) -> list[Floats]:
         """`norm_figures` of each section of these columns; `anchors` hold only these columns."""
         self._hold(anchors)
+        rows_of = self._rows(np.arange(self.n))
 
         def measured(section: slice) -> Floats:
             found = [
                 chunks.norm_figures(rows, [vector[self._local(columns)] for vector in self._anchors.values()])
-                for columns, rows in self._rows([section], np.arange(self.n))
+                for columns, rows in rows_of(section)
             ]
-            return np.asarray(np.sum(found, axis=0))
+            return np.asarray(sum(found))
 
         return self._each(measured)
 
@@ -183,7 +185,7 @@ class ClearUpdates(Updates):
         everybody = np.arange(self.n)
 
         def multiplied(section: slice) -> Floats:
-            lines = self._chunks([section], everybody, public, past, spare=2)
+            lines = self._chunks(section, everybody, public, past, spare=chunks.SPARE)
             return chunks.centred_products((chunk for _, chunk in lines), self.n)
 
         return self._each(multiplied)
@@ -196,7 +198,7 @@ class ClearUpdates(Updates):
         for name in histories:
             lines += list(self._past(self.histories.get(name, NOTHING), slice(0, self.d)))
         short = sketched(lines, *self._sketch, self._threads)
-        return chunks.centred_products([np.pad(short, ((0, 2), (0, 0)))], self.n)
+        return chunks.centred_products([np.pad(short, ((0, chunks.SPARE), (0, 0)))], self.n)
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
         """The aggregate (d,) float32 of a `combination`; its anchors are those of the last call of `gram` or
@@ -208,13 +210,18 @@ class ClearUpdates(Updates):
         are not read.
         """
         used = np.flatnonzero(combination.weights)
+        rows_of = self._rows(used)
+        weights = chunks.Coefficients.of(combination.weights[used])
         anchors = [(value, self._anchors[name]) for name, value in combination.anchors.items() if value != 0.0]
         result = chunks.empty(self.d, self.double, self.device)
 
         def add(section: slice) -> None:
-            for columns, rows in self._rows([section], used):
+            for columns, rows in rows_of(section):
                 local = self._local(columns)
-                total = chunks.combined(rows, combination.weights[used])
+                if not anchors:
+                    chunks.add_up(rows, weights, result[local])
+                    continue
+                total = chunks.add_up(rows, weights)
                 for value, vector in anchors:
                     total = chunks.double(total) + chunks.like(chunks.double(total), value * vector[local])
                 result[local] = total
@@ -265,7 +272,7 @@ class ClearUpdates(Updates):
         grown = {name: self._grown(self.histories.get(name, np.zeros((0, self.d), dtype=np.float32))) for name in names}
 
         def renew(section: slice) -> None:
-            for columns, chunk in self._chunks([section], np.arange(self.n)):
+            for columns, chunk in self._chunks(section, np.arange(self.n)):
                 local, rows = self._local(columns), chunks.host(chunk)
                 for name, history in grown.items():
                     new = _renewed(name, history[self.clients, local], rows, factors)
@@ -309,32 +316,29 @@ class ClearUpdates(Updates):
         little = self.n * self.d < LITTLE or self.device != "cpu"
         return each(work, self._sections, 1 if little else self._threads)
 
-    def _rows(self, cuts: Iterable[slice], used: NDArray[np.int64]) -> Iterator[tuple[slice, Any]]:
-        """Chunks of the rows `used`, to be read only: the block's own columns where they lie there one by one."""
-        if len(used) == 0:
-            yield from self._chunks(cuts, used)
-            return
+    def _rows(self, used: NDArray[np.int64]) -> Callable[[slice], Iterable[tuple[slice, Any]]]:
+        """Section → chunks of the rows `used`, to be read only: the block's own columns where they lie there one by
+        one.
+        """
         block, row = self._block[used], self._row[used]
-        own = self.blocks[block[0]]
         wanted = np.dtype(np.float64 if self.double else np.float32)
-        together = (block == block[0]).all() and (np.diff(row) == 1).all()
-        if not together or own.dtype != wanted or own.strides[1] != wanted.itemsize:
-            yield from self._chunks(cuts, used, double=self.double)
-            return
-        for section in cuts:
-            yield section, own[row[0] : row[0] + len(used), self._local(section)]
+        if len(used) and (block == block[0]).all() and (np.diff(row) == 1).all():
+            own = self.blocks[block[0]][row[0] : row[0] + len(used)]
+            if own.dtype == wanted and own.strides[1] == wanted.itemsize:
+                return lambda section: [(section, own[:, self._local(section)])]
+        return partial(self._chunks, used=used, double=self.double)
 
     def _mixed_rows(self, section: slice, mixing: Floats | None) -> Iterator[tuple[slice, Any]]:
         """Chunks of the rows in float32 or float64, or of `mixing @ rows` in float64. Each chunk overwrites the last
         one.
         """
         double = self.double or mixing is not None
-        for columns, chunk in self._chunks([section], np.arange(self.n), double=double):
+        for columns, chunk in self._chunks(section, np.arange(self.n), double=double):
             yield columns, chunk if mixing is None else chunks.mixed(chunk, mixing)
 
     def _chunks(
         self,
-        cuts: Iterable[slice],
+        section: slice,
         used: NDArray[np.int64],
         anchors: Sequence[NDArray[Any]] = (),
         histories: Sequence[NDArray[Any]] = (),
@@ -346,22 +350,21 @@ class ClearUpdates(Updates):
         """
         count, n = len(used) + len(anchors) + len(histories) * self.n + spare, len(used)
         runs = list(runs_of(self._block[used], self._row[used]))
-        buffer = chunks.empty(0, double, self.device)
-        for section in cuts:
-            for columns in chunks_of(section, count, "cpu" if self.device == "cpu" else "cuda"):
-                width, local = columns.stop - columns.start, self._local(columns)
-                if len(buffer) < count * width:
-                    buffer = chunks.empty(count * width, double, self.device)
-                lines = buffer[: count * width].reshape(count, width)
-                for block, first, rows, start, step in runs:
-                    source = self.blocks[block][first : first + rows, local]
-                    chunks.copy(lines[start : start + (rows - 1) * step + 1 : step], source)
-                for line, vector in enumerate(anchors, start=n):
-                    chunks.copy(lines[line], vector[local])
-                for place, history in enumerate(histories):
-                    first = n + len(anchors) + place * self.n
-                    chunks.copy(lines[first : first + self.n], self._past(history, local))
-                yield columns, lines
+        buffer: Any = None
+        for columns in chunks_of(section, count, "cpu" if self.device == "cpu" else "cuda"):
+            width, local = columns.stop - columns.start, self._local(columns)
+            if buffer is None or buffer.shape[1] != width:
+                buffer = chunks.empty((count, width), double, self.device)
+            lines = buffer
+            for block, first, rows, start, step in runs:
+                source = self.blocks[block][first : first + rows, local]
+                chunks.copy(lines[start : start + (rows - 1) * step + 1 : step], source)
+            for line, vector in enumerate(anchors, start=n):
+                chunks.copy(lines[line], vector[local])
+            for place, history in enumerate(histories):
+                first = n + len(anchors) + place * self.n
+                chunks.copy(lines[first : first + self.n], self._past(history, local))
+            yield columns, lines
 
     def _past(self, history: NDArray[Any], columns: slice) -> NDArray[np.float32]:
         """Columns of the history (n, w) of the rows' clients; zeros for new clients."""

@@ -59,7 +59,9 @@ def chunks_of(section: slice, rows: int, device: str = "cpu") -> Iterator[slice]
     rows: how many rows the buffer must hold.
     device: "cpu" or "cuda".
     """
-    width = max(CHUNK_BYTES[device] // (8 * BLOCK * max(rows, 1)), 1) * BLOCK
+    most = max(CHUNK_BYTES[device] // (8 * BLOCK * max(rows, 1)), 1)
+    blocks = -(-(section.stop - section.start) // BLOCK)
+    width = -(-blocks // -(-blocks // most)) * BLOCK  # as even as possible
     for start in range(section.start, section.stop, width):
         yield slice(start, min(start + width, section.stop))
 

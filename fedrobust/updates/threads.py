@@ -39,7 +39,12 @@ def algebra(n: int = 0) -> AbstractContextManager[Any]:
 def default_threads() -> int:
     """OMP_NUM_THREADS if it is set, as for other libraries; else the cores that this process may keep busy."""
     given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(given) if given.isdecimal() and int(given) else usable_cores()
+    return int(given) if given.isdecimal() and int(given) else _cores()
+
+
+@lru_cache(maxsize=1)
+def _cores() -> int:
+    return usable_cores()  # it reads files of the system: slower than many a sum
 
 
 def each(work: Callable[[T], R], pieces: Sequence[T], threads: int) -> list[R]:

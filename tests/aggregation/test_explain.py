@@ -89,6 +89,14 @@ def test_a_memory_carries_the_last_aggregate():
     assert not np.allclose(second, pipeline.aggregate(rows_of(seed=1), f=2))
 
 
+def test_a_memory_shares_no_array_with_the_aggregate():
+    memory = Memory()
+    found = Pipeline([CenteredClipping()]).aggregate(rows_of().astype(np.float32), f=2, memory=memory)
+    before = memory.previous.copy()
+    found *= 2.0
+    assert np.array_equal(memory.previous, before)
+
+
 def test_explaining_and_weighing_leave_the_memory_as_it_is():
     memory = Memory()
     pipeline = Pipeline([FoolsGold()])

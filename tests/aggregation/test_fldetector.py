@@ -170,9 +170,22 @@ def test_fldetector_remembers_no_more_than_its_window():
     memory, pipeline = Memory(), Pipeline([FLDetector(window=2)])
     for _ in range(6):
         pipeline.aggregate(rng.standard_normal((3, 50)), memory=memory)
-    assert memory.state["steps"].shape == memory.state["aggregates"].shape == (2, 50)
+    assert {name for name in memory.state if name.startswith("step")} == {"step0", "step1"}
+    assert {name for name in memory.state if name.startswith("aggregate")} == {"aggregate0", "aggregate1"}
     assert {name for name in memory.state if name.startswith("error")} == {"error0", "error1"}
     assert all(array.dtype != object for array in memory.state.values())
+
+
+def test_fldetector_copies_no_step():
+    rng, memory, pipeline = np.random.default_rng(12), Memory(), Pipeline([FLDetector()])
+    for _ in range(4):
+        before = dict(memory.state)
+        pipeline.aggregate(rng.standard_normal((3, 50)), memory=memory)
+    assert memory.state["step1"] is before["step0"]
+    assert memory.state["step0"] is memory.state["aggregate0"]  # the step of the global model is the aggregate
+    memory.step = 2 * memory.previous
+    pipeline.aggregate(rng.standard_normal((3, 50)), memory=memory)
+    assert np.array_equal(memory.state["step0"], 2 * memory.state["aggregate0"])
 
 
 def test_fldetector_of_what_never_changes_leaves_nobody_out():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -79,7 +80,8 @@ class FLDetector(Rule):
 
     Limits: an attacker who is consistent from round to round is predictable, and honest clients with noisy updates are
     not. The gap statistic sees two clusters where there is one in up to a fifth of the rounds.
-    After a stage, u_i and h_i are mixed alike, but s is not. Remembers 2 N vectors of d coordinates.
+    After a stage, u_i and h_i are mixed alike, but s is not. Remembers N vectors of d coordinates, or 2 N where the
+    step of the global model is not the aggregate.
     """
 
     name: Literal["fldetector"] = "fldetector"
@@ -122,20 +124,22 @@ class FLDetector(Rule):
             f"error{back}": context.remembered(f"error{back}", errors[:, back], np.nan) for back in range(self.window)
         }
         state["present"] = replace(context, state={}).remembered("present", np.ones(gram.n))
-        state |= {"steps": steps[-self.window :], "aggregates": aggregates[-self.window :]}
+        for name, rows in (("step", steps), ("aggregate", aggregates)):
+            state |= {f"{name}{back}": row for back, row in enumerate(rows[: -self.window - 1 : -1])}
         return Combination(weights / weights.sum(), state=state)
 
-    def _trajectory(self, context: Context) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The last steps of the global model, and the aggregates that led to them, oldest first (≤ N + 1, d)."""
+    def _trajectory(self, context: Context) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+        """The last steps of the global model, and the aggregates that led to them, oldest first: at most N + 1 rows
+        (d,). Where a step is the aggregate itself, it is the same array.
+        """
         if context.previous is None:
-            return np.zeros((0, 0), dtype=np.float32), np.zeros((0, 0), dtype=np.float32)
-        step = context.previous if context.step is None else context.step
-        found = []
-        for name, newest in (("steps", step), ("aggregates", context.previous)):
-            row = np.asarray(newest, dtype=np.float32)[None]
-            kept = context.state.get(name, row[:0])
-            found.append(np.concatenate([kept, row]) if len(kept) else row)
-        return found[0], found[1]
+            return [], []
+        last = np.asarray(context.previous, dtype=np.float32)
+        moved = context.step is not None and not np.array_equal(context.step, last)
+        newest = {"step": np.asarray(context.step, dtype=np.float32) if moved else last, "aggregate": last}
+        back = range(self.window - 1, -1, -1)
+        kept = {name: [context.state[key] for k in back if (key := f"{name}{k}") in context.state] for name in newest}
+        return [*kept["step"], newest["step"]], [*kept["aggregate"], newest["aggregate"]]
 
     def _errors(self, gram: Gram, context: Context) -> Floats:
         """e_i of the last N rounds, this one first (n, N); NaN where there were fewer."""
@@ -155,19 +159,20 @@ class FLDetector(Rule):
         return past
 
 
-def hessian_product(steps: NDArray[np.float32], aggregates: NDArray[np.float32]) -> NDArray[np.float32] | None:
+def hessian_product(
+    steps: Sequence[NDArray[np.float32]], aggregates: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float32] | None:
     """H v (d,) for the last step v, where L-BFGS estimates H; None if it is not finite.
 
-    steps: (k + 1, d) float32, steps of the global model, oldest first; v is the last one.
-    aggregates: (k + 1, d) float32, the aggregates, oldest first; a pair is a step and the change of the aggregate after
-        it.
+    steps: k + 1 steps (d,) float32 of the global model, oldest first; v is the last one.
+    aggregates: k + 1 aggregates (d,) float32, oldest first; a pair is a step and the change of the aggregate after it.
 
     The compact form of Byrd, Nocedal and Schnabel (1994): H v = σ v − [σ S, Y] M⁻¹ [σ Sᵀ; Yᵀ] v, M = [σ SᵀS, L; Lᵀ,
     −D], L and D the lower and the diagonal part of SᵀY, σ = ⟨y, s⟩ / ⟨s, s⟩ of the last pair. A pair without a step
     says nothing, and is left out; where M is singular, the least solution is taken. Updates are steps down the
     gradient, so this H is minus the Hessian; the formula is odd in Y, so it allows that.
     """
-    rows, k = ClearUpdates([steps, aggregates]), len(steps) - 1
+    rows, k = ClearUpdates([row[None] for row in (*steps, *aggregates)]), len(steps) - 1
     if not rows.finite_rows().all():
         return None
     centred = rows.gram().centred
