@@ -59,9 +59,10 @@ def trained(overrides: Sequence[str]) -> Training:
     hospitals, everybody = hospitals_of(experiment), list(range(experiment.federation.clients))
     own, test = tuple(hospitals.training(client) for client in everybody), hospitals.indices["test"]
     host, coordinator, layout = ClientHost(1, "cpu"), Coordinator(), Layout(own, test, test, len(hospitals.label_names))
-    d = host.setup(experiment, layout, hospitals.images, hospitals.labels)
+    layers = host.setup(experiment, layout, hospitals.images, hospitals.labels)
     weights, states, updates, used = host.initial_weights().copy(), {}, [], []
-    coordinator.setup(experiment, np.array([len(each) for each in own]), weights, {}, host.layers())
+    d = len(weights)
+    coordinator.setup(experiment, np.array([len(each) for each in own]), weights, {}, layers)
     for round in range(1, experiment.federation.rounds + 1):
         block, _, after = host.train(round, everybody, [], weights, states, everybody, None, [slice(0, d)])
         states |= after.states

@@ -99,10 +99,12 @@ def trained(experiment: Experiment, hospitals: Hospitals) -> dict[str, float]:
     everybody, privacy = list(range(experiment.federation.clients)), experiment.privacy
     own, test = tuple(hospitals.training(client) for client in everybody), hospitals.indices["test"]
     host, coordinator, adversary = ClientHost(1, "cpu"), Coordinator(), Adversary()
-    d = host.setup(experiment, Layout(own, test, test, len(hospitals.label_names)), hospitals.images, hospitals.labels)
+    layout = Layout(own, test, test, len(hospitals.label_names))
+    layers = host.setup(experiment, layout, hospitals.images, hospitals.labels)
     weights, states, samples = host.initial_weights().copy(), dict[int, np.ndarray](), np.array([len(o) for o in own])
-    coordinator.setup(experiment, samples, weights, {}, host.layers())
-    adversary.setup(experiment, samples, host.layers())
+    d = len(weights)
+    coordinator.setup(experiment, samples, weights, {}, layers)
+    adversary.setup(experiment, samples, layers)
     malicious = experiment.attackers
     crafting = sorted(c for c, index in malicious.drawn.items() if experiment.attacks[index].crafts)
     defence = experiment.defence()

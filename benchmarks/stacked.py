@@ -44,8 +44,9 @@ def a_round(engine: str, hospitals: int, device: str) -> Callable[[], np.ndarray
     indices = tuple(np.arange(patches).reshape(hospitals, PER_CLIENT))
     layout = Layout(indices, indices[0], indices[0], CLASSES)
     host, people = ClientHost(1, device), list(range(hospitals))
-    d = host.setup(experiment, layout, images, np.arange(patches) % CLASSES)
+    host.setup(experiment, layout, images, np.arange(patches) % CLASSES)
     weights = host.initial_weights()
+    d = len(weights)
 
     def run() -> np.ndarray:
         updates, *_ = host.train(1, people, [], weights, {}, people, None, [slice(0, d)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from io import StringIO
 from os import PathLike
@@ -58,8 +59,13 @@ def read_options(path: Path) -> dict[str, Any]:
 
 def dump(experiment: Experiment) -> str:
     """Return the experiment as YAML with every option resolved; `load` reads it back."""
+    return dump_options(experiment.resolved())
+
+
+def dump_options(options: Mapping[str, Any]) -> str:
+    """Return options, all of them resolved, as `dump` writes them."""
     out = StringIO()
     yaml = YAML()
     yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.dump(experiment.resolved(), out)
+    yaml.dump(options, out)
     return out.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,8 @@ class Part:
     """Additional tags; they override those that every run has."""
     opened: list[str] = field(default_factory=list)
     """The ids of the MLflow runs that were begun for it are appended here: one, or more if it is restarted."""
+    go_on: Callable[[], object] = lambda: None
+    """Called when there is a team of actors for it, before anything is written; raises if it is no longer wanted."""
 
 
 SIZES = ("fraction", "count", "clients")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from fedrobust.experiment_file import dump, load_recorded
 from fedrobust.failures import reason
 from fedrobust.federation.journal import Journal
 from fedrobust.federation.measures import misread
-from fedrobust.federation.pool import Pool
+from fedrobust.federation.pool import Pool, Team
 from fedrobust.federation.rounds import FederatedTraining, FinalModel, Hook
 from fedrobust.federation.session import check_ray
 from fedrobust.federation.starting import pool_beside
@@ -148,6 +148,10 @@ def run(
         ended = resumed is not None and _ended(resumed)
         if ready is None and not ended:
             ready = actors.enter_context(pool_beside(experiment))
+        lease = None if ready is None else cache(partial(_leased, ready, actors))
+        if part is not None and lease is not None:
+            lease()  # it may have to wait for a team: in MLflow the run begins afterwards
+            part.go_on()
         opening, end = stack.enter_context(_tracked(this, resumed))
         if resumed is not None and ended:
             folder, stopped = resumed.folder, None
@@ -155,8 +159,8 @@ def run(
                 (folder / TRACE).unlink(missing_ok=True)  # the only file that is not made anew, but sealed again
             packed: Callable[[], PackedModel] = partial(_packed_here, this, folder)
         else:
-            assert ready is not None
-            folder, stopped, packed = _trained(this, resumed, opening, ready, actors)
+            assert lease is not None
+            folder, stopped, packed = _trained(this, resumed, opening, lease, actors)
         if stopped is not None:
             end.status, end.reason = "KILLED", stopped
         recorded = read_run(folder)
@@ -169,6 +173,10 @@ def run(
             advice = recorded.skips.no_result(recorded.start.cautions)
             raise UntrainedError(f"run {folder.name}: {advice}; its record is in {folder}")
     return _result(this, folder, recorded, stopped)
+
+
+def _leased(ready: Callable[[], Pool], actors: ExitStack) -> Team:
+    return actors.enter_context(ready().lease())
 
 
 def find_run(run: str) -> Path:
@@ -280,26 +288,22 @@ def _new_folder(run_id: str, experiment: Experiment) -> Path:
 
 
 def _trained(
-    this: _Run, resumed: Journal | None, opening: Future[Tracker], ready: Callable[[], Pool], actors: ExitStack
+    this: _Run, resumed: Journal | None, opening: Future[Tracker], lease: Callable[[], Team], actors: ExitStack
 ) -> tuple[Path, str | None, Callable[[], PackedModel]]:
     """Run the rounds until the end is committed, or until a hook stops the run. Records go to the journal, to the hooks
     and, if its curves are wanted, to MLflow.
 
-    ready: waits for the pool of actors.
-    actors: gets the lease of the team.
+    lease: waits for a team of actors.
+    actors: has the team; it is given back as soon as nothing more is asked of it.
 
     Returns the run's folder, why it was stopped, and a function that waits for the model.
     """
     experiment, hospitals = this.experiment, this.hospitals
     this.say("starting actors")
     with ExitStack() as stack:
-        federation = FederatedTraining(experiment, hospitals, actors.enter_context(ready().lease()))
-        if resumed is None:
-            first = Checkpoint(0, {"weights": federation.hosts.initial_weights()})
-        else:
-            assert resumed.checkpoint is not None
-            first = resumed.checkpoint
-        federation.begin(first)  # it trains while MLflow opens the run, whose id is the folder's name
+        federation = FederatedTraining(experiment, hospitals, lease())
+        # It trains while MLflow opens the run, whose id is the folder's name.
+        first = federation.begin(None if resumed is None else resumed.checkpoint)
         tracker = opening.result()
         hooks = [tracker.log, *this.hooks] if this.curves else this.hooks
         if resumed is None:
@@ -325,6 +329,8 @@ def _trained(
         packed: Callable[[], PackedModel] = partial(_packed_here, this, folder)
         if this.part is None and experiment.tracking.model:  # it is made while the report is written
             packed = federation.hosts.ask_of_model(packed_model, outcome.weights, hospitals.images.shape[1])
+        else:
+            actors.close()
         final, rounds = _final(read_run(folder), outcome), experiment.federation.rounds
         end = RunEnd.of({"round": rounds, "final": final, "misread": misread(hospitals, outcome.probabilities)})
         last: list[Record] = [outcome.evaluation, end]

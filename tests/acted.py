@@ -143,7 +143,7 @@ class House:
         )
         vars(self.federation).update(
             experiment=self.experiment,
-            _layers=[],
+            hosts=SimpleNamespace(layers=[]),
             _team=team,
             _delivery=way,
             _samples=self.samples,

@@ -20,9 +20,9 @@ from fedrobust.errors import inside
 from fedrobust.seeds import generator
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hospitals:
-    """Every patch once, and the hospital that holds it."""
+    """Every patch once, and the hospital that holds it. Each object equals only itself."""
 
     images: np.ndarray
     """(N, H, W, 3) uint8, stained and normalised as the hospital sees them."""

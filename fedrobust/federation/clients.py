@@ -97,8 +97,9 @@ class ClientHost:
             torch.cuda.set_per_process_memory_fraction(memory)
         self._device = device
 
-    def setup(self, experiment: Experiment, layout: Layout, images: np.ndarray, labels: np.ndarray) -> int:
-        """Prepare for an experiment, whatever was run before; returns the number of trainable parameters.
+    def setup(self, experiment: Experiment, layout: Layout, images: np.ndarray, labels: np.ndarray) -> list[Layer]:
+        """Prepare for an experiment, whatever was run before; returns the layers to which the d trainable parameters
+        belong.
 
         layout: which patches are whose.
         images: (N, S, S, 3) uint8.
@@ -121,7 +122,8 @@ class ClientHost:
         self._initial: np.ndarray = parameters_to_vector(network)
         self._attackers = experiment.attackers
         self._sender = Sender(experiment.privacy, experiment.seed)
-        return len(self._initial)
+        named = network.named_parameters()
+        return [Layer(name, tuple(parameter.shape)) for name, parameter in named if parameter.requires_grad]
 
     def send(self, step: str, *arguments: Any) -> Any:
         """Call a step of the protocol for the hospitals here; see `Sender`.
@@ -129,11 +131,6 @@ class ClientHost:
         step: name of the method.
         """
         return getattr(self._sender, step)(*arguments)
-
-    def layers(self) -> list[Layer]:
-        """The layers to which the d coordinates of an update belong."""
-        named = self._trainer.network.named_parameters()
-        return [Layer(name, tuple(parameter.shape)) for name, parameter in named if parameter.requires_grad]
 
     def initial_weights(self) -> np.ndarray:
         """(d,) float32: the model before the first round, the same on every worker."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,18 +62,16 @@ class Hosts:
             training.append(hospitals.root(experiment.data.root, experiment.seed))
         self._sizes = [len(own) for own in training]
         layout = Layout(tuple(training), held_out, hospitals.indices["test"], len(hospitals.label_names))
-        self._setup = [experiment, ray.put(layout), ray.put(hospitals.images), ray.put(hospitals.labels)]
-        sizes = setup(team.workers, self._setup, "the client actors to get ready", self._patience)
-        self.columns = shard_columns(sizes[0], max(1, len(team.shards)))
+        self._setup = [experiment, ray.put(layout), *team.data.of(hospitals)]
+        self.layers: list[Layer] = setup(team.workers, self._setup, "the client actors to get ready", self._patience)[0]
+        """Those to which the d coordinates of the updates belong."""
+        d = sum(math.prod(layer.shape) for layer in self.layers)
+        self.columns = shard_columns(d, max(1, len(team.shards)))
         """How the d coordinates of the updates are cut: one part, or one for each shard."""
 
-    def layers(self) -> list[Layer]:
-        """The layers to which the d coordinates belong."""
-        return list(answer(self._team.workers[0].layers.remote(), "the layers of the model", self._patience))
-
-    def initial_weights(self) -> np.ndarray:
-        """(d,) float32: the model that the first round starts from."""
-        return np.array(answer(self._team.workers[0].initial_weights.remote(), "the initial model", self._patience))
+    def initial_weights(self) -> Any:
+        """A reference to the model (d,) float32 that the first round starts from."""
+        return self._team.workers[0].initial_weights.remote()
 
     def ask_training(
         self, round: int, clients: list[int], weights: Any, states: dict[int, np.ndarray], previous: Any = None
@@ -135,7 +134,7 @@ class Hosts:
         for worker, actor in enumerate(self._team.workers):
             if actor is holder:
                 try:
-                    answer(actor.layers.remote(), f"worker {worker} to answer", self._patience)
+                    answer(actor.__ray_ready__.remote(), f"worker {worker} to answer", self._patience)
                 except ActorDied:
                     self._revive(worker, actor)
                 return self._team.workers[worker]

@@ -17,6 +17,7 @@ from functools import partial
 from queue import SimpleQueue
 from secrets import token_bytes
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import ray
 from ray.actor import ActorHandle
@@ -24,6 +25,7 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import FederationError, NoPlaceError
 from fedrobust.experiment import Workers
 from fedrobust.federation.actors import GONE, ActorDied, answer, in_words, reason
@@ -48,6 +50,22 @@ _holders: dict[int, int] = {}
 """The pools of this process that have their room: id → thread."""
 
 
+class SharedData:
+    """The patches that are in Ray's object store: once for all runs that have the same `Hospitals`, and for as long as
+    somebody has these."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: WeakKeyDictionary[Hospitals, tuple[Any, Any]] = WeakKeyDictionary()
+
+    def of(self, hospitals: Hospitals) -> tuple[Any, Any]:
+        """References to images (N, S, S, 3) uint8 and labels (N,)."""
+        with self._lock:
+            if hospitals not in self._held:
+                self._held[hospitals] = ray.put(hospitals.images), ray.put(hospitals.labels)
+            return self._held[hospitals]
+
+
 @dataclass
 class Team:
     """The actors of one run."""
@@ -60,6 +78,7 @@ class Team:
     share: Share
     places: Sequence[str] = ()
     """Custom resources of the nodes that hold the parties; none: on the node of the first client actor."""
+    data: SharedData = field(default_factory=SharedData)
     owner: bytes = field(default_factory=partial(token_bytes, 16), repr=False)
     """The key to set parties up, and to see what they remember: see `PartyHost`."""
     lost: str = ""
@@ -210,6 +229,7 @@ class Pool:
     _working: int = field(default=0, init=False)
     thread: int = field(default_factory=threading.get_ident, init=False)
     """The thread that made it, and that will give its room back."""
+    data: SharedData = field(default_factory=SharedData, init=False)
     leaving: threading.Event = field(default_factory=threading.Event, init=False)
     """Set in another thread than the one that enters it, to give up waiting for room."""
 
@@ -292,7 +312,7 @@ def _team(split: Share, pool: Pool) -> Team:
     workers, bundle = pool.workers, {"CPU": split.cpus} | ({"GPU": split.gpus} if split.gpus else {})
     group = _placed([bundle] * split.count, pool)
     clients, coordinator, holders = _actors(group, split, workers.shards if workers.shards > 1 else 0)
-    return Team(clients, coordinator, holders, group, split, workers.parties)
+    return Team(clients, coordinator, holders, group, split, workers.parties, pool.data)
 
 
 def _placed(bundles: list[dict[str, float]], pool: Pool) -> PlacementGroup:

@@ -60,16 +60,24 @@ class FederatedTraining:
         self._appear = self._attackers.ids(experiment.federation.rounds)
         self._samples = self._claimed_samples()
 
-    def begin(self, start: Checkpoint) -> None:
+    def begin(self, start: Checkpoint | None) -> Checkpoint:
         """Start the training of the round after a checkpoint. It goes on while the run gets its folder and journal.
 
-        start: the last commit, or the first weights.
+        start: the last commit; None: there is none, the first round starts from the initial weights.
+
+        Returns the checkpoint after which it starts.
         """
-        self._weights = np.ascontiguousarray(start.arrays["weights"])
-        self._states = {int(client): state for client, state in start.below("client").items()}
-        self._previous = ray.put(start.arrays["previous_weights"]) if "previous_weights" in start.arrays else None
-        self._reference, self._began = ray.put(self._weights), time.perf_counter()
-        self._tasks = self._ask_training(start.round + 1, self._reference, self._states, self._previous)
+        if start is None:
+            self._reference, self._states, self._previous, after = self.hosts.initial_weights(), {}, None, 0
+        else:
+            self._reference, after = ray.put(np.ascontiguousarray(start.arrays["weights"])), start.round
+            self._states = {int(client): state for client, state in start.below("client").items()}
+            self._previous = ray.put(start.arrays["previous_weights"]) if "previous_weights" in start.arrays else None
+        self._began = time.perf_counter()
+        self._tasks = self._ask_training(after + 1, self._reference, self._states, self._previous)
+        if start is not None:
+            return start
+        return Checkpoint(0, {"weights": np.array(answer(self._reference, "the initial model", self._patience))})
 
     def run(self, journal: Journal, hooks: Sequence[Hook] = ()) -> FinalModel:
         """Go on after the journal's last commit, with which it has begun, until the last round.
@@ -81,9 +89,8 @@ class FederatedTraining:
         """
         settings, evaluation, start = self.experiment.federation, self.experiment.evaluation, journal.checkpoint
         assert start is not None, "a run begins with the commit of its first weights"
-        weights, states, pending = self._weights, self._states, start.pending
-        samples = self._samples
-        self._layers = layers = self.hosts.layers()
+        weights, states, pending = np.ascontiguousarray(start.arrays["weights"]), self._states, start.pending
+        samples, layers = self._samples, self.hosts.layers
         self._delivery = delivery(
             self.experiment,
             self._team,
@@ -147,7 +154,7 @@ class FederatedTraining:
         own = self._delivery.setup(round, coordinators(arrays))
         # If a row stands for several hospitals, they weigh their own updates, and their counts stay secret.
         samples = self._samples if self.experiment.privacy.single else np.ones_like(self._samples)
-        arguments = [self.experiment, samples, arrays["weights"], own, self._layers]
+        arguments = [self.experiment, samples, arrays["weights"], own, self.hosts.layers]
         setup([self._team.coordinator], arguments, "the coordinator to get ready", self._patience)
 
     def _participants(self, round: int) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from typing import Self, TypeVar
 
@@ -56,21 +57,29 @@ class Teams:
         self._stopping = threading.Event()
         self._stack = ExitStack()
         self._threads: ThreadPoolExecutor | None = None
+        self._ahead: list[Future[None]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stopping.set()  # ends what was begun ahead
         self._stack.close()
 
     def each(
-        self, first: Experiment, tasks: Sequence[Callable[[], Done]], then: Callable[[Done], None] = lambda done: None
+        self,
+        first: Experiment,
+        tasks: Sequence[Callable[[], Done]],
+        then: Callable[[Done], None] = lambda done: None,
+        ahead: Sequence[Callable[[], Done]] = (),
     ) -> None:
         """Do all tasks, as many at once as there are teams, and pass each result to `then` as soon as it is there.
 
         first: one of the experiments; all of them use its `workers`.
         tasks: functions without arguments.
         then: called in the thread of the task, one call at a time.
+        ahead: tasks for teams that have nothing else to do; nobody waits for them. What has begun goes on after the
+            return, and until this object is left.
 
         An error of a task or of `then`, or a Ctrl-C, ends the running tasks within a round, and is raised again. The
         result of a run that ends by itself in that time is still passed on; errors of these calls are not reported.
@@ -88,14 +97,17 @@ class Teams:
                 self._stopping.set()  # at once, so that this thread starts no other task
                 raise
 
-        under_way: list[Future[None]] = []
+        under_way = [task for task in self._ahead if not task.cancel() and not (task.done() and not task.exception())]
+        before = len(under_way)
         try:
             under_way += (threads.submit(copy_context().run, do, task) for task in tasks)
-            left = set(under_way)
+            left, begun = set(under_way[before:]), len(under_way)
+            under_way += (threads.submit(copy_context().run, do, task) for task in ahead)
+            self._ahead = [*under_way[:before], *under_way[begun:]]
             while left:
-                done, left = wait(left, MOMENT, FIRST_COMPLETED)
+                _, left = wait(left, MOMENT, FIRST_COMPLETED)
                 for task in under_way:
-                    if task in done and not isinstance(task.exception(), Stopped):  # its cause follows
+                    if task.done() and not isinstance(task.exception(), Stopped):  # its cause follows
                         task.result()
             if self._stopping.is_set():
                 raise Stopped
@@ -116,13 +128,13 @@ class Teams:
 
         Raises as `fedrobust.run` does.
         """
-        hospitals = self.hospitals(experiment)
+        hospitals, part = self.hospitals(experiment), replace(part, go_on=self.go_on)
         for _ in range(ATTEMPTS - 1):
             try:
-                return run(experiment, hooks=[self._go_on, *hooks], pool=self._pool, hospitals=hospitals, part=part)
+                return run(experiment, hooks=[self.go_on, *hooks], pool=self._pool, hospitals=hospitals, part=part)
             except ActorDied as error:
                 self._say(f"begun again: {error}")
-        return run(experiment, hooks=[self._go_on, *hooks], pool=self._pool, hospitals=hospitals, part=part)
+        return run(experiment, hooks=[self.go_on, *hooks], pool=self._pool, hospitals=hospitals, part=part)
 
     def check(self, experiments: Sequence[Experiment]) -> None:
         """Check what every run needs, before the first one: readable data, and the key of the audit log.
@@ -153,12 +165,13 @@ class Teams:
 
     def _started(self, experiment: Experiment) -> ThreadPoolExecutor:
         teams = self.pool(experiment).teams
-        self._threads = self._stack.enter_context(ThreadPoolExecutor(teams, thread_name_prefix="run"))
+        # One more than teams: it waits for the next free one while the run that had it is sealed and sent to MLflow.
+        self._threads = self._stack.enter_context(ThreadPoolExecutor(teams + 1, thread_name_prefix="run"))
         self._say(f"running {teams} at a time")
         return self._threads
 
-    def _go_on(self, record: object) -> None:
-        """Hook of every run: ends the run if everything is being stopped."""
+    def go_on(self, record: object = None) -> None:
+        """Hook of every run: raises `Stopped` if everything is being stopped."""
         if self._stopping.is_set():
             raise Stopped
 

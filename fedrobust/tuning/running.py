@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import CodeType
@@ -23,7 +24,7 @@ from fedrobust.tuning.again import Fresh, measure_again, measured_again, write_b
 from fedrobust.tuning.chance import BestReached, unlearnt
 from fedrobust.tuning.files import write_study
 from fedrobust.tuning.objectives import SCORE
-from fedrobust.tuning.study import Completed, Failed, Pruned, SweepStudy, Trial, study_of
+from fedrobust.tuning.study import Asked, Completed, Failed, Pruned, SweepStudy, Trial, study_of
 from fedrobust.tuning.sweep import STORAGE, SweepPlan
 from fedrobust.tuning.trials import Runs, Score
 from fedrobust.tuning.views import labels
@@ -160,7 +161,7 @@ def run_sweep(
                 stopped = not anyway and trials.finished < plan.trials and watched.hopeless(trials.trials())
                 if stopped or not (asked := trials.ask()):
                     break
-                outcomes = runs.batch(asked, plan, trials)
+                outcomes = runs.batch(asked, plan, trials, partial(watched.goes_on, asked))
                 trials.tell(outcomes)
                 finished = {trial.number: trial for trial in trials.trials()}
                 for number in sorted(outcomes):
@@ -204,8 +205,7 @@ class _ChanceCheck:
 
     def __init__(self, plan: SweepPlan, runs: Runs, make: bool) -> None:
         self._plan, self._runs, self._make = plan, runs, make
-        objectives, more = plan.sweep.objectives, plan.samples[0].evaluation.metrics
-        self._trials, self._control = BestReached(objectives, more), BestReached(objectives, more)
+        self._trials, self._control = self._new(), self._new()
         self._seen: set[int] = set()
         self._asked = False
 
@@ -214,6 +214,15 @@ class _ChanceCheck:
         self._see(trials)
         return self._trials.at_chance and self._controlled(self._make).at_chance
 
+    def goes_on(self, asked: Iterable[Asked]) -> bool:
+        """Return whether it is known that the sweep will not stop, from earlier trials or those `asked`, of which some
+        runs may have ended."""
+        if not self._make or self._trials.learnt:
+            return True
+        reached = self._new()
+        reached.see(run for trial in asked for run in self._runs.of(self._plan, trial).values())
+        return reached.learnt
+
     def unlearnt(self, trials: Iterable[Trial]) -> str:
         """Return one sentence if no run is better than chance; the control is not made for it."""
         self._see(trials)
@@ -221,6 +230,9 @@ class _ChanceCheck:
             return ""
         attacked = any(each.attacks for each in self._plan.samples)
         return unlearnt(self._trials, self._controlled(False), attacked)
+
+    def _new(self) -> BestReached:
+        return BestReached(self._plan.sweep.objectives, self._plan.samples[0].evaluation.metrics)
 
     def _see(self, trials: Iterable[Trial]) -> None:
         for trial in trials:

@@ -36,6 +36,10 @@ class Sampler(Options, ABC):
         """Return how many different trials there can be; None if there is no limit."""
         return None
 
+    def certain(self, before: int) -> bool:
+        """Return whether a batch of trials is the same whatever the outcomes of the `before` trials before it are."""
+        return False
+
     @abstractmethod
     def build(self, seed: int, number: int, space: Space) -> optuna.samplers.BaseSampler:
         """Return Optuna's sampler for the trial `number` of a sweep with that `seed`."""
@@ -54,6 +58,9 @@ class Tpe(Sampler):
     """Trials drawn at random before the first estimate."""
     candidates: int = Field(default=24, ge=1, le=100_000)
     """Draws among which the best is chosen."""
+
+    def certain(self, before: int) -> bool:
+        return before < self.startup
 
     def build(self, seed: int, number: int, space: Space) -> optuna.samplers.BaseSampler:
         from optuna.samplers import TPESampler
@@ -97,6 +104,9 @@ class Qmc(Sampler):
     """
 
     name: Literal["qmc"] = "qmc"
+
+    def certain(self, before: int) -> bool:
+        return True
 
     def build(self, seed: int, number: int, space: Space) -> optuna.samplers.BaseSampler:
         from scipy.stats.qmc import Sobol
@@ -154,6 +164,9 @@ class Grid(Sampler):
     def most(self, space: Space) -> int | None:
         return space.size
 
+    def certain(self, before: int) -> bool:
+        return True
+
     def build(self, seed: int, number: int, space: Space) -> optuna.samplers.BaseSampler:
         points = space.points()
         order = generator(seed, "sweep", "grid").permutation(len(points))
@@ -167,6 +180,9 @@ class Random(Sampler):
     """
 
     name: Literal["random"] = "random"
+
+    def certain(self, before: int) -> bool:
+        return True
 
     def build(self, seed: int, number: int, space: Space) -> optuna.samplers.BaseSampler:
         from optuna.samplers import RandomSampler

@@ -140,6 +140,21 @@ class SweepStudy:
         self._judges = {}
         return [Asked(trial.number, self._space.chosen(trial.params)) for trial in running]
 
+    def certain(self) -> list[Asked]:
+        """Return the trials of the batch after the running one, if they are the same whatever comes of that one.
+
+        Otherwise empty: with a pruner, a sampler that learns from outcomes, or no more trials. Nothing is written.
+        """
+        stored = self._stored()
+        first, wanted = len(stored), min(self._batch, self._trials - len(stored))
+        sure = self._pruner.build(self._rounds) is None and self._sampler.certain(first)
+        if wanted <= 0 or first % self._batch or not sure:
+            return []
+        copy, storage = self._copy(stored)
+        for number in range(first, first + wanted):
+            self._choose(copy, storage, number)
+        return [Asked(trial.number, self._space.chosen(trial.params)) for trial in copy.get_trials()[first:]]
+
     def report(self, number: int, step: int, value: float) -> bool:
         """Record `value` of the running trial `number` at `step`; return whether the trial should be ended.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
@@ -65,32 +66,66 @@ class Runs:
         """`score`: a caller's own function; `by_round`: it is called after every evaluated round, for the pruner."""
         self._study, self._score = study, None if score is None else partial(_scored, score)
         self._by_round = self._score if by_round else None
+        self._early: dict[str, Future[FinishedRun]] = {}
+        """Runs of the next batch that were begun, by digest."""
 
     def make(self, run: TrialRun, heard: Heard) -> FinishedRun:
         """Make a run, or read it from disk; `heard` is called with its progress, and may raise."""
-        finished = self.kept(run)
+        early = self._early.get(run.digest)
+        finished = self.kept(run) if early is None else early.result()
         if finished is None:
             return self._study.make(run, self._measured, [_Listener(heard, self._by_round)])
         for number, metrics in finished.curves.items():
             heard(number, metrics)
         return finished
 
-    def batch(self, asked: Sequence[Asked], plan: SweepPlan, sweep: SweepStudy) -> dict[int, Outcome]:
+    def batch(
+        self,
+        asked: Sequence[Asked],
+        plan: SweepPlan,
+        sweep: SweepStudy,
+        goes_on: Callable[[], bool] = lambda: False,
+    ) -> dict[int, Outcome]:
         """Run the trials of a batch to their ends; return number → outcome. Finished runs are kept if the batch is
         stopped.
 
         asked: the trials of the batch.
         plan: the sweep.
         sweep: the study, for the pruner.
+        goes_on: whether there will be a next batch for sure. Then teams that have nothing to do begin with those of its
+            trials that are certain.
         """
         under_way = [_UnderWay(trial, plan, sweep) for trial in asked]
         for trial in under_way:
             if trial.refused:
                 name, tags = f"trial {trial.number} | {plan.sweep.name}", {"trial": str(trial.number), "phase": "trial"}
                 self._study.tracker.failed(trial.refused, [], name, tags)
-        if tasks := [partial(trial.run, run, self) for trial in under_way for run in trial.runs]:
-            self._study.teams.each(plan.samples[0], tasks, self._keep)
+        pairs = [(trial, run) for trial in under_way for run in trial.runs]
+        pairs.sort(key=lambda pair: pair[1].digest in self._early)  # what is under way already is waited for last
+        if tasks := [partial(trial.run, run, self) for trial, run in pairs]:
+            self._study.teams.each(plan.samples[0], tasks, self._keep, self._ahead(plan, sweep, goes_on))
         return {trial.number: trial.outcome() for trial in under_way}
+
+    def _ahead(
+        self, plan: SweepPlan, sweep: SweepStudy, goes_on: Callable[[], bool]
+    ) -> list[Callable[[], FinishedRun | None]]:
+        """Tasks for teams that have nothing else to do."""
+        runs = [run for trial in sweep.certain() for run in _UnderWay(trial, plan, sweep).runs]
+        return [partial(self._make_early, run, goes_on) for run in runs if self.kept(run) is None]
+
+    def _make_early(self, run: TrialRun, goes_on: Callable[[], bool]) -> FinishedRun | None:
+        if not goes_on():
+            return None
+        made = self._early[run.digest] = Future[FinishedRun]()
+        try:
+            made.set_result(self._study.make(run, self._measured))
+        except _PrunedByScoreError as pruned:
+            made.set_exception(pruned)  # for its trial
+            return None
+        except BaseException as error:
+            made.set_exception(error)
+            raise
+        return made.result()
 
     def all(self, runs: Sequence[TrialRun]) -> list[FinishedRun]:
         """Return these runs, in order; missing ones are made."""
@@ -104,7 +139,7 @@ class Runs:
         """Return the curves of a trial that are on disk."""
         return {key: run.curves for key, run in self.of(plan, trial).items()}
 
-    def of(self, plan: SweepPlan, trial: Trial) -> dict[tuple[str, int], FinishedRun]:
+    def of(self, plan: SweepPlan, trial: Asked | Trial) -> dict[tuple[str, int], FinishedRun]:
         """Return the runs of a trial that are on disk, by attack and seed."""
         runs = [trial_run(plan, trial, attack, seed) for attack, seed in plan.runs]
         kept = {(run.attack, run.seed): self.kept(run) for run in runs}

@@ -48,7 +48,8 @@ def host(*attacks: DataAttack) -> tuple[ClientHost, int]:
     images = draw.integers(0, 256, (80, 8, 8, 3), dtype=np.uint8)
     layout = Layout(tuple(np.arange(80).reshape(8, 10)), np.arange(10), np.arange(10), 2)
     made = ClientHost(1, "cpu")
-    return made, made.setup(experiment, layout, images, np.arange(80) % 2)
+    made.setup(experiment, layout, images, np.arange(80) % 2)
+    return made, len(made.initial_weights())
 
 
 def train(made: ClientHost, d: int, round: int, participants: list[int], previous: np.ndarray | None) -> np.ndarray:

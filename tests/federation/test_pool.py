@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray
 from ray.actor import ActorHandle
@@ -18,7 +20,7 @@ import fedrobust.federation.pool as pool_module
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Workers
 from fedrobust.federation.actors import answer
-from fedrobust.federation.pool import Pool, Share, Team, share, teams_that_fit
+from fedrobust.federation.pool import Pool, Share, SharedData, Team, share, teams_that_fit
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,21 @@ def test_a_team_is_leased_and_given_back_and_its_room_is_free_afterwards(idle: N
             break
         time.sleep(0.1)
     assert ray.available_resources().get("CPU") == before
+
+
+def test_patches_are_stored_once_for_all_runs_that_have_them(ray_local: None) -> None:
+    """And no longer than somebody has them."""
+
+    class Held:
+        images, labels = np.zeros((4, 2, 2, 3), dtype=np.uint8), np.arange(4)
+
+    one, other, data = Held(), Held(), SharedData()
+    first, again = data.of(one), data.of(one)  # type: ignore[arg-type]
+    assert first is again and data.of(other) != first  # type: ignore[arg-type]
+    np.testing.assert_array_equal(ray.get(first[1]), one.labels)
+    del one
+    gc.collect()
+    assert len(data._held) == 1
 
 
 def kill(actor: ActorHandle) -> None:

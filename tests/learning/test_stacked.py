@@ -48,8 +48,9 @@ def updates(
     indices = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
     host = ClientHost(1, device)
     labels = np.arange(sum(SIZES)) % CLASSES
-    d = host.setup(experiment, Layout(tuple(indices), np.arange(10), np.arange(10), CLASSES), images, labels)
+    host.setup(experiment, Layout(tuple(indices), np.arange(10), np.arange(10), CLASSES), images, labels)
     weights, states, found, losses = host.initial_weights(), {}, [], []
+    d = len(weights)
     for round in range(1, rounds + 1):
         people = list(range(len(SIZES)))
         block, crafted, training = host.train(

@@ -80,8 +80,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     test = hospitals.indices["test"]
     host, everybody = ClientHost(1, "cpu"), list(range(CLIENTS + 1))
     layout = Layout(tuple(training), test, test, len(hospitals.label_names))
-    d = host.setup(experiment, layout, hospitals.images, hospitals.labels)
+    host.setup(experiment, layout, hospitals.images, hospitals.labels)
     weights, found = host.initial_weights(), []
+    d = len(weights)
     for round in range(1, ROUNDS + 1):
         block, *_ = host.train(round, everybody, [], weights, {}, everybody, None, [slice(0, d)])
         assert isinstance(block, np.ndarray)

@@ -26,7 +26,8 @@ EXPERIMENT: Any = None
 
 
 def on(threads: int) -> Teams:
-    return Teams(lambda what: None, pool=SimpleNamespace(teams=threads))  # type: ignore[arg-type]
+    """With so many tasks at once: one more than teams, as the last one waits for a team."""
+    return Teams(lambda what: None, pool=SimpleNamespace(teams=threads - 1))  # type: ignore[arg-type]
 
 
 class Stage:
