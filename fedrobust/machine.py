@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Options of mallopt(3)."""
 
 
 def core_limits(environment: Mapping[str, str] = os.environ, root: Path = ROOT) -> dict[str, float]:
@@ -46,6 +50,18 @@ def memory_limits(root: Path = ROOT) -> dict[str, int]:
     if known := [limit for limit in given if limit is not None and 0 < limit < limits["machine"]]:
         limits["cgroup"] = min(known)
     return limits
+
+
+def keep_freed_memory() -> None:
+    """Have this process use the memory that it frees again, instead of giving it back to the system.
+
+    glibc gives a block of more than 32 MB back at once, and the system fills the next one with zeros, page by page: a
+    quarter of the time of training on patches of 96 pixels. See mallopt(3). Without glibc nothing is changed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)):
+            mallopt(option, value)
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,28 @@ def test_the_memory_of_a_control_group(tmp_path: Path, files: dict[str, str], li
     limits = memory_limits(made(tmp_path, files))
     assert limits.get("cgroup") == limit
     assert limits["machine"] > 1e8
+
+
+KEPT = """
+import resource, sys
+import numpy as np
+from fedrobust.machine import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.empty(64 * 2**20, dtype=np.uint8).fill(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = [faults() for _ in range(3)][-1]
+keep_freed_memory()
+print(before, [faults() for _ in range(3)][-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc")
+def test_memory_that_was_freed_is_used_again() -> None:
+    """Each page that the system has to find is a fault; with large pages there are 2 MiB to one."""
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before >= 32
+    assert after < before / 4

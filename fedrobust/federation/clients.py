@@ -13,6 +13,7 @@ import numpy as np
 from fedrobust.aggregation import Layer
 from fedrobust.attacks import Backdoor, DataAttack, LocalAttack, LocalView
 from fedrobust.experiment import Experiment
+from fedrobust.machine import keep_freed_memory
 from fedrobust.secure.sending import Sender
 from fedrobust.timeline import Recording, TimedSteps, recording, step
 from fedrobust.updates import cut_columns
@@ -27,8 +28,6 @@ Answer = TypeVar("Answer")
 
 STEPS = "steps"
 """Key of what an actor did, beside its results."""
-EVALUATION_BATCH = 256
-"""Patches in a forward pass of the evaluation. It is fixed, as a prediction's last bits may depend on its batch."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,7 @@ class ClientHost:
         import fedrobust.learning.training  # noqa: F401  before the data are here
 
         torch.set_num_threads(threads)
+        keep_freed_memory()
         if device == "cuda" and memory < 1:
             torch.cuda.set_per_process_memory_fraction(memory)
         self._device = device
@@ -300,17 +300,17 @@ class ClientHost:
 
     def _evaluated(self, weights: np.ndarray, part: int, parts: int) -> dict[str, np.ndarray]:
         from fedrobust.data.batches import to_tensor
-        from fedrobust.learning.evaluation import predict
+        from fedrobust.learning.evaluation import evaluation_batch, predict
 
         self._trainer.load(weights)
-        found = {}
+        found, batch = {}, evaluation_batch(self._trainer.network, self._images.shape[1])
         for key, positions, attack in self._questions():
-            batch_count = -(-len(positions) // EVALUATION_BATCH)
-            first, last = (batch_count * edge // parts * EVALUATION_BATCH for edge in (part, part + 1))
+            batch_count = -(-len(positions) // batch)
+            first, last = (batch_count * edge // parts * batch for edge in (part, part + 1))
             images = self._images[positions[first:last]]
             if attack is not None:
                 images = attack.trigger(images)
-            found[key] = predict(self._trainer.module, images, to_tensor, EVALUATION_BATCH)
+            found[key] = predict(self._trainer.module, images, to_tensor, batch)
         return found
 
     def of_model(self, function: Callable[..., Answer], weights: np.ndarray, *arguments: Any) -> Answer:

@@ -8,15 +8,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedrobust.metrics import decided
+
+LARGEST_BATCH = 256
+"""Patches of a forward pass on a GPU."""
+PIXELS = 64 * 48 * 48
+"""Pixels of a forward pass on a CPU: what a layer makes of them stays below 32 MB, for the caches, and see
+`keep_freed_memory`."""
+
+
+def evaluation_batch(module: nn.Module, size: int) -> int:
+    """How many patches to predict at once.
+
+    module: the network.
+    size: height and width of the patches.
+
+    The same for every run with these: a prediction's last bits may depend on it. If a layer normalises by the
+    statistics of the batch, all figures depend on it, and the batch is large on a CPU, too.
+    """
+    by_batch = any(isinstance(each, _BatchNorm) and not each.track_running_stats for each in module.modules())
+    if by_batch or next(module.parameters()).device.type != "cpu":
+        return LARGEST_BATCH
+    return min(64, max(8, PIXELS // size**2))
 
 
 def predict(
     module: nn.Module,
     images: NDArray[np.uint8],
     to_tensor: Callable[[NDArray[np.uint8]], Tensor],
-    batch: int = 256,
+    batch: int = LARGEST_BATCH,
 ) -> NDArray[np.float32]:
     """The model's probabilities for images: (n, classes) float32.
 

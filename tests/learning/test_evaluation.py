@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedrobust.learning import Cnn
-from fedrobust.learning.evaluation import predict
+from fedrobust.learning.evaluation import evaluation_batch, predict
 from fedrobust.metrics import Predictions, measured
 
 
@@ -44,6 +44,15 @@ def test_shares_that_are_cut_between_batches_give_the_bits_of_the_whole() -> Non
     whole = predict(module, images, to_tensor, batch=4)
     shares = [predict(module, images[a:b], to_tensor, batch=4) for a, b in ((0, 8), (8, 8), (8, 20), (20, 23))]
     assert np.array_equal(np.concatenate(shares), whole)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(28, 64), (48, 64), (96, 16), (224, 8), (512, 8)])
+def test_large_patches_are_predicted_in_small_batches(size: int, expected: int) -> None:
+    """Unless a layer normalises by the batch: then the figures depend on it."""
+    assert evaluation_batch(Cnn(channels=(4,)).build(2, size, seed=0), size) == expected
+    by_batch = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    assert evaluation_batch(by_batch, size) == 256
+    assert evaluation_batch(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), size) == expected
 
 
 def test_a_ruined_model_knows_nothing() -> None:
