@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -45,6 +45,13 @@ class FinalModel:
     evaluation: EvaluationRecord
     probabilities: np.ndarray
     """(n, classes) float32 of the test patches, in the order of `Hospitals.indices["test"]`."""
+
+
+class Stored(NamedTuple):
+    """A global model (d,) float32, and Ray's reference to it: the next round trains from where it lies."""
+
+    weights: np.ndarray
+    reference: Any
 
 
 class FederatedTraining:
@@ -116,9 +123,9 @@ class FederatedTraining:
             trained = time.perf_counter()
             before = {"previous_weights": weights} if keeps else {}
             with step(AGGREGATE, round=round):
-                record, weights, kept = self._aggregate(round, updates, arrays)
+                record, (weights, new), kept = self._aggregate(round, updates, arrays)
             states |= updates.states
-            previous, old, reference = reference if keeps else None, pending, ray.put(weights)
+            previous, old, reference = reference if keeps else None, pending, new
             # The next round trains while this one's evaluation is collected and the round is written to disk.
             with step("start the next training", round=round + 1):
                 tasks = self._ask_training(round + 1, reference, states, previous)
@@ -182,7 +189,7 @@ class FederatedTraining:
 
     def _aggregate(
         self, round: int, updates: TrainedUpdates, arrays: dict[str, np.ndarray]
-    ) -> tuple[Fields, np.ndarray, dict[str, np.ndarray]]:
+    ) -> tuple[Fields, Stored, dict[str, np.ndarray]]:
         """The adversary replaces its rows, then the coordinator aggregates.
 
         arrays: those of the last checkpoint. A round in which a party of the protocol dies begins again from them.
@@ -226,18 +233,18 @@ class FederatedTraining:
 
     def _aggregated(
         self, round: int, blocks: list[Block], malicious: list[int], root: Any, arrays: dict[str, np.ndarray]
-    ) -> tuple[Fields, np.ndarray, dict[str, np.ndarray]]:
+    ) -> tuple[Fields, Stored, dict[str, np.ndarray]]:
         """The coordinator's result for the updates, sent by the protocol."""
         way, ids = self._delivery, [block.clients for block in blocks]
         for attempt in range(way.attempts):
             try:
                 if attempt:
                     self._start(round - 1, arrays)
-                reply = self._team.coordinator.aggregate.remote(
-                    round, ids, malicious, root, *way.send(round, attempt, blocks)
-                )
-                record, weights, own = answer(reply, f"round {round}: the coordinator to aggregate", self._patience)
-                return record, weights, own | way.arrays()
+                aggregate, sent = self._team.coordinator.aggregate, way.send(round, attempt, blocks)
+                reply = aggregate.options(num_returns=3).remote(round, ids, malicious, root, *sent)
+                awaited = f"round {round}: the coordinator to aggregate"
+                record, weights, own = (answer(each, awaited, self._patience) for each in reply)
+                return record, Stored(weights, reply[1]), own | way.arrays()
             except ActorDied:
                 if attempt + 1 == way.attempts:
                     raise

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import CodeType
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fedrobust.errors import ExperimentError, UnlearntError
 from fedrobust.federation.pool import Pool
 from fedrobust.private import private_files
+from fedrobust.studies.finished import FinishedRun
 from fedrobust.studies.study import Unwatched, Watch, open_study
 from fedrobust.studies.writing import GO_ON, GO_ON_ANYWAY, refuse_fruitless, written_in_any_case
 from fedrobust.tracking import StepFigures
@@ -24,7 +24,7 @@ from fedrobust.tuning.again import Fresh, measure_again, measured_again, write_b
 from fedrobust.tuning.chance import BestReached, unlearnt
 from fedrobust.tuning.files import write_study
 from fedrobust.tuning.objectives import SCORE
-from fedrobust.tuning.study import Asked, Completed, Failed, Pruned, SweepStudy, Trial, study_of
+from fedrobust.tuning.study import Completed, Failed, Pruned, SweepStudy, Trial, study_of
 from fedrobust.tuning.sweep import STORAGE, SweepPlan
 from fedrobust.tuning.trials import Runs, Score
 from fedrobust.tuning.views import labels
@@ -161,7 +161,7 @@ def run_sweep(
                 stopped = not anyway and trials.finished < plan.trials and watched.hopeless(trials.trials())
                 if stopped or not (asked := trials.ask()):
                     break
-                outcomes = runs.batch(asked, plan, trials, partial(watched.goes_on, asked))
+                outcomes = runs.batch(asked, plan, trials, watched.goes_on)
                 trials.tell(outcomes)
                 finished = {trial.number: trial for trial in trials.trials()}
                 for number in sorted(outcomes):
@@ -214,13 +214,12 @@ class _ChanceCheck:
         self._see(trials)
         return self._trials.at_chance and self._controlled(self._make).at_chance
 
-    def goes_on(self, asked: Iterable[Asked]) -> bool:
-        """Return whether it is known that the sweep will not stop, from earlier trials or those `asked`, of which some
-        runs may have ended."""
+    def goes_on(self, made: Iterable[FinishedRun]) -> bool:
+        """Return whether it is known that the sweep will not stop, from earlier trials or the runs `made` since."""
         if not self._make or self._trials.learnt:
             return True
         reached = self._new()
-        reached.see(run for trial in asked for run in self._runs.of(self._plan, trial).values())
+        reached.see(made)
         return reached.learnt
 
     def unlearnt(self, trials: Iterable[Trial]) -> str:

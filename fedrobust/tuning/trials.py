@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -84,7 +84,7 @@ class Runs:
         asked: Sequence[Asked],
         plan: SweepPlan,
         sweep: SweepStudy,
-        goes_on: Callable[[], bool] = lambda: False,
+        goes_on: Callable[[Iterable[FinishedRun]], bool] = lambda made: False,
     ) -> dict[int, Outcome]:
         """Run the trials of a batch to their ends; return number → outcome. Finished runs are kept if the batch is
         stopped.
@@ -92,8 +92,8 @@ class Runs:
         asked: the trials of the batch.
         plan: the sweep.
         sweep: the study, for the pruner.
-        goes_on: whether there will be a next batch for sure. Then teams that have nothing to do begin with those of its
-            trials that are certain.
+        goes_on: by the finished runs of the batch, whether there will be another one for sure. Then teams that have
+            nothing to do begin with those of its trials that are certain.
         """
         under_way = [_UnderWay(trial, plan, sweep) for trial in asked]
         for trial in under_way:
@@ -101,20 +101,24 @@ class Runs:
                 name, tags = f"trial {trial.number} | {plan.sweep.name}", {"trial": str(trial.number), "phase": "trial"}
                 self._study.tracker.failed(trial.refused, [], name, tags)
         pairs = [(trial, run) for trial in under_way for run in trial.runs]
+
+        def sure() -> bool:
+            return goes_on(made for _, run in pairs if (made := self.kept(run)) is not None)
+
         pairs.sort(key=lambda pair: pair[1].digest in self._early)  # what is under way already is waited for last
         if tasks := [partial(trial.run, run, self) for trial, run in pairs]:
-            self._study.teams.each(plan.samples[0], tasks, self._keep, self._ahead(plan, sweep, goes_on))
+            self._study.teams.each(plan.samples[0], tasks, self._keep, self._ahead(plan, sweep, sure))
         return {trial.number: trial.outcome() for trial in under_way}
 
     def _ahead(
-        self, plan: SweepPlan, sweep: SweepStudy, goes_on: Callable[[], bool]
+        self, plan: SweepPlan, sweep: SweepStudy, sure: Callable[[], bool]
     ) -> list[Callable[[], FinishedRun | None]]:
         """Tasks for teams that have nothing else to do."""
         runs = [run for trial in sweep.certain() for run in _UnderWay(trial, plan, sweep).runs]
-        return [partial(self._make_early, run, goes_on) for run in runs if self.kept(run) is None]
+        return [partial(self._make_early, run, sure) for run in runs if self.kept(run) is None]
 
-    def _make_early(self, run: TrialRun, goes_on: Callable[[], bool]) -> FinishedRun | None:
-        if not goes_on():
+    def _make_early(self, run: TrialRun, sure: Callable[[], bool]) -> FinishedRun | None:
+        if not sure():
             return None
         made = self._early[run.digest] = Future[FinishedRun]()
         try:
@@ -139,7 +143,7 @@ class Runs:
         """Return the curves of a trial that are on disk."""
         return {key: run.curves for key, run in self.of(plan, trial).items()}
 
-    def of(self, plan: SweepPlan, trial: Asked | Trial) -> dict[tuple[str, int], FinishedRun]:
+    def of(self, plan: SweepPlan, trial: Trial) -> dict[tuple[str, int], FinishedRun]:
         """Return the runs of a trial that are on disk, by attack and seed."""
         runs = [trial_run(plan, trial, attack, seed) for attack, seed in plan.runs]
         kept = {(run.attack, run.seed): self.kept(run) for run in runs}
