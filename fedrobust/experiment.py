@@ -318,4 +318,6 @@ class Experiment(Options):
             del decisive["learning"]["local"]["stack"]
         if self.aggregation.sketch is None:
             del decisive["aggregation"]["sketch"]
+        if decisive["data"]["source"].get("unreadable") == "refuse":
+            del decisive["data"]["source"]["unreadable"]
         return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

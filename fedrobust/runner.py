@@ -81,8 +81,13 @@ class _Run:
     """The study that the run is part of; the run then has no report and no model."""
     hooks: Sequence[Hook]
     say: Callable[[str], None]
-    cautions: Sequence[str]
-    """What the user is warned of."""
+    heeded: Sequence[str]
+    """What the user is warned of because of the options."""
+
+    @property
+    def cautions(self) -> list[str]:
+        """What the user is warned of, because of the options and of the data."""
+        return [*self.heeded, *self.hospitals.notes]
 
     @property
     def curves(self) -> bool:
@@ -418,7 +423,7 @@ def _start(this: _Run, run_id: str, weights: np.ndarray) -> RunStart:
         "model": sha256(weights.tobytes()).hexdigest(),
     }
     if this.cautions:
-        fields["cautions"] = list(this.cautions)
+        fields["cautions"] = this.cautions
     if ":" in experiment.privacy.name:  # whoever reads the record later may not have the user's class
         setting = ProtocolSetting(experiment.federation.participants(), vectors=None, histories=None)
         fields["disclosure"] = list(experiment.privacy.disclosure(setting).sees)

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedrobust.data.foreign import HDF, Archive, checked_dataset, read_table, reading, require_memory
 from fedrobust.data.listing import entries_of
+from fedrobust.data.packed import packed_inside, packed_twin
 from fedrobust.data.patches import Patches, numbering, refuse_uneven
 from fedrobust.data.pixels import resized
 from fedrobust.data.sources import FileSource, choose
@@ -43,8 +44,8 @@ class Npz(FileSource):
         archives = [archive for archive in archives if archive.is_file()]
         if len(archives) != 1:
             names = ", ".join(archive.name for archive in archives[:4])
-            what = f"{len(archives)} .npz files ({names}): name one" if archives else "no .npz file"
-            raise self.missing(f"holds {what}", place)
+            what = f"holds {len(archives)} .npz files ({names}): name one" if archives else "holds no .npz file"
+            raise self.missing((not archives and packed_inside(place)) or what, place)
         return archives[0]
 
     def check(self) -> None:
@@ -110,6 +111,8 @@ class Medmnist(FileSource):
         for folder in folders:
             if (folder / self.file_name).is_file():
                 return folder / self.file_name
+            if twin := packed_twin(folder / self.file_name):
+                raise self.missing(twin, folder / self.file_name)
         raise self.missing(f"there is no {self.file_name} in {' or '.join(map(str, folders))}")
 
     def check(self) -> None:
@@ -180,14 +183,11 @@ class Pcam(FileSource):
     def locate(self) -> Path:
         folder = self.first(lambda place: _pcam(place, "train", "x.h5").is_file(), "pcam", "pcamv1")
         for part in ("train", "valid", "test"):
-            for end in ("x.h5", "y.h5"):
+            for end in ("x.h5", "y.h5", "meta.csv"):
                 file = _pcam(folder, part, end)
-                if not file.is_file():
-                    packed = file.with_name(f"{file.name}.gz").exists()
-                    state = (
-                        "is a folder" if file.is_dir() else "is packed (.gz): unpack it" if packed else "does not exist"
-                    )
-                    raise self.missing(state, file)
+                twin = "" if file.is_file() else packed_twin(file)
+                if twin or (end != "meta.csv" and not file.is_file()):
+                    raise self.missing("is a folder" if file.is_dir() else twin or "does not exist", file)
         return folder
 
     def load(self, seed: int) -> Patches:

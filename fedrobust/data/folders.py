@@ -12,8 +12,8 @@ from pydantic import field_validator
 from fedrobust.data.foreign import read_table
 from fedrobust.data.listing import IMAGES, Account, FileIdentity, below, fits, folders, refuse_second_names, walk
 from fedrobust.data.patches import Patches
-from fedrobust.data.pixels import decode, rgb
-from fedrobust.data.sources import FileSource, choose, text
+from fedrobust.data.pixels import rgb
+from fedrobust.data.sources import ImageFileSource, choose, text
 from fedrobust.errors import DataError, Problem
 from fedrobust.options import refusal
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Idc(FileSource):
+class Idc(ImageFileSource):
     """Breast Histopathology Images (Cruz-Roa et al. 2014; Janowczyk and Madabhushi 2016): IDC or not, by patient."""
 
     name: Literal["idc"] = "idc"
@@ -63,17 +63,18 @@ class Idc(FileSource):
             account.tell(self.name, root)
             raise self.missing("holds no .png files", root)
         chosen = choose(self.limit, seed, np.array(labels))
-        images, kept = decode([files[index] for index in chosen], self.size, self._whole)
-        for index in np.setdiff1d(np.arange(len(chosen)), kept):
+        read = self.decoded([files[index] for index in chosen], self._whole)
+        for index in np.setdiff1d(np.arange(len(chosen)), [*read.kept, *read.unreadable]):
             account.add("cut by the slide's edge", files[chosen[index]].name)
         account.tell(self.name, root)
-        kept = chosen[kept]
+        kept = chosen[read.kept]
         return self.patches(
             root,
-            images=images,
+            images=read.images,
             labels=np.array(labels)[kept],
             groups=text(groups)[kept],
             label_names=("no IDC", "IDC"),
+            notes=read.notes,
         )
 
     def _whole(self, image: Image) -> Image | None:
@@ -92,7 +93,7 @@ class Idc(FileSource):
         return padded
 
 
-class Folder(FileSource):
+class Folder(ImageFileSource):
     """One folder of image files for each class: NCT-CRC-HE, Kather 2016, BreakHis, LC25000 and similar ones.
 
     Images that are not square are cropped to their central square. BreakHis: `path` ends in `histology_slides/breast`,
@@ -183,15 +184,16 @@ class Folder(FileSource):
                 if self.patients is not None:
                     groups.append(self._patient("/".join(place)))
         chosen = choose(self.limit, seed, np.array(labels), text(split))
-        images, kept = decode([files[index] for index in chosen], self.size)
-        kept = chosen[kept]
+        read = self.decoded([files[index] for index in chosen])
+        kept = chosen[read.kept]
         return self.patches(
             root,
-            images=images,
+            images=read.images,
             labels=np.array(labels)[kept],
             groups=text(groups)[kept] if groups else None,
             split=text(split)[kept] if self.test else None,
             label_names=tuple(classes),
+            notes=read.notes,
         )
 
     def _images(self, root: Path) -> dict[FileIdentity, Path]:
@@ -213,7 +215,7 @@ class Folder(FileSource):
         return match[1]
 
 
-class Camelyon17(FileSource):
+class Camelyon17(ImageFileSource):
     """CAMELYON17-WILDS (Bándi et al. 2018; Koh et al. 2021): lymph node metastases from five hospitals.
 
     The official split has hospital 1 as validation and hospital 2 as test. The in-distribution validation patches of
@@ -249,17 +251,18 @@ class Camelyon17(FileSource):
             for patient, node, x, y in zip(*(rows[name][chosen] for name in self._columns[:4]), strict=True)
         ]
         files, once = self._files(root, named)
-        chosen = chosen[once]
-        images, _ = decode(files, self.size)
+        read = self.decoded(files)
+        chosen = chosen[once][read.kept]
         split = np.select([centres == "1", centres == "2"], ["validation", "test"], "train")
         return self.patches(
             root,
-            images=images,
+            images=read.images,
             labels=labels[chosen],
             groups=rows["patient"][chosen],
             centres=centres[chosen],
             split=split[chosen],
             label_names=("no tumour", "tumour"),
+            notes=read.notes,
         )
 
     def _files(self, root: Path, named: list[Path]) -> tuple[list[Path], list[int]]:

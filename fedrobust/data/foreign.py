@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedrobust.data.packed import packed
 from fedrobust.data.patches import nothing
 from fedrobust.errors import DataError, Origin, Problem
 from fedrobust.machine import memory_limits
@@ -21,20 +22,12 @@ ZIP, HDF = b"PK\x03\x04", b"\x89HDF"
 """The first bytes of such files."""
 
 _PICKLE = "a Python pickle, which is never loaded: save arrays with numpy.savez"
-_UNPACK = "packed with {}: unpack it first"
 _OTHERS = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself: fetch it with `git lfs pull`"),
     (b"\x93NUMPY", "a single array (.npy), not an archive: save it with numpy.savez(file, images=..., labels=...)"),
     (b"\x80\x03", _PICKLE),
     (b"\x80\x04\x95", _PICKLE),
     (b"\x80\x05\x95", _PICKLE),
-    (b"\x1f\x8b", _UNPACK.format("gzip")),
-    (b"BZh", _UNPACK.format("bzip2")),
-    (b"\xfd7zXZ", _UNPACK.format("xz")),
-    (b"\x28\xb5\x2f\xfd", _UNPACK.format("zstd")),
-    (b"7z\xbc\xaf", _UNPACK.format("7z")),
-    (b"Rar!", _UNPACK.format("rar")),
-    (ZIP, _UNPACK.format("zip")),
     (HDF, "an HDF5 file"),
     (b"%PDF", "a PDF document"),
 )
@@ -78,7 +71,7 @@ def mistaken_for(file: Path, kind: bytes = b"") -> str:
         return "a folder, where a file is due"
     try:
         with file.open("rb") as opened:
-            head = opened.read(200)
+            head = opened.read(300)
     except OSError:
         return ""
     if not head:
@@ -87,7 +80,7 @@ def mistaken_for(file: Path, kind: bytes = b"") -> str:
         return ""
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
         return "a web page, as a download that failed leaves it: get the file again"
-    return next((words for start, words in _OTHERS if head.startswith(start)), "")
+    return packed(head, file.name) or next((words for start, words in _OTHERS if head.startswith(start)), "")
 
 
 # Memory
@@ -163,7 +156,10 @@ class Archive:
 
     def require(self, *keys: str) -> None:
         """Raises `DataError` if one of these keys is missing."""
+        inner = next((key for key in self.keys if key.endswith(".npz")), "")
         for key in keys:
+            if key not in self.keys and inner:
+                raise DataError(Problem(f"is a zip file that holds {inner}: unpack it first").at(self._file))
             if key not in self.keys:
                 raise DataError(Problem("is missing", key, ", ".join(self.keys) or "none").at(self._file))
 

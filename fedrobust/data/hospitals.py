@@ -38,6 +38,8 @@ class Hospitals:
     digest: str
     """Digest of the data that training reads: the source's patches, and their images after stain and normalisation,
     from the cache or not."""
+    notes: tuple[str, ...] = ()
+    """`Patches.notes` of the source."""
 
     def training(self, client: int) -> np.ndarray:
         """Positions of the patches that hospital `client` trains on."""
@@ -121,7 +123,17 @@ def divide(
         digest = f"{digest}/{shift.model_dump_json()}/{seed}/{held}"
     images = normalisation.apply(images, digest, cache)
     read = _digest_read(patches, images)
-    return Hospitals(images, patches.labels, hospital, indices, patches.label_names, patches.groups, clients, read)
+    return Hospitals(
+        images,
+        patches.labels,
+        hospital,
+        indices,
+        patches.label_names,
+        patches.groups,
+        clients,
+        read,
+        patches.notes,
+    )
 
 
 def _digest_read(patches: Patches, images: np.ndarray) -> str:

@@ -37,6 +37,9 @@ class Patches:
     """(N,) str in PARTS: the official split of the data set; None when it has none."""
     patients_from: str = PATIENTS_FROM
     """What the user can do where `groups` is None: how this source is given the patients."""
+    notes: tuple[str, ...] = ()
+    """What a reader of a run's record should know of these data, such as files that were left out; no part of the
+    digest."""
 
     def __post_init__(self) -> None:
         images = np.asarray(self.images)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -146,25 +146,49 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
     return np.stack([square(Image.fromarray(image), size) for image in images])
 
 
+class DecodedFiles(NamedTuple):
+    """What `decode` found in image files."""
+
+    images: np.ndarray
+    """(n, S, S, 3) uint8."""
+    kept: np.ndarray
+    """(n,) int64: the positions of the files of these images."""
+    unreadable: tuple[int, ...] = ()
+    """The positions of files that were left out because they could not be read."""
+    notes: tuple[str, ...] = ()
+    """What the user should know: how many files were left out as unreadable, and the first of them."""
+
+
 def decode(
-    files: Sequence[Path], size: int | None, accept: Callable[[Image], Image | None] = lambda image: image
-) -> tuple[np.ndarray, np.ndarray]:
-    """The images (n, S, S, 3) uint8 of the files, each read once, and the positions (n,) of those kept.
+    files: Sequence[Path],
+    size: int | None,
+    accept: Callable[[Image], Image | None] = lambda image: image,
+    skip: bool = False,
+) -> DecodedFiles:
+    """The images of the files, each read once.
 
     files: paths.
     size: S, to which images are resized; None keeps their size.
     accept: gets each opened image before it is decoded, and may change it or return None to leave it out.
+    skip: leave out files that are no images or cannot be read (see `rgb`), instead of refusing the first one.
 
-    Raises `DataError` for a file that is no image or cannot be read (see `rgb`), for sizes that differ while `size` is
-    None, and if memory cannot hold all images.
+    Raises `DataError` for such a file unless `skip`, for sizes that differ while `size` is None, if memory cannot hold
+    all images, and if no file is left.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is raised as an error here
     if size is not None:
         _fit(len(files), size)
     images: np.ndarray | None = None
     kept: list[int] = []
+    faults: dict[int, DataError] = {}
     for position, file in enumerate(files):
-        pixels = _read(file, size, accept)
+        try:
+            pixels = _read(file, size, accept)
+        except DataError as error:
+            if not skip:
+                raise
+            faults[position] = error
+            continue
         if pixels is None:
             continue
         if images is None:
@@ -175,9 +199,16 @@ def decode(
             raise DataError(Problem(reason).at(file))
         images[len(kept)] = pixels
         kept.append(position)
+    notes = (_unreadable([*faults.values()], len(files)),) if faults else ()
     if images is None:
-        raise DataError(f"none of the {len(files)} image files is usable")
-    return images[: len(kept)], np.array(kept, dtype=np.int64)
+        raise DataError("; ".join([f"none of the {len(files)} image files is usable", *notes]))
+    return DecodedFiles(images[: len(kept)], np.array(kept, dtype=np.int64), tuple(faults), notes)
+
+
+def _unreadable(faults: Sequence[DataError], count: int) -> str:
+    names = ", ".join(str(fault.problems[0].file) for fault in faults[:3]) + ", …" * (len(faults) > 3)
+    first = faults[0].problems[0].message
+    return f"{len(faults)} of {count} image files are unreadable and left out: {names} (the first {first})"
 
 
 def _fit(count: int, side: int, told: str = "") -> None:

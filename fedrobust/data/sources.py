@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from fedrobust.data.foreign import mistaken_for, one_line
+from fedrobust.data.packed import packed_inside, packed_twin
 from fedrobust.data.patches import PATIENTS_FROM, Patches
-from fedrobust.data.pixels import resized
+from fedrobust.data.pixels import DecodedFiles, decode, resized
 from fedrobust.errors import DataError, Problem
 from fedrobust.options import Options, nearest
 from fedrobust.seeds import generator
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "FEDROBUST_DATA"
 
@@ -101,9 +108,9 @@ class FileSource(Source):
             if fits(candidate):
                 return candidate
         given = "`path`" if self.path else VARIABLE
-        state = "does not exist"
+        state = packed_twin(place) or "does not exist"
         if place.is_dir():
-            state = self.lacking(place)
+            state = ", but ".join(filter(None, (self.lacking(place), packed_inside(place))))
         elif place.exists():
             state = f"is {mistaken_for(place) or 'a file'}, where a folder is due"
         near = "" if place.exists() else nearest(place.name, _names(place.parent))
@@ -159,6 +166,26 @@ class FileSource(Source):
             yield
         except DataError as error:
             raise error.each(lambda each: each.at(where)) from None
+
+
+class ImageFileSource(FileSource):
+    """Base of the sources that read one image file for each patch."""
+
+    unreadable: Literal["refuse", "skip"] = "refuse"
+    """Image files that cannot be read, or whose pixels cannot be read rightly: refuse the first one, or leave them out;
+    how many were left out is said, and kept in the run's record."""
+
+    def decoded(
+        self, files: Sequence[Path], accept: Callable[[Image], Image | None] = lambda image: image
+    ) -> DecodedFiles:
+        """The images of the files; see `fedrobust.data.pixels.decode` for arguments and errors.
+
+        What was left out as unreadable is logged.
+        """
+        found = decode(files, self.size, accept, skip=self.unreadable == "skip")
+        for note in found.notes:
+            logger.warning("%s: %s", self.name, note)
+        return found
 
 
 def _names(folder: Path) -> list[str]:

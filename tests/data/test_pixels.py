@@ -88,8 +88,7 @@ def tiff(path: Path, samples: np.ndarray, photometric: int, order: str = "<", **
 
 
 def read(file: Path) -> np.ndarray:
-    images, _ = decode([file], None)
-    return images[0].astype(int)
+    return decode([file], None).images[0].astype(int)
 
 
 def refusal(file: Path) -> str:
