@@ -1,4 +1,4 @@
-"""What is decided before rows are aggregated: the Byzantine f and the prior weights."""
+"""What is decided before rows are aggregated: whether the parts fit, the Byzantine f and the prior weights."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ def resolve_f(f: ByzantineF, n: int, rule: AnyRule, stages: Sequence[Stage] = ()
     An honest majority, n > 2f, is always needed. Raises `ExperimentError`, which names the bound, where f breaks one.
     """
     parts = (*stages, rule)
+    if isinstance(f, int) and 0 <= 2 * f < n and violation(parts, n, f) is None:
+        return f
     allowed = [k for k in range((n + 1) // 2) if violation(parts, n, k) is None]
     if f == "largest" or (f == "auto" and (gram is None or not allowed)):
         wanted = max(allowed, default=0)
@@ -62,6 +64,18 @@ def resolve_f(f: ByzantineF, n: int, rule: AnyRule, stages: Sequence[Stage] = ()
     reason = violation(parts, n, wanted) or honest_majority(rule.name, n, wanted) or f"f = {wanted}"
     largest = f"largest f here: {max(allowed)}" if allowed else "too few updates for any f"
     raise ExperimentError(Problem(reason, hint=largest))
+
+
+def misfit(parts: Sequence[PipelinePart]) -> str | None:
+    """Why these parts cannot follow each other; None if they can.
+
+    parts: the stages, then the rule.
+    """
+    merging = [part.name for part in parts if isinstance(part, Stage) and part.merges]
+    remembers = parts[-1].per_client or bool(getattr(parts[-1], "histories", ()))
+    if merging and remembers:
+        return f"{parts[-1].name} remembers clients; after {', '.join(merging)} a row is no single client's"
+    return None
 
 
 def cannot_weigh(parts: Sequence[PipelinePart]) -> str:

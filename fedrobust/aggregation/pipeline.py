@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.aggregation.base import AnyRule, Context, Layer, PipelinePart, RowRule, Rows, Rule, Stage
-from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, capped_prior, resolve_f, violation
+from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, capped_prior, misfit, resolve_f, violation
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.seeds import generator
 from fedrobust.updates import chunks
@@ -383,18 +383,6 @@ class _Seen:
         shares = parts.sum(axis=0)
         spread: Floats = np.divide(scores @ parts, shares, out=np.full(len(shares), np.nan), where=shares > 0)
         return spread
-
-
-def misfit(parts: Sequence[PipelinePart]) -> str | None:
-    """Why these parts cannot follow each other; None if they can.
-
-    parts: the stages, then the rule.
-    """
-    merging = [part.name for part in parts if isinstance(part, Stage) and part.merges]
-    remembers = parts[-1].per_client or bool(getattr(parts[-1], "histories", ()))
-    if merging and remembers:
-        return f"{parts[-1].name} remembers clients; after {', '.join(merging)} a row is no single client's"
-    return None
 
 
 def _refuse_infinite(updates: ClearUpdates) -> None:

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 import fedrobust.aggregation.rules
 import fedrobust.aggregation.stages  # noqa: F401  OneOf finds the classes of these rooms
 from fedrobust.aggregation.base import AnyRule, PipelinePart, RowRule, Rule, Stage
-from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, resolve_f
-from fedrobust.aggregation.pipeline import Pipeline, misfit
+from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, misfit, resolve_f
+from fedrobust.aggregation.pipeline import Pipeline
 from fedrobust.aggregation.rules.averages import Mean
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Many, OneOf, Options, members, refusal

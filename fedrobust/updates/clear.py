@@ -66,6 +66,10 @@ class ClearUpdates(Updates):
         if len({str(getattr(block, "device", "cpu")) for block in self.blocks}) > 1:
             raise ValueError("blocks must lie on one device")
         self.d: int = widths.pop()
+        self.device: Any = next((block.device for block in self.blocks if not on_cpu(block)), "cpu")
+        """The device of the rows: "cpu", or a GPU's."""
+        self.double = any("float64" in str(block.dtype) for block in self.blocks)
+        """Whether any block is float64; the aggregate is float32 otherwise."""
         sizes = [len(block) for block in self.blocks]
         self.order = np.arange(sum(sizes)) if order is None else np.asarray(order, dtype=np.int64)
         self.n: int = len(self.order)
@@ -290,16 +294,6 @@ class ClearUpdates(Updates):
         grown = np.zeros((count, self.d), dtype=np.float32)
         grown[: len(history)] = history
         return grown
-
-    @property
-    def device(self) -> Any:
-        """The device of the rows: "cpu", or a GPU's."""
-        return next((block.device for block in self.blocks if not on_cpu(block)), "cpu")
-
-    @property
-    def double(self) -> bool:
-        """Whether any block is float64; the aggregate is float32 otherwise."""
-        return any("float64" in str(block.dtype) for block in self.blocks)
 
     def _local(self, columns: slice) -> slice:
         return slice(columns.start - self.columns[0], columns.stop - self.columns[0])

@@ -3,17 +3,22 @@ system has stopped, as the threads of BLAS and OpenMP do at the end of every cal
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
+from threading import get_native_id
 from typing import Any, TypeVar
 
 from fedrobust.machine import usable_cores
 
 MANY = 300
 """Rows above which a matrix is worth more than one thread."""
+MOST = 256
+"""Helping threads at most; each starts when it is first needed."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -65,9 +70,57 @@ def each(work: Callable[[T], R], pieces: Sequence[T], threads: int) -> list[R]:
             for place, piece in left:
                 results[place] = work(piece)
 
-        with ThreadPoolExecutor(more, thread_name_prefix="updates") as pool:
-            others = [pool.submit(take) for _ in range(more)]
-            take()
-        for other in others:
+        helpers = _helpers()
+        with helpers.apart():
+            others = [helpers.pool.submit(take) for _ in range(more)]
+            try:
+                take()
+            finally:
+                started = [other for other in others if not other.cancel()]  # who has not begun has nothing left to do
+                wait(started)
+        for other in started:
             other.result()
         return [results[place] for place in range(len(pieces))]
+
+
+class _Helpers:
+    """Threads that wait for work: starting one costs as much as a small sum."""
+
+    def __init__(self) -> None:
+        self._kept_off: dict[int, int] = {}  # thread → core
+        self.pool = ThreadPoolExecutor(MOST, "updates", lambda: self._kept_off.setdefault(get_native_id(), -1))
+        self._core = getattr(ctypes.CDLL(None), "sched_getcpu", None) if sys.platform == "linux" else None
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """In it, this thread stays on its core, and the helpers stay off it.
+
+        Linux wakes a thread on the core of the thread that wakes it, unless it sees an idle one. A virtual machine's
+        idle cores may not look idle; then two threads share a core for longer than most sums take.
+        """
+        cores = os.sched_getaffinity(0) if self._core else set()
+        if not self._core or len(cores) < 2:
+            yield
+            return
+        here = self._core()
+        try:
+            for helper in [helper for helper, core in self._kept_off.items() if core != here]:
+                os.sched_setaffinity(helper, cores - {here})
+                self._kept_off[helper] = here
+            os.sched_setaffinity(0, {here})
+        except OSError:  # not allowed here
+            self._core = None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.sched_setaffinity(0, cores)
+
+
+@lru_cache(maxsize=1)
+def _helpers() -> _Helpers:
+    return _Helpers()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has no threads but its own

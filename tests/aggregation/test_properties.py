@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from refused import refused
 
 from fedrobust.aggregation import NNM, Bucketing, Clip, Mean, Median, Pipeline, RowRule, Rule, Stage, TrimmedMean
-from fedrobust.aggregation.byzantine import violation
-from fedrobust.aggregation.pipeline import misfit
+from fedrobust.aggregation.byzantine import misfit, violation
 from fedrobust.aggregation.testing import INSTANCES, check_rule
 from fedrobust.aggregation.testing.checks import Checks
 from fedrobust.options import members

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -92,6 +93,24 @@ def half(rows, columns):
 def test_an_error_in_a_thread_is_raised():
     with pytest.raises(ZeroDivisionError):
         each(lambda piece: 1 // piece, [1, 0, 2], 2)
+
+
+def test_pieces_may_share_out_pieces_of_their_own_and_cores_stay_as_they_were():
+    cores = getattr(os, "sched_getaffinity", lambda _: None)(0)
+    assert each(lambda piece: sum(each(int, [piece] * 3, 3)), list(range(40)), 3) == [3 * piece for piece in range(40)]
+    assert getattr(os, "sched_getaffinity", lambda _: None)(0) == cores
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system that forks")
+def test_a_forked_process_has_helpers_of_its_own():
+    code = (
+        "import os\nfrom fedrobust.updates.threads import each\n"
+        "assert each(abs, [-1, -2], 2) == [1, 2]\n"
+        "child = os.fork()\n"
+        "if not child: os._exit(each(abs, [-1, -2], 2) != [1, 2])\n"
+        "assert os.waitpid(child, 0)[1] == 0"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 class Asked(ClearUpdates):

@@ -35,6 +35,15 @@ DIGITS = 16
 cutting the rows neither makes nor breaks a tie."""
 HARMLESS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning)
 """Warnings about libraries, not about the numbers."""
+ATTACKS: dict[str, Callable[[np.random.Generator, Floats, int], Floats]] = {
+    "rows in all directions": lambda rng, centre, f: rng.standard_normal((f, len(centre))),
+    "rows in one direction": lambda rng, centre, f: np.tile(rng.standard_normal(len(centre)), (f, 1)),
+    "one row": lambda rng, centre, f: rng.standard_normal((f, len(centre))) * (np.arange(f) == 0)[:, None],
+    "rows along the mean": lambda rng, centre, f: np.tile(centre, (f, 1)),
+    "rows against the mean": lambda rng, centre, f: np.tile(-centre, (f, 1)),
+    "rows of all sizes": lambda rng, centre, f: np.outer(10.0 ** -np.arange(f), rng.standard_normal(len(centre))),
+}
+"""Rows (f, d) of an attacker who knows the mean of the others, to be scaled up."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedrobust.aggregation.base import Context, Rows, Rule, Stage
 from fedrobust.aggregation.byzantine import violation
 from fedrobust.aggregation.pipeline import Aggregated, Pipeline
+from fedrobust.aggregation.testing import cases
 from fedrobust.aggregation.testing.cases import Case, Cut, Exact, Holder, clear, context_of, play, remembered, sharded
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.updates.gram import Combination, Floats, Gram
@@ -24,16 +25,6 @@ TIED = {"duplicated", "with_zeros", "all_equal"}
 """Kinds with equal rows: where the order of the rows decides between equal ones, the aggregate may depend on it."""
 SIZES = (1e1, 1e4, 1e9, 1e18, 1e60)
 """The sizes of an attacker's rows."""
-
-ATTACKS: dict[str, Callable[[np.random.Generator, Floats, int], Floats]] = {
-    "rows in all directions": lambda rng, centre, f: rng.standard_normal((f, len(centre))),
-    "rows in one direction": lambda rng, centre, f: np.tile(rng.standard_normal(len(centre)), (f, 1)),
-    "one row": lambda rng, centre, f: rng.standard_normal((f, len(centre))) * (np.arange(f) == 0)[:, None],
-    "rows along the mean": lambda rng, centre, f: np.tile(centre, (f, 1)),
-    "rows against the mean": lambda rng, centre, f: np.tile(-centre, (f, 1)),
-    "rows of all sizes": lambda rng, centre, f: np.outer(10.0 ** -np.arange(f), rng.standard_normal(len(centre))),
-}
-"""Rows (f, d) of an attacker who knows the mean of the others, to be scaled up."""
 
 
 class Checks:
@@ -283,7 +274,7 @@ class Checks:
 
     def breakdown(self, n: int, d: int, f: int, sizes: Sequence[float] = SIZES) -> None:
         """f rows of any size and direction leave the aggregate near the others."""
-        for place, (kind, attack) in enumerate(ATTACKS.items()):
+        for place, (kind, attack) in enumerate(cases.ATTACKS.items()):
             for size in sizes:
                 rng = np.random.default_rng([self.seed, n, d, place])
                 centre, bad = rng.standard_normal(d), rng.choice(n, f, replace=False)
