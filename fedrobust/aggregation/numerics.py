@@ -30,6 +30,8 @@ def ranking(scores: Floats) -> NDArray[np.intp]:
     order = np.argsort(scores, axis=-1, kind="stable")
     ordered = np.take_along_axis(scores, order, axis=-1)
     apart = ordered[..., 1:] - ordered[..., :-1] > 1e-12 * np.abs(ordered[..., 1:])
+    if apart.all():
+        return order
     ranks = np.zeros(scores.shape, dtype=np.intp)
     np.put_along_axis(ranks, order[..., 1:], np.cumsum(apart, axis=-1), axis=-1)
     return np.argsort(ranks, axis=-1, kind="stable")

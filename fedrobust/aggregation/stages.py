@@ -67,21 +67,23 @@ class NNM(Stage):
 
     def scores(self, gram: Gram, context: Context) -> Floats:
         """The mean of D²_ij over the n − f rows that are averaged."""
-        distances = gram.distances_squared()
-        nearest = _nearest(distances, context.f)
-        return np.asarray(np.take_along_axis(distances, nearest, axis=1).mean(axis=1))
+        nearest = _nearest(gram, context.f)
+        return np.asarray(np.take_along_axis(gram.distances_squared(), nearest, axis=1).mean(axis=1))
 
     def mix(self, gram: Gram, context: Context) -> Floats:
         """The mixing matrix: each row has n − f entries 1 / (n − f)."""
-        nearest = _nearest(gram.distances_squared(), context.f)
+        nearest = _nearest(gram, context.f)
         mixing = np.zeros((gram.n, gram.n))
         np.put_along_axis(mixing, nearest, 1.0 / nearest.shape[1], axis=1)
         return mixing
 
 
-def _nearest(distances: Floats, f: int) -> NDArray[np.intp]:
+def _nearest(gram: Gram, f: int) -> NDArray[np.intp]:
     """The n − f nearest rows of each row (n, n − f)."""
-    return ranking(distances)[:, : len(distances) - f]
+    key = "nearest", f
+    if key not in gram.found:
+        gram.found[key] = ranking(gram.distances_squared())[:, : gram.n - f]
+    return gram.found[key]
 
 
 class ARC(Stage):

@@ -312,14 +312,16 @@ def _products(chunk: NDArray[np.float64], lines: int) -> Floats:
     """The products (lines, lines) of the first lines of `chunk`: few calls for many blocks, as each call waits for
     Python's lock.
     """
-    step = TILE if lines <= FEW else lines
-    edges = [*range(0, step * max(1, round(lines / step)), step), lines]
+    if lines > FEW:
+        parts = [part[:lines].transpose(1, 0, 2) for part in _blocks(chunk)]
+        return np.asarray(sum((part @ part.transpose(0, 2, 1)).sum(axis=0) for part in parts))
+    edges = [*range(0, TILE * max(1, round(lines / TILE)), TILE), lines]
     cuts, sums = [slice(*ends) for ends in pairwise(edges)], np.zeros((lines, lines + 1))
     for part in _blocks(chunk):
         blocks = part.transpose(1, 0, 2)
         found = np.zeros((len(blocks), lines, lines + 1))
         for place, own in enumerate(cuts):
-            # From one line further on: NumPy has another routine for a matrix with itself, slower for few lines.
+            # From one line further on: NumPy has another routine for a matrix with itself, slower for so few lines.
             for other in (slice(own.start + 1, own.stop + 1), *cuts[place + 1 :]):
                 np.matmul(blocks[:, own], blocks[:, other].transpose(0, 2, 1), out=found[:, own, other])
         sums += found.sum(axis=0)

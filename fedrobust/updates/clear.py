@@ -184,7 +184,7 @@ class ClearUpdates(Updates):
         """
         self._hold(anchors)
         if self._sketch is not None:
-            return [self._sketched_products(histories)]
+            return self._sketched_products(histories)
         public, past = list(self._anchors.values()), [self.histories.get(name, NOTHING) for name in histories]
         everybody = np.arange(self.n)
 
@@ -194,15 +194,20 @@ class ClearUpdates(Updates):
 
         return self._each(multiplied)
 
-    def _sketched_products(self, histories: Sequence[str]) -> Floats:
-        """The `centred_products` of the lines' sketches."""
+    def _sketched_products(self, histories: Sequence[str]) -> list[Floats]:
+        """The `centred_products` of the columns of the lines' sketches, some at a time."""
         assert self._sketch is not None
         lines = [self.blocks[block][row] for block, row in zip(self._block, self._row, strict=True)]
         lines += self._anchors.values()
         for name in histories:
             lines += list(self._past(self.histories.get(name, NOTHING), slice(0, self.d)))
         short = sketched(lines, *self._sketch, self._threads)
-        return chunks.centred_products([np.pad(short, ((0, chunks.SPARE), (0, 0)))], self.n)
+
+        def multiplied(start: int) -> Floats:
+            part = short[:, start : start + chunks.BLOCK]
+            return chunks.centred_products([np.pad(part, ((0, chunks.SPARE), (0, 0)))], self.n)
+
+        return each(multiplied, range(0, short.shape[1], chunks.BLOCK), self._threads)
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
         """The aggregate (d,) float32 of a `combination`; its anchors are those of the last call of `gram` or

@@ -120,7 +120,7 @@ class Gram:
     anchors: Mapping[str, Anchor] = field(default_factory=dict)
     centred: Centred | None = None
     histories: Mapping[str, History] = field(default_factory=dict)
-    found: dict[Any, Floats] = field(default_factory=dict, init=False, repr=False)
+    found: dict[Any, NDArray[Any]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of_norms(cls, figures: Floats, prior: Floats, anchors: Sequence[str]) -> Gram:

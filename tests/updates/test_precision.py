@@ -81,6 +81,8 @@ def test_the_number_of_threads_changes_no_bit(n):
         assert np.array_equal(getattr(one, method)(), getattr(three, method)())
     assert np.array_equal(one.gram(anchor).matrix, three.gram(anchor).matrix)
     assert np.array_equal(one.norms(anchor).matrix, three.norms(anchor).matrix, equal_nan=True)
+    short = [updates.sketched(3000, 1).gram().matrix for updates in (one, three)]
+    assert np.array_equal(*short)
     combination = Combination(weights, {"root": 0.5})
     assert np.array_equal(one.combine(combination), three.combine(combination))
     assert np.array_equal(one.reduce(half), three.reduce(half))
