@@ -14,7 +14,7 @@ from fedrobust.data.archives import Medmnist, Npz, Pcam
 from fedrobust.data.folders import Camelyon17, Folder, Idc
 from fedrobust.data.histology import Histology
 from fedrobust.data.partition import ByCentre, ByGroup, Dirichlet, Iid, Partition, Quantity, Shards
-from fedrobust.data.patches import Patches
+from fedrobust.data.patches import Outline, Patches
 from fedrobust.data.sources import Source
 from fedrobust.data.split import Split, refuse_leaks
 from fedrobust.data.stain import Macenko, NoNormalisation, Reinhard, StainNormalisation, StainShift
@@ -33,6 +33,7 @@ __all__ = [
     "Medmnist",
     "NoNormalisation",
     "Npz",
+    "Outline",
     "Partition",
     "Patches",
     "Pcam",

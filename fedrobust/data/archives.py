@@ -12,7 +12,7 @@ import numpy as np
 from fedrobust.data.foreign import HDF, Archive, checked_dataset, read_table, reading, require_memory
 from fedrobust.data.listing import entries_of
 from fedrobust.data.packed import packed_inside, packed_twin
-from fedrobust.data.patches import Patches, numbering, refuse_uneven
+from fedrobust.data.patches import Decoded, Outline, numbering, refuse_images, refuse_uneven
 from fedrobust.data.pixels import resized
 from fedrobust.data.sources import FileSource, choose
 from fedrobust.errors import DataError, Problem
@@ -60,20 +60,24 @@ class Npz(FileSource):
                 refuse_uneven(key, counts.get(key, counts["images"]), counts["images"])
         return archive
 
-    def load(self, seed: int) -> Patches:
+    def outline(self, seed: int) -> Outline:
         file = self.locate()
-        arrays = self._opened(file).read("images", "labels", *self._optional, "label_names")
+        archive = self._opened(file)
+        arrays = archive.read("labels", *self._optional, "label_names")
         labels = arrays["labels"]
-        if arrays["images"].size and arrays["images"][:256].max() == 1:  # the first ones show it
-            reason = "the brightest pixel is 1 of 255: scale images of 0..1 by 255 before .astype"
-            raise DataError(Problem(reason, "images").at(file))
         with self.naming(file):
+            refuse_images(archive.shapes["images"], archive.dtypes["images"])
             names = arrays.pop("label_names") if "label_names" in arrays else numbering(labels)
-        if self.limit is not None:
-            self.patches(file, **arrays, label_names=names)  # raises what is wrong before anything is picked
-            chosen = choose(self.limit, seed, labels, *([arrays["split"]] if "split" in arrays else []))
-            arrays = {key: array[chosen] for key, array in arrays.items()}
-        return self.patches(file, **arrays, label_names=names)
+
+        def pixels(chosen: np.ndarray) -> Decoded:
+            images = archive.rows("images", chosen)
+            if images[:256].max() == 1:  # the first ones show it
+                reason = "the brightest pixel is 1 of 255: scale images of 0..1 by 255 before .astype"
+                raise DataError(Problem(reason, "images").at(file))
+            return Decoded(images)
+
+        found = self.outlined(file, pixels, **arrays, label_names=names)
+        return found.only(choose(self.limit, seed, labels, *([arrays["split"]] if "split" in arrays else [])))
 
 
 class Medmnist(FileSource):
@@ -119,7 +123,7 @@ class Medmnist(FileSource):
         if not self.download:
             self.locate()
 
-    def load(self, seed: int) -> Patches:
+    def outline(self, seed: int) -> Outline:
         import medmnist
 
         information = medmnist.INFO[self.dataset]
@@ -142,22 +146,41 @@ class Medmnist(FileSource):
             shape, of_labels = (archive.shapes[f"{part}_{what}"] for what in ("images", "labels"))
             if len(shape) not in (3, 4) or of_labels != (shape[0], 1):
                 raise DataError(Problem(f"images {shape}, labels {of_labels}", part).at(file))
-        images, labels, split = [], [], []
-        for part in parts:
-            image, label = archive.read(f"{part}_images", f"{part}_labels").values()
-            share = None if self.limit is None else max(1, round(self.limit * _share(information, part)))
-            chosen = choose(share, seed, label[:, 0])
-            picked = image[chosen]
-            images.append(picked if picked.ndim == 4 else np.repeat(picked[..., None], 3, axis=3))
-            labels.append(label[chosen, 0])
-            split += [OFFICIAL[part]] * len(chosen)
-        return self.patches(
+        labels = [each[:, 0] for each in archive.read(*(f"{part}_labels" for part in parts)).values()]
+        sizes = [len(each) for each in labels]
+
+        def pixels(chosen: np.ndarray) -> Decoded:
+            picked = [
+                archive.rows(f"{part}_images", own) for part, own in zip(parts, _by_file(chosen, sizes), strict=True)
+            ]
+            return Decoded(np.concatenate([_colour(images) for images in picked]))
+
+        found = self.outlined(
             file,
-            images=np.concatenate(images),
+            pixels,
             labels=np.concatenate(labels),
-            split=np.array(split),
+            split=np.repeat([OFFICIAL[part] for part in parts], sizes),
             label_names=tuple(information["label"][key] for key in sorted(information["label"], key=int)),
         )
+        chosen = []
+        for part, each, start in zip(parts, labels, np.cumsum([0, *sizes]), strict=False):
+            share = None if self.limit is None else max(1, round(self.limit * _share(information, part)))
+            chosen.append(start + choose(share, seed, each))
+        return found.only(np.concatenate(chosen))
+
+
+def _colour(images: np.ndarray) -> np.ndarray:
+    return images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=3)
+
+
+def _by_file(chosen: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    """Sorted positions of patches that lie in several files, as the positions in each file.
+
+    sizes: patches in each file.
+    """
+    ends = np.cumsum(sizes)
+    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    return [part - end + size for part, end, size in zip(parts, ends, sizes, strict=True)]
 
 
 def _share(information: dict[str, Any], part: str) -> float:
@@ -190,7 +213,7 @@ class Pcam(FileSource):
                     raise self.missing("is a folder" if file.is_dir() else twin or "does not exist", file)
         return folder
 
-    def load(self, seed: int) -> Patches:
+    def outline(self, seed: int) -> Outline:
         folder = self.locate()
         parts = ("train", "valid", "test")
         tables = [_pcam(folder, part, "meta.csv") for part in parts]
@@ -202,20 +225,14 @@ class Pcam(FileSource):
         groups = None
         if all(table.is_file() for table in tables):
             groups = np.concatenate([self._slides(table, size) for table, size in zip(tables, sizes, strict=True)])
-        chosen = choose(self.limit, seed, every, split)
-        starts = np.cumsum([0, *sizes])
-        images = [
-            self._images(_pcam(folder, part, "x.h5"), chosen[(chosen >= start) & (chosen < start + size)] - start)
-            for part, size, start in zip(parts, sizes, starts[:-1], strict=True)
-        ]
-        return self.patches(
-            folder,
-            images=np.concatenate(images),
-            labels=every[chosen],
-            label_names=("no tumour", "tumour"),
-            groups=None if groups is None else groups[chosen],
-            split=split[chosen],
-        )
+
+        def pixels(chosen: np.ndarray) -> Decoded:
+            own = zip(parts, _by_file(chosen, sizes), strict=True)
+            return Decoded(np.concatenate([self._images(_pcam(folder, part, "x.h5"), rows) for part, rows in own]))
+
+        names = ("no tumour", "tumour")
+        found = self.outlined(folder, pixels, labels=every, label_names=names, groups=groups, split=split)
+        return found.only(choose(self.limit, seed, every, split))
 
     def _size(self, file: Path) -> int:
         """How many images a file holds."""

@@ -11,7 +11,7 @@ from pydantic import field_validator
 
 from fedrobust.data.foreign import read_table
 from fedrobust.data.listing import IMAGES, Account, FileIdentity, below, fits, folders, refuse_second_names, walk
-from fedrobust.data.patches import Patches
+from fedrobust.data.patches import Decoded, Outline
 from fedrobust.data.pixels import rgb
 from fedrobust.data.sources import ImageFileSource, choose, text
 from fedrobust.errors import DataError, Problem
@@ -42,7 +42,7 @@ class Idc(ImageFileSource):
         # Kaggle's archive has the patients twice: at its top, and again in this folder.
         return self.first(holds, "IDC_regular_ps50_idx5")
 
-    def load(self, seed: int) -> Patches:
+    def outline(self, seed: int) -> Outline:
         root, account = self.locate(), Account()
         files, labels, groups = [], [], []
         for file in sorted(file for file, _ in walk(root, {".png"}, account, depth=2)):
@@ -62,20 +62,17 @@ class Idc(ImageFileSource):
         if not files:
             account.tell(self.name, root)
             raise self.missing("holds no .png files", root)
-        chosen = choose(self.limit, seed, np.array(labels))
-        read = self.decoded([files[index] for index in chosen], self._whole)
-        for index in np.setdiff1d(np.arange(len(chosen)), [*read.kept, *read.unreadable]):
-            account.add("cut by the slide's edge", files[chosen[index]].name)
-        account.tell(self.name, root)
-        kept = chosen[read.kept]
-        return self.patches(
-            root,
-            images=read.images,
-            labels=np.array(labels)[kept],
-            groups=text(groups)[kept],
-            label_names=("no IDC", "IDC"),
-            notes=read.notes,
-        )
+
+        def pixels(chosen: np.ndarray) -> Decoded:
+            read = self.decoded([files[index] for index in chosen], self._whole)
+            used = [*([] if read.kept is None else read.kept), *read.unreadable]
+            cut = [files[index].name for index in np.delete(chosen, used)]
+            Account(account.left_out | ({"cut by the slide's edge": cut} if cut else {})).tell(self.name, root)
+            return read
+
+        names = ("no IDC", "IDC")
+        found = self.outlined(root, pixels, labels=np.array(labels), groups=text(groups), label_names=names)
+        return found.only(choose(self.limit, seed, np.array(labels)))
 
     def _whole(self, image: Image) -> Image | None:
         """The image if it is 50 x 50; else None or, with `edges: pad`, on a white ground."""
@@ -164,7 +161,7 @@ class Folder(ImageFileSource):
                 problem = Problem("must hold folders of the same classes", "", found, tuple(classes))
                 raise DataError(problem.at(test).below("test"))
 
-    def load(self, seed: int) -> Patches:
+    def outline(self, seed: int) -> Outline:
         self.check()
         root = self.locate()
         parts = {"train": self._images(root)} | ({"test": self._images(self.named(self.test))} if self.test else {})
@@ -183,18 +180,15 @@ class Folder(ImageFileSource):
                 split.append(part)
                 if self.patients is not None:
                     groups.append(self._patient("/".join(place)))
-        chosen = choose(self.limit, seed, np.array(labels), text(split))
-        read = self.decoded([files[index] for index in chosen])
-        kept = chosen[read.kept]
-        return self.patches(
+        outline = self.outlined(
             root,
-            images=read.images,
-            labels=np.array(labels)[kept],
-            groups=text(groups)[kept] if groups else None,
-            split=text(split)[kept] if self.test else None,
+            lambda chosen: self.decoded([files[index] for index in chosen]),
+            labels=np.array(labels),
+            groups=text(groups) if groups else None,
+            split=text(split) if self.test else None,
             label_names=tuple(classes),
-            notes=read.notes,
         )
+        return outline.only(choose(self.limit, seed, np.array(labels), text(split)))
 
     def _images(self, root: Path) -> dict[FileIdentity, Path]:
         """The images in the folders of the classes; everything else in them is logged."""
@@ -239,7 +233,7 @@ class Camelyon17(ImageFileSource):
     def check(self) -> None:
         read_table(self.locate() / "metadata.csv", self._columns)
 
-    def load(self, seed: int) -> Patches:
+    def outline(self, seed: int) -> Outline:
         root = self.locate()
         rows = read_table(root / "metadata.csv", self._columns)
         if not np.isin(rows["tumor"], ("0", "1")).all():
@@ -251,18 +245,16 @@ class Camelyon17(ImageFileSource):
             for patient, node, x, y in zip(*(rows[name][chosen] for name in self._columns[:4]), strict=True)
         ]
         files, once = self._files(root, named)
-        read = self.decoded(files)
-        chosen = chosen[once][read.kept]
+        chosen = chosen[once]
         split = np.select([centres == "1", centres == "2"], ["validation", "test"], "train")
-        return self.patches(
+        return self.outlined(
             root,
-            images=read.images,
+            lambda chosen: self.decoded([files[index] for index in chosen]),
             labels=labels[chosen],
             groups=rows["patient"][chosen],
             centres=centres[chosen],
             split=split[chosen],
             label_names=("no tumour", "tumour"),
-            notes=read.notes,
         )
 
     def _files(self, root: Path, named: list[Path]) -> tuple[list[Path], list[int]]:

@@ -151,8 +151,11 @@ class Archive:
             self.keys = list(self._members)
             """The names of all arrays in the file."""
             wanted = [key for key in self.keys if keys is None or key in keys]
-            self.shapes = {key: self._header(members, key) for key in wanted}
+            headers = {key: self._header(members, key) for key in wanted}
+            self.shapes = {key: shape for key, (shape, _) in headers.items()}
             """The shape of each array that may be read."""
+            self.dtypes = {key: dtype for key, (_, dtype) in headers.items()}
+            """Its type."""
 
     def require(self, *keys: str) -> None:
         """Raises `DataError` if one of these keys is missing."""
@@ -178,7 +181,34 @@ class Archive:
                     arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
         return arrays
 
-    def _header(self, members: zipfile.ZipFile, key: str) -> tuple[int, ...]:
+    def rows(self, key: str, chosen: np.ndarray) -> np.ndarray:
+        """Some rows of an array, read block by block, so that no other rows stay in memory.
+
+        key: its name.
+        chosen: (n,) sorted positions.
+
+        Raises `DataError` if they do not fit into memory or the file is damaged.
+        """
+        shape, dtype = self.shapes[key], self.dtypes[key]
+        row = math.prod(shape[1:]) * dtype.itemsize
+        if len(chosen) == shape[0]:
+            return self.read(key)[key]
+        require_memory(f"{len(chosen)} of its {key}", len(chosen) * row, "set a smaller `limit`", self._file)
+        picked = np.empty((len(chosen), *shape[1:]), dtype=dtype)
+        member = self._members[key]
+        with reading(self._file, ZIP), zipfile.ZipFile(self._file) as members, members.open(member) as stream:
+            np.lib.format.read_magic(stream)
+            if np.lib.format.read_array_header_1_0(stream)[1]:  # column by column
+                picked[:] = self.read(key)[key][chosen]
+                return picked
+            block = max(1, 2**22 // max(1, row))
+            for start in range(0, shape[0], block):  # to the end, where zipfile compares the checksum
+                low, high = np.searchsorted(chosen, (start, start + block))
+                rows = np.frombuffer(stream.read(min(block, shape[0] - start) * row), dtype).reshape(-1, *shape[1:])
+                picked[low:high] = rows[chosen[low:high] - start]
+        return picked
+
+    def _header(self, members: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
         info = self._members[key]
         if info.flag_bits & 1:
             raise self._refused(key, "is encrypted")
@@ -199,7 +229,7 @@ class Archive:
         plausible(self._file, key, info.file_size, min(info.compress_size, held))
         if info.compress_type == zipfile.ZIP_STORED and info.file_size > held:
             raise self._refused(key, f"claims {info.file_size} bytes", f"a file of {held}")
-        return shape
+        return shape, dtype
 
     def _refused(self, key: str, message: str, found: str = "", hint: str = "") -> DataError:
         return DataError(Problem(message, key, found, hint=hint).at(self._file))

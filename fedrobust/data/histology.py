@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fedrobust.data.cells import Architecture
 from fedrobust.data.foreign import require_memory
-from fedrobust.data.patches import Patches
+from fedrobust.data.patches import Decoded, Outline, Patches
 from fedrobust.data.sources import Source
 from fedrobust.data.stain import HAEMATOXYLIN_EOSIN, varied_stains
 from fedrobust.seeds import generator
@@ -64,12 +64,20 @@ class Histology(Source):
     def load(self, seed: int) -> Patches:
         """All patches, patient by patient. Those of a patient depend on `seed`, the patient and the other options
         alone."""
+        return self.outline(seed).decode()
+
+    def outline(self, seed: int) -> Outline:
         self.check()
-        images, labels = zip(*(self._patient(seed, patient) for patient in range(self.patients)), strict=True)
         patient = np.repeat(np.arange(self.patients), self.patches_per_patient)
-        return Patches(
-            images=np.concatenate(images),
-            labels=np.concatenate(labels),
+
+        def pixels(chosen: np.ndarray) -> Decoded:
+            own = patient[chosen]
+            each = [self._patient(seed, one)[chosen[own == one] % self.patches_per_patient] for one in np.unique(own)]
+            return Decoded(np.concatenate(each))
+
+        return Outline(
+            pixels=pixels,
+            labels=np.concatenate([self._labels(seed, each)[0] for each in range(self.patients)]),
             label_names=tuple(TISSUES)[: self.classes],
             groups=np.array([f"patient-{number:03d}" for number in patient]),
             centres=np.array([f"centre-{number % self.centres}" for number in patient]),
@@ -83,12 +91,17 @@ class Histology(Source):
     def found(self) -> str | None:
         return "generated, nothing to download"
 
-    def _patient(self, seed: int, patient: int) -> tuple[np.ndarray, np.ndarray]:
-        """The patches and labels of one patient."""
+    def _labels(self, seed: int, patient: int) -> tuple[np.ndarray, np.random.Generator]:
+        """The labels of one patient, and what draws everything else of it."""
+        random = generator(seed, "histology", patient)
+        mix = random.dirichlet(np.full(self.classes, 3.0))
+        return random.choice(self.classes, self.patches_per_patient, p=mix), random
+
+    def _patient(self, seed: int, patient: int) -> np.ndarray:
+        """The patches of one patient."""
         from fedrobust.data.tissue import draw
 
-        random = generator(seed, "histology", patient)
-        labels = random.choice(self.classes, self.patches_per_patient, p=random.dirichlet(np.full(self.classes, 3.0)))
+        labels, random = self._labels(seed, patient)
         kind = self._architecture(labels, random)
         at_once = max(1, 2**18 // self.size**2)  # patches at a time: memory stays within some hundred megabytes
         parts = [
@@ -97,7 +110,7 @@ class Histology(Source):
         ]
         haematoxylin, eosin = (np.concatenate(stain) for stain in zip(*parts, strict=True))
         centre = generator(seed, "histology centre", patient % self.centres)
-        return self._scanned(haematoxylin, eosin, centre, random), labels
+        return self._scanned(haematoxylin, eosin, centre, random)
 
     def _architecture(self, labels: np.ndarray, random: np.random.Generator) -> Architecture:
         """The tissue of a patient's patches: that of their class, drifting towards that of another class."""

@@ -1,5 +1,5 @@
-"""From a source to hospitals: load, split, partition, stain, normalise; splits that would leak a patient are
-refused."""
+"""From a source to hospitals: outline, split, partition, decode, stain, normalise; splits that would leak a patient are
+refused before any image is decoded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from blake3 import blake3
 
 from fedrobust.data.foreign import require_memory
 from fedrobust.data.partition import Partition
-from fedrobust.data.patches import Patches
-from fedrobust.data.sources import Source
+from fedrobust.data.patches import Outline, Patches
+from fedrobust.data.sources import Source, outline_of
 from fedrobust.data.split import Split, refuse_leaks, refuse_one_label
 from fedrobust.data.stain import StainNormalisation, StainShift
 from fedrobust.errors import inside
@@ -101,16 +101,16 @@ def divide(
     cache: folder for normalised images.
 
     Raises `DataError` if files are missing or damaged, if a patient would be on two sides of the split, if only one
-    label is left to train on or to test, or if a hospital would have no patches.
+    label is left to train on or to test, or if a hospital would have no patches. What shows without pixels is raised
+    before the first image is decoded.
     """
     with inside("source"):
-        patches: Patches = source.load(seed)
-    cells = len(patches) * patches.classes
-    require_memory(f"{len(patches)} patches with {patches.classes} labels", 24 * cells, "are the labels ids?")
-    indices = split.indices(patches, seed)
-    refuse_leaks(patches, indices)
-    refuse_one_label(patches, indices)
-    hospital = partition.assign(patches, indices, clients, seed)
+        outline = outline_of(source, seed)
+    indices, hospital = _dealt(outline, split, partition, clients, seed)
+    with inside("source"):
+        patches = outline.decode()
+    if len(patches) < len(outline):  # some images could not be used
+        indices, hospital = _dealt(patches, split, partition, clients, seed)
     images = patches.images
     if shift.strength > 0:
         images = images.copy()
@@ -134,6 +134,18 @@ def divide(
         read,
         patches.notes,
     )
+
+
+def _dealt(
+    outline: Outline, split: Split, partition: Partition, clients: int, seed: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The positions of each part, and the hospital (N,) of each patch."""
+    cells = len(outline) * outline.classes
+    require_memory(f"{len(outline)} patches with {outline.classes} labels", 24 * cells, "are the labels ids?")
+    indices = split.indices(outline, seed)
+    refuse_leaks(outline, indices)
+    refuse_one_label(outline, indices)
+    return indices, partition.assign(outline, indices, clients, seed)
 
 
 def _digest_read(patches: Patches, images: np.ndarray) -> str:

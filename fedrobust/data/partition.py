@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from fedrobust.data.patches import Patches
+from fedrobust.data.patches import Outline
 from fedrobust.data.split import allocate, sums_by, whole_numbers
 from fedrobust.errors import DataError, Problem
 from fedrobust.options import Options
@@ -41,7 +41,7 @@ class Partition(Options):
         """
         return np.full((clients, len(counts)), 1 / clients)
 
-    def assign(self, patches: Patches, indices: dict[str, np.ndarray], clients: int, seed: int) -> np.ndarray:
+    def assign(self, patches: Outline, indices: dict[str, np.ndarray], clients: int, seed: int) -> np.ndarray:
         """(N,) int64: the hospital 0..clients-1 of every patch, training and held out (-1: in no part).
 
         patches: N of them.
@@ -81,13 +81,13 @@ class Partition(Options):
                 hospital[index] = ids[self._deal(patches, labels, index, shares, few, rng)]
         return hospital
 
-    def _regions(self, patches: Patches, train: np.ndarray, clients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _regions(self, patches: Outline, train: np.ndarray, clients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The ids (k,) of hospitals that divide among themselves the patches under a mask (N,)."""
         yield np.arange(clients), np.ones(len(patches), dtype=bool)
 
     def _deal(
         self,
-        patches: Patches,
+        patches: Outline,
         columns: np.ndarray,
         index: np.ndarray,
         shares: np.ndarray,
@@ -113,7 +113,7 @@ class Partition(Options):
             bins[members] = np.repeat(np.arange(len(count)), count)
         return bins
 
-    def _enough(self, sizes: np.ndarray, minimum: int, patches: Patches, train: np.ndarray) -> None:
+    def _enough(self, sizes: np.ndarray, minimum: int, patches: Outline, train: np.ndarray) -> None:
         least = int(sizes.argmin())
         if sizes[least] < minimum:
             have = f"{len(train)} training patches"
@@ -225,7 +225,7 @@ class ByCentre(Partition):
     """Unit by which a centre is divided, if it is divided."""
     label_blind: ClassVar[bool] = True
 
-    def _regions(self, patches: Patches, train: np.ndarray, clients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _regions(self, patches: Outline, train: np.ndarray, clients: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if patches.centres is None:
             other = "iid or dirichlet" if patches.groups is None else "by_group, or another"
             raise self._refused("the centres of these data are unknown", f"use {other}")

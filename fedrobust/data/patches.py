@@ -1,11 +1,13 @@
-"""The one format of image data: uint8 patches with labels and, where known, patients and centres."""
+"""The one format of image data: uint8 patches with labels and, where known, patients and centres; and the same
+without pixels, before any image is decoded."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,16 +17,31 @@ PARTS = ("train", "validation", "test")
 PATIENTS_FROM = "give the Patches of your source their groups, the patient of each patch"
 
 
+class Decoded(NamedTuple):
+    """The images of some patches."""
+
+    images: np.ndarray
+    """(m, S, S, 3) uint8."""
+    kept: np.ndarray | None = None
+    """(m,) int64: which of the n patches that were asked for these are; None: all of them."""
+    unreadable: tuple[int, ...] = ()
+    """Which of them were left out because their files could not be read."""
+    notes: tuple[str, ...] = ()
+    """What the user should know: how many files were left out as unreadable, and the first of them."""
+
+
+Pixels = Callable[[np.ndarray], Decoded]
+"""Decodes the patches at sorted positions (n,)."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Patches:
-    """A labelled set of square RGB patches. The arrays are read-only views.
+class Outline:
+    """What a source can tell of its patches before it decodes any: everything but the pixels. The arrays are read-only.
 
     Raises `DataError` if the arrays do not fit together (types, lengths, labels outside 0..classes-1), or if values are
     missing.
     """
 
-    images: np.ndarray
-    """(N, S, S, 3) uint8, RGB."""
     labels: np.ndarray
     """(N,) int64, 0..classes-1."""
     label_names: tuple[str, ...]
@@ -40,18 +57,13 @@ class Patches:
     notes: tuple[str, ...] = ()
     """What a reader of a run's record should know of these data, such as files that were left out; no part of the
     digest."""
+    pixels: Pixels = field(repr=False)
+    """Decodes patches. Sources may leave out patches whose images turn out to be unusable."""
 
     def __post_init__(self) -> None:
-        images = np.asarray(self.images)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise DataError(Problem("must be uint8 (N, S, S, 3)", "images", f"{images.dtype} {images.shape}"))
-        if images.shape[1] != images.shape[2] or images.shape[1] == 0:
-            found = f"{images.shape[1]} x {images.shape[2]} pixels"
-            raise DataError(Problem("patches must be square", "images", found))
-        if len(images) == 0:
+        if self._images() == 0:
             raise DataError(Problem("there are no patches", "images"))
         object.__setattr__(self, "label_names", _names(self.label_names))
-        self._keep("images", images)
         self._keep("labels", _labels(self.labels, self.label_names).astype(np.int64))
         for key in ("groups", "centres", "split"):
             if getattr(self, key) is not None:
@@ -60,10 +72,14 @@ class Patches:
             raise DataError(Problem("", "split", f"'{np.setdiff1d(self.split, PARTS)[0]}'", PARTS))
 
     def _keep(self, key: str, array: np.ndarray) -> None:
-        refuse_uneven(key, len(array), len(self.images))
+        refuse_uneven(key, len(array), self._images())
         view = array.view()
         view.flags.writeable = False
         object.__setattr__(self, key, view)
+
+    def _images(self) -> int:
+        """The number of images."""
+        return len(self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,6 +88,60 @@ class Patches:
     def classes(self) -> int:
         """The number of labels."""
         return len(self.label_names)
+
+    def only(self, chosen: np.ndarray) -> Outline:
+        """The outline of some of the patches; nothing is decoded.
+
+        chosen: (n,) sorted positions.
+        """
+        if len(chosen) == len(self):
+            return self
+        return Outline(**self._told(chosen), pixels=lambda further: self.pixels(chosen[further]))
+
+    def decode(self) -> Patches:
+        """The patches, decoded; fewer than in the outline if the source leaves out images that it cannot use.
+
+        Raises `DataError` for images that cannot be read, and if memory cannot hold them.
+        """
+        every = np.arange(len(self))
+        found = self.pixels(every)
+        told = self._told(every if found.kept is None else found.kept)
+        return Patches(images=found.images, **told | {"notes": self.notes + found.notes})
+
+    def _told(self, chosen: np.ndarray) -> dict[str, Any]:
+        """Everything but the pixels of the chosen patches, as arguments."""
+        arrays = {key: getattr(self, key) for key in ("labels", "groups", "centres", "split")}
+        picked = {key: None if array is None else array[chosen] for key, array in arrays.items()}
+        texts = {key: getattr(self, key) for key in ("label_names", "patients_from", "notes")}
+        return picked | texts
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Patches(Outline):
+    """A labelled set of square RGB patches: an outline with its pixels. The arrays are read-only views.
+
+    Raises `DataError` if the arrays do not fit together (types, lengths, labels outside 0..classes-1), or if values are
+    missing.
+    """
+
+    images: np.ndarray
+    """(N, S, S, 3) uint8, RGB."""
+    pixels: Pixels = field(init=False, repr=False)
+    """The images at some positions."""
+
+    def __post_init__(self) -> None:
+        images = np.asarray(self.images)
+        refuse_images(images.shape, images.dtype)
+        super().__post_init__()
+        self._keep("images", images)
+        object.__setattr__(self, "pixels", partial(_picked, self.images))
+
+    def _images(self) -> int:
+        return len(self.images)
+
+    def decode(self) -> Patches:
+        """These patches: they are decoded already."""
+        return self
 
     @property
     def size(self) -> int:
@@ -88,6 +158,23 @@ class Patches:
             array = getattr(self, key)
             digest.update(b"none" if array is None else "\0".join([key, *array.tolist()]).encode())
         return digest.hexdigest()
+
+
+def _picked(images: np.ndarray, chosen: np.ndarray) -> Decoded:
+    return Decoded(images[chosen])
+
+
+def refuse_images(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Check that an array can hold patches, as its header tells before it is read.
+
+    Raises `DataError` otherwise.
+    """
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+        raise DataError(Problem("must be uint8 (N, S, S, 3)", "images", f"{dtype} {shape}"))
+    if shape[1] != shape[2] or shape[1] == 0:
+        raise DataError(Problem("patches must be square", "images", f"{shape[1]} x {shape[2]} pixels"))
+    if shape[0] == 0:
+        raise DataError(Problem("there are no patches", "images"))
 
 
 def refuse_uneven(key: str, count: int, images: int) -> None:

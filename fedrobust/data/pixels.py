@@ -6,11 +6,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedrobust.data.foreign import reading, require_memory
+from fedrobust.data.patches import Decoded
 from fedrobust.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -146,25 +147,12 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
     return np.stack([square(Image.fromarray(image), size) for image in images])
 
 
-class DecodedFiles(NamedTuple):
-    """What `decode` found in image files."""
-
-    images: np.ndarray
-    """(n, S, S, 3) uint8."""
-    kept: np.ndarray
-    """(n,) int64: the positions of the files of these images."""
-    unreadable: tuple[int, ...] = ()
-    """The positions of files that were left out because they could not be read."""
-    notes: tuple[str, ...] = ()
-    """What the user should know: how many files were left out as unreadable, and the first of them."""
-
-
 def decode(
     files: Sequence[Path],
     size: int | None,
     accept: Callable[[Image], Image | None] = lambda image: image,
     skip: bool = False,
-) -> DecodedFiles:
+) -> Decoded:
     """The images of the files, each read once.
 
     files: paths.
@@ -202,7 +190,7 @@ def decode(
     notes = (_unreadable([*faults.values()], len(files)),) if faults else ()
     if images is None:
         raise DataError("; ".join([f"none of the {len(files)} image files is usable", *notes]))
-    return DecodedFiles(images[: len(kept)], np.array(kept, dtype=np.int64), tuple(faults), notes)
+    return Decoded(images[: len(kept)], np.array(kept, dtype=np.int64), tuple(faults), notes)
 
 
 def _unreadable(faults: Sequence[DataError], count: int) -> str:

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from fedrobust.data.foreign import mistaken_for, one_line
 from fedrobust.data.packed import packed_inside, packed_twin
-from fedrobust.data.patches import PATIENTS_FROM, Patches
-from fedrobust.data.pixels import DecodedFiles, decode, resized
+from fedrobust.data.patches import PATIENTS_FROM, Decoded, Outline, Patches, Pixels, refuse_images
+from fedrobust.data.pixels import decode, resized
 from fedrobust.errors import DataError, Problem
 from fedrobust.options import Options, nearest
 from fedrobust.seeds import generator
@@ -30,13 +30,25 @@ VARIABLE = "FEDROBUST_DATA"
 
 
 class Source(Options):
-    """Base of every data source."""
+    """Base of every data source. It needs `load`; with `outline`, data that a run cannot use are refused sooner."""
 
     name: str
 
+    def outline(self, seed: int) -> Outline:
+        """What tables, file names or headers tell of the patches, before the first image is decoded.
+
+        seed: as for `load`.
+
+        Labels, patients, centres and the split are checked with it, then its pixels are decoded. By default all
+        patches, decoded.
+
+        Raises `DataError` if files are missing or are not what they should be.
+        """
+        return self.load(seed)
+
     @abstractmethod
     def load(self, seed: int) -> Patches:
-        """All patches.
+        """All patches. With an `outline`, this is `self.outline(seed).decode()`.
 
         seed: draws what is random (synthetic tissue, the subset that `limit` asks for).
 
@@ -44,7 +56,7 @@ class Source(Options):
         """
 
     def check(self) -> None:
-        """Check that `load` could begin; reads no images.
+        """Check that `outline` or `load` could begin; reads no images.
 
         Raises `DataError` for missing files or another layout.
         """
@@ -52,6 +64,16 @@ class Source(Options):
     def found(self) -> str | None:
         """What `fedrobust doctor` says about this source on this machine; None when its files are not here."""
         return None
+
+
+def outline_of(source: Source, seed: int) -> Outline:
+    """The outline of a source; all its patches if only its `load` is its own.
+
+    source: may be a user's subclass of another source, with a `load` that does more than the `outline` there.
+    seed: as for `Source.load`.
+    """
+    own = next(each for each in type(source).__mro__ if {"outline", "load"} & set(vars(each)))
+    return source.outline(seed) if "outline" in vars(own) else source.load(seed)
 
 
 class FileSource(Source):
@@ -70,6 +92,9 @@ class FileSource(Source):
     """The contents that the folder must have."""
     patients_from: ClassVar[str] = PATIENTS_FROM
     """What the user can do where the patients are unknown; see `Patches.patients_from`."""
+
+    def load(self, seed: int) -> Patches:
+        return self.outline(seed).decode()
 
     @abstractmethod
     def locate(self) -> Path:
@@ -145,19 +170,25 @@ class FileSource(Source):
         problem = Problem(what, hint=remedy)
         return DataError(problem.at(where) if where else problem)
 
-    def patches(self, where: Path, **arrays: Any) -> Patches:
-        """`Patches(**arrays)`, resized.
+    def outlined(self, where: Path, pixels: Pixels, **arrays: Any) -> Outline:
+        """`Outline(**arrays)`, whose pixels are resized.
 
         where: file or folder that errors name.
+        pixels: decodes patches.
 
         Raises `DataError` if the arrays are not what they should be.
         """
-        arrays = {"patients_from": self.patients_from, **arrays}
+
+        def decoded(chosen: np.ndarray) -> Decoded:
+            found = pixels(chosen)
+            with self.naming(where):
+                refuse_images(found.images.shape, found.images.dtype)
+            if self.size is None or self.size == found.images.shape[1]:
+                return found
+            return found._replace(images=resized(found.images, self.size))
+
         with self.naming(where):
-            found = Patches(**arrays)
-        if self.size in (None, found.size):
-            return found
-        return Patches(**{**arrays, "images": resized(found.images, self.size)})
+            return Outline(**arrays, patients_from=self.patients_from, pixels=decoded)
 
     @contextmanager
     def naming(self, where: Path) -> Iterator[None]:
@@ -175,9 +206,7 @@ class ImageFileSource(FileSource):
     """Image files that cannot be read, or whose pixels cannot be read rightly: refuse the first one, or leave them out;
     how many were left out is said, and kept in the run's record."""
 
-    def decoded(
-        self, files: Sequence[Path], accept: Callable[[Image], Image | None] = lambda image: image
-    ) -> DecodedFiles:
+    def decoded(self, files: Sequence[Path], accept: Callable[[Image], Image | None] = lambda image: image) -> Decoded:
         """The images of the files; see `fedrobust.data.pixels.decode` for arguments and errors.
 
         What was left out as unreadable is logged.

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from fedrobust.data.patches import PARTS, Patches
+from fedrobust.data.patches import PARTS, Outline
 from fedrobust.errors import DataError, Problem
 from fedrobust.options import Options, refusal
 from fedrobust.seeds import generator
@@ -40,7 +40,7 @@ class Split(Options):
             raise refusal(Problem(reason, found=f"{self.validation} + {self.test}"))
         return self
 
-    def indices(self, patches: Patches, seed: int) -> dict[str, np.ndarray]:
+    def indices(self, patches: Outline, seed: int) -> dict[str, np.ndarray]:
         """Sorted int64 indices of "train", "validation" (may be empty) and "test"; every patch is in one of them.
 
         patches: to divide.
@@ -79,7 +79,7 @@ class Split(Options):
     def _shares(self) -> np.ndarray:
         return np.array([1 - self.validation - self.test, self.validation, self.test])
 
-    def _official(self, patches: Patches, rng: np.random.Generator) -> np.ndarray:
+    def _official(self, patches: Outline, rng: np.random.Generator) -> np.ndarray:
         if patches.split is None:
             unknown = (f"{patches.patients_from}, and use by=patient", LEAKS)
             reason = "these data have no official division"
@@ -102,7 +102,7 @@ def _refused(reason: str, by: str, *remedies: str) -> DataError:
     return DataError(Problem(reason, "split.by", by, hint="; or ".join(remedies)))
 
 
-def refuse_leaks(patches: Patches, indices: dict[str, np.ndarray]) -> None:
+def refuse_leaks(patches: Outline, indices: dict[str, np.ndarray]) -> None:
     """Check that no patch, and no patient where patients are known, is in more than one part.
 
     indices: part → positions.
@@ -125,7 +125,7 @@ def refuse_leaks(patches: Patches, indices: dict[str, np.ndarray]) -> None:
             raise DataError(Problem(reason, "split", hint=hint))
 
 
-def doubts(patches: Patches, indices: dict[str, np.ndarray], shares: np.ndarray) -> list[str]:
+def doubts(patches: Outline, indices: dict[str, np.ndarray], shares: np.ndarray) -> list[str]:
     """What a user should look at in a division by patient.
 
     indices: part → positions.
@@ -149,7 +149,7 @@ def doubts(patches: Patches, indices: dict[str, np.ndarray], shares: np.ndarray)
     return found
 
 
-def refuse_one_label(patches: Patches, indices: dict[str, np.ndarray]) -> None:
+def refuse_one_label(patches: Outline, indices: dict[str, np.ndarray]) -> None:
     """Check that training and test have more than one label each; logs the labels that a part lacks.
 
     indices: part → positions.
@@ -193,7 +193,7 @@ def _some(words: list[str], most: int = 20) -> str:
     return ", ".join([*words[:most], f"and {len(words) - most} more"] if len(words) > most else words)
 
 
-def _strata(patches: Patches, indices: np.ndarray) -> np.ndarray:
+def _strata(patches: Outline, indices: np.ndarray) -> np.ndarray:
     """(n, columns) float64 indicators of what should be spread evenly: each label, and each centre where known."""
     columns = [patches.labels[indices, None] == np.arange(patches.classes)]
     if patches.centres is not None:
@@ -201,7 +201,7 @@ def _strata(patches: Patches, indices: np.ndarray) -> np.ndarray:
     return np.concatenate(columns, axis=1).astype(np.float64)
 
 
-def _by_patient(patches: Patches, indices: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _by_patient(patches: Outline, indices: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(n,) the part of each index, whole patients."""
     assert patches.groups is not None
     names, patient = np.unique(patches.groups[indices], return_inverse=True)
@@ -219,7 +219,7 @@ def _by_patient(patches: Patches, indices: np.ndarray, shares: np.ndarray, rng: 
     return np.asarray(wanted[part[patient]])
 
 
-def _by_patch(patches: Patches, indices: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _by_patch(patches: Outline, indices: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(n,) the part of each index; every combination of label and centre is divided by itself."""
     _, stratum = np.unique(_strata(patches, indices), axis=0, return_inverse=True)
     part = np.zeros(len(indices), dtype=np.int64)
