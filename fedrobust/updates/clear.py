@@ -24,6 +24,8 @@ R = TypeVar("R")
 
 LITTLE = 1 << 20
 """Fewer values than this are read faster than threads are started."""
+MUCH = 1 << 26
+"""For so many values the system has time to find a core for each thread."""
 NOTHING = np.zeros((0, 0), dtype=np.float32)
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 LARGEST_SQUARE = 1e300
@@ -313,7 +315,7 @@ class ClearUpdates(Updates):
     def _each(self, work: Callable[[slice], R]) -> list[R]:
         """The results of `work` for each section: shared out among threads, unless it is little, or a GPU's."""
         little = self.n * self.d < LITTLE or self.device != "cpu"
-        return each(work, self._sections, 1 if little else self._threads)
+        return each(work, self._sections, 1 if little else self._threads, short=self.n * self.d < MUCH)
 
     def _rows(self, used: NDArray[np.int64]) -> Callable[[slice], Iterable[tuple[slice, Any]]]:
         """Section → chunks of the rows `used`, to be read only: the block's own columns where they lie there one by

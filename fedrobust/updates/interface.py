@@ -13,7 +13,7 @@ from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.updates.chunks import BLOCK, Chunk
 from fedrobust.updates.gram import Combination, Floats, Gram
 
-CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+CHUNK_BYTES = {"cpu": 6 << 20, "cuda": 64 << 20}
 """Size of the float64 buffer for one chunk of columns: few calls for each section, or
 a full GPU."""
 SECTIONS = 32

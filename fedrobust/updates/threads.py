@@ -7,8 +7,8 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from threading import get_native_id
 from typing import Any, TypeVar
@@ -52,12 +52,13 @@ def _cores() -> int:
     return usable_cores()  # it reads files of the system: slower than many a sum
 
 
-def each(work: Callable[[T], R], pieces: Sequence[T], threads: int) -> list[R]:
+def each(work: Callable[[T], R], pieces: Sequence[T], threads: int, short: bool = False) -> list[R]:
     """The results of `work` for all pieces, in their order.
 
     work: a function that may run in several threads at once; its linear algebra gets one thread each.
     pieces: what it is called with.
     threads: how many threads share them out; this one is one of them.
+    short: whether it takes some milliseconds only: then each thread has cores of its own from the start.
     """
     more = min(threads, len(pieces)) - 1
     with algebra():
@@ -70,9 +71,7 @@ def each(work: Callable[[T], R], pieces: Sequence[T], threads: int) -> list[R]:
             for place, piece in left:
                 results[place] = work(piece)
 
-        helpers = _helpers()
-        with helpers.apart():
-            others = [helpers.pool.submit(take) for _ in range(more)]
+        with _helpers().taking(take, more, short) as others:
             try:
                 take()
             finally:
@@ -88,32 +87,31 @@ class _Helpers:
 
     def __init__(self) -> None:
         self._kept_off: dict[int, int] = {}  # thread → core
-        self.pool = ThreadPoolExecutor(MOST, "updates", lambda: self._kept_off.setdefault(get_native_id(), -1))
+        self._pool = ThreadPoolExecutor(MOST, "updates", lambda: self._kept_off.setdefault(get_native_id(), -1))
         self._core = getattr(ctypes.CDLL(None), "sched_getcpu", None) if sys.platform == "linux" else None
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
-        """In it, this thread stays on its core, and the helpers stay off it.
+    def taking(self, work: Callable[[], None], count: int, apart: bool) -> Iterator[list[Future[None]]]:
+        """`work` in so many of the helpers. `apart`: this thread stays on its core meanwhile, and they stay off it.
 
         Linux wakes a thread on the core of the thread that wakes it, unless it sees an idle one. A virtual machine's
         idle cores may not look idle; then two threads share a core for longer than most sums take.
         """
         cores = os.sched_getaffinity(0) if self._core else set()
-        if not self._core or len(cores) < 2:
-            yield
-            return
-        here = self._core()
+        here = self._core() if self._core and apart and len(cores) > 1 else -1
         try:
-            for helper in [helper for helper, core in self._kept_off.items() if core != here]:
+            for helper in [helper for helper, core in list(self._kept_off.items()) if core != here]:
                 os.sched_setaffinity(helper, cores - {here})
                 self._kept_off[helper] = here
-            os.sched_setaffinity(0, {here})
         except OSError:  # not allowed here
-            self._core = None
+            here, self._core = -1, None
+        others = [self._pool.submit(work) for _ in range(count)]  # a new thread may use the cores of this one
+        if here >= 0:
+            os.sched_setaffinity(0, {here})
         try:
-            yield
+            yield others
         finally:
-            with suppress(OSError):
+            if here >= 0:
                 os.sched_setaffinity(0, cores)
 
 
