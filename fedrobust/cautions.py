@@ -7,7 +7,8 @@ from functools import cache
 from typing import NamedTuple
 
 from fedrobust.errors import Problem
-from fedrobust.experiment import Experiment
+from fedrobust.experiment import Experiment, Learning
+from fedrobust.learning import Encoder
 
 
 def cautions(experiment: Experiment) -> tuple[str, ...]:
@@ -16,7 +17,8 @@ def cautions(experiment: Experiment) -> tuple[str, ...]:
     experiment: checked as a whole. Its attackers and the hospitals of each round are drawn as the run draws them.
     """
     drawn = experiment.federation.participants()
-    found = (_outnumbered(experiment), experiment.privacy.doubt(experiment.aggregation, experiment.most_there(), drawn))
+    doubt = experiment.privacy.doubt(experiment.aggregation, experiment.most_there(), drawn)
+    found = (_outnumbered(experiment), doubt, _encodes_anew(experiment.learning))
     return tuple(str(problem) for problem in found if problem is not None)
 
 
@@ -79,6 +81,20 @@ def outnumbered(experiment: Experiment) -> Worst | None:
     if not found:
         return None
     return max(found, key=lambda each: each.malicious - each.f)._replace(rounds=len(found))
+
+
+def _encodes_anew(learning: Learning) -> Problem | None:
+    """A frozen encoder whose features could be computed once."""
+    frozen = isinstance(learning.model, Encoder) and learning.model.trainable == "head"
+    if not frozen or learning.on_features:
+        return None
+    reason = "the encoder looks at each patch again in each step, as "
+    if learning.local.engine == "stacked":
+        return Problem(
+            f"{reason}hospitals are trained in stacks", "learning.local.engine", hint="engine: lean does not"
+        )
+    path, hint = "learning.local.augment", "with augment: false it looks at each patch once"
+    return Problem(f"{reason}patches are turned and flipped", path, hint=hint)
 
 
 def _outnumbered(experiment: Experiment) -> Problem | None:

@@ -25,7 +25,7 @@ from fedrobust.data import (
 )
 from fedrobust.draft import Changes, Draft
 from fedrobust.errors import ExperimentError, Problem
-from fedrobust.learning import Cnn, FedAvg, LocalTraining, Model, ServerOptimizer, Timm, model_shorthand
+from fedrobust.learning import Cnn, Encoder, FedAvg, LocalTraining, Model, ServerOptimizer, Timm, model_shorthand
 from fedrobust.metrics import Metric
 from fedrobust.options import Many, OneOf, Options, members, refusal
 from fedrobust.portions import portion
@@ -93,11 +93,17 @@ class Learning(Options):
     """The model, how a hospital trains it, and how the coordinator applies the aggregate."""
 
     model: Annotated[Model, OneOf(Model, shorthand=model_shorthand)] = Cnn()
-    """`cnn`, or a timm model as `timm:resnet18`."""
+    """`cnn`, a timm model as `timm:resnet18`, or `encoder`: a pretrained one with a small head."""
     local: LocalTraining = LocalTraining()
     """Training at a hospital."""
     server: Annotated[ServerOptimizer, OneOf(ServerOptimizer)] = FedAvg()
     """The server optimiser: what is done with the aggregate of the updates."""
+
+    @property
+    def on_features(self) -> bool:
+        """Whether a frozen encoder's features are computed once, and training gets them instead of patches."""
+        frozen = isinstance(self.model, Encoder) and self.model.trainable == "head"
+        return frozen and not self.local.augment and self.local.engine != "stacked"
 
     @model_validator(mode="after")
     def _can_be_stacked(self) -> Self:

@@ -306,7 +306,9 @@ def _trained(
     experiment, hospitals = this.experiment, this.hospitals
     this.say("starting actors")
     with ExitStack() as stack:
-        federation = FederatedTraining(experiment, hospitals, lease())
+        federation = FederatedTraining(experiment, hospitals, lease(), this.say)
+        if resumed is not None and read_run(resumed.folder).start.encoder != federation.hosts.encoder:
+            raise ExperimentError(f"run {resumed.folder.name} cannot be resumed: the encoder's weights changed")
         # It trains while MLflow opens the run, whose id is the folder's name.
         first = federation.begin(None if resumed is None else resumed.checkpoint)
         tracker = opening.result()
@@ -314,7 +316,7 @@ def _trained(
         if resumed is None:
             folder = _new_folder(tracker.run_id, experiment)
             journal = stack.enter_context(closing(Journal(folder, this.key)))
-            start = _start(this, folder.name, first.arrays["weights"])
+            start = _start(this, folder.name, first.arrays["weights"], federation.hosts.encoder)
             journal.commit([start], first)
             records: list[Record] = [start]
         else:
@@ -404,7 +406,7 @@ def _tensors(model: Model, classes: int, size: int, seed: int, weights: np.ndarr
     return {name: value.detach().clone() for name, value in state.items()}
 
 
-def _start(this: _Run, run_id: str, weights: np.ndarray) -> RunStart:
+def _start(this: _Run, run_id: str, weights: np.ndarray, encoder: str) -> RunStart:
     experiment, hospitals = this.experiment, this.hospitals
     fields = {
         "format": FORMAT,
@@ -422,6 +424,8 @@ def _start(this: _Run, run_id: str, weights: np.ndarray) -> RunStart:
         "versions": versions() | {"commit": commit()},
         "model": sha256(weights.tobytes()).hexdigest(),
     }
+    if encoder:
+        fields["encoder"] = encoder
     if this.cautions:
         fields["cautions"] = this.cautions
     if ":" in experiment.privacy.name:  # whoever reads the record later may not have the user's class

@@ -14,8 +14,20 @@ PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 FLOORS: list[set[str]] = [
     {"job"},
-    {"arrays", "errors", "intervals", "private", "seeds", "portions", "texts", "timeline", "users_code", "machine"},
-    {"extras", "locks", "screen", "validation"},
+    {
+        "arrays",
+        "scaling",
+        "errors",
+        "intervals",
+        "private",
+        "seeds",
+        "portions",
+        "texts",
+        "timeline",
+        "users_code",
+        "machine",
+    },
+    {"extras", "locks", "machine", "screen", "validation"},
     {"options", "yaml_tree"},
     {"draft"},
     {"metrics", "option_texts"},

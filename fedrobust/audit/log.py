@@ -27,7 +27,7 @@ START = "0" * 64
 LINE = b"fedrobust audit line 1\0"
 """Everything that is signed begins with this, so that no signature can be taken for one of another kind."""
 _TOLD: dict[str, tuple[str, ...]] = {
-    "start": ("run", "name", "clients", "configuration", "digest", "versions", "model"),
+    "start": ("run", "name", "clients", "configuration", "digest", "versions", "model", "encoder"),
     "round": (
         *("round", "participants", "identities", "late", "commitments", "functionals", "rejected", "skipped"),
         *("anomaly", "reputation", "suspected", "quarantined", "f", "weights", "notes"),

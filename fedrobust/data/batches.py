@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 
 from fedrobust.errors import DataError
+from fedrobust.scaling import MEAN, STD
 from fedrobust.seeds import generator
-
-MEAN = (0.75, 0.58, 0.70)
-"""Mean of the channels of H&E tissue in [0, 1], rounded."""
-STD = (0.17, 0.21, 0.17)
-"""Standard deviation of the channels, rounded."""
 
 BatchPoison = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 """Takes images (B, S, S, 3) uint8, labels (B,) int64 and a generator; returns the images and labels to train on

@@ -19,7 +19,10 @@ from fedrobust.timeline import Recording, TimedSteps, recording, step
 from fedrobust.updates import cut_columns
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fedrobust.data.stacks import StackedPatches
+    from fedrobust.federation.features import Features
     from fedrobust.learning.constraint import Constraint
     from fedrobust.learning.stacked import StackedTrainer
     from fedrobust.learning.training import LocalResult
@@ -97,21 +100,39 @@ class ClientHost:
             torch.cuda.set_per_process_memory_fraction(memory)
         self._device = device
 
-    def setup(self, experiment: Experiment, layout: Layout, images: np.ndarray, labels: np.ndarray) -> list[Layer]:
+    def setup(
+        self,
+        experiment: Experiment,
+        layout: Layout,
+        images: np.ndarray,
+        labels: np.ndarray,
+        features: np.ndarray | None = None,
+    ) -> list[Layer]:
         """Prepare for an experiment, whatever was run before; returns the layers to which the d trainable parameters
         belong.
 
         layout: which patches are whose.
         images: (N, S, S, 3) uint8.
         labels: (N,).
+        features: (N, F) float32 of the patches, for a head on a frozen encoder: what it is trained on instead.
         """
         from fedrobust.learning.training import LocalTrainer
         from fedrobust.learning.vector import parameters_to_vector
 
         self._experiment, self._layout, self._images, self._labels = experiment, layout, images, labels
         learning = experiment.learning
-        network = learning.model.build(layout.classes, images.shape[1], experiment.seed)
-        self._trainer = LocalTrainer(network, learning.local, self._device)
+        network: Any = learning.model.build(layout.classes, images.shape[1], experiment.seed)
+        self._network = network
+        self._features: Features | None = None
+        trained, local = network, learning.local
+        if features is not None:
+            import torch
+
+            from fedrobust.federation.features import Features
+
+            self._features = Features(self._network, features, images, labels, torch.device(self._device))
+            trained, local = self._network.head, local.model_copy(update={"channels_last": False})
+        self._trainer = LocalTrainer(trained, local, self._device)
         self._stack: tuple[StackedPatches, StackedTrainer] | None = None
         if learning.local.engine == "stacked":
             from fedrobust.data.stacks import StackedPatches
@@ -124,6 +145,20 @@ class ClientHost:
         self._sender = Sender(experiment.privacy, experiment.seed)
         named = network.named_parameters()
         return [Layer(name, tuple(parameter.shape)) for name, parameter in named if parameter.requires_grad]
+
+    def encoder(self) -> str:
+        """Digest of what features depend on besides the patches."""
+        from fedrobust.federation.features import encoder_digest
+
+        return encoder_digest(self._network)
+
+    def encode(self, first: int, last: int) -> np.ndarray:
+        """The features (n, F) float32 of the patches at the positions from `first` to `last`."""
+        import torch
+
+        from fedrobust.federation.features import encoded
+
+        return encoded(self._network, self._images[first:last], torch.device(self._device))
 
     def send(self, step: str, *arguments: Any) -> Any:
         """Call a step of the protocol for the hospitals here; see `Sender`.
@@ -219,21 +254,21 @@ class ClientHost:
 
         local, seed = self._experiment.learning.local, self._experiment.seed
         indices = self._layout.indices[task.client]
-        steps = local.steps_for(len(indices))
-        stream = batches(
-            self._images,
-            self._labels,
-            indices,
-            batch_size=local.batch_size,
-            steps=steps,
-            seed=seed,
-            round=round,
-            client=task.client,
-            augment=local.augment,
-            poison=self._poison(task),
-            device=self._device,
-            channels_last=local.channels_last,
-        )
+        steps, poison = local.steps_for(len(indices)), self._poison(task)
+        drawn = {"batch_size": local.batch_size, "steps": steps, "seed": seed, "round": round, "client": task.client}
+        if self._features is not None:
+            stream = self._features.batches(indices, poison, **drawn)
+        else:
+            stream = batches(
+                self._images,
+                self._labels,
+                indices,
+                augment=local.augment,
+                poison=poison,
+                device=self._device,
+                channels_last=local.channels_last,
+                **drawn,
+            )
         return self._trainer.train(
             weights,
             stream,
@@ -299,19 +334,32 @@ class ClientHost:
         return found if seen is None else found | {STEPS: seen.recorded()}
 
     def _evaluated(self, weights: np.ndarray, part: int, parts: int) -> dict[str, np.ndarray]:
-        from fedrobust.data.batches import to_tensor
-        from fedrobust.learning.evaluation import evaluation_batch, predict
+        from fedrobust.learning.evaluation import LARGEST_BATCH, evaluation_batch, predict
 
         self._trainer.load(weights)
-        found, batch = {}, evaluation_batch(self._trainer.network, self._images.shape[1])
+        network, found = self._trainer.network, {}
+        batch = evaluation_batch(network, self._images.shape[1]) if self._features is None else LARGEST_BATCH
         for key, positions, attack in self._questions():
             batch_count = -(-len(positions) // batch)
             first, last = (batch_count * edge // parts * batch for edge in (part, part + 1))
-            images = self._images[positions[first:last]]
-            if attack is not None:
-                images = attack.trigger(images)
-            found[key] = predict(self._trainer.module, images, to_tensor, batch)
+            rows, to_input = self._input(key, positions[first:last], attack)
+            found[key] = predict(self._trainer.module, rows, to_input, batch)
         return found
+
+    def _input(
+        self, key: str, positions: np.ndarray, attack: Backdoor | None
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], Tensor]]:
+        """Patches or their features, and what turns these into the network's input."""
+        import torch
+
+        from fedrobust.data.batches import to_tensor
+
+        if self._features is not None and attack is None:
+            return self._features.table[positions], torch.from_numpy
+        images = self._images[positions]
+        if attack is not None:
+            images = attack.trigger(images)
+        return (images, to_tensor) if self._features is None else (self._features.of_set(key, images), torch.from_numpy)
 
     def of_model(self, function: Callable[..., Answer], weights: np.ndarray, *arguments: Any) -> Answer:
         """`function` of a new network on the CPU with these `weights` (d,), and of the `arguments`."""

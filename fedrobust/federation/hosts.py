@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
 from fedrobust.federation.clients import STEPS, Answer, Layout, Training
 from fedrobust.federation.delivery import Block
+from fedrobust.federation.encoding import features_of
 from fedrobust.federation.pool import Team
+from fedrobust.learning import Encoder
 from fedrobust.timeline import arrived
 from fedrobust.updates import shard_columns
 
@@ -47,7 +50,14 @@ class TrainedUpdates:
 class Hosts:
     """The client actors of a leased team."""
 
-    def __init__(self, experiment: Experiment, hospitals: Hospitals, team: Team) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        hospitals: Hospitals,
+        team: Team,
+        say: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        """`say`: called with short texts about what takes long."""
         self._experiment, self._team = experiment, team
         self._patience = experiment.workers.patience
         self._attackers = experiment.attackers
@@ -62,9 +72,19 @@ class Hosts:
             training.append(hospitals.root(experiment.data.root, experiment.seed))
         self._sizes = [len(own) for own in training]
         layout = Layout(tuple(training), held_out, hospitals.indices["test"], len(hospitals.label_names))
-        self._setup = [experiment, ray.put(layout), *team.data.of(hospitals)]
+        learning = experiment.learning.model_copy(update={"model": experiment.learning.model.located()})
+        sent = experiment.model_copy(update={"learning": learning})
+        self._setup = [sent, ray.put(layout), *team.data.of(hospitals)]
         self.layers: list[Layer] = setup(team.workers, self._setup, "the client actors to get ready", self._patience)[0]
         """Those to which the d coordinates of the updates belong."""
+        self.encoder = ""
+        """Digest of a pretrained encoder, of which the updates have no or not all weights; empty for other models."""
+        if isinstance(experiment.learning.model, Encoder):
+            self.encoder = answer(team.workers[0].encoder.remote(), "the encoder's digest", self._patience)
+        if experiment.learning.on_features:
+            make = partial(features_of, hospitals, self.encoder, team.workers, self._patience, say)
+            self._setup.append(team.data.features(hospitals, self.encoder, make))
+            setup(team.workers, self._setup, "the client actors to take the features", self._patience)
         d = sum(math.prod(layer.shape) for layer in self.layers)
         self.columns = shard_columns(d, max(1, len(team.shards)))
         """How the d coordinates of the updates are cut: one part, or one for each shard."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from secrets import token_bytes
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
@@ -57,6 +58,8 @@ class SharedData:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: WeakKeyDictionary[Hospitals, tuple[Any, Any]] = WeakKeyDictionary()
+        self._encoding = threading.Lock()
+        self._features: WeakKeyDictionary[Hospitals, dict[str, Any]] = WeakKeyDictionary()
 
     def of(self, hospitals: Hospitals) -> tuple[Any, Any]:
         """References to images (N, S, S, 3) uint8 and labels (N,)."""
@@ -64,6 +67,18 @@ class SharedData:
             if hospitals not in self._held:
                 self._held[hospitals] = ray.put(hospitals.images), ray.put(hospitals.labels)
             return self._held[hospitals]
+
+    def features(self, hospitals: Hospitals, encoder: str, make: Callable[[], np.ndarray]) -> Any:
+        """A reference to the features (N, F) float32 that an encoder makes of the patches.
+
+        encoder: its digest.
+        make: makes them; called if nobody has done it. Others wait meanwhile.
+        """
+        with self._encoding:
+            held = self._features.setdefault(hospitals, {})
+            if encoder not in held:
+                held[encoder] = ray.put(make())
+            return held[encoder]
 
 
 @dataclass

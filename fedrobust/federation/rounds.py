@@ -57,13 +57,20 @@ class Stored(NamedTuple):
 class FederatedTraining:
     """One run on a leased team."""
 
-    def __init__(self, experiment: Experiment, hospitals: Hospitals, team: Team) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        hospitals: Hospitals,
+        team: Team,
+        say: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        """Set the client actors up; `say`: see `Hosts`."""
         self.experiment, self.hospitals, self._team = experiment, hospitals, team
         self._patience, self._profiled = experiment.workers.patience, int(experiment.tracking.profile)
         self._attackers = experiment.attackers
         if self._attackers.crafts:
             team.start_adversary()  # it imports what it needs while the client actors get ready
-        self.hosts = Hosts(experiment, hospitals, team)
+        self.hosts = Hosts(experiment, hospitals, team, say)
         self._appear = self._attackers.ids(experiment.federation.rounds)
         self._samples = self._claimed_samples()
 

@@ -12,7 +12,7 @@ True
 
 from fedrobust.learning.local import SGD, Adam, AdamW, LocalOptimizer, LocalTraining
 from fedrobust.learning.losses import ClassWeighted, CrossEntropy, LocalLoss, LogitAdjusted
-from fedrobust.learning.models import Cnn, Model, Timm, model_shorthand
+from fedrobust.learning.models import Cnn, Encoder, Model, Timm, model_shorthand
 from fedrobust.learning.server import FedAdam, FedAvg, FedAvgM, FedYogi, ServerOptimizer
 from fedrobust.options import find_options
 
@@ -23,6 +23,7 @@ __all__ = [
     "ClassWeighted",
     "Cnn",
     "CrossEntropy",
+    "Encoder",
     "FedAdam",
     "FedAvg",
     "FedAvgM",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +20,12 @@ class Model(Options):
     """A network. It has the same initial weights in every process that builds it."""
 
     name: str
+    fixed_statistics: ClassVar[bool] = False
+    """Whether running statistics in the network never change. Others are refused: no aggregation rule guards them."""
+
+    def located(self) -> Self:
+        """The same model, for a process with another working folder: paths of files are absolute."""
+        return self
 
     @abstractmethod
     def network(self, classes: int, size: int) -> nn.Module:
@@ -70,7 +77,7 @@ class Model(Options):
                 raise
             except Exception as error:  # any error of a constructor, a user's too
                 raise ExperimentError(f"model {self.name} cannot be made: {first_line(error)}") from error
-            check(network, self.name, classes, size)
+            check(network, self.name, classes, size, self.fixed_statistics)
         return network
 
 
@@ -163,6 +170,75 @@ class Timm(Model):
         from fedrobust.learning.networks import timm_network
 
         return timm_network(self.model, self.pretrained, self.batch_norm == "group", classes, size)
+
+
+class Encoder(Model):
+    """A pretrained encoder of the timm library with a small head, as pathology's foundation models are used.
+
+    The federation trains the head, whose update has a few thousand coordinates. Patches are scaled and resized as they
+    were when the encoder was trained. The encoder stays in evaluation mode, whatever is trained.
+    """
+
+    name: Literal["encoder"] = "encoder"
+    fixed_statistics: ClassVar[bool] = True
+    encoder: str
+    """`timm:NAME`, e.g. `timm:vit_large_patch16_224`."""
+    weights: str | None = None
+    """A `.safetensors` or `.pth` file with the encoder's weights; null takes timm's own pretrained weights, which are
+    downloaded unless they are in the Hugging Face cache."""
+    head: Literal["linear", "mlp"] = "linear"
+    """The classifier: one layer, or two with ReLU between them."""
+    hidden: int = Field(default=256, gt=0)
+    """Width of the hidden layer of `head: mlp`."""
+    trainable: Literal["head", "last_block", "all"] = "head"
+    """What is trained: the head, also the encoder's last block, or everything."""
+    size: int | None = Field(default=None, gt=0)
+    """Side of the images that the encoder gets, in pixels; null takes that of its pretraining."""
+
+    @model_validator(mode="after")
+    def _known_encoder(self) -> Encoder:
+        import timm
+
+        library, _, model = self.encoder.partition(":")
+        architecture = model.partition(".")[0]
+        if library != "timm" or not model:
+            raise refusal(Problem("allowed: timm:NAME", "encoder", f"'{self.encoder}'"))
+        if not timm.is_model(architecture):
+            near = nearest(architecture, timm.list_models())
+            hint = f"timm:{near}" if near else "timm.list_models() has every name"
+            raise refusal(Problem("timm has no such model", "encoder", f"'{model}'", hint=hint))
+        return self
+
+    @property
+    def _timm(self) -> str:
+        return self.encoder.partition(":")[2]
+
+    def network(self, classes: int, size: int) -> nn.Module:
+        from fedrobust.learning.encoders import encoder_network
+
+        hidden = self.hidden if self.head == "mlp" else None
+        return encoder_network(self._timm, self.weights, hidden, self.trainable, self.size, classes)
+
+    def parameters(self, classes: int, size: int) -> int:
+        from fedrobust.learning.encoders import parameters_of
+
+        return parameters_of(self._timm)
+
+    def check(self, classes: int, size: int, seed: int) -> None:
+        """See `Model.check`. The runs of a study ask again and again: each file of weights is tried once."""
+        from fedrobust.learning.encoders import identity
+
+        asked = self.model_dump_json(), classes, size, identity(self.weights)
+        if asked not in _CHECKED:
+            super().check(classes, size, seed)
+            _CHECKED.add(asked)
+
+    def located(self) -> Self:
+        return self if self.weights is None else self.model_copy(update={"weights": str(Path(self.weights).absolute())})
+
+
+_CHECKED: set[tuple[Any, ...]] = set()
+"""Encoders that this process has tried."""
 
 
 def state_digest(network: nn.Module) -> str:

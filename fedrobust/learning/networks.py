@@ -87,11 +87,12 @@ def timm_network(name: str, pretrained: bool, group: bool, classes: int, size: i
     return network
 
 
-def pretrained_file(name: str, config: Any) -> str | None:
+def pretrained_file(name: str, config: Any, option: str = "timm", advice: str = "set pretrained: false") -> str | None:
     """The file in the Hugging Face cache that has the weights; None if they must be downloaded.
 
     name: of the network in timm.
     config: timm's configuration of its pretrained weights.
+    option, advice: of the model, for the message.
 
     The hub's client retries for minutes when there is no answer, so this function first checks that the hub answers.
     Raises `ExperimentError` if the weights are not on this machine and cannot be downloaded.
@@ -109,8 +110,8 @@ def pretrained_file(name: str, config: Any) -> str | None:
     if reason is None:
         return None
     raise ExperimentError(
-        f"model timm: the pretrained weights of '{name}' are not on this machine and cannot be fetched from "
-        f"{address} ({reason}); set pretrained: false, or fill the cache where there is a network: "
+        f"model {option}: the pretrained weights of '{name}' are not on this machine and cannot be fetched from "
+        f"{address} ({reason}); {advice}, or fill the cache where there is a network: "
         f"hf download {repository or name}"
     )
 
@@ -157,7 +158,7 @@ def _as_group_norm(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
     return nn.Sequential(converted, *fused) if fused else converted
 
 
-def check(network: nn.Module, name: str, classes: int, size: int) -> None:
+def check(network: nn.Module, name: str, classes: int, size: int, fixed_statistics: bool = False) -> None:
     """Raise `ExperimentError` for a network with running statistics, or one that does not fit the images.
 
     No aggregation rule protects running statistics.
@@ -166,8 +167,9 @@ def check(network: nn.Module, name: str, classes: int, size: int) -> None:
     name: for the message.
     classes: number of labels.
     size: side of an image, in pixels.
+    fixed_statistics: whether running statistics never change.
     """
-    for buffer, _ in network.named_buffers():
+    for buffer, _ in () if fixed_statistics else network.named_buffers():
         if buffer.endswith(("running_mean", "running_var")):
             raise ExperimentError(
                 f"model {name}: '{buffer}' is a running statistic, which no aggregation rule guards; "

@@ -149,6 +149,8 @@ class RunStart(RecordLine):
     """Versions of the software that computed the run: package → version."""
     model: str = ""
     """SHA-256 of the first weights."""
+    encoder: str = ""
+    """Digest of the pretrained encoder whose weights are not in the updates; empty for other models."""
     cautions: tuple[str, ...] = ()
     """What the user was warned of before the run."""
     disclosure: tuple[tuple[str, str], ...] = ()

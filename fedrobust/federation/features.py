@@ -1,0 +1,117 @@
+"""Features of a frozen encoder in place of patches: each patch is looked at once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from hashlib import sha256
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedrobust.data.batches import BatchPoison, draws, to_tensor
+from fedrobust.learning.encoders import EncoderNetwork
+from fedrobust.learning.models import state_digest
+from fedrobust.seeds import generator
+
+BLOCK = 32
+"""Patches that are encoded at once, from fixed positions on: the last bits of features may depend on their block."""
+KEPT = 20_000
+"""Changed patches whose features are kept in memory."""
+
+
+def encoder_digest(network: EncoderNetwork) -> str:
+    """What features depend on besides the patches: the encoder's weights, and how it gets its images."""
+    scaling = b"".join(each.numpy().tobytes() for each in (network.scale.cpu(), network.shift.cpu()))
+    rest = f"{network.size} {BLOCK} {type(network.encoder).__name__}"
+    return sha256(state_digest(network.encoder).encode() + scaling + rest.encode()).hexdigest()
+
+
+def encoded(network: EncoderNetwork, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
+    """The features (n, F) of images (n, S, S, 3), `BLOCK` of them at once."""
+    network.to(device).eval()
+    with torch.inference_mode():
+        blocks = [
+            network.features(to_tensor(images[first : first + BLOCK], device)).float().cpu()
+            for first in range(0, len(images), BLOCK)
+        ]
+    return torch.cat(blocks).numpy()
+
+
+class Features:
+    """The features of all patches, and of what attackers make of them, encoded when it is first needed.
+
+    network: the encoder with its head.
+    table: (N, F) float32 of all patches.
+    images: (N, S, S, 3) uint8 the patches.
+    labels: (N,) of the patches.
+    device: on which to encode.
+    """
+
+    def __init__(
+        self,
+        network: EncoderNetwork,
+        table: NDArray[np.float32],
+        images: NDArray[np.uint8],
+        labels: NDArray[np.integer],
+        device: torch.device,
+    ) -> None:
+        self._network, self._images, self._labels, self._device = network, images, labels, device
+        self.table = table
+        self._changed: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+        self._sets: dict[str, NDArray[np.float32]] = {}
+
+    def batches(
+        self,
+        indices: NDArray[np.integer],
+        poison: BatchPoison | None,
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        round: int,
+        client: int,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches (B, F) float32 and (B,) int64 of one hospital in one round: the patches that
+        `data.batches.batches` draws without augmentation, with the same arguments."""
+        poison_of = generator(seed, "poison", round, client)
+        drawn = draws(indices, batch_size=batch_size, steps=steps, seed=seed, round=round, client=client, augment=False)
+        for picked, _ in drawn:
+            rows, labels = self.table[picked], self._labels[picked]
+            if poison is not None:
+                rows, labels = self._poisoned(picked, rows, poison, poison_of)
+            yield torch.from_numpy(rows), torch.from_numpy(np.array(labels, dtype=np.int64))
+
+    def of_set(self, key: str, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The features (n, F) of images (n, S, S, 3) that are asked for again and again, under the name `key`."""
+        if key not in self._sets:
+            self._sets[key] = encoded(self._network, images, self._device) if len(images) else self.table[:0]
+        return self._sets[key]
+
+    def _poisoned(
+        self,
+        picked: NDArray[np.integer],
+        rows: NDArray[np.float32],
+        poison: BatchPoison,
+        poison_of: np.random.Generator,
+    ) -> tuple[NDArray[np.float32], NDArray[np.integer]]:
+        before = self._images[picked]
+        images, labels = poison(before.copy(), self._labels[picked], poison_of)
+        if len(images) == len(before):
+            rows, changed = rows.copy(), np.flatnonzero((images != before).reshape(len(before), -1).any(axis=1))
+        else:
+            rows, changed = np.empty((len(images), rows.shape[1]), dtype=np.float32), np.arange(len(images))
+        for position in changed:
+            rows[position] = self._of_image(images[position])
+        return rows, labels
+
+    def _of_image(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The features (F,) of an image: encoded alone, so that they do not depend on its batch."""
+        key = sha256(image.tobytes()).digest()
+        if key not in self._changed:
+            self._changed[key] = encoded(self._network, image[None], self._device)[0]
+            if len(self._changed) > KEPT:
+                self._changed.popitem(last=False)
+        return self._changed[key]

@@ -1,0 +1,125 @@
+"""A head on a frozen encoder: what it is trained on, with features that are computed once and without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from encoded import ENCODER, write_weights
+
+from fedrobust.experiment import Experiment
+from fedrobust.federation.clients import ClientHost, Layout
+
+N, S = 80, 12
+LABELS = np.arange(N) % 2
+IMAGES = np.random.default_rng(0).integers(0, 256, (N, S, S, 3), dtype=np.uint8)
+BACKDOOR = {"name": "patch_backdoor", "target": 0, "size": 4}
+
+
+def host(weights: Path, attacks: Any = (), features: np.ndarray | None = None, **local: Any) -> ClientHost:
+    experiment = Experiment.model_validate(
+        {
+            "federation": {"clients": 4},
+            "learning": {
+                "model": {"name": "encoder", "encoder": f"timm:{ENCODER}", "weights": str(weights), "size": 32},
+                "local": {"steps": 3, "batch_size": 8, "augment": False} | local,
+            },
+            "attacks": attacks,
+        }
+    )
+    made = ClientHost(1, "cpu")
+    layout = Layout(tuple(np.arange(60).reshape(4, 15)), np.arange(60, N), np.arange(60, N), 2)
+    made.setup(experiment, layout, IMAGES, LABELS, features)
+    return made
+
+
+def trained(made: ClientHost) -> np.ndarray:
+    weights = made.initial_weights()
+    d = len(weights)
+    block, *_ = made.train(1, [0, 1, 2, 3], [], weights, {}, [0, 1, 2, 3], None, [slice(0, d)])
+    return np.array(block)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("weights") / "encoder.pth"
+    write_weights(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def table(weights: Path) -> np.ndarray:
+    return host(weights).encode(0, N)
+
+
+def test_shares_of_patches_have_the_features_of_all(weights: Path, table: np.ndarray) -> None:
+    made = host(weights)
+    assert table.shape == (N, 256) and table.dtype == np.float32
+    assert np.array_equal(np.concatenate([made.encode(0, 32), made.encode(32, 64), made.encode(64, 96)]), table)
+
+
+ATTACKS: list[Any] = [
+    [],
+    [{"name": "label_flip", "count": 2}],
+    [BACKDOOR | {"count": 1}],
+    [{"name": "artefacts", "count": 2}],
+    [{"name": "stain_backdoor", "count": 1, "target": 1}],
+    [{"name": "model_replacement", "count": 1, "backdoor": BACKDOOR}],
+]
+
+
+@pytest.mark.parametrize("attacks", ATTACKS, ids=lambda attacks: attacks[0]["name"] if attacks else "nobody")
+def test_training_and_evaluation_are_those_on_patches(attacks: Any, weights: Path, table: np.ndarray) -> None:
+    """Up to the last digits, whatever attackers do to labels or images."""
+    on_patches, on_features = host(weights, attacks), host(weights, attacks, table)
+    expected, found = trained(on_patches), trained(on_features)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.abs(expected).max() > 1e-3
+    global_weights = on_patches.initial_weights() + expected.mean(axis=0)
+    expected_rows, found_rows = (made.evaluate(global_weights, 0, 1) for made in (on_patches, on_features))
+    assert set(found_rows) == set(expected_rows)
+    for key, rows in expected_rows.items():
+        np.testing.assert_allclose(found_rows[key], rows, atol=1e-5)
+
+
+def test_a_patch_is_looked_at_once(weights: Path, table: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with a trigger, too; and what is not changed is not looked at again."""
+    import fedrobust.federation.features as room
+
+    looked, encoded = list[int](), room.encoded
+
+    def counting(network: Any, images: np.ndarray, device: Any) -> np.ndarray:
+        looked.append(len(images))
+        return encoded(network, images, device)
+
+    monkeypatch.setattr(room, "encoded", counting)
+    made = host(weights, [BACKDOOR | {"count": 1}], table)
+    first = trained(made)
+    once = len(looked)
+    assert 0 < once <= 15, "no more than the attacker has"
+    assert np.array_equal(trained(made), first) and len(looked) == once
+    made.evaluate(made.initial_weights(), 0, 1)
+    evaluated = len(looked)
+    made.evaluate(made.initial_weights() + 1, 0, 1)
+    assert len(looked) == evaluated
+    plain = host(weights, [{"name": "label_flip", "count": 3}], table)
+    trained(plain)
+    plain.evaluate(plain.initial_weights(), 0, 1)
+    assert len(looked) == evaluated
+
+
+def test_shares_of_the_evaluation_give_the_bits_of_the_whole(weights: Path, table: np.ndarray) -> None:
+    """The layout has so many held-out patches that each of two actors gets some."""
+    made = host(weights, [BACKDOOR | {"count": 1}], np.repeat(table, 8, axis=0))
+    made._images, made._labels = np.repeat(IMAGES, 8, axis=0), np.repeat(LABELS, 8)
+    made._layout = Layout(made._layout.indices, np.arange(640), np.arange(640), 2)
+    whole = made.evaluate(made.initial_weights(), 0, 1)
+    shares = []
+    for part in range(2):
+        made._features._sets.clear()  # type: ignore[union-attr]
+        shares.append(made.evaluate(made.initial_weights(), part, 2))
+    for key, rows in whole.items():
+        assert np.array_equal(np.concatenate([share[key] for share in shares]), rows)
+    assert min(len(share["clean"]) for share in shares) > 0

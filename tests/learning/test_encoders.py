@@ -1,0 +1,151 @@
+"""Pretrained encoders: what they compute, which of their weights are trained, and which files are refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from encoded import ENCODER, write_weights
+from refused import refused
+
+from fedrobust.data.batches import to_tensor
+from fedrobust.errors import ExperimentError
+from fedrobust.learning import Encoder
+from fedrobust.learning.encoders import EncoderNetwork
+from fedrobust.learning.models import model_shorthand
+from fedrobust.learning.vector import parameters_to_vector, trainable
+
+PATCHES = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("weights") / "encoder.safetensors"
+    write_weights(file)
+    return str(file)
+
+
+def made(weights: str, seed: int = 1, **options: Any) -> EncoderNetwork:
+    network = Encoder.model_validate({"encoder": f"timm:{ENCODER}", "weights": weights, "size": 32} | options).build(
+        2, 24, seed
+    )
+    assert isinstance(network, EncoderNetwork)
+    return network
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_it_computes_what_timm_computes_of_the_resized_patches(suffix: str, tmp_path: Path) -> None:
+    """With the mean and the standard deviation of its own pretraining; a classifier in the file is left out."""
+    write_weights(tmp_path / f"w{suffix}")
+    network = made(str(tmp_path / f"w{suffix}")).eval()
+    write_weights(tmp_path / "other.safetensors")
+    own = timm.create_model(ENCODER, num_classes=0).eval()
+    state = timm.models.load_state_dict(str(tmp_path / "other.safetensors"))
+    own.load_state_dict({name: value for name, value in state.items() if not name.startswith("classifier")})
+    config = timm.get_pretrained_cfg(ENCODER)
+    scaled = torch.from_numpy(PATCHES).permute(0, 3, 1, 2).float() / 255
+    scaled = (scaled - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
+    images = torch.nn.functional.interpolate(scaled, (32, 32), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        np.testing.assert_allclose(network.features(to_tensor(PATCHES)), own(images), rtol=1e-3, atol=1e-4)
+
+
+def test_only_the_head_is_trained_and_the_encoder_stays_as_it_was(weights: str) -> None:
+    network = made(weights).train()
+    assert len(parameters_to_vector(network)) == 256 * 2 + 2
+    assert network.head.training and not any(each.training for each in network.encoder.modules())
+    statistics = {name: value.clone() for name, value in network.encoder.named_buffers()}
+    network(to_tensor(PATCHES)).sum().backward()
+    assert all(torch.equal(value, statistics[name]) for name, value in network.encoder.named_buffers())
+    assert all(each.grad is None for each in network.encoder.parameters())
+    assert len(parameters_to_vector(made(weights, head="mlp", hidden=16))) == 257 * 16 + 17 * 2
+
+
+def test_the_last_block_or_everything_may_be_trained(weights: str) -> None:
+    """A network of its own: the frozen encoder of others does not change with it."""
+    head, last, everything = (trainable(made(weights, trainable=part)) for part in ("head", "last_block", "all"))
+    assert len(head) < len(last) < len(everything)
+    assert len(everything) - 2 == len(list(timm.create_model(ENCODER, num_classes=0).parameters()))
+    network = made(weights, trainable="last_block")
+    names = [name for name, each in network.encoder.named_parameters() if each.requires_grad]
+    assert "blocks.4.0.conv_pw.weight" in names and not any(name.startswith("blocks.3") for name in names)
+    with torch.no_grad():
+        trainable(network)[0].add_(1)
+    assert torch.equal(next(made(weights).encoder.parameters()), next(made(weights).encoder.parameters()))
+    assert not any(each.requires_grad for each in made(weights).encoder.parameters())
+
+
+@pytest.mark.parametrize("encoder", ["test_vit", "test_resnet"])
+def test_the_last_block_of_other_families(encoder: str, tmp_path: Path) -> None:
+    write_weights(tmp_path / "w.pth", encoder)
+    network = made(str(tmp_path / "w.pth"), encoder=f"timm:{encoder}", size=None, trainable="last_block")
+    names = {name for name, each in network.encoder.named_parameters() if each.requires_grad}
+    assert {name.split(".")[0] for name in names} in ({"blocks", "norm"}, {"blocks", "fc_norm"}, {"layer4"})
+
+
+def test_the_head_depends_on_the_seed_alone(weights: str, tmp_path: Path) -> None:
+    """Whether the encoder was read before, or in this call; and torch's generator is not changed."""
+    before = torch.get_rng_state()
+    first = parameters_to_vector(made(weights, seed=3))
+    write_weights(tmp_path / "copy.safetensors")
+    assert np.array_equal(parameters_to_vector(made(str(tmp_path / "copy.safetensors"), seed=3)), first)
+    assert np.array_equal(parameters_to_vector(made(weights, seed=3)), first)
+    assert not np.array_equal(parameters_to_vector(made(weights, seed=4)), first)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    write_weights(file, seed=1)
+    first = made(str(file)).eval().features(to_tensor(PATCHES))
+    write_weights(file, seed=2)
+    os.utime(file, (1, 1))
+    assert not torch.allclose(made(str(file)).eval().features(to_tensor(PATCHES)), first)
+
+
+class Evil:
+    """What a pickle may hold."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("ran",)
+
+
+def test_files_that_are_not_its_weights_are_refused(weights: str, workplace: Path) -> None:
+    def fails(file: str, says: str, **options: Any) -> None:
+        with pytest.raises(ExperimentError, match=says):
+            made(file, **options)
+
+    fails("none.pth", r"none\.pth: No such file")
+    Path("text.pth").write_text("no weights")
+    fails("text.pth", r"text\.pth cannot be read")
+    Path("text.safetensors").write_text("no weights")
+    fails("text.safetensors", r"text\.safetensors cannot be read")
+    torch.save(Evil(), "evil.pth")
+    fails("evil.pth", r"evil\.pth cannot be read")
+    assert not Path("ran").exists()
+    fails(weights, r"are not those of timm's 'test_vit': .*missing; .*unknown", encoder="timm:test_vit", size=None)
+    state = timm.models.load_state_dict(weights)
+    torch.save(state | {"conv_stem.weight": torch.zeros(3, 3, 1, 1)}, "shape.pth")
+    fails("shape.pth", r"conv_stem\.weight of another shape \(\(3, 3, 1, 1\) instead of")
+    torch.save([1, 2], "list.pth")
+    fails("list.pth", r"list\.pth cannot be read")
+
+
+def test_options_that_no_encoder_has_are_refused(weights: str) -> None:
+    with refused(path="encoder", says="timm has no such model"):
+        Encoder(encoder="timm:test_efficientnat")
+    with refused(path="encoder", says="timm:NAME"):
+        Encoder(encoder="resnet18")
+    with pytest.raises(ExperimentError, match=r"takes images of 160 pixels only; found 64"):
+        Encoder(encoder="timm:test_vit", size=64).network(2, 24)
+    with pytest.raises(ExperimentError, match="name a file as weights, or fill the cache"):
+        Encoder(encoder="timm:test_vit").network(2, 24)
+    assert model_shorthand("timm:resnet18") == {"name": "timm", "model": "resnet18"}
+    assert Encoder(encoder=f"timm:{ENCODER}", weights=weights).parameters(2, 24) == sum(
+        each.numel() for each in timm.create_model(ENCODER, num_classes=0).parameters()
+    )

@@ -1,0 +1,122 @@
+"""Whole runs of a head on a frozen encoder: the patches are looked at once, and the rest is as with every model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from encoded import ENCODER, write_weights
+from tiny import ended_again, journal_without_seconds, run
+
+import fedrobust
+import fedrobust.federation.encoding as encoding
+from fedrobust.errors import ExperimentError
+from fedrobust.federation.pool import Pool
+from fedrobust.records import Record, read_run
+
+pytestmark = pytest.mark.usefixtures("in_place")
+
+OVERRIDES = (
+    f"learning.model={{name: encoder, encoder: timm:{ENCODER}, weights: encoder.pth, size: 32}}",
+    "learning.local.augment=false",
+    "learning.local.steps=8",
+    "learning.local.optimizer.lr=0.5",
+    "federation.rounds=4",
+    "name=encoded",
+)
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def reference(place: Path, pool: Pool, said: list[str]) -> fedrobust.Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(encoding, "SHARE", 64)
+        write_weights(Path("encoder.pth"))
+        return run(*OVERRIDES, "tracking.model=true", pool=pool, say=said.append)
+
+
+def cached() -> list[Path]:
+    return list(Path("mlruns/cache").glob("features-*.npy"))
+
+
+def test_patches_are_encoded_once_and_the_head_learns(reference: fedrobust.Result, said: list[str]) -> None:
+    told = [each for each in said if each.startswith("encoding")]
+    assert told[0] == "encoding patches: 64 of 480" and told[-1] == "encoding patches: 480 of 480"
+    assert reference.recorded.start.parameters == 256 * 2 + 2
+    (file,) = cached()
+    assert np.load(file).shape == (480, 256)
+    assert reference.final["test/balanced_accuracy"] > 0.6
+
+
+def test_another_run_reads_them_and_a_damaged_file_is_made_again(reference: fedrobust.Result, pool: Pool) -> None:
+    (file,), told = cached(), list[list[str]]()
+    for damaged in (False, True):
+        if damaged:
+            file.write_bytes(file.read_bytes()[:1000])
+        pool.data._features.clear()  # as in another process
+        said: list[str] = []
+        again = run(*OVERRIDES, pool=pool, say=said.append)
+        assert journal_without_seconds(again) == journal_without_seconds(reference)
+        told.append([each for each in said if each.startswith("encoding")])
+    assert not told[0] and told[1]
+
+
+def test_a_stop_changes_nothing_but_other_weights_are_refused(reference: fedrobust.Result, pool: Pool) -> None:
+    def stop(record: Record) -> None:
+        if record.kind == "round" and record.round == 2:
+            raise KeyboardInterrupt
+
+    before = set(Path("mlruns/runs").iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        run(*OVERRIDES, hooks=[stop], pool=pool)
+    (folder,) = set(Path("mlruns/runs").iterdir()) - before
+    kept = Path("encoder.pth").read_bytes()
+    write_weights(Path("encoder.pth"), seed=8)
+    with pytest.raises(ExperimentError, match="the encoder's weights changed"):
+        run(*OVERRIDES, resume=folder.name, pool=pool)
+    Path("encoder.pth").write_bytes(kept)
+    assert ended_again(list(OVERRIDES), before, pool).final["model_sha256"] == reference.final["model_sha256"]
+    assert read_run(folder).start.encoder == reference.recorded.start.encoder != ""
+
+
+def test_the_logged_model_takes_patches(reference: fedrobust.Result) -> None:
+    """And gives what the run has measured: it has the encoder in it."""
+    import mlflow.pytorch
+    import torch
+
+    from fedrobust.data.batches import to_tensor
+
+    model = mlflow.pytorch.load_model(str(reference.folder / "model"))
+    with np.load("patches.npz") as kept:
+        images, labels = kept["images"], kept["labels"]
+    with torch.no_grad():
+        right = (model(to_tensor(images)).argmax(1).numpy() == labels).mean()
+    assert right > 0.6
+
+
+@pytest.mark.parametrize("privacy", ["shares", "masked"])
+def test_protocols_work_on_it(reference: fedrobust.Result, pool: Pool, privacy: str) -> None:
+    made = run(
+        *OVERRIDES, f"privacy={privacy}", "aggregation={rule: mean}", "federation.rounds=1", "attacks=[]", pool=pool
+    )
+    assert made.final["test/balanced_accuracy"] is not None
+    assert not made.recorded.skips.untrained
+
+
+def test_what_makes_it_slow_is_said(reference: fedrobust.Result) -> None:
+    from fedrobust.cautions import cautions
+
+    def told(*more: str) -> list[str]:
+        experiment = fedrobust.load("tiny.yaml", [*OVERRIDES, "attacks=[]", *more])
+        return [each for each in cautions(experiment) if "encoder" in each]
+
+    assert told() == []
+    assert "learning.local.augment" in told("learning.local.augment=true")[0]
+    assert "engine: lean" in told("learning.local.engine=stacked")[0]
+    assert told("learning.local.augment=true", "learning.model.trainable=all") == []
