@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -107,6 +108,7 @@ class ClientHost:
         images: np.ndarray,
         labels: np.ndarray,
         features: np.ndarray | None = None,
+        cache: Path | None = None,
     ) -> list[Layer]:
         """Prepare for an experiment, whatever was run before; returns the layers to which the d trainable parameters
         belong.
@@ -115,6 +117,7 @@ class ClientHost:
         images: (N, S, S, 3) uint8.
         labels: (N,).
         features: (N, F) float32 of the patches, for a head on a frozen encoder: what it is trained on instead.
+        cache: folder for features of other patches.
         """
         from fedrobust.learning.training import LocalTrainer
         from fedrobust.learning.vector import parameters_to_vector
@@ -130,7 +133,8 @@ class ClientHost:
 
             from fedrobust.federation.features import Features
 
-            self._features = Features(self._network, features, images, labels, torch.device(self._device))
+            assert cache is not None
+            self._features = Features(network, features, images, labels, torch.device(self._device), cache)
             trained, local = self._network.head, local.model_copy(update={"channels_last": False})
         self._trainer = LocalTrainer(trained, local, self._device)
         self._stack: tuple[StackedPatches, StackedTrainer] | None = None
@@ -356,10 +360,14 @@ class ClientHost:
 
         if self._features is not None and attack is None:
             return self._features.table[positions], torch.from_numpy
-        images = self._images[positions]
-        if attack is not None:
-            images = attack.trigger(images)
-        return (images, to_tensor) if self._features is None else (self._features.of_set(key, images), torch.from_numpy)
+
+        def images() -> np.ndarray:
+            own = self._images[positions]
+            return own if attack is None else attack.trigger(own)
+
+        if self._features is not None:
+            return self._features.of_set(key, images), torch.from_numpy
+        return images(), to_tensor
 
     def of_model(self, function: Callable[..., Answer], weights: np.ndarray, *arguments: Any) -> Answer:
         """`function` of a new network on the CPU with these `weights` (d,), and of the `arguments`."""

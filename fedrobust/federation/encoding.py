@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -42,28 +43,37 @@ def features_of(
     patience: seconds to wait for `SHARE` patches.
     say: is told how far it is.
     cache: the folder.
+    """
+    count = len(hospitals.images)
+    return kept(cache, f"{encoder} {hospitals.digest}", count, partial(_made, count, workers, patience, say))
 
-    If several processes ask for them at once, one computes them. A cache that cannot be written costs time, and nothing
-    else.
+
+def kept(cache: Path, what: str, count: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Features (count, F) float32 from a file in the cache, or else made and kept there.
+
+    cache: the folder.
+    what: says of which patches, by which encoder.
+    make: makes them. If several processes ask for them at once, one of them makes them.
+
+    A cache that cannot be written costs time, and nothing else.
     """
     computed = " ".join(metadata.version(name) for name in ("torch", "timm"))  # the last bits differ
-    key = sha256(f"{encoder} {hospitals.digest} {computed}".encode()).hexdigest()
-    file, count = cache / f"features-{key[:32]}.npy", len(hospitals.images)
-    if (kept := _read(file, count)) is not None:
-        return kept
+    file = cache / f"features-{sha256(f'{what} {computed}'.encode()).hexdigest()[:32]}.npy"
+    if (found := _read(file, count)) is not None:
+        return found
     made = None
     try:
         private_folder(file.parent)
         with alone(file):
-            if (kept := _read(file, count)) is not None:
-                return kept
-            made = _made(count, workers, patience, say)
+            if (found := _read(file, count)) is not None:
+                return found
+            made = make()
             file.unlink(missing_ok=True)  # a damaged one
-            with whole(file) as partial, partial.open("wb") as out:
+            with whole(file) as partly, partly.open("wb") as out:
                 np.save(out, made)
     except OSError as error:  # also for a wait that was too long
         logger.warning("features of the patches are not kept: %s", error.strerror or error)
-    return _made(count, workers, patience, say) if made is None else made
+    return make() if made is None else made
 
 
 def _made(count: int, workers: Sequence[ActorHandle], patience: float, say: Callable[[str], None]) -> np.ndarray:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import sha256
+from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedrobust.data.batches import BatchPoison, draws, to_tensor
+from fedrobust.federation.encoding import kept
 from fedrobust.learning.encoders import EncoderNetwork
 from fedrobust.learning.models import state_digest
 from fedrobust.seeds import generator
@@ -22,11 +26,24 @@ KEPT = 20_000
 """Changed patches whose features are kept in memory."""
 
 
+_digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Of frozen encoders, which runs share: a large one takes a second."""
+_changed: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+"""Features of the last changed patches, by digests of encoder and patch: other runs of this process have the same."""
+
+
 def encoder_digest(network: EncoderNetwork) -> str:
     """What features depend on besides the patches: the encoder's weights, and how it gets its images."""
-    scaling = b"".join(each.numpy().tobytes() for each in (network.scale.cpu(), network.shift.cpu()))
-    rest = f"{network.size} {BLOCK} {type(network.encoder).__name__}"
-    return sha256(state_digest(network.encoder).encode() + scaling + rest.encode()).hexdigest()
+    encoder = network.encoder
+    frozen = not any(each.requires_grad for each in encoder.parameters())
+    state = _digests.get(encoder) if frozen else None
+    if state is None:
+        state = state_digest(encoder)
+        if frozen:
+            _digests[encoder] = state
+    scaling = b"".join(each.cpu().numpy().tobytes() for each in (network.scale, network.shift))
+    rest = f"{network.size} {BLOCK} {type(encoder).__name__}"
+    return sha256(state.encode() + scaling + rest.encode()).hexdigest()
 
 
 def encoded(network: EncoderNetwork, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
@@ -48,6 +65,7 @@ class Features:
     images: (N, S, S, 3) uint8 the patches.
     labels: (N,) of the patches.
     device: on which to encode.
+    cache: folder of the features of `of_set`.
     """
 
     def __init__(
@@ -57,10 +75,10 @@ class Features:
         images: NDArray[np.uint8],
         labels: NDArray[np.integer],
         device: torch.device,
+        cache: Path,
     ) -> None:
         self._network, self._images, self._labels, self._device = network, images, labels, device
-        self.table = table
-        self._changed: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+        self.table, self._cache, self._encoder = table, cache, encoder_digest(network)
         self._sets: dict[str, NDArray[np.float32]] = {}
 
     def batches(
@@ -84,11 +102,22 @@ class Features:
                 rows, labels = self._poisoned(picked, rows, poison, poison_of)
             yield torch.from_numpy(rows), torch.from_numpy(np.array(labels, dtype=np.int64))
 
-    def of_set(self, key: str, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The features (n, F) of images (n, S, S, 3) that are asked for again and again, under the name `key`."""
+    def of_set(self, key: str, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """The features (n, F) of images that are asked for again and again, by this run and by others.
+
+        key: their name in this run.
+        make: returns them, (n, S, S, 3).
+        """
         if key not in self._sets:
-            self._sets[key] = encoded(self._network, images, self._device) if len(images) else self.table[:0]
+            images = make()
+            self._sets[key] = self.table[:0]
+            if len(images):
+                what = f"{self._encoder} {sha256(images.tobytes()).hexdigest()}"
+                self._sets[key] = kept(self._cache, what, len(images), partial(self._encoded, images))
         return self._sets[key]
+
+    def _encoded(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return encoded(self._network, images, self._device)
 
     def _poisoned(
         self,
@@ -109,9 +138,9 @@ class Features:
 
     def _of_image(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The features (F,) of an image: encoded alone, so that they do not depend on its batch."""
-        key = sha256(image.tobytes()).digest()
-        if key not in self._changed:
-            self._changed[key] = encoded(self._network, image[None], self._device)[0]
-            if len(self._changed) > KEPT:
-                self._changed.popitem(last=False)
-        return self._changed[key]
+        key = self._encoder + sha256(image.tobytes()).hexdigest()
+        if key not in _changed:
+            _changed[key] = self._encoded(image[None])[0]
+            if len(_changed) > KEPT:
+                _changed.popitem(last=False)
+        return _changed[key]

@@ -18,7 +18,7 @@ from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
 from fedrobust.federation.clients import STEPS, Answer, Layout, Training
 from fedrobust.federation.delivery import Block
-from fedrobust.federation.encoding import features_of
+from fedrobust.federation.encoding import FEATURES, features_of
 from fedrobust.federation.pool import Team
 from fedrobust.learning import Encoder
 from fedrobust.timeline import arrived
@@ -83,7 +83,7 @@ class Hosts:
             self.encoder = answer(team.workers[0].encoder.remote(), "the encoder's digest", self._patience)
         if experiment.learning.on_features:
             make = partial(features_of, hospitals, self.encoder, team.workers, self._patience, say)
-            self._setup.append(team.data.features(hospitals, self.encoder, make))
+            self._setup += [team.data.features(hospitals, self.encoder, make), FEATURES.absolute()]
             setup(team.workers, self._setup, "the client actors to take the features", self._patience)
         d = sum(math.prod(layer.shape) for layer in self.layers)
         self.columns = shard_columns(d, max(1, len(team.shards)))

@@ -129,7 +129,9 @@ class Study:
         measure: returns what is kept of it, from the plan and the result.
         hooks: called with every committed record of its journal.
         """
-        start, part, digest = time.perf_counter(), Part(self.tracker.run_id, planned.tags), ""
+        begun = [time.perf_counter()]  # and again when it has a team: until then it may have waited
+        part = Part(self.tracker.run_id, planned.tags, go_on=lambda: begun.append(time.perf_counter()))
+        digest = ""
         try:
             assert planned.experiment is not None
             digest = planned.digest
@@ -145,7 +147,7 @@ class Study:
             self.tracker.failed(why, part.opened, planned.label, part.tags)
             return FinishedRun(digest, planned.label, failed=why)
         self._show(planned, result, measured, part.opened)
-        seconds, took = round(result.recorded.seconds, 3), round(time.perf_counter() - start, 3)
+        seconds, took = round(result.recorded.seconds, 3), round(time.perf_counter() - begun[-1], 3)
         return FinishedRun(digest, planned.label, result.run_id, measured.figures, measured.rounds, seconds, took)
 
     def _show(self, planned: PlannedRun, result: Result, measured: Measured, opened: Sequence[str]) -> None:

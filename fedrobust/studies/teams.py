@@ -128,7 +128,7 @@ class Teams:
 
         Raises as `fedrobust.run` does.
         """
-        hospitals, part = self.hospitals(experiment), replace(part, go_on=self.go_on)
+        hospitals, part = self.hospitals(experiment), replace(part, go_on=partial(self._go_on_with, part))
         for _ in range(ATTEMPTS - 1):
             try:
                 return run(experiment, hooks=[self.go_on, *hooks], pool=self._pool, hospitals=hospitals, part=part)
@@ -169,6 +169,10 @@ class Teams:
         self._threads = self._stack.enter_context(ThreadPoolExecutor(teams + 1, thread_name_prefix="run"))
         self._say(f"running {teams} at a time")
         return self._threads
+
+    def _go_on_with(self, part: Part) -> None:
+        self.go_on()
+        part.go_on()
 
     def go_on(self, record: object = None) -> None:
         """Hook of every run: raises `Stopped` if everything is being stopped."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,9 @@ def packed_model(module: nn.Module, size: int) -> PackedModel:
     with TemporaryDirectory() as place:
         folder = Path(place) / "model"
         try:
-            _trace(module.eval(), torch.zeros(2, 3, size, size), folder)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of `torch.export`, about its own insides
+                _trace(module.eval(), torch.zeros(2, 3, size, size), folder)
         except OSError:
             raise
         except Exception as error:  # tracing a network may raise anything

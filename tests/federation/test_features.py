@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def host(weights: Path, attacks: Any = (), features: np.ndarray | None = None, *
     )
     made = ClientHost(1, "cpu")
     layout = Layout(tuple(np.arange(60).reshape(4, 15)), np.arange(60, N), np.arange(60, N), 2)
-    made.setup(experiment, layout, IMAGES, LABELS, features)
+    made.setup(experiment, layout, IMAGES, LABELS, features, weights.parent)
     return made
 
 
@@ -84,7 +86,9 @@ def test_training_and_evaluation_are_those_on_patches(attacks: Any, weights: Pat
         np.testing.assert_allclose(found_rows[key], rows, atol=1e-5)
 
 
-def test_a_patch_is_looked_at_once(weights: Path, table: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_patch_is_looked_at_once(
+    weights: Path, table: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One with a trigger, too; and what is not changed is not looked at again."""
     import fedrobust.federation.features as room
 
@@ -95,6 +99,9 @@ def test_a_patch_is_looked_at_once(weights: Path, table: np.ndarray, monkeypatch
         return encoded(network, images, device)
 
     monkeypatch.setattr(room, "encoded", counting)
+    monkeypatch.setattr(room, "_changed", OrderedDict())
+    shutil.copy(weights, tmp_path)  # beside it is the cache
+    weights = tmp_path / weights.name
     made = host(weights, [BACKDOOR | {"count": 1}], table)
     first = trained(made)
     once = len(looked)
@@ -103,6 +110,10 @@ def test_a_patch_is_looked_at_once(weights: Path, table: np.ndarray, monkeypatch
     made.evaluate(made.initial_weights(), 0, 1)
     evaluated = len(looked)
     made.evaluate(made.initial_weights() + 1, 0, 1)
+    assert len(looked) == evaluated
+    other = host(weights, [BACKDOOR | {"count": 1}], table)  # as another run of this process
+    assert np.array_equal(trained(other), first)
+    other.evaluate(other.initial_weights(), 0, 1)
     assert len(looked) == evaluated
     plain = host(weights, [{"name": "label_flip", "count": 3}], table)
     trained(plain)
