@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import fedrobust.federation.encoding as encoding
 from fedrobust.errors import ExperimentError
 from fedrobust.federation.pool import Pool
 from fedrobust.records import Record, read_run
+from fedrobust.runner import run as run_experiment
 
 pytestmark = pytest.mark.usefixtures("in_place")
 
@@ -39,6 +42,9 @@ def reference(place: Path, pool: Pool, said: list[str]) -> fedrobust.Result:
         patch.setattr(encoding, "SHARE", 64)
         write_weights(Path("encoder.pth"))
         return run(*OVERRIDES, "tracking.model=true", pool=pool, say=said.append)
+
+
+IDC = Path(__file__).parents[2] / "shared/data/idc_breast_48.npz"
 
 
 def cached() -> list[Path]:
@@ -121,3 +127,16 @@ def test_what_makes_it_slow_is_said(reference: fedrobust.Result) -> None:
     assert "learning.local.augment" in told("learning.local.augment=true")[0]
     assert "engine: lean" in told("learning.local.engine=stacked")[0]
     assert told("learning.local.augment=true", "learning.model.trainable=all") == []
+
+
+@pytest.mark.long
+def test_real_weights_on_real_tissue(place: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of docs/encoders.md, on fewer patches."""
+    if not IDC.exists():
+        pytest.skip("the IDC patches are not here")
+    script = Path(__file__).parents[1] / "experiments/lite0_weights.py"
+    subprocess.run([sys.executable, script, "encoder.safetensors"], check=True)
+    monkeypatch.setenv("FEDROBUST_DATA", str(IDC))
+    changes = ["data.source.limit=1500", "federation.clients=8", "federation.rounds=20", "tracking.model=false"]
+    made = run_experiment(fedrobust.load(script.with_name("encoder.yaml"), changes), pool=pool)
+    assert made.final["test/balanced_accuracy"] > 0.7

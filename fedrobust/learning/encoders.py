@@ -3,7 +3,8 @@ classifies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -71,15 +72,24 @@ class EncoderNetwork(nn.Module):
 
 
 def encoder_network(
-    name: str, weights: str | None, hidden: int | None, part: Trainable, size: int | None, classes: int
+    name: str,
+    weights: str | None,
+    options: Mapping[str, Any],
+    hidden: int | None,
+    part: Trainable,
+    size: int | None,
+    scaling: tuple[Sequence[float] | None, Sequence[float] | None],
+    classes: int,
 ) -> EncoderNetwork:
     """The network of `models.Encoder`.
 
     name: of the encoder in timm.
     weights: path of its weights; None: timm's own.
+    options: more for timm.
     hidden: width of the head's hidden layer; None: a linear head.
     part: what is trained.
     size: side of the encoder's images, in pixels; None: what it was trained with.
+    scaling: mean and standard deviation of each channel of its images in [0, 1]; None: those of its training.
     classes: number of labels.
 
     Raises `ExperimentError` if the weights are missing or do not fit, or the encoder does not take images of that size.
@@ -88,7 +98,7 @@ def encoder_network(
     native = int(config["input_size"][-1])
     if size not in (None, native) and config["fixed"]:
         raise ExperimentError(f"model encoder: size: '{name}' takes images of {native} pixels only; found {size}")
-    encoder = _pretrained(name, *identity(weights))
+    encoder = _pretrained(name, json.dumps(dict(options), sort_keys=True), *identity(weights))
     if part != "head":  # a frozen encoder is the same object in all networks of a process
         encoder = _copy(encoder)
     for parameter in _trained(encoder, part):
@@ -97,15 +107,34 @@ def encoder_network(
     head: nn.Module = nn.Linear(width, classes)
     if hidden is not None:
         head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes))
-    return EncoderNetwork(encoder, head, size or native, config["mean"], config["std"])
+    return EncoderNetwork(encoder, head, size or native, scaling[0] or config["mean"], scaling[1] or config["std"])
 
 
-def parameters_of(name: str) -> int:
+def parameters_of(name: str, options: Mapping[str, Any]) -> int:
     """The number of an encoder's weights, found without allocating them."""
     import timm
 
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return sum(each.numel() for each in timm.create_model(name, pretrained=False, num_classes=0).parameters())
+        try:
+            network = timm.create_model(name, pretrained=False, num_classes=0, **_resolved(options))
+        except ExperimentError:
+            raise
+        except Exception:  # building it says why
+            return 0
+        return sum(each.numel() for each in network.parameters())
+
+
+def _resolved(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the layers of timm that they name."""
+    import timm.layers
+
+    found, prefix = dict(options), "timm.layers:"
+    for key, value in options.items():
+        if isinstance(value, str) and value.startswith(prefix):
+            found[key] = getattr(timm.layers, value.removeprefix(prefix), None)
+            if not callable(found[key]):
+                raise ExperimentError(f"model encoder: options.{key}: timm has no layer '{value}'")
+    return found
 
 
 def _config(name: str) -> dict[str, Any]:
@@ -128,20 +157,21 @@ def identity(weights: str | None) -> tuple[str | None, int, int]:
 
 
 @lru_cache(maxsize=2)
-def _pretrained(name: str, weights: str | None, length: int, changed: int) -> Any:
+def _pretrained(name: str, options: str, weights: str | None, length: int, changed: int) -> Any:
     """A frozen encoder; the last ones are kept, as each run of a study builds its network anew.
 
+    options: as JSON.
     length, changed: of the file.
     """
     import timm
 
-    options: dict[str, Any] = {"num_classes": 0}
+    given = {"num_classes": 0} | _resolved(json.loads(options))
     with torch.random.fork_rng(devices=[]):
         try:
             if weights is None:
                 file = pretrained_file(name, timm.get_pretrained_cfg(name), "encoder", "name a file as weights")
-                options |= {} if file is None else {"pretrained_cfg_overlay": {"file": file}}
-            encoder = timm.create_model(name, pretrained=weights is None, **options)
+                given |= {} if file is None else {"pretrained_cfg_overlay": {"file": file}}
+            encoder = timm.create_model(name, pretrained=weights is None, **given)
         except ExperimentError:
             raise
         except Exception as error:  # any error of a constructor or a download

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Many, Options, nearest, refusal
@@ -193,7 +193,13 @@ class Encoder(Model):
     trainable: Literal["head", "last_block", "all"] = "head"
     """What is trained: the head, also the encoder's last block, or everything."""
     size: int | None = Field(default=None, gt=0)
-    """Side of the images that the encoder gets, in pixels; null takes that of its pretraining."""
+    """Side of the images that the encoder gets, in pixels; null takes that of its pretraining in timm."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of each channel in [0, 1] by which images were scaled in pretraining; null takes timm's."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Standard deviation of each channel in [0, 1]; null takes timm's."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of `timm.create_model`, e.g. `{init_values: 1.0e-5}`; `timm.layers:NAME` is a layer of timm."""
 
     @model_validator(mode="after")
     def _known_encoder(self) -> Encoder:
@@ -217,12 +223,15 @@ class Encoder(Model):
         from fedrobust.learning.encoders import encoder_network
 
         hidden = self.hidden if self.head == "mlp" else None
-        return encoder_network(self._timm, self.weights, hidden, self.trainable, self.size, classes)
+        scaling = self.mean, self.std
+        return encoder_network(
+            self._timm, self.weights, self.options, hidden, self.trainable, self.size, scaling, classes
+        )
 
     def parameters(self, classes: int, size: int) -> int:
         from fedrobust.learning.encoders import parameters_of
 
-        return parameters_of(self._timm)
+        return parameters_of(self._timm, self.options)
 
     def check(self, classes: int, size: int, seed: int) -> None:
         """See `Model.check`. The runs of a study ask again and again: each file of weights is tried once."""

@@ -12,6 +12,7 @@ import timm
 import torch
 from encoded import ENCODER, write_weights
 from refused import refused
+from safetensors.torch import save_file
 
 from fedrobust.data.batches import to_tensor
 from fedrobust.errors import ExperimentError
@@ -78,6 +79,31 @@ def test_the_last_block_or_everything_may_be_trained(weights: str) -> None:
         trainable(network)[0].add_(1)
     assert torch.equal(next(made(weights).encoder.parameters()), next(made(weights).encoder.parameters()))
     assert not any(each.requires_grad for each in made(weights).encoder.parameters())
+
+
+def test_options_reach_timm_and_the_scaling_is_the_users(tmp_path: Path) -> None:
+    """As pathology's encoders need it: layer scale, layers of timm, mean and deviation of ImageNet."""
+    options = {"init_values": 1e-5, "mlp_layer": "timm.layers:SwiGLUPacked", "act_layer": "silu"}
+    layers = {"init_values": 1e-5, "mlp_layer": timm.layers.SwiGLUPacked, "act_layer": "silu"}
+    with torch.random.fork_rng(devices=[]):
+        own = timm.create_model("test_vit", num_classes=0, **layers)
+    save_file(own.state_dict(), tmp_path / "w.safetensors")
+    of_imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    network = made(str(tmp_path / "w.safetensors"), encoder="timm:test_vit", size=None, options=options, **of_imagenet)
+    grey = np.full((1, 24, 24, 3), 255, dtype=np.uint8)
+    with torch.no_grad():
+        white = (1 - torch.tensor(of_imagenet["mean"])) / torch.tensor(of_imagenet["std"])
+        expected = own.eval()(white.view(1, 3, 1, 1).expand(1, 3, 160, 160))
+        np.testing.assert_allclose(network.features(to_tensor(grey)), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ExperimentError, match=r"options\.mlp_layer: timm has no layer 'timm\.layers:SwiGLU_'"):
+        made(
+            str(tmp_path / "w.safetensors"),
+            encoder="timm:test_vit",
+            options={"mlp_layer": "timm.layers:SwiGLU_"},
+            size=None,
+        )
+    with pytest.raises(ExperimentError, match=r"blocks\.0\.ls1\.gamma.*unknown"):
+        made(str(tmp_path / "w.safetensors"), encoder="timm:test_vit", size=None)
 
 
 @pytest.mark.parametrize("encoder", ["test_vit", "test_resnet"])
