@@ -108,7 +108,7 @@ def test_how_many_were_skipped_is_in_the_record(tmp_path):
     hospitals = divided(source, tmp_path / "cache")
     experiment = fedrobust.Experiment().changed({"data.source": source.model_dump(), "federation.clients": 2})
     this = runner._Run(experiment, hospitals, None, None, (), print, ["attacks: too many"])  # type: ignore[arg-type]
-    start = runner._start(this, "0" * 32, np.zeros(3, np.float32))
+    start = runner._start(this, "0" * 32, np.zeros(3, np.float32), "")
     assert start.cautions == ("attacks: too many", *hospitals.notes) and "1 of 16" in start.cautions[1]
 
 
