@@ -308,7 +308,9 @@ def _trained(
     with ExitStack() as stack:
         federation = FederatedTraining(experiment, hospitals, lease(), this.say)
         if resumed is not None and read_run(resumed.folder).start.encoder != federation.hosts.encoder:
-            raise ExperimentError(f"run {resumed.folder.name} cannot be resumed: the encoder's weights changed")
+            raise ExperimentError(
+                f"run {resumed.folder.name} cannot be resumed: the encoder's weights or features changed"
+            )
         # It trains while MLflow opens the run, whose id is the folder's name.
         first = federation.begin(None if resumed is None else resumed.checkpoint)
         tracker = opening.result()

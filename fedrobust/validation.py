@@ -90,9 +90,12 @@ def short(text: str) -> str:
 def _located(error: Mapping[str, Any], values: Any) -> tuple[list[str | int], Any]:
     """Return the keys of the value that a pydantic error is about, and the value found there."""
     keys, node = list[str | int](), values
+    entered = False
     for part in error["loc"]:
-        if has(node, part):
-            node = node[part]
+        if entered and isinstance(node, Mapping) and node.get("name") == part:
+            entered = False  # the tag of a union, even if the class has a field of that name
+        elif has(node, part):
+            node, entered = node[part], True
             keys.append(part)
         elif error["type"] == "missing" and part == error["loc"][-1]:
             keys.append(part)  # parts that the values do not have are tags of unions

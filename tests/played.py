@@ -80,6 +80,8 @@ class Played:
         """Name of a run that is said to have failed → why."""
         self.tags: dict[str, dict[str, str]] = {}
         self.lock = threading.Lock()
+        self.free: dict[int, tuple[Any, threading.Semaphore]] = {}
+        """The free teams of each pool, by its id; the pool is kept, so that no other gets that id."""
         self.wait: Callable[[Experiment], float] = lambda experiment: 0.0
         self.fails: Callable[[Experiment], bool] = lambda experiment: False
         self.fails_in: Callable[[Experiment], int] = lambda experiment: 0
@@ -88,7 +90,17 @@ class Played:
         """What a run dies of at its beginning, whatever it may be; None: it does not."""
         self.accuracy: Callable[[Experiment, int], float] = accuracy
 
-    def run(self, experiment: Experiment, hooks: Sequence[Callable[[Any], None]], part: Any, **_: Any) -> Any:
+    def run(
+        self, experiment: Experiment, hooks: Sequence[Callable[[Any], None]], part: Any, pool: Any = None, **_: Any
+    ) -> Any:
+        """As the real one, it waits for a team, and is then asked whether it is still wanted."""
+        with self.lock:
+            _, free = self.free.setdefault(id(pool), (pool, threading.Semaphore(getattr(pool, "teams", 1000))))
+        with free:
+            part.go_on()
+            return self._run(experiment, hooks, part)
+
+    def _run(self, experiment: Experiment, hooks: Sequence[Callable[[Any], None]], part: Any) -> Any:
         name = experiment.tracking.run_name or ""
         with self.lock:
             self.begun[name] += 1

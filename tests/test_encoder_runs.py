@@ -85,11 +85,32 @@ def test_a_stop_changes_nothing_but_other_weights_are_refused(reference: fedrobu
     (folder,) = set(Path("mlruns/runs").iterdir()) - before
     kept = Path("encoder.pth").read_bytes()
     write_weights(Path("encoder.pth"), seed=8)
-    with pytest.raises(ExperimentError, match="the encoder's weights changed"):
+    with pytest.raises(ExperimentError, match="the encoder's weights or features changed"):
         run(*OVERRIDES, resume=folder.name, pool=pool)
     Path("encoder.pth").write_bytes(kept)
     assert ended_again(list(OVERRIDES), before, pool).final["model_sha256"] == reference.final["model_sha256"]
     assert read_run(folder).start.encoder == reference.recorded.start.encoder != ""
+
+
+def test_features_that_somebody_exchanged_are_noticed(reference: fedrobust.Result, pool: Pool) -> None:
+    """They are what training reads: the record has their digest, and a run does not go on with others."""
+
+    def stop(record: Record) -> None:
+        if record.kind == "round":
+            raise KeyboardInterrupt
+
+    before, kept = set(Path("mlruns/runs").iterdir()), {file: np.load(file) for file in cached()}
+    with pytest.raises(KeyboardInterrupt):
+        run(*OVERRIDES, hooks=[stop], pool=pool)
+    (folder,) = set(Path("mlruns/runs").iterdir()) - before
+    for file, table in kept.items():
+        np.save(file, table[::-1])
+    pool.data._features.clear()  # as in another process
+    with pytest.raises(ExperimentError, match="weights or features changed"):
+        run(*OVERRIDES, resume=folder.name, pool=pool)
+    for file, table in kept.items():
+        np.save(file, table)
+    pool.data._features.clear()
 
 
 def test_the_logged_model_takes_patches(reference: fedrobust.Result) -> None:

@@ -19,15 +19,13 @@ import ray
 from tiny import ended_again, journal_without_seconds, run, write_patches
 
 import fedrobust
-import fedrobust.runner as runner
 from fedrobust.audit.log import check
 from fedrobust.audit.signing import read_public
 from fedrobust.audit.verification import verify_all
-from fedrobust.errors import DataError, ExperimentError, FederationError, Stop, TrackingError
+from fedrobust.errors import DataError, ExperimentError, FederationError, TrackingError
 from fedrobust.federation import journal
 from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import FederatedTraining
-from fedrobust.naming import Part
 from fedrobust.records import Checkpoint, LineFile, Record, read_run, write_checkpoint
 from fedrobust.runner import KEY, find_run
 
@@ -175,29 +173,6 @@ def test_a_dead_client_actor_is_replaced_and_changes_nothing(reference: fedrobus
     survived = run(hooks=[kill], pool=pool)
     assert survived.final["model_sha256"] == reference.final["model_sha256"]
     assert [r["metrics"] for r in survived.rounds] == [r["metrics"] for r in reference.rounds]
-
-
-def test_a_part_gives_its_team_back_when_the_last_evaluation_is_there(
-    reference: fedrobust.Result, pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The next run trains while this one is sealed. A run that is no longer wanted is not begun."""
-    free, sealed = list[int](), runner.seal_files
-
-    def sealing(*arguments: Any) -> None:
-        free.append(pool._free.qsize())
-        sealed(*arguments)
-
-    def unwanted() -> None:
-        raise Stop("no longer wanted")
-
-    monkeypatch.setattr(runner, "seal_files", sealing)
-    assert run("federation.rounds=1", pool=pool, part=Part(reference.run_id, {})).stopped is None
-    assert free == [pool.teams]
-    before, part = set(Path("mlruns/runs").iterdir()), Part(reference.run_id, {}, go_on=unwanted)
-    with pytest.raises(Stop, match="no longer"):
-        run(pool=pool, part=part)
-    assert part.opened == [] and set(Path("mlruns/runs").iterdir()) == before
-    assert pool._free.qsize() == pool.teams
 
 
 def test_resume_refuses_another_experiment_and_other_data(reference: fedrobust.Result, place: Path) -> None:

@@ -135,7 +135,7 @@ class ClientHost:
 
             assert cache is not None
             self._features = Features(network, features, images, labels, torch.device(self._device), cache)
-            trained, local = self._network.head, local.model_copy(update={"channels_last": False})
+            trained, local = network.head, local.model_copy(update={"channels_last": False})
         self._trainer = LocalTrainer(trained, local, self._device)
         self._stack: tuple[StackedPatches, StackedTrainer] | None = None
         if learning.local.engine == "stacked":

@@ -34,7 +34,7 @@ _changed: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
 
 def encoder_digest(network: EncoderNetwork) -> str:
     """What features depend on besides the patches: the encoder's weights, and how it gets its images."""
-    encoder = network.encoder
+    (encoder,) = network.source
     frozen = not any(each.requires_grad for each in encoder.parameters())
     state = _digests.get(encoder) if frozen else None
     if state is None:
@@ -48,7 +48,9 @@ def encoder_digest(network: EncoderNetwork) -> str:
 
 def encoded(network: EncoderNetwork, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
     """The features (n, F) of images (n, S, S, 3), `BLOCK` of them at once."""
-    network.to(device).eval()
+    network.eval()
+    if device.type != "cpu":  # there it is already, and `to` would copy a shared encoder
+        network.to(device)
     with torch.inference_mode():
         blocks = [
             network.features(to_tensor(images[first : first + BLOCK], device)).float().cpu()

@@ -55,7 +55,7 @@ class Hosts:
         experiment: Experiment,
         hospitals: Hospitals,
         team: Team,
-        say: Callable[[str], None] = lambda what: None,
+        say: Callable[[str], None],
     ) -> None:
         """`say`: called with short texts about what takes long."""
         self._experiment, self._team = experiment, team
@@ -78,12 +78,15 @@ class Hosts:
         self.layers: list[Layer] = setup(team.workers, self._setup, "the client actors to get ready", self._patience)[0]
         """Those to which the d coordinates of the updates belong."""
         self.encoder = ""
-        """Digest of a pretrained encoder, of which the updates have no or not all weights; empty for other models."""
+        """Digest of a pretrained encoder, of which the updates have no or not all weights, and of the features that
+        training reads; empty for other models."""
         if isinstance(experiment.learning.model, Encoder):
             self.encoder = answer(team.workers[0].encoder.remote(), "the encoder's digest", self._patience)
         if experiment.learning.on_features:
             make = partial(features_of, hospitals, self.encoder, team.workers, self._patience, say)
-            self._setup += [team.data.features(hospitals, self.encoder, make), FEATURES.absolute()]
+            features, digest = team.data.features(hospitals, self.encoder, make)
+            self.encoder = f"{self.encoder} {digest}"
+            self._setup += [features, FEATURES.absolute()]
             setup(team.workers, self._setup, "the client actors to take the features", self._patience)
         d = sum(math.prod(layer.shape) for layer in self.layers)
         self.columns = shard_columns(d, max(1, len(team.shards)))

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import ray
+from blake3 import blake3
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -59,7 +60,7 @@ class SharedData:
         self._lock = threading.Lock()
         self._held: WeakKeyDictionary[Hospitals, tuple[Any, Any]] = WeakKeyDictionary()
         self._encoding = threading.Lock()
-        self._features: WeakKeyDictionary[Hospitals, dict[str, Any]] = WeakKeyDictionary()
+        self._features: WeakKeyDictionary[Hospitals, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
 
     def of(self, hospitals: Hospitals) -> tuple[Any, Any]:
         """References to images (N, S, S, 3) uint8 and labels (N,)."""
@@ -68,8 +69,8 @@ class SharedData:
                 self._held[hospitals] = ray.put(hospitals.images), ray.put(hospitals.labels)
             return self._held[hospitals]
 
-    def features(self, hospitals: Hospitals, encoder: str, make: Callable[[], np.ndarray]) -> Any:
-        """A reference to the features (N, F) float32 that an encoder makes of the patches.
+    def features(self, hospitals: Hospitals, encoder: str, make: Callable[[], np.ndarray]) -> tuple[Any, str]:
+        """A reference to the features (N, F) float32 that an encoder makes of the patches, and their digest.
 
         encoder: its digest.
         make: makes them; called if nobody has done it. Others wait meanwhile.
@@ -77,7 +78,8 @@ class SharedData:
         with self._encoding:
             held = self._features.setdefault(hospitals, {})
             if encoder not in held:
-                held[encoder] = ray.put(make())
+                made = make()
+                held[encoder] = ray.put(made), blake3(np.ascontiguousarray(made).data.cast("B")).hexdigest()
             return held[encoder]
 
 

@@ -4,7 +4,8 @@ classifies."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,13 @@ class EncoderNetwork(nn.Module):
     shift: Tensor
 
     def __init__(
-        self, encoder: nn.Module, head: nn.Module, size: int, mean: Iterable[float], std: Iterable[float]
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        size: int,
+        mean: Iterable[float],
+        std: Iterable[float],
+        shared: bool = False,
     ) -> None:
         """Join both.
 
@@ -41,8 +48,12 @@ class EncoderNetwork(nn.Module):
         head: from these to (B, classes) logits.
         size: side of the images that the encoder takes, in pixels.
         mean, std: of each channel in [0, 1], by which the encoder's images were scaled.
+        shared: whether other networks have the same encoder.
         """
         super().__init__()
+        self._shared = shared
+        self.source = (encoder,)
+        """The encoder as it was given; in a tuple, so that it is no part of the network once that has a copy."""
         self.encoder, self.head, self.size = encoder, head, size
         # Patches arrive with MEAN and STD: x · STD + MEAN is in [0, 1].
         scale, shift = (torch.tensor(list(values)).view(3, 1, 1) for values in (std, mean))
@@ -63,6 +74,13 @@ class EncoderNetwork(nn.Module):
         """The logits (B, classes) of patches (B, 3, S, S) float32."""
         logits: Tensor = self.head(self.features(patches))
         return logits
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EncoderNetwork:
+        """Move or cast the network. A shared encoder is copied before, as the other networks keep theirs."""
+        if self._shared:
+            self.encoder, self._shared = deepcopy(self.encoder), False
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def train(self, mode: bool = True) -> EncoderNetwork:
         """Set the head's mode; the encoder stays in evaluation mode."""
@@ -99,15 +117,16 @@ def encoder_network(
     if size not in (None, native) and config["fixed"]:
         raise ExperimentError(f"model encoder: size: '{name}' takes images of {native} pixels only; found {size}")
     encoder = _pretrained(name, json.dumps(dict(options), sort_keys=True), *identity(weights))
-    if part != "head":  # a frozen encoder is the same object in all networks of a process
-        encoder = _copy(encoder)
+    if part != "head":
+        encoder = deepcopy(encoder)
     for parameter in _trained(encoder, part):
         parameter.requires_grad_(True)
     width = int(encoder.num_features)
     head: nn.Module = nn.Linear(width, classes)
     if hidden is not None:
         head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes))
-    return EncoderNetwork(encoder, head, size or native, scaling[0] or config["mean"], scaling[1] or config["std"])
+    mean, std = scaling[0] or config["mean"], scaling[1] or config["std"]
+    return EncoderNetwork(encoder, head, size or native, mean, std, shared=part == "head")
 
 
 def parameters_of(name: str, options: Mapping[str, Any]) -> int:
@@ -222,12 +241,6 @@ def _classifier(name: str) -> tuple[str, ...]:
 def _some(keys: list[str]) -> str:
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     return ", ".join(keys[:SHOWN]) + more
-
-
-def _copy(encoder: nn.Module) -> Any:
-    from copy import deepcopy
-
-    return deepcopy(encoder)
 
 
 def _trained(encoder: Any, part: Trainable) -> list[nn.Parameter]:

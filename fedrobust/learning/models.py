@@ -194,9 +194,9 @@ class Encoder(Model):
     """What is trained: the head, also the encoder's last block, or everything."""
     size: int | None = Field(default=None, gt=0)
     """Side of the images that the encoder gets, in pixels; null takes that of its pretraining in timm."""
-    mean: tuple[float, float, float] | None = None
+    mean: Annotated[Many[float], Field(min_length=3, max_length=3)] | None = None
     """Mean of each channel in [0, 1] by which images were scaled in pretraining; null takes timm's."""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    std: Annotated[Many[PositiveFloat], Field(min_length=3, max_length=3)] | None = None
     """Standard deviation of each channel in [0, 1]; null takes timm's."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `timm.create_model`, e.g. `{init_values: 1.0e-5}`; `timm.layers:NAME` is a layer of timm."""
@@ -210,9 +210,10 @@ class Encoder(Model):
         if library != "timm" or not model:
             raise refusal(Problem("allowed: timm:NAME", "encoder", f"'{self.encoder}'"))
         if not timm.is_model(architecture):
-            near = nearest(architecture, timm.list_models())
-            hint = f"timm:{near}" if near else "timm.list_models() has every name"
+            hint = nearest(architecture, timm.list_models()) or "timm.list_models() has every name"
             raise refusal(Problem("timm has no such model", "encoder", f"'{model}'", hint=hint))
+        if own := sorted(_OWN_OPTIONS & self.options.keys()):
+            raise refusal("is not for users: weights, size and head decide it", f"options.{own[0]}")
         return self
 
     @property
@@ -246,6 +247,8 @@ class Encoder(Model):
         return self if self.weights is None else self.model_copy(update={"weights": str(Path(self.weights).absolute())})
 
 
+_OWN_OPTIONS = {"num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "in_chans"}
+"""Arguments of `timm.create_model` that an encoder sets itself."""
 _CHECKED: set[tuple[Any, ...]] = set()
 """Encoders that this process has tried."""
 

@@ -150,7 +150,8 @@ class RunStart(RecordLine):
     model: str = ""
     """SHA-256 of the first weights."""
     encoder: str = ""
-    """Digest of the pretrained encoder whose weights are not in the updates; empty for other models."""
+    """Digest of the pretrained encoder whose weights are not in the updates, and, if training reads its features, of
+    these; empty for other models."""
     cautions: tuple[str, ...] = ()
     """What the user was warned of before the run."""
     disclosure: tuple[tuple[str, str], ...] = ()

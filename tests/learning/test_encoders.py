@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 from fedrobust.data.batches import to_tensor
 from fedrobust.errors import ExperimentError
+from fedrobust.experiment_file import load
 from fedrobust.learning import Encoder
 from fedrobust.learning.encoders import EncoderNetwork
 from fedrobust.learning.models import model_shorthand
@@ -125,6 +127,17 @@ def test_the_head_depends_on_the_seed_alone(weights: str, tmp_path: Path) -> Non
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_network_that_is_moved_leaves_the_encoder_of_the_others(weights: str) -> None:
+    """To a GPU, say, or to another layout in memory: then its last bits may differ."""
+    first, second = made(weights), made(weights)
+    assert first.encoder is second.encoder, "in memory once"
+    first.to(dtype=torch.float64, memory_format=torch.channels_last)
+    assert first(to_tensor(PATCHES).double()).dtype == torch.float64
+    stem = next(second.encoder.parameters())
+    assert stem.dtype == torch.float32 and stem.is_contiguous()
+    assert made(weights).encoder is second.encoder is first.source[0]
+
+
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     write_weights(file, seed=1)
@@ -160,6 +173,42 @@ def test_files_that_are_not_its_weights_are_refused(weights: str, workplace: Pat
     fails("shape.pth", r"conv_stem\.weight of another shape \(\(3, 3, 1, 1\) instead of")
     torch.save([1, 2], "list.pth")
     fails("list.pth", r"list\.pth cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "says"),
+    [
+        ("", "learning.model.encoder", "missing"),
+        ("encoder: timm:test_efficientnt", "learning.model.encoder", "timm has no such model"),
+        ("encoder: 3", "learning.model.encoder", "text"),
+        ("encoder: timm:test_vit, std: [0, 1, 1]", "learning.model.std.0", "greater than 0"),
+        ("encoder: timm:test_vit, mean: 3", "learning.model.mean", "list"),
+        ("encoder: timm:test_vit, head: deep", "learning.model.head", "linear"),
+        ("encoder: timm:test_vit, options: {num_classes: 5}", "learning.model.options.num_classes", "not for users"),
+    ],
+)
+def test_errors_name_the_option(options: str, path: str, says: str, workplace: Path) -> None:
+    """Although the model's name is also that of one of its options."""
+    Path("e.yaml").write_text(f"learning: {{model: {{name: encoder, {options}}}}}\n")
+    with refused(path=path, says=says):
+        load("e.yaml")
+
+
+def test_the_options_of_the_docs_can_be_read(workplace: Path) -> None:
+    """Those of docs/encoders.md for an encoder of pathology."""
+    page = (Path(__file__).parents[2] / "docs/encoders.md").read_text(encoding="utf-8")
+    (block,) = [part for part in page.split("```yaml\n")[1:] if part.startswith("model:")]
+    Path("e.yaml").write_text("learning:\n" + indent(block.partition("```")[0], "  "))
+    model = load("e.yaml").learning.model
+    assert isinstance(model, Encoder)
+    assert model.mean == (0.485, 0.456, 0.406) and model.std == (0.229, 0.224, 0.225)
+    assert model.options == {"init_values": 1e-5}
+
+
+def test_a_name_at_the_top_is_no_tag(workplace: Path) -> None:
+    Path("e.yaml").write_text("name: data\ndata: {source: {name: histology, size: big}}\n")
+    with refused(path="data.source.size", says="integer"):
+        load("e.yaml")
 
 
 def test_options_that_no_encoder_has_are_refused(weights: str) -> None:

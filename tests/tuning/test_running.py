@@ -149,7 +149,7 @@ def test_runs_of_a_batch_that_was_cut_are_kept(played: Played, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         sweep(*ATTACKED, teams=1)
     kept = {json.loads(line)["label"] for line in Path("mlruns/sweeps/played/runs.jsonl").read_text().splitlines()}
-    assert len(kept) == 5
+    assert 5 <= len(kept) <= 6, "the next one may end by itself meanwhile"
     again = sweep(*ATTACKED, teams=1)
     assert len(again.trials) == 12
     assert all(played.finished[label] == 1 for label in kept)
