@@ -15,7 +15,7 @@ from fedrobust.experiment import Experiment
 from fedrobust.machine import memory_limits
 
 CACHE = Path("mlruns/cache")
-"""Folder of the cached normalised patches."""
+"""Folder of decoded and of normalised patches."""
 COPIES = 4
 """Copies of the weights that training keeps in memory at least: weights, gradient, optimiser state, update."""
 

@@ -36,6 +36,7 @@ from fedrobust.learning import Model
 from fedrobust.naming import Part, commit, run_name, tags
 from fedrobust.preparation import CACHE, check_attacks, check_model, check_source, hospitals_of
 from fedrobust.private import private_files
+from fedrobust.progress import progress_to
 from fedrobust.records import (
     FORMAT,
     Checkpoint,
@@ -143,7 +144,8 @@ def run(
         if ready is None and earlier is None:  # they import what they need while the data are read
             ready = actors.enter_context(pool_beside(experiment, import_beside))
         if hospitals is None:
-            hospitals = hospitals_of(experiment)
+            with progress_to(say):
+                hospitals = hospitals_of(experiment)
         check_attacks(experiment, hospitals)
         check_model(experiment, hospitals)
         this = _Run(experiment, hospitals, open_key(KEY), part, hooks, say, heeded)

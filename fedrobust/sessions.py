@@ -14,6 +14,7 @@ from fedrobust.experiment import Experiment, Workers
 from fedrobust.federation.pool import Pool, teams_that_fit
 from fedrobust.federation.session import ray_session
 from fedrobust.preparation import Shelf
+from fedrobust.progress import progress_to
 
 EVERY = 100_000
 """Hospitals of the largest federation: so `workers.count: auto` means one actor for each core, or share of a GPU."""
@@ -87,7 +88,9 @@ class Session:
         with self._alone():
             pool = self._having(0, self._workers, say)
             say("reading the data")
-            yield pool, self._shelf.get(experiment)
+            with progress_to(say):
+                hospitals = self._shelf.get(experiment)
+            yield pool, hospitals
 
     @contextmanager
     def for_studies(self, say: Callable[[str], None], teams: int | None = None) -> Iterator[Pool]:

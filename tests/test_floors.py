@@ -13,21 +13,21 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fedrobust"
 
 FLOORS: list[set[str]] = [
-    {"job"},
+    {"job", "progress"},
     {
         "arrays",
-        "scaling",
         "errors",
         "intervals",
-        "private",
-        "seeds",
+        "machine",
         "portions",
+        "private",
+        "scaling",
+        "seeds",
         "texts",
         "timeline",
         "users_code",
-        "machine",
     },
-    {"extras", "locks", "machine", "screen", "validation"},
+    {"extras", "locks", "screen", "validation"},
     {"options", "yaml_tree"},
     {"draft"},
     {"metrics", "option_texts"},

@@ -64,7 +64,7 @@ class Idc(ImageFileSource):
             raise self.missing("holds no .png files", root)
 
         def pixels(chosen: np.ndarray) -> Decoded:
-            read = self.decoded([files[index] for index in chosen], self._whole)
+            read = self.decoded([files[index] for index in chosen], self._whole, f"idc {self.edges}")
             used = [*([] if read.kept is None else read.kept), *read.unreadable]
             cut = [files[index].name for index in np.delete(chosen, used)]
             Account(account.left_out | ({"cut by the slide's edge": cut} if cut else {})).tell(self.name, root)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from blake3 import blake3
 
+from fedrobust.data.cache import keeping_in
 from fedrobust.data.foreign import require_memory
 from fedrobust.data.partition import Partition
 from fedrobust.data.patches import Outline, Patches
@@ -98,7 +99,7 @@ def divide(
     normalisation: of stains.
     clients: how many hospitals.
     seed: the experiment's.
-    cache: folder for normalised images.
+    cache: folder for decoded and normalised images.
 
     Raises `DataError` if files are missing or damaged, if a patient would be on two sides of the split, if only one
     label is left to train on or to test, or if a hospital would have no patches. What shows without pixels is raised
@@ -107,7 +108,7 @@ def divide(
     with inside("source"):
         outline = outline_of(source, seed)
     indices, hospital = _dealt(outline, split, partition, clients, seed)
-    with inside("source"):
+    with inside("source"), keeping_in(cache):
         patches = outline.decode()
     if len(patches) < len(outline):  # some images could not be used
         indices, hospital = _dealt(patches, split, partition, clients, seed)

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from blake3 import blake3
 
+from fedrobust.data.cache import CROWDED, cache_folder, kept
 from fedrobust.data.foreign import reading, require_memory
 from fedrobust.data.patches import Decoded
 from fedrobust.errors import DataError, Problem
+from fedrobust.machine import usable_cores
+from fedrobust.progress import LongWork
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    Accept = Callable[[Image], Image | None]
+    Block = list[np.ndarray | DataError | None]
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 """Formats of image files, whatever their extension."""
 LARGEST = 2**26
 """Most pixels of an image that is accepted as a patch: 8192 x 8192."""
 
+MANY = 1000
+"""So many files are worth an entry in the cache: decoding them takes longer than checking it."""
+BLOCK = 2**24
+"""About how many bytes of patches a thread decodes at a time."""
+
+_VERSION = 1  # part of the key of the cache: raise it when results change
 _TOO_LARGE = f"where a patch has {LARGEST:,} at most: leave overview images out"
 _REFUSED = {
     "F": "floating-point numbers, whose range is not known",
@@ -143,54 +159,137 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
     """
     from PIL import Image
 
-    _fit(len(images), size)
+    require_memory(f"{len(images)} patches of {size} x {size} pixels", 3 * len(images) * size**2, CROWDED)
     return np.stack([square(Image.fromarray(image), size) for image in images])
 
 
 def decode(
     files: Sequence[Path],
     size: int | None,
-    accept: Callable[[Image], Image | None] = lambda image: image,
+    accept: Accept = lambda image: image,
     skip: bool = False,
+    rule: str = "",
 ) -> Decoded:
-    """The images of the files, each read once.
+    """The images of the files, each read once, by several threads.
 
     files: paths.
     size: S, to which images are resized; None keeps their size.
-    accept: gets each opened image before it is decoded, and may change it or return None to leave it out.
+    accept: gets each opened image before it is decoded, and may change it or return None to leave it out. It is called
+        in several threads.
     skip: leave out files that are no images or cannot be read (see `rgb`), instead of refusing the first one.
+    rule: a text that tells everything that decides what `accept` does.
+
+    `MANY` files and more are kept in the cache, if there is one (`keeping_in`): see `fedrobust.data.cache`.
 
     Raises `DataError` for such a file unless `skip`, for sizes that differ while `size` is None, if memory cannot hold
     all images, and if no file is left.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is raised as an error here
+    folder, name = cache_folder() if len(files) >= MANY else None, ""
     if size is not None:
-        _fit(len(files), size)
-    images: np.ndarray | None = None
-    kept: list[int] = []
-    faults: dict[int, DataError] = {}
-    for position, file in enumerate(files):
+        held = len(files) if folder is None else 1
+        require_memory(f"{len(files)} patches of {size} x {size} pixels", 3 * held * size**2, CROWDED)
+    if folder is not None:
         try:
-            pixels = _read(file, size, accept)
-        except DataError as error:
-            if not skip:
-                raise
-            faults[position] = error
-            continue
-        if pixels is None:
-            continue
-        if images is None:
-            _fit(len(files), len(pixels), f", as {file} has,")
-            images = np.empty((len(files), *pixels.shape), dtype=np.uint8)
-        if pixels.shape != images.shape[1:]:
-            reason = f"gives a square of {len(pixels)} pixels, the files before it {images.shape[1]}: set `size`"
-            raise DataError(Problem(reason).at(file))
-        images[len(kept)] = pixels
-        kept.append(position)
-    notes = (_unreadable([*faults.values()], len(files)),) if faults else ()
-    if images is None:
+            name = f"decoded-{_key(files, size, skip, rule)}"
+        except OSError:  # a file is missing: reading it says so
+            folder = None
+    found = kept(folder, name, len(files), partial(_decoded, files, size, accept, skip))
+    about = found.about
+    positions = np.arange(len(files)) if about["kept"] is None else np.array(about["kept"], dtype=np.int64)
+    return Decoded(found.array, positions, tuple(about["unreadable"]), tuple(about["notes"]))
+
+
+def _key(files: Sequence[Path], size: int | None, skip: bool, rule: str) -> str:
+    """A digest of what decides the patches: each file's path, size and time of change, and the options."""
+    import PIL
+
+    read = blake3(f"{_VERSION} {PIL.__version__} {size} {skip} {rule}".encode())
+    for file in files:
+        status = file.stat()
+        named = f"\0{file.absolute()}\0{status.st_size} {status.st_mtime_ns}"
+        read.update(named.encode(errors="surrogateescape"))
+    return read.hexdigest()[:32]
+
+
+def _decoded(
+    files: Sequence[Path], size: int | None, accept: Accept, skip: bool, add: Callable[[np.ndarray], None]
+) -> dict[str, Any]:
+    """Decode the files, in their order; returns what `decode` needs besides the images."""
+    kept_files: list[int] = []
+    faults: dict[int, DataError] = {}
+    side, work = 0, LongWork("reading the data", len(files), "images")
+    for start, found in _blocks(files, partial(_read_block, size=size, accept=accept, skip=skip)):
+        rows = []
+        for position, pixels in enumerate(found, start):
+            if isinstance(pixels, DataError):
+                if not skip:
+                    raise pixels
+                faults[position] = pixels
+            elif pixels is not None:
+                side = side or len(pixels)
+                if len(pixels) != side:
+                    reason = f"gives a square of {len(pixels)} pixels, the files before it {side}: set `size`"
+                    raise DataError(Problem(reason).at(files[position]))
+                rows.append(pixels)
+                kept_files.append(position)
+        if rows:
+            add(np.stack(rows))
+        work.reached(start + len(found))
+    notes = [_unreadable([*faults.values()], len(files))] if faults else []
+    if not kept_files:
         raise DataError("; ".join([f"none of the {len(files)} image files is usable", *notes]))
-    return Decoded(images[: len(kept)], np.array(kept, dtype=np.int64), tuple(faults), notes)
+    return {
+        "kept": None if len(kept_files) == len(files) else kept_files,
+        "unreadable": [*faults],
+        "notes": notes,
+    }
+
+
+def _blocks(files: Sequence[Path], read: Callable[[Sequence[Path]], Block]) -> Iterator[tuple[int, Block]]:
+    """The blocks of files, in order, each with the position of its first file; read by several threads, which are never
+    far ahead."""
+    begin, size = 0, 0
+    while begin < len(files) and not size:  # the first patch tells how large a block may be
+        one = read(files[begin : begin + 1])
+        size = sum(pixels.nbytes for pixels in one if isinstance(pixels, np.ndarray))
+        yield begin, one
+        begin += 1
+    count = min(256, max(1, BLOCK // max(1, size)))
+    starts = range(begin, len(files), count)
+    threads = min(usable_cores(), len(starts))
+    if threads <= 1:
+        for start in starts:
+            yield start, read(files[start : start + count])
+        return
+    from PIL import Image
+
+    Image.init()  # once, and not in every thread at the same time
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    waiting: deque[tuple[int, Future[Block]]] = deque()
+    try:
+        for start in starts:
+            waiting.append((start, pool.submit(read, files[start : start + count])))
+            if len(waiting) > 2 * threads:
+                first, block = waiting.popleft()
+                yield first, block.result()
+        for first, block in waiting:
+            yield first, block.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_block(files: Sequence[Path], size: int | None, accept: Accept, skip: bool) -> Block:
+    """What became of each file; unless `skip`, an error is the last."""
+    found: Block = []
+    for file in files:
+        try:
+            found.append(_read(file, size, accept))
+        except DataError as error:
+            found.append(error)
+            if not skip:
+                break
+    return found
 
 
 def _unreadable(faults: Sequence[DataError], count: int) -> str:
@@ -199,13 +298,7 @@ def _unreadable(faults: Sequence[DataError], count: int) -> str:
     return f"{len(faults)} of {count} image files are unreadable and left out: {names} (the first {first})"
 
 
-def _fit(count: int, side: int, told: str = "") -> None:
-    """Raises `DataError` if memory cannot hold so many patches."""
-    remedy = "set `limit` or a smaller `size`"
-    require_memory(f"{count} patches of {side} x {side} pixels{told}", 3 * count * side**2, remedy)
-
-
-def _read(file: Path, size: int | None, accept: Callable[[Image], Image | None]) -> np.ndarray | None:
+def _read(file: Path, size: int | None, accept: Accept) -> np.ndarray | None:
     from PIL import Image
 
     with reading(file, problem="is not a readable image"):

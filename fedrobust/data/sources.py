@@ -206,12 +206,14 @@ class ImageFileSource(FileSource):
     """Image files that cannot be read, or whose pixels cannot be read rightly: refuse the first one, or leave them out;
     how many were left out is said, and kept in the run's record."""
 
-    def decoded(self, files: Sequence[Path], accept: Callable[[Image], Image | None] = lambda image: image) -> Decoded:
+    def decoded(
+        self, files: Sequence[Path], accept: Callable[[Image], Image | None] = lambda image: image, rule: str = ""
+    ) -> Decoded:
         """The images of the files; see `fedrobust.data.pixels.decode` for arguments and errors.
 
         What was left out as unreadable is logged.
         """
-        found = decode(files, self.size, accept, skip=self.unreadable == "skip")
+        found = decode(files, self.size, accept, self.unreadable == "skip", rule)
         for note in found.notes:
             logger.warning("%s: %s", self.name, note)
         return found

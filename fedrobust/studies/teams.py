@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 
 from fedrobust.audit.signing import open_key
 from fedrobust.data.hospitals import Hospitals
+from fedrobust.data.sources import outline_of
 from fedrobust.errors import DataError, FedRobustError
 from fedrobust.experiment import Experiment
 from fedrobust.failures import reason
@@ -22,6 +23,7 @@ from fedrobust.federation.rounds import Hook
 from fedrobust.federation.session import ray_session
 from fedrobust.naming import Part
 from fedrobust.preparation import Shelf, data_key
+from fedrobust.progress import progress_to
 from fedrobust.result import Result
 from fedrobust.runner import KEY, run
 
@@ -149,13 +151,14 @@ class Teams:
         for each in experiments:
             kinds.setdefault(data_key(each), each)
         _any([each.data.source.check for each in kinds.values()])
-        sources = [partial(each.data.source.load, each.seed) for each in kinds.values() if len(kinds) > 1]
+        sources = [partial(outline_of, each.data.source, each.seed) for each in kinds.values() if len(kinds) > 1]
         _any([*(partial(self.hospitals, each) for each in experiments[:1]), *sources])  # cached for the first run
         open_key(KEY)
 
     def hospitals(self, experiment: Experiment) -> Hospitals:
         """Return the data of an experiment; the last few are cached."""
-        return self._shelf.get(experiment)
+        with progress_to(self._say):
+            return self._shelf.get(experiment)
 
     def pool(self, experiment: Experiment) -> Pool:
         """Return the pool, also for other users; if necessary, start it as the experiment's `workers` say."""
