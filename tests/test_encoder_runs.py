@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from encoded import ENCODER, write_weights
-from tiny import ended_again, journal_without_seconds, run
+from tiny import ended_again, exchange, journal_without_seconds, run
 
 import fedrobust
 import fedrobust.federation.encoding as encoding
+from fedrobust.data.cache import ARRAY
 from fedrobust.errors import ExperimentError
 from fedrobust.federation.pool import Pool
 from fedrobust.records import Record, read_run
@@ -48,24 +49,25 @@ IDC = Path(__file__).parents[2] / "shared/data/idc_breast_48.npz"
 
 
 def cached() -> list[Path]:
-    """The features of all patches; those with a trigger have files of their own."""
-    return [file for file in Path("mlruns/cache").glob("features-*.npy") if len(np.load(file)) == 480]
+    """The entry with the features of all patches; those with a trigger have entries of their own."""
+    return [entry for entry in Path("mlruns/cache").glob("features-*") if len(np.load(entry / ARRAY)) == 480]
 
 
 def test_patches_are_encoded_once_and_the_head_learns(reference: fedrobust.Result, said: list[str]) -> None:
     told = [each for each in said if each.startswith("encoding")]
     assert told[0] == "encoding patches: 64 of 480" and told[-1] == "encoding patches: 480 of 480"
     assert reference.recorded.start.parameters == 256 * 2 + 2
-    (file,) = cached()
-    assert np.load(file).shape == (480, 256)
+    (entry,) = cached()
+    assert np.load(entry / ARRAY).shape == (480, 256)
     assert reference.final["test/balanced_accuracy"] > 0.6
 
 
 def test_another_run_reads_them_and_a_damaged_file_is_made_again(reference: fedrobust.Result, pool: Pool) -> None:
-    (file,), told = cached(), list[list[str]]()
+    (entry,), told = cached(), list[list[str]]()
     for damaged in (False, True):
         if damaged:
-            file.write_bytes(file.read_bytes()[:1000])
+            (entry / ARRAY).unlink()
+            (entry / ARRAY).write_bytes(b"damaged")
         pool.data._features.clear()  # as in another process
         said: list[str] = []
         again = run(*OVERRIDES, pool=pool, say=said.append)
@@ -99,17 +101,16 @@ def test_features_that_somebody_exchanged_are_noticed(reference: fedrobust.Resul
         if record.kind == "round":
             raise KeyboardInterrupt
 
-    before, kept = set(Path("mlruns/runs").iterdir()), {file: np.load(file) for file in cached()}
+    before = set(Path("mlruns/runs").iterdir())
     with pytest.raises(KeyboardInterrupt):
         run(*OVERRIDES, hooks=[stop], pool=pool)
     (folder,) = set(Path("mlruns/runs").iterdir()) - before
-    for file, table in kept.items():
-        np.save(file, table[::-1])
+    kept = {entry: exchange(entry, lambda table: table[::-1]) for entry in cached()}
     pool.data._features.clear()  # as in another process
     with pytest.raises(ExperimentError, match="weights or features changed"):
         run(*OVERRIDES, resume=folder.name, pool=pool)
-    for file, table in kept.items():
-        np.save(file, table)
+    for entry, table in kept.items():
+        exchange(entry, lambda _, table=table: table)  # type: ignore[misc]
     pool.data._features.clear()
 
 

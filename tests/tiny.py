@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import fedrobust
+from fedrobust.data.cache import ABOUT, ARRAY, digest_of, seal
 from fedrobust.federation.pool import Pool
 from fedrobust.records import read_run
 from fedrobust.runner import run as run_experiment
@@ -53,6 +56,16 @@ def invert_images(cache: Path) -> None:
     with np.load(cache) as kept:
         images, failed = kept["images"], kept["failed"]
     np.savez(cache, images=255 - images, failed=failed)
+
+
+def exchange(entry: Path, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Replace what an entry of the cache keeps, so that the entry itself does not show it; returns what it kept."""
+    before, about = np.load(entry / ARRAY), json.loads((entry / ABOUT).read_text())["about"]
+    after = np.ascontiguousarray(change(before))
+    np.save(entry / "new.npy", after)
+    (entry / "new.npy").replace(entry / ARRAY)  # runs of this process may have the old one open
+    (entry / ABOUT).write_text(json.dumps(seal(about, after, digest_of(after))))
+    return before
 
 
 def run(*overrides: str, **options: Any) -> fedrobust.Result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedrobust.data.batches import BatchPoison, draws, to_tensor
-from fedrobust.federation.encoding import kept
+from fedrobust.federation.encoding import kept_features
 from fedrobust.learning.encoders import EncoderNetwork
 from fedrobust.learning.models import state_digest
 from fedrobust.seeds import generator
@@ -115,7 +114,8 @@ class Features:
             self._sets[key] = self.table[:0]
             if len(images):
                 what = f"{self._encoder} {sha256(images.tobytes()).hexdigest()}"
-                self._sets[key] = kept(self._cache, what, len(images), partial(self._encoded, images))
+                found = kept_features(self._cache, what, len(images), lambda add: add(self._encoded(images)))
+                self._sets[key] = np.array(found)  # torch wants arrays that can be written to
         return self._sets[key]
 
     def _encoded(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

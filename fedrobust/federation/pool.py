@@ -21,12 +21,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import ray
-from blake3 import blake3
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from fedrobust.data.cache import digest_of
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import FederationError, NoPlaceError
 from fedrobust.experiment import Workers
@@ -79,7 +79,7 @@ class SharedData:
             held = self._features.setdefault(hospitals, {})
             if encoder not in held:
                 made = make()
-                held[encoder] = ray.put(made), blake3(np.ascontiguousarray(made).data.cast("B")).hexdigest()
+                held[encoder] = ray.put(made), digest_of(made)
             return held[encoder]
 
 
