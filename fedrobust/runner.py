@@ -19,7 +19,7 @@ import numpy as np
 from fedrobust.audit.signing import open_key, public_hex
 from fedrobust.audit.verification import refuse_changed, seal_files, verify_all
 from fedrobust.cautions import cautions
-from fedrobust.data import NoNormalisation
+from fedrobust.data.cache import file_of
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import ExperimentError, FedRobustError, Interrupted, Stop, UntrainedError
 from fedrobust.experiment import Experiment
@@ -217,7 +217,7 @@ def _same(folder: Path, this: _Run) -> None:
     if options.read_text(encoding="utf-8") != dump(before):  # same options, but is the rest of the file ours?
         options.write_text(dump(before), encoding="utf-8")
     if read_run(folder).start.digest != this.hospitals.digest:
-        cached = "" if isinstance(experiment.data.stain_normalisation, NoNormalisation) else f", or what {CACHE} holds"
+        cached = "" if file_of(this.hospitals.images) is None else f", or what {CACHE} holds"
         name = experiment.data.source.name
         raise ExperimentError(f"run {folder.name} cannot be resumed: the data of {name} changed{cached}")
 

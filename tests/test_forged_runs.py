@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import ended_again, invert_images, run
+from tiny import ended_again, exchange, run
 from vouched import append, restate
 
 import fedrobust
@@ -67,11 +67,10 @@ def test_images_that_were_exchanged_in_the_cache_are_other_data(pool: Pool) -> N
         run(*options, hooks=[stop_after(1)], pool=pool)
     (stopped,) = runs() - before
     (cache,) = Path("mlruns/cache").glob("[!.]*")
-    honest = cache.read_bytes()
-    invert_images(cache)
+    honest = exchange(cache, lambda kept: 255 - kept)
     with pytest.raises(ExperimentError, match=r"npz changed.* mlruns.cache"):
         run(*options, resume=stopped.name, pool=pool)
-    cache.write_bytes(honest)
+    exchange(cache, lambda kept: honest)
     ended_again(options, before, pool)
 
 

@@ -51,13 +51,6 @@ def write_files(folder: Path) -> None:
     (folder / "tiny.yaml").write_text(YAML)
 
 
-def invert_images(cache: Path) -> None:
-    """Exchange the images that a cache of stain normalisation keeps."""
-    with np.load(cache) as kept:
-        images, failed = kept["images"], kept["failed"]
-    np.savez(cache, images=255 - images, failed=failed)
-
-
 def exchange(entry: Path, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Replace what an entry of the cache keeps, so that the entry itself does not show it; returns what it kept."""
     before, about = np.load(entry / ARRAY), json.loads((entry / ABOUT).read_text())["about"]

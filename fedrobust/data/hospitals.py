@@ -8,15 +8,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from blake3 import blake3
 
-from fedrobust.data.cache import keeping_in
+from fedrobust.data.cache import digest_of, keeping_in
 from fedrobust.data.foreign import require_memory
 from fedrobust.data.partition import Partition
 from fedrobust.data.patches import Outline, Patches
 from fedrobust.data.sources import Source, outline_of
 from fedrobust.data.split import Split, refuse_leaks, refuse_one_label
-from fedrobust.data.stain import StainNormalisation, StainShift
+from fedrobust.data.stain import StainNormalisation, StainShift, stained
 from fedrobust.errors import inside
 from fedrobust.seeds import generator
 
@@ -99,7 +98,7 @@ def divide(
     normalisation: of stains.
     clients: how many hospitals.
     seed: the experiment's.
-    cache: folder for decoded and normalised images.
+    cache: folder for decoded, shifted and normalised images.
 
     Raises `DataError` if files are missing or damaged, if a patient would be on two sides of the split, if only one
     label is left to train on or to test, or if a hospital would have no patches. What shows without pixels is raised
@@ -112,17 +111,7 @@ def divide(
         patches = outline.decode()
     if len(patches) < len(outline):  # some images could not be used
         indices, hospital = _dealt(patches, split, partition, clients, seed)
-    images = patches.images
-    if shift.strength > 0:
-        images = images.copy()
-        for client in range(clients):
-            own = hospital == client
-            images[own] = shift.apply(images[own], client, seed)
-    digest = patches.digest
-    if shift.strength > 0:  # then the images depend on the hospital
-        held = sha256(np.ascontiguousarray(hospital).tobytes()).hexdigest()
-        digest = f"{digest}/{shift.model_dump_json()}/{seed}/{held}"
-    images = normalisation.apply(images, digest, cache)
+    images = stained(patches.images, hospital, shift, normalisation, patches.digest, seed, cache)
     read = _digest_read(patches, images)
     return Hospitals(
         images,
@@ -156,5 +145,4 @@ def _digest_read(patches: Patches, images: np.ndarray) -> str:
     """
     if images is patches.images:
         return patches.digest
-    seen = blake3(np.ascontiguousarray(images).data.cast("B")).hexdigest()
-    return sha256(f"{patches.digest} {images.shape} {seen}".encode()).hexdigest()
+    return sha256(f"{patches.digest} {images.shape} {digest_of(images)}".encode()).hexdigest()

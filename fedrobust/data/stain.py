@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import zipfile
 from abc import abstractmethod
 from pathlib import Path
 from typing import Literal
@@ -12,9 +11,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedrobust.locks import alone
+from fedrobust.data.cache import Add, file_of, kept
 from fedrobust.options import Options
-from fedrobust.private import private_folder, whole
+from fedrobust.progress import LongWork
 from fedrobust.seeds import generator
 
 logger = logging.getLogger(__name__)
@@ -35,6 +34,9 @@ LAB_STD = (11.0, 8.0, 4.5)
 
 WHITE = 245.0
 """Light that comes through the bare slide, out of 255: an optical density of 0."""
+
+BLOCK = 512
+"""Patches that are stained at a time: a few megabytes of float32."""
 
 
 def optical_density(images: np.ndarray) -> np.ndarray:
@@ -77,8 +79,8 @@ def recoloured(images: np.ndarray, amounts: tuple[float, float], stains: np.ndar
     after = before if stains is None else _with_rest(stains)
     turn = ((np.linalg.inv(before) * np.array([*amounts, 1.0])) @ after).astype(np.float32)
     changed = np.empty_like(images)
-    for start in range(0, len(images), 512):  # a few megabytes of float32 at a time
-        changed[start : start + 512] = transmitted(optical_density(images[start : start + 512]) @ turn)
+    for start in range(0, len(images), BLOCK):
+        changed[start : start + BLOCK] = transmitted(optical_density(images[start : start + BLOCK]) @ turn)
     return changed
 
 
@@ -107,9 +109,9 @@ class StainShift(Options):
         turn = (np.linalg.inv(before) * amount) @ after
         brightness = 0.12 * self.strength * np.clip(random.standard_normal(), -2, 0.5)  # nothing is brighter than white
         shifted = np.empty_like(images)
-        for start in range(0, len(images), 512):  # a few megabytes of float32 at a time
-            density = optical_density(images[start : start + 512])
-            shifted[start : start + 512] = transmitted(density @ turn.astype(np.float32) - np.float32(brightness))
+        for start in range(0, len(images), BLOCK):
+            density = optical_density(images[start : start + BLOCK])
+            shifted[start : start + BLOCK] = transmitted(density @ turn.astype(np.float32) - np.float32(brightness))
         return shifted
 
 
@@ -132,45 +134,6 @@ class StainNormalisation(Options):
         images: (n, H, W, 3) uint8.
         """
 
-    def apply(self, images: np.ndarray, digest: str, cache: Path) -> np.ndarray:
-        """Normalised patches (n, H, W, 3) uint8, kept in a cache.
-
-        images: (n, H, W, 3) uint8; not written to.
-        digest: identifies the content of `images`.
-        cache: folder for the results.
-
-        How many patches had to stay as they are is logged. A damaged file in the cache is made again. A file that was
-        replaced is not noticed here, so a digest of data must be taken of the returned patches.
-        """
-        key = hashlib.sha256(f"{_VERSION} {digest} {self.model_dump_json()}".encode()).hexdigest()
-        file = cache / f"stain-{self.name}-{key[:32]}.npz"
-        normalised, failed = _read(file, images.shape) or self._made(file, images)
-        if failed.any():
-            logger.warning(
-                "%s: %d of %d patches have too little tissue and stay as they are",
-                self.name,
-                int(failed.sum()),
-                len(failed),
-            )
-        return normalised
-
-    def _made(self, file: Path, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The result of `normalise`, kept in a file; if several processes ask for it at once, one of them makes it.
-
-        A cache that cannot be written costs time, and nothing else.
-        """
-        made = None
-        try:
-            private_folder(file.parent)
-            with alone(file):
-                if (kept := _read(file, images.shape)) is not None:
-                    return kept
-                made = self.normalise(images)
-                _write(file, *made)
-        except OSError as error:  # also for a wait that was too long
-            logger.warning("%s: what is made of the patches is not kept: %s", self.name, error.strerror or error)
-        return self.normalise(images) if made is None else made
-
 
 class NoNormalisation(StainNormalisation):
     """Patches stay as they are."""
@@ -179,9 +142,6 @@ class NoNormalisation(StainNormalisation):
 
     def normalise(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return images, np.zeros(len(images), dtype=bool)
-
-    def apply(self, images: np.ndarray, digest: str, cache: Path) -> np.ndarray:
-        return images
 
 
 class Macenko(StainNormalisation):
@@ -250,19 +210,63 @@ class Reinhard(StainNormalisation):
         return normalised, failed
 
 
-def _read(file: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The arrays that `_write` wrote; None if they are missing, damaged or of another shape."""
-    try:
-        with np.load(file, allow_pickle=False) as kept:
-            images, failed = kept["images"], kept["failed"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    fits = images.shape == shape and images.dtype == np.uint8 and failed.shape == shape[:1]
-    return (images, failed) if fits else None
+def stained(
+    images: np.ndarray,
+    hospital: np.ndarray,
+    shift: StainShift,
+    normalisation: StainNormalisation,
+    digest: str,
+    seed: int,
+    cache: Path,
+) -> np.ndarray:
+    """The patches as their hospitals see them, (N, S, S, 3) uint8: shifted, then normalised; `images` if neither is
+    asked for.
+
+    images: (N, S, S, 3) uint8; not written to.
+    hospital: (N,) of each patch.
+    shift, normalisation: as in an experiment.
+    digest: identifies the content of `images`.
+    seed: of the shift.
+    cache: folder in which normalised patches are kept, and shifted ones if `images` are in a file: see
+        `fedrobust.data.cache`.
+
+    How many patches could not be normalised is logged.
+    """
+    normalises = not isinstance(normalisation, NoNormalisation)
+    if shift.strength == 0 and not normalises:
+        return images
+    if shift.strength > 0:  # then the images depend on the hospital
+        held = hashlib.sha256(np.ascontiguousarray(hospital).tobytes()).hexdigest()
+        digest = f"{digest}/{shift.model_dump_json()}/{seed}/{held}"
+
+    def make(add: Add) -> dict[str, int]:
+        failures, work = 0, LongWork("staining the patches", len(images), "patches")
+        for start in range(0, len(images), BLOCK):
+            end = min(start + BLOCK, len(images))
+            block, failed = normalisation.normalise(_shifted(images[start:end], hospital[start:end], shift, seed))
+            add(block)
+            failures += int(failed.sum())
+            work.reached(end)
+        return {"failed": failures}
+
+    key = hashlib.sha256(f"{_VERSION} {digest} {normalisation.model_dump_json()}".encode()).hexdigest()
+    folder = cache if normalises or file_of(images) is not None else None
+    found = kept(folder, f"stain-{normalisation.name}-{key[:32]}", len(images), make)
+    if found.about["failed"]:
+        logger.warning(
+            "%s: %d of %d patches have too little tissue and stay as they are",
+            normalisation.name,
+            found.about["failed"],
+            len(images),
+        )
+    return found.array
 
 
-def _write(file: Path, images: np.ndarray, failed: np.ndarray) -> None:
-    """Write the whole file or nothing: several runs share a cache."""
-    file.unlink(missing_ok=True)  # a damaged one
-    with whole(file) as partial, partial.open("wb") as out:
-        np.savez(out, images=images, failed=failed)
+def _shifted(images: np.ndarray, hospital: np.ndarray, shift: StainShift, seed: int) -> np.ndarray:
+    if shift.strength == 0:
+        return images
+    shifted = np.empty_like(images)
+    for client in np.unique(hospital):
+        own = hospital == client
+        shifted[own] = shift.apply(images[own], int(client), seed)
+    return shifted

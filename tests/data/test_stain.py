@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import invert_images
+from tiny import exchange
 
+from fedrobust.data import stain
+from fedrobust.data.cache import file_of, kept
 from fedrobust.data.histology import Histology
 from fedrobust.data.stain import (
     HAEMATOXYLIN_EOSIN,
@@ -23,6 +26,7 @@ from fedrobust.data.stain import (
     StainNormalisation,
     StainShift,
     optical_density,
+    stained,
     transmitted,
     varied_stains,
 )
@@ -40,6 +44,10 @@ def images() -> np.ndarray:
 def hospitals(images: np.ndarray) -> list[np.ndarray]:
     """The same 120 patches at six hospitals with stains of their own."""
     return [StainShift(strength=0.5).apply(images, client, seed=3) for client in range(6)]
+
+
+def normalised(method: StainNormalisation, images: np.ndarray, digest: str, cache: Path) -> np.ndarray:
+    return stained(images, np.zeros(len(images), dtype=np.int64), StainShift(), method, digest, 0, cache)
 
 
 def between(hospitals: list[np.ndarray]) -> float:
@@ -150,73 +158,90 @@ def test_blank_patches_stay_as_they_are_and_are_counted(
     pink = np.broadcast_to(np.array([220, 130, 170], dtype=np.uint8), (1, 48, 48, 3))
     mixed = np.concatenate([images[:3], white, black, pink])
     with np.errstate(all="raise"), caplog.at_level(logging.WARNING):
-        normalised = method.apply(mixed, "mixed", tmp_path)
+        found = normalised(method, mixed, "mixed", tmp_path)
     _, failed = method.normalise(mixed)
     assert failed.tolist() == [False] * 3 + [True] * 3
-    assert np.array_equal(normalised[3:], mixed[3:])
-    assert not np.array_equal(normalised[:3], mixed[:3])
+    assert np.array_equal(found[3:], mixed[3:])
+    assert not np.array_equal(found[:3], mixed[:3])
     assert f"{method.name}: 3 of 6 patches" in caplog.text
 
 
 def test_the_cache_is_written_whole_and_read(images: np.ndarray, tmp_path: Path) -> None:
     cache = tmp_path / "not" / "there"
-    first = Reinhard().apply(images[:6], "abc", cache)
-    (file,) = cache.glob("stain-*")
-    assert np.array_equal(Reinhard().apply(images[:6], "abc", cache), first)
+    first = normalised(Reinhard(), images[:6], "abc", cache)
+    (entry,) = cache.glob("stain-*")
+    assert np.array_equal(normalised(Reinhard(), images[:6], "abc", cache), first)
     # Change what is kept: the change must come back, so it was read and not made again.
-    invert_images(file)
-    assert np.array_equal(Reinhard().apply(images[:6], "abc", cache), 255 - first)
-    assert np.array_equal(Reinhard().apply(images[:6], "another digest", cache), first)
+    exchange(entry, lambda kept: 255 - kept)
+    assert np.array_equal(normalised(Reinhard(), images[:6], "abc", cache), 255 - first)
+    assert np.array_equal(normalised(Reinhard(), images[:6], "another digest", cache), first)
     assert len(list(cache.glob("stain-*"))) == 2
 
 
 def test_options_have_caches_of_their_own(images: np.ndarray, tmp_path: Path) -> None:
-    Macenko().apply(images[:4], "abc", tmp_path)
-    Macenko(tissue=0.5).apply(images[:4], "abc", tmp_path)
-    Reinhard().apply(images[:4], "abc", tmp_path)
+    normalised(Macenko(), images[:4], "abc", tmp_path)
+    normalised(Macenko(tissue=0.5), images[:4], "abc", tmp_path)
+    normalised(Reinhard(), images[:4], "abc", tmp_path)
     assert len(list(tmp_path.glob("stain-*"))) == 3
 
 
-@pytest.mark.parametrize("damage", [b"", b"no archive", b"PK\x03\x04 cut short"])
-def test_a_damaged_cache_is_made_again(damage: bytes, images: np.ndarray, tmp_path: Path) -> None:
-    first = Reinhard().apply(images[:3], "abc", tmp_path)
-    (file,) = tmp_path.glob("stain-*")
-    file.write_bytes(damage)
-    assert np.array_equal(Reinhard().apply(images[:3], "abc", tmp_path), first)
-    with np.load(file) as kept:
-        assert np.array_equal(kept["images"], first)
-
-
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
-    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    images: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError("no space left on device")
-
-    first = Reinhard().apply(images[:2], "abc", tmp_path / "cache")
+    first = normalised(Reinhard(), images[:2], "abc", tmp_path / "cache")
     (tmp_path / "a file").touch()
-    assert np.array_equal(Reinhard().apply(images[:2], "abc", tmp_path / "a file" / "cache"), first)
-    monkeypatch.setattr(np, "savez", full)
-    assert np.array_equal(Reinhard().apply(images[:2], "abc", tmp_path), first)
-    assert {path.suffix for path in tmp_path.glob(".stain-*")} == {".lock"} and not list(tmp_path.glob("stain-*"))
-    assert [each.getMessage() for each in caplog.records] == [
-        "reinhard: what is made of the patches is not kept: Not a directory",
-        "reinhard: what is made of the patches is not kept: no space left on device",
-    ]
+    assert np.array_equal(normalised(Reinhard(), images[:2], "abc", tmp_path / "a file" / "cache"), first)
+    (said,) = [each.getMessage() for each in caplog.records]
+    assert said == f"{tmp_path}/a file/cache: what is made of the patches is not kept: Not a directory"
+
+
+def test_files_of_an_earlier_version_are_passed_over(
+    images: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = normalised(Reinhard(), images[:2], "abc", tmp_path / "other")
+    (entry,) = (tmp_path / "other").glob("stain-*")
+    np.savez(tmp_path / f"{entry.name}.npz", images=images[:2], failed=np.zeros(2, dtype=bool))
+    assert np.array_equal(normalised(Reinhard(), images[:2], "abc", tmp_path), first) and not caplog.records
 
 
 def test_whoever_waits_for_a_cache_reads_what_was_made(
     images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, made = Reinhard().apply(images[:2], "abc", tmp_path / "other"), []
+    first, made = normalised(Reinhard(), images[:2], "abc", tmp_path / "other"), []
     monkeypatch.setattr(Reinhard, "normalise", lambda self, images: made.append(1) or (first, np.zeros(2, dtype=bool)))
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: Reinhard().apply(images[:2], "abc", tmp_path), range(4)))
+        found = list(threads.map(lambda _: normalised(Reinhard(), images[:2], "abc", tmp_path), range(4)))
     assert len(made) == 1 and all(np.array_equal(each, first) for each in found)
 
 
+def test_patches_are_shifted_before_they_are_normalised(
+    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stain, "BLOCK", 7)
+    shift, hospital = StainShift(strength=0.5), np.arange(len(images)) % 3
+    expected = np.empty_like(images)
+    for client in range(3):
+        expected[hospital == client] = shift.apply(images[hospital == client], client, 5)
+    found = stained(images, hospital, shift, NoNormalisation(), "abc", 5, tmp_path)
+    assert np.array_equal(found, expected) and list(tmp_path.iterdir()) == []
+    found = stained(images, hospital, shift, Reinhard(), "abc", 5, tmp_path)
+    assert np.array_equal(found, Reinhard().normalise(expected)[0])
+
+
+def test_shifted_patches_of_a_file_are_in_a_file(images: np.ndarray, tmp_path: Path) -> None:
+    def make(add: Callable[[np.ndarray], None]) -> dict[str, int]:
+        add(images)
+        return {}
+
+    mapped = kept(tmp_path, "decoded-abc", len(images), make).array
+    shift, hospital = StainShift(strength=0.5), np.zeros(len(images), dtype=np.int64)
+    found = stained(mapped, hospital, shift, NoNormalisation(), "abc", 5, tmp_path)
+    assert file_of(found) is not None and np.array_equal(found, shift.apply(images, 0, 5))
+    assert stained(mapped, hospital, StainShift(), NoNormalisation(), "abc", 5, tmp_path) is mapped
+
+
 def test_no_normalisation_touches_nothing(images: np.ndarray, tmp_path: Path) -> None:
-    assert NoNormalisation().apply(images, "abc", tmp_path) is images
+    assert normalised(NoNormalisation(), images, "abc", tmp_path) is images
     assert list(tmp_path.iterdir()) == []
 
 
