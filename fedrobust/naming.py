@@ -32,6 +32,8 @@ class Part:
     """The ids of the MLflow runs that were begun for it are appended here: one, or more if it is restarted."""
     go_on: Callable[[], object] = lambda: None
     """Called when there is a team of actors for it, before anything is written; raises if it is no longer wanted."""
+    say: Callable[[str], None] = lambda what: None
+    """Is told what takes long before its first round; raises if it is no longer wanted."""
 
 
 SIZES = ("fraction", "count", "clients")

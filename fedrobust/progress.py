@@ -35,6 +35,11 @@ def progress_to(say: Callable[[str], None]) -> Iterator[None]:
         _say.reset(token)
 
 
+def said(text: str) -> None:
+    """Pass a text to whoever watches; what it raises ends the work."""
+    _say.get()(text)
+
+
 class LongWork:
     """Says from time to time how much of a long work is done."""
 
@@ -48,4 +53,4 @@ class LongWork:
         share, now = 100 * done // max(1, self._total), time.monotonic()
         if done < self._total and share >= self._said + STEP and now - self._last >= self._pause:
             self._last, self._said = now, share
-            _say.get()(f"{self._what}: {share} % of {self._total:,} {self._noun}")
+            said(f"{self._what}: {share} % of {self._total:,} {self._noun}")

@@ -308,7 +308,8 @@ def _trained(
     experiment, hospitals = this.experiment, this.hospitals
     this.say("starting actors")
     with ExitStack() as stack:
-        federation = FederatedTraining(experiment, hospitals, lease(), this.say)
+        say = this.say if this.part is None else this.part.say
+        federation = FederatedTraining(experiment, hospitals, lease(), say)
         if resumed is not None and read_run(resumed.folder).start.encoder != federation.hosts.encoder:
             raise ExperimentError(
                 f"run {resumed.folder.name} cannot be resumed: the encoder's weights or features changed"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy
@@ -20,6 +22,7 @@ from fedrobust.databases import turn
 from fedrobust.errors import TrackingError
 from fedrobust.locks import WaitError, alone
 from fedrobust.private import whole
+from fedrobust.progress import progress_to
 from fedrobust.tracking import Tracker, tables
 
 OPENING = """
@@ -135,6 +138,43 @@ def test_who_is_waited_for_is_told_and_nobody_waits_for_ever(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(TrackingError, match=f"^waited .* for process {dying.pid} on "):
         Tracker.open("x", {}, {})
+
+
+def test_whoever_makes_progress_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For hours, say, while features are computed; but not for ever."""
+    now, texts = [0.0], iter([*range(100), *[100] * 1_000])
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + 60))
+    monkeypatch.setattr(locks, "time", clock)
+    with pytest.raises(WaitError, match=r"waited 66\d\d s for process 1 \(100 of 200\)"):
+        locks.wait_for(lambda: False, lambda: f"process 1 ({next(texts)} of 200)")
+    assert now[0] > 100 * 60 and next(texts) == 100
+    answers = iter([*[False] * 500, True])
+    locks.wait_for(lambda: next(answers), lambda: f"process 1 ({now[0]} of 200)")
+
+
+def test_how_far_the_work_is_stands_in_the_lock(tmp_path: Path) -> None:
+    """And whoever waits says for whom."""
+    told, work = [], threading.Event()
+
+    def hear(text: str) -> None:
+        told.append(text)
+        work.set()
+
+    def wait() -> None:
+        with progress_to(hear), alone(tmp_path / "file"):
+            pass
+
+    with alone(tmp_path / "file") as tell:
+        tell("a long text, 7 of 9")
+        tell("8 of 9")
+        assert (tmp_path / ".file.lock").read_text().endswith(" (8 of 9)")
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert work.wait(60)
+    thread.join(60)
+    assert set(told) == {
+        f"waiting for process {os.getpid()} on {socket.gethostname()}, which is making {tmp_path / 'file'}"
+    }
 
 
 def test_threads_of_a_process_take_turns_and_an_error_ends_ones_turn(tmp_path: Path) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from encoded import ENCODER, write_weights
 from tiny import ended_again, exchange, journal_without_seconds, run
 
 import fedrobust
-import fedrobust.federation.encoding as encoding
 from fedrobust.data.cache import ARRAY
 from fedrobust.errors import ExperimentError
 from fedrobust.federation.pool import Pool
@@ -40,7 +41,6 @@ def said() -> list[str]:
 def reference(place: Path, pool: Pool, said: list[str]) -> fedrobust.Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setattr(encoding, "SHARE", 64)
         write_weights(Path("encoder.pth"))
         return run(*OVERRIDES, "tracking.model=true", pool=pool, say=said.append)
 
@@ -55,7 +55,7 @@ def cached() -> list[Path]:
 
 def test_patches_are_encoded_once_and_the_head_learns(reference: fedrobust.Result, said: list[str]) -> None:
     told = [each for each in said if each.startswith("encoding")]
-    assert told[0] == "encoding patches: 64 of 480" and told[-1] == "encoding patches: 480 of 480"
+    assert told[0] == "encoding patches: 6 % of 480" and told[-1] == "encoding patches: 100 % of 480"
     assert reference.recorded.start.parameters == 256 * 2 + 2
     (entry,) = cached()
     assert np.load(entry / ARRAY).shape == (480, 256)
@@ -74,6 +74,24 @@ def test_another_run_reads_them_and_a_damaged_file_is_made_again(reference: fedr
         assert journal_without_seconds(again) == journal_without_seconds(reference)
         told.append([each for each in said if each.startswith("encoding")])
     assert not told[0] and told[1]
+
+
+def test_actors_that_die_while_they_encode_change_no_bit(reference: fedrobust.Result, pool: Pool) -> None:
+    (entry,), alive = cached(), list[bool]()
+    kept, before = (entry / ARRAY).read_bytes(), list(pool._all[0].workers)
+    shutil.rmtree(entry)
+    pool.data._features.clear()
+
+    def kill(what: str) -> None:
+        if what.startswith("encoding") and not alive:
+            alive.append(True)
+            for actor in before:
+                ray.kill(actor)
+
+    again = run(*OVERRIDES, pool=pool, say=kill)
+    assert alive and not set(before) & set(pool._all[0].workers)
+    assert (entry / ARRAY).read_bytes() == kept
+    assert journal_without_seconds(again) == journal_without_seconds(reference)
 
 
 def test_a_stop_changes_nothing_but_other_weights_are_refused(reference: fedrobust.Result, pool: Pool) -> None:

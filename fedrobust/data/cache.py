@@ -114,8 +114,8 @@ def kept(folder: Path | None, name: str, most: int, make: Callable[[Add], dict[s
             private_folder(place.parent)
             if (found := _read(place)) is not None:
                 return found
-            with alone(place):
-                return _read(place, log=logging.DEBUG) or _made(place, most, make)
+            with alone(place) as tell:
+                return _read(place, log=logging.DEBUG) or _made(place, most, make, tell)
         except OSError as error:  # also for a wait that was too long
             logger.warning("%s: what is made of the patches is not kept: %s", folder, error.strerror or error)
     held = _Held(most)
@@ -210,14 +210,15 @@ def _read(place: Path, log: int = logging.WARNING) -> KeptArray | None:
     return None
 
 
-def _made(place: Path, most: int, make: Callable[[Add], dict[str, Any]]) -> KeptArray:
+def _made(place: Path, most: int, make: Callable[[Add], dict[str, Any]], tell: Callable[[str], None]) -> KeptArray:
+    """Make an entry; `tell` is told how far it is."""
     partial = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
     for left in place.parent.glob(f".{place.name}.*/"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     try:
         partial.mkdir(mode=0o700)
         with (partial / ARRAY).open("xb") as out:
-            written = _Written(out, most)
+            written = _Written(out, most, tell)
             about = make(written.add)
             written.end()
         digest = written.digest.hexdigest()
@@ -242,8 +243,8 @@ def _made(place: Path, most: int, make: Callable[[Add], dict[str, Any]]) -> Kept
 class _Written:
     """Rows that are written to a file one block after the other: a full disk is an error, not the process's end."""
 
-    def __init__(self, out: BinaryIO, most: int) -> None:
-        self._out, self._most, self._count = out, most, 0
+    def __init__(self, out: BinaryIO, most: int, tell: Callable[[str], None]) -> None:
+        self._out, self._most, self._tell, self._count = out, most, tell, 0
         self._row: np.ndarray | None = None
         self.digest = blake3()
 
@@ -260,6 +261,7 @@ class _Written:
         self._out.write(data)
         self.digest.update(data)
         self._count += len(rows)
+        self._tell(f"{self._count:,} of {self._most:,}")
 
     def end(self) -> None:
         """Complete the file."""

@@ -150,11 +150,11 @@ class ClientHost:
         named = network.named_parameters()
         return [Layer(name, tuple(parameter.shape)) for name, parameter in named if parameter.requires_grad]
 
-    def encoder(self) -> str:
-        """Digest of what features depend on besides the patches."""
-        from fedrobust.federation.features import encoder_digest
+    def encoder(self) -> tuple[str, int]:
+        """Digest of what features depend on besides the patches, and how many patches are encoded at once."""
+        from fedrobust.federation.features import BLOCK, encoder_digest
 
-        return encoder_digest(self._network)
+        return encoder_digest(self._network), BLOCK
 
     def encode(self, first: int, last: int) -> np.ndarray:
         """The features (n, F) float32 of the patches at the positions from `first` to `last`."""

@@ -1,8 +1,8 @@
-"""The features of all patches: from the cache, or computed by the client actors, a few hundred patches at a time."""
+"""The features of all patches: from the cache, or computed by client actors, block after block."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
@@ -11,23 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray.actor import ActorHandle
 
 from fedrobust.data.cache import Add, kept
 from fedrobust.data.hospitals import Hospitals
-from fedrobust.federation.actors import answer
+from fedrobust.federation.actors import ActorDied
 
 FEATURES = Path("mlruns/cache")
 """Folder of features, below the working folder."""
-SHARE = 256
-"""Patches of one message: a multiple of the blocks in which they are encoded."""
+AHEAD = 2
+"""Blocks of each actor: it has its next one before it has finished one."""
+
+Encode = Callable[[int, int], Callable[[], np.ndarray]]
+"""Asks an actor for the features (n, F) of the patches from a position to another one; what it returns waits for them,
+and raises `ActorDied` if the actor, and those that replace it, die again and again."""
 
 
 def features_of(
     hospitals: Hospitals,
     encoder: str,
-    workers: Sequence[ActorHandle],
-    patience: float,
+    block: int,
+    actors: Sequence[Encode],
     say: Callable[[str], None],
     cache: Path = FEATURES,
 ) -> np.ndarray:
@@ -35,13 +38,14 @@ def features_of(
 
     hospitals: have the patches.
     encoder: its digest.
-    workers: client actors that are set up with encoder and patches.
-    patience: seconds to wait for `SHARE` patches.
-    say: is told how far it is.
+    block: patches that are encoded at once.
+    actors: encode them; more of them may be added meanwhile.
+    say: is told how far it is, at each answer; what it raises ends the work.
     cache: the folder.
     """
     count = len(hospitals.images)
-    return kept_features(cache, f"{encoder} {hospitals.digest}", count, partial(_encode, count, workers, patience, say))
+    make = partial(_encode, count, block, actors, say)
+    return kept_features(cache, f"{encoder} {hospitals.digest}", count, make)
 
 
 def kept_features(cache: Path, what: str, count: int, make: Callable[[Add], None]) -> np.ndarray:
@@ -61,19 +65,27 @@ def kept_features(cache: Path, what: str, count: int, make: Callable[[Add], None
     return kept(cache, name, count, made).array
 
 
-def _encode(count: int, workers: Sequence[ActorHandle], patience: float, say: Callable[[str], None], add: Add) -> None:
-    asked, done = deque[Any](), 0
-
-    def take() -> None:
-        nonlocal done
-        part = answer(asked.popleft(), "a client actor to encode patches", patience)
-        add(part)
-        done += len(part)
-        say(f"encoding patches: {done:,} of {count:,}")
-
-    for number, first in enumerate(range(0, count, SHARE)):
-        if len(asked) == 2 * len(workers):  # each actor has its next share before it has finished one
-            take()
-        asked.append(workers[number % len(workers)].encode.remote(first, first + SHARE))
-    while asked:
-        take()
+def _encode(count: int, block: int, actors: Sequence[Encode], say: Callable[[str], None], add: Add) -> None:
+    """Encode `count` patches. What an actor does not encode, as it dies again and again, is left to others."""
+    left, asked = deque(range(0, count, block)), deque[tuple[int, int, Callable[[], np.ndarray]]]()
+    busy, lost, found, done = Counter[int](), set[int](), dict[int, np.ndarray](), 0
+    while left or asked:
+        for most in range(1, AHEAD + 1):
+            for actor, encode in enumerate(actors):
+                if left and busy[actor] < most and actor not in lost:
+                    first = left.popleft()
+                    asked.append((first, actor, encode(first, min(count, first + block))))
+                    busy[actor] += 1
+        first, actor, features = asked.popleft()
+        busy[actor] -= 1
+        try:
+            found[first] = features()
+        except ActorDied:
+            lost.add(actor)
+            left.appendleft(first)
+            if len(lost) == len(actors):
+                raise
+        while (part := found.pop(done, None)) is not None:
+            add(part)
+            done += len(part)
+            say(f"encoding patches: {100 * done // count} % of {count:,}")

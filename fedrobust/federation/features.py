@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -45,17 +46,22 @@ def encoder_digest(network: EncoderNetwork) -> str:
     return sha256(state.encode() + scaling + rest.encode()).hexdigest()
 
 
-def encoded(network: EncoderNetwork, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
-    """The features (n, F) of images (n, S, S, 3), `BLOCK` of them at once."""
+def encoded_blocks(
+    network: EncoderNetwork, images: NDArray[np.uint8], device: torch.device
+) -> Iterator[NDArray[np.float32]]:
+    """The features (n, F) of images (N, S, S, 3), `BLOCK` of them at once."""
     network.eval()
     if device.type != "cpu":  # there it is already, and `to` would copy a shared encoder
         network.to(device)
-    with torch.inference_mode():
-        blocks = [
-            network.features(to_tensor(images[first : first + BLOCK], device)).float().cpu()
-            for first in range(0, len(images), BLOCK)
-        ]
-    return torch.cat(blocks).numpy()
+    for first in range(0, len(images), BLOCK):
+        with torch.inference_mode():
+            block = network.features(to_tensor(images[first : first + BLOCK], device)).float().cpu().numpy()
+        yield block
+
+
+def encoded(network: EncoderNetwork, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
+    """The features (N, F) of images (N, S, S, 3)."""
+    return np.concatenate(list(encoded_blocks(network, images, device)))
 
 
 class Features:
@@ -114,12 +120,13 @@ class Features:
             self._sets[key] = self.table[:0]
             if len(images):
                 what = f"{self._encoder} {sha256(images.tobytes()).hexdigest()}"
-                found = kept_features(self._cache, what, len(images), lambda add: add(self._encoded(images)))
+                found = kept_features(self._cache, what, len(images), partial(self._add_features, images))
                 self._sets[key] = np.array(found)  # torch wants arrays that can be written to
         return self._sets[key]
 
-    def _encoded(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return encoded(self._network, images, self._device)
+    def _add_features(self, images: NDArray[np.uint8], add: Callable[[NDArray[np.float32]], None]) -> None:
+        for block in encoded_blocks(self._network, images, self._device):
+            add(block)
 
     def _poisoned(
         self,
@@ -142,7 +149,7 @@ class Features:
         """The features (F,) of an image: encoded alone, so that they do not depend on its batch."""
         key = self._encoder + sha256(image.tobytes()).hexdigest()
         if key not in _changed:
-            _changed[key] = self._encoded(image[None])[0]
+            _changed[key] = encoded(self._network, image[None], self._device)[0]
             if len(_changed) > KEPT:
                 _changed.popitem(last=False)
         return _changed[key]

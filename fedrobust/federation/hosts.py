@@ -21,6 +21,7 @@ from fedrobust.federation.delivery import Block
 from fedrobust.federation.encoding import FEATURES, features_of
 from fedrobust.federation.pool import Team
 from fedrobust.learning import Encoder
+from fedrobust.progress import progress_to
 from fedrobust.timeline import arrived
 from fedrobust.updates import shard_columns
 
@@ -75,19 +76,22 @@ class Hosts:
         learning = experiment.learning.model_copy(update={"model": experiment.learning.model.located()})
         sent = experiment.model_copy(update={"learning": learning})
         self._setup = [sent, ray.put(layout), *team.data.of(hospitals)]
-        self.layers: list[Layer] = setup(team.workers, self._setup, "the client actors to get ready", self._patience)[0]
+        self.layers: list[Layer] = self._prepare("the client actors to get ready")
         """Those to which the d coordinates of the updates belong."""
         self.encoder = ""
         """Digest of a pretrained encoder, of which the updates have no or not all weights, and of the features that
         training reads; empty for other models."""
         if isinstance(experiment.learning.model, Encoder):
-            self.encoder = answer(team.workers[0].encoder.remote(), "the encoder's digest", self._patience)
+            self.encoder, block = self._asked(0, _ask_encoder, "worker 0 to know the encoder")()
         if experiment.learning.on_features:
-            make = partial(features_of, hospitals, self.encoder, team.workers, self._patience, say)
-            features, digest = team.data.features(hospitals, self.encoder, make)
+            make = partial(features_of, hospitals, self.encoder, block)
+            encode = [partial(self._ask_features, worker) for worker in range(len(team.workers))]
+            with progress_to(say):
+                features, digest = team.data.features(hospitals, self.encoder, encode, make, say)
+            say("training")
             self.encoder = f"{self.encoder} {digest}"
             self._setup += [features, FEATURES.absolute()]
-            setup(team.workers, self._setup, "the client actors to take the features", self._patience)
+            self._prepare("the client actors to take the features")
         d = sum(math.prod(layer.shape) for layer in self.layers)
         self.columns = shard_columns(d, max(1, len(team.shards)))
         """How the d coordinates of the updates are cut: one part, or one for each shard."""
@@ -206,6 +210,14 @@ class Hosts:
             arrived(f"client actor {worker}", part.pop(STEPS, None))
         return {key: np.concatenate([part[key] for part in answers]) for key in answers[0]}
 
+    def _ask_features(self, worker: int, first: int, last: int) -> Callable[[], np.ndarray]:
+        """Start the encoding of the patches from position `first` to `last`; see `encoding.Encode`."""
+
+        def ask(actor: ActorHandle) -> Any:
+            return actor.encode.remote(first, last)
+
+        return self._asked(worker, ask, f"worker {worker} to encode patches {first:,} to {last - 1:,}")
+
     def _asked(self, worker: int, ask: Callable[[ActorHandle], Any], awaited: str) -> Callable[[], Any]:
         """Ask a client actor; the function that is returned waits for the answer. If the actor dies, its replacement is
         asked."""
@@ -287,12 +299,29 @@ class Hosts:
                 last = error
         raise ActorDied(f"{ATTEMPTS} times in a row {last}")
 
+    def _prepare(self, awaited: str) -> list[Layer]:
+        """Set all client actors up; those that die are replaced. Returns the answer of one."""
+        last: ActorDied | None = None
+        for attempt in range(ATTEMPTS):
+            try:
+                for actor in self._team.workers if attempt else ():
+                    self.alive(actor)
+                answers: list[list[Layer]] = setup(list(self._team.workers), self._setup, awaited, self._patience)
+                return answers[0]
+            except ActorDied as error:
+                last = error
+        raise ActorDied(f"{ATTEMPTS} times in a row {last}")
+
     def _revive(self, worker: int, dead: ActorHandle) -> None:
         """Replace the actor `dead`, unless it has been replaced already: several tasks may have died with it."""
         if self._team.workers[worker] is dead:
             # The coordinator may have died with the same node, and then there is nobody to train for.
             answer(self._team.coordinator.__ray_ready__.remote(), "the coordinator to answer", self._patience)
             setup([self._team.replace(worker)], self._setup, f"worker {worker} to be replaced", self._patience)
+
+
+def _ask_encoder(actor: ActorHandle) -> Any:
+    return actor.encoder.remote()
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,24 +10,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 from secrets import token_bytes
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import numpy as np
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from fedrobust.data.cache import digest_of
-from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import FederationError, NoPlaceError
 from fedrobust.experiment import Workers
 from fedrobust.federation.actors import GONE, ActorDied, answer, in_words, reason
@@ -36,6 +32,7 @@ from fedrobust.federation.clients import ClientHost
 from fedrobust.federation.coordinator import Coordinator
 from fedrobust.federation.party_host import PartyHost
 from fedrobust.federation.shard_hosts import ShardHost
+from fedrobust.federation.shared_data import SharedData
 
 PATIENCE = 120.0
 """Seconds for which a team may have no room in the cluster: at first, and after its node has died."""
@@ -50,37 +47,6 @@ _starting = threading.Lock()
 """Held by a pool while it takes its room: two that start at once would each wait for what the other one has."""
 _holders: dict[int, int] = {}
 """The pools of this process that have their room: id → thread."""
-
-
-class SharedData:
-    """The patches that are in Ray's object store: once for all runs that have the same `Hospitals`, and for as long as
-    somebody has these."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: WeakKeyDictionary[Hospitals, tuple[Any, Any]] = WeakKeyDictionary()
-        self._encoding = threading.Lock()
-        self._features: WeakKeyDictionary[Hospitals, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
-
-    def of(self, hospitals: Hospitals) -> tuple[Any, Any]:
-        """References to images (N, S, S, 3) uint8 and labels (N,)."""
-        with self._lock:
-            if hospitals not in self._held:
-                self._held[hospitals] = ray.put(hospitals.images), ray.put(hospitals.labels)
-            return self._held[hospitals]
-
-    def features(self, hospitals: Hospitals, encoder: str, make: Callable[[], np.ndarray]) -> tuple[Any, str]:
-        """A reference to the features (N, F) float32 that an encoder makes of the patches, and their digest.
-
-        encoder: its digest.
-        make: makes them; called if nobody has done it. Others wait meanwhile.
-        """
-        with self._encoding:
-            held = self._features.setdefault(hospitals, {})
-            if encoder not in held:
-                made = make()
-                held[encoder] = ray.put(made), digest_of(made)
-            return held[encoder]
 
 
 @dataclass

@@ -130,7 +130,8 @@ class Teams:
 
         Raises as `fedrobust.run` does.
         """
-        hospitals, part = self.hospitals(experiment), replace(part, go_on=partial(self._go_on_with, part))
+        hospitals = self.hospitals(experiment)
+        part = replace(part, go_on=partial(self._go_on_with, part), say=self._heard)
         for _ in range(ATTEMPTS - 1):
             try:
                 return run(experiment, hooks=[self.go_on, *hooks], pool=self._pool, hospitals=hospitals, part=part)
@@ -157,7 +158,7 @@ class Teams:
 
     def hospitals(self, experiment: Experiment) -> Hospitals:
         """Return the data of an experiment; the last few are cached."""
-        with progress_to(self._say):
+        with progress_to(self._heard):
             return self._shelf.get(experiment)
 
     def pool(self, experiment: Experiment) -> Pool:
@@ -176,6 +177,10 @@ class Teams:
     def _go_on_with(self, part: Part) -> None:
         self.go_on()
         part.go_on()
+
+    def _heard(self, what: str) -> None:
+        self.go_on()
+        self._say(what)
 
     def go_on(self, record: object = None) -> None:
         """Hook of every run: raises `Stopped` if everything is being stopped."""

@@ -92,13 +92,13 @@ def test_a_patch_is_looked_at_once(
     """One with a trigger, too; and what is not changed is not looked at again."""
     import fedrobust.federation.features as room
 
-    looked, encoded = list[int](), room.encoded
+    looked, blocks = list[int](), room.encoded_blocks
 
-    def counting(network: Any, images: np.ndarray, device: Any) -> np.ndarray:
+    def counting(network: Any, images: np.ndarray, device: Any) -> Any:
         looked.append(len(images))
-        return encoded(network, images, device)
+        return blocks(network, images, device)
 
-    monkeypatch.setattr(room, "encoded", counting)
+    monkeypatch.setattr(room, "encoded_blocks", counting)
     monkeypatch.setattr(room, "_changed", OrderedDict())
     shutil.copy(weights, tmp_path)  # beside it is the cache
     weights = tmp_path / weights.name

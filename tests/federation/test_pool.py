@@ -20,7 +20,8 @@ import fedrobust.federation.pool as pool_module
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Workers
 from fedrobust.federation.actors import answer
-from fedrobust.federation.pool import Pool, Share, SharedData, Team, share, teams_that_fit
+from fedrobust.federation.pool import Pool, Share, Team, share, teams_that_fit
+from fedrobust.federation.shared_data import SharedData
 
 
 @pytest.mark.parametrize(

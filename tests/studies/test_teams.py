@@ -165,6 +165,26 @@ def test_results_are_handed_on_one_at_a_time() -> None:
     assert most == [1]
 
 
+def test_what_takes_long_before_the_first_round_is_told_and_ends_with_the_study(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding patches, say: for as long as an hour a run has no round at which it could be stopped."""
+    told, rounds = list[str](), list[str]()
+
+    def run(experiment: Any, part: Part, **_: Any) -> Any:
+        part.say("encoding patches: 1 % of 10,000")
+        teams._stopping.set()
+        part.say("encoding patches: 2 % of 10,000")
+        rounds.append("one")
+
+    monkeypatch.setattr(teams_room, "run", run)
+    with Teams(told.append, pool=SimpleNamespace(teams=1)) as teams:  # type: ignore[arg-type]
+        monkeypatch.setattr(teams, "hospitals", lambda experiment: None)
+        with pytest.raises(Stopped):
+            teams.run(EXPERIMENT, Part("all", {}))
+    assert told == ["encoding patches: 1 % of 10,000"] and not rounds
+
+
 def test_a_run_that_is_a_part_is_not_said_to_go_on_alone(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it is a part of is started again; a run of its own goes on where it stopped."""
     import fedrobust.runner as runner

@@ -1,0 +1,105 @@
+"""What lies in Ray's object store for many runs: patches, and the features that a frozen encoder makes of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import ray
+
+from fedrobust.data.cache import digest_of
+from fedrobust.data.hospitals import Hospitals
+from fedrobust.federation.encoding import Encode
+
+MOMENT = 1.0
+"""Seconds of one wait: a run that is no longer wanted ends between two."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(eq=False)
+class _Making:
+    """Features that a run is making, or has made."""
+
+    actors: list[Encode]
+    found: Future[tuple[Any, str]] = field(default_factory=Future)
+    said: str = "encoding patches"
+
+
+class SharedData:
+    """Patches and features: in the object store once for all runs that have the same `Hospitals`, and for as long as
+    somebody has these."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: WeakKeyDictionary[Hospitals, tuple[Any, Any]] = WeakKeyDictionary()
+        self._features: WeakKeyDictionary[Hospitals, dict[str, _Making]] = WeakKeyDictionary()
+
+    def of(self, hospitals: Hospitals) -> tuple[Any, Any]:
+        """References to images (N, S, S, 3) uint8 and labels (N,)."""
+        with self._lock:
+            if hospitals not in self._held:
+                self._held[hospitals] = ray.put(hospitals.images), ray.put(hospitals.labels)
+            return self._held[hospitals]
+
+    def features(
+        self,
+        hospitals: Hospitals,
+        encoder: str,
+        actors: Sequence[Encode],
+        make: Callable[[Sequence[Encode], Say], np.ndarray],
+        say: Say,
+    ) -> tuple[Any, str]:
+        """A reference to the features (N, F) that an encoder makes of the patches, and their digest.
+
+        encoder: its digest.
+        actors: of the caller. If another run is making these features, it gets them as well until all is encoded.
+        make: makes the features with these actors, whose list may grow meanwhile; called if nobody else does.
+        say: is told how far it is, at least every second or with every answer of an actor; what it raises ends the
+            wait.
+
+        If the run that makes them fails, one of those that wait makes them.
+        """
+        while True:
+            with self._lock:
+                held = self._features.setdefault(hospitals, {})
+                making, first = held.get(encoder), encoder not in held
+                if making is None:
+                    making = held[encoder] = _Making(list(actors))
+                elif not making.found.done():
+                    making.actors.extend(actors)
+            if first:
+                return self._made(hospitals, encoder, making, make, say)
+            while wait([making.found], MOMENT).not_done:
+                say(making.said)
+            if making.found.exception() is None:
+                return making.found.result()
+
+    def _made(
+        self,
+        hospitals: Hospitals,
+        encoder: str,
+        making: _Making,
+        make: Callable[[Sequence[Encode], Say], np.ndarray],
+        say: Say,
+    ) -> tuple[Any, str]:
+        def tell(what: str) -> None:
+            making.said = what
+            say(what)
+
+        try:
+            made = make(making.actors, tell)
+            found = ray.put(made), digest_of(made)
+        except BaseException as error:
+            with self._lock:
+                self._features.get(hospitals, {}).pop(encoder, None)
+            making.found.set_exception(error)
+            raise
+        making.found.set_result(found)
+        making.actors = []  # they hold what belongs to the runs that have them
+        return found
