@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,18 @@ def _cause(error: BaseException) -> BaseException:
     return error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
 
 
-def setup(actors: Sequence[ActorHandle], arguments: Sequence[Any], awaited: str, patience: float) -> list[Any]:
-    """Call `setup(*arguments)` on all actors and wait for their answers.
+def setup(
+    actors: Sequence[ActorHandle],
+    arguments: Sequence[Any],
+    awaited: str,
+    patience: float,
+    own: Callable[[ActorHandle], Sequence[Any]] = lambda actor: (),
+) -> list[Any]:
+    """Call `setup(*arguments, *own(actor))` on all actors and wait for their answers.
 
     awaited: what an error names.
     patience: seconds to wait in all.
+    own: the arguments that only this actor gets.
 
     A user's classes, which the arguments may hold, are found in the actors where this process finds them. Raises as
     `answer`.
@@ -111,7 +118,7 @@ def setup(actors: Sequence[ActorHandle], arguments: Sequence[Any], awaited: str,
     if places := [_in_the_copy(folder) for folder in folders()]:
         for actor in actors:
             actor.__ray_call__.remote(_look_in, places)
-    references = [actor.setup.remote(*arguments) for actor in actors]
+    references = [actor.setup.remote(*arguments, *own(actor)) for actor in actors]
     return [answer(reference, awaited, max(1.0, deadline - time.monotonic())) for reference in references]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedrobust.aggregation import Layer
 from fedrobust.attacks import Backdoor, DataAttack, LocalAttack, LocalView
+from fedrobust.data.cache import ArrayFile
 from fedrobust.experiment import Experiment
 from fedrobust.machine import keep_freed_memory
 from fedrobust.secure.sending import Sender
@@ -100,28 +101,44 @@ class ClientHost:
         if device == "cuda" and memory < 1:
             torch.cuda.set_per_process_memory_fraction(memory)
         self._device = device
+        self._opened: dict[ArrayFile, np.ndarray] = {}
+
+    def open(self, files: Sequence[ArrayFile]) -> set[ArrayFile]:
+        """Open files of arrays for the next `setup`; returns those that are here.
+
+        What is open stays so when its file is removed.
+        """
+        found = {file: self._opened[file] if file in self._opened else file.opened() for file in files}
+        self._opened = {file: array for file, array in found.items() if array is not None}
+        return set(self._opened)
 
     def setup(
         self,
         experiment: Experiment,
         layout: Layout,
-        images: np.ndarray,
         labels: np.ndarray,
-        features: np.ndarray | None = None,
-        cache: Path | None = None,
+        cache: Path,
+        images: np.ndarray | ArrayFile,
+        features: np.ndarray | ArrayFile | None = None,
     ) -> list[Layer]:
         """Prepare for an experiment, whatever was run before; returns the layers to which the d trainable parameters
         belong.
 
         layout: which patches are whose.
-        images: (N, S, S, 3) uint8.
-        labels: (N,).
-        features: (N, F) float32 of the patches, for a head on a frozen encoder: what it is trained on instead.
-        cache: folder for features of other patches.
+        labels: (N,) of the patches.
+        cache: folder for features of patches that attackers have changed.
+        images: (N, S, S, 3) uint8; or their file, which `open` has opened.
+        features: (N, F) float32 of the patches, for a head on a frozen encoder: what it is trained on instead; or
+            their file.
         """
         from fedrobust.learning.training import LocalTrainer
         from fedrobust.learning.vector import parameters_to_vector
 
+        opened, self._opened = self._opened, {}
+        if isinstance(images, ArrayFile):
+            self._opened[images], images = opened[images], opened[images]
+        if isinstance(features, ArrayFile):
+            self._opened[features], features = opened[features], opened[features]
         self._experiment, self._layout, self._images, self._labels = experiment, layout, images, labels
         learning = experiment.learning
         network: Any = learning.model.build(layout.classes, images.shape[1], experiment.seed)
@@ -133,7 +150,6 @@ class ClientHost:
 
             from fedrobust.federation.features import Features
 
-            assert cache is not None
             self._features = Features(network, features, images, labels, torch.device(self._device), cache)
             trained, local = network.head, local.model_copy(update={"channels_last": False})
         self._trainer = LocalTrainer(trained, local, self._device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -75,7 +75,8 @@ class Hosts:
         layout = Layout(tuple(training), held_out, hospitals.indices["test"], len(hospitals.label_names))
         learning = experiment.learning.model_copy(update={"model": experiment.learning.model.located()})
         sent = experiment.model_copy(update={"learning": learning})
-        self._setup = [sent, ray.put(layout), *team.data.of(hospitals)]
+        images, labels = team.data.of(hospitals)
+        self._setup, self._arrays = [sent, ray.put(layout), labels, FEATURES.absolute()], [images]
         self.layers: list[Layer] = self._prepare("the client actors to get ready")
         """Those to which the d coordinates of the updates belong."""
         self.encoder = ""
@@ -90,7 +91,7 @@ class Hosts:
                 features, digest = team.data.features(hospitals, self.encoder, encode, make, say)
             say("training")
             self.encoder = f"{self.encoder} {digest}"
-            self._setup += [features, FEATURES.absolute()]
+            self._arrays.append(features)
             self._prepare("the client actors to take the features")
         d = sum(math.prod(layer.shape) for layer in self.layers)
         self.columns = shard_columns(d, max(1, len(team.shards)))
@@ -306,8 +307,7 @@ class Hosts:
             try:
                 for actor in self._team.workers if attempt else ():
                     self.alive(actor)
-                answers: list[list[Layer]] = setup(list(self._team.workers), self._setup, awaited, self._patience)
-                return answers[0]
+                return self._set_up(self._team.workers, awaited)
             except ActorDied as error:
                 last = error
         raise ActorDied(f"{ATTEMPTS} times in a row {last}")
@@ -317,7 +317,22 @@ class Hosts:
         if self._team.workers[worker] is dead:
             # The coordinator may have died with the same node, and then there is nobody to train for.
             answer(self._team.coordinator.__ray_ready__.remote(), "the coordinator to answer", self._patience)
-            setup([self._team.replace(worker)], self._setup, f"worker {worker} to be replaced", self._patience)
+            self._set_up([self._team.replace(worker)], f"worker {worker} to be replaced")
+
+    def _set_up(self, workers: Sequence[ActorHandle], awaited: str) -> list[Layer]:
+        """Set up client actors, each with the patches as it can read them. Returns the answer of one.
+
+        awaited: what an error names.
+        """
+        files = [array.file for array in self._arrays if array.file is not None]
+        asked = {worker: worker.open.remote(files) for worker in workers if files}
+
+        def own(worker: ActorHandle) -> list[Any]:
+            opened = answer(asked[worker], awaited, self._patience) if files else set()
+            return [array.argument(array.file in opened) for array in self._arrays]
+
+        answers: list[list[Layer]] = setup(list(workers), self._setup, awaited, self._patience, own)
+        return answers[0]
 
 
 def _ask_encoder(actor: ActorHandle) -> Any:

@@ -1,4 +1,5 @@
-"""What lies in Ray's object store for many runs: patches, and the features that a frozen encoder makes of them."""
+"""What client actors read, once for many runs and once for every node: patches, and the features that a frozen encoder
+makes of them."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import ray
 
-from fedrobust.data.cache import digest_of
+from fedrobust.data.cache import ArrayFile, digest_of, file_of
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.federation.encoding import Encode
 
@@ -22,29 +23,51 @@ MOMENT = 1.0
 Say = Callable[[str], None]
 
 
+class SharedArray:
+    """An array for client actors: those that can open the file that it is mapped from read it there; the others get it
+    from Ray's object store, where it is put once, when the first of them needs it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.file: ArrayFile | None = file_of(array)
+        self._lock = threading.Lock()
+        self._array = None if self.file is None else array  # a map, which needs no memory of its own
+        self._reference: Any = ray.put(array) if self.file is None else None
+
+    def argument(self, opened: bool) -> Any:
+        """What stands for the array among the arguments of an actor's `setup`: the file, or a reference.
+
+        opened: whether the actor has opened the file.
+        """
+        if opened:
+            return self.file
+        with self._lock:
+            if self._reference is None:
+                self._reference = ray.put(self._array)
+            return self._reference
+
+
 @dataclass(eq=False)
 class _Making:
     """Features that a run is making, or has made."""
 
     actors: list[Encode]
-    found: Future[tuple[Any, str]] = field(default_factory=Future)
+    found: Future[tuple[SharedArray, str]] = field(default_factory=Future)
     said: str = "encoding patches"
 
 
 class SharedData:
-    """Patches and features: in the object store once for all runs that have the same `Hospitals`, and for as long as
-    somebody has these."""
+    """Patches and features: once for all runs that have the same `Hospitals`, and for as long as somebody has these."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: WeakKeyDictionary[Hospitals, tuple[Any, Any]] = WeakKeyDictionary()
+        self._held: WeakKeyDictionary[Hospitals, tuple[SharedArray, Any]] = WeakKeyDictionary()
         self._features: WeakKeyDictionary[Hospitals, dict[str, _Making]] = WeakKeyDictionary()
 
-    def of(self, hospitals: Hospitals) -> tuple[Any, Any]:
-        """References to images (N, S, S, 3) uint8 and labels (N,)."""
+    def of(self, hospitals: Hospitals) -> tuple[SharedArray, Any]:
+        """The images (N, S, S, 3) uint8, and a reference to the labels (N,)."""
         with self._lock:
             if hospitals not in self._held:
-                self._held[hospitals] = ray.put(hospitals.images), ray.put(hospitals.labels)
+                self._held[hospitals] = SharedArray(hospitals.images), ray.put(hospitals.labels)
             return self._held[hospitals]
 
     def features(
@@ -54,8 +77,8 @@ class SharedData:
         actors: Sequence[Encode],
         make: Callable[[Sequence[Encode], Say], np.ndarray],
         say: Say,
-    ) -> tuple[Any, str]:
-        """A reference to the features (N, F) that an encoder makes of the patches, and their digest.
+    ) -> tuple[SharedArray, str]:
+        """The features (N, F) that an encoder makes of the patches, and their digest.
 
         encoder: its digest.
         actors: of the caller. If another run is making these features, it gets them as well until all is encoded.
@@ -87,14 +110,14 @@ class SharedData:
         making: _Making,
         make: Callable[[Sequence[Encode], Say], np.ndarray],
         say: Say,
-    ) -> tuple[Any, str]:
+    ) -> tuple[SharedArray, str]:
         def tell(what: str) -> None:
             making.said = what
             say(what)
 
         try:
             made = make(making.actors, tell)
-            found = ray.put(made), digest_of(made)
+            found = SharedArray(made), digest_of(made)
         except BaseException as error:
             with self._lock:
                 self._features.get(hospitals, {}).pop(encoder, None)

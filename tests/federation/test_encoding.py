@@ -65,7 +65,7 @@ def team(patch: pytest.MonkeyPatch, *fates: Fates) -> tuple[list[Encode], list[A
         fresh(worker).made.setup()
     made = object.__new__(Hosts)
     made._team = SimpleNamespace(workers=workers, coordinator=Actor(object()), replace=fresh)  # type: ignore[assignment]
-    made._setup, made._patience = [], 1.0
+    made._setup, made._arrays, made._patience = [], [], 1.0
     return [partial(made._ask_features, worker) for worker in range(len(fates))], workers
 
 
@@ -194,7 +194,7 @@ def test_teams_that_need_the_same_features_encode_them_together(together: Togeth
     for thread in (one, other):
         thread.join(60)
     for features, digest in together.found.values():
-        assert np.array_equal(features, TABLE) and digest == together.found["one"][1]
+        assert np.array_equal(features.argument(False), TABLE) and digest == together.found["one"][1]
     assert together.asked["other"] > 0 and sum(together.asked.values()) == -(-N // BLOCK)
     assert set(told) <= {"encoding patches", *(f"encoding patches: {share} % of 100" for share in range(101))}
 
@@ -207,7 +207,7 @@ def test_a_team_whose_actors_die_leaves_its_blocks_to_the_others(together: Toget
     dead.open.set()
     for thread in (one, other):
         thread.join(60)
-    assert all(np.array_equal(features, TABLE) for features, _ in together.found.values())
+    assert all(np.array_equal(features.argument(False), TABLE) for features, _ in together.found.values())
 
 
 def test_if_the_run_that_makes_them_fails_another_one_makes_them(together: Together) -> None:
@@ -221,7 +221,7 @@ def test_if_the_run_that_makes_them_fails_another_one_makes_them(together: Toget
     for thread in (one, other):
         thread.join(60)
     assert str(together.found["one"]) == "no answer for 1 s"
-    assert np.array_equal(together.found["other"][0], TABLE)
+    assert np.array_equal(together.found["other"][0].argument(False), TABLE)
 
 
 def test_a_run_that_is_stopped_waits_for_no_other(together: Together) -> None:
@@ -236,4 +236,4 @@ def test_a_run_that_is_stopped_waits_for_no_other(together: Together) -> None:
     assert isinstance(together.found["other"], KeyError) and one.is_alive()
     slow.open.set()
     one.join(60)
-    assert np.array_equal(together.found["one"][0], TABLE)
+    assert np.array_equal(together.found["one"][0].argument(False), TABLE)

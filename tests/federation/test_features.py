@@ -33,7 +33,7 @@ def host(weights: Path, attacks: Any = (), features: np.ndarray | None = None, *
     )
     made = ClientHost(1, "cpu")
     layout = Layout(tuple(np.arange(60).reshape(4, 15)), np.arange(60, N), np.arange(60, N), 2)
-    made.setup(experiment, layout, IMAGES, LABELS, features, weights.parent)
+    made.setup(experiment, layout, LABELS, weights.parent, IMAGES, features)
     return made
 
 
