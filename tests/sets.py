@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from fedrobust.data import Camelyon17, Folder, Histology, Idc, Medmnist, Npz, Pcam, Source
+from fedrobust.data import Camelyon17, Folder, Histology, Idc, Medmnist, Npz, Pcam, Source, Table
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:
@@ -80,7 +80,17 @@ def pcam(folder: Path) -> Pcam:
     return Pcam(path=str(folder))
 
 
+def table(folder: Path) -> Table:
+    rows = ["image,label,patient,centre,split"]
+    for number in range(60):
+        picture(folder / "patches" / f"{number}.png", noise(number, 8, 8, 3))
+        part = "train" if number < 42 else "test"
+        rows.append(f"patches/{number}.png,{number % 2},{number // 3},{number // 20},{part}")
+    (folder / "patches.csv").write_text("\n".join(rows) + "\n")
+    return Table(path=str(folder))
+
+
 MADE: dict[str, Callable[[Path], Source]] = {
-    each.__name__: each for each in (histology, npz, idc, folder, medmnist, pcam, camelyon17)
+    each.__name__: each for each in (histology, npz, idc, folder, medmnist, pcam, camelyon17, table)
 }
 """Name of a source → writes a set of its files into a folder, and returns the source."""

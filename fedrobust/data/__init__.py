@@ -18,6 +18,7 @@ from fedrobust.data.patches import Outline, Patches
 from fedrobust.data.sources import Source
 from fedrobust.data.split import Split, refuse_leaks
 from fedrobust.data.stain import Macenko, NoNormalisation, Reinhard, StainNormalisation, StainShift
+from fedrobust.data.table import Table, TableColumns
 from fedrobust.options import find_options
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
     "Split",
     "StainNormalisation",
     "StainShift",
+    "Table",
+    "TableColumns",
     "refuse_leaks",
 ]
 

@@ -9,16 +9,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from fedrobust.data.foreign import HDF, Archive, checked_dataset, read_table, reading, require_memory
-from fedrobust.data.listing import entries_of
-from fedrobust.data.packed import packed_inside, packed_twin
-from fedrobust.data.patches import Decoded, Outline, numbering, refuse_images, refuse_uneven
+from fedrobust.data.foreign import HDF, Archive, checked_dataset, reading, require_memory
+from fedrobust.data.packed import packed_twin
+from fedrobust.data.patches import SPLIT_NAMES, Decoded, Outline, numbering, refuse_images, refuse_uneven
 from fedrobust.data.pixels import resized
 from fedrobust.data.sources import FileSource, choose
+from fedrobust.data.table_file import read_table
 from fedrobust.errors import DataError, Problem
 from fedrobust.locks import alone
-
-OFFICIAL = {"train": "train", "val": "validation", "valid": "validation", "test": "test"}
 
 
 class Npz(FileSource):
@@ -35,18 +33,7 @@ class Npz(FileSource):
     _optional: ClassVar[tuple[str, ...]] = ("groups", "centres", "split")
 
     def locate(self) -> Path:
-        place = self.first(Path.exists)
-        if place.is_file():
-            return place
-        if not place.is_dir():
-            raise self.missing("is neither a file nor a folder", place)
-        archives = [Path(entry.path) for entry in entries_of(place) if entry.name.lower().endswith(".npz")]
-        archives = [archive for archive in archives if archive.is_file()]
-        if len(archives) != 1:
-            names = ", ".join(archive.name for archive in archives[:4])
-            what = f"holds {len(archives)} .npz files ({names}): name one" if archives else "holds no .npz file"
-            raise self.missing((not archives and packed_inside(place)) or what, place)
-        return archives[0]
+        return self.one_file((".npz",))
 
     def check(self) -> None:
         self._opened(self.locate())
@@ -159,7 +146,7 @@ class Medmnist(FileSource):
             file,
             pixels,
             labels=np.concatenate(labels),
-            split=np.repeat([OFFICIAL[part] for part in parts], sizes),
+            split=np.repeat([SPLIT_NAMES[part] for part in parts], sizes),
             label_names=tuple(information["label"][key] for key in sorted(information["label"], key=int)),
         )
         chosen = []
@@ -220,7 +207,7 @@ class Pcam(FileSource):
         sizes = [self._size(_pcam(folder, part, "x.h5")) for part in parts]
         files = [_pcam(folder, part, "y.h5") for part in parts]
         labels = [self._labels(file, size) for file, size in zip(files, sizes, strict=True)]
-        split = np.repeat([OFFICIAL[part] for part in parts], sizes)
+        split = np.repeat([SPLIT_NAMES[part] for part in parts], sizes)
         every = np.concatenate(labels)
         groups = None
         if all(table.is_file() for table in tables):

@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import field_validator
 
-from fedrobust.data.foreign import read_table
-from fedrobust.data.listing import IMAGES, Account, FileIdentity, below, fits, folders, refuse_second_names, walk
+from fedrobust.data.listing import (
+    IMAGES,
+    Account,
+    FileIdentity,
+    below,
+    first_file,
+    fits,
+    folders,
+    refuse_second_names,
+    walk,
+)
 from fedrobust.data.patches import Decoded, Outline
 from fedrobust.data.pixels import rgb
 from fedrobust.data.sources import ImageFileSource, choose, text
+from fedrobust.data.table_file import read_table
 from fedrobust.errors import DataError, Problem
 from fedrobust.options import refusal
 
@@ -262,13 +272,10 @@ class Camelyon17(ImageFileSource):
         found: dict[FileIdentity, tuple[Path, int]] = {}
         account, absent = Account(), []
         for place, path in enumerate(named):
-            for file in (path, path.with_suffix(".PNG")):
-                if file.is_file():
-                    status = file.stat()
-                    first, _ = found.setdefault((status.st_dev, status.st_ino), (file, place))
-                    if first is not file:
-                        account.add("named twice", file.name)
-                    break
+            if file := first_file((str(path), str(path.with_suffix(".PNG")))):
+                first, _ = found.setdefault(file[1], (file[0], place))
+                if first is not file[0]:
+                    account.add("named twice", path.name)
             else:
                 absent.append(path)
         if absent:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from fedrobust.data.packed import packed
-from fedrobust.data.patches import nothing
-from fedrobust.errors import DataError, Origin, Problem
+from fedrobust.errors import DataError, Problem
 from fedrobust.machine import memory_limits
 
 ZIP, HDF = b"PK\x03\x04", b"\x89HDF"
 """The first bytes of such files."""
 
-_PICKLE = "a Python pickle, which is never loaded: save arrays with numpy.savez"
+_PICKLE = "a Python pickle, which is never loaded: save arrays with numpy.savez, and tables with to_csv of pandas"
+_WORKBOOK = "a workbook: save its sheet as CSV (UTF-8)"
+_WORKBOOKS = (".xlsx", ".xlsm", ".ods")
 _OTHERS = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself: fetch it with `git lfs pull`"),
     (b"\x93NUMPY", "a single array (.npy), not an archive: save it with numpy.savez(file, images=..., labels=...)"),
@@ -30,6 +29,9 @@ _OTHERS = (
     (b"\x80\x05\x95", _PICKLE),
     (HDF, "an HDF5 file"),
     (b"%PDF", "a PDF document"),
+    (b"\xd0\xcf\x11\xe0", _WORKBOOK),
+    (b"ARROW1", "an Arrow file: save it as Parquet"),
+    (b"SQLite format 3", "an SQLite database: save its table as CSV"),
 )
 """Files that people mistake for their data: the first bytes, and what the file is."""
 
@@ -80,6 +82,8 @@ def mistaken_for(file: Path, kind: bytes = b"") -> str:
         return ""
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
         return "a web page, as a download that failed leaves it: get the file again"
+    if head.startswith(ZIP) and file.suffix.lower() in _WORKBOOKS:
+        return _WORKBOOK
     return packed(head, file.name) or next((words for start, words in _OTHERS if head.startswith(start)), "")
 
 
@@ -233,45 +237,6 @@ class Archive:
 
     def _refused(self, key: str, message: str, found: str = "", hint: str = "") -> DataError:
         return DataError(Problem(message, key, found, hint=hint).at(self._file))
-
-
-# Tables
-
-
-def read_table(file: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """The columns of a CSV file, each (N,) str, without blanks around the cells.
-
-    file: its path; it is UTF-8 or, with a byte order mark, UTF-16.
-    columns: names in its first row.
-
-    Raises `DataError` for columns and cells that are missing.
-    """
-    with reading(file):
-        require_memory("its rows", 4 * file.stat().st_size, file=file)  # as text, and cell by cell
-        data = file.read_bytes()
-        text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
-        rows = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
-        header = [name.strip() for name in next(rows, [])]
-        if absent := [name for name in columns if name not in header]:
-            if mistaken := mistaken_for(file):
-                raise DataError(Problem(f"cannot be read: it is {mistaken}").at(file))
-            raise DataError(Problem("there is no such column", absent[0], ", ".join(header)).at(file))
-        places = [header.index(name) for name in columns]
-        kept = []
-        for row in rows:
-            if row and len(row) != len(header):
-                reason = f"{len(row)} cells, but {len(header)} columns"
-                raise DataError(Problem(reason).at(Origin(file, rows.line_num)))
-            if row:
-                kept.append([row[place].strip() for place in places])
-    if not kept:
-        raise DataError(Problem("has no rows").at(file))
-    cells = {name: np.array([row[place] for row in kept], dtype=np.str_) for place, name in enumerate(columns)}
-    for name, values in cells.items():
-        if (empty := np.flatnonzero(nothing(values))).size:
-            where = f"in {len(empty)} of {len(values)} rows (first: row {empty[0] + 1} below the header)"
-            raise DataError(Problem(f"is empty {where}", name).at(file))
-    return cells
 
 
 # HDF5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from heapq import heappop, heappush
@@ -128,6 +128,21 @@ def walk(
                     queue.append(here)
                 else:
                     yield here, _identity(status)
+
+
+def first_file(paths: Iterable[str]) -> tuple[Path, FileIdentity] | None:
+    """The first of these paths that is a file; None if none of them is.
+
+    paths: ways to write the path of one file.
+    """
+    for path in paths:
+        try:
+            status = os.stat(path)  # noqa: PTH116  of hundreds of thousands of files
+        except (OSError, ValueError):  # no such file, or no path
+            continue
+        if stat.S_ISREG(status.st_mode):
+            return Path(path), _identity(status)
+    return None
 
 
 def below(root: Path, file: Path) -> tuple[str, ...]:

@@ -14,6 +14,12 @@ import numpy as np
 from fedrobust.errors import DataError, Problem
 
 PARTS = ("train", "validation", "test")
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""What data sets call the parts of their split."""
 PATIENTS_FROM = "give the Patches of your source their groups, the patient of each patch"
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrobust.data.foreign import mistaken_for, one_line
+from fedrobust.data.listing import entries_of
 from fedrobust.data.packed import packed_inside, packed_twin
 from fedrobust.data.patches import PATIENTS_FROM, Decoded, Outline, Patches, Pixels, refuse_images
 from fedrobust.data.pixels import decode, resized
@@ -141,6 +142,27 @@ class FileSource(Source):
         near = "" if place.exists() else nearest(place.name, _names(place.parent))
         raise self.missing(f"{state}, and {given} names it", place, near)
 
+    def one_file(self, endings: tuple[str, ...]) -> Path:
+        """The file that the user named, or the only one with such an ending in the folder that the user named.
+
+        endings: in lower case, such as `.npz`; for a named file they do not matter.
+
+        Raises `DataError` if there is none, or more than one.
+        """
+        place = self.first(Path.exists)
+        if place.is_file():
+            return place
+        if not place.is_dir():
+            raise self.missing("is neither a file nor a folder", place)
+        paths = [Path(entry.path) for entry in entries_of(place) if entry.name.lower().endswith(endings)]
+        found = [path for path in paths if path.is_file()]
+        if len(found) != 1:
+            kind = " or ".join(endings)
+            names = ", ".join(each.name for each in found[:4])
+            what = f"holds {len(found)} {kind} files ({names}): name one" if found else f"holds no {kind} file"
+            raise self.missing((not found and packed_inside(place)) or what, place)
+        return found[0]
+
     def lacking(self, place: Path) -> str:
         """What is wrong with an existing folder that does not hold the data."""
         return "does not hold the data"
@@ -188,7 +210,7 @@ class FileSource(Source):
             return found._replace(images=resized(found.images, self.size))
 
         with self.naming(where):
-            return Outline(**arrays, patients_from=self.patients_from, pixels=decoded)
+            return Outline(**{"patients_from": self.patients_from} | arrays, pixels=decoded)
 
     @contextmanager
     def naming(self, where: Path) -> Iterator[None]:

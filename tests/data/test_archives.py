@@ -252,7 +252,7 @@ def test_damaged_pcam_files_are_refused(tmp_path):
     with refused(DataError, file=table, path="wsi", found="1", says="50 images"):
         Pcam(path=str(tmp_path)).load(0)
     table.write_text(",slide\n0,slide\n")
-    with refused(DataError, file=table, path="wsi", found=", slide"):
+    with refused(DataError, file=table, path="wsi", found="slide"):
         Pcam(path=str(tmp_path)).load(0)
     pcam_files(tmp_path, key="labels")
     with refused(DataError, path="y", found="labels"):

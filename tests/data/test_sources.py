@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from refused import refused
 
-from fedrobust.data import Camelyon17, Folder, Idc, Medmnist, Npz, Patches, Pcam, Source
+from fedrobust.data import Camelyon17, Folder, Idc, Medmnist, Npz, Patches, Pcam, Source, Table
 from fedrobust.data.sources import FileSource, choose
 from fedrobust.errors import DataError
 from fedrobust.options import members
@@ -23,7 +23,9 @@ def pixels(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-@pytest.mark.parametrize("source", [Npz(), Idc(), Folder(), Medmnist(), Pcam(), Camelyon17()], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "source", [Npz(), Idc(), Folder(), Medmnist(), Pcam(), Camelyon17(), Table()], ids=lambda s: s.name
+)
 def test_missing_data_says_what_where_from_and_where_to(source, tmp_path, monkeypatch):
     for given in (source, source.model_copy(update={"path": str(tmp_path / "nowhere")})):
         assert given.found() is None
@@ -37,12 +39,12 @@ def test_missing_data_says_what_where_from_and_where_to(source, tmp_path, monkey
 
 
 def test_every_source_of_files_is_tested_above():
-    assert set(members(FileSource)) == {"npz", "idc", "folder", "medmnist", "pcam", "camelyon17"}
+    assert set(members(FileSource)) == {"npz", "idc", "folder", "medmnist", "pcam", "camelyon17", "table"}
     assert set(members(FileSource)) <= set(members(Source))
 
 
 def test_importing_the_sources_is_light():
-    heavy = ("torch", "ray", "medmnist", "pandas", "PIL", "h5py")
+    heavy = ("torch", "ray", "medmnist", "pandas", "pyarrow", "PIL", "h5py")
     code = f"import sys, fedrobust.data; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

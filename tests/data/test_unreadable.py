@@ -13,7 +13,7 @@ from refused import refused
 
 import fedrobust
 from fedrobust import runner
-from fedrobust.data import Camelyon17, Folder, Idc, NoNormalisation, Split, StainShift
+from fedrobust.data import Camelyon17, Folder, Idc, NoNormalisation, Split, StainShift, Table
 from fedrobust.data.hospitals import Hospitals, divide
 from fedrobust.data.partition import Iid
 from fedrobust.data.sources import ImageFileSource
@@ -46,6 +46,13 @@ def camelyon(root: Path) -> tuple[Camelyon17, list[Path]]:
     return Camelyon17(path=str(root)), files
 
 
+def table(root: Path) -> tuple[Table, list[Path]]:
+    files = [picture(root / f"{i:02}.png", i) for i in range(16)]
+    rows = [f"{file.name},{i % 2},{i // 2}" for i, file in enumerate(files)]
+    (root / "set.csv").write_text("\n".join(["image,label,patient", *rows]) + "\n")
+    return Table(path=str(root)), files
+
+
 DAMAGE = {
     "cut short": lambda whole: whole[:-800],
     "empty": lambda whole: b"",
@@ -54,7 +61,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("made", [folder, idc, camelyon])
+@pytest.mark.parametrize("made", [folder, idc, camelyon, table])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_unreadable_files_are_refused_or_skipped(tmp_path, made, damage, caplog):
     source, files = made(tmp_path)
