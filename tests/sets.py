@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from fedrobust.data import Camelyon17, Folder, Histology, Idc, Medmnist, Npz, Pcam, Source, Table
+from fedrobust.data import Camelyon17, Folder, Histology, Idc, Medmnist, Npz, PatchTable, Pcam, Source
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:
@@ -80,14 +80,14 @@ def pcam(folder: Path) -> Pcam:
     return Pcam(path=str(folder))
 
 
-def table(folder: Path) -> Table:
+def table(folder: Path) -> PatchTable:
     rows = ["image,label,patient,centre,split"]
     for number in range(60):
         picture(folder / "patches" / f"{number}.png", noise(number, 8, 8, 3))
         part = "train" if number < 42 else "test"
         rows.append(f"patches/{number}.png,{number % 2},{number // 3},{number // 20},{part}")
     (folder / "patches.csv").write_text("\n".join(rows) + "\n")
-    return Table(path=str(folder))
+    return PatchTable(path=str(folder))
 
 
 MADE: dict[str, Callable[[Path], Source]] = {

@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 from sets import noise, picture
 
-from fedrobust.data import Table
+from fedrobust.data import PatchTable
 
 Frame = pandas.DataFrame
 
@@ -37,6 +37,6 @@ def frame(folder: Path, count: int = 12) -> Frame:
     )
 
 
-def saved(table: Frame, folder: Path, **options: Any) -> Table:
+def saved(table: Frame, folder: Path, **options: Any) -> PatchTable:
     table.to_csv(folder / "t.csv", index=False)
-    return Table(path=str(folder / "t.csv"), **options)
+    return PatchTable(path=str(folder / "t.csv"), **options)

@@ -18,7 +18,7 @@ from fedrobust.data.patches import Outline, Patches
 from fedrobust.data.sources import Source
 from fedrobust.data.split import Split, refuse_leaks
 from fedrobust.data.stain import Macenko, NoNormalisation, Reinhard, StainNormalisation, StainShift
-from fedrobust.data.table import Table, TableColumns
+from fedrobust.data.table import PatchTable, TableColumns
 from fedrobust.options import find_options
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Npz",
     "Outline",
     "Partition",
+    "PatchTable",
     "Patches",
     "Pcam",
     "Quantity",
@@ -45,7 +46,6 @@ __all__ = [
     "Split",
     "StainNormalisation",
     "StainShift",
-    "Table",
     "TableColumns",
     "refuse_leaks",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fedrobust.data.object_arrays import contents_of, right_way
 from fedrobust.data.packed import packed
 from fedrobust.errors import DataError, Problem
 from fedrobust.machine import memory_limits
@@ -222,10 +223,11 @@ class Archive:
                 raise self._refused(key, "must be a plain array, without named columns")
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
             start = stream.tell()
-        if dtype.hasobject:
-            remedy = "labels as integers, names and ids with .astype(str)" if key != "images" else "images as uint8"
-            reason = "holds Python objects and cannot be read without pickle"
-            raise self._refused(key, reason, f"dtype {dtype}", f"save {remedy}")
+            if dtype.hasobject:
+                plausible(self._file, key, info.file_size, info.compress_size)
+                reason = "holds Python objects and cannot be read without pickle"
+                remedy = right_way(key, shape, contents_of(stream))
+                raise self._refused(key, reason, f"dtype {dtype}", f"to save it rightly: {remedy}")
         size = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or size > info.file_size - start:
             raise self._refused(key, f"claims {dtype} {shape}, {size} bytes", str(info.file_size - start))

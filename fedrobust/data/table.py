@@ -22,7 +22,7 @@ from fedrobust.options import Many, Options, refusal
 
 logger = logging.getLogger(__name__)
 
-Cell = bool | int | float | str | None
+CellValue = bool | int | float | str | None
 """A value to compare cells with; None: an empty cell."""
 
 
@@ -76,7 +76,7 @@ class TableColumns(Options):
         return {option: each for option, each in found.items() if each}
 
 
-class Table(ImageFileSource):
+class PatchTable(ImageFileSource):
     """A table (CSV, TSV, Parquet) with a row for each image file: path, label and, if known, patient, centre and split.
 
     Images that are not square are cropped to their central square. The order of the rows does not matter.
@@ -95,7 +95,7 @@ class Table(ImageFileSource):
     is no vote."""
     undecided: Literal["refuse", "skip"] = "refuse"
     """Patches on whose label the readers do not agree: refuse the first one, or leave them out."""
-    where: dict[str, Cell | Many[Cell]] = Field(default_factory=dict)
+    where: dict[str, CellValue | Many[CellValue]] = Field(default_factory=dict)
     """Column → the value, or a list of values, that a row must have there to be used; null is an empty cell."""
     incomplete: Literal["refuse", "skip"] = "refuse"
     """Rows with an empty cell for image or label, or for patient, centre or split where these have a column: refuse the

@@ -33,7 +33,7 @@ def _plain(texts: np.ndarray) -> np.ndarray:
     return np.array([plain(each) for each in distinct.tolist()], dtype=np.str_)[place]
 
 
-class Template(NamedTuple):
+class CellText(NamedTuple):
     """How a text is put together from the cells of a row."""
 
     pieces: tuple[tuple[str, str | None], ...]
@@ -67,19 +67,19 @@ class Template(NamedTuple):
         return reduce(np.logical_or, missing, np.zeros(len(rows), dtype=bool))
 
 
-def template(text: str, known: Sequence[str]) -> Template:
+def template(text: str, known: Sequence[str]) -> CellText:
     """The template that a user wrote: a column's name, or a text with names of columns in braces.
 
     known: the names of the columns.
     """
     if text in known or "{" not in text:
-        return Template((("", text),))
+        return CellText((("", text),))
     pieces = []
     for literal, name, form, conversion in string.Formatter().parse(text):
         if name is not None:  # a name may have a colon or an exclamation mark
             name += f"!{conversion}" * bool(conversion) + f":{form}" * bool(form)
         pieces.append((literal, name))
-    return Template(tuple(pieces))
+    return CellText(tuple(pieces))
 
 
 def rows_where(table: TableCells, where: Mapping[str, Any]) -> np.ndarray:
@@ -163,13 +163,13 @@ class Votes(NamedTuple):
 
 
 def votes_of(
-    table: TableCells, rows: np.ndarray, readers: Sequence[Template], label_map: Mapping[str, str | int]
+    table: TableCells, rows: np.ndarray, readers: Sequence[CellText], label_map: Mapping[str, str | int]
 ) -> Votes:
     """The labels that each reader gave for some rows.
 
     rows: (m,) positions.
     readers: one column for each.
-    label_map: as in the options of `Table`: a text in it is a label, even "none".
+    label_map: as in the options of `PatchTable`: a text in it is a label, even "none".
     """
     texts = np.stack([each.texts(table, rows) for each in readers])
     empty = np.stack([each.empty(table, rows) for each in readers])
@@ -180,7 +180,7 @@ def numbered(texts: Sequence[str], label_map: Mapping[str, str | int]) -> tuple[
     """The label of each text, and the names of the labels.
 
     texts: different ones.
-    label_map: as in the options of `Table`; without it, each text is a label.
+    label_map: as in the options of `PatchTable`; without it, each text is a label.
     """
     if not label_map:
         try:
@@ -210,7 +210,7 @@ def decided(
 
     rows: (m,) positions in the table.
     votes: on the m patches.
-    label_map, agree: as in the options of `Table`.
+    label_map, agree: as in the options of `PatchTable`.
     skip: leave out patches without such a label, instead of refusing the first one.
 
     Returns the labels (n,), their names, and which of the m rows have one (n,). Raises `DataError`.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from refused import refused
 
-from fedrobust.data import Camelyon17, Folder, Idc, Medmnist, Npz, Patches, Pcam, Source, Table
+from fedrobust.data import Camelyon17, Folder, Idc, Medmnist, Npz, Patches, PatchTable, Pcam, Source
 from fedrobust.data.sources import FileSource, choose
 from fedrobust.errors import DataError
 from fedrobust.options import members
@@ -24,7 +24,7 @@ def pixels(seed: int, *shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "source", [Npz(), Idc(), Folder(), Medmnist(), Pcam(), Camelyon17(), Table()], ids=lambda s: s.name
+    "source", [Npz(), Idc(), Folder(), Medmnist(), Pcam(), Camelyon17(), PatchTable()], ids=lambda s: s.name
 )
 def test_missing_data_says_what_where_from_and_where_to(source, tmp_path, monkeypatch):
     for given in (source, source.model_copy(update={"path": str(tmp_path / "nowhere")})):

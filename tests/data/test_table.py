@@ -14,7 +14,7 @@ from refused import refused
 from tabled import Frame, frame, images, saved
 
 import fedrobust
-from fedrobust.data import ByCentre, NoNormalisation, Split, StainShift, Table
+from fedrobust.data import ByCentre, NoNormalisation, PatchTable, Split, StainShift
 from fedrobust.data.hospitals import divide
 from fedrobust.errors import DataError
 
@@ -55,9 +55,9 @@ def test_centres_are_hospitals(tmp_path: Path) -> None:
 def test_a_folder_with_one_table(tmp_path: Path, ending: str) -> None:
     table = saved(frame(tmp_path), tmp_path)
     table.location().rename(tmp_path / f"a{ending}")  # type: ignore[union-attr]  named by its ending, read by its contents
-    assert len(Table(path=str(tmp_path)).load(0)) == 12
+    assert len(PatchTable(path=str(tmp_path)).load(0)) == 12
     (tmp_path / "b.csv").write_text("")
-    refuses(Table(path=str(tmp_path)), says="files (", file=tmp_path)
+    refuses(PatchTable(path=str(tmp_path)), says="files (", file=tmp_path)
 
 
 def test_the_folder_of_the_images(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_labels(texts: list[str], label_map: dict, names: tuple, labels: list[in
 @pytest.mark.parametrize("label_map", [{"a": 0, "b": "x"}, {"a": 0, "b": 2}, {"a": 1, "b": 2}])
 def test_a_label_map_has_names_or_numbers_without_a_gap(label_map: dict[str, object]) -> None:
     with refused(path="label_map"):
-        Table(label_map=label_map)
+        PatchTable(label_map=label_map)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_label_map_has_names_or_numbers_without_a_gap(label_map: dict[str, obj
 )
 def test_columns_that_cannot_be(columns: dict[str, Any], path: str) -> None:
     with refused(path=path):
-        Table(columns=columns)
+        PatchTable(columns=columns)
 
 
 # What is chosen
@@ -262,7 +262,7 @@ def test_options_from_yaml_and_the_command_line(tmp_path: Path) -> None:
     )
     changes = ["data.source.where.site=B", "data.source.columns.patient=slide", "data.source.columns.split=''"]
     source = fedrobust.load(tmp_path / "e.yaml", changes).data.source
-    assert isinstance(source, Table)
+    assert isinstance(source, PatchTable)
     assert source.where == {"mag": 40, "use": True, "kind": ("a", None), "site": "B"}
     assert source.label_map == {"0": "normal", "1": "tumour"} and source.columns.label == ("r1", "r2")
     assert (source.columns.patient, source.columns.split) == ("slide", "")

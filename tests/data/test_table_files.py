@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from refused import refused
 from tabled import Frame, frame, images, saved
 
-from fedrobust.data import Table
+from fedrobust.data import PatchTable
 from fedrobust.errors import DataError
 
 # What is refused
@@ -99,16 +99,16 @@ def test_labels_that_are_measurements(tmp_path: Path) -> None:
 def test_files_that_are_no_table(write: Callable[[str], bytes], problem: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     file.write_bytes(write(frame(tmp_path).to_csv(index=False)))
-    refuses(Table(path=str(file)), file=file, **problem)
+    refuses(PatchTable(path=str(file)), file=file, **problem)
 
 
 def test_a_workbook_and_a_table_left_packed(tmp_path: Path) -> None:
     (tmp_path / "t.xlsx").write_bytes(b"PK\x03\x04" + bytes(300))
-    refuses(Table(path=str(tmp_path / "t.xlsx")), says="workbook")
+    refuses(PatchTable(path=str(tmp_path / "t.xlsx")), says="workbook")
     (tmp_path / "s").mkdir()
     (tmp_path / "s/t.csv.gz").write_bytes(gzip.compress(b"image,label"))
-    refuses(Table(path=str(tmp_path / "s")), says="gunzip t.csv.gz")
-    refuses(Table(path=str(tmp_path / "s/t.csv")), says="gunzip t.csv.gz")
+    refuses(PatchTable(path=str(tmp_path / "s")), says="gunzip t.csv.gz")
+    refuses(PatchTable(path=str(tmp_path / "s/t.csv")), says="gunzip t.csv.gz")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -118,7 +118,7 @@ def test_ways_to_write_the_same_text(encoding: str, between: str, tmp_path: Path
     whole = saved(table, tmp_path).load(0)
     text = table.to_csv(index=False, sep=between[0], lineterminator="\r\n").replace(between[0], between)
     (tmp_path / "t.csv").write_bytes(f"\r\n{text}\r\n{4 * between[0]}\r\n".encode(encoding))
-    found = Table(path=str(tmp_path / "t.csv")).load(0)
+    found = PatchTable(path=str(tmp_path / "t.csv")).load(0)
     assert found.groups is not None and whole.groups is not None
     assert [each.split() for each in found.groups] == [each.split() for each in whole.groups]
     assert found.labels.tolist() == whole.labels.tolist()
@@ -127,7 +127,7 @@ def test_ways_to_write_the_same_text(encoding: str, between: str, tmp_path: Path
 def test_a_line_is_the_line_of_an_editor(tmp_path: Path) -> None:
     text = 'image,label,remark\n\np0,a,"two\nlines"\n\np1,a,x\np2,,x\n'
     (tmp_path / "t.csv").write_text(text)
-    refuses(Table(path=str(tmp_path)), line=7, path="columns.label")
+    refuses(PatchTable(path=str(tmp_path)), line=7, path="columns.label")
 
 
 # Parquet
@@ -138,7 +138,7 @@ def test_parquet_has_rows_not_lines(tmp_path: Path) -> None:
     table.loc[4, "patient"] = None
     table.to_parquet(tmp_path / "t.parquet")
     with refused(DataError, path="columns.patient", file=tmp_path / "t.parquet", line=None) as caught:
-        Table(path=str(tmp_path)).check()
+        PatchTable(path=str(tmp_path)).check()
     assert "t.parquet: row 5: " in str(caught.value)
 
 
@@ -157,14 +157,14 @@ def test_kinds_of_labels_in_parquet(column: Any, label_names: tuple, labels: lis
         pyarrow.table({"image": images(tmp_path, *(f"{each}.png" for each in "abc")), "label": column}),
         tmp_path / "t.parquet",
     )
-    found = Table(path=str(tmp_path)).load(0)
+    found = PatchTable(path=str(tmp_path)).load(0)
     assert (found.label_names, found.labels.tolist()) == (label_names, labels)
 
 
 def test_parquet_that_holds_the_images_themselves(tmp_path: Path) -> None:
     rows = pyarrow.table({"image": [{"bytes": b"\xff\xd8", "path": "a"}], "label": [1]})
     pyarrow.parquet.write_table(rows, tmp_path / "t.parquet")
-    refuses(Table(path=str(tmp_path)), path="image", says="texts or numbers", file=tmp_path / "t.parquet")
+    refuses(PatchTable(path=str(tmp_path)), path="image", says="texts or numbers", file=tmp_path / "t.parquet")
 
 
 def test_whole_numbers_that_became_decimals(tmp_path: Path) -> None:
@@ -201,6 +201,7 @@ def test_the_order_of_rows_and_the_kind_of_file_do_not_matter(
     table.iloc[order].to_csv(tmp_path / "t.tsv", index=False, sep="\t")
     table.iloc[order].to_parquet(tmp_path / "t.parquet")
     found = {
-        Table(path=str(tmp_path / name), limit=9).load(3).digest for name in ("t.csv", "p.csv", "t.tsv", "t.parquet")
+        PatchTable(path=str(tmp_path / name), limit=9).load(3).digest
+        for name in ("t.csv", "p.csv", "t.tsv", "t.parquet")
     }
     assert len(found) == 1

@@ -13,7 +13,7 @@ from refused import refused
 
 import fedrobust
 from fedrobust import runner
-from fedrobust.data import Camelyon17, Folder, Idc, NoNormalisation, Split, StainShift, Table
+from fedrobust.data import Camelyon17, Folder, Idc, NoNormalisation, PatchTable, Split, StainShift
 from fedrobust.data.hospitals import Hospitals, divide
 from fedrobust.data.partition import Iid
 from fedrobust.data.sources import ImageFileSource
@@ -46,11 +46,11 @@ def camelyon(root: Path) -> tuple[Camelyon17, list[Path]]:
     return Camelyon17(path=str(root)), files
 
 
-def table(root: Path) -> tuple[Table, list[Path]]:
+def table(root: Path) -> tuple[PatchTable, list[Path]]:
     files = [picture(root / f"{i:02}.png", i) for i in range(16)]
     rows = [f"{file.name},{i % 2},{i // 2}" for i, file in enumerate(files)]
     (root / "set.csv").write_text("\n".join(["image,label,patient", *rows]) + "\n")
-    return Table(path=str(root)), files
+    return PatchTable(path=str(root)), files
 
 
 DAMAGE = {
