@@ -93,8 +93,8 @@ def _encodes_anew(learning: Learning) -> Problem | None:
         return Problem(
             f"{reason}hospitals are trained in stacks", "learning.local.engine", hint="engine: lean does not"
         )
-    path, hint = "learning.local.augment", "with augment: false it looks at each patch once"
-    return Problem(f"{reason}patches are turned and flipped", path, hint=hint)
+    hint = "learning.model.views: 8 keeps the features of all of them, augment: false those of the patches alone"
+    return Problem(f"{reason}patches are turned and flipped", "learning.local.augment", hint=hint)
 
 
 def _outnumbered(experiment: Experiment) -> Problem | None:

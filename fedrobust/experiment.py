@@ -103,7 +103,20 @@ class Learning(Options):
     def on_features(self) -> bool:
         """Whether a frozen encoder's features are computed once, and training gets them instead of patches."""
         frozen = isinstance(self.model, Encoder) and self.model.trainable == "head"
-        return frozen and not self.local.augment and self.local.engine != "stacked"
+        return frozen and (self.views > 1 or not self.local.augment) and self.local.engine != "stacked"
+
+    @property
+    def views(self) -> int:
+        """How many views of each patch have features."""
+        return (isinstance(self.model, Encoder) and self.model.views) or 1
+
+    @model_validator(mode="after")
+    def _views_are_used(self) -> Self:
+        if self.views > 1 and not self.local.augment:
+            raise refusal("are for augmentation, and local.augment is false", "model.views")
+        if self.views > 1 and self.local.engine == "stacked":
+            raise refusal("the stacked engine trains on patches; use engine: lean", "model.views")
+        return self
 
     @model_validator(mode="after")
     def _can_be_stacked(self) -> Self:
@@ -322,6 +335,10 @@ class Experiment(Options):
             del decisive["evaluation"]["metrics"]
         if self.learning.local.engine != "stacked":
             del decisive["learning"]["local"]["stack"]
+        if isinstance(self.learning.model, Encoder):
+            for name, usual in Encoder.of_frozen.items():
+                if decisive["learning"]["model"][name] == usual:
+                    del decisive["learning"]["model"][name]
         if self.aggregation.sketch is None:
             del decisive["aggregation"]["sketch"]
         if decisive["data"]["source"].get("unreadable") == "refuse":

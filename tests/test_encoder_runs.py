@@ -167,6 +167,19 @@ def test_what_makes_it_slow_is_said(reference: fedrobust.Result) -> None:
     assert "learning.local.augment" in told("learning.local.augment=true")[0]
     assert "engine: lean" in told("learning.local.engine=stacked")[0]
     assert told("learning.local.augment=true", "learning.model.trainable=all") == []
+    assert told("learning.local.augment=true", "learning.model.views=2") == []
+
+
+def test_views_of_patches_are_their_augmentation(reference: fedrobust.Result, pool: Pool) -> None:
+    """The features of the patches themselves are there already."""
+    said, more = list[str](), ["learning.local.augment=true", "learning.model.views=2", "federation.rounds=2"]
+    made = run(*OVERRIDES, *more, pool=pool, say=said.append)
+    told = [each for each in said if each.startswith("encoding")]
+    assert told[0] == "encoding patches: 53 % of 960" and told[-1] == "encoding patches: 100 % of 960"
+    assert made.final["model_sha256"] != reference.final["model_sha256"]
+    pool.data._features.clear()
+    assert run(*OVERRIDES, *more, pool=pool).final["model_sha256"] == made.final["model_sha256"]
+    assert made.recorded.start.encoder != reference.recorded.start.encoder
 
 
 @pytest.mark.long

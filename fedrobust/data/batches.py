@@ -93,7 +93,7 @@ class Draw(NamedTuple):
     picked: np.ndarray
     """(b,) int64 positions among all patches."""
     turns: np.ndarray | None
-    """(b,) int64 below 8, see `_turned`; None where patches are not augmented."""
+    """(b,) int64 below 8, see `turned`; None where patches are not augmented."""
 
 
 def draws(
@@ -132,13 +132,13 @@ def on_host(
     """
     batch, label = images[draw.picked], labels[draw.picked]
     if draw.turns is not None:
-        batch = _turned(batch, draw.turns)
+        batch = turned(batch, draw.turns)
     return (batch, label) if poison is None else poison(batch, label, poison_of)
 
 
-def _turned(batch: np.ndarray, turns: np.ndarray) -> np.ndarray:
+def turned(batch: np.ndarray, turns: np.ndarray) -> np.ndarray:
     """The batch (B, S, S, 3), changed in place: transposed, flipped up-down, left-right as the bits 4, 2, 1 of `turns`
-    say."""
+    (B,) say."""
     transposed, upside, mirrored = (np.flatnonzero(turns & bit) for bit in (4, 2, 1))
     batch[transposed] = batch[transposed].swapaxes(1, 2)
     batch[upside] = batch[upside, ::-1]

@@ -15,6 +15,7 @@ from fedrobust.aggregation import Layer
 from fedrobust.attacks import Backdoor, DataAttack, LocalAttack, LocalView
 from fedrobust.data.cache import ArrayFile
 from fedrobust.experiment import Experiment
+from fedrobust.learning import Encoder
 from fedrobust.machine import keep_freed_memory
 from fedrobust.secure.sending import Sender
 from fedrobust.timeline import Recording, TimedSteps, recording, step
@@ -119,7 +120,7 @@ class ClientHost:
         labels: np.ndarray,
         cache: Path,
         images: np.ndarray | ArrayFile,
-        features: np.ndarray | ArrayFile | None = None,
+        *views: np.ndarray | ArrayFile,
     ) -> list[Layer]:
         """Prepare for an experiment, whatever was run before; returns the layers to which the d trainable parameters
         belong.
@@ -128,24 +129,22 @@ class ClientHost:
         labels: (N,) of the patches.
         cache: folder for features of patches that attackers have changed.
         images: (N, S, S, 3) uint8; or their file, which `open` has opened.
-        features: (N, F) float32 of the patches, for a head on a frozen encoder: what it is trained on instead; or
-            their file.
+        views: (N, F) features of each view of the patches, for a head on a frozen encoder: what it is trained on
+            instead; or their files.
         """
         from fedrobust.learning.training import LocalTrainer
         from fedrobust.learning.vector import parameters_to_vector
 
-        opened, self._opened = self._opened, {}
-        if isinstance(images, ArrayFile):
-            self._opened[images], images = opened[images], opened[images]
-        if isinstance(features, ArrayFile):
-            self._opened[features], features = opened[features], opened[features]
+        opened, files = self._opened, [each for each in (images, *views) if isinstance(each, ArrayFile)]
+        self._opened = {file: opened[file] for file in files}
+        images, *features = (opened[each] if isinstance(each, ArrayFile) else each for each in (images, *views))
         self._experiment, self._layout, self._images, self._labels = experiment, layout, images, labels
         learning = experiment.learning
         network: Any = learning.model.build(layout.classes, images.shape[1], experiment.seed)
         self._network = network
         self._features: Features | None = None
         trained, local = network, learning.local
-        if features is not None:
+        if features:
             import torch
 
             from fedrobust.federation.features import Features
@@ -170,15 +169,23 @@ class ClientHost:
         """Digest of what features depend on besides the patches, and how many patches are encoded at once."""
         from fedrobust.federation.features import BLOCK, encoder_digest
 
-        return encoder_digest(self._network), BLOCK
+        return encoder_digest(self._network, self._kept), BLOCK
 
-    def encode(self, first: int, last: int) -> np.ndarray:
-        """The features (n, F) float32 of the patches at the positions from `first` to `last`."""
+    def encode(self, view: int, first: int, last: int) -> np.ndarray:
+        """The features (n, F) of a view (see `features.view_of`) of the patches at the positions from `first` to
+        `last`."""
         import torch
 
-        from fedrobust.federation.features import encoded
+        from fedrobust.federation.features import encoded, view_of
 
-        return encoded(self._network, self._images[first:last], torch.device(self._device))
+        return encoded(self._network, view_of(self._images[first:last], view), torch.device(self._device), self._kept)
+
+    @property
+    def _kept(self) -> np.dtype[Any]:
+        """Type in which features are kept."""
+        model = self._experiment.learning.model
+        assert isinstance(model, Encoder)
+        return np.dtype(model.features)
 
     def send(self, step: str, *arguments: Any) -> Any:
         """Call a step of the protocol for the hospitals here; see `Sender`.
@@ -374,15 +381,18 @@ class ClientHost:
 
         from fedrobust.data.batches import to_tensor
 
+        def features_to_input(rows: np.ndarray) -> Tensor:
+            return torch.from_numpy(rows).float()
+
         if self._features is not None and attack is None:
-            return self._features.table[positions], torch.from_numpy
+            return self._features.table[positions], features_to_input
 
         def images() -> np.ndarray:
             own = self._images[positions]
             return own if attack is None else attack.trigger(own)
 
         if self._features is not None:
-            return self._features.of_set(key, images), torch.from_numpy
+            return self._features.of_set(key, images), features_to_input
         return images(), to_tensor
 
     def of_model(self, function: Callable[..., Answer], weights: np.ndarray, *arguments: Any) -> Answer:

@@ -21,35 +21,44 @@ FEATURES = Path("mlruns/cache")
 AHEAD = 2
 """Blocks of each actor: it has its next one before it has finished one."""
 
-Encode = Callable[[int, int], Callable[[], np.ndarray]]
-"""Asks an actor for the features (n, F) of the patches from a position to another one; what it returns waits for them,
-and raises `ActorDied` if the actor, and those that replace it, die again and again."""
+Encode = Callable[[int, int, int], Callable[[], np.ndarray]]
+"""Asks an actor for the features (n, F) of a view of the patches from a position to another one; what it returns waits
+for them, and raises `ActorDied` if the actor, and those that replace it, die again and again."""
 
 
 def features_of(
     hospitals: Hospitals,
     encoder: str,
     block: int,
+    views: int,
     actors: Sequence[Encode],
     say: Callable[[str], None],
     cache: Path = FEATURES,
-) -> np.ndarray:
-    """The features (N, F) float32 of all patches, from a file in the cache if they were computed before.
+) -> list[np.ndarray]:
+    """The features (N, F) of all patches, for each of their views; those that were computed before are from the cache.
 
     hospitals: have the patches.
     encoder: its digest.
     block: patches that are encoded at once.
+    views: how many; see `features.view_of`.
     actors: encode them; more of them may be added meanwhile.
     say: is told how far it is, at each answer; what it raises ends the work.
     cache: the folder.
     """
     count = len(hospitals.images)
-    make = partial(_encode, count, block, actors, say)
-    return kept_features(cache, f"{encoder} {hospitals.digest}", count, make)
+
+    def made(view: int) -> np.ndarray:
+        def tell(done: int) -> None:
+            say(f"encoding patches: {100 * (view * count + done) // (views * count)} % of {views * count:,}")
+
+        what = f"{encoder} {hospitals.digest}{f' view {view}' if view else ''}"
+        return kept_features(cache, what, count, partial(_encode, view, count, block, actors, tell))
+
+    return [made(view) for view in range(views)]
 
 
 def kept_features(cache: Path, what: str, count: int, make: Callable[[Add], None]) -> np.ndarray:
-    """Features (count, F) float32 from the cache (see `fedrobust.data.cache`), or else made and kept there.
+    """Features (count, F) from the cache (see `fedrobust.data.cache`), or else made and kept there.
 
     cache: the folder.
     what: says of which patches, by which encoder.
@@ -65,8 +74,8 @@ def kept_features(cache: Path, what: str, count: int, make: Callable[[Add], None
     return kept(cache, name, count, made).array
 
 
-def _encode(count: int, block: int, actors: Sequence[Encode], say: Callable[[str], None], add: Add) -> None:
-    """Encode `count` patches. What an actor does not encode, as it dies again and again, is left to others."""
+def _encode(view: int, count: int, block: int, actors: Sequence[Encode], tell: Callable[[int], None], add: Add) -> None:
+    """Encode a view of `count` patches. What an actor leaves, as it dies again and again, is encoded by the others."""
     left, asked = deque(range(0, count, block)), deque[tuple[int, int, Callable[[], np.ndarray]]]()
     busy, lost, found, done = Counter[int](), set[int](), dict[int, np.ndarray](), 0
     while left or asked:
@@ -74,7 +83,7 @@ def _encode(count: int, block: int, actors: Sequence[Encode], say: Callable[[str
             for actor, encode in enumerate(actors):
                 if left and busy[actor] < most and actor not in lost:
                     first = left.popleft()
-                    asked.append((first, actor, encode(first, min(count, first + block))))
+                    asked.append((first, actor, encode(view, first, min(count, first + block))))
                     busy[actor] += 1
         first, actor, features = asked.popleft()
         busy[actor] -= 1
@@ -88,4 +97,4 @@ def _encode(count: int, block: int, actors: Sequence[Encode], say: Callable[[str
         while (part := found.pop(done, None)) is not None:
             add(part)
             done += len(part)
-            say(f"encoding patches: {100 * done // count} % of {count:,}")
+            tell(done)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedrobust.data.batches import BatchPoison, draws, to_tensor
+from fedrobust.data.batches import BatchPoison, draws, to_tensor, turned
+from fedrobust.errors import FederationError
 from fedrobust.federation.encoding import kept_features
 from fedrobust.learning.encoders import EncoderNetwork
 from fedrobust.learning.models import state_digest
 from fedrobust.seeds import generator
+
+FeatureRows = NDArray[np.float32] | NDArray[np.float16]
 
 BLOCK = 32
 """Patches that are encoded at once, from fixed positions on: the last bits of features may depend on their block."""
@@ -28,12 +32,13 @@ KEPT = 20_000
 
 _digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """Of frozen encoders, which runs share: a large one takes a second."""
-_changed: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+_changed: OrderedDict[str, FeatureRows] = OrderedDict()
 """Features of the last changed patches, by digests of encoder and patch: other runs of this process have the same."""
 
 
-def encoder_digest(network: EncoderNetwork) -> str:
-    """What features depend on besides the patches: the encoder's weights, and how it gets its images."""
+def encoder_digest(network: EncoderNetwork, kept: np.dtype[Any]) -> str:
+    """What features depend on besides the patches: the encoder's weights, how it gets its images, and the precision in
+    which features are computed, and `kept`."""
     (encoder,) = network.source
     frozen = not any(each.requires_grad for each in encoder.parameters())
     state = _digests.get(encoder) if frozen else None
@@ -43,32 +48,51 @@ def encoder_digest(network: EncoderNetwork) -> str:
             _digests[encoder] = state
     scaling = b"".join(each.cpu().numpy().tobytes() for each in (network.scale, network.shift))
     rest = f"{network.size} {BLOCK} {type(encoder).__name__}"
+    rest += (" bfloat16" if network.reduced else "") + ("" if kept == np.float32 else f" {kept}")
     return sha256(state.encode() + scaling + rest.encode()).hexdigest()
 
 
 def encoded_blocks(
-    network: EncoderNetwork, images: NDArray[np.uint8], device: torch.device
-) -> Iterator[NDArray[np.float32]]:
-    """The features (n, F) of images (N, S, S, 3), `BLOCK` of them at once."""
+    network: EncoderNetwork, images: NDArray[np.uint8], device: torch.device, kept: np.dtype[Any]
+) -> Iterator[FeatureRows]:
+    """The features (n, F) of images (N, S, S, 3), `BLOCK` of them at once.
+
+    network: the encoder with its head.
+    images: not written to.
+    device: on which to encode.
+    kept: type of the features, float32 or float16.
+
+    Raises `FederationError` if they are too large for that.
+    """
     network.eval()
     if device.type != "cpu":  # there it is already, and `to` would copy a shared encoder
         network.to(device)
     for first in range(0, len(images), BLOCK):
         with torch.inference_mode():
             block = network.features(to_tensor(images[first : first + BLOCK], device)).float().cpu().numpy()
-        yield block
+        if np.abs(block).max(initial=0) > np.finfo(kept).max:
+            reason = f"a feature of {np.abs(block).max():.3g} is too large for {kept}"
+            raise FederationError(f"{reason}; use learning.model.features: float32")
+        yield block.astype(kept, copy=False)
 
 
-def encoded(network: EncoderNetwork, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
-    """The features (N, F) of images (N, S, S, 3)."""
-    return np.concatenate(list(encoded_blocks(network, images, device)))
+def encoded(
+    network: EncoderNetwork, images: NDArray[np.uint8], device: torch.device, kept: np.dtype[Any]
+) -> FeatureRows:
+    """The features (N, F) of images (N, S, S, 3); the arguments are those of `encoded_blocks`."""
+    return np.concatenate(list(encoded_blocks(network, images, device, kept)))
+
+
+def view_of(images: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:
+    """A view of images (n, S, S, 3), as a copy: turned and flipped as `data.batches.turned` says; 0 is the images."""
+    return turned(images.copy(), np.full(len(images), view))
 
 
 class Features:
     """The features of all patches, and of what attackers make of them, encoded when it is first needed.
 
     network: the encoder with its head.
-    table: (N, F) float32 of all patches.
+    views: (N, F) float32 or float16 of all patches, for each of their views; first of the patches themselves.
     images: (N, S, S, 3) uint8 the patches.
     labels: (N,) of the patches.
     device: on which to encode.
@@ -78,15 +102,16 @@ class Features:
     def __init__(
         self,
         network: EncoderNetwork,
-        table: NDArray[np.float32],
+        views: Sequence[FeatureRows],
         images: NDArray[np.uint8],
         labels: NDArray[np.integer],
         device: torch.device,
         cache: Path,
     ) -> None:
         self._network, self._images, self._labels, self._device = network, images, labels, device
-        self.table, self._cache, self._encoder = table, cache, encoder_digest(network)
-        self._sets: dict[str, NDArray[np.float32]] = {}
+        self.table, self._views, self._cache = views[0], views, cache
+        self._encoder = encoder_digest(network, self.table.dtype)
+        self._sets: dict[str, FeatureRows] = {}
 
     def batches(
         self,
@@ -100,16 +125,31 @@ class Features:
         client: int,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches (B, F) float32 and (B,) int64 of one hospital in one round: the patches that
-        `data.batches.batches` draws without augmentation, with the same arguments."""
+        `data.batches.batches` draws with the same arguments. Where there are several views, one of them is drawn for
+        each patch: with eight, that of its augmentation."""
         poison_of = generator(seed, "poison", round, client)
-        drawn = draws(indices, batch_size=batch_size, steps=steps, seed=seed, round=round, client=client, augment=False)
-        for picked, _ in drawn:
-            rows, labels = self.table[picked], self._labels[picked]
+        views = len(self._views)
+        drawn = draws(
+            indices, batch_size=batch_size, steps=steps, seed=seed, round=round, client=client, augment=views > 1
+        )
+        for picked, turns in drawn:
+            shown = None if turns is None else turns % views
+            rows, labels = self._rows(picked, shown), self._labels[picked]
             if poison is not None:
-                rows, labels = self._poisoned(picked, rows, poison, poison_of)
+                images = self._images[picked] if shown is None else turned(self._images[picked], shown)
+                rows, labels = self._poisoned(images, labels, rows, poison, poison_of)
             yield torch.from_numpy(rows), torch.from_numpy(np.array(labels, dtype=np.int64))
 
-    def of_set(self, key: str, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def _rows(self, picked: NDArray[np.integer], shown: NDArray[np.integer] | None) -> NDArray[np.float32]:
+        rows = np.empty((len(picked), self.table.shape[1]), dtype=np.float32)
+        if shown is None:
+            rows[:] = self.table[picked]
+            return rows
+        for view, features in enumerate(self._views):
+            rows[shown == view] = features[picked[shown == view]]
+        return rows
+
+    def of_set(self, key: str, make: Callable[[], NDArray[np.uint8]]) -> FeatureRows:
         """The features (n, F) of images that are asked for again and again, by this run and by others.
 
         key: their name in this run.
@@ -124,32 +164,38 @@ class Features:
                 self._sets[key] = np.array(found)  # torch wants arrays that can be written to
         return self._sets[key]
 
-    def _add_features(self, images: NDArray[np.uint8], add: Callable[[NDArray[np.float32]], None]) -> None:
-        for block in encoded_blocks(self._network, images, self._device):
+    def _add_features(self, images: NDArray[np.uint8], add: Callable[[FeatureRows], None]) -> None:
+        for block in encoded_blocks(self._network, images, self._device, self.table.dtype):
             add(block)
 
     def _poisoned(
         self,
-        picked: NDArray[np.integer],
+        before: NDArray[np.uint8],
+        labels: NDArray[np.integer],
         rows: NDArray[np.float32],
         poison: BatchPoison,
         poison_of: np.random.Generator,
     ) -> tuple[NDArray[np.float32], NDArray[np.integer]]:
-        before = self._images[picked]
-        images, labels = poison(before.copy(), self._labels[picked], poison_of)
+        """The features and labels of a batch, of which an attacker has changed what it likes.
+
+        before: (b, S, S, 3) its patches.
+        labels: (b,).
+        rows: (b, F) the features of `before`.
+        """
+        images, labels = poison(before.copy(), labels, poison_of)
         if len(images) == len(before):
-            rows, changed = rows.copy(), np.flatnonzero((images != before).reshape(len(before), -1).any(axis=1))
+            changed = np.flatnonzero((images != before).reshape(len(before), -1).any(axis=1))
         else:
             rows, changed = np.empty((len(images), rows.shape[1]), dtype=np.float32), np.arange(len(images))
         for position in changed:
             rows[position] = self._of_image(images[position])
         return rows, labels
 
-    def _of_image(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _of_image(self, image: NDArray[np.uint8]) -> FeatureRows:
         """The features (F,) of an image: encoded alone, so that they do not depend on its batch."""
         key = self._encoder + sha256(image.tobytes()).hexdigest()
         if key not in _changed:
-            _changed[key] = encoded(self._network, image[None], self._device)[0]
+            _changed[key] = encoded(self._network, image[None], self._device, self.table.dtype)[0]
             if len(_changed) > KEPT:
                 _changed.popitem(last=False)
         return _changed[key]

@@ -85,13 +85,14 @@ class Hosts:
         if isinstance(experiment.learning.model, Encoder):
             self.encoder, block = self._asked(0, _ask_encoder, "worker 0 to know the encoder")()
         if experiment.learning.on_features:
-            make = partial(features_of, hospitals, self.encoder, block)
+            views = experiment.learning.views
+            make, key = partial(features_of, hospitals, self.encoder, block, views), f"{self.encoder} {views}"
             encode = [partial(self._ask_features, worker) for worker in range(len(team.workers))]
             with progress_to(say):
-                features, digest = team.data.features(hospitals, self.encoder, encode, make, say)
+                features, digest = team.data.features(hospitals, key, encode, make, say)
             say("training")
             self.encoder = f"{self.encoder} {digest}"
-            self._arrays.append(features)
+            self._arrays += features
             self._prepare("the client actors to take the features")
         d = sum(math.prod(layer.shape) for layer in self.layers)
         self.columns = shard_columns(d, max(1, len(team.shards)))
@@ -211,11 +212,11 @@ class Hosts:
             arrived(f"client actor {worker}", part.pop(STEPS, None))
         return {key: np.concatenate([part[key] for part in answers]) for key in answers[0]}
 
-    def _ask_features(self, worker: int, first: int, last: int) -> Callable[[], np.ndarray]:
+    def _ask_features(self, worker: int, view: int, first: int, last: int) -> Callable[[], np.ndarray]:
         """Start the encoding of the patches from position `first` to `last`; see `encoding.Encode`."""
 
         def ask(actor: ActorHandle) -> Any:
-            return actor.encode.remote(first, last)
+            return actor.encode.remote(view, first, last)
 
         return self._asked(worker, ask, f"worker {worker} to encode patches {first:,} to {last - 1:,}")
 

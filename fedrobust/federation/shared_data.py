@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,7 +52,7 @@ class _Making:
     """Features that a run is making, or has made."""
 
     actors: list[Encode]
-    found: Future[tuple[SharedArray, str]] = field(default_factory=Future)
+    found: Future[tuple[list[SharedArray], str]] = field(default_factory=Future)
     said: str = "encoding patches"
 
 
@@ -75,12 +76,12 @@ class SharedData:
         hospitals: Hospitals,
         encoder: str,
         actors: Sequence[Encode],
-        make: Callable[[Sequence[Encode], Say], np.ndarray],
+        make: Callable[[Sequence[Encode], Say], list[np.ndarray]],
         say: Say,
-    ) -> tuple[SharedArray, str]:
-        """The features (N, F) that an encoder makes of the patches, and their digest.
+    ) -> tuple[list[SharedArray], str]:
+        """The features (N, F) that an encoder makes of each view of the patches, and their digest.
 
-        encoder: its digest.
+        encoder: its digest, and how many views.
         actors: of the caller. If another run is making these features, it gets them as well until all is encoded.
         make: makes the features with these actors, whose list may grow meanwhile; called if nobody else does.
         say: is told how far it is, at least every second or with every answer of an actor; what it raises ends the
@@ -108,16 +109,18 @@ class SharedData:
         hospitals: Hospitals,
         encoder: str,
         making: _Making,
-        make: Callable[[Sequence[Encode], Say], np.ndarray],
+        make: Callable[[Sequence[Encode], Say], list[np.ndarray]],
         say: Say,
-    ) -> tuple[SharedArray, str]:
+    ) -> tuple[list[SharedArray], str]:
         def tell(what: str) -> None:
             making.said = what
             say(what)
 
         try:
             made = make(making.actors, tell)
-            found = SharedArray(made), digest_of(made)
+            digests = [digest_of(view) for view in made]
+            digest = digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
+            found = [SharedArray(view) for view in made], digest
         except BaseException as error:
             with self._lock:
                 self._features.get(hospitals, {}).pop(encoder, None)

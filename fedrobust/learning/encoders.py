@@ -55,6 +55,8 @@ class EncoderNetwork(nn.Module):
         self.source = (encoder,)
         """The encoder as it was given; in a tuple, so that it is no part of the network once that has a copy."""
         self.encoder, self.head, self.size = encoder, head, size
+        self.reduced = False
+        """Whether the encoder computes in bfloat16 where torch deems that safe (autocast)."""
         # Patches arrive with MEAN and STD: x · STD + MEAN is in [0, 1].
         scale, shift = (torch.tensor(list(values)).view(3, 1, 1) for values in (std, mean))
         own_scale, own_shift = (torch.tensor(values).view(3, 1, 1) for values in (STD, MEAN))
@@ -67,8 +69,12 @@ class EncoderNetwork(nn.Module):
         if images.shape[-1] != self.size:
             target = (self.size, self.size)
             images = nn.functional.interpolate(images, target, mode="bicubic", antialias=True, align_corners=False)
-        found: Tensor = self.encoder(images)
-        return found
+        if not self.reduced:
+            found: Tensor = self.encoder(images)
+            return found
+        with torch.autocast(images.device.type, torch.bfloat16):
+            found = self.encoder(images)
+        return found.float()
 
     def forward(self, patches: Tensor) -> Tensor:
         """The logits (B, classes) of patches (B, 3, S, S) float32."""

@@ -181,6 +181,8 @@ class Encoder(Model):
 
     name: Literal["encoder"] = "encoder"
     fixed_statistics: ClassVar[bool] = True
+    of_frozen: ClassVar[dict[str, Any]] = {"views": None, "precision": "float32", "features": "float32"}
+    """Options that only a frozen encoder has, with their defaults."""
     encoder: str
     """`timm:NAME`, e.g. `timm:vit_large_patch16_224`."""
     weights: str | None = None
@@ -198,6 +200,14 @@ class Encoder(Model):
     """Mean of each channel in [0, 1] by which images were scaled in pretraining; null takes timm's."""
     std: Annotated[Many[PositiveFloat], Field(min_length=3, max_length=3)] | None = None
     """Standard deviation of each channel in [0, 1]; null takes timm's."""
+    views: Literal[2, 4, 8] | None = None
+    """How many views of each patch a frozen encoder looks at once and for all, so that `local.augment` costs nothing in
+    a step: 2: the patch and its mirror image, 4: all flips, 8: also all quarter turns; null: it looks at each augmented
+    patch again in each step."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which a frozen encoder computes."""
+    features: Literal["float32", "float16"] = "float32"
+    """Type in which the features of a frozen encoder are kept."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `timm.create_model`, e.g. `{init_values: 1.0e-5}`; `timm.layers:NAME` is a layer of timm."""
 
@@ -214,6 +224,9 @@ class Encoder(Model):
             raise refusal(Problem("timm has no such model", "encoder", f"'{model}'", hint=hint))
         if own := sorted(_OWN_OPTIONS & self.options.keys()):
             raise refusal("is not for users: weights, size and head decide it", f"options.{own[0]}")
+        changed = [name for name, usual in self.of_frozen.items() if getattr(self, name) != usual]
+        if changed and self.trainable != "head":
+            raise refusal(f"is for a frozen encoder, and trainable is {self.trainable}", changed[0])
         return self
 
     @property
@@ -225,9 +238,11 @@ class Encoder(Model):
 
         hidden = self.hidden if self.head == "mlp" else None
         scaling = self.mean, self.std
-        return encoder_network(
+        made = encoder_network(
             self._timm, self.weights, self.options, hidden, self.trainable, self.size, scaling, classes
         )
+        made.reduced = self.precision != "float32"
+        return made
 
     def parameters(self, classes: int, size: int) -> int:
         from fedrobust.learning.encoders import parameters_of

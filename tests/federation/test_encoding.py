@@ -34,9 +34,9 @@ class Encoder:
         self.ready = True
         return []
 
-    def encode(self, first: int, last: int) -> np.ndarray:
+    def encode(self, view: int, first: int, last: int) -> np.ndarray:
         assert self.ready and last - first <= BLOCK
-        return TABLE[first:last]
+        return TABLE[first:last] + view
 
 
 class Fates:
@@ -81,7 +81,8 @@ class Patches:
 def encoded(actors: Sequence[Encode], cache: Path, count: int = N) -> tuple[np.ndarray, list[str]]:
     said: list[str] = []
     held: Any = Patches(count)
-    return features_of(held, "an encoder", BLOCK, actors, said.append, cache), said
+    (found,) = features_of(held, "an encoder", BLOCK, 1, actors, said.append, cache)
+    return found, said
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,19 @@ def test_an_actor_that_dies_changes_no_bit(
     assert len(said) == -(-N // BLOCK) and said[-1] == "encoding patches: 100 % of 100"
     again, said = encoded([], tmp_path)
     assert np.array_equal(again, TABLE) and not said
+
+
+def test_views_are_kept_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So four views need two more than two."""
+    actors, _ = team(monkeypatch, Fates([3]), Fates([7, 8, 9]))
+    said, held = list[str](), Patches()
+    for views in (2, 4):
+        said.clear()
+        found = features_of(held, "an encoder", BLOCK, views, actors, said.append, tmp_path)  # type: ignore[arg-type]
+        assert len(found) == views
+        assert all(np.array_equal(features, TABLE + view) for view, features in enumerate(found))
+        assert len(said) == 2 * -(-N // BLOCK) and said[-1] == f"encoding patches: 100 % of {views * N}"
+    assert said[0] == "encoding patches: 52 % of 400"
 
 
 def test_where_all_die_again_and_again_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,12 +151,12 @@ class Together:
         self.asked: dict[str, int] = {}
 
     def start(self, name: str, encode: Encode, say: Callable[[str], None] = lambda what: None) -> threading.Thread:
-        def counting(first: int, last: int) -> Any:
+        def counting(view: int, first: int, last: int) -> Any:
             self.asked[name] = self.asked.get(name, 0) + 1
-            return encode(first, last)
+            return encode(view, first, last)
 
         def run() -> None:
-            make = partial(features_of, self.patches, "an encoder", BLOCK, cache=self.cache)
+            make = partial(features_of, self.patches, "an encoder", BLOCK, 1, cache=self.cache)
             try:
                 self.found[name] = self.data.features(self.patches, "an encoder", [counting], make, say)
             except Exception as error:
@@ -159,7 +173,7 @@ class Gate:
     def __init__(self, error: Exception | None = None) -> None:
         self.open, self.reached, self._error = threading.Event(), threading.Event(), error
 
-    def __call__(self, first: int, last: int) -> Callable[[], np.ndarray]:
+    def __call__(self, view: int, first: int, last: int) -> Callable[[], np.ndarray]:
         def answer() -> np.ndarray:
             self.reached.set()
             assert self.open.wait(60)
@@ -175,7 +189,7 @@ def together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Together:
     return Together(monkeypatch, tmp_path)
 
 
-def plain(first: int, last: int) -> Callable[[], np.ndarray]:
+def plain(view: int, first: int, last: int) -> Callable[[], np.ndarray]:
     return lambda: TABLE[first:last]
 
 
@@ -193,7 +207,7 @@ def test_teams_that_need_the_same_features_encode_them_together(together: Togeth
     slow.open.set()
     for thread in (one, other):
         thread.join(60)
-    for features, digest in together.found.values():
+    for (features,), digest in together.found.values():
         assert np.array_equal(features.argument(False), TABLE) and digest == together.found["one"][1]
     assert together.asked["other"] > 0 and sum(together.asked.values()) == -(-N // BLOCK)
     assert set(told) <= {"encoding patches", *(f"encoding patches: {share} % of 100" for share in range(101))}
@@ -207,7 +221,7 @@ def test_a_team_whose_actors_die_leaves_its_blocks_to_the_others(together: Toget
     dead.open.set()
     for thread in (one, other):
         thread.join(60)
-    assert all(np.array_equal(features.argument(False), TABLE) for features, _ in together.found.values())
+    assert all(np.array_equal(features.argument(False), TABLE) for (features,), _ in together.found.values())
 
 
 def test_if_the_run_that_makes_them_fails_another_one_makes_them(together: Together) -> None:
@@ -221,7 +235,7 @@ def test_if_the_run_that_makes_them_fails_another_one_makes_them(together: Toget
     for thread in (one, other):
         thread.join(60)
     assert str(together.found["one"]) == "no answer for 1 s"
-    assert np.array_equal(together.found["other"][0].argument(False), TABLE)
+    assert np.array_equal(together.found["other"][0][0].argument(False), TABLE)
 
 
 def test_a_run_that_is_stopped_waits_for_no_other(together: Together) -> None:
@@ -236,4 +250,4 @@ def test_a_run_that_is_stopped_waits_for_no_other(together: Together) -> None:
     assert isinstance(together.found["other"], KeyError) and one.is_alive()
     slow.open.set()
     one.join(60)
-    assert np.array_equal(together.found["one"][0].argument(False), TABLE)
+    assert np.array_equal(together.found["one"][0][0].argument(False), TABLE)

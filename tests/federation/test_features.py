@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from encoded import ENCODER, write_weights
 
+from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.clients import ClientHost, Layout
 
@@ -20,12 +22,19 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (N, S, S, 3), dtype=np.uint8)
 BACKDOOR = {"name": "patch_backdoor", "target": 0, "size": 4}
 
 
-def host(weights: Path, attacks: Any = (), features: np.ndarray | None = None, **local: Any) -> ClientHost:
+def host(
+    weights: Path,
+    attacks: Any = (),
+    views: Sequence[np.ndarray] = (),
+    model: dict[str, Any] | None = None,
+    **local: Any,
+) -> ClientHost:
     experiment = Experiment.model_validate(
         {
             "federation": {"clients": 4},
             "learning": {
-                "model": {"name": "encoder", "encoder": f"timm:{ENCODER}", "weights": str(weights), "size": 32},
+                "model": {"name": "encoder", "encoder": f"timm:{ENCODER}", "weights": str(weights), "size": 32}
+                | (model or {}),
                 "local": {"steps": 3, "batch_size": 8, "augment": False} | local,
             },
             "attacks": attacks,
@@ -33,7 +42,7 @@ def host(weights: Path, attacks: Any = (), features: np.ndarray | None = None, *
     )
     made = ClientHost(1, "cpu")
     layout = Layout(tuple(np.arange(60).reshape(4, 15)), np.arange(60, N), np.arange(60, N), 2)
-    made.setup(experiment, layout, LABELS, weights.parent, IMAGES, features)
+    made.setup(experiment, layout, LABELS, weights.parent, IMAGES, *views)
     return made
 
 
@@ -53,13 +62,20 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(weights: Path) -> np.ndarray:
-    return host(weights).encode(0, N)
+    return host(weights).encode(0, 0, N)
+
+
+@pytest.fixture(scope="module")
+def views(weights: Path, table: np.ndarray) -> list[np.ndarray]:
+    """Of all turned and flipped patches."""
+    made = host(weights)
+    return [table, *(made.encode(view, 0, N) for view in range(1, 8))]
 
 
 def test_shares_of_patches_have_the_features_of_all(weights: Path, table: np.ndarray) -> None:
     made = host(weights)
     assert table.shape == (N, 256) and table.dtype == np.float32
-    assert np.array_equal(np.concatenate([made.encode(0, 32), made.encode(32, 64), made.encode(64, 96)]), table)
+    assert np.array_equal(np.concatenate([made.encode(0, first, first + 32) for first in (0, 32, 64)]), table)
 
 
 ATTACKS: list[Any] = [
@@ -75,7 +91,16 @@ ATTACKS: list[Any] = [
 @pytest.mark.parametrize("attacks", ATTACKS, ids=lambda attacks: attacks[0]["name"] if attacks else "nobody")
 def test_training_and_evaluation_are_those_on_patches(attacks: Any, weights: Path, table: np.ndarray) -> None:
     """Up to the last digits, whatever attackers do to labels or images."""
-    on_patches, on_features = host(weights, attacks), host(weights, attacks, table)
+    compare(host(weights, attacks), host(weights, attacks, [table]))
+
+
+@pytest.mark.parametrize("attacks", ATTACKS, ids=lambda attacks: attacks[0]["name"] if attacks else "nobody")
+def test_eight_views_are_the_augmentation_of_patches(attacks: Any, weights: Path, views: list[np.ndarray]) -> None:
+    """Also for an attacker, whose trigger stays where it is put on the drawn view."""
+    compare(host(weights, attacks, augment=True), host(weights, attacks, views, {"views": 8}, augment=True))
+
+
+def compare(on_patches: ClientHost, on_features: ClientHost) -> None:
     expected, found = trained(on_patches), trained(on_features)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert np.abs(expected).max() > 1e-3
@@ -86,6 +111,54 @@ def test_training_and_evaluation_are_those_on_patches(attacks: Any, weights: Pat
         np.testing.assert_allclose(found_rows[key], rows, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_each_step_takes_one_of_the_views_of_a_patch(count: int, weights: Path, views: list[np.ndarray]) -> None:
+    """About as often each, for the same seed the same; patches are evaluated as they are."""
+    made = host(weights, (), views[:count], {"views": count}, augment=True)
+
+    def drawn(round: int) -> list[int]:
+        assert made._features is not None
+        arguments: dict[str, Any] = {"batch_size": 8, "steps": 16, "seed": 1, "round": round, "client": 3}
+        rows = np.concatenate([batch for batch, _ in made._features.batches(np.arange(N), None, **arguments)])
+        found = [[np.array_equal(row, own) for view in views for own in view].index(True) // N for row in rows]
+        assert len(found) > N
+        return found
+
+    first = drawn(1)
+    assert set(first) == set(range(count)) and min(map(first.count, range(count))) > len(first) / count / 2
+    assert drawn(1) == first != drawn(2)
+    plain, weighted = host(weights, (), views[:1]), made.initial_weights()
+    assert np.array_equal(made.evaluate(weighted, 0, 1)["clean"], plain.evaluate(weighted, 0, 1)["clean"])
+
+
+@pytest.mark.parametrize(("model", "near"), [({"features": "float16"}, 2e-3), ({"precision": "bfloat16"}, 0.05)])
+def test_features_in_half_the_bits_are_nearly_the_same(
+    model: dict[str, Any], near: float, weights: Path, table: np.ndarray
+) -> None:
+    """They have a digest of their own, and those of shares are those of all; so are those of a changed patch."""
+    made = host(weights, (), (), model)
+    rows = made.encode(0, 0, N)
+    assert rows.dtype == model.get("features", "float32")
+    assert 0 < np.linalg.norm(rows - table) < near * np.linalg.norm(table)
+    assert made.encoder()[0] != host(weights).encoder()[0]
+    assert np.array_equal(np.concatenate([made.encode(0, first, first + 32) for first in (0, 32, 64)]), rows)
+    attacks = [BACKDOOR | {"count": 2}]
+    expected, found = (trained(each) for each in (host(weights, attacks), host(weights, attacks, [rows], model)))
+    assert 0 < np.linalg.norm(found - expected) < 2 * near * np.linalg.norm(expected)
+
+
+def test_features_that_are_too_large_for_half_the_bits_are_refused(weights: Path) -> None:
+    made = host(weights, (), (), {"features": "float16"})
+    last = list(made._network.encoder.parameters())[-1]
+    before = last.detach().clone()
+    try:
+        last.data.fill_(1e5)  # the shift of the last normalisation
+        with pytest.raises(FederationError, match=r"too large for float16; use learning\.model\.features: float32"):
+            made.encode(0, 0, 1)
+    finally:
+        last.data.copy_(before)
+
+
 def test_a_patch_is_looked_at_once(
     weights: Path, table: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,15 +167,15 @@ def test_a_patch_is_looked_at_once(
 
     looked, blocks = list[int](), room.encoded_blocks
 
-    def counting(network: Any, images: np.ndarray, device: Any) -> Any:
+    def counting(network: Any, images: np.ndarray, *rest: Any) -> Any:
         looked.append(len(images))
-        return blocks(network, images, device)
+        return blocks(network, images, *rest)
 
     monkeypatch.setattr(room, "encoded_blocks", counting)
     monkeypatch.setattr(room, "_changed", OrderedDict())
     shutil.copy(weights, tmp_path)  # beside it is the cache
     weights = tmp_path / weights.name
-    made = host(weights, [BACKDOOR | {"count": 1}], table)
+    made = host(weights, [BACKDOOR | {"count": 1}], [table])
     first = trained(made)
     once = len(looked)
     assert 0 < once <= 15, "no more than the attacker has"
@@ -111,11 +184,11 @@ def test_a_patch_is_looked_at_once(
     evaluated = len(looked)
     made.evaluate(made.initial_weights() + 1, 0, 1)
     assert len(looked) == evaluated
-    other = host(weights, [BACKDOOR | {"count": 1}], table)  # as another run of this process
+    other = host(weights, [BACKDOOR | {"count": 1}], [table])  # as another run of this process
     assert np.array_equal(trained(other), first)
     other.evaluate(other.initial_weights(), 0, 1)
     assert len(looked) == evaluated
-    plain = host(weights, [{"name": "label_flip", "count": 3}], table)
+    plain = host(weights, [{"name": "label_flip", "count": 3}], [table])
     trained(plain)
     plain.evaluate(plain.initial_weights(), 0, 1)
     assert len(looked) == evaluated
@@ -123,7 +196,7 @@ def test_a_patch_is_looked_at_once(
 
 def test_shares_of_the_evaluation_give_the_bits_of_the_whole(weights: Path, table: np.ndarray) -> None:
     """The layout has so many held-out patches that each of two actors gets some."""
-    made = host(weights, [BACKDOOR | {"count": 1}], np.repeat(table, 8, axis=0))
+    made = host(weights, [BACKDOOR | {"count": 1}], [np.repeat(table, 8, axis=0)])
     made._images, made._labels = np.repeat(IMAGES, 8, axis=0), np.repeat(LABELS, 8)
     made._layout = Layout(made._layout.indices, np.arange(640), np.arange(640), 2)
     whole = made.evaluate(made.initial_weights(), 0, 1)

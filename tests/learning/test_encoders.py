@@ -194,6 +194,35 @@ def test_errors_name_the_option(options: str, path: str, says: str, workplace: P
         load("e.yaml")
 
 
+@pytest.mark.parametrize(
+    ("options", "path", "says"),
+    [
+        ("model: {views: 3}", "learning.model.views", "2, 4 or 8"),
+        ("model: {views: 8, trainable: all}", "learning.model.views", "for a frozen encoder"),
+        ("model: {precision: bfloat16, trainable: last_block}", "learning.model.precision", "for a frozen encoder"),
+        ("model: {features: float16, trainable: all}", "learning.model.features", "for a frozen encoder"),
+        ("model: {views: 8}, local: {augment: false}", "learning.model.views", "augment is false"),
+        ("model: {views: 8}, local: {engine: stacked}", "learning.model.views", "engine: lean"),
+    ],
+)
+def test_options_of_features_that_do_not_fit_are_refused(options: str, path: str, says: str, workplace: Path) -> None:
+    Path("e.yaml").write_text(
+        f"learning: {{{options}}}\n".replace("model: {", "model: {name: encoder, encoder: timm:test_vit, ")
+    )
+    with refused(path=path, says=says):
+        load("e.yaml")
+
+
+def test_options_of_features_have_digests_of_their_own_and_change_no_earlier_one(workplace: Path) -> None:
+    text = "learning: {{model: {{name: encoder, encoder: timm:test_vit{}}}}}\n"
+    found = []
+    for more in ("", ", views: 2", ", views: 8", ", precision: bfloat16", ", features: float16"):
+        Path("e.yaml").write_text(text.format(more))
+        found.append(load("e.yaml").digest())
+    assert len(set(found)) == 5
+    assert found[0] == "3e84b3359f670d7e7c9ad17305a4b5ba03bc992586ae3bead011d99082474889"
+
+
 def test_the_options_of_the_docs_can_be_read(workplace: Path) -> None:
     """Those of docs/encoders.md for an encoder of pathology."""
     page = (Path(__file__).parents[2] / "docs/encoders.md").read_text(encoding="utf-8")
