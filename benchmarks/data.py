@@ -104,9 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     parser.add_argument("--sample", type=int, default=8000, help="files of `decoding` (default: 8,000)")
     parser.add_argument("--times", type=int, default=5, help="turns of `decoding` (default: 5)")
     parser.add_argument("--sections", nargs="+", default=["decoding", "starts", "memory"])
-    parser.add_argument(
-        "--folder", type=Path, help="where the files go, and are found again (default: a temporary one)"
-    )
+    parser.add_argument("--folder", type=Path, help="for the files, which are found again there (default: temporary)")
     parser.add_argument("--json", type=Path, help="where the figures go, too")
     chosen = parser.parse_args(arguments)
     found: list[Figure] = []

@@ -39,7 +39,7 @@ class Backdoor(DataAttack):
     def trigger(self, images: np.ndarray) -> np.ndarray:
         """A copy of the images with the trigger on each, as used to measure the success rate.
 
-        images: (B, H, W, 3) uint8.
+        images: (B, H, W, 3) uint8; what is made of one does not depend on the others.
         """
 
 

@@ -376,24 +376,22 @@ class ClientHost:
     def _input(
         self, key: str, positions: np.ndarray, attack: Backdoor | None
     ) -> tuple[np.ndarray, Callable[[np.ndarray], Tensor]]:
-        """Patches or their features, and what turns these into the network's input."""
+        """What is evaluated, and what turns a part of it into the network's input: positions, because the patches of
+        all of them at once may be a large part of the machine's memory, or features of changed patches."""
         import torch
 
         from fedrobust.data.batches import to_tensor
 
-        def features_to_input(rows: np.ndarray) -> Tensor:
-            return torch.from_numpy(rows).float()
+        def changed(own: np.ndarray) -> np.ndarray:
+            images: np.ndarray = self._images[own]
+            return images if attack is None else attack.trigger(images)
 
-        if self._features is not None and attack is None:
-            return self._features.table[positions], features_to_input
-
-        def images() -> np.ndarray:
-            own = self._images[positions]
-            return own if attack is None else attack.trigger(own)
-
-        if self._features is not None:
-            return self._features.of_set(key, images), features_to_input
-        return images(), to_tensor
+        if self._features is None:
+            return positions, lambda own: to_tensor(changed(own))
+        if attack is None:
+            table = self._features.table
+            return positions, lambda own: torch.from_numpy(table[own]).float()
+        return self._features.of_set(key, lambda: changed(positions)), lambda rows: torch.from_numpy(rows).float()
 
     def of_model(self, function: Callable[..., Answer], weights: np.ndarray, *arguments: Any) -> Answer:
         """`function` of a new network on the CPU with these `weights` (d,), and of the `arguments`."""
