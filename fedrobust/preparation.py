@@ -8,8 +8,12 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
+
 from fedrobust.attacks import DataAttack
-from fedrobust.data.hospitals import Hospitals, divide
+from fedrobust.data import Outline
+from fedrobust.data.hospitals import Hospitals, deal, divide
+from fedrobust.data.sources import outline_of
 from fedrobust.errors import ExperimentError, inside
 from fedrobust.experiment import Experiment
 from fedrobust.machine import memory_limits
@@ -34,6 +38,20 @@ def hospitals_of(experiment: Experiment) -> Hospitals:
     check_source(experiment)
     with inside("data"):
         return divide(data.source, data.split, data.partition, *stain, clients, experiment.seed, CACHE)
+
+
+def dealt(experiment: Experiment) -> tuple[Outline, dict[str, np.ndarray], np.ndarray]:
+    """Divide the patches of an experiment before any image is decoded: what the source tells of them, the positions of
+    `train`, `validation` and `test`, and the hospital (N,) of each patch.
+
+    Raises `DataError` with the dotted path of what is wrong.
+    """
+    data, clients = experiment.data, experiment.federation.clients
+    check_source(experiment)
+    with inside("data.source"):
+        outline = outline_of(data.source, experiment.seed)
+    with inside("data"):
+        return outline, *deal(outline, data.split, data.partition, clients, experiment.seed)
 
 
 def data_key(experiment: Experiment) -> str:

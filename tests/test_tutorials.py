@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from steps import REFUSED, steps, type_all
 
 import fedrobust
 from fedrobust.errors import ExperimentError
@@ -20,29 +16,6 @@ from fedrobust.tuning import load_sweep
 
 REPOSITORY = Path(__file__).parent.parent
 TUTORIALS = sorted((REPOSITORY / "docs" / "tutorials").glob("*.md"))
-FENCE = re.compile(r"^```(\w*) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-REFUSED = "# exit code 2"
-
-
-class Step(NamedTuple):
-    """A block of a tutorial: a file to save, or commands to type."""
-
-    language: str
-    file: str
-    text: str
-
-    @property
-    def commands(self) -> list[str]:
-        return [] if self.language else self.text.splitlines()
-
-    def save(self, folder: Path) -> None:
-        """Beside the experiment that it begins with, as the tutorial says, or else into the folder itself."""
-        below = "experiments" if "experiment: quickstart.yaml" in self.text else "."
-        (folder / below / self.file).write_text(self.text, encoding="utf-8")
-
-
-def steps(tutorial: Path) -> list[Step]:
-    return [Step(*found) for found in FENCE.findall(tutorial.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
@@ -83,12 +56,4 @@ def test_experiments_that_are_only_shown_are_experiments(tutorial: Path, workpla
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
 def test_every_command_does_what_it_says(tutorial: Path, workplace: Path) -> None:
     """As typed, in an empty folder."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    for step in steps(tutorial):
-        if step.file:
-            step.save(workplace)
-        for command in step.commands:
-            done = subprocess.run(
-                ["bash", "-c", command], capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
-            )
-            assert done.returncode == (2 if command.endswith(REFUSED) else 0), command + done.stdout + done.stderr
+    type_all(tutorial, workplace)

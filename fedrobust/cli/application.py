@@ -43,6 +43,10 @@ app = typer.Typer(
     help="Train a federation of hospitals, attack it, defend it, and record every round.",
 )
 
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="PATH=VALUE", help="Overrides, e.g. seed=3 or aggregation.rule=krum,mean.")
+]
+"""Of options of an experiment."""
 CORE = {"doctor", "init", "list", "schema"}
 """Commands that work without any extra."""
 CLUSTER = {"submit", "jobs", "logs", "stop", "fetch"}

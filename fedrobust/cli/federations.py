@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from fedrobust.cli.application import app, checking, only_checked, stoppable
+from fedrobust.cli.application import Overrides, app, checking, only_checked, stoppable
 from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.screen import harmless
 
@@ -26,9 +26,6 @@ _Bar = TypeVar("_Bar")
 _Found = TypeVar("_Found")
 
 File = Annotated[Path, typer.Argument(help="An experiment file (YAML).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="PATH=VALUE", help="Overrides, e.g. seed=3 or aggregation.rule=krum,mean.")
-]
 TeamsOption = Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default as many as cores.")]
 StorageOption = Annotated[
     str | None, typer.Option(metavar="URL", help="An Optuna storage, instead of mlruns/optuna.db.")

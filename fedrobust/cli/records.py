@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedrobust.cli.application import app
+from fedrobust.cli.application import Overrides, app
 
 
 @app.command()
@@ -110,8 +110,21 @@ def list_options(
 
 
 @app.command()
-def doctor() -> None:
-    """Show what this machine has: cores, GPUs, Ray, the MLflow store, data sets."""
-    from fedrobust.terminal import console, show_machine
+def doctor(
+    file: Annotated[Path | None, typer.Argument(help="An experiment file (YAML).", show_default=False)] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show what this machine has: cores, GPUs, Ray, the MLflow store, data sets.
 
-    show_machine(console())
+    With an experiment file: check its data instead, and show how they are divided; no image is opened.
+    """
+    from fedrobust.terminal import console, show_data, show_machine
+
+    if file is None:
+        show_machine(console())
+        return
+    from fedrobust.experiment_file import load
+    from fedrobust.preparation import dealt
+
+    experiment = load(file, overrides or ())
+    show_data(console(), experiment.federation.clients, *dealt(experiment))

@@ -106,11 +106,11 @@ def divide(
     """
     with inside("source"):
         outline = outline_of(source, seed)
-    indices, hospital = _dealt(outline, split, partition, clients, seed)
+    indices, hospital = deal(outline, split, partition, clients, seed)
     with inside("source"), keeping_in(cache):
         patches = outline.decode()
     if len(patches) < len(outline):  # some images could not be used
-        indices, hospital = _dealt(patches, split, partition, clients, seed)
+        indices, hospital = deal(patches, split, partition, clients, seed)
     images = stained(patches.images, hospital, shift, normalisation, patches.digest, seed, cache)
     read = _digest_read(patches, images)
     return Hospitals(
@@ -126,10 +126,16 @@ def divide(
     )
 
 
-def _dealt(
+def deal(
     outline: Outline, split: Split, partition: Partition, clients: int, seed: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The positions of each part, and the hospital (N,) of each patch."""
+    """Divide patches, which need not be decoded, among the parts of the split and the hospitals.
+
+    outline: of the patches.
+    split, partition, clients, seed: as for `divide`.
+
+    Returns the positions of each part, and the hospital (N,) of each patch. Raises `DataError` as `divide` does.
+    """
     cells = len(outline) * outline.classes
     require_memory(f"{len(outline)} patches with {outline.classes} labels", 24 * cells, "are the labels ids?")
     indices = split.indices(outline, seed)

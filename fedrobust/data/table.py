@@ -124,6 +124,13 @@ class PatchTable(ImageFileSource):
     def locate(self) -> Path:
         return self.one_file(self._endings)
 
+    def found(self) -> str | None:
+        try:
+            file = self.locate()
+            return f"{file}, with the columns {', '.join(filter(None, column_names(file)))}"
+        except DataError:
+            return None
+
     def check(self) -> None:
         self._used(self.locate())
 
@@ -170,11 +177,10 @@ class PatchTable(ImageFileSource):
         order = np.argsort(images, kind="stable")
         arrays = {"labels": labels, "groups": told.get("patient"), "centres": told.get("centre"), "split": split}
         gone = ", ".join(f"{count} {reason}" for reason, count in left.items() if count)
-        more = ", ".join(name for name in known if name and name not in needed)
         found = {key: None if each is None else each[order] for key, each in arrays.items()} | {
             "label_names": names,
             "notes": (f"{len(rows)} of {len(table)} rows are used: {gone}",) if gone else (),
-            "patients_from": f"name its column with data.source.columns.patient ({more or 'there are no others'})",
+            "patients_from": f"name its column with data.source.columns.patient ({', '.join(filter(None, known))})",
         }
         used = _Used(table, rows[order], images[order], told["image"][order], found)
         if len(again := np.flatnonzero(used.images[1:] == used.images[:-1])):
@@ -238,11 +244,11 @@ def _twice(used: _Used, first: int, second: int, count: int = 1) -> DataError:
     """The error for an image file with two rows.
 
     first, second: positions in `used`.
-    count: of such files.
+    count: of such rows.
     """
     rows = used.rows[[first, second]].tolist()
     reason = f"{used.images[second]} is also in {used.table.row(min(rows))}"
-    more = f" ({count} images are there twice)" if count > 1 else ""
+    more = f" ({count} rows repeat an image)" if count > 1 else ""
     hint = (
         "keep one row for each image; if readers have rows of their own, give each a column, and list these in `label`"
     )

@@ -38,7 +38,7 @@ def test_columns_have_other_names_or_are_not_used(tmp_path: Path) -> None:
     assert found.groups is not None and found.centres is not None and found.split is None
     found = saved(table, tmp_path, columns=columns | {"patient": None, "centre": ""}).load(0)
     assert found.groups is None and found.centres is None
-    assert "data.source.columns.patient (slide id, center, split)" in found.patients_from
+    assert "data.source.columns.patient (file, diagnosis, slide id, center, split)" in found.patients_from
 
 
 def test_centres_are_hospitals(tmp_path: Path) -> None:
