@@ -14,13 +14,14 @@ import mmap
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from blake3 import blake3
@@ -35,10 +36,22 @@ logger = logging.getLogger(__name__)
 
 ARRAY, ABOUT = "array.npy", "about.json"
 """The files of an entry."""
+RESTART = "restart.json"
+"""The file of an unfinished entry that says which rows are there."""
+NOTED = 30.0
+"""Seconds of work that may be lost if the process is killed."""
 CROWDED = "set `limit` or a smaller `size`"
 
-Add = Callable[[np.ndarray], None]
-"""Takes the next rows: an array of the next patches, or of what was made of them."""
+
+class Add(Protocol):
+    """Takes the next rows: an array of the next patches, or of what was made of them."""
+
+    count: int
+    """Rows that it has."""
+
+    def __call__(self, rows: np.ndarray) -> None:
+        """Take `rows`."""
+
 
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 
@@ -94,7 +107,9 @@ def cache_folder() -> Path | None:
     return _folder.get()
 
 
-def kept(folder: Path | None, name: str, most: int, make: Callable[[Add], dict[str, Any]]) -> KeptArray:
+def kept(
+    folder: Path | None, name: str, most: int, make: Callable[[Add], dict[str, Any]], goes_on: bool = False
+) -> KeptArray:
     """An array from the cache; if it is not there, it is made, and kept.
 
     folder: the cache; None keeps nothing.
@@ -102,6 +117,8 @@ def kept(folder: Path | None, name: str, most: int, make: Callable[[Add], dict[s
     most: how many rows there may be.
     make: gets a function that takes the rows, block by block, and returns what is kept beside them (JSON). It may be
         called a second time, if the disk was full.
+    goes_on: whether `make` can begin after any row: then rows that were made before the process was killed, or `make`
+        raised an exception, are not made again, and `count` of the function says how many there are.
 
     A damaged entry is made again. If several processes ask for it at once, one of them makes it. A cache that cannot be
     written costs time and memory, and is reported in one line. Entries that nobody uses are removed: see `make_room`.
@@ -115,11 +132,11 @@ def kept(folder: Path | None, name: str, most: int, make: Callable[[Add], dict[s
             if (found := _read(place)) is not None:
                 return found
             with alone(place) as tell:
-                return _read(place, log=logging.DEBUG) or _made(place, most, make, tell)
+                return _read(place, log=logging.DEBUG) or _made(place, most, make, tell, goes_on)
         except OSError as error:  # also for a wait that was too long
             logger.warning("%s: what is made of the patches is not kept: %s", folder, error.strerror or error)
     held = _Held(most)
-    about = make(held.add)
+    about = make(held)
     array = held.array()
     return KeptArray(array, about, digest_of(array))
 
@@ -210,17 +227,37 @@ def _read(place: Path, log: int = logging.WARNING) -> KeptArray | None:
     return None
 
 
-def _made(place: Path, most: int, make: Callable[[Add], dict[str, Any]], tell: Callable[[str], None]) -> KeptArray:
+def _made(
+    place: Path,
+    most: int,
+    make: Callable[[Add], dict[str, Any]],
+    tell: Callable[[str], None],
+    goes_on: bool,
+) -> KeptArray:
     """Make an entry; `tell` is told how far it is."""
-    partial = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
+    partial, unfinished = place.with_name(f".{place.name}.{secrets.token_hex(8)}"), False
     for left in place.parent.glob(f".{place.name}.*/"):  # by a process that was killed
+        if goes_on and not partial.exists():
+            with suppress(OSError):
+                left.rename(partial)
         shutil.rmtree(left, ignore_errors=True)
     try:
-        partial.mkdir(mode=0o700)
-        with (partial / ARRAY).open("xb") as out:
-            written = _Written(out, most, tell)
-            about = make(written.add)
+        partial.mkdir(mode=0o700, exist_ok=True)
+        for file in partial.iterdir():
+            if file.name not in (ARRAY, RESTART):  # a process was killed when it was nearly ready
+                file.unlink()
+        (partial / ARRAY).touch(mode=0o600)
+        with (partial / ARRAY).open("r+b") as out:
+            written = _Written(out, most, tell, partial / RESTART if goes_on else None)
+            try:
+                about = make(written)
+            except OSError:  # of the disk, it may be
+                raise
+            except BaseException:
+                unfinished = written.note()
+                raise
             written.end()
+        (partial / RESTART).unlink(missing_ok=True)
         digest = written.digest.hexdigest()
         array = _opened(partial / ARRAY, digest)
         content = json.dumps(seal(about, array, digest))
@@ -237,16 +274,25 @@ def _made(place: Path, most: int, make: Callable[[Add], dict[str, Any]], tell: C
         partial.rename(place)
         return KeptArray(_opened(place / ARRAY, digest), json.loads(content)["about"], digest)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not unfinished:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Written:
     """Rows that are written to a file one block after the other: a full disk is an error, not the process's end."""
 
-    def __init__(self, out: BinaryIO, most: int, tell: Callable[[str], None]) -> None:
-        self._out, self._most, self._tell, self._count = out, most, tell, 0
+    def __init__(self, out: BinaryIO, most: int, tell: Callable[[str], None], restart: Path | None) -> None:
+        """`restart`: a file that says which rows are there, so that another process can go on; None: none can."""
+        self._out, self._most, self._tell, self._restart = out, most, tell, restart
         self._row: np.ndarray | None = None
-        self.digest = blake3()
+        self._noted = time.monotonic()
+        self.count, self.digest = 0, blake3()
+        if restart is None or not self._went_on(restart):
+            out.truncate(0)
+            out.seek(0)
+
+    def __call__(self, rows: np.ndarray) -> None:
+        self.add(rows)
 
     def add(self, rows: np.ndarray) -> None:
         if self._row is None:
@@ -260,15 +306,49 @@ class _Written:
         data = _bytes(rows)
         self._out.write(data)
         self.digest.update(data)
-        self._count += len(rows)
-        self._tell(f"{self._count:,} of {self._most:,}")
+        self.count += len(rows)
+        self._tell(f"{self.count:,} of {self._most:,}")
+        if time.monotonic() - self._noted >= NOTED:
+            self.note()
 
     def end(self) -> None:
         """Complete the file."""
         self._out.seek(0)
-        self._header(self._count)  # as long as the first one: NumPy leaves room for a longer number
+        self._header(self.count)  # as long as the first one: NumPy leaves room for a longer number
         self._out.flush()
         os.fsync(self._out.fileno())
+
+    def note(self) -> bool:
+        """Write which rows are there, for another process; returns whether it can go on with them."""
+        if self._restart is None or not self.count:
+            return False
+        self._out.flush()
+        os.fsync(self._out.fileno())
+        new = self._restart.with_suffix(".new")
+        new.write_text(json.dumps({"count": self.count, "digest": self.digest.hexdigest()}), encoding="utf-8")
+        new.replace(self._restart)
+        self._noted = time.monotonic()
+        return True
+
+    def _went_on(self, restart: Path) -> bool:
+        """Take over the rows that another process has written; returns False if there are none, or not the right
+        ones."""
+        try:
+            noted = json.loads(restart.read_text(encoding="utf-8"))
+            np.lib.format.read_magic(self._out)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(self._out)
+            row = np.empty(shape[1:], dtype)
+            begin, digest, left = self._out.tell(), blake3(), noted["count"] * row.nbytes
+            while left and (data := self._out.read(min(left, 1 << 24))):
+                digest.update(data)
+                left -= len(data)
+            if left or shape[0] != self._most or digest.hexdigest() != noted["digest"]:
+                return False
+            self._out.truncate(begin + noted["count"] * row.nbytes)
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            return False
+        self.count, self.digest, self._row = noted["count"], digest, row
+        return True
 
     def _header(self, count: int) -> None:
         assert self._row is not None
@@ -281,17 +361,17 @@ class _Held:
     """Rows that are held in memory."""
 
     def __init__(self, most: int) -> None:
-        self._most, self._count = most, 0
+        self._most, self.count = most, 0
         self._array: np.ndarray | None = None
 
-    def add(self, rows: np.ndarray) -> None:
+    def __call__(self, rows: np.ndarray) -> None:
         if self._array is None:
             shape = " x ".join(str(length) for length in rows.shape[1:])
             require_memory(f"{self._most} patches of {shape} {rows.dtype}", self._most * rows[0].nbytes, CROWDED)
             self._array = np.empty((self._most, *rows.shape[1:]), dtype=rows.dtype)
-        self._array[self._count : self._count + len(rows)] = rows
-        self._count += len(rows)
+        self._array[self.count : self.count + len(rows)] = rows
+        self.count += len(rows)
 
     def array(self) -> np.ndarray:
         assert self._array is not None
-        return self._array[: self._count]
+        return self._array[: self.count]

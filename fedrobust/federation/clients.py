@@ -167,9 +167,12 @@ class ClientHost:
 
     def encoder(self) -> tuple[str, int]:
         """Digest of what features depend on besides the patches, and how many patches are encoded at once."""
-        from fedrobust.federation.features import BLOCK, encoder_digest
+        import torch
 
-        return encoder_digest(self._network, self._kept), BLOCK
+        from fedrobust.federation.features import block_on, encoder_digest
+
+        device = torch.device(self._device)
+        return encoder_digest(self._network, device, self._kept), block_on(device)
 
     def encode(self, view: int, first: int, last: int) -> np.ndarray:
         """The features (n, F) of a view (see `features.view_of`) of the patches at the positions from `first` to

@@ -15,6 +15,7 @@ import numpy as np
 from fedrobust.data.cache import Add, kept
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.federation.actors import ActorDied
+from fedrobust.progress import STEP
 
 FEATURES = Path("mlruns/cache")
 """Folder of features, below the working folder."""
@@ -49,7 +50,8 @@ def features_of(
 
     def made(view: int) -> np.ndarray:
         def tell(done: int) -> None:
-            say(f"encoding patches: {100 * (view * count + done) // (views * count)} % of {views * count:,}")
+            share = 100 * (view * count + done) // (views * count)
+            say(f"encoding patches: {share - share % STEP} % of {views * count:,}")  # each text may become a line
 
         what = f"{encoder} {hospitals.digest}{f' view {view}' if view else ''}"
         return kept_features(cache, what, count, partial(_encode, view, count, block, actors, tell))
@@ -62,7 +64,7 @@ def kept_features(cache: Path, what: str, count: int, make: Callable[[Add], None
 
     cache: the folder.
     what: says of which patches, by which encoder.
-    make: makes them, block by block.
+    make: makes those that are not there yet, block by block.
     """
     computed = " ".join(metadata.version(name) for name in ("torch", "timm"))  # the last bits differ
     name = f"features-{sha256(f'{what} {computed}'.encode()).hexdigest()[:32]}"
@@ -71,13 +73,13 @@ def kept_features(cache: Path, what: str, count: int, make: Callable[[Add], None
         make(add)
         return {}
 
-    return kept(cache, name, count, made).array
+    return kept(cache, name, count, made, goes_on=True).array
 
 
 def _encode(view: int, count: int, block: int, actors: Sequence[Encode], tell: Callable[[int], None], add: Add) -> None:
     """Encode a view of `count` patches. What an actor leaves, as it dies again and again, is encoded by the others."""
-    left, asked = deque(range(0, count, block)), deque[tuple[int, int, Callable[[], np.ndarray]]]()
-    busy, lost, found, done = Counter[int](), set[int](), dict[int, np.ndarray](), 0
+    left, asked = deque(range(add.count, count, block)), deque[tuple[int, int, Callable[[], np.ndarray]]]()
+    busy, lost, found, done = Counter[int](), set[int](), dict[int, np.ndarray](), add.count
     while left or asked:
         for most in range(1, AHEAD + 1):
             for actor, encode in enumerate(actors):

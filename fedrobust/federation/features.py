@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedrobust.data.batches import BatchPoison, draws, to_tensor, turned
+from fedrobust.data.cache import Add
 from fedrobust.errors import FederationError
 from fedrobust.federation.encoding import kept_features
 from fedrobust.learning.encoders import EncoderNetwork
@@ -24,8 +25,9 @@ from fedrobust.seeds import generator
 
 FeatureRows = NDArray[np.float32] | NDArray[np.float16]
 
-BLOCK = 32
-"""Patches that are encoded at once, from fixed positions on: the last bits of features may depend on their block."""
+BLOCK, GPU_BLOCK = 32, 128
+"""Patches that are encoded at once, on a CPU and on a GPU, from fixed positions on: the last bits of features may
+depend on their block."""
 KEPT = 20_000
 """Changed patches whose features are kept in memory."""
 
@@ -36,9 +38,14 @@ _changed: OrderedDict[str, FeatureRows] = OrderedDict()
 """Features of the last changed patches, by digests of encoder and patch: other runs of this process have the same."""
 
 
-def encoder_digest(network: EncoderNetwork, kept: np.dtype[Any]) -> str:
-    """What features depend on besides the patches: the encoder's weights, how it gets its images, and the precision in
-    which features are computed, and `kept`."""
+def block_on(device: torch.device) -> int:
+    """How many patches are encoded at once."""
+    return BLOCK if device.type == "cpu" else GPU_BLOCK
+
+
+def encoder_digest(network: EncoderNetwork, device: torch.device, kept: np.dtype[Any]) -> str:
+    """What features depend on besides the patches: the encoder's weights, how it gets its images, and in which blocks;
+    the precision in which features are computed, and `kept`."""
     (encoder,) = network.source
     frozen = not any(each.requires_grad for each in encoder.parameters())
     state = _digests.get(encoder) if frozen else None
@@ -47,7 +54,7 @@ def encoder_digest(network: EncoderNetwork, kept: np.dtype[Any]) -> str:
         if frozen:
             _digests[encoder] = state
     scaling = b"".join(each.cpu().numpy().tobytes() for each in (network.scale, network.shift))
-    rest = f"{network.size} {BLOCK} {type(encoder).__name__}"
+    rest = f"{network.size} {block_on(device)} {type(encoder).__name__}"
     rest += (" bfloat16" if network.reduced else "") + ("" if kept == np.float32 else f" {kept}")
     return sha256(state.encode() + scaling + rest.encode()).hexdigest()
 
@@ -55,7 +62,7 @@ def encoder_digest(network: EncoderNetwork, kept: np.dtype[Any]) -> str:
 def encoded_blocks(
     network: EncoderNetwork, images: NDArray[np.uint8], device: torch.device, kept: np.dtype[Any]
 ) -> Iterator[FeatureRows]:
-    """The features (n, F) of images (N, S, S, 3), `BLOCK` of them at once.
+    """The features (n, F) of images (N, S, S, 3), `block_on(device)` of them at once.
 
     network: the encoder with its head.
     images: not written to.
@@ -67,9 +74,10 @@ def encoded_blocks(
     network.eval()
     if device.type != "cpu":  # there it is already, and `to` would copy a shared encoder
         network.to(device)
-    for first in range(0, len(images), BLOCK):
+    size = block_on(device)
+    for first in range(0, len(images), size):
         with torch.inference_mode():
-            block = network.features(to_tensor(images[first : first + BLOCK], device)).float().cpu().numpy()
+            block = network.features(to_tensor(images[first : first + size], device)).float().cpu().numpy()
         if np.abs(block).max(initial=0) > np.finfo(kept).max:
             reason = f"a feature of {np.abs(block).max():.3g} is too large for {kept}"
             raise FederationError(f"{reason}; use learning.model.features: float32")
@@ -110,7 +118,7 @@ class Features:
     ) -> None:
         self._network, self._images, self._labels, self._device = network, images, labels, device
         self.table, self._views, self._cache = views[0], views, cache
-        self._encoder = encoder_digest(network, self.table.dtype)
+        self._encoder = encoder_digest(network, device, self.table.dtype)
         self._sets: dict[str, FeatureRows] = {}
 
     def batches(
@@ -164,8 +172,8 @@ class Features:
                 self._sets[key] = np.array(found)  # torch wants arrays that can be written to
         return self._sets[key]
 
-    def _add_features(self, images: NDArray[np.uint8], add: Callable[[FeatureRows], None]) -> None:
-        for block in encoded_blocks(self._network, images, self._device, self.table.dtype):
+    def _add_features(self, images: NDArray[np.uint8], add: Add) -> None:
+        for block in encoded_blocks(self._network, images[add.count :], self._device, self.table.dtype):
             add(block)
 
     def _poisoned(

@@ -219,7 +219,7 @@ def test_a_full_disk_costs_one_line(slides, tmp_path, monkeypatch, caplog, when)
         monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 100))
     elif when == "while it is written":
         counted = cache._Written.add
-        monkeypatch.setattr(cache._Written, "add", lambda self, rows: full() if self._count else counted(self, rows))
+        monkeypatch.setattr(cache._Written, "add", lambda self, rows: full() if self.count else counted(self, rows))
     elif when == "at the end":
         monkeypatch.setattr(os, "fsync", full)
     else:

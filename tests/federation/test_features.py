@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from encoded import ENCODER, write_weights
 
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.clients import ClientHost, Layout
+from fedrobust.federation.features import block_on, encoder_digest
 
 N, S = 80, 12
 LABELS = np.arange(N) % 2
@@ -145,6 +147,16 @@ def test_features_in_half_the_bits_are_nearly_the_same(
     attacks = [BACKDOOR | {"count": 2}]
     expected, found = (trained(each) for each in (host(weights, attacks), host(weights, attacks, [rows], model)))
     assert 0 < np.linalg.norm(found - expected) < 2 * near * np.linalg.norm(expected)
+
+
+def test_larger_blocks_on_a_gpu_are_told_apart(weights: Path) -> None:
+    """The last bits may depend on them."""
+    made = host(weights)
+    digests = {
+        device: encoder_digest(made._network, torch.device(device), np.dtype("float32")) for device in ("cpu", "cuda")
+    }
+    assert made.encoder() == (digests["cpu"], 32) and digests["cuda"] != digests["cpu"]
+    assert block_on(torch.device("cuda")) == 128
 
 
 def test_features_that_are_too_large_for_half_the_bits_are_refused(weights: Path) -> None:
