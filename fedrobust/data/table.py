@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from fedrobust.data.listing import IMAGES, FileIdentity, first_file, folders
 from fedrobust.data.patches import Outline
@@ -86,7 +86,9 @@ class PatchTable(ImageFileSource):
     root: str | None = None
     """The folder that the paths of images are relative to; null: the folder of the table."""
     columns: TableColumns = TableColumns()
-    """Which columns hold what."""
+    """Which columns hold what: `image`, `label` (or a list of columns, one for each reader), `patient`, `centre` and
+    `split`. A column's name, or a text with names in braces, as in `patches/{dataset}_{uid}.png`. By default those of
+    these names; an empty text for patient, centre or split does without."""
     label_map: dict[str, str | int] = Field(default_factory=dict)
     """A text in the table → the name of its label, or the label's number 0..C-1. Labels with names are numbered in this
     order. Without it the texts are the names, in alphabetical or numerical order."""
@@ -107,9 +109,10 @@ class PatchTable(ImageFileSource):
 
     @field_validator("label_map", "where", mode="before")
     @classmethod
-    def _keys_are_texts(cls, value: Any) -> Any:
+    def _keys_are_texts(cls, value: Any, field: ValidationInfo) -> Any:
         """0 and true are keys in YAML, and texts in a table."""
-        return {plain(str(key)): each for key, each in value.items()} if isinstance(value, Mapping) else value
+        as_text = plain if field.field_name == "label_map" else str
+        return {as_text(str(key)): each for key, each in value.items()} if isinstance(value, Mapping) else value
 
     @field_validator("label_map")
     @classmethod

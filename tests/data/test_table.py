@@ -251,6 +251,9 @@ def test_where_nothing_fits(tmp_path: Path) -> None:
     refuses(saved(table, tmp_path, where={"centre": "a"}), path="where.centre", found="'A', 'B'")
     refuses(saved(table, tmp_path, where={"patient": "P22"}), path="where.patient", hint="did you mean 'P2'?")
     refuses(saved(table, tmp_path, where={"centre": "A", "split": "test"}), path="where", says="none of the 12 rows")
+    assert (
+        len(saved(table.assign(**{"2.0": "y", "True": "x"}), tmp_path, where={"2.0": "y", "True": "x"}).load(0)) == 12
+    )
     refuses(saved(table, tmp_path, where={"centre": ["A", 3]}), path="where.centre", says="'3'")
     refuses(saved(table, tmp_path, where={"center": "A"}), path="where.center", hint="did you mean 'centre'?")
 
