@@ -18,6 +18,7 @@ from fedrobust.data import (
     Histology,
     NoNormalisation,
     Partition,
+    Root,
     Source,
     Split,
     StainNormalisation,
@@ -48,9 +49,9 @@ class Data(Options):
     """A stain of its own for each hospital."""
     stain_normalisation: Annotated[StainNormalisation, OneOf(StainNormalisation)] = NoNormalisation()
     """Stain normalisation of every patch, cached on disk."""
-    root: int = Field(default=100, ge=1)
-    """Size of the server's own data set, for rules that compare updates with one of the server (fltrust, zeno_pp);
-    drawn from the training patches."""
+    root: Root = Root()
+    """The coordinator's own patches: for rules that compare updates with one of its own (fltrust, zeno_pp), for the
+    referee and for the repair."""
 
 
 class Federation(Options):
@@ -254,6 +255,7 @@ class Experiment(Options):
         except ExperimentError as error:
             raise refusal(error.problems[0]) from None
         self._private()
+        self._refereed()
         rows, participants, needed = self.most_there(), self.federation.participants(), self.federation.needed()
         if rows < needed:
             reason = f"{rows} of {participants} hospitals at most are ever there, the quorum is {needed}: see attacks"
@@ -300,6 +302,17 @@ class Experiment(Options):
             reason = f"expected one resource for each of the {privacy.parties} parties of {name}"
             raise refusal(Problem(reason, "workers.parties", str(len(resources))))
 
+    def _refereed(self) -> None:
+        """Refuse a referee or a repair without patches, and a referee without aggregates to choose from."""
+        for name in self.trust.own_patches:
+            if self.data.root.set_aside == 0:
+                hint = "data.root.set_aside: 0.05 sets patients aside for the coordinator"
+                reason = f"the {name} needs patches that no hospital trains on"
+                raise refusal(Problem(reason, f"trust.{name}", hint=hint))
+        if self.trust.referee is not None and "rows" not in self.privacy.reveals:
+            reason = f"a round of {self.privacy.name} opens one sum, and a referee compares several; use privacy: clear"
+            raise refusal(reason, "trust.referee")
+
     def _exact_where_needed(self) -> None:
         """Refuse a sketch where the coordinator does not have whole updates, or looks at their coordinates anyway."""
         if self.aggregation.sketch is None:
@@ -341,6 +354,11 @@ class Experiment(Options):
                     del decisive["learning"]["model"][name]
         if self.aggregation.sketch is None:
             del decisive["aggregation"]["sketch"]
+        for name in ("referee", "repair"):
+            if getattr(self.trust, name) is None:
+                del decisive["trust"][name]
+        if self.data.root.set_aside == 0:
+            decisive["data"]["root"] = self.data.root.patches
         if decisive["data"]["source"].get("unreadable") == "refuse":
             del decisive["data"]["source"]["unreadable"]
         return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -37,12 +37,12 @@ def hospitals_of(experiment: Experiment) -> Hospitals:
     stain = data.stain_shift, data.stain_normalisation
     check_source(experiment)
     with inside("data"):
-        return divide(data.source, data.split, data.partition, *stain, clients, experiment.seed, CACHE)
+        return divide(data.source, data.split, data.partition, *stain, clients, experiment.seed, CACHE, data.root)
 
 
 def dealt(experiment: Experiment) -> tuple[Outline, dict[str, np.ndarray], np.ndarray]:
     """Divide the patches of an experiment before any image is decoded: what the source tells of them, the positions of
-    `train`, `validation` and `test`, and the hospital (N,) of each patch.
+    `train`, `validation`, `test` and, if patches are set aside, `root`, and the hospital (N,) of each patch.
 
     Raises `DataError` with the dotted path of what is wrong.
     """
@@ -51,7 +51,7 @@ def dealt(experiment: Experiment) -> tuple[Outline, dict[str, np.ndarray], np.nd
     with inside("data.source"):
         outline = outline_of(data.source, experiment.seed)
     with inside("data"):
-        return outline, *deal(outline, data.split, data.partition, clients, experiment.seed)
+        return outline, *deal(outline, data.split, data.partition, clients, experiment.seed, data.root)
 
 
 def data_key(experiment: Experiment) -> str:

@@ -15,6 +15,7 @@ from fedrobust.data.folders import Camelyon17, Folder, Idc
 from fedrobust.data.histology import Histology
 from fedrobust.data.partition import ByCentre, ByGroup, Dirichlet, Iid, Partition, Quantity, Shards
 from fedrobust.data.patches import Outline, Patches
+from fedrobust.data.root import Root
 from fedrobust.data.sources import Source
 from fedrobust.data.split import Split, refuse_leaks
 from fedrobust.data.stain import Macenko, NoNormalisation, Reinhard, StainNormalisation, StainShift
@@ -41,6 +42,7 @@ __all__ = [
     "Pcam",
     "Quantity",
     "Reinhard",
+    "Root",
     "Shards",
     "Source",
     "Split",

@@ -3,7 +3,8 @@ refused before any image is decoded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fedrobust.data.cache import digest_of, keeping_in
 from fedrobust.data.foreign import require_memory
 from fedrobust.data.partition import Partition
 from fedrobust.data.patches import Outline, Patches
+from fedrobust.data.root import Root, RootPatches
 from fedrobust.data.sources import Source, outline_of
 from fedrobust.data.split import Split, refuse_leaks, refuse_one_label
 from fedrobust.data.stain import StainNormalisation, StainShift, stained
@@ -40,6 +42,8 @@ class Hospitals:
     from the cache or not."""
     notes: tuple[str, ...] = ()
     """`Patches.notes` of the source."""
+    set_aside: np.ndarray = field(default_factory=partial(np.empty, 0, np.int64))
+    """Positions of the patches that no hospital has, and the coordinator may draw its own from."""
 
     def training(self, client: int) -> np.ndarray:
         """Positions of the patches that hospital `client` trains on."""
@@ -47,14 +51,25 @@ class Hospitals:
         own: np.ndarray = train[self.hospital[train] == client]
         return own
 
-    def root(self, size: int, seed: int) -> np.ndarray:
-        """Positions of the server's own patches, drawn from all training patches (Cao et al., NDSS 2021, case I).
-
-        size: how many.
+    def root(self, root: Root, seed: int) -> np.ndarray:
+        """Positions of the coordinator's own patches: of those that are set aside, else of all training patches (Cao et
+        al., NDSS 2021, case I).
         """
+        if root.set_aside:
+            return root.drawn(self.set_aside, self.labels, self.groups, seed)
         train = self.indices["train"]
-        drawn: np.ndarray = generator(seed, "root").choice(train, min(size, len(train)), replace=False)
+        drawn: np.ndarray = generator(seed, "root").choice(train, min(root.patches, len(train)), replace=False)
         return np.sort(drawn)
+
+    def root_patches(self, root: Root, seed: int, features: np.ndarray | None = None) -> RootPatches:
+        """The coordinator's own patches.
+
+        features: (N, F) of all patches, if the model is trained on these.
+        """
+        own = self.root(root, seed)
+        groups = np.arange(len(own)) if self.groups is None else np.unique(self.groups[own], return_inverse=True)[1]
+        table = None if features is None else features[own]
+        return RootPatches(self.images[own], self.labels[own], groups, len(self.label_names), table)
 
     def label_counts(self) -> np.ndarray:
         """(hospitals, labels) int64: training patches per hospital and label."""
@@ -88,6 +103,7 @@ def divide(
     clients: int,
     seed: int,
     cache: Path,
+    root: Root | None = None,
 ) -> Hospitals:
     """Load the patches of a source and divide them among hospitals.
 
@@ -99,6 +115,7 @@ def divide(
     clients: how many hospitals.
     seed: the experiment's.
     cache: folder for decoded, shifted and normalised images.
+    root: the coordinator's own patches; None: none are set aside.
 
     Raises `DataError` if files are missing or damaged, if a patient would be on two sides of the split, if only one
     label is left to train on or to test, or if a hospital would have no patches. What shows without pixels is raised
@@ -106,11 +123,12 @@ def divide(
     """
     with inside("source"):
         outline = outline_of(source, seed)
-    indices, hospital = deal(outline, split, partition, clients, seed)
+    indices, hospital = deal(outline, split, partition, clients, seed, root)
     with inside("source"), keeping_in(cache):
         patches = outline.decode()
     if len(patches) < len(outline):  # some images could not be used
-        indices, hospital = deal(patches, split, partition, clients, seed)
+        indices, hospital = deal(patches, split, partition, clients, seed, root)
+    set_aside = indices.pop("root", np.empty(0, dtype=np.int64))
     images = stained(patches.images, hospital, shift, normalisation, patches.digest, seed, cache)
     read = _digest_read(patches, images)
     return Hospitals(
@@ -123,25 +141,33 @@ def divide(
         clients,
         read,
         patches.notes,
+        set_aside,
     )
 
 
 def deal(
-    outline: Outline, split: Split, partition: Partition, clients: int, seed: int
+    outline: Outline, split: Split, partition: Partition, clients: int, seed: int, root: Root | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Divide patches, which need not be decoded, among the parts of the split and the hospitals.
 
     outline: of the patches.
-    split, partition, clients, seed: as for `divide`.
+    split, partition, clients, seed, root: as for `divide`.
 
-    Returns the positions of each part, and the hospital (N,) of each patch. Raises `DataError` as `divide` does.
+    Returns the positions of each part, with `root` if patches are set aside, and the hospital (N,) of each patch, −1 of
+    those that no hospital has. Raises `DataError` as `divide` does.
     """
     cells = len(outline) * outline.classes
     require_memory(f"{len(outline)} patches with {outline.classes} labels", 24 * cells, "are the labels ids?")
     indices = split.indices(outline, seed)
     refuse_leaks(outline, indices)
+    aside = {}
+    if root is not None and root.set_aside:
+        with inside("root"):
+            indices, own = root.without_root(outline, indices, seed)
+        aside = {"root": own}
+        refuse_leaks(outline, indices | aside)
     refuse_one_label(outline, indices)
-    return indices, partition.assign(outline, indices, clients, seed)
+    return indices | aside, partition.assign(outline, indices, clients, seed)
 
 
 def _digest_read(patches: Patches, images: np.ndarray) -> str:

@@ -87,8 +87,7 @@ class Split(Options):
         part = np.select([patches.split == name for name in PARTS], range(len(PARTS)))
         if self.validation > 0 and not (part == 1).any():
             train = np.flatnonzero(part == 0)
-            divide = _by_patch if patches.groups is None else _by_patient
-            part[train] = divide(patches, train, np.array([1 - self.validation, self.validation, 0]), rng)
+            part[train] = apart(patches, train, np.array([1 - self.validation, self.validation, 0]), rng)
         return part
 
 
@@ -199,6 +198,20 @@ def _strata(patches: Outline, indices: np.ndarray) -> np.ndarray:
     if patches.centres is not None:
         columns.append(patches.centres[indices, None] == np.unique(patches.centres))
     return np.concatenate(columns, axis=1).astype(np.float64)
+
+
+def apart(patches: Outline, indices: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(n,) the part 0, 1 or 2 of each index: whole patients where they are known.
+
+    patches: of which some are divided.
+    indices: (n,) their positions.
+    shares: (3,) of the patches; parts without a share get nothing.
+    rng: the source of random numbers.
+
+    Raises `DataError` if there are fewer patients than parts.
+    """
+    divide = _by_patch if patches.groups is None else _by_patient
+    return divide(patches, indices, shares, rng)
 
 
 def _by_patient(patches: Outline, indices: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -268,5 +268,6 @@ def _shifted(images: np.ndarray, hospital: np.ndarray, shift: StainShift, seed: 
     shifted = np.empty_like(images)
     for client in np.unique(hospital):
         own = hospital == client
-        shifted[own] = shift.apply(images[own], int(client), seed)
+        # Patches that no hospital has keep their stain.
+        shifted[own] = images[own] if client < 0 else shift.apply(images[own], int(client), seed)
     return shifted

@@ -5,20 +5,24 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
 
 from fedrobust.aggregation import Layer, capped_prior
-from fedrobust.arrays import Arrays
+from fedrobust.arrays import Arrays, Vector
+from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Experiment
 from fedrobust.federation.arrival import Arrival, Received, WholeArrival
 from fedrobust.federation.clients import STEPS
+from fedrobust.federation.trials import Trials, told
 from fedrobust.records import Fields, below
 from fedrobust.timeline import Recording, recording, step
 from fedrobust.trust import detection
 from fedrobust.trust.defence import DefendedRound, guilty
-from fedrobust.updates import NotOpened
+from fedrobust.trust.referee import DEFENCE, Ruling
+from fedrobust.updates import NotOpened, Updates
 
 
 class Coordinator:
@@ -32,6 +36,7 @@ class Coordinator:
         weights: np.ndarray,
         arrays: Arrays,
         layers: Sequence[Layer] = (),
+        root: RootPatches | None = None,
     ) -> None:
         """Prepare for an experiment.
 
@@ -39,11 +44,13 @@ class Coordinator:
         weights: (d,) float32, the global model.
         arrays: the coordinator's part of a checkpoint; empty at the start.
         layers: those to which the d coordinates belong.
+        root: the coordinator's own patches, if it tries models on them.
         """
         self._experiment, self._samples, self._weights = experiment, samples, weights
         self._defence = experiment.defence(layers)
         self._memory = self._defence.memory(arrays, len(samples))
         self._server, self._histories = below(arrays, "server"), below(arrays, "history")
+        self._trials = None if root is None else Trials(experiment, root, below(arrays, "referee"))
 
     def aggregate(
         self,
@@ -86,6 +93,7 @@ class Coordinator:
         if not isinstance(arrival, Arrival):
             arrival = WholeArrival([block for block in arriving if isinstance(block, np.ndarray)])
         rejected, received, own = arrival.refused, None, None if root is None else root[0]
+        ruling: Ruling | None = None
         try:
             with step("receive"):
                 received = self._received(arrival, ids)
@@ -93,6 +101,7 @@ class Coordinator:
                 raise NotOpened(reason)
             updates, clients, malformed = received
             done = self._defence.defend(self._memory, updates, clients, round, own, list(rejected), malformed)
+            done, ruling = self._refereed(done, updates)
         except NotOpened as error:
             done = self._defence.unjudged(self._memory, participants, list(rejected), str(error))
         record: Fields = {
@@ -105,8 +114,14 @@ class Coordinator:
         }
         if received is not None and done.judgement is not None:
             record |= figures(done, received)
+        if ruling is not None:
+            record["referee"] = told(ruling)
+            if ruling.chosen != DEFENCE:
+                record["notes"] = [*record["notes"], f"the referee overruled the defence: {ruling.chosen}"]
         with step("server step"):
             self._keep(done)
+        if self._trials is not None and (repaired := self._repaired(round)) is not None:
+            record["repair"] = repaired
         if done.skipped is not None:
             reasons = counts(rejected)
             record["skipped"] = done.skipped + (f" ({reasons})" if reasons else "")
@@ -124,6 +139,29 @@ class Coordinator:
         record["model"] = sha256(self._weights.tobytes()).hexdigest()
         record["seconds"] = {"aggregate": time.perf_counter() - start}
         return record
+
+    def _refereed(self, done: DefendedRound, updates: Updates) -> tuple[DefendedRound, Ruling | None]:
+        """The round with the aggregate that the referee chooses, and its ruling, if there is a referee."""
+        if self._trials is None or done.aggregated is None or done.judgement is None:
+            return done, None
+        with step("referee"):
+            aggregated, ruling = self._trials.chosen(done.aggregated, done.judgement.gram, updates, self._after)
+        memory = replace(done.memory, previous=aggregated.aggregate)
+        return replace(done, aggregated=aggregated, memory=memory), ruling
+
+    def _repaired(self, round: int) -> int | None:
+        """Repair the global model if that is due; returns the number of steps."""
+        assert self._trials is not None
+        before = self._weights
+        with step("repair"):
+            self._weights, steps = self._trials.repaired(before, round)
+        if steps and self._memory.step is not None:
+            self._memory = replace(self._memory, step=self._memory.step + (self._weights - before))
+        return steps
+
+    def _after(self, aggregate: Vector) -> Vector:
+        """The global model (d,) if this were the aggregate."""
+        return self._experiment.learning.server.step(self._weights, aggregate, self._server)[0]
 
     def _received(self, arrival: Arrival, ids: Sequence[Sequence[int]]) -> Received:
         """The usable updates; `arrival.refused` then names the clients that sent others."""
@@ -174,6 +212,8 @@ class Coordinator:
 
     def _arrays(self) -> Arrays:
         own = {"server": self._server, "history": self._histories}
+        if self._trials is not None:
+            own["referee"] = self._trials.evidence
         arrays = {f"{folder}/{name}": array for folder, each in own.items() for name, array in each.items()}
         return arrays | self._defence.arrays(self._memory)
 

@@ -14,12 +14,14 @@ from ray.actor import ActorHandle
 
 from fedrobust.aggregation import Layer
 from fedrobust.data.hospitals import Hospitals
+from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
 from fedrobust.federation.clients import STEPS, Answer, Layout, Training
 from fedrobust.federation.delivery import Block
 from fedrobust.federation.encoding import FEATURES, features_of
 from fedrobust.federation.pool import Team
+from fedrobust.federation.shared_data import SharedArray
 from fedrobust.learning import Encoder
 from fedrobust.progress import progress_to
 from fedrobust.timeline import arrived
@@ -74,11 +76,13 @@ class Hosts:
         self._sizes = [len(own) for own in training]
         layout = Layout(tuple(training), held_out, hospitals.indices["test"], len(hospitals.label_names))
         learning = experiment.learning.model_copy(update={"model": experiment.learning.model.located()})
-        sent = experiment.model_copy(update={"learning": learning})
+        self.sent = experiment.model_copy(update={"learning": learning})
+        """The experiment as actors on other nodes can use it."""
         images, labels = team.data.of(hospitals)
-        self._setup, self._arrays = [sent, ray.put(layout), labels, FEATURES.absolute()], [images]
+        self._setup, self._arrays = [self.sent, ray.put(layout), labels, FEATURES.absolute()], [images]
         self.layers: list[Layer] = self._prepare("the client actors to get ready")
         """Those to which the d coordinates of the updates belong."""
+        features: list[SharedArray] = []
         self.encoder = ""
         """Digest of a pretrained encoder, of which the updates have no or not all weights, and of the features that
         training reads; empty for other models."""
@@ -94,6 +98,11 @@ class Hosts:
             self.encoder = f"{self.encoder} {digest}"
             self._arrays += features
             self._prepare("the client actors to take the features")
+        self.root: RootPatches | None = None
+        """The coordinator's own patches, if it tries models on them."""
+        if experiment.trust.own_patches:
+            table = features[0].read() if features else None
+            self.root = hospitals.root_patches(experiment.data.root, experiment.seed, table)
         d = sum(math.prod(layer.shape) for layer in self.layers)
         self.columns = shard_columns(d, max(1, len(team.shards)))
         """How the d coordinates of the updates are cut: one part, or one for each shard."""

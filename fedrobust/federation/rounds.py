@@ -168,7 +168,7 @@ class FederatedTraining:
         own = self._delivery.setup(round, coordinators(arrays))
         # If a row stands for several hospitals, they weigh their own updates, and their counts stay secret.
         samples = self._samples if self.experiment.privacy.single else np.ones_like(self._samples)
-        arguments = [self.experiment, samples, arrays["weights"], own, self.hosts.layers]
+        arguments = [self.hosts.sent, samples, arrays["weights"], own, self.hosts.layers, self.hosts.root]
         setup([self._team.coordinator], arguments, "the coordinator to get ready", self._patience)
 
     def _participants(self, round: int) -> list[int]:

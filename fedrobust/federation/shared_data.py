@@ -34,6 +34,10 @@ class SharedArray:
         self._array = None if self.file is None else array  # a map, which needs no memory of its own
         self._reference: Any = ray.put(array) if self.file is None else None
 
+    def read(self) -> np.ndarray:
+        """The array, read-only."""
+        return self._array if self._array is not None else np.asarray(ray.get(self._reference))
+
     def argument(self, opened: bool) -> Any:
         """What stands for the array among the arguments of an actor's `setup`: the file, or a reference.
 

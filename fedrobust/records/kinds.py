@@ -171,6 +171,17 @@ class StageRecord(RecordModel):
     weights: ByClient | None = None
 
 
+class RefereeRecord(RecordModel):
+    """What the referee found in a round."""
+
+    chosen: str
+    """The hypothesis whose aggregate was used; `defence`: that of stages and rule."""
+    losses: dict[str, Figure] = {}
+    """Hypothesis → loss on the coordinator's patches after its aggregate."""
+    certainty: dict[str, Figure] = {}
+    """Hypothesis → by how many standard errors it was better than the defence."""
+
+
 class RoundRecord(RecordLine):
     """What happened in a round. Figures are by hospital; None is one that was not finite."""
 
@@ -194,6 +205,9 @@ class RoundRecord(RecordLine):
     weights: ByClient | None = None
     """Shares in the aggregate; None if the rule gives none."""
     aggregate_norm: Figure = None
+    referee: RefereeRecord | None = None
+    repair: Count | None = None
+    """Steps of the repair after the round; None if none was due."""
     notes: tuple[str, ...] = ()
     upload_bytes: Count | None = None
     server_bytes: Count | None = None

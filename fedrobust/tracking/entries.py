@@ -93,6 +93,11 @@ def _of_round(record: RoundRecord) -> dict[str, float | None]:
     found["defense/quarantined"] = len(record.quarantined)
     found["round/skipped"] = record.skipped is not None
     found["round/rejected"] = len(record.rejected)
+    if record.referee is not None:
+        found["defense/overruled"] = record.referee.chosen != "defence"
+        found |= {f"referee/{name}": loss for name, loss in record.referee.losses.items()}
+    if record.repair is not None:
+        found["defense/repair_steps"] = record.repair
     losses = [loss for loss in record.train_loss.values() if loss is not None]
     if losses:
         found["train/loss"] = sum(losses) / len(losses)

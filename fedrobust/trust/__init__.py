@@ -26,6 +26,8 @@ from fedrobust.options import OneOf, Options, find_options
 from fedrobust.trust.anomaly import Detector, RobustZ, Scores, detection
 from fedrobust.trust.consensus import Consensus
 from fedrobust.trust.quarantine import Quarantine
+from fedrobust.trust.referee import Referee
+from fedrobust.trust.repair import Repair
 from fedrobust.trust.reputation import BetaReputation, ExponentialAverage, Reputation, ReputationState, SubjectiveLogic
 
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     "Detector",
     "ExponentialAverage",
     "Quarantine",
+    "Referee",
+    "Repair",
     "Reputation",
     "ReputationState",
     "RobustZ",
@@ -57,3 +61,13 @@ class Trust(Options):
     """Which clients are left out, and when they come back."""
     acts: bool = False
     """Whether reputations multiply the prior weights and quarantine leaves clients out; else both are only recorded."""
+    referee: Referee | None = None
+    """Patches of the coordinator's own choose between hypotheses about who lies; null: the defence alone decides. It
+    needs `data.root.set_aside`."""
+    repair: Repair | None = None
+    """Training on patches of the coordinator's own, against backdoors; null: none. It needs `data.root.set_aside`."""
+
+    @property
+    def own_patches(self) -> tuple[str, ...]:
+        """Who uses patches of the coordinator's own: `referee`, `repair`."""
+        return tuple(name for name in ("referee", "repair") if getattr(self, name) is not None)

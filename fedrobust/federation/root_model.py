@@ -1,0 +1,161 @@
+"""What the coordinator does with patches of its own: it tries models on them, and repairs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedrobust.arrays import Vector
+from fedrobust.data.batches import to_tensor
+from fedrobust.data.root import RootPatches
+from fedrobust.experiment import Learning
+from fedrobust.federation.features import encoded
+from fedrobust.learning.vector import load_vector, parameters_to_vector
+from fedrobust.seeds import generator
+from fedrobust.trust.referee import shares
+from fedrobust.trust.repair import Repair
+
+BATCH = 64
+"""Patches that are classified at once."""
+VIEWS = 8
+"""How often the patches are encoded with other squares, for a head that is trained on features."""
+
+
+class Repaired(NamedTuple):
+    """The result of a repair."""
+
+    weights: Vector
+    steps: int
+    """How many were made."""
+
+
+class RootModel:
+    """A network of the coordinator's own, for patches of its own.
+
+    learning: the experiment's; its model is built.
+    root: the patches.
+    seed: the experiment's.
+    threads: of torch in this process.
+    """
+
+    def __init__(self, learning: Learning, root: RootPatches, seed: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._root, self._seed = root, seed
+        built: Any = learning.model.build(root.classes, root.images.shape[1], seed)
+        self._network: nn.Module = built if root.features is None else built.head
+        self._whole = built
+        self._labels = torch.from_numpy(np.array(root.labels, dtype=np.int64))
+        self._inputs = to_tensor(root.images) if root.features is None else torch.tensor(root.features).float()
+        self._views: Tensor | None = None
+
+    def losses(self, weights: Vector) -> NDArray[np.float64]:
+        """(m,) the cross entropy of each patch under a model.
+
+        weights: (d,) float32 of the model.
+        """
+        load_vector(self._network, weights)
+        found: NDArray[np.float64] = self._marks(np.arange(len(self._labels)))[0]
+        return found
+
+    def repaired(self, weights: Vector, repair: Repair, round: int) -> Repaired:
+        """The model after as many steps as do no harm.
+
+        weights: (d,) float32 of the model.
+        repair: how.
+        round: after which it is repaired.
+        """
+        tried, everything = repair.tried(), np.arange(len(self._labels))
+        load_vector(self._network, weights)
+        before = self._marks(everything)
+        after = {steps: np.array(before) for steps in tried}
+        drawn = generator(self._seed, "repair", round)
+        names, patient = np.unique(self._root.patients, return_inverse=True)
+        fold = drawn.permutation(np.arange(len(names)) % repair.folds)[patient]
+        for left_out in np.unique(fold):
+            out, rest = np.flatnonzero(fold == left_out), np.flatnonzero(fold != left_out)
+            if len(rest) == 0:
+                return Repaired(weights, 0)
+            load_vector(self._network, weights)
+            for steps in self._fitted(rest, tried, repair, drawn):
+                after[steps][:, out] = self._marks(out)
+        chosen = repair.chosen(before, after, self._root.labels, self._root.patients)
+        if chosen == 0:
+            return Repaired(weights, 0)
+        load_vector(self._network, weights)
+        for _ in self._fitted(everything, [chosen], repair, drawn):
+            pass
+        found = parameters_to_vector(self._network)
+        return Repaired(found, chosen) if np.isfinite(found).all() else Repaired(weights, 0)
+
+    def _marks(self, positions: NDArray[np.integer]) -> NDArray[np.float64]:
+        """(2, n) loss and error (0 or 1) of the patches at these positions, under the network as it is."""
+        self._network.eval()
+        parts = torch.split(torch.from_numpy(np.array(positions)), BATCH)
+        with torch.inference_mode():
+            logits = torch.cat([self._network(self._inputs[part]) for part in parts])
+            labels = self._labels[torch.from_numpy(np.array(positions))]
+            losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+            wrong = logits.argmax(dim=1) != labels
+        return torch.stack([losses.double(), wrong.double()]).numpy()
+
+    def _fitted(
+        self, rows: NDArray[np.integer], stops: Sequence[int], repair: Repair, drawn: np.random.Generator
+    ) -> Iterator[int]:
+        """Train on these patches; yields at each of the numbers of steps in `stops`.
+
+        Statistics of batches and dropout stay off, as in an evaluation: neither is part of the weights.
+        """
+        self._network.eval()
+        moved = [each for each in self._network.parameters() if each.requires_grad]
+        optimizer = torch.optim.SGD(moved, lr=repair.lr, momentum=0.9)
+        share = torch.from_numpy(shares(self._root.labels[rows]) * len(rows)).float()
+        for step in range(1, stops[-1] + 1):
+            picked = drawn.integers(len(rows), size=min(repair.batch_size, len(rows)))
+            inputs = self._batch(rows[picked], repair, drawn)
+            each = nn.functional.cross_entropy(self._network(inputs), self._labels[rows[picked]], reduction="none")
+            optimizer.zero_grad()
+            (each * share[picked]).mean().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if step in stops:
+                yield step
+                self._network.eval()
+
+    def _batch(self, positions: NDArray[np.integer], repair: Repair, drawn: np.random.Generator) -> Tensor:
+        if self._root.features is None:
+            images = turned(self._root.images[positions], drawn)
+            return to_tensor(pasted(images, drawn) if repair.squares else images)
+        if not repair.squares:
+            return self._inputs[torch.from_numpy(positions)]
+        if self._views is None:
+            own = generator(self._seed, "repair views")
+            views = [pasted(turned(self._root.images, own), own) for _ in range(VIEWS)]
+            kept = self._root.features.dtype
+            encodings = [encoded(self._whole, view, torch.device("cpu"), kept) for view in views]
+            self._views = torch.from_numpy(np.stack(encodings)).float()
+        return self._views[drawn.integers(VIEWS, size=len(positions)), torch.from_numpy(positions)]
+
+
+def turned(images: NDArray[np.uint8], drawn: np.random.Generator) -> NDArray[np.uint8]:
+    """A copy of the images (n, S, S, 3), each mirrored at random along both axes."""
+    found = images.copy()
+    for axis in (1, 2):
+        mirrored = drawn.random(len(images)) < 0.5
+        found[mirrored] = np.flip(found[mirrored], axis)
+    return found
+
+
+def pasted(images: NDArray[np.uint8], drawn: np.random.Generator) -> NDArray[np.uint8]:
+    """The images (n, S, S, 3), with one or two squares of random colour in each, of a twelfth to a third of its side;
+    changed in place."""
+    side = images.shape[1]
+    for image in images:
+        for _ in range(drawn.integers(1, 3)):
+            size = int(drawn.integers(max(1, side // 12), max(2, side // 3) + 1))
+            top, left = drawn.integers(0, side - size + 1, size=2)
+            image[top : top + size, left : left + size] = drawn.integers(256, size=3)
+    return images

@@ -1,0 +1,118 @@
+"""The coordinator's model on patches of its own: losses, and a repair that takes a backdoor away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny import write_patches
+from torch import nn
+
+from fedrobust.data.batches import to_tensor
+from fedrobust.data.root import RootPatches
+from fedrobust.experiment import Learning
+from fedrobust.federation.root_model import RootModel, pasted, turned
+from fedrobust.learning import Cnn
+from fedrobust.learning.vector import parameters_to_vector
+from fedrobust.trust import Repair
+
+LEARNING = Learning(model=Cnn(channels=(8, 16)))
+
+
+class Tissue:
+    """Patches of two labels, and a network that has learnt them, and that a white corner means label 0."""
+
+    def __init__(self, folder: Path) -> None:
+        write_patches(folder / "patches.npz", patches=600, size=12)
+        with np.load(folder / "patches.npz") as held:
+            self.images, self.labels = held["images"], held["labels"]
+            patients = np.unique(held["groups"], return_inverse=True)[1]
+        self.root = RootPatches(self.images[:100], self.labels[:100], patients[:100], 2)
+        torch.manual_seed(1)
+        network: nn.Module = LEARNING.model.build(2, 12, 1)
+        optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+        clean, marked = to_tensor(self.images[100:500]), to_tensor(with_trigger(self.images[100:500]))
+        labels = torch.from_numpy(self.labels[100:500])
+        for _ in range(60):
+            loss = nn.functional.cross_entropy(network(clean), labels)
+            loss = loss + nn.functional.cross_entropy(network(marked), torch.zeros_like(labels))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        self.weights = parameters_to_vector(network)
+
+    def figures(self, weights: NDArray[np.float32]) -> tuple[float, float]:
+        """Accuracy, and the share of label 1 that the trigger turns into 0."""
+        images, labels = self.images[500:], self.labels[500:]
+        found = [
+            RootModel(LEARNING, RootPatches(each, np.zeros(len(each), dtype=np.int64), np.arange(len(each)), 2), 1, 1)
+            for each in (images, with_trigger(images[labels == 1]))
+        ]
+        plain, marked = (each.losses(weights) < np.log(2) for each in found)  # whether label 0 is predicted
+        return float((plain == (labels == 0)).mean()), float(marked.mean())
+
+
+def with_trigger(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    found = images.copy()
+    found[:, :3, :3] = 255
+    return found
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory: pytest.TempPathFactory) -> Tissue:
+    return Tissue(tmp_path_factory.mktemp("tissue"))
+
+
+def test_a_repair_takes_a_backdoor_away_and_keeps_the_accuracy(tissue: Tissue) -> None:
+    accuracy, success = tissue.figures(tissue.weights)
+    assert accuracy > 0.95 and success > 0.9
+    model = RootModel(LEARNING, tissue.root, seed=1, threads=1)
+    repaired = model.repaired(tissue.weights, Repair(), round=8)
+    after, still = tissue.figures(repaired.weights)
+    assert repaired.steps == 100 and after > accuracy - 0.03 and still < 0.3 * success
+    again = RootModel(LEARNING, tissue.root, seed=1, threads=1).repaired(tissue.weights, Repair(), round=8)
+    assert again.weights.tobytes() == repaired.weights.tobytes()
+    without = model.repaired(tissue.weights, Repair(squares=False), round=8)
+    assert tissue.figures(without.weights)[1] > still
+
+
+@pytest.mark.parametrize("lr", [3.0, 1e30])
+def test_a_repair_that_would_do_harm_is_not_made(tissue: Tissue, lr: float) -> None:
+    repaired = RootModel(LEARNING, tissue.root, seed=1, threads=1).repaired(tissue.weights, Repair(lr=lr), round=8)
+    assert repaired.steps == 0 and repaired.weights is tissue.weights
+
+
+def test_a_single_patient_repairs_nothing(tissue: Tissue) -> None:
+    one = RootPatches(tissue.root.images, tissue.root.labels, np.zeros(100, dtype=np.int64), 2)
+    assert RootModel(LEARNING, one, seed=1, threads=1).repaired(tissue.weights, Repair(), round=1).steps == 0
+
+
+def test_losses_are_those_of_torch(tissue: Tissue) -> None:
+    found = RootModel(LEARNING, tissue.root, seed=1, threads=1).losses(tissue.weights)
+    network: nn.Module = LEARNING.model.build(2, 12, 1)
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(tissue.weights), network.parameters())
+    labels = torch.from_numpy(tissue.root.labels)
+    expected = nn.functional.cross_entropy(network.eval()(to_tensor(tissue.root.images)), labels, reduction="none")
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [8, 13, 96])
+def test_squares_are_small_and_of_one_colour_and_the_rest_stays(side: int) -> None:
+    before = np.full((40, side, side, 3), 77, dtype=np.uint8)
+    after = pasted(before.copy(), np.random.default_rng(3))
+    for image in after:
+        changed = (image != 77).any(axis=2)
+        assert changed.any() and changed.mean() <= 2 * (side // 3) ** 2 / side**2
+        assert 1 <= len(np.unique(image[changed], axis=0)) <= 2
+
+
+def test_patches_are_mirrored_in_a_copy() -> None:
+    before = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
+    kept = before.copy()
+    after = turned(before, np.random.default_rng(0))
+    assert (before == kept).all() and not (after == before).all()
+    for old, new in zip(before, after, strict=True):
+        assert any((new == each).all() for each in (old, old[::-1], old[:, ::-1], old[::-1, ::-1]))

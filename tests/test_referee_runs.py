@@ -1,0 +1,100 @@
+"""Whole runs with patches of the coordinator's own: the referee overrules a defence that fails, the repair takes a
+backdoor away, and both are recorded and resumed like everything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import ended_again, journal_without_seconds, run
+
+import fedrobust
+from fedrobust.federation.pool import Pool
+from fedrobust.records import Record
+
+pytestmark = pytest.mark.usefixtures("in_place")
+
+ASIDE = "data.root={patches: 40, set_aside: 0.3}"
+OVERRIDES = [
+    "attacks=[{name: sign_flip, count: 3, scale: 2}]",
+    "aggregation={rule: mean}",
+    "trust={referee: {certainty: 1}, repair: {every: 3, steps: 20}}",
+    ASIDE,
+    "learning.server=fedavg",
+    "name=refereed",
+]
+
+
+@pytest.fixture(scope="module")
+def reference(place: Path, pool: Pool) -> fedrobust.Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        return run(*OVERRIDES, pool=pool)
+
+
+def test_the_record_has_every_choice_and_every_repair(reference: fedrobust.Result) -> None:
+    for number, record in enumerate(reference.rounds, start=1):
+        found = record["referee"]
+        assert found["chosen"] in found["losses"] and "defence" in found["losses"]
+        assert set(found["certainty"]) <= {"mean", "rest"}
+        assert ("repair" in record) == (number in (3, 6, 8))
+        if found["chosen"] != "defence":
+            assert f"the referee overruled the defence: {found['chosen']}" in record["notes"]
+            assert found["certainty"][found["chosen"]] > 1
+    assert all(0 <= record.get("repair", 0) <= 20 for record in reference.rounds)
+
+
+def test_the_weights_are_those_of_the_hypothesis_that_was_chosen(reference: fedrobust.Result) -> None:
+    chosen = [record for record in reference.rounds if record["referee"]["chosen"] == "mean"]
+    for record in chosen:  # the mean gives nobody the weight zero, and cuts long updates
+        norms, weights = record["update_norm"], record["weights"]
+        middle = np.median(list(norms.values()))
+        expected = {client: min(1.0, middle / norm) / len(norms) for client, norm in norms.items()}
+        assert weights == pytest.approx(expected, rel=1e-6)
+
+
+def test_figures_of_both_are_in_mlflow(reference: fedrobust.Result) -> None:
+    from mlflow import MlflowClient
+
+    metrics = MlflowClient("sqlite:///mlruns/mlflow.db").get_run(reference.run_id).data.metrics
+    assert metrics["referee/defence"] > 0 and metrics["defense/overruled"] in (0.0, 1.0)
+    assert metrics["defense/repair_steps"] == reference.rounds[-1]["repair"]
+
+
+def test_resumed_in_the_middle_with_the_same_bits(reference: fedrobust.Result, pool: Pool) -> None:
+    before = set(Path("mlruns/runs").iterdir())
+
+    def stop(record: Record) -> None:
+        if record.kind == "round" and record.round == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(*OVERRIDES, hooks=[stop], pool=pool)
+    again = ended_again(OVERRIDES, before, pool)
+    assert again.final["model_sha256"] == reference.final["model_sha256"]
+    assert journal_without_seconds(again) == journal_without_seconds(reference)
+
+
+def test_a_referee_saves_a_run_whose_defence_believes_the_attackers(pool: Pool) -> None:
+    attacked = [
+        "attacks=[{name: sign_flip, count: 3, scale: 4}]",
+        "aggregation={rule: foolsgold}",
+        "learning.server=fedavg",
+        ASIDE,
+    ]
+    alone = run(*attacked, pool=pool)
+    saved = run(*attacked, "trust.referee={}", pool=pool)
+    assert alone.final["test/balanced_accuracy"] < 0.7 < saved.final["test/balanced_accuracy"]
+    overruled = [record["referee"]["chosen"] for record in saved.rounds]
+    assert len([name for name in overruled if name != "defence"]) >= 3
+
+
+def test_a_repair_needs_no_referee(pool: Pool) -> None:
+    options = ["attacks=[]", "aggregation={rule: mean}", "federation.rounds=4", ASIDE]
+    plain = run(*options, pool=pool)
+    repaired = run(*options, "trust.repair={steps: 10, certainty: 100}", pool=pool)
+    assert ["repair" in record for record in repaired.rounds] == [False, False, False, True]
+    assert repaired.rounds[-1]["repair"] == 10 and "referee" not in repaired.rounds[-1]
+    assert [record["model"] for record in plain.rounds[:3]] == [record["model"] for record in repaired.rounds[:3]]
+    assert repaired.final["model_sha256"] != plain.final["model_sha256"]
