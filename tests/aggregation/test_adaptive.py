@@ -92,6 +92,21 @@ def test_the_consensus_is_with_the_majority():
     assert weights[N - F :].sum() < 0.1
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [0.0, 1e-300, 1e-161, 1e-160, 1e-150, 1.0, 1e140])
+@pytest.mark.parametrize("rows", ["different", "equal", "on a line"])
+def test_the_consensus_is_finite_at_every_scale(rows, scale):
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        updates = scale * rng.standard_normal((5, 3))
+        if rows == "equal":
+            updates[:] = updates[0]
+        if rows == "on a line":
+            updates = np.outer(rng.uniform(0.5, 2, 5), updates[0])
+        weights = consensus(updates @ updates.T, 2)
+        assert np.isfinite(weights).all() and weights.sum() == pytest.approx(1)
+
+
 @pytest.mark.parametrize("epsilon", [0.1, 0.5, 1.0])
 def test_copies_have_no_weight(epsilon):
     rng = np.random.default_rng(2)

@@ -184,10 +184,11 @@ def consensus(products: Floats, f: int) -> Floats:
     for _ in range(2):
         mixing = neighbours(gram.distances_squared(), n - f, TIED * typical_norm(gram) ** 2)
         gram, total = gram.mixed(mixing), mixing @ total
-    mixed, weights, least = gram.matrix, np.full(n, 1.0 / n), NEAREST * typical_norm(gram)
+    mixed, weights = gram.matrix, np.full(n, 1.0 / n)
+    least = max((NEAREST * typical_norm(gram)) ** 2, float(np.finfo(np.float64).tiny))
     for _ in range(STEPS):
         products = mixed @ weights
         squares = np.diag(mixed) - 2.0 * products + weights @ products
-        nearness = 1.0 / np.sqrt(np.maximum(squares, least**2))
+        nearness = 1.0 / np.sqrt(np.maximum(squares, least))
         weights = nearness / nearness.sum()
     return np.asarray(weights @ total)
