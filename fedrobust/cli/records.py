@@ -127,4 +127,4 @@ def doctor(
     from fedrobust.preparation import dealt
 
     experiment = load(file, overrides or ())
-    show_data(console(), experiment.federation.clients, *dealt(experiment))
+    show_data(console(), experiment, *dealt(experiment))
