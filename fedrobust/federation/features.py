@@ -28,8 +28,9 @@ FeatureRows = NDArray[np.float32] | NDArray[np.float16]
 BLOCK, GPU_BLOCK = 32, 128
 """Patches that are encoded at once, on a CPU and on a GPU, from fixed positions on: the last bits of features may
 depend on their block."""
-KEPT = 20_000
-"""Changed patches whose features are kept in memory."""
+KEPT = 2**29
+"""Bytes of features of changed patches that are kept in memory: of a hundred thousand patches with 1,280 features. An
+attack that changes its patches anew in every batch needs some ten thousand in a run, and the next run has the same."""
 
 
 _digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
@@ -204,6 +205,6 @@ class Features:
         key = self._encoder + sha256(image.tobytes()).hexdigest()
         if key not in _changed:
             _changed[key] = encoded(self._network, image[None], self._device, self.table.dtype)[0]
-            if len(_changed) > KEPT:
+            if len(_changed) * _changed[key].nbytes > KEPT:
                 _changed.popitem(last=False)
         return _changed[key]

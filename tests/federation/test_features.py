@@ -219,3 +219,29 @@ def test_shares_of_the_evaluation_give_the_bits_of_the_whole(weights: Path, tabl
     for key, rows in whole.items():
         assert np.array_equal(np.concatenate([share[key] for share in shares]), rows)
     assert min(len(share["clean"]) for share in shares) > 0
+
+
+def test_features_of_changed_patches_are_kept_up_to_so_many_bytes(
+    weights: Path, table: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attack that changes patches anew in every batch, in a run and in the next one with the same draws."""
+    import fedrobust.federation.features as room
+
+    attack = [{"name": "artefacts", "count": 2}]
+
+    def encoded_in_the_second_run(most: int) -> int:
+        monkeypatch.setattr(room, "_changed", OrderedDict())
+        monkeypatch.setattr(room, "KEPT", most)
+        trained(host(weights, attack, [table]))
+        assert 0 < len(room._changed) <= max(1, most // table[0].nbytes)
+        asked = list[int]()
+        real = room.encoded
+        monkeypatch.setattr(
+            room, "encoded", lambda network, images, *more: asked.append(1) or real(network, images, *more)
+        )
+        trained(host(weights, attack, [table]))
+        monkeypatch.setattr(room, "encoded", real)
+        return len(asked)
+
+    assert encoded_in_the_second_run(most=1000 * table[0].nbytes) == 0
+    assert encoded_in_the_second_run(most=5 * table[0].nbytes) > 0
