@@ -63,7 +63,7 @@ class Npz(FileSource):
                 raise DataError(Problem(reason, "images").at(file))
             return Decoded(images)
 
-        found = self.outlined(file, pixels, **arrays, label_names=names)
+        found = self.outlined(file, pixels, (file,), **arrays, label_names=names)
         return found.only(choose(self.limit, seed, labels, *([arrays["split"]] if "split" in arrays else [])))
 
 
@@ -145,6 +145,7 @@ class Medmnist(FileSource):
         found = self.outlined(
             file,
             pixels,
+            (file,),
             labels=np.concatenate(labels),
             split=np.repeat([SPLIT_NAMES[part] for part in parts], sizes),
             label_names=tuple(information["label"][key] for key in sorted(information["label"], key=int)),
@@ -218,7 +219,8 @@ class Pcam(FileSource):
             return Decoded(np.concatenate([self._images(_pcam(folder, part, "x.h5"), rows) for part, rows in own]))
 
         names = ("no tumour", "tumour")
-        found = self.outlined(folder, pixels, labels=every, label_names=names, groups=groups, split=split)
+        images = [_pcam(folder, part, "x.h5") for part in parts]
+        found = self.outlined(folder, pixels, images, labels=every, label_names=names, groups=groups, split=split)
         return found.only(choose(self.limit, seed, every, split))
 
     def _size(self, file: Path) -> int:

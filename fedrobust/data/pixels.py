@@ -191,7 +191,7 @@ def decode(
         require_memory(f"{len(files)} patches of {size} x {size} pixels", 3 * held * size**2, CROWDED)
     if folder is not None:
         try:
-            name = f"decoded-{_key(files, size, skip, rule)}"
+            name = f"decoded-{files_key(files, size, skip, rule)}"
         except OSError:  # a file is missing: reading it says so
             folder = None
     found = kept(folder, name, len(files), partial(_decoded, files, size, accept, skip))
@@ -200,11 +200,15 @@ def decode(
     return Decoded(found.array, positions, tuple(about["unreadable"]), tuple(about["notes"]))
 
 
-def _key(files: Sequence[Path], size: int | None, skip: bool, rule: str) -> str:
-    """A digest of what decides the patches: each file's path, size and time of change, and the options."""
+def files_key(files: Sequence[Path], *options: Any) -> str:
+    """A digest of what decides the patches that are read from files: each file's path, size and time of change, and the
+    options, as texts.
+
+    Raises `OSError` if a file is missing.
+    """
     import PIL
 
-    read = blake3(f"{_VERSION} {PIL.__version__} {size} {skip} {rule}".encode())
+    read = blake3(" ".join(map(str, (_VERSION, PIL.__version__, *options))).encode())
     for file in files:
         status = file.stat()
         named = f"\0{file.absolute()}\0{status.st_size} {status.st_mtime_ns}"

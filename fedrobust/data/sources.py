@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from blake3 import blake3
 from pydantic import Field
 
+from fedrobust.data.cache import Add, cache_folder, kept
 from fedrobust.data.foreign import mistaken_for, one_line
 from fedrobust.data.listing import entries_of
 from fedrobust.data.packed import packed_inside, packed_twin
 from fedrobust.data.patches import PATIENTS_FROM, Decoded, Outline, Patches, Pixels, refuse_images
-from fedrobust.data.pixels import decode, resized
+from fedrobust.data.pixels import MANY, decode, files_key, resized
 from fedrobust.errors import DataError, Problem
 from fedrobust.options import Options, nearest
 from fedrobust.seeds import generator
@@ -192,16 +194,36 @@ class FileSource(Source):
         problem = Problem(what, hint=remedy)
         return DataError(problem.at(where) if where else problem)
 
-    def outlined(self, where: Path, pixels: Pixels, **arrays: Any) -> Outline:
+    def outlined(self, where: Path, pixels: Pixels, files: Sequence[Path] = (), **arrays: Any) -> Outline:
         """`Outline(**arrays)`, whose pixels are resized.
 
         where: file or folder that errors name.
         pixels: decodes patches.
+        files: large ones that hold all pixels: what is made of them is kept in the cache, if there is one
+            (`keeping_in`), and if these are many patches. None: `pixels` sees to that.
 
         Raises `DataError` if the arrays are not what they should be.
         """
 
         def decoded(chosen: np.ndarray) -> Decoded:
+            folder = cache_folder() if files and len(chosen) >= MANY else None
+            if folder is None:
+                return at_once(chosen)
+            options = self.model_dump_json(exclude={"path", "limit"})
+            try:
+                key = files_key(files, type(self), options, blake3(chosen.tobytes()).hexdigest())
+            except OSError:  # a file is missing: reading it says so
+                return at_once(chosen)
+
+            def make(add: Add) -> dict[str, Any]:
+                images = at_once(chosen).images
+                for start in range(0, len(images), MANY):
+                    add(images[start : start + MANY])
+                return {}
+
+            return Decoded(kept(folder, f"decoded-{key}", len(chosen), make).array)
+
+        def at_once(chosen: np.ndarray) -> Decoded:
             found = pixels(chosen)
             with self.naming(where):
                 refuse_images(found.images.shape, found.images.dtype)

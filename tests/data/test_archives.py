@@ -13,7 +13,8 @@ import pytest
 import torchvision.datasets.utils
 from refused import refused
 
-from fedrobust.data import Medmnist, Npz, Pcam, Split
+from fedrobust.data import Medmnist, Npz, Pcam, Split, sources
+from fedrobust.data.cache import file_of, keeping_in
 from fedrobust.data.sources import choose
 from fedrobust.errors import DataError
 
@@ -269,3 +270,32 @@ def test_damaged_pcam_files_are_refused(tmp_path):
     images.unlink()
     with refused(DataError, file=images, says="exist"):
         Pcam(path=str(tmp_path)).check()
+
+
+# the cache
+
+
+@pytest.mark.parametrize("kind", [Npz, Medmnist, Pcam])
+@pytest.mark.parametrize("options", [{}, {"limit": 20}])
+def test_what_is_read_from_archives_is_kept(tmp_path, monkeypatch, kind, options):
+    monkeypatch.setattr(sources, "MANY", 5)
+    if kind is not Medmnist:
+        options = options | {"size": 8}
+    make = {Npz: lambda: archive(tmp_path / "a.npz"), Medmnist: lambda: medmnist_file(tmp_path)}
+    make.get(kind, lambda: pcam_files(tmp_path, counts=(60, 40, 50)))()
+    source, looked = kind(path=str(tmp_path), **options), []
+    plain = source.load(0)
+    outlined = kind.outlined
+
+    def counting(self, where, pixels, files, **arrays):
+        return outlined(self, where, lambda chosen: looked.append(1) or pixels(chosen), files, **arrays)
+
+    monkeypatch.setattr(kind, "outlined", counting)
+    for _ in range(2):
+        with keeping_in(tmp_path / "cache"):
+            patches = source.load(0)
+        assert looked == [1] and patches.digest == plain.digest and file_of(patches.images) is not None
+    for file in [*tmp_path.glob("*.npz"), *tmp_path.glob("*train_x.h5")]:
+        os.utime(file, ns=(1, file.stat().st_mtime_ns + 1))
+    with keeping_in(tmp_path / "cache"):
+        assert source.load(0).digest == plain.digest and looked == [1, 1]
