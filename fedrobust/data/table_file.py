@@ -113,12 +113,11 @@ def no_column(file: Path, name: str, known: Sequence[str], path: str = "") -> Da
     if len(listed) > _SHOWN:
         listed = [*listed[:_SHOWN], f"{len(listed) - _SHOWN} more"]
     found = ", ".join(listed) or "none"
-    hints = [nearest(name, known)]
+    hint = nearest(name, known) or "the first row of a table names its columns"
     if len(known) == 1:
-        hints.append("commas, tabs or semicolons must be between the cells")
+        hint = "commas, tabs or semicolons must be between the cells"
     reason = f"there is no column '{name}'" if path else "there is no such column"
-    problem = Problem(reason, path or name, found, hint="; ".join(filter(None, hints)))
-    return DataError(problem.at(file))
+    return DataError(Problem(reason, path or name, found, hint=hint).at(file))
 
 
 # CSV and TSV

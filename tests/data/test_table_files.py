@@ -23,6 +23,8 @@ from fedrobust.errors import DataError
 
 # What is refused
 
+BETWEEN, NAMES = "commas, tabs or semicolons must be between the cells", "the first row of a table names its columns"
+
 
 def changed(column: str, row: int, value: str) -> Callable[[Frame], Frame]:
     def change(table: Frame) -> Frame:
@@ -85,7 +87,8 @@ def test_labels_that_are_measurements(tmp_path: Path) -> None:
         (lambda text: POINTER, {"says": "git-lfs"}),
         (lambda text: PAGE, {"says": "web page"}),
         (lambda text: gzip.compress(text.encode()), {"says": "gunzip t.csv.gz"}),
-        (lambda text: text.replace(",", "|").encode(), {"path": "columns.image", "says": "'image'"}),
+        (lambda text: text.replace(",", "|").encode(), {"path": "columns.image", "hint": BETWEEN}),
+        (lambda text: text.partition("\n")[2].encode(), {"path": "columns.image", "hint": NAMES}),
         (lambda text: text.replace("tumour", "Mühle").encode("latin-1"), {"says": "utf-8", "line": 3}),
         (lambda text: text.replace("P1,", "P1,,").encode(), {"says": "6 cells", "line": 4}),
         (lambda text: text.replace("P1,", '"P\n1",,').encode(), {"says": "6 cells", "line": 4}),
