@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fedrobust.data import Camelyon17
 from fedrobust.secure.messages import OVERHEAD
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -59,6 +60,40 @@ def test_aggregation_measures_every_rule_against_its_goal(aggregation, tmp_path,
     assert {line.name for line in lines if line.section == "passes"} >= {"cpu: copy", "cpu: Gram pass"}
     assert len(json.loads(place.read_text())["lines"]) == len(lines)
     assert "goals held" in capsys.readouterr().out
+
+
+def test_data_measures_decoding_against_a_loop_with_pillow(monkeypatch, tmp_path, capsys):
+    data, place = script(monkeypatch, "data"), tmp_path / "figures.json"
+    monkeypatch.setattr(data.pixels, "usable_cores", data.pixels.usable_cores)  # it is changed, and is put back
+    arguments = ["--side", "16", "--sample", "40", "--times", "1", "--sections", "decoding", "--json", str(place)]
+    figures = {figure.name: figure for figure in data.main(arguments)}
+    assert len(json.loads(place.read_text())) == len(figures) == 16
+    ratio = figures["96 pixels: ours, two threads / the loop, clock"]
+    assert ratio.goal == ("≥", 1.5) and str(ratio).endswith("held" if ratio.value >= 1.5 else "missed")
+    assert "of 3 goals held" in capsys.readouterr().out
+
+
+def test_data_writes_what_the_source_reads(monkeypatch, tmp_path):
+    data = script(monkeypatch, "data")
+    files = data.made(tmp_path / "all", 120, 8)
+    patches = Camelyon17(path=str(tmp_path / "all")).load(0)
+    assert len(files) == len({*files}) == len(patches) == 120 and patches.size == 8
+    assert {*np.unique(patches.split)} == {"train", "validation", "test"} and {*patches.labels} == {0, 1}
+    assert data.made(tmp_path / "all", 120, 8) == files, "they are not written again"
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux")
+def test_data_counts_the_memory_of_a_process_and_of_those_below_it(monkeypatch):
+    data = script(monkeypatch, "data")
+    with subprocess.Popen([sys.executable, "-c", "held = bytes(1) * 2**26; input()"], stdin=subprocess.PIPE) as process:
+        found = 0
+        for _ in range(200):
+            if (found := sum(map(data.proportional, data.below(process.pid)))) > 2**26:
+                break
+            time.sleep(0.1)
+        assert process.pid in data.below(os.getpid()) and 2**26 < found < 2**27
+        process.communicate(b"\n")
+    assert data.proportional(process.pid) == 0
 
 
 def test_aggregation_says_what_it_leaves_out(aggregation):

@@ -223,7 +223,7 @@ def stained(
     asked for.
 
     images: (N, S, S, 3) uint8; not written to.
-    hospital: (N,) of each patch.
+    hospital: (N,) of each patch; −1 of those that no hospital has, which are not shifted.
     shift, normalisation: as in an experiment.
     digest: identifies the content of `images`.
     seed: of the shift.
@@ -265,8 +265,8 @@ def stained(
 def _shifted(images: np.ndarray, hospital: np.ndarray, shift: StainShift, seed: int) -> np.ndarray:
     if shift.strength == 0:
         return images
-    shifted = np.empty_like(images)
-    for client in np.unique(hospital):
+    shifted = images.copy()
+    for client in np.unique(hospital[hospital >= 0]):  # no hospital has stained the others
         own = hospital == client
         # Patches that no hospital has keep their stain.
         shifted[own] = images[own] if client < 0 else shift.apply(images[own], int(client), seed)
