@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -118,38 +117,39 @@ class ClientHost:
         experiment: Experiment,
         layout: Layout,
         labels: np.ndarray,
-        cache: Path,
         images: np.ndarray | ArrayFile,
-        *views: np.ndarray | ArrayFile,
+        *features: np.ndarray | ArrayFile,
     ) -> list[Layer]:
         """Prepare for an experiment, whatever was run before; returns the layers to which the d trainable parameters
         belong.
 
         layout: which patches are whose.
         labels: (N,) of the patches.
-        cache: folder for features of patches that attackers have changed.
         images: (N, S, S, 3) uint8; or their file, which `open` has opened.
-        views: (N, F) features of each view of the patches, for a head on a frozen encoder: what it is trained on
-            instead; or their files.
+        features: what a head on a frozen encoder is trained and evaluated on instead, or their files: (N, F) of each
+            view of the patches, then (n, F) of the patches with each backdoor's trigger, if there are any.
         """
         from fedrobust.learning.training import LocalTrainer
         from fedrobust.learning.vector import parameters_to_vector
 
-        opened, files = self._opened, [each for each in (images, *views) if isinstance(each, ArrayFile)]
+        opened, files = self._opened, [each for each in (images, *features) if isinstance(each, ArrayFile)]
         self._opened = {file: opened[file] for file in files}
-        images, *features = (opened[each] if isinstance(each, ArrayFile) else each for each in (images, *views))
+        images, *tables = (opened[each] if isinstance(each, ArrayFile) else each for each in (images, *features))
         self._experiment, self._layout, self._images, self._labels = experiment, layout, images, labels
         learning = experiment.learning
         network: Any = learning.model.build(layout.classes, images.shape[1], experiment.seed)
         self._network = network
         self._features: Features | None = None
         trained, local = network, learning.local
-        if features:
+        if tables:
             import torch
 
             from fedrobust.federation.features import Features
 
-            self._features = Features(network, features, images, labels, torch.device(self._device), cache)
+            asked = [key for key, positions, attack in self._questions() if attack is not None and len(positions)]
+            views, rest = tables[: learning.views], tables[learning.views :]
+            self._triggered = dict(zip(asked, rest, strict=True))
+            self._features = Features(network, views, images, labels, torch.device(self._device))
             trained, local = network.head, local.model_copy(update={"channels_last": False})
         self._trainer = LocalTrainer(trained, local, self._device)
         self._stack: tuple[StackedPatches, StackedTrainer] | None = None
@@ -174,14 +174,18 @@ class ClientHost:
         device = torch.device(self._device)
         return encoder_digest(self._network, device, self._kept), block_on(device)
 
-    def encode(self, view: int, first: int, last: int) -> np.ndarray:
-        """The features (n, F) of a view (see `features.view_of`) of the patches at the positions from `first` to
-        `last`."""
+    def encode(self, key: int | str, first: int, last: int) -> np.ndarray:
+        """The features (n, F) of a set of images (see `encoding.ImageSet`) from position `first` to `last`."""
         import torch
 
         from fedrobust.federation.features import encoded, view_of
 
-        return encoded(self._network, view_of(self._images[first:last], view), torch.device(self._device), self._kept)
+        if isinstance(key, int):
+            images = view_of(self._images[first:last], key)
+        else:
+            (question,) = (each for each in self._questions() if each[0] == key)
+            images = self._changed(question[1][first:last], question[2])
+        return encoded(self._network, images, torch.device(self._device), self._kept)
 
     @property
     def _kept(self) -> np.dtype[Any]:
@@ -372,29 +376,30 @@ class ClientHost:
         for key, positions, attack in self._questions():
             batch_count = -(-len(positions) // batch)
             first, last = (batch_count * edge // parts * batch for edge in (part, part + 1))
-            rows, to_input = self._input(key, positions[first:last], attack)
+            rows, to_input = self._input(key, positions, slice(first, last), attack)
             found[key] = predict(self._trainer.module, rows, to_input, batch)
         return found
 
     def _input(
-        self, key: str, positions: np.ndarray, attack: Backdoor | None
+        self, key: str, positions: np.ndarray, part: slice, attack: Backdoor | None
     ) -> tuple[np.ndarray, Callable[[np.ndarray], Tensor]]:
         """What is evaluated, and what turns a part of it into the network's input: positions, because the patches of
-        all of them at once may be a large part of the machine's memory, or features of changed patches."""
+        all of them at once may be a large part of the machine's memory, or features of patches with a trigger."""
         import torch
 
         from fedrobust.data.batches import to_tensor
 
-        def changed(own: np.ndarray) -> np.ndarray:
-            images: np.ndarray = self._images[own]
-            return images if attack is None else attack.trigger(images)
-
         if self._features is None:
-            return positions, lambda own: to_tensor(changed(own))
+            return positions[part], lambda own: to_tensor(self._changed(own, attack))
         if attack is None:
             table = self._features.table
-            return positions, lambda own: torch.from_numpy(table[own]).float()
-        return self._features.of_set(key, lambda: changed(positions)), lambda rows: torch.from_numpy(rows).float()
+            return positions[part], lambda own: torch.from_numpy(table[own]).float()
+        rows = self._triggered.get(key, self._features.table[:0])
+        return rows[part], lambda own: torch.from_numpy(np.array(own, dtype=np.float32))
+
+    def _changed(self, positions: np.ndarray, attack: Backdoor | None) -> np.ndarray:
+        images: np.ndarray = self._images[positions]
+        return images if attack is None else attack.trigger(images)
 
     def of_model(self, function: Callable[..., Answer], weights: np.ndarray, *arguments: Any) -> Answer:
         """`function` of a new network on the CPU with these `weights` (d,), and of the `arguments`."""

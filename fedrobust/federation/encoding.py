@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from importlib import metadata
@@ -22,41 +23,60 @@ FEATURES = Path("mlruns/cache")
 AHEAD = 2
 """Blocks of each actor: it has its next one before it has finished one."""
 
-Encode = Callable[[int, int, int], Callable[[], np.ndarray]]
-"""Asks an actor for the features (n, F) of a view of the patches from a position to another one; what it returns waits
-for them, and raises `ActorDied` if the actor, and those that replace it, die again and again."""
+Encode = Callable[[int | str, int, int], Callable[[], np.ndarray]]
+"""Asks an actor for the features (n, F) of a set of images, by its key, from a position to another one. What it returns
+waits for them, and raises `ActorDied` if the actor, and those that replace it, die again and again."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that are encoded before the first round."""
+
+    key: int | str
+    """A view of all patches (see `features.view_of`), or `trigger/<i>`: the patches of `clients.triggered` with the
+    trigger of attack i."""
+    what: str
+    """Says which images these are, and which encoder."""
+    count: int
+
+
+def views_of(hospitals: Hospitals, encoder: str, views: int) -> list[ImageSet]:
+    """The views of all patches.
+
+    hospitals: have the patches.
+    encoder: its digest.
+    views: how many.
+    """
+    what = f"{encoder} {hospitals.digest}"
+    return [ImageSet(view, f"{what} view {view}" if view else what, len(hospitals.images)) for view in range(views)]
 
 
 def features_of(
-    hospitals: Hospitals,
-    encoder: str,
+    sets: Sequence[ImageSet],
     block: int,
-    views: int,
     actors: Sequence[Encode],
     say: Callable[[str], None],
     cache: Path = FEATURES,
 ) -> list[np.ndarray]:
-    """The features (N, F) of all patches, for each of their views; those that were computed before are from the cache.
+    """The features (n, F) of each set of images; those that were computed before are from the cache.
 
-    hospitals: have the patches.
-    encoder: its digest.
-    block: patches that are encoded at once.
-    views: how many; see `features.view_of`.
+    sets: of images.
+    block: images that are encoded at once.
     actors: encode them; more of them may be added meanwhile.
     say: is told how far it is, at each answer; what it raises ends the work.
     cache: the folder.
     """
-    count = len(hospitals.images)
+    total, before, found = sum(each.count for each in sets), 0, list[np.ndarray]()
 
-    def made(view: int) -> np.ndarray:
-        def tell(done: int) -> None:
-            share = 100 * (view * count + done) // (views * count)
-            say(f"encoding patches: {share - share % STEP} % of {views * count:,}")  # each text may become a line
+    def tell(done: int) -> None:
+        share = 100 * (before + done) // total
+        say(f"encoding patches: {share - share % STEP} % of {total:,}")  # each text may become a line
 
-        what = f"{encoder} {hospitals.digest}{f' view {view}' if view else ''}"
-        return kept_features(cache, what, count, partial(_encode, view, count, block, actors, tell))
-
-    return [made(view) for view in range(views)]
+    for each in sets:
+        make = partial(_encode, each.key, each.count, block, actors, tell)
+        found.append(kept_features(cache, each.what, each.count, make))
+        before += each.count
+    return found
 
 
 def kept_features(cache: Path, what: str, count: int, make: Callable[[Add], None]) -> np.ndarray:
@@ -76,8 +96,10 @@ def kept_features(cache: Path, what: str, count: int, make: Callable[[Add], None
     return kept(cache, name, count, made, goes_on=True).array
 
 
-def _encode(view: int, count: int, block: int, actors: Sequence[Encode], tell: Callable[[int], None], add: Add) -> None:
-    """Encode a view of `count` patches. What an actor leaves, as it dies again and again, is encoded by the others."""
+def _encode(
+    key: int | str, count: int, block: int, actors: Sequence[Encode], tell: Callable[[int], None], add: Add
+) -> None:
+    """Encode a set of `count` images. What an actor leaves, as it dies again and again, is encoded by the others."""
     left, asked = deque(range(add.count, count, block)), deque[tuple[int, int, Callable[[], np.ndarray]]]()
     busy, lost, found, done = Counter[int](), set[int](), dict[int, np.ndarray](), add.count
     while left or asked:
@@ -85,7 +107,7 @@ def _encode(view: int, count: int, block: int, actors: Sequence[Encode], tell: C
             for actor, encode in enumerate(actors):
                 if left and busy[actor] < most and actor not in lost:
                     first = left.popleft()
-                    asked.append((first, actor, encode(view, first, min(count, first + block))))
+                    asked.append((first, actor, encode(key, first, min(count, first + block))))
                     busy[actor] += 1
         first, actor, features = asked.popleft()
         busy[actor] -= 1

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,9 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedrobust.data.batches import BatchPoison, draws, to_tensor, turned
-from fedrobust.data.cache import Add
 from fedrobust.errors import FederationError
-from fedrobust.federation.encoding import kept_features
 from fedrobust.learning.encoders import EncoderNetwork
 from fedrobust.learning.models import state_digest
 from fedrobust.seeds import generator
@@ -105,7 +101,6 @@ class Features:
     images: (N, S, S, 3) uint8 the patches.
     labels: (N,) of the patches.
     device: on which to encode.
-    cache: folder of the features of `of_set`.
     """
 
     def __init__(
@@ -115,12 +110,10 @@ class Features:
         images: NDArray[np.uint8],
         labels: NDArray[np.integer],
         device: torch.device,
-        cache: Path,
     ) -> None:
         self._network, self._images, self._labels, self._device = network, images, labels, device
-        self.table, self._views, self._cache = views[0], views, cache
+        self.table, self._views = views[0], views
         self._encoder = encoder_digest(network, device, self.table.dtype)
-        self._sets: dict[str, FeatureRows] = {}
 
     def batches(
         self,
@@ -157,25 +150,6 @@ class Features:
         for view, features in enumerate(self._views):
             rows[shown == view] = features[picked[shown == view]]
         return rows
-
-    def of_set(self, key: str, make: Callable[[], NDArray[np.uint8]]) -> FeatureRows:
-        """The features (n, F) of images that are asked for again and again, by this run and by others.
-
-        key: their name in this run.
-        make: returns them, (n, S, S, 3).
-        """
-        if key not in self._sets:
-            images = make()
-            self._sets[key] = self.table[:0]
-            if len(images):
-                what = f"{self._encoder} {sha256(images.tobytes()).hexdigest()}"
-                found = kept_features(self._cache, what, len(images), partial(self._add_features, images))
-                self._sets[key] = np.array(found)  # torch wants arrays that can be written to
-        return self._sets[key]
-
-    def _add_features(self, images: NDArray[np.uint8], add: Add) -> None:
-        for block in encoded_blocks(self._network, images[add.count :], self._device, self.table.dtype):
-            add(block)
 
     def _poisoned(
         self,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ import ray
 from ray.actor import ActorHandle
 
 from fedrobust.aggregation import Layer
+from fedrobust.attacks import Backdoor
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
-from fedrobust.federation.clients import STEPS, Answer, Layout, Training
+from fedrobust.federation.clients import STEPS, Answer, Layout, Training, triggered
 from fedrobust.federation.delivery import Block
-from fedrobust.federation.encoding import FEATURES, features_of
+from fedrobust.federation.encoding import ImageSet, features_of, views_of
 from fedrobust.federation.pool import Team
 from fedrobust.federation.shared_data import SharedArray
 from fedrobust.learning import Encoder
@@ -27,6 +29,8 @@ from fedrobust.progress import progress_to
 from fedrobust.timeline import arrived
 from fedrobust.updates import shard_columns
 
+HASHED = 512
+"""Images of which a digest is taken at once."""
 ATTEMPTS = 3
 """How often a task is tried if the actor that does it dies."""
 
@@ -79,21 +83,20 @@ class Hosts:
         self.sent = experiment.model_copy(update={"learning": learning})
         """The experiment as actors on other nodes can use it."""
         images, labels = team.data.of(hospitals)
-        self._setup, self._arrays = [self.sent, ray.put(layout), labels, FEATURES.absolute()], [images]
+        self._setup, self._arrays = [self.sent, ray.put(layout), labels], [images]
         self.layers: list[Layer] = self._prepare("the client actors to get ready")
         """Those to which the d coordinates of the updates belong."""
-        features: list[SharedArray] = []
+        features: tuple[SharedArray, ...] = ()
         self.encoder = ""
         """Digest of a pretrained encoder, of which the updates have no or not all weights, and of the features that
         training reads; empty for other models."""
         if isinstance(experiment.learning.model, Encoder):
             self.encoder, block = self._asked(0, _ask_encoder, "worker 0 to know the encoder")()
         if experiment.learning.on_features:
-            views = experiment.learning.views
-            make, key = partial(features_of, hospitals, self.encoder, block, views), f"{self.encoder} {views}"
-            encode = [partial(self._ask_features, worker) for worker in range(len(team.workers))]
-            with progress_to(say):
-                features, digest = team.data.features(hospitals, key, encode, make, say)
+            sets = views_of(hospitals, self.encoder, experiment.learning.views)
+            features, digest = self._encoded(hospitals, sets, block, say)
+            for one in list(self._triggered(hospitals)):
+                features += self._encoded(hospitals, [one], block, say)[0]
             say("training")
             self.encoder = f"{self.encoder} {digest}"
             self._arrays += features
@@ -221,11 +224,31 @@ class Hosts:
             arrived(f"client actor {worker}", part.pop(STEPS, None))
         return {key: np.concatenate([part[key] for part in answers]) for key in answers[0]}
 
-    def _ask_features(self, worker: int, view: int, first: int, last: int) -> Callable[[], np.ndarray]:
-        """Start the encoding of the patches from position `first` to `last`; see `encoding.Encode`."""
+    def _encoded(
+        self, hospitals: Hospitals, sets: list[ImageSet], block: int, say: Callable[[str], None]
+    ) -> tuple[tuple[SharedArray, ...], str]:
+        """The features of sets of images, and their digest; they are encoded if nobody has done it."""
+        make, what = partial(features_of, sets, block), " ".join(each.what for each in sets)
+        encode = [partial(self._ask_features, worker) for worker in range(len(self._team.workers))]
+        with progress_to(say):
+            return self._team.data.features(hospitals, what, encode, make, say)
+
+    def _triggered(self, hospitals: Hospitals) -> Iterator[ImageSet]:
+        """The patches on which the success of each backdoor is measured."""
+        for index, attack in enumerate(self._experiment.attacks):
+            if isinstance(attack, Backdoor):
+                positions = triggered(attack, hospitals.labels, hospitals.indices["test"])
+                digest = sha256()
+                for first in range(0, len(positions), HASHED):
+                    digest.update(attack.trigger(hospitals.images[positions[first : first + HASHED]]).tobytes())
+                if len(positions):
+                    yield ImageSet(f"trigger/{index}", f"{self.encoder} {digest.hexdigest()}", len(positions))
+
+    def _ask_features(self, worker: int, key: int | str, first: int, last: int) -> Callable[[], np.ndarray]:
+        """Start the encoding of a set of images from position `first` to `last`; see `encoding.Encode`."""
 
         def ask(actor: ActorHandle) -> Any:
-            return actor.encode.remote(view, first, last)
+            return actor.encode.remote(key, first, last)
 
         return self._asked(worker, ask, f"worker {worker} to encode patches {first:,} to {last - 1:,}")
 

@@ -56,7 +56,7 @@ class _Making:
     """Features that a run is making, or has made."""
 
     actors: list[Encode]
-    found: Future[tuple[list[SharedArray], str]] = field(default_factory=Future)
+    found: Future[tuple[tuple[SharedArray, ...], str]] = field(default_factory=Future)
     said: str = "encoding patches"
 
 
@@ -78,14 +78,15 @@ class SharedData:
     def features(
         self,
         hospitals: Hospitals,
-        encoder: str,
+        what: str,
         actors: Sequence[Encode],
         make: Callable[[Sequence[Encode], Say], list[np.ndarray]],
         say: Say,
-    ) -> tuple[list[SharedArray], str]:
-        """The features (N, F) that an encoder makes of each view of the patches, and their digest.
+    ) -> tuple[tuple[SharedArray, ...], str]:
+        """The features (n, F) of some sets of images, and their digest.
 
-        encoder: its digest, and how many views.
+        hospitals: have the patches that these are made of.
+        what: says which images these are, and which encoder.
         actors: of the caller. If another run is making these features, it gets them as well until all is encoded.
         make: makes the features with these actors, whose list may grow meanwhile; called if nobody else does.
         say: is told how far it is, at least every second or with every answer of an actor; what it raises ends the
@@ -96,13 +97,13 @@ class SharedData:
         while True:
             with self._lock:
                 held = self._features.setdefault(hospitals, {})
-                making, first = held.get(encoder), encoder not in held
+                making, first = held.get(what), what not in held
                 if making is None:
-                    making = held[encoder] = _Making(list(actors))
+                    making = held[what] = _Making(list(actors))
                 elif not making.found.done():
                     making.actors.extend(actors)
             if first:
-                return self._made(hospitals, encoder, making, make, say)
+                return self._made(hospitals, what, making, make, say)
             while wait([making.found], MOMENT).not_done:
                 say(making.said)
             if making.found.exception() is None:
@@ -111,23 +112,23 @@ class SharedData:
     def _made(
         self,
         hospitals: Hospitals,
-        encoder: str,
+        what: str,
         making: _Making,
         make: Callable[[Sequence[Encode], Say], list[np.ndarray]],
         say: Say,
-    ) -> tuple[list[SharedArray], str]:
-        def tell(what: str) -> None:
-            making.said = what
-            say(what)
+    ) -> tuple[tuple[SharedArray, ...], str]:
+        def tell(text: str) -> None:
+            making.said = text
+            say(text)
 
         try:
             made = make(making.actors, tell)
             digests = [digest_of(view) for view in made]
             digest = digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
-            found = [SharedArray(view) for view in made], digest
+            found = tuple(SharedArray(view) for view in made), digest
         except BaseException as error:
             with self._lock:
-                self._features.get(hospitals, {}).pop(encoder, None)
+                self._features.get(hospitals, {}).pop(what, None)
             making.found.set_exception(error)
             raise
         making.found.set_result(found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -49,7 +48,7 @@ def host(*attacks: DataAttack) -> tuple[ClientHost, int]:
     images = draw.integers(0, 256, (80, 8, 8, 3), dtype=np.uint8)
     layout = Layout(tuple(np.arange(80).reshape(8, 10)), np.arange(10), np.arange(10), 2)
     made = ClientHost(1, "cpu")
-    made.setup(experiment, layout, np.arange(80) % 2, Path(), images)
+    made.setup(experiment, layout, np.arange(80) % 2, images)
     return made, len(made.initial_weights())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ import fedrobust.federation.shared_data as room
 from fedrobust.errors import FederationError
 from fedrobust.federation import hosts
 from fedrobust.federation.actors import ActorDied
-from fedrobust.federation.encoding import Encode, features_of
+from fedrobust.federation.encoding import Encode, features_of, views_of
 from fedrobust.federation.hosts import Hosts
 from fedrobust.federation.shared_data import SharedData
 
@@ -81,7 +81,7 @@ class Patches:
 def encoded(actors: Sequence[Encode], cache: Path, count: int = N) -> tuple[np.ndarray, list[str]]:
     said: list[str] = []
     held: Any = Patches(count)
-    (found,) = features_of(held, "an encoder", BLOCK, 1, actors, said.append, cache)
+    (found,) = features_of(views_of(held, "an encoder", 1), BLOCK, actors, said.append, cache)
     return found, said
 
 
@@ -104,10 +104,10 @@ def test_an_actor_that_dies_changes_no_bit(
 def test_views_are_kept_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So four views need two more than two."""
     actors, _ = team(monkeypatch, Fates([3]), Fates([7, 8, 9]))
-    said, held = list[str](), Patches()
+    said, held = list[str](), cast(Any, Patches())
     for views in (2, 4):
         said.clear()
-        found = features_of(held, "an encoder", BLOCK, views, actors, said.append, tmp_path)  # type: ignore[arg-type]
+        found = features_of(views_of(held, "an encoder", views), BLOCK, actors, said.append, tmp_path)
         assert len(found) == views
         assert all(np.array_equal(features, TABLE + view) for view, features in enumerate(found))
         assert len(said) == 2 * -(-N // BLOCK) and said[-1] == f"encoding patches: 100 % of {views * N}"
@@ -115,7 +115,7 @@ def test_views_are_kept_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_was_encoded_before_a_stop_is_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fates, held = Fates([]), Patches()
+    fates, held = Fates([]), cast(Any, Patches())
     actors, _ = team(monkeypatch, fates)
 
     def stop(what: str) -> None:
@@ -123,7 +123,7 @@ def test_what_was_encoded_before_a_stop_is_not_encoded_again(tmp_path: Path, mon
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        features_of(held, "an encoder", BLOCK, 1, actors, stop, tmp_path)  # type: ignore[arg-type]
+        features_of(views_of(held, "an encoder", 1), BLOCK, actors, stop, tmp_path)
     fates.calls = 0
     found, said = encoded(actors, tmp_path)
     assert np.array_equal(found, TABLE)
@@ -172,7 +172,7 @@ class Together:
             return encode(view, first, last)
 
         def run() -> None:
-            make = partial(features_of, self.patches, "an encoder", BLOCK, 1, cache=self.cache)
+            make = partial(features_of, views_of(self.patches, "an encoder", 1), BLOCK, cache=self.cache)
             try:
                 self.found[name] = self.data.features(self.patches, "an encoder", [counting], make, say)
             except Exception as error:
