@@ -17,6 +17,7 @@ from tiny import write_patches
 from fedrobust.aggregation import Aggregation, Combination, Context, Rule
 from fedrobust.aggregation.byzantine import resolve_f
 from fedrobust.aggregation.pipeline import Aggregated
+from fedrobust.data import Root
 from fedrobust.experiment import Experiment
 from fedrobust.federation.clients import ClientHost, Layout
 from fedrobust.options import members
@@ -77,7 +78,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
         }
     )
     hospitals = hospitals_of(experiment)
-    training = [*(hospitals.training(client) for client in range(CLIENTS)), hospitals.root(100, 1)]
+    training = [*(hospitals.training(client) for client in range(CLIENTS)), hospitals.root(Root(patches=100), 1)]
     test = hospitals.indices["test"]
     host, everybody = ClientHost(1, "cpu"), list(range(CLIENTS + 1))
     layout = Layout(tuple(training), test, test, len(hospitals.label_names))
