@@ -6,7 +6,6 @@ and four of them turn theirs around.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -82,7 +81,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     test = hospitals.indices["test"]
     host, everybody = ClientHost(1, "cpu"), list(range(CLIENTS + 1))
     layout = Layout(tuple(training), test, test, len(hospitals.label_names))
-    host.setup(experiment, layout, hospitals.labels, Path(), hospitals.images)
+    host.setup(experiment, layout, hospitals.labels, hospitals.images)
     weights, found = host.initial_weights(), []
     d = len(weights)
     for round in range(1, ROUNDS + 1):
