@@ -212,6 +212,13 @@ def test_the_shipped_matrices_can_be_run(name: str, quick: bool) -> None:
         assert {setting["fraction"] for setting in grid.settings.values()} == {0.2}
 
 
+def test_through_an_encoder_the_attacks_and_defences_are_the_same() -> None:
+    cnn, encoder = (load_matrix(EXPERIMENTS / f"{name}.yaml") for name in ("robustness", "robustness_encoder"))
+    assert (cnn.attacks, cnn.defences) == (encoder.attacks, encoder.defences)
+    assert {setting["fraction"] for setting in encoder.settings.values()} == {0.2, 0.4}
+    assert {cell.experiment.learning.model.name for cell in encoder.controls()} == {"encoder"}
+
+
 def test_the_file_of_the_guide_can_be_run_as_the_guide_says() -> None:
     guide = (EXPERIMENTS.parent / "docs" / "matrix.md").read_text()
     for name, text in re.findall(r"^```yaml (\S+)\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL):
