@@ -59,7 +59,7 @@ def trained(overrides: Sequence[str]) -> Training:
     hospitals, everybody = hospitals_of(experiment), list(range(experiment.federation.clients))
     own, test = tuple(hospitals.training(client) for client in everybody), hospitals.indices["test"]
     host, coordinator, layout = ClientHost(1, "cpu"), Coordinator(), Layout(own, test, test, len(hospitals.label_names))
-    layers = host.setup(experiment, layout, hospitals.labels, Path(), hospitals.images)
+    layers = host.setup(experiment, layout, hospitals.labels, hospitals.images)
     weights, states, updates, used = host.initial_weights().copy(), {}, [], []
     d = len(weights)
     coordinator.setup(experiment, np.array([len(each) for each in own]), weights, {}, layers)

@@ -100,7 +100,7 @@ def trained(experiment: Experiment, hospitals: Hospitals) -> dict[str, float]:
     own, test = tuple(hospitals.training(client) for client in everybody), hospitals.indices["test"]
     host, coordinator, adversary = ClientHost(1, "cpu"), Coordinator(), Adversary()
     layout = Layout(own, test, test, len(hospitals.label_names))
-    layers = host.setup(experiment, layout, hospitals.labels, Path(), hospitals.images)
+    layers = host.setup(experiment, layout, hospitals.labels, hospitals.images)
     weights, states, samples = host.initial_weights().copy(), dict[int, np.ndarray](), np.array([len(o) for o in own])
     d = len(weights)
     coordinator.setup(experiment, samples, weights, {}, layers)

@@ -14,7 +14,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -45,7 +44,7 @@ def a_round(engine: str, hospitals: int, device: str) -> Callable[[], np.ndarray
     indices = tuple(np.arange(patches).reshape(hospitals, PER_CLIENT))
     layout = Layout(indices, indices[0], indices[0], CLASSES)
     host, people = ClientHost(1, device), list(range(hospitals))
-    host.setup(experiment, layout, np.arange(patches) % CLASSES, Path(), images)
+    host.setup(experiment, layout, np.arange(patches) % CLASSES, images)
     weights = host.initial_weights()
     d = len(weights)
 

@@ -143,7 +143,7 @@ class House:
         )
         vars(self.federation).update(
             experiment=self.experiment,
-            hosts=SimpleNamespace(layers=[]),
+            hosts=SimpleNamespace(layers=[], sent=self.experiment, root=None),
             _team=team,
             _delivery=way,
             _samples=self.samples,

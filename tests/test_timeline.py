@@ -212,7 +212,7 @@ def test_actors_return_their_steps_only_if_asked(profile: bool) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     host = ClientHost(1, "cpu")
     host.setup(experiment, Layout(tuple(np.arange(40).reshape(4, 10)), np.arange(10), np.arange(10), 2),
-                   np.arange(40) % 2, Path(), images)  # fmt: skip
+                   np.arange(40) % 2, images)  # fmt: skip
     d = len(host.initial_weights())
     *_, training = host.train(1, [0, 1], [], host.initial_weights(), {}, [0, 1], None, [slice(0, d)])
     evaluated = host.evaluate(host.initial_weights(), 0, 1)

@@ -137,12 +137,14 @@ def _protocol(run: RecordedRun) -> tuple[Privacy | None, Disclosure]:
 def _beyond(run: RecordedRun) -> list[tuple[str, str]]:
     """What this experiment shows to parties beyond their protocol."""
     found, aggregation = list[tuple[str, str]](), _defence(run)
-    if aggregation is None or "root" in aggregation.pipeline().anchors:
-        held = _options(run, "data").get("root", "some")
-        if_any = "if the rule trains an update of the server's own, " if aggregation is None else ""
-        found.append(
-            ("The coordinator, besides", f"{if_any}{held} training patches, drawn from those of all hospitals.")
-        )
+    trust = _options(run, "trust")
+    tried = any(trust.get(name) is not None for name in ("referee", "repair"))
+    if tried or aggregation is None or "root" in aggregation.pipeline().anchors:
+        root = _options(run, "data").get("root", "some")  # a number, in older records
+        held, aside = (root.get("patches", "some"), root.get("set_aside")) if isinstance(root, Mapping) else (root, 0)
+        if_any = "" if tried or aggregation else "if the rule trains an update of the server's own, "
+        whose = "of patients that no hospital has" if aside else "drawn from those of all hospitals"
+        found.append(("The coordinator, besides", f"{if_any}{held} training patches, {whose}."))
     attacks = run.start.experiment.get("attacks", ())
     given = [each.get("knowledge") for each in attacks if isinstance(each, Mapping)]
     if known := sorted({str(each) for each in given if each not in (None, "own")}):

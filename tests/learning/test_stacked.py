@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ def updates(
     indices = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
     host = ClientHost(1, device)
     labels = np.arange(sum(SIZES)) % CLASSES
-    host.setup(experiment, Layout(tuple(indices), np.arange(10), np.arange(10), CLASSES), labels, Path(), images)
+    host.setup(experiment, Layout(tuple(indices), np.arange(10), np.arange(10), CLASSES), labels, images)
     weights, states, found, losses = host.initial_weights(), {}, [], []
     d = len(weights)
     for round in range(1, rounds + 1):

@@ -223,6 +223,7 @@ def test_data_that_no_cell_can_have_end_it_before_the_first(stage: Stage, monkey
     monkeypatch.setattr(preparation, "hospitals_of", unread)
     with monkeypatch.context() as patch, pytest.raises(DataError, match=r"^data: damaged$"):
         patch.setattr(Histology, "load", damaged)
+        patch.setattr(Histology, "outline", damaged)
         matrix()
     assert not Path("mlruns").exists()
     monkeypatch.setattr(Histology, "load", lambda *_: None)

@@ -192,6 +192,9 @@ def test_what_an_experiment_shows_beyond_its_protocol_is_told() -> None:
     records = lines({"name": "replicated"}, attacks=[{"name": "sign_flip", "count": 1, "knowledge": "all"}])
     found = page(records)
     assert row(found, "The coordinator, besides").startswith("100 training patches, drawn from those of all hospitals")
+    own = {"root": {"patches": 50, "set_aside": 0.05}}
+    refereed = page(lines({"name": "clear"}, trust={"referee": {}}, data=own))
+    assert row(refereed, "The coordinator, besides") == "50 training patches, of patients that no hospital has."
     assert "every update of a round, given to them" in row(found, "Hospitals that play attackers")
     aware = page(lines({"name": "shares"}, attacks=[{"name": "optimal_alie", "count": 4}]))
     assert "the defence with its memory" in row(aware, "Hospitals that play attackers")
