@@ -90,6 +90,13 @@ def test_a_referee_saves_a_run_whose_defence_believes_the_attackers(pool: Pool) 
     assert len([name for name in overruled if name != "defence"]) >= 3
 
 
+@pytest.mark.parametrize("protocol", ["shares", "masked"])
+def test_a_repair_works_where_no_update_is_seen(protocol: str, pool: Pool) -> None:
+    options = ["attacks=[]", "aggregation={rule: mean}", "federation.rounds=2", f"privacy={protocol}", ASIDE]
+    found = run(*options, "trust.repair={steps: 5, certainty: 100}", pool=pool)
+    assert [record.get("repair") for record in found.rounds] == [None, 5]
+
+
 def test_a_repair_needs_no_referee(pool: Pool) -> None:
     options = ["attacks=[]", "aggregation={rule: mean}", "federation.rounds=4", ASIDE]
     plain = run(*options, pool=pool)

@@ -47,7 +47,7 @@ class RootModel:
         torch.set_num_threads(threads)
         self._root, self._seed = root, seed
         built: Any = learning.model.build(root.classes, root.images.shape[1], seed)
-        self._network: nn.Module = built if root.features is None else built.head
+        self._network: nn.Module = (built if root.features is None else built.head).eval()
         self._whole = built
         self._labels = torch.from_numpy(np.array(root.labels, dtype=np.int64))
         self._inputs = to_tensor(root.images) if root.features is None else torch.tensor(root.features).float()
@@ -94,7 +94,6 @@ class RootModel:
 
     def _marks(self, positions: NDArray[np.integer]) -> NDArray[np.float64]:
         """(2, n) loss and error (0 or 1) of the patches at these positions, under the network as it is."""
-        self._network.eval()
         parts = torch.split(torch.from_numpy(np.array(positions)), BATCH)
         with torch.inference_mode():
             logits = torch.cat([self._network(self._inputs[part]) for part in parts])
@@ -110,7 +109,6 @@ class RootModel:
 
         Statistics of batches and dropout stay off, as in an evaluation: neither is part of the weights.
         """
-        self._network.eval()
         moved = [each for each in self._network.parameters() if each.requires_grad]
         optimizer = torch.optim.SGD(moved, lr=repair.lr, momentum=0.9)
         share = torch.from_numpy(shares(self._root.labels[rows]) * len(rows)).float()
@@ -123,7 +121,6 @@ class RootModel:
             optimizer.step()
             if step in stops:
                 yield step
-                self._network.eval()
 
     def _batch(self, positions: NDArray[np.integer], repair: Repair, drawn: np.random.Generator) -> Tensor:
         if self._root.features is None:

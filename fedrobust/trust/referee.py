@@ -51,7 +51,8 @@ class Referee(Options):
 
     and hypothesis k replaces the defence where the mean of e_k, each label counting the same, is more than `certainty`
     standard errors above zero; of several, the one with the largest mean. Patches of one patient count as one draw in
-    the standard error. So few or bad patches, which can tell nothing, change nothing.
+    the standard error, which is rough for few of them: with three, chance passes two standard errors in one of ten
+    rounds. Wrong labels are not noticed.
 
     Validation by the server's own data: Zeno (Xie et al., ICML 2019), FLTrust (Cao et al., NDSS 2021); as a choice
     between hypotheses, this project's.
