@@ -31,7 +31,6 @@ from fedrobust.experiment import Experiment
 from fedrobust.intervals import Estimate
 from fedrobust.matrices.results import DefenceSummary
 from fedrobust.matrices.running import MatrixResult
-from fedrobust.preparation import dealt
 from fedrobust.records import EvaluationRecord, RecordedRun, RoundRecord
 from fedrobust.report import compare
 from fedrobust.result import Result
@@ -44,7 +43,6 @@ from fedrobust.terminal import (
     families,
     lists,
     show_comparison,
-    show_data,
     show_duel,
     show_jobs,
     show_machine,
@@ -329,23 +327,3 @@ def test_the_shell_completes_commands() -> None:
     asked = {"_FEDROBUST_COMPLETE": "complete_bash", "COMP_WORDS": "fedrobust m", "COMP_CWORD": "1"}
     done = subprocess.run([fedrobust], env=os.environ | asked, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["matrix"], "")
-
-
-@pytest.mark.parametrize(
-    ("root", "says"),
-    [
-        ({"set_aside": 0.3, "patches": 20}, ["coordinator 20 of 13 patients: 10 benign, 10 malignant"]),
-        (
-            {"set_aside": 0.1, "patches": 60},
-            ["10 patients or more", "were asked for", "data.root.set_aside"],
-        ),
-    ],
-)
-def test_doctor_says_which_patches_the_coordinator_gets(
-    out: Console, workplace: Path, root: dict[str, object], says: list[str]
-) -> None:
-    source = {"name": "histology", "patients": 60, "patches_per_patient": 4, "size": 16}
-    experiment = Experiment.model_validate({"data": {"source": source, "root": root}})
-    show_data(out, experiment, *dealt(experiment))
-    shown = " ".join(out.export_text().replace("│", "").split())
-    assert "set aside" in shown and [each for each in says if each not in shown] == []

@@ -118,13 +118,14 @@ def doctor(
 
     With an experiment file: check its data instead, and show how they are divided; no image is opened.
     """
-    from fedrobust.terminal import console, show_data, show_machine
+    from fedrobust.terminal import console, show_machine
 
     if file is None:
         show_machine(console())
         return
     from fedrobust.experiment_file import load
     from fedrobust.preparation import dealt
+    from fedrobust.terminal.patches import show_data
 
     experiment = load(file, overrides or ())
     show_data(console(), experiment, *dealt(experiment))

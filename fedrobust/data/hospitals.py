@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedrobust.data.cache import digest_of, keeping_in
 from fedrobust.data.foreign import require_memory
@@ -73,10 +74,7 @@ class Hospitals:
 
     def label_counts(self) -> np.ndarray:
         """(hospitals, labels) int64: training patches per hospital and label."""
-        train = self.indices["train"]
-        counts = np.zeros((self.clients, len(self.label_names)), dtype=np.int64)
-        np.add.at(counts, (self.hospital[train], self.labels[train]), 1)
-        return counts
+        return label_counts(self.indices["train"], self.hospital, self.labels, self.clients, len(self.label_names))
 
     def tested(self) -> int:
         """How many labels occur in the test part: always guessing one of them gives a balanced accuracy of 1 over this
@@ -168,6 +166,20 @@ def deal(
         refuse_leaks(outline, indices | aside)
     refuse_one_label(outline, indices)
     return indices | aside, partition.assign(outline, indices, clients, seed)
+
+
+def label_counts(
+    train: np.ndarray, hospital: np.ndarray, labels: np.ndarray, clients: int, classes: int
+) -> NDArray[np.int64]:
+    """(clients, classes) int64: training patches per hospital and label.
+
+    train: positions of the training patches.
+    hospital, labels: (N,) of each patch.
+    clients, classes: how many hospitals and labels there are.
+    """
+    counts = np.zeros((clients, classes), dtype=np.int64)
+    np.add.at(counts, (hospital[train], labels[train]), 1)
+    return counts
 
 
 def _digest_read(patches: Patches, images: np.ndarray) -> str:

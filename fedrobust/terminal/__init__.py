@@ -5,7 +5,7 @@
 """
 
 from fedrobust.terminal.elements import Screen, console
-from fedrobust.terminal.lists import show_data, show_jobs, show_machine
+from fedrobust.terminal.lists import show_jobs, show_machine
 from fedrobust.terminal.many import MatrixProgress, show_comparison, show_matrix
 from fedrobust.terminal.options import families, show_options
 from fedrobust.terminal.runs import Progress, show_code, show_profile, show_result, show_verdict
@@ -21,7 +21,6 @@ __all__ = [
     "families",
     "show_code",
     "show_comparison",
-    "show_data",
     "show_duel",
     "show_jobs",
     "show_machine",

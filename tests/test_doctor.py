@@ -1,0 +1,76 @@
+"""`fedrobust doctor EXPERIMENT`: what an experiment has, before an image is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fedrobust.experiment import Experiment
+from fedrobust.preparation import dealt
+from fedrobust.terminal.patches import show_data
+
+SOURCE = {"name": "histology", "patients": 60, "patches_per_patient": 4, "size": 16}
+
+
+def shown(given: dict[str, object]) -> str:
+    """What is shown of an experiment, in one line."""
+    out = Console(record=True, width=120, highlight=False)
+    experiment = Experiment.model_validate(given)
+    show_data(out, experiment, *dealt(experiment))
+    return " ".join(out.export_text().replace("│", "").split())
+
+
+@pytest.mark.parametrize(
+    ("root", "says"),
+    [
+        ({"set_aside": 0.3, "patches": 20}, ["coordinator 20 of 13 patients: 10 benign, 10 malignant"]),
+        (
+            {"set_aside": 0.1, "patches": 60},
+            ["10 patients or more", "were asked for", "data.root.set_aside"],
+        ),
+    ],
+)
+def test_doctor_says_which_patches_the_coordinator_gets(
+    workplace: Path, root: dict[str, object], says: list[str]
+) -> None:
+    said = shown({"data": {"source": SOURCE, "root": root}})
+    assert "set aside" in said and [each for each in says if each not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "not_said"),
+    [
+        (
+            {"attacks": [{"name": "ipm", "fraction": 0.4}]},
+            [
+                "hospitals with 20 patches of a label can judge a model by it: 10 of 10 or more (benign)",
+                "1 of 10 malicious: yes, whichever they are",
+                "4 of 10 malicious, as in this experiment: yes, whichever they are",
+                "no rule can promise anything once 50% are malicious",
+            ],
+            ["; in this experiment"],
+        ),
+        (
+            {"data": {"partition": {"name": "shards", "per_client": 1}}, "attacks": [{"name": "ipm", "count": 4}]},
+            [
+                "1 of 10 malicious: yes, whichever they are",
+                "2 of 10 malicious: in 8",  # of 100 cases: 1 − (4 · 3) / (10 · 9) is 87 %
+                "4 of 10 malicious, as in this experiment: no",
+                "no rule can promise anything once 32% are malicious",
+                "; in this experiment 40% are",
+            ],
+            [],
+        ),
+        ({"federation": {"clients": 2}}, ["2 of 2 or more", "1 of 2 malicious: no"], ["in this experiment"]),
+        ({"data": {"partition": {"name": "iid"}}, "federation": {"clients": 1}}, ["hospitals 1,"], ["malicious"]),
+    ],
+)
+def test_doctor_says_whether_honest_hospitals_have_the_majority_within_each_label(
+    workplace: Path, changes: dict[str, dict[str, object]], says: list[str], not_said: list[str]
+) -> None:
+    given: dict[str, object] = {"source": SOURCE | {"patches_per_patient": 12}, "partition": {"name": "iid"}}
+    said = shown({**changes, "data": {**given, **changes.get("data", {})}})
+    assert [each for each in says if each not in said] == [], said
+    assert [each for each in not_said if each in said] == []
