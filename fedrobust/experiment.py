@@ -303,15 +303,15 @@ class Experiment(Options):
             raise refusal(Problem(reason, "workers.parties", str(len(resources))))
 
     def _refereed(self) -> None:
-        """Refuse a referee or a repair without patches, and a referee without aggregates to choose from."""
+        """Refuse a referee or a repair without patches, and several sums of a round where one is opened."""
         for name in self.trust.own_patches:
             if self.data.root.set_aside == 0:
                 hint = "data.root.set_aside: 0.05 sets patients aside for the coordinator"
                 reason = f"the {name} needs patches that no hospital trains on"
                 raise refusal(Problem(reason, f"trust.{name}", hint=hint))
-        if self.trust.referee is not None and "rows" not in self.privacy.reveals:
-            reason = f"a round of {self.privacy.name} opens one sum, and a referee compares several; use privacy: clear"
-            raise refusal(reason, "trust.referee")
+        referee = self.trust.referee
+        if referee is not None and referee.openings == "together" and "rows" not in self.privacy.reveals:
+            raise refusal(f"a round of {self.privacy.name} opens one sum; use in_turn", "trust.referee.openings")
 
     def _exact_where_needed(self) -> None:
         """Refuse a sketch where the coordinator does not have whole updates, or looks at their coordinates anyway."""
@@ -357,6 +357,8 @@ class Experiment(Options):
         for name in ("referee", "repair"):
             if getattr(self.trust, name) is None:
                 del decisive["trust"][name]
+        if self.trust.referee is not None and self.trust.referee.openings is None:
+            del decisive["trust"]["referee"]["openings"]
         if self.data.root.set_aside == 0:
             decisive["data"]["root"] = self.data.root.patches
         if decisive["data"]["source"].get("unreadable") == "refuse":

@@ -50,7 +50,8 @@ class Coordinator:
         self._defence = experiment.defence(layers)
         self._memory = self._defence.memory(arrays, len(samples))
         self._server, self._histories = below(arrays, "server"), below(arrays, "history")
-        self._trials = None if root is None else Trials(experiment, root, below(arrays, "referee"))
+        own = below(arrays, "referee"), below(arrays, "opened")
+        self._trials = None if root is None else Trials(experiment, root, *own)
 
     def aggregate(
         self,
@@ -100,7 +101,8 @@ class Coordinator:
             if reason := self._unusable(len(received.clients), own):
                 raise NotOpened(reason)
             updates, clients, malformed = received
-            done = self._defence.defend(self._memory, updates, clients, round, own, list(rejected), malformed)
+            turn = self._trials.turn if self._trials is not None and self._trials.in_turn else None
+            done = self._defence.defend(self._memory, updates, clients, round, own, list(rejected), malformed, turn)
             done, ruling = self._refereed(done, updates)
         except NotOpened as error:
             done = self._defence.unjudged(self._memory, participants, list(rejected), str(error))
@@ -118,8 +120,10 @@ class Coordinator:
             record["referee"] = told(ruling)
             if ruling.chosen != DEFENCE:
                 record["notes"] = [*record["notes"], f"the referee overruled the defence: {ruling.chosen}"]
+            if ruling.refused:
+                record["notes"] = [*record["notes"], f"the referee refused the sum: {ruling.chosen}"]
         with step("server step"):
-            self._keep(done)
+            self._keep(done, refused=ruling is not None and bool(ruling.refused))
         if self._trials is not None and (repaired := self._repaired(round)) is not None:
             record["repair"] = repaired
         if done.skipped is not None:
@@ -141,12 +145,22 @@ class Coordinator:
         return record
 
     def _refereed(self, done: DefendedRound, updates: Updates) -> tuple[DefendedRound, Ruling | None]:
-        """The round with the aggregate that the referee chooses, and its ruling, if there is a referee."""
+        """The round with the aggregate that the referee chooses, and its ruling, if there is a referee.
+
+        If it refuses the aggregate, the memory keeps the previous one.
+        """
         if self._trials is None or done.aggregated is None or done.judgement is None:
             return done, None
+        aggregated = done.aggregated
+        ruling: Ruling | None
         with step("referee"):
-            aggregated, ruling = self._trials.chosen(done.aggregated, done.judgement.gram, updates, self._after)
-        memory = replace(done.memory, previous=aggregated.aggregate)
+            if self._trials.in_turn:
+                after = self._after(aggregated.aggregate)
+                ruling = self._trials.judged(aggregated, done.judgement, self._weights, after)
+            else:
+                aggregated, ruling = self._trials.chosen(aggregated, done.judgement.gram, updates, self._after)
+        refused = ruling is not None and ruling.refused
+        memory = replace(done.memory, previous=self._memory.previous if refused else aggregated.aggregate)
         return replace(done, aggregated=aggregated, memory=memory), ruling
 
     def _repaired(self, round: int) -> int | None:
@@ -191,12 +205,13 @@ class Coordinator:
             return f"{accepted} of {drawn} updates were usable, below the quorum of {settings.quorum:g}"
         return None
 
-    def _keep(self, done: DefendedRound) -> None:
-        """Keep what a round leaves: memory, histories, and the server's step if there is an aggregate."""
+    def _keep(self, done: DefendedRound, refused: bool) -> None:
+        """Keep what a round leaves: memory, histories, and the server's step if there is an aggregate that was not
+        refused."""
         self._memory = done.memory
         if done.histories is not None:
             self._histories = done.histories
-        if done.aggregated is not None:
+        if done.aggregated is not None and not refused:
             before, aggregate = self._weights, done.aggregated.aggregate
             self._weights, self._server = self._experiment.learning.server.step(before, aggregate, self._server)
             self._memory = done.stepped(self._weights - before)
@@ -213,7 +228,7 @@ class Coordinator:
     def _arrays(self) -> Arrays:
         own = {"server": self._server, "history": self._histories}
         if self._trials is not None:
-            own["referee"] = self._trials.evidence
+            own |= {"referee": self._trials.evidence, "opened": self._trials.opened}
         arrays = {f"{folder}/{name}": array for folder, each in own.items() for name, array in each.items()}
         return arrays | self._defence.arrays(self._memory)
 

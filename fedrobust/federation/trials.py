@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from fedrobust.aggregation import Aggregated
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrobust.aggregation import Aggregated, Decision
 from fedrobust.arrays import Arrays, Vector
 from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Experiment
 from fedrobust.records import Fields
-from fedrobust.trust.referee import DEFENCE, Ruling
-from fedrobust.updates import Combination, Gram, Updates
+from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, least_support, shortened
+from fedrobust.trust.defence import Judgement
+from fedrobust.trust.referee import BEST, DEFENCE, Ruling
+from fedrobust.updates import Combination, Floats, Gram, Updates
 
 
 class Trials:
@@ -20,14 +25,18 @@ class Trials:
     experiment: has one of them, or both.
     root: the patches.
     evidence: of the rounds before.
+    opened: (clients,) under "weights", those of the sum that was opened last, if the model stayed as it was.
     """
 
-    def __init__(self, experiment: Experiment, root: RootPatches, evidence: Arrays) -> None:
+    def __init__(self, experiment: Experiment, root: RootPatches, evidence: Arrays, opened: Arrays) -> None:
         from fedrobust.federation.root_model import RootModel  # torch is slow to import, and needed only here
 
         self._referee, self._repair = experiment.trust.referee, experiment.trust.repair
         self._rounds = experiment.federation.rounds
-        self._root, self.evidence = root, dict(evidence)
+        self._root, self.evidence, self.opened = root, dict(evidence), dict(opened)
+        self._clients, self._turn = experiment.federation.clients, DEFENCE
+        self._least = max(MIN_SUPPORT, experiment.privacy.support)
+        self.in_turn = self._referee is not None and self._referee.in_turn(experiment.privacy.reveals)
         self._model = RootModel(experiment.learning, root, experiment.seed, experiment.workers.threads)
 
     def chosen(
@@ -51,6 +60,64 @@ class Trials:
         self.evidence = ruling.evidence
         return candidates[ruling.chosen], ruling
 
+    def turn(self, judgement: Judgement, decision: Decision, updates: Updates) -> Decision:
+        """What is opened where one sum is opened in a round: the defence's decision, or another hypothesis'.
+
+        judgement, decision: the defence's.
+        updates: of the round.
+        """
+        assert self._referee is not None
+        decided = decision.decided
+        own = decided.weights if isinstance(decided, Combination) else None
+        others = dict[str, Floats]()
+        if "gram" in updates.reveals:
+            clients = judgement.context.clients
+            found = self._referee.weights(judgement.gram, updates.prior, own)
+            others = {name: weights for name, weights in found.items() if self._may_open(weights, own, clients)}
+        self._turn = self._referee.turn([DEFENCE, *others], self.evidence)
+        if self._turn == DEFENCE:
+            return decision
+        weights = others[self._turn]
+        if isinstance(decided, Combination):
+            return replace(decision, decided=replace(decided, weights=weights, anchors={}))
+        return replace(decision, decided=Combination(weights))
+
+    def judged(self, aggregated: Aggregated, judgement: Judgement, before: Vector, after: Vector) -> Ruling:
+        """Whether the sum of `turn` changes the model.
+
+        aggregated: the sum.
+        judgement: the defence's.
+        before, after: the models (d,) without it and with it.
+        """
+        assert self._referee is not None
+        if BEST not in self.evidence:
+            self.evidence[BEST] = self._model.losses(before)
+        losses = self._model.losses(after)
+        ruling = self._referee.judged(self._turn, losses, self._root.labels, self._root.patients, self.evidence)
+        self.evidence, self.opened = ruling.evidence, {}
+        clients = judgement.context.clients
+        if ruling.refused and aggregated.weights is not None and clients is not None:
+            self.opened["weights"] = self._of_all(aggregated.weights, clients)
+        return ruling
+
+    def _may_open(self, weights: Floats, own: Floats | None, clients: NDArray[np.int64] | None) -> bool:
+        """Whether a sum with these weights rests on enough updates, and each combination of it with the defence's sum,
+        and with the last sum if the model has stayed as it was."""
+        others = [] if own is None else [own]
+        if clients is not None:
+            others += [opened[clients] for opened in self.opened.values()]
+        try:
+            whole = shortened(weights)[0]
+            pairs = [np.stack([whole, each]) for each in others if each.any()]
+        except OpeningError:
+            return False
+        return all(least_support(sums) >= 0.999 * self._least for sums in [whole[None], *pairs])
+
+    def _of_all(self, weights: Floats, clients: NDArray[np.int64]) -> Floats:
+        found = np.zeros(self._clients)
+        found[clients] = weights
+        return found
+
     def repaired(self, weights: Vector, round: int) -> tuple[Vector, int | None]:
         """The global model (d,) after the round's repair, and its number of steps; None where no repair is due."""
         if self._repair is None or not self._repair.due(round, self._rounds):
@@ -60,4 +127,5 @@ class Trials:
 
 def told(ruling: Ruling) -> Fields:
     """A ruling, for the round's record."""
-    return {"chosen": ruling.chosen, "losses": ruling.losses, "certainty": ruling.certainty}
+    found: Fields = {"chosen": ruling.chosen, "losses": ruling.losses, "certainty": ruling.certainty}
+    return found if ruling.refused is None else found | {"refused": ruling.refused}

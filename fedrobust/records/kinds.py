@@ -175,11 +175,14 @@ class RefereeRecord(RecordModel):
     """What the referee found in a round."""
 
     chosen: str
-    """The hypothesis whose aggregate was used; `defence`: that of stages and rule."""
+    """The hypothesis whose aggregate was used, or refused; `defence`: that of stages and rule."""
     losses: dict[str, Figure] = {}
     """Hypothesis → loss on the coordinator's patches after its aggregate."""
     certainty: dict[str, Figure] = {}
-    """Hypothesis → by how many standard errors it was better than the defence."""
+    """Hypothesis → by how many standard errors it was better: than the defence, or, where hypotheses are opened in
+    turn, than the best model so far."""
+    refused: bool | None = None
+    """Whether the model stayed as it was; None where hypotheses are not opened in turn."""
 
 
 class RoundRecord(RecordLine):

@@ -145,6 +145,9 @@ def _beyond(run: RecordedRun) -> list[tuple[str, str]]:
         if_any = "" if tried or aggregation else "if the rule trains an update of the server's own, "
         whose = "of patients that no hospital has" if aside else "drawn from those of all hospitals"
         found.append(("The coordinator, besides", f"{if_any}{held} training patches, {whose}."))
+    if again := sum(bool(record.referee and record.referee.refused) for record in run.rounds):
+        trained = "hospitals trained the same model again, and sent updates of new batches"
+        found.append(("The coordinator, besides", f"after {plural(again, 'refused sum')}, {trained}."))
     attacks = run.start.experiment.get("attacks", ())
     given = [each.get("knowledge") for each in attacks if isinstance(each, Mapping)]
     if known := sorted({str(each) for each in given if each not in (None, "own")}):

@@ -56,6 +56,11 @@ class Privacy(Options):
         """How many servers and dealers there are, besides hospitals and coordinator."""
         return 0
 
+    @property
+    def support(self) -> float:
+        """Least Σw²/max w² of a sum that is opened: 1 where any sum is."""
+        return 1.0
+
     def rows(self, updates: int) -> int:
         """How many rows the coordinator sees of so many updates."""
         return updates

@@ -63,6 +63,22 @@ def support(weights: Words | Floats) -> float:
     return float(np.sum(np.square(weights / largest))) if largest else 0.0
 
 
+def least_support(weights: Words | Floats) -> float:
+    """The least support of any combination of several sums of the same updates; 0 if a sum has no weights.
+
+    weights: (k, n), those of k sums.
+
+    It is one divided by the largest leverage of an update: with W the weights and w_j their j-th column, the square of
+    the j-th weight of a combination c is (c · w_j)² ≤ (c W Wᵀ cᵀ) (w_jᵀ (W Wᵀ)⁻¹ w_j).
+    """
+    sums = weights.astype(np.float64)
+    if not sums.any(axis=1).all():
+        return 0.0
+    _, values, span = np.linalg.svd(sums / np.abs(sums).max(axis=1, keepdims=True), full_matrices=False)
+    span = span[values > 1e-9 * values[0]]
+    return float(1.0 / np.square(span).sum(axis=0).max())
+
+
 def require_support(weights: Words, least: float) -> None:
     """Check that a weighted sum does not show one update, or nearly; rounding errors do not count.
 

@@ -95,6 +95,7 @@ def _of_round(record: RoundRecord) -> dict[str, float | None]:
     found["round/rejected"] = len(record.rejected)
     if record.referee is not None:
         found["defense/overruled"] = record.referee.chosen != "defence"
+        found["defense/refused"] = record.referee.refused
         found |= {f"referee/{name}": loss for name, loss in record.referee.losses.items()}
     if record.repair is not None:
         found["defense/repair_steps"] = record.repair

@@ -6,7 +6,7 @@ asked for its answer to other updates. An attacker that knows the defence does t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -136,8 +136,11 @@ class Defence:
         root: np.ndarray | None = None,
         rejected: Sequence[int] = (),
         malformed: int = 0,
+        instead: Callable[[Judgement, Decision, Updates], Decision] | None = None,
     ) -> DefendedRound:
         """Judge the rows of a round, and compute the aggregate. Arguments as for `judge`.
+
+        instead: returns what is opened instead of what was decided.
 
         Raises `NotOpened` where the rows open nothing to judge by. If they open no aggregate after that, the judgement
         is kept, and the round is skipped.
@@ -151,9 +154,10 @@ class Defence:
         done = DefendedRound(judgement.memory, judgement, dict(histories), skipped=judgement.skipped)
         if judgement.decision is None:
             return done
+        decision = judgement.decision if instead is None else instead(judgement, judgement.decision, updates)
         try:
             with step("aggregate"):
-                aggregated = self.pipeline.carry_out(judgement.decision, updates)
+                aggregated = self.pipeline.carry_out(decision, updates)
         except NotOpened as error:
             return replace(done, skipped=str(error))
         return replace(done, aggregated=aggregated, memory=replace(done.memory, previous=aggregated.aggregate))

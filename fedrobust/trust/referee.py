@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +22,13 @@ LEAST = 3
 WORST = 50.0
 """The largest loss of a patch: of a probability below 1e-21, and of models that are not finite."""
 
+BEST = "best"
+"""In the evidence of a referee in turn: the losses of the best model so far."""
+LATELY = 0.25
+"""A hypothesis whose remembered refusals are more than this many was refused lately."""
+
 Hypothesis = Literal["mean", "rest"]
+Openings = Literal["together", "in_turn"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +40,13 @@ class Ruling:
     losses: dict[str, float]
     """Hypothesis → the loss of the model after its aggregate, each label counting the same."""
     certainty: dict[str, float]
-    """Hypothesis → by how many standard errors it is better than the defence, over the last rounds."""
+    """Hypothesis → by how many standard errors it is better: together, than the defence, over the last rounds; in turn,
+    than the best model so far."""
     evidence: Arrays
-    """For the next round: hypothesis → (m,) how much less it loses at each patch than the defence."""
+    """For the next round. Together: hypothesis → (m,) how much less it loses at each patch than the defence. In turn:
+    hypothesis → () how often it was refused lately; `BEST` → (m,)."""
+    refused: bool | None = None
+    """Whether the model stays as it was; None where hypotheses are not opened in turn."""
 
 
 class Referee(Options):
@@ -54,6 +64,17 @@ class Referee(Options):
     the standard error, which is rough for few of them: with three, chance passes two standard errors in one of ten
     rounds. Wrong labels are not noticed.
 
+    So it is where several sums of the same updates can be computed (`together`). Secret shares and masks open one sum
+    in a round, and two sums of the same updates might differ by a single one of them. There, hypotheses are opened
+    `in_turn`: one in a round. The model stays as it was where its loss after the sum would be more than `certainty`
+    standard errors above that of the best model so far, so that no series of small lies leads further away than that.
+    With r_k the refusals of hypothesis k,
+
+        r_k ← `memory` · r_k, and + 1 where k was opened and refused,
+
+    the first hypothesis with r_k ≤ ¼ is opened, the defence before the others; where there is none, that with the least
+    r_k. So a hypothesis that was refused is tried again after seven or eight rounds.
+
     Validation by the server's own data: Zeno (Xie et al., ICML 2019), FLTrust (Cao et al., NDSS 2021); as a choice
     between hypotheses, this project's.
     """
@@ -64,6 +85,16 @@ class Referee(Options):
     """Standard errors by which another hypothesis must be better."""
     memory: float = Field(default=0.8, ge=0, lt=1)
     """The factor on the evidence of earlier rounds."""
+    openings: Openings | None = None
+    """`together`: the sums of all hypotheses are computed in each round; `in_turn`: one sum is. null: in turn under
+    protocols that open one sum, else together."""
+
+    def in_turn(self, reveals: frozenset[str]) -> bool:
+        """Whether one sum is opened in a round.
+
+        reveals: what the protocol reveals.
+        """
+        return self.openings == "in_turn" or (self.openings is None and "rows" not in reveals)
 
     def weights(self, gram: Gram, prior: Floats, defence: Floats | None) -> dict[str, Floats]:
         """The weights (n,) of the updates under each hypothesis that rests on enough of them.
@@ -96,7 +127,7 @@ class Referee(Options):
         patients: (m,) the number of the patient of each.
         evidence: of the last round; empty at first.
         """
-        bounded = {name: np.minimum(np.nan_to_num(each, nan=WORST), WORST) for name, each in losses.items()}
+        bounded = {name: _bounded(each) for name, each in losses.items()}
         own = bounded[DEFENCE]
         after, certainty, gains = {}, {}, {}
         for name in sorted(set(evidence) | (set(bounded) - {DEFENCE})):
@@ -109,6 +140,38 @@ class Referee(Options):
         chosen = max(gains, key=lambda name: gains[name], default=DEFENCE)
         share = shares(labels)
         return Ruling(chosen, {name: float(share @ each) for name, each in bounded.items()}, certainty, after)
+
+    def turn(self, names: Sequence[str], evidence: Arrays) -> str:
+        """The hypothesis whose sum is opened in this round, if it is one.
+
+        names: those that can be, the preferred one first.
+        evidence: of the last round; empty at first.
+        """
+        refusals = {name: self.memory * float(evidence.get(name, np.zeros(()))) for name in names}
+        trusted = [name for name in names if refusals[name] <= LATELY]
+        return trusted[0] if trusted else min(names, key=lambda name: refusals[name])
+
+    def judged(
+        self, name: str, losses: Floats, labels: NDArray[np.int64], patients: NDArray[np.int64], evidence: Arrays
+    ) -> Ruling:
+        """Whether the one sum that was opened in a round changes the model.
+
+        name: of its hypothesis.
+        losses: (m,) the loss at each patch of the model after it.
+        labels, patients: as for `choose`.
+        evidence: of the last round; before the first one, the losses (m,) of the first model under `BEST`.
+        """
+        new, best, share = _bounded(losses), evidence[BEST], shares(labels)
+        _, certainty = compared(best - new, labels, patients)
+        refused = certainty < -self.certainty
+        after = {each: self.memory * count for each, count in evidence.items() if each != BEST}
+        after[name] = after.get(name, np.zeros(())) + float(refused)
+        after[BEST] = new if share @ new < share @ best else best
+        return Ruling(name, {name: float(share @ new)}, {name: certainty}, after, refused)
+
+
+def _bounded(losses: Floats) -> Floats:
+    return np.minimum(np.nan_to_num(losses, nan=WORST), WORST)
 
 
 def shares(labels: NDArray[np.int64]) -> Floats:

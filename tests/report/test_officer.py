@@ -195,6 +195,10 @@ def test_what_an_experiment_shows_beyond_its_protocol_is_told() -> None:
     own = {"root": {"patches": 50, "set_aside": 0.05}}
     refereed = page(lines({"name": "clear"}, trust={"referee": {}}, data=own))
     assert row(refereed, "The coordinator, besides") == "50 training patches, of patients that no hospital has."
+    refusing = lines({"name": "shares"}, trust={"referee": {}}, data=own)
+    refusing[1]["referee"] = {"chosen": "defence", "refused": True}
+    assert "after 1 refused sum, hospitals trained the same model again" in page(refusing)
+    assert "refused sum" not in refereed
     assert "every update of a round, given to them" in row(found, "Hospitals that play attackers")
     aware = page(lines({"name": "shares"}, attacks=[{"name": "optimal_alie", "count": 4}]))
     assert "the defence with its memory" in row(aware, "Hospitals that play attackers")

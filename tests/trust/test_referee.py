@@ -121,16 +121,11 @@ def test_a_hypothesis_that_cannot_be_tried_in_a_round_keeps_its_evidence_and_is_
     np.testing.assert_allclose(found.evidence["mean"], 0.8 * before["mean"])
 
 
-def test_a_referee_needs_patches_of_its_own_and_updates_in_the_clear() -> None:
+def test_a_referee_needs_patches_of_its_own() -> None:
     aside = {"root": {"set_aside": 0.05}}
     assert Experiment.model_validate({"trust": {"referee": {}}, "data": aside}).trust.referee == Referee()
     with pytest.raises(ValueError, match=r"set_aside: 0\.05"):
         Experiment.model_validate({"trust": {"referee": {}}})
-    for protocol in ("shares", "masked"):
-        with pytest.raises(ValueError, match=r"trust\.referee"):
-            Experiment.model_validate(
-                {"trust": {"referee": {}}, "data": aside, "privacy": protocol, "aggregation": {"rule": "mean"}}
-            )
 
 
 def test_a_wrong_hypothesis_is_named() -> None:
