@@ -53,7 +53,7 @@ def test_a_refused_sum_leaves_the_model_as_it_was(clear: fedrobust.Result) -> No
 def test_figures_are_in_mlflow(clear: fedrobust.Result) -> None:
     from mlflow import MlflowClient
 
-    metrics = MlflowClient("sqlite:///mlruns/mlflow.db").get_run(clear.run_id).data.metrics
+    metrics = MlflowClient(f"sqlite:///{Path.cwd()}/mlruns/mlflow.db").get_run(clear.run_id).data.metrics
     assert metrics["defense/refused"] in (0.0, 1.0) and metrics["referee/defence"] > 0
 
 
