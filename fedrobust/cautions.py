@@ -9,6 +9,7 @@ from typing import NamedTuple
 from fedrobust.errors import Problem
 from fedrobust.experiment import Experiment, Learning
 from fedrobust.learning import Encoder
+from fedrobust.portions import portion
 
 
 def cautions(experiment: Experiment) -> tuple[str, ...]:
@@ -18,7 +19,7 @@ def cautions(experiment: Experiment) -> tuple[str, ...]:
     """
     drawn = experiment.federation.participants()
     doubt = experiment.privacy.doubt(experiment.aggregation, experiment.most_there(), drawn)
-    found = (_outnumbered(experiment), doubt, _encodes_anew(experiment.learning))
+    found = (_outnumbered(experiment), doubt, _encodes_anew(experiment.learning), _jury_outnumbered(experiment))
     return tuple(str(problem) for problem in found if problem is not None)
 
 
@@ -119,3 +120,15 @@ def _outnumbered(experiment: Experiment) -> Problem | None:
     else:
         hint = f"use aggregation.f={worst.malicious}"
     return Problem(reason, "aggregation.f", hint=hint)
+
+
+def _jury_outnumbered(experiment: Experiment) -> Problem | None:
+    """More malicious hospitals than the jury allows for."""
+    if experiment.trust.jury is None:
+        return None
+    clients, malicious = experiment.federation.clients, len(experiment.attackers.drawn)
+    allowed = portion(experiment.trust.jury.fraction, clients)
+    if malicious <= allowed:
+        return None
+    reason = f"{malicious} of {clients} hospitals are malicious, and the jury allows for {allowed}: it may do harm"
+    return Problem(reason, "trust.jury.fraction", hint="a referee has no such limit, but needs patches")

@@ -312,6 +312,12 @@ class Experiment(Options):
         referee = self.trust.referee
         if referee is not None and referee.openings == "together" and "rows" not in self.privacy.reveals:
             raise refusal(f"a round of {self.privacy.name} opens one sum; use in_turn", "trust.referee.openings")
+        if self.trust.jury is not None:
+            if self.trust.referee is not None:
+                raise refusal("a referee or a jury decides, not both", "trust.jury")
+            if "rows" not in self.privacy.reveals:
+                reason = f"a round of {self.privacy.name} opens one sum, and a jury compares several"
+                raise refusal(f"{reason}; use privacy: clear", "trust.jury")
 
     def _exact_where_needed(self) -> None:
         """Refuse a sketch where the coordinator does not have whole updates, or looks at their coordinates anyway."""
@@ -354,7 +360,7 @@ class Experiment(Options):
                     del decisive["learning"]["model"][name]
         if self.aggregation.sketch is None:
             del decisive["aggregation"]["sketch"]
-        for name in ("referee", "repair"):
+        for name in ("referee", "jury", "repair"):
             if getattr(self.trust, name) is None:
                 del decisive["trust"][name]
         if self.trust.referee is not None and self.trust.referee.openings is None:

@@ -14,6 +14,7 @@ from fedrobust.aggregation import Layer
 from fedrobust.attacks import Backdoor, DataAttack, LocalAttack, LocalView
 from fedrobust.data.cache import ArrayFile
 from fedrobust.experiment import Experiment
+from fedrobust.federation.voting import ballot, mean_losses, votes_of
 from fedrobust.learning import Encoder
 from fedrobust.machine import keep_freed_memory
 from fedrobust.secure.sending import Sender
@@ -368,17 +369,54 @@ class ClientHost:
         return found if seen is None else found | {STEPS: seen.recorded()}
 
     def _evaluated(self, weights: np.ndarray, part: int, parts: int) -> dict[str, np.ndarray]:
-        from fedrobust.learning.evaluation import LARGEST_BATCH, evaluation_batch, predict
+        from fedrobust.learning.evaluation import predict
 
         self._trainer.load(weights)
-        network, found = self._trainer.network, {}
-        batch = evaluation_batch(network, self._images.shape[1]) if self._features is None else LARGEST_BATCH
+        found, batch = {}, self._batch()
         for key, positions, attack in self._questions():
             batch_count = -(-len(positions) // batch)
             first, last = (batch_count * edge // parts * batch for edge in (part, part + 1))
             rows, to_input = self._input(key, positions, slice(first, last), attack)
             found[key] = predict(self._trainer.module, rows, to_input, batch)
         return found
+
+    def votes(self, clients: Sequence[int], models: np.ndarray) -> dict[int | str, Any]:
+        """How much less hospitals lose with models than with the first, on training patches of their own.
+
+        clients: the hospitals.
+        models: (1 + K, d) float32.
+
+        Returns hospital → (K, labels), NaN for labels about which it has no vote. Key `STEPS`, if that is recorded:
+        what the actor did.
+        """
+        seen = Recording() if self._experiment.tracking.profile else None
+        with recording(seen), step("vote"):
+            losses: dict[int, list[np.ndarray]] = {client: [] for client in clients}
+            for model in models:
+                self._trainer.load(model)
+                for client in clients:
+                    losses[client].append(self._own_losses(client))
+        found: dict[int | str, Any] = {client: votes_of(np.array(each)) for client, each in losses.items()}
+        return found if seen is None else found | {STEPS: seen.recorded()}
+
+    def _own_losses(self, client: int) -> np.ndarray:
+        """(labels,) a hospital's loss with the model that is loaded."""
+        from fedrobust.learning.evaluation import predict
+
+        jury, seed = self._experiment.trust.jury, self._experiment.seed
+        assert jury is not None
+        own = ballot(self._layout.indices[client], self._labels, jury.patches, seed, client)
+        rows, to_input = self._input("clean", own, slice(None), None)
+        probabilities = predict(self._trainer.module, rows, to_input, self._batch())
+        return mean_losses(probabilities, self._labels[own])
+
+    def _batch(self) -> int:
+        """How many patches are predicted at once."""
+        from fedrobust.learning.evaluation import LARGEST_BATCH, evaluation_batch
+
+        if self._features is not None:
+            return LARGEST_BATCH
+        return evaluation_batch(self._trainer.network, self._images.shape[1])
 
     def _input(
         self, key: str, positions: np.ndarray, part: slice, attack: Backdoor | None

@@ -5,24 +5,41 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 
 import numpy as np
 
-from fedrobust.aggregation import Layer, capped_prior
+from fedrobust.aggregation import Aggregated, Layer, capped_prior
 from fedrobust.arrays import Arrays, Vector
 from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Experiment
 from fedrobust.federation.arrival import Arrival, Received, WholeArrival
 from fedrobust.federation.clients import STEPS
-from fedrobust.federation.trials import Trials, told
+from fedrobust.federation.trials import Trials, candidates_of, told
 from fedrobust.records import Fields, below
 from fedrobust.timeline import Recording, recording, step
 from fedrobust.trust import detection
 from fedrobust.trust.defence import DefendedRound, guilty
+from fedrobust.trust.jury import Poll
 from fedrobust.trust.referee import DEFENCE, Ruling
 from fedrobust.updates import NotOpened, Updates
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedRound:
+    """A round that the defence has decided about, and the jury has not."""
+
+    round: int
+    participants: list[int]
+    attacking: Sequence[int]
+    arrival: Arrival
+    received: Received | None
+    done: DefendedRound
+    ruling: Ruling | None
+    started: float
+    candidates: dict[str, Aggregated] = field(default_factory=dict)
+    """Hypothesis → its aggregate, the defence's first; empty if there is no jury, or nothing to vote on."""
 
 
 class Coordinator:
@@ -50,6 +67,7 @@ class Coordinator:
         self._defence = experiment.defence(layers)
         self._memory = self._defence.memory(arrays, len(samples))
         self._server, self._histories = below(arrays, "server"), below(arrays, "history")
+        self._jury = experiment.trust.jury
         own = below(arrays, "referee"), below(arrays, "opened")
         self._trials = None if root is None else Trials(experiment, root, *own)
 
@@ -74,20 +92,55 @@ class Coordinator:
         """
         seen = Recording() if self._experiment.tracking.profile else None
         with recording(seen), step("round", round=round):
-            record = self._aggregate(round, ids, attacking, root, arriving)
+            record = self._concluded(self._judged(round, ids, attacking, root, arriving), {})
+        return self._answer(record, seen)
+
+    def propose(
+        self,
+        round: int,
+        ids: Sequence[Sequence[int]],
+        attacking: Sequence[int],
+        root: np.ndarray | None,
+        *arriving: np.ndarray | Arrival,
+    ) -> np.ndarray:
+        """The first half of `aggregate`, where hospitals vote: returns the models (1 + K, d) float32 on which they do,
+        that after the defence's aggregate first; none if the round is skipped. Arguments as for `aggregate`."""
+        seen = Recording() if self._experiment.tracking.profile else None
+        with recording(seen), step("propose", round=round):
+            judged = self._judged(round, ids, attacking, root, arriving)
+            models = {name: self._after(each.aggregate) for name, each in judged.candidates.items()}
+            for name, model in models.items():
+                if name != DEFENCE and not np.isfinite(model).all():
+                    del judged.candidates[name]
+        self._open = judged, seen
+        found = [models[name] for name in judged.candidates]
+        return np.stack(found) if found else np.empty((0, len(self._weights)), dtype=np.float32)
+
+    def conclude(self, votes: Mapping[int, np.ndarray]) -> tuple[Fields, np.ndarray, Arrays]:
+        """The second half of `aggregate`, after `propose`; returns what it returns.
+
+        votes: hospital → (K, labels) how much less it loses with each model than with the first; see `Jury.poll`.
+        """
+        judged, seen = self._open
+        del self._open
+        with recording(seen), step("round", round=judged.round):
+            record = self._concluded(judged, votes)
+        return self._answer(record, seen)
+
+    def _answer(self, record: Fields, seen: Recording | None) -> tuple[Fields, np.ndarray, Arrays]:
         if seen is not None:
             record[STEPS] = seen.recorded()
         return record, self._weights, self._arrays()
 
-    def _aggregate(
+    def _judged(
         self,
         round: int,
         ids: Sequence[Sequence[int]],
         attacking: Sequence[int],
         root: np.ndarray | None,
         arriving: Sequence[np.ndarray | Arrival],
-    ) -> Fields:
-        """Aggregate one round, and return its record; arguments as for `aggregate`."""
+    ) -> JudgedRound:
+        """What the defence decides about a round; arguments as for `aggregate`."""
         start = time.perf_counter()
         participants = sorted(client for block in ids for client in block)
         arrival = arriving[0]
@@ -106,6 +159,18 @@ class Coordinator:
             done, ruling = self._refereed(done, updates)
         except NotOpened as error:
             done = self._defence.unjudged(self._memory, participants, list(rejected), str(error))
+        judged = JudgedRound(round, participants, attacking, arrival, received, done, ruling, start)
+        if self._jury is not None and received is not None and done.aggregated is not None:
+            assert done.judgement is not None
+            weights = self._jury.weights(done.judgement.gram, received.updates.prior, done.aggregated.weights)
+            judged.candidates.update(candidates_of(done.aggregated, received.updates, weights))
+        return judged
+
+    def _concluded(self, judged: JudgedRound, votes: Mapping[int, np.ndarray]) -> Fields:
+        """Keep what a round leaves, and return its record; `votes`: see `conclude`."""
+        round, participants, attacking, arrival = judged.round, judged.participants, judged.attacking, judged.arrival
+        done, received, ruling, rejected = judged.done, judged.received, judged.ruling, arrival.refused
+        done, poll = self._polled(done, judged.candidates, votes)
         record: Fields = {
             "kind": "round",
             "round": round,
@@ -122,6 +187,10 @@ class Coordinator:
                 record["notes"] = [*record["notes"], f"the referee overruled the defence: {ruling.chosen}"]
             if ruling.refused:
                 record["notes"] = [*record["notes"], f"the referee refused the sum: {ruling.chosen}"]
+        if poll is not None:
+            record["jury"] = asdict(poll)
+            if poll.chosen != DEFENCE:
+                record["notes"] = [*record["notes"], f"the jury overruled the defence: {poll.chosen}"]
         with step("server step"):
             self._keep(done, refused=ruling is not None and bool(ruling.refused))
         if self._trials is not None and (repaired := self._repaired(round)) is not None:
@@ -138,10 +207,10 @@ class Coordinator:
             np.isin(participants, record["suspected"]),
             np.isin(participants, attacking),
         )
-        judged = scores or not rejected
-        record["detection"] = {f"defense/{name}": figure for name, figure in found.items()} if judged else {}
+        known = scores or not rejected
+        record["detection"] = {f"defense/{name}": figure for name, figure in found.items()} if known else {}
         record["model"] = sha256(self._weights.tobytes()).hexdigest()
-        record["seconds"] = {"aggregate": time.perf_counter() - start}
+        record["seconds"] = {"aggregate": time.perf_counter() - judged.started}
         return record
 
     def _refereed(self, done: DefendedRound, updates: Updates) -> tuple[DefendedRound, Ruling | None]:
@@ -162,6 +231,17 @@ class Coordinator:
         refused = ruling is not None and ruling.refused
         memory = replace(done.memory, previous=self._memory.previous if refused else aggregated.aggregate)
         return replace(done, aggregated=aggregated, memory=memory), ruling
+
+    def _polled(
+        self, done: DefendedRound, candidates: Mapping[str, Aggregated], votes: Mapping[int, np.ndarray]
+    ) -> tuple[DefendedRound, Poll | None]:
+        """The round with the aggregate that the jury chooses, and its poll, if there is a jury."""
+        if self._jury is None or len(candidates) < 2:
+            return done, None
+        poll = self._jury.poll([name for name in candidates if name != DEFENCE], np.stack(list(votes.values())))
+        aggregated = candidates[poll.chosen]
+        memory = replace(done.memory, previous=aggregated.aggregate)
+        return replace(done, aggregated=aggregated, memory=memory), poll
 
     def _repaired(self, round: int) -> int | None:
         """Repair the global model if that is due; returns the number of steps."""

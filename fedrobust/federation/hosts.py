@@ -27,7 +27,7 @@ from fedrobust.federation.shared_data import SharedArray
 from fedrobust.learning import Encoder
 from fedrobust.progress import progress_to
 from fedrobust.timeline import arrived
-from fedrobust.updates import shard_columns
+from fedrobust.updates import Floats, shard_columns
 
 HASHED = 512
 """Images of which a digest is taken at once."""
@@ -223,6 +223,30 @@ class Hosts:
         for worker, part in enumerate(answers):
             arrived(f"client actor {worker}", part.pop(STEPS, None))
         return {key: np.concatenate([part[key] for part in answers]) for key in answers[0]}
+
+    def votes(self, clients: Sequence[int], models: Any) -> dict[int, Floats]:
+        """The votes of hospitals on models, as `ClientHost.votes` returns them.
+
+        clients: the hospitals.
+        models: reference to (1 + K, d) float32.
+
+        Raises `ActorDied` if an actor dies `ATTEMPTS` times in a row.
+        """
+
+        def asked(worker: int, own: list[int]) -> Callable[[], Any]:
+            def ask(actor: ActorHandle) -> Any:
+                return actor.votes.remote(own, models)
+
+            return self._asked(worker, ask, f"worker {worker} to vote")
+
+        shares = {worker: own for worker, own in enumerate(self._divide(list(clients))) if own}
+        answers = {worker: asked(worker, own) for worker, own in shares.items()}
+        found: dict[int, Floats] = {}
+        for worker, wait in answers.items():
+            part = wait()
+            arrived(f"client actor {worker}", part.pop(STEPS, None))
+            found |= part
+        return dict(sorted(found.items()))
 
     def _encoded(
         self, hospitals: Hospitals, sets: list[ImageSet], block: int, say: Callable[[str], None]

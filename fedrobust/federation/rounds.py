@@ -16,6 +16,7 @@ import numpy as np
 import ray
 
 from fedrobust.attacks import CraftedAttack, DataAttack
+from fedrobust.attacks.voting import with_lies
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
@@ -225,7 +226,7 @@ class FederatedTraining:
         blocks = [
             block._replace(clients=[elsewhere.get(client, client) for client in block.clients]) for block in blocks
         ]
-        record, weights, found = self._aggregated(round, blocks, malicious, root, arrays)
+        record, weights, found = self._aggregated(round, blocks, malicious, root, arrays, updates.arrived())
         arrived(COORDINATOR, record.pop(STEPS, None))
         for reference in steps:
             arrived(ADVERSARY, answer(reference, f"round {round}: the adversary", self._patience))
@@ -239,17 +240,31 @@ class FederatedTraining:
         return record, weights, found
 
     def _aggregated(
-        self, round: int, blocks: list[Block], malicious: list[int], root: Any, arrays: dict[str, np.ndarray]
+        self,
+        round: int,
+        blocks: list[Block],
+        malicious: list[int],
+        root: Any,
+        arrays: dict[str, np.ndarray],
+        voters: list[int],
     ) -> tuple[Fields, Stored, dict[str, np.ndarray]]:
-        """The coordinator's result for the updates, sent by the protocol."""
+        """The coordinator's result for the updates, sent by the protocol; the hospitals `voters` vote on it, if there
+        is a jury."""
         way, ids = self._delivery, [block.clients for block in blocks]
         for attempt in range(way.attempts):
             try:
                 if attempt:
                     self._start(round - 1, arrays)
-                aggregate, sent = self._team.coordinator.aggregate, way.send(round, attempt, blocks)
-                reply = aggregate.options(num_returns=3).remote(round, ids, malicious, root, *sent)
+                coordinator, sent = self._team.coordinator, way.send(round, attempt, blocks)
                 awaited = f"round {round}: the coordinator to aggregate"
+                aggregate, asked = coordinator.aggregate, (round, ids, malicious, root, *sent)
+                if self.experiment.trust.jury is not None:
+                    models = coordinator.propose.remote(*asked)
+                    several = len(answer(models, awaited, self._patience)) > 1
+                    with step("wait for votes", round=round):
+                        votes = self.hosts.votes(voters, models) if several else {}
+                    aggregate, asked = coordinator.conclude, (with_lies(votes, self._attackers.drawn),)
+                reply = aggregate.options(num_returns=3).remote(*asked)
                 record, weights, own = (answer(each, awaited, self._patience) for each in reply)
                 return record, Stored(weights, reply[1]), own | way.arrays()
             except ActorDied:

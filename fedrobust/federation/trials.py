@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -51,10 +51,7 @@ class Trials:
         """
         if self._referee is None:
             return own, None
-        candidates = {DEFENCE: own}
-        for name, weights in self._referee.weights(gram, updates.prior, own.weights).items():
-            aggregate = updates.combine(Combination(weights))
-            candidates[name] = replace(own, aggregate=aggregate, weights=weights, anchors={})
+        candidates = candidates_of(own, updates, self._referee.weights(gram, updates.prior, own.weights))
         losses = {name: self._model.losses(after(each.aggregate)) for name, each in candidates.items()}
         ruling = self._referee.choose(losses, self._root.labels, self._root.patients, self.evidence)
         self.evidence = ruling.evidence
@@ -123,6 +120,20 @@ class Trials:
         if self._repair is None or not self._repair.due(round, self._rounds):
             return weights, None
         return self._model.repaired(weights, self._repair, round)
+
+
+def candidates_of(own: Aggregated, updates: Updates, weights: Mapping[str, Floats]) -> dict[str, Aggregated]:
+    """Hypothesis → its aggregate; first that of the defence.
+
+    own: the defence's.
+    updates: of the round.
+    weights: hypothesis → (n,) weights of the updates.
+    """
+    found = {DEFENCE: own}
+    for name, each in weights.items():
+        aggregate = updates.combine(Combination(each))
+        found[name] = replace(own, aggregate=aggregate, weights=each, anchors={})
+    return found
 
 
 def told(ruling: Ruling) -> Fields:

@@ -185,6 +185,18 @@ class RefereeRecord(RecordModel):
     """Whether the model stayed as it was; None where hypotheses are not opened in turn."""
 
 
+class JuryRecord(RecordModel):
+    """What the hospitals' votes gave in a round."""
+
+    chosen: str
+    """The hypothesis whose aggregate was used; `defence`: that of stages and rule."""
+    gains: dict[str, Figure] = {}
+    """Hypothesis → how much less the hospitals lose than with the defence: the mean over labels of medians. Empty if a
+    label had too few votes."""
+    voters: tuple[Count, ...] = ()
+    """For each label, how many hospitals voted."""
+
+
 class RoundRecord(RecordLine):
     """What happened in a round. Figures are by hospital; None is one that was not finite."""
 
@@ -209,6 +221,7 @@ class RoundRecord(RecordLine):
     """Shares in the aggregate; None if the rule gives none."""
     aggregate_norm: Figure = None
     referee: RefereeRecord | None = None
+    jury: JuryRecord | None = None
     repair: Count | None = None
     """Steps of the repair after the round; None if none was due."""
     notes: tuple[str, ...] = ()

@@ -97,6 +97,9 @@ def _of_round(record: RoundRecord) -> dict[str, float | None]:
         found["defense/overruled"] = record.referee.chosen != "defence"
         found["defense/refused"] = record.referee.refused
         found |= {f"referee/{name}": loss for name, loss in record.referee.losses.items()}
+    if record.jury is not None:
+        found["defense/overruled"] = record.jury.chosen != "defence"
+        found |= {f"jury/{name}": gain for name, gain in record.jury.gains.items()}
     if record.repair is not None:
         found["defense/repair_steps"] = record.repair
     losses = [loss for loss in record.train_loss.values() if loss is not None]

@@ -25,6 +25,7 @@ from typing import Annotated
 from fedrobust.options import OneOf, Options, find_options
 from fedrobust.trust.anomaly import Detector, RobustZ, Scores, detection
 from fedrobust.trust.consensus import Consensus
+from fedrobust.trust.jury import Jury
 from fedrobust.trust.quarantine import Quarantine
 from fedrobust.trust.referee import Referee
 from fedrobust.trust.repair import Repair
@@ -35,6 +36,7 @@ __all__ = [
     "Consensus",
     "Detector",
     "ExponentialAverage",
+    "Jury",
     "Quarantine",
     "Referee",
     "Repair",
@@ -64,6 +66,9 @@ class Trust(Options):
     referee: Referee | None = None
     """Patches of the coordinator's own choose between hypotheses about who lies; null: the defence alone decides. It
     needs `data.root.set_aside`."""
+    jury: Jury | None = None
+    """Hospitals vote between hypotheses about who lies, on patches of their own; null: the defence alone decides. For
+    consortia that have no patches for a referee, and at most 30 % malicious hospitals."""
     repair: Repair | None = None
     """Training on patches of the coordinator's own, against backdoors; null: none. It needs `data.root.set_aside`."""
 

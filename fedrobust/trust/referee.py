@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,19 +103,7 @@ class Referee(Options):
         prior: (n,) their weights before any is judged.
         defence: (n,) those that the defence gives them; None if it gives none.
         """
-        believed: dict[str, NDArray[np.bool_]] = {}
-        if "mean" in self.hypotheses:
-            believed["mean"] = np.ones(gram.n, dtype=bool)
-        if "rest" in self.hypotheses and defence is not None:
-            shares = defence / max(float(defence.sum()), 1e-12)
-            believed["rest"] = shares < 0.5 / gram.n
-        norms = gram.norms()
-        found = {}
-        for name, rows in believed.items():
-            if rows.sum() >= LEAST:
-                own = np.where(rows, prior, 0.0)
-                found[name] = own / own.sum() * shrink(norms, float(np.median(norms[rows])))
-        return found
+        return weights_of(self.hypotheses, gram, prior, defence)
 
     def choose(
         self, losses: Mapping[str, Floats], labels: NDArray[np.int64], patients: NDArray[np.int64], evidence: Arrays
@@ -194,3 +182,22 @@ def compared(differences: Floats, labels: NDArray[np.int64], patients: NDArray[n
     if count < 2 or mean == 0:
         return mean, 0.0
     return mean, mean / spread if spread > 0 else float(np.copysign(np.inf, mean))
+
+
+def weights_of(
+    hypotheses: Collection[Hypothesis], gram: Gram, prior: Floats, defence: Floats | None
+) -> dict[str, Floats]:
+    """The weights (n,) of the updates under each of some hypotheses; other arguments as for `Referee.weights`."""
+    believed: dict[str, NDArray[np.bool_]] = {}
+    if "mean" in hypotheses:
+        believed["mean"] = np.ones(gram.n, dtype=bool)
+    if "rest" in hypotheses and defence is not None:
+        shares = defence / max(float(defence.sum()), 1e-12)
+        believed["rest"] = shares < 0.5 / gram.n
+    norms = gram.norms()
+    found = {}
+    for name, rows in believed.items():
+        if rows.sum() >= LEAST:
+            own = np.where(rows, prior, 0.0)
+            found[name] = own / own.sum() * shrink(norms, float(np.median(norms[rows])))
+    return found
