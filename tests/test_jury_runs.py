@@ -52,7 +52,7 @@ def test_a_jury_saves_a_run_whose_defence_believes_the_attackers(reference: fedr
 def test_figures_are_in_mlflow(reference: fedrobust.Result) -> None:
     from mlflow import MlflowClient
 
-    metrics = MlflowClient("sqlite:///mlruns/mlflow.db").get_run(reference.run_id).data.metrics
+    metrics = MlflowClient(f"sqlite:///{Path.cwd()}/mlruns/mlflow.db").get_run(reference.run_id).data.metrics
     assert metrics["jury/mean"] == pytest.approx(reference.rounds[-1]["jury"]["gains"]["mean"])
     assert metrics["defense/overruled"] in (0.0, 1.0)
 

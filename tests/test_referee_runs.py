@@ -57,7 +57,7 @@ def test_the_weights_are_those_of_the_hypothesis_that_was_chosen(reference: fedr
 def test_figures_of_both_are_in_mlflow(reference: fedrobust.Result) -> None:
     from mlflow import MlflowClient
 
-    metrics = MlflowClient("sqlite:///mlruns/mlflow.db").get_run(reference.run_id).data.metrics
+    metrics = MlflowClient(f"sqlite:///{Path.cwd()}/mlruns/mlflow.db").get_run(reference.run_id).data.metrics
     assert metrics["referee/defence"] > 0 and metrics["defense/overruled"] in (0.0, 1.0)
     assert metrics["defense/repair_steps"] == reference.rounds[-1]["repair"]
 
