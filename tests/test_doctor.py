@@ -74,3 +74,23 @@ def test_doctor_says_whether_honest_hospitals_have_the_majority_within_each_labe
     said = shown({**changes, "data": {**given, **changes.get("data", {})}})
     assert [each for each in says if each not in said] == [], said
     assert [each for each in not_said if each in said] == []
+
+
+@pytest.mark.parametrize(
+    ("partition", "fraction", "says"),
+    [
+        (
+            {"name": "iid"},
+            0.3,
+            "it needs 7 votes about each label, because 3 of 10 hospitals may be malicious, and has them",
+        ),
+        ({"name": "shards", "per_client": 1}, 0.1, "because 1 of 10 hospitals may be malicious, and has them"),
+        ({"name": "shards", "per_client": 1}, 0.2, "and has 4 about benign: the defence alone will decide"),
+    ],
+)
+def test_doctor_says_whether_a_jury_has_votes_enough(
+    workplace: Path, partition: dict[str, object], fraction: float, says: str
+) -> None:
+    given = {"source": SOURCE | {"patches_per_patient": 12}, "partition": partition}
+    assert says in shown({"data": given, "trust": {"jury": {"fraction": fraction}}})
+    assert "votes about each label" not in shown({"data": given})

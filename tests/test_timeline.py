@@ -18,8 +18,9 @@ from traced import checked, played
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.federation.adversary import Adversary, Outlook
-from fedrobust.federation.clients import STEPS, ClientHost, Layout, Training
+from fedrobust.federation.clients import STEPS, ClientHost, Training
 from fedrobust.federation.coordinator import Coordinator
+from fedrobust.federation.layout import Layout
 from fedrobust.records.trace import TRACE, read_trace, trace_of, traced, write_trace
 from fedrobust.report import make_figures, write_report
 from fedrobust.terminal import show_profile

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fedrobust.aggregation import Layer
-from fedrobust.attacks import Backdoor, DataAttack, LocalAttack, LocalView
+from fedrobust.attacks import DataAttack, LocalAttack, LocalView
 from fedrobust.data.cache import ArrayFile
 from fedrobust.experiment import Experiment
+from fedrobust.federation.layout import Layout, questions
 from fedrobust.federation.voting import ballot, mean_losses, votes_of
 from fedrobust.learning import Encoder
 from fedrobust.machine import keep_freed_memory
@@ -22,8 +23,6 @@ from fedrobust.timeline import Recording, TimedSteps, recording, step
 from fedrobust.updates import cut_columns
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fedrobust.data.stacks import StackedPatches
     from fedrobust.federation.features import Features
     from fedrobust.learning.constraint import Constraint
@@ -34,20 +33,6 @@ Answer = TypeVar("Answer")
 
 STEPS = "steps"
 """Key of what an actor did, beside its results."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What an actor needs to know about the data, besides images and labels."""
-
-    indices: tuple[np.ndarray, ...]
-    """For each hospital, the positions of its training patches; last, if there is one, those of the server's root data
-    set."""
-    held_out: np.ndarray
-    """Positions of the patches to evaluate: validation, then test."""
-    test: np.ndarray
-    """Positions of the test patches."""
-    classes: int
 
 
 @dataclass(frozen=True)
@@ -75,17 +60,6 @@ class _Task:
     @property
     def constraint(self) -> Constraint | None:
         return None if self.attack is None else self.attack.constraint
-
-
-def triggered(attack: Backdoor, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Positions of the test patches on which a trigger is tried: all that do not have the target label anyway.
-
-    attack: the backdoor.
-    labels: (N,) of all patches.
-    test: positions of the test patches.
-    """
-    kept: np.ndarray = test[labels[test] != attack.target]
-    return kept
 
 
 class ClientHost:
@@ -130,6 +104,7 @@ class ClientHost:
         features: what a head on a frozen encoder is trained and evaluated on instead, or their files: (N, F) of each
             view of the patches, then (n, F) of the patches with each backdoor's trigger, if there are any.
         """
+        from fedrobust.federation.predictor import Predictor
         from fedrobust.learning.training import LocalTrainer
         from fedrobust.learning.vector import parameters_to_vector
 
@@ -141,18 +116,22 @@ class ClientHost:
         network: Any = learning.model.build(layout.classes, images.shape[1], experiment.seed)
         self._network = network
         self._features: Features | None = None
+        self._questions = questions(experiment.attacks, labels, layout)
+        triggered: dict[str, np.ndarray] = {}
         trained, local = network, learning.local
         if tables:
             import torch
 
             from fedrobust.federation.features import Features
 
-            asked = [key for key, positions, attack in self._questions() if attack is not None and len(positions)]
+            asked = [key for key, positions, attack in self._questions if attack is not None and len(positions)]
             views, rest = tables[: learning.views], tables[learning.views :]
-            self._triggered = dict(zip(asked, rest, strict=True))
+            triggered = dict(zip(asked, rest, strict=True))
             self._features = Features(network, views, images, labels, torch.device(self._device))
             trained, local = network.head, local.model_copy(update={"channels_last": False})
         self._trainer = LocalTrainer(trained, local, self._device)
+        table = None if self._features is None else self._features.table
+        self._predictor = Predictor(self._trainer, images, table, triggered)
         self._stack: tuple[StackedPatches, StackedTrainer] | None = None
         if learning.local.engine == "stacked":
             from fedrobust.data.stacks import StackedPatches
@@ -180,12 +159,13 @@ class ClientHost:
         import torch
 
         from fedrobust.federation.features import encoded, view_of
+        from fedrobust.federation.predictor import with_trigger
 
         if isinstance(key, int):
             images = view_of(self._images[first:last], key)
         else:
-            (question,) = (each for each in self._questions() if each[0] == key)
-            images = self._changed(question[1][first:last], question[2])
+            (question,) = (each for each in self._questions if each.key == key)
+            images = with_trigger(self._images[question.positions[first:last]], question.attack)
         return encoded(self._network, images, torch.device(self._device), self._kept)
 
     @property
@@ -365,20 +345,9 @@ class ClientHost:
         """
         seen = Recording() if self._experiment.tracking.profile else None
         with recording(seen), step("evaluate"):
-            found: dict[str, Any] = self._evaluated(weights, part, parts)
+            self._trainer.load(weights)
+            found: dict[str, Any] = self._predictor.parts(self._questions, part, parts)
         return found if seen is None else found | {STEPS: seen.recorded()}
-
-    def _evaluated(self, weights: np.ndarray, part: int, parts: int) -> dict[str, np.ndarray]:
-        from fedrobust.learning.evaluation import predict
-
-        self._trainer.load(weights)
-        found, batch = {}, self._batch()
-        for key, positions, attack in self._questions():
-            batch_count = -(-len(positions) // batch)
-            first, last = (batch_count * edge // parts * batch for edge in (part, part + 1))
-            rows, to_input = self._input(key, positions, slice(first, last), attack)
-            found[key] = predict(self._trainer.module, rows, to_input, batch)
-        return found
 
     def votes(self, clients: Sequence[int], models: np.ndarray) -> dict[int | str, Any]:
         """How much less hospitals lose with models than with the first, on training patches of their own.
@@ -389,55 +358,19 @@ class ClientHost:
         Returns hospital → (K, labels), NaN for labels about which it has no vote. Key `STEPS`, if that is recorded:
         what the actor did.
         """
+        jury, seed = self._experiment.trust.jury, self._experiment.seed
+        assert jury is not None
         seen = Recording() if self._experiment.tracking.profile else None
         with recording(seen), step("vote"):
+            own = {client: self._layout.indices[client] for client in clients}
+            ballots = {client: ballot(each, self._labels, jury.patches, seed, client) for client, each in own.items()}
             losses: dict[int, list[np.ndarray]] = {client: [] for client in clients}
             for model in models:
                 self._trainer.load(model)
-                for client in clients:
-                    losses[client].append(self._own_losses(client))
+                for client, each in ballots.items():
+                    losses[client].append(mean_losses(self._predictor.whole(each), self._labels[each]))
         found: dict[int | str, Any] = {client: votes_of(np.array(each)) for client, each in losses.items()}
         return found if seen is None else found | {STEPS: seen.recorded()}
-
-    def _own_losses(self, client: int) -> np.ndarray:
-        """(labels,) a hospital's loss with the model that is loaded."""
-        from fedrobust.learning.evaluation import predict
-
-        jury, seed = self._experiment.trust.jury, self._experiment.seed
-        assert jury is not None
-        own = ballot(self._layout.indices[client], self._labels, jury.patches, seed, client)
-        rows, to_input = self._input("clean", own, slice(None), None)
-        probabilities = predict(self._trainer.module, rows, to_input, self._batch())
-        return mean_losses(probabilities, self._labels[own])
-
-    def _batch(self) -> int:
-        """How many patches are predicted at once."""
-        from fedrobust.learning.evaluation import LARGEST_BATCH, evaluation_batch
-
-        if self._features is not None:
-            return LARGEST_BATCH
-        return evaluation_batch(self._trainer.network, self._images.shape[1])
-
-    def _input(
-        self, key: str, positions: np.ndarray, part: slice, attack: Backdoor | None
-    ) -> tuple[np.ndarray, Callable[[np.ndarray], Tensor]]:
-        """What is evaluated, and what turns a part of it into the network's input: positions, because the patches of
-        all of them at once may be a large part of the machine's memory, or features of patches with a trigger."""
-        import torch
-
-        from fedrobust.data.batches import to_tensor
-
-        if self._features is None:
-            return positions[part], lambda own: to_tensor(self._changed(own, attack))
-        if attack is None:
-            table = self._features.table
-            return positions[part], lambda own: torch.from_numpy(table[own]).float()
-        rows = self._triggered.get(key, self._features.table[:0])
-        return rows[part], lambda own: torch.from_numpy(np.array(own, dtype=np.float32))
-
-    def _changed(self, positions: np.ndarray, attack: Backdoor | None) -> np.ndarray:
-        images: np.ndarray = self._images[positions]
-        return images if attack is None else attack.trigger(images)
 
     def of_model(self, function: Callable[..., Answer], weights: np.ndarray, *arguments: Any) -> Answer:
         """`function` of a new network on the CPU with these `weights` (d,), and of the `arguments`."""
@@ -445,10 +378,3 @@ class ClientHost:
 
         model, classes, size = self._experiment.learning.model, self._layout.classes, self._images.shape[1]
         return function(with_weights(model, classes, size, self._experiment.seed, weights), *arguments)
-
-    def _questions(self) -> list[tuple[str, np.ndarray, Backdoor | None]]:
-        asked: list[tuple[str, np.ndarray, Backdoor | None]] = [("clean", self._layout.held_out, None)]
-        for index, attack in enumerate(self._experiment.attacks):
-            if isinstance(attack, Backdoor):
-                asked.append((f"trigger/{index}", triggered(attack, self._labels, self._layout.test), attack))
-        return asked

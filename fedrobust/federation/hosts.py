@@ -19,9 +19,10 @@ from fedrobust.data.hospitals import Hospitals
 from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
-from fedrobust.federation.clients import STEPS, Answer, Layout, Training, triggered
+from fedrobust.federation.clients import STEPS, Answer, Training
 from fedrobust.federation.delivery import Block
 from fedrobust.federation.encoding import ImageSet, features_of, views_of
+from fedrobust.federation.layout import Layout, triggered
 from fedrobust.federation.pool import Team
 from fedrobust.federation.shared_data import SharedArray
 from fedrobust.learning import Encoder

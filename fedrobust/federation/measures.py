@@ -11,7 +11,7 @@ from fedrobust.data.hospitals import Hospitals
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
 from fedrobust.failures import reason
-from fedrobust.federation.clients import triggered
+from fedrobust.federation.layout import triggered
 from fedrobust.metrics import Predictions, attack_success, measured
 from fedrobust.records import EvaluationRecord
 

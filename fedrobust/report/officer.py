@@ -148,6 +148,12 @@ def _beyond(run: RecordedRun) -> list[tuple[str, str]]:
     if again := sum(bool(record.referee and record.referee.refused) for record in run.rounds):
         trained = "hospitals trained the same model again, and sent updates of new batches"
         found.append(("The coordinator, besides", f"after {plural(again, 'refused sum')}, {trained}."))
+    if trust.get("jury") is not None:
+        found.append(("Each hospital, besides", "in each round the models on which it votes."))
+        votes = "how much its mean loss at training patches of each label differs between these models"
+        found.append(
+            ("The coordinator, besides", f"of each hospital {votes}, and for which labels it has enough patches.")
+        )
     attacks = run.start.experiment.get("attacks", ())
     given = [each.get("knowledge") for each in attacks if isinstance(each, Mapping)]
     if known := sorted({str(each) for each in given if each not in (None, "own")}):

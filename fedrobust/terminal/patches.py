@@ -16,6 +16,7 @@ from fedrobust.data.majorities import VOTES, breakdown, dissimilarity, majority_
 from fedrobust.experiment import Experiment
 from fedrobust.portions import portion
 from fedrobust.terminal.elements import plain
+from fedrobust.trust import Jury
 
 ENOUGH_PATIENTS = 10
 """With patches of fewer patients, a referee decided worse in trials."""
@@ -52,6 +53,8 @@ def show_data(
     table.add_row("hospitals", f"{clients}, with {held.min()} to {held.max()} patches to train on")
     if clients > 1:
         table.add_row("honest majority", _majority(experiment, counts, outline.label_names))
+        if experiment.trust.jury is not None:
+            table.add_row("jury", plain(_jury(experiment.trust.jury, counts, outline.label_names)))
         table.add_row("breakdown", plain(_breakdown(experiment, counts)))
     for note in outline.notes:
         table.add_row("note", plain(note))
@@ -89,6 +92,17 @@ def _majority(experiment: Experiment, counts: NDArray[np.int64], names: Sequence
             whose = ", as in this experiment" if liars == own else ""
             lines.append(f"{liars} of {clients} malicious{whose}: {_often(share, liars <= safe)}")
     return Text("\n").join([plain(line) for line in lines])
+
+
+def _jury(jury: Jury, counts: NDArray[np.int64], names: Sequence[str]) -> str:
+    """Whether there are votes enough if all hospitals take part and none lies."""
+    voters, liars = (counts >= VOTES).sum(axis=0), portion(jury.fraction, len(counts))
+    rarest, needed = int(voters.argmin()), 2 * liars + 1
+    found = f"it needs {needed} votes about each label, because {liars} of {len(counts)} hospitals may be malicious"
+    if voters[rarest] >= needed:
+        return f"{found}, and has them"
+    lower = "; lower trust.jury.fraction, or take another partition"
+    return f"{found}, and has {voters[rarest]} about {names[rarest]}: the defence alone will decide{lower}"
 
 
 def _often(share: float, certain: bool) -> str:

@@ -7,11 +7,16 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
+import torch
 
 from fedrobust.attacks import DataAttack, LocalAttack, LocalView
+from fedrobust.data.batches import to_tensor
 from fedrobust.experiment import Experiment
-from fedrobust.federation.clients import ClientHost, Layout
+from fedrobust.federation.clients import ClientHost
+from fedrobust.federation.layout import Layout
+from fedrobust.federation.voting import ballot
 from fedrobust.learning.constraint import Constraint
+from fedrobust.learning.vector import with_weights
 
 
 class Recording(DataAttack):
@@ -103,3 +108,53 @@ def test_an_actor_that_shares_a_gpu_has_its_share_of_the_memory(
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", told.append)
     ClientHost(1, device, memory)
     assert told == bounded
+
+
+@pytest.fixture(scope="module")
+def juror() -> tuple[ClientHost, np.ndarray, np.ndarray]:
+    """A client actor of three hospitals with 30, 60 and 10 patches; the images and labels of all."""
+    experiment = Experiment.model_validate(
+        {
+            "federation": {"clients": 3},
+            "learning": {"model": {"name": "cnn", "channels": [4]}},
+            "trust": {"jury": {"patches": 25}},
+        }
+    )
+    draw = np.random.default_rng(0)
+    images, labels = draw.integers(0, 256, (120, 8, 8, 3), dtype=np.uint8), np.arange(120) % 2
+    labels[:30] = 1
+    layout = Layout((np.arange(30), np.arange(30, 90), np.arange(90, 100)), np.arange(100, 120), np.arange(100, 120), 2)
+    made = ClientHost(1, "cpu")
+    made.setup(experiment, layout, labels, images)
+    return made, images, labels
+
+
+def test_hospitals_vote_by_their_own_losses_about_labels_that_they_know(
+    juror: tuple[ClientHost, np.ndarray, np.ndarray],
+) -> None:
+    made, images, labels = juror
+    first = made.initial_weights()
+    models = np.stack([first, first + np.random.default_rng(1).normal(0, 0.05, first.shape).astype(np.float32)])
+    votes = made.votes([0, 1, 2], models)
+    assert [np.isfinite(votes[client]).tolist() for client in range(3)] == [
+        [[False, True]],
+        [[True, True]],
+        [[False] * 2],
+    ]
+    own = ballot(np.arange(30), labels, 25, made._experiment.seed, 0)
+    assert len(own) == 25
+    losses = []
+    for model in models:
+        module = with_weights(made._experiment.learning.model, 2, 8, made._experiment.seed, model).eval()
+        with torch.inference_mode():
+            logits = module(to_tensor(images[own]))
+        losses.append(float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels[own]))))
+    assert votes[0][0, 1] == pytest.approx(losses[0] - losses[1], abs=1e-5)
+
+
+def test_votes_do_not_depend_on_who_else_is_on_the_actor(juror: tuple[ClientHost, np.ndarray, np.ndarray]) -> None:
+    made, *_ = juror
+    models = np.stack([made.initial_weights(), made.initial_weights() * np.float32(1.1)])
+    together = made.votes([0, 1, 2], models)
+    for client in range(3):
+        np.testing.assert_array_equal(made.votes([client], models)[client], together[client])

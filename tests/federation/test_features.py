@@ -14,8 +14,9 @@ from encoded import ENCODER, write_weights
 
 from fedrobust.errors import FederationError
 from fedrobust.experiment import Experiment
-from fedrobust.federation.clients import ClientHost, Layout
+from fedrobust.federation.clients import ClientHost
 from fedrobust.federation.features import block_on, encoder_digest
+from fedrobust.federation.layout import Layout
 
 N, S = 80, 12
 LABELS = np.arange(N) % 2
@@ -45,7 +46,7 @@ def host(
     layout = Layout(tuple(np.arange(60).reshape(4, 15)), np.arange(60, N), np.arange(60, N), 2)
     made.setup(experiment, layout, LABELS, IMAGES)
     if views:
-        triggered = [key for key, positions, attack in made._questions() if attack is not None]
+        triggered = [key for key, positions, attack in made._questions if attack is not None]
         sets = [made.encode(key, 0, N) for key in triggered]
         made.setup(experiment, layout, LABELS, IMAGES, *views, *sets)
     return made
@@ -206,10 +207,11 @@ def test_a_patch_is_looked_at_once(weights: Path, table: np.ndarray, monkeypatch
 
 def test_shares_of_the_evaluation_give_the_bits_of_the_whole(weights: Path, table: np.ndarray) -> None:
     """The layout has so many held-out patches that each of two actors gets some."""
-    made = host(weights, [BACKDOOR | {"count": 1}], [np.repeat(table, 8, axis=0)])
-    made._images, made._labels = np.repeat(IMAGES, 8, axis=0), np.repeat(LABELS, 8)
-    made._layout = Layout(made._layout.indices, np.arange(640), np.arange(640), 2)
-    made._triggered = {"trigger/0": made.encode("trigger/0", 0, 640)}
+    made = host(weights, [BACKDOOR | {"count": 1}])
+    layout = Layout(made._layout.indices, np.arange(640), np.arange(640), 2)
+    data = made._experiment, layout, np.repeat(LABELS, 8), np.repeat(IMAGES, 8, axis=0)
+    made.setup(*data)
+    made.setup(*data, np.repeat(table, 8, axis=0), made.encode("trigger/0", 0, 640))
     whole = made.evaluate(made.initial_weights(), 0, 1)
     shares = [made.evaluate(made.initial_weights(), part, 2) for part in range(2)]
     for key, rows in whole.items():

@@ -13,7 +13,8 @@ from torch import nn
 
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
-from fedrobust.federation.clients import ClientHost, Layout, Training
+from fedrobust.federation.clients import ClientHost, Training
+from fedrobust.federation.layout import Layout
 from fedrobust.learning import Cnn, LocalTraining
 from fedrobust.learning.stacked import StackedHospital, StackedTrainer
 from fedrobust.learning.training import LocalTrainer

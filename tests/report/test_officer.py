@@ -199,6 +199,9 @@ def test_what_an_experiment_shows_beyond_its_protocol_is_told() -> None:
     refusing[1]["referee"] = {"chosen": "defence", "refused": True}
     assert "after 1 refused sum, hospitals trained the same model again" in page(refusing)
     assert "refused sum" not in refereed
+    voted = page(lines({"name": "clear"}, trust={"jury": {}}))
+    assert row(voted, "Each hospital, besides") == "in each round the models on which it votes."
+    assert "mean loss at training patches of each label" in row(voted, "The coordinator, besides")
     assert "every update of a round, given to them" in row(found, "Hospitals that play attackers")
     aware = page(lines({"name": "shares"}, attacks=[{"name": "optimal_alie", "count": 4}]))
     assert "the defence with its memory" in row(aware, "Hospitals that play attackers")

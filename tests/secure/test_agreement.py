@@ -18,7 +18,8 @@ from fedrobust.aggregation.byzantine import resolve_f
 from fedrobust.aggregation.pipeline import Aggregated
 from fedrobust.data import Root
 from fedrobust.experiment import Experiment
-from fedrobust.federation.clients import ClientHost, Layout
+from fedrobust.federation.clients import ClientHost
+from fedrobust.federation.layout import Layout
 from fedrobust.options import members
 from fedrobust.preparation import hospitals_of
 from fedrobust.secure.local import LocalParties

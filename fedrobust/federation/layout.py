@@ -1,0 +1,59 @@
+"""Which patches are whose, and which are evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from fedrobust.attacks import Attack, Backdoor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an actor needs to know about the data, besides images and labels."""
+
+    indices: tuple[np.ndarray, ...]
+    """For each hospital, the positions of its training patches; last, if there is one, those of the server's root data
+    set."""
+    held_out: np.ndarray
+    """Positions of the patches to evaluate: validation, then test."""
+    test: np.ndarray
+    """Positions of the test patches."""
+    classes: int
+
+
+class Question(NamedTuple):
+    """Patches on which the global model is evaluated."""
+
+    key: str
+    """`clean`: validation, then test patches; `trigger/<i>`: those that `triggered` returns for attack i."""
+    positions: np.ndarray
+    attack: Backdoor | None
+    """Whose trigger they have."""
+
+
+def questions(attacks: Sequence[Attack], labels: np.ndarray, layout: Layout) -> list[Question]:
+    """All that is evaluated in an experiment with these `attacks`.
+
+    labels: (N,) of all patches.
+    layout: which of them are whose.
+    """
+    asked = [Question("clean", layout.held_out, None)]
+    for index, attack in enumerate(attacks):
+        if isinstance(attack, Backdoor):
+            asked.append(Question(f"trigger/{index}", triggered(attack, labels, layout.test), attack))
+    return asked
+
+
+def triggered(attack: Backdoor, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Positions of the test patches on which a trigger is tried: all that do not have the target label anyway.
+
+    attack: the backdoor.
+    labels: (N,) of all patches.
+    test: positions of the test patches.
+    """
+    kept: np.ndarray = test[labels[test] != attack.target]
+    return kept
