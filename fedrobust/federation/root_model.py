@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,17 +13,20 @@ from torch import Tensor, nn
 from fedrobust.arrays import Vector
 from fedrobust.data.batches import to_tensor
 from fedrobust.data.root import RootPatches
+from fedrobust.errors import FederationError
 from fedrobust.experiment import Learning
 from fedrobust.federation.features import encoded
-from fedrobust.learning.vector import load_vector, parameters_to_vector
+from fedrobust.learning.vector import flatten, load_vector, parameters_to_vector, trainable
 from fedrobust.seeds import generator
 from fedrobust.trust.referee import shares
 from fedrobust.trust.repair import Repair
 
 BATCH = 64
 """Patches that are classified at once."""
+SMOOTHING = 0.98
+"""The moving average of a repair's weights is that of about 50 steps."""
 VIEWS = 8
-"""How often the patches are encoded with other squares, for a head that is trained on features."""
+"""How often the patches are encoded with other rectangles, for a head that is trained on features."""
 
 
 class Repaired(NamedTuple):
@@ -105,11 +108,15 @@ class RootModel:
     def _fitted(
         self, rows: NDArray[np.integer], stops: Sequence[int], repair: Repair, drawn: np.random.Generator
     ) -> Iterator[int]:
-        """Train on these patches; yields at each of the numbers of steps in `stops`.
+        """Train on these patches; at each of the numbers of steps in `stops` it yields, with the network at the moving
+        average of its weights.
 
         Statistics of batches and dropout stay off, as in an evaluation: neither is part of the weights.
         """
-        moved = [each for each in self._network.parameters() if each.requires_grad]
+        pruned = self._least_active(rows, repair.prune)
+        pruned()
+        moved = trainable(self._network)
+        average = [each.detach().clone() for each in moved]
         optimizer = torch.optim.SGD(moved, lr=repair.lr, momentum=0.9)
         share = torch.from_numpy(shares(self._root.labels[rows]) * len(rows)).float()
         for step in range(1, stops[-1] + 1):
@@ -119,18 +126,46 @@ class RootModel:
             optimizer.zero_grad()
             (each * share[picked]).mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            pruned()
+            for mean, weight in zip(average, moved, strict=True):
+                mean.lerp_(weight.detach(), 1 - SMOOTHING)
             if step in stops:
+                last = parameters_to_vector(self._network)
+                load_vector(self._network, flatten(average))
                 yield step
+                if step != stops[-1]:
+                    load_vector(self._network, last)
+
+    def _least_active(self, rows: NDArray[np.integer], part: float) -> Callable[[], None]:
+        """What sets the weights of this `part` of the last layer's inputs to 0: those that are least active."""
+        layers = [each for each in self._network.modules() if isinstance(each, nn.Linear)]
+        if part == 0:
+            return lambda: None
+        if not layers:
+            reason = "the model has no linear layer whose inputs could be pruned"
+            raise FederationError(f"trust.repair.prune: {reason}")
+        seen: list[Tensor] = []
+        hook = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs().mean(dim=0)))
+        with torch.inference_mode():
+            self._network(self._inputs[torch.from_numpy(np.array(rows))])
+        hook.remove()
+        least = torch.argsort(seen[0])[: int(part * len(seen[0]))].clone()
+
+        def pruned() -> None:
+            with torch.no_grad():
+                layers[-1].weight[:, least] = 0.0
+
+        return pruned
 
     def _batch(self, positions: NDArray[np.integer], repair: Repair, drawn: np.random.Generator) -> Tensor:
         if self._root.features is None:
             images = turned(self._root.images[positions], drawn)
-            return to_tensor(pasted(images, drawn) if repair.squares else images)
-        if not repair.squares:
+            return to_tensor(erased(images, drawn) if repair.erasing else images)
+        if not repair.erasing:
             return self._inputs[torch.from_numpy(positions)]
         if self._views is None:
             own = generator(self._seed, "repair views")
-            views = [pasted(turned(self._root.images, own), own) for _ in range(VIEWS)]
+            views = [erased(turned(self._root.images, own), own) for _ in range(VIEWS)]
             kept = self._root.features.dtype
             encodings = [encoded(self._whole, view, torch.device("cpu"), kept) for view in views]
             self._views = torch.from_numpy(np.stack(encodings)).float()
@@ -146,13 +181,13 @@ def turned(images: NDArray[np.uint8], drawn: np.random.Generator) -> NDArray[np.
     return found
 
 
-def pasted(images: NDArray[np.uint8], drawn: np.random.Generator) -> NDArray[np.uint8]:
-    """The images (n, S, S, 3), with one or two squares of random colour in each, of a twelfth to a third of its side;
-    changed in place."""
+def erased(images: NDArray[np.uint8], drawn: np.random.Generator) -> NDArray[np.uint8]:
+    """The images (n, S, S, 3), with one to five rectangles of random colour in each, whose sides are of one pixel to
+    half of the side of the image; changed in place."""
     side = images.shape[1]
     for image in images:
-        for _ in range(drawn.integers(1, 3)):
-            size = int(drawn.integers(max(1, side // 12), max(2, side // 3) + 1))
-            top, left = drawn.integers(0, side - size + 1, size=2)
-            image[top : top + size, left : left + size] = drawn.integers(256, size=3)
+        for _ in range(drawn.integers(1, 6)):
+            height, width = drawn.integers(1, max(2, side // 2 + 1), size=2)
+            top, left = drawn.integers(0, side - height + 1), drawn.integers(0, side - width + 1)
+            image[top : top + height, left : left + width] = drawn.integers(256, size=3)
     return images

@@ -14,25 +14,28 @@ from fedrobust.updates import Floats
 
 
 class Repair(Options):
-    """A few steps of SGD on the coordinator's own patches, with squares of random colour pasted anywhere and the labels
-    left as they are: what is pasted then means nothing.
+    """A few steps of SGD on the coordinator's own patches, with rectangles of random colour pasted anywhere and the
+    labels left as they are: what is pasted then means nothing. The model is the mean of the weights over the second
+    half of the steps, which keeps the accuracy (Izmailov et al., UAI 2018).
 
     How many steps is decided by cross-validation over the patients: the most, up to `steps`, with which neither loss
-    nor error on patches that a fold does not train on rises beyond doubt. Fine-tuning as a defence against backdoors:
-    Liu et al. (RAID 2018), plain and after pruning; the squares are Cutout (DeVries & Taylor, 2017) with the colours of
-    a trigger.
+    nor error on patches that a fold does not train on rises beyond doubt. Fine-tuning as a defence against backdoors,
+    plain and after pruning: Liu et al. (RAID 2018); the rectangles: random erasing (Zhong et al., AAAI 2020).
     """
 
     every: int | None = Field(default=None, ge=1)
     """Repair after every so many rounds, and always after the last one; null: only then."""
-    steps: int = Field(default=100, ge=1)
+    steps: int = Field(default=200, ge=1)
     """The most steps of a repair."""
     lr: float = Field(default=0.01, gt=0)
     """Learning rate."""
     batch_size: int = Field(default=64, ge=1)
     """Patches of a step."""
-    squares: bool = True
-    """Whether squares are pasted; without them it is plain fine-tuning."""
+    erasing: bool = True
+    """Whether rectangles are pasted; without them it is plain fine-tuning."""
+    prune: float = Field(default=0.0, ge=0, lt=1)
+    """Fine-pruning: the share of the inputs of the last layer that are set to 0 before the steps and stay so, those
+    that are least active on the coordinator's patches."""
     folds: int = Field(default=5, ge=2)
     """Parts of the patients, each of which is left out once."""
     certainty: float = Field(default=1.0, ge=0)
