@@ -293,7 +293,7 @@ class Experiment(Options):
         if not privacy.single:
             if self.trust.acts:
                 raise refusal(f"{name} shows no single update that could be left out or weighed", "trust.acts")
-            if "gram" in privacy.reveals and self.trust.detector.histories:
+            if "gram" in privacy.reveals and (self.trust.detector.histories or self.trust.detector.remembers):
                 reason = f"{self.trust.detector.name} remembers clients; a group is no single client's"
                 raise refusal(reason, "trust.detector")
         self._exact_where_needed()
@@ -307,8 +307,12 @@ class Experiment(Options):
         for name in self.trust.own_patches:
             if self.data.root.set_aside == 0:
                 hint = "data.root.set_aside: 0.05 sets patients aside for the coordinator"
-                reason = f"the {name} needs patches that no hospital trains on"
+                who = f"{name} {self.trust.detector.name}" if name == "detector" else name
+                reason = f"the {who} needs patches that no hospital trains on"
                 raise refusal(Problem(reason, f"trust.{name}", hint=hint))
+        if self.trust.detector.own_patches and "rows" not in self.privacy.reveals:
+            reason = f"{self.trust.detector.name} is offered with privacy: clear only"
+            raise refusal(Problem(reason, "trust.detector"))
         referee = self.trust.referee
         if referee is not None and referee.openings == "together" and "rows" not in self.privacy.reveals:
             raise refusal(f"a round of {self.privacy.name} opens one sum; use in_turn", "trust.referee.openings")

@@ -19,7 +19,8 @@ ASIDE = "data.root={patches: 40, set_aside: 0.3}"
 OVERRIDES = [
     "attacks=[{name: sign_flip, count: 3, scale: 2}]",
     "aggregation={rule: mean}",
-    "trust={referee: {certainty: 1}, repair: {every: 3, steps: 20}}",
+    "trust={detector: label_mix, referee: {certainty: 1, hypotheses: [mean, rest, ordinary]}, "
+    "repair: {every: 3, steps: 20}}",
     ASIDE,
     "learning.server=fedavg",
     "name=refereed",
@@ -37,7 +38,8 @@ def test_the_record_has_every_choice_and_every_repair(reference: fedrobust.Resul
     for number, record in enumerate(reference.rounds, start=1):
         found = record["referee"]
         assert found["chosen"] in found["losses"] and "defence" in found["losses"]
-        assert set(found["certainty"]) <= {"mean", "rest"}
+        assert set(found["certainty"]) <= {"mean", "rest", "ordinary"}
+        assert all("label_mix" in parts for parts in record["anomaly_parts"].values())
         assert ("repair" in record) == (number in (3, 6, 8))
         if found["chosen"] != "defence":
             assert f"the referee overruled the defence: {found['chosen']}" in record["notes"]

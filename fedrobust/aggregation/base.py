@@ -37,6 +37,7 @@ class Context:
     root: (d,) the update that the server trained on its own data.
     layers: the tensors that the d coordinates belong to; empty: one layer.
     state: the `Combination.state` that the rule returned in the last round.
+    descents: (labels, d) for each label, the direction in which the loss of the server's own patches of it falls.
     """
 
     f: int
@@ -48,6 +49,7 @@ class Context:
     root: np.ndarray | None = None
     layers: tuple[Layer, ...] = ()
     state: Mapping[str, np.ndarray] = field(default_factory=dict)
+    descents: np.ndarray | None = None
 
     def recalled(self, name: str, n: int, start: float = 0.0) -> Floats:
         """The value (n,) float64 of each row's client in a state array.

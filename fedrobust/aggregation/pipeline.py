@@ -169,14 +169,22 @@ class Pipeline:
         """The histories of the clients' rows that the rule needs in the Gram: "sum", "average", "last"."""
         return self.rule.histories if isinstance(self.rule, Rule) else ()
 
-    def gram(self, updates: Updates, context: Context, histories: Sequence[str] = ()) -> Gram:
+    def gram(
+        self,
+        updates: Updates,
+        context: Context,
+        histories: Sequence[str] = (),
+        vectors: Mapping[str, np.ndarray] | None = None,
+    ) -> Gram:
         """The Gram of the updates, with the anchors and histories that the rule needs.
 
         updates: n updates of d coordinates.
         context: what is public in this round; its `f` is not used.
         histories: names of further histories.
+        vectors: further anchors: name → (d,).
         """
-        return updates.gram(self._vectors(context), tuple(dict.fromkeys([*self.histories, *histories])))
+        anchors = {**self._vectors(context), **(vectors or {})}
+        return updates.gram(anchors, tuple(dict.fromkeys([*self.histories, *histories])))
 
     def known(self, updates: Updates, context: Context) -> Gram | None:
         """What the parts need to know of the rows' products, and no more; None if there is only a rule on rows.

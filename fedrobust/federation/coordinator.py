@@ -155,14 +155,18 @@ class Coordinator:
                 raise NotOpened(reason)
             updates, clients, malformed = received
             turn = self._trials.turn if self._trials is not None and self._trials.in_turn else None
-            done = self._defence.defend(self._memory, updates, clients, round, own, list(rejected), malformed, turn)
+            descents = None if self._trials is None else self._trials.descents(self._weights)
+            done = self._defence.defend(
+                self._memory, updates, clients, round, own, list(rejected), malformed, turn, descents
+            )
             done, ruling = self._refereed(done, updates)
         except NotOpened as error:
             done = self._defence.unjudged(self._memory, participants, list(rejected), str(error))
         judged = JudgedRound(round, participants, attacking, arrival, received, done, ruling, start)
         if self._jury is not None and received is not None and done.aggregated is not None:
             assert done.judgement is not None
-            weights = self._jury.weights(done.judgement.gram, received.updates.prior, done.aggregated.weights)
+            judgement, prior = done.judgement, received.updates.prior
+            weights = self._jury.weights(judgement.gram, prior, done.aggregated.weights, judgement.scores.score)
             judged.candidates.update(candidates_of(done.aggregated, received.updates, weights))
         return judged
 
@@ -227,7 +231,7 @@ class Coordinator:
                 after = self._after(aggregated.aggregate)
                 ruling = self._trials.judged(aggregated, done.judgement, self._weights, after)
             else:
-                aggregated, ruling = self._trials.chosen(aggregated, done.judgement.gram, updates, self._after)
+                aggregated, ruling = self._trials.chosen(aggregated, done.judgement, updates, self._after)
         refused = ruling is not None and ruling.refused
         memory = replace(done.memory, previous=self._memory.previous if refused else aggregated.aggregate)
         return replace(done, aggregated=aggregated, memory=memory), ruling

@@ -65,6 +65,20 @@ class RootModel:
         found: NDArray[np.float64] = self._marks(np.arange(len(self._labels)))[0]
         return found
 
+    def descents(self, weights: Vector) -> NDArray[np.float32]:
+        """(labels, d) for each label of the patches, ascending, the negative gradient of their loss under a model.
+
+        weights: (d,) float32 of the model.
+        """
+        load_vector(self._network, weights)
+        moved = trainable(self._network)
+        found = []
+        for label in torch.unique(self._labels):
+            own = self._labels == label
+            loss = nn.functional.cross_entropy(self._network(self._inputs[own]), self._labels[own])
+            found.append(-flatten(torch.autograd.grad(loss, moved)))
+        return np.stack(found)
+
     def repaired(self, weights: Vector, repair: Repair, round: int) -> Repaired:
         """The model after as many steps as do no harm.
 

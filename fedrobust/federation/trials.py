@@ -14,9 +14,10 @@ from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Experiment
 from fedrobust.records import Fields
 from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, least_support, shortened
+from fedrobust.timeline import step
 from fedrobust.trust.defence import Judgement
 from fedrobust.trust.referee import BEST, DEFENCE, Ruling
-from fedrobust.updates import Combination, Floats, Gram, Updates
+from fedrobust.updates import Combination, Floats, Updates
 
 
 class Trials:
@@ -32,6 +33,7 @@ class Trials:
         from fedrobust.federation.root_model import RootModel  # torch is slow to import, and needed only here
 
         self._referee, self._repair = experiment.trust.referee, experiment.trust.repair
+        self._detector = experiment.trust.detector
         self._rounds = experiment.federation.rounds
         self._root, self.evidence, self.opened = root, dict(evidence), dict(opened)
         self._clients, self._turn = experiment.federation.clients, DEFENCE
@@ -39,19 +41,27 @@ class Trials:
         self.in_turn = self._referee is not None and self._referee.in_turn(experiment.privacy.reveals)
         self._model = RootModel(experiment.learning, root, experiment.seed, experiment.workers.threads)
 
+    def descents(self, weights: Vector) -> NDArray[np.float32] | None:
+        """(labels, d) see `Context`, at the global model `weights` (d,); None if the detector does not need them."""
+        if not self._detector.own_patches:
+            return None
+        with step("descents"):
+            return self._model.descents(weights)
+
     def chosen(
-        self, own: Aggregated, gram: Gram, updates: Updates, after: Callable[[Vector], Vector]
+        self, own: Aggregated, judgement: Judgement, updates: Updates, after: Callable[[Vector], Vector]
     ) -> tuple[Aggregated, Ruling | None]:
         """The aggregate that is used, and the referee's ruling, if there is a referee.
 
         own: the defence's.
-        gram: of the updates.
+        judgement: the defence's.
         updates: of the round.
         after: an aggregate (d,) → the model after it.
         """
         if self._referee is None:
             return own, None
-        candidates = candidates_of(own, updates, self._referee.weights(gram, updates.prior, own.weights))
+        found = self._referee.weights(judgement.gram, updates.prior, own.weights, judgement.scores.score)
+        candidates = candidates_of(own, updates, found)
         losses = {name: self._model.losses(after(each.aggregate)) for name, each in candidates.items()}
         ruling = self._referee.choose(losses, self._root.labels, self._root.patients, self.evidence)
         self.evidence = ruling.evidence
@@ -69,7 +79,7 @@ class Trials:
         others = dict[str, Floats]()
         if "gram" in updates.reveals:
             clients = judgement.context.clients
-            found = self._referee.weights(judgement.gram, updates.prior, own)
+            found = self._referee.weights(judgement.gram, updates.prior, own, judgement.scores.score)
             others = {name: weights for name, weights in found.items() if self._may_open(weights, own, clients)}
         self._turn = self._referee.turn([DEFENCE, *others], self.evidence)
         if self._turn == DEFENCE:

@@ -138,7 +138,9 @@ def _beyond(run: RecordedRun) -> list[tuple[str, str]]:
     """What this experiment shows to parties beyond their protocol."""
     found, aggregation = list[tuple[str, str]](), _defence(run)
     trust = _options(run, "trust")
+    detector = _detector(run)
     tried = any(trust.get(name) is not None for name in ("referee", "repair"))
+    tried = tried or (detector is not None and detector.own_patches)
     if tried or aggregation is None or "root" in aggregation.pipeline().anchors:
         root = _options(run, "data").get("root", "some")  # a number, in older records
         held, aside = (root.get("patches", "some"), root.get("set_aside")) if isinstance(root, Mapping) else (root, 0)

@@ -26,6 +26,7 @@ from fedrobust.options import OneOf, Options, find_options
 from fedrobust.trust.anomaly import Detector, RobustZ, Scores, detection
 from fedrobust.trust.consensus import Consensus
 from fedrobust.trust.jury import Jury
+from fedrobust.trust.label_mix import LabelMix
 from fedrobust.trust.quarantine import Quarantine
 from fedrobust.trust.referee import Referee
 from fedrobust.trust.repair import Repair
@@ -37,6 +38,7 @@ __all__ = [
     "Detector",
     "ExponentialAverage",
     "Jury",
+    "LabelMix",
     "Quarantine",
     "Referee",
     "Repair",
@@ -74,5 +76,6 @@ class Trust(Options):
 
     @property
     def own_patches(self) -> tuple[str, ...]:
-        """Who uses patches of the coordinator's own: `referee`, `repair`."""
-        return tuple(name for name in ("referee", "repair") if getattr(self, name) is not None)
+        """Which options use patches of the coordinator's own: `referee`, `repair`, `detector`."""
+        found = tuple(name for name in ("referee", "repair") if getattr(self, name) is not None)
+        return (*found, "detector") if self.detector.own_patches else found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -37,16 +37,25 @@ class Detector(Options):
 
     name: str
 
+    own_patches: ClassVar[bool] = False
+    """Whether it needs patches of the coordinator's own, for `Context.descents`."""
+    remembers: ClassVar[bool] = False
+    """Whether it remembers clients; one with histories does."""
+
     @property
     def histories(self) -> tuple[str, ...]:
         """The histories of the clients' rows that it needs in the Gram; see `Updates.remembered`."""
         return ()
 
+    def vectors(self, context: Context) -> dict[str, np.ndarray]:
+        """The public vectors that it needs in the Gram: name → (d,)."""
+        return {}
+
     @abstractmethod
     def score(self, gram: Gram, context: Context) -> Scores:
         """The scores of the n rows.
 
-        gram: of the rows, which are finite, with the histories that the detector needs.
+        gram: of the rows, which are finite, with the histories and vectors that the detector needs.
         context: what is public in this round; `state` is that of the detector's own last `Scores`.
         """
 

@@ -137,6 +137,7 @@ class Defence:
         rejected: Sequence[int] = (),
         malformed: int = 0,
         instead: Callable[[Judgement, Decision, Updates], Decision] | None = None,
+        descents: np.ndarray | None = None,
     ) -> DefendedRound:
         """Judge the rows of a round, and compute the aggregate. Arguments as for `judge`.
 
@@ -148,7 +149,7 @@ class Defence:
         if self.aggregation.sketch is not None:
             seed = int(generator(self.seed, "sketch", round).integers(2**63))
             updates = updates.sketched(self.aggregation.sketch, seed)
-        judgement = self.judge(memory, updates, clients, round, root, rejected, malformed)
+        judgement = self.judge(memory, updates, clients, round, root, rejected, malformed, descents)
         # Updates without a Gram matrix remember no rows either.
         histories = updates.remembered(self.histories if "gram" in updates.reveals else ())
         done = DefendedRound(judgement.memory, judgement, dict(histories), skipped=judgement.skipped)
@@ -187,6 +188,7 @@ class Defence:
         root: np.ndarray | None = None,
         rejected: Sequence[int] = (),
         malformed: int = 0,
+        descents: np.ndarray | None = None,
     ) -> Judgement:
         """Judge the rows of a round: scores, reputations, quarantine, and the weights of the pipeline.
 
@@ -197,6 +199,7 @@ class Defence:
         root: (d,) the server's own update.
         rejected: clients that sent no valid update.
         malformed: how many of these sent a row that is no update; see `Aggregation.byzantine_f`.
+        descents: (labels, d) see `Context`; for a detector that needs patches of the coordinator's own.
 
         Quarantine does not lower the Byzantine f. Where the parts need more rows for it, the clients in quarantine with
         the best reputation are let out.
@@ -210,12 +213,14 @@ class Defence:
             previous=memory.previous,
             step=memory.step,
             root=root,
+            descents=descents,
             layers=self.layers,
             state=memory.rule,
         )
         if "gram" in updates.reveals:
             with step("Gram matrix"):
-                gram = self.pipeline.gram(updates, context, self.trust.detector.histories)
+                detector = self.trust.detector
+                gram = self.pipeline.gram(updates, context, detector.histories, detector.vectors(context))
             with step("scores"), algebra(n):
                 scores = self.trust.detector.score(gram, replace(context, state=memory.detector))
             anomaly, remembered = self._own_scores(memory, clients, groups, scores)

@@ -27,7 +27,7 @@ BEST = "best"
 LATELY = 0.25
 """A hypothesis whose remembered refusals are more than this many was refused lately."""
 
-Hypothesis = Literal["mean", "rest"]
+Hypothesis = Literal["mean", "rest", "ordinary"]
 Openings = Literal["together", "in_turn"]
 
 
@@ -55,7 +55,8 @@ class Referee(Options):
 
     Hypotheses are weights of the updates. `defence` is what stages and rule decide; `mean` believes all: the mean of
     the updates, cut to their median norm; `rest` believes those that the defence gives less than half of an equal
-    share. With l_k(x) the loss at patch x of the model after the aggregate of hypothesis k,
+    share; `ordinary` those that the anomaly detector scores below one half. With l_k(x) the loss at patch x of the
+    model after the aggregate of hypothesis k,
 
         e_k(x) ← `memory` · e_k(x) + l_defence(x) − l_k(x),
 
@@ -96,14 +97,15 @@ class Referee(Options):
         """
         return self.openings == "in_turn" or (self.openings is None and "rows" not in reveals)
 
-    def weights(self, gram: Gram, prior: Floats, defence: Floats | None) -> dict[str, Floats]:
+    def weights(self, gram: Gram, prior: Floats, defence: Floats | None, scores: Floats) -> dict[str, Floats]:
         """The weights (n,) of the updates under each hypothesis that rests on enough of them.
 
         gram: of the n updates.
         prior: (n,) their weights before any is judged.
         defence: (n,) those that the defence gives them; None if it gives none.
+        scores: (n,) anomaly scores.
         """
-        return weights_of(self.hypotheses, gram, prior, defence)
+        return weights_of(self.hypotheses, gram, prior, defence, scores)
 
     def choose(
         self, losses: Mapping[str, Floats], labels: NDArray[np.int64], patients: NDArray[np.int64], evidence: Arrays
@@ -185,7 +187,7 @@ def compared(differences: Floats, labels: NDArray[np.int64], patients: NDArray[n
 
 
 def weights_of(
-    hypotheses: Collection[Hypothesis], gram: Gram, prior: Floats, defence: Floats | None
+    hypotheses: Collection[Hypothesis], gram: Gram, prior: Floats, defence: Floats | None, scores: Floats
 ) -> dict[str, Floats]:
     """The weights (n,) of the updates under each of some hypotheses; other arguments as for `Referee.weights`."""
     believed: dict[str, NDArray[np.bool_]] = {}
@@ -194,6 +196,8 @@ def weights_of(
     if "rest" in hypotheses and defence is not None:
         shares = defence / max(float(defence.sum()), 1e-12)
         believed["rest"] = shares < 0.5 / gram.n
+    if "ordinary" in hypotheses:
+        believed["ordinary"] = scores < 0.5
     norms = gram.norms()
     found = {}
     for name, rows in believed.items():

@@ -108,6 +108,16 @@ def test_losses_are_those_of_torch(tissue: Tissue) -> None:
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_along_a_descent_lowers_the_loss_of_its_label(tissue: Tissue) -> None:
+    model = RootModel(LEARNING, tissue.root, seed=1, threads=1)
+    before = model.losses(tissue.weights)
+    for label, direction in enumerate(model.descents(tissue.weights)):
+        own = tissue.root.labels == label
+        length = float(direction @ direction)
+        fall = before[own].mean() - model.losses((tissue.weights + 1e-3 * direction).astype(np.float32))[own].mean()
+        assert fall == pytest.approx(1e-3 * length, rel=0.1)
+
+
 @pytest.mark.parametrize("side", [8, 13, 96])
 def test_rectangles_are_of_one_colour_and_no_side_is_longer_than_half(side: int) -> None:
     before = np.full((40, side, side, 3), 77, dtype=np.uint8)

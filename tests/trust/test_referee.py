@@ -31,14 +31,16 @@ def noise(seed: int, spread: float = 0.01) -> NDArray[np.float64]:
     return np.random.default_rng(seed).normal(0, spread, len(LABELS))
 
 
-def test_the_hypotheses_are_clipped_means_of_all_and_of_the_least_trusted() -> None:
+def test_the_hypotheses_are_clipped_means_of_all_of_the_least_trusted_and_of_low_scores() -> None:
     draw = np.random.default_rng(0)
     rows = draw.standard_normal((10, 6)) * np.arange(1, 11)[:, None]
     updates = ClearUpdates([rows])
     trusted = np.array([0.2] * 5 + [0.0] * 5)
-    found = Referee().weights(updates.gram(), updates.prior, trusted)
+    scores = np.array([0.1, 0.9] * 5)
+    all_of_them = Referee(hypotheses=("mean", "rest", "ordinary"))
+    found = all_of_them.weights(updates.gram(), updates.prior, trusted, scores)
     norms = np.linalg.norm(rows, axis=1)
-    for name, believed in (("mean", np.arange(10)), ("rest", np.arange(5, 10))):
+    for name, believed in (("mean", np.arange(10)), ("rest", np.arange(5, 10)), ("ordinary", np.arange(0, 10, 2))):
         most = np.median(norms[believed])
         cut = [row * min(1.0, most / norm) for row, norm in zip(rows[believed], norms[believed], strict=True)]
         np.testing.assert_allclose(found[name] @ rows, np.mean(cut, axis=0), atol=1e-12)
@@ -46,12 +48,13 @@ def test_the_hypotheses_are_clipped_means_of_all_and_of_the_least_trusted() -> N
 
 def test_a_hypothesis_needs_three_updates_and_the_rest_needs_weights() -> None:
     updates = ClearUpdates([np.eye(5)])
-    gram, prior = updates.gram(), updates.prior
-    assert list(Referee().weights(gram, prior, np.array([0.3, 0.3, 0.4, 0.0, 0.0]))) == ["mean"]
-    assert list(Referee().weights(gram, prior, None)) == ["mean"]
-    assert list(Referee(hypotheses=("rest",)).weights(gram, prior, np.array([0.5, 0.5, 0, 0, 0]))) == ["rest"]
+    gram, prior, scores = updates.gram(), updates.prior, np.array([0.0, 0.0, 1.0, 1.0, 1.0])
+    assert list(Referee().weights(gram, prior, np.array([0.3, 0.3, 0.4, 0.0, 0.0]), scores)) == ["mean"]
+    assert list(Referee().weights(gram, prior, None, scores)) == ["mean"]
+    assert list(Referee(hypotheses=("rest",)).weights(gram, prior, np.array([0.5, 0.5, 0, 0, 0]), scores)) == ["rest"]
+    assert Referee(hypotheses=("ordinary",)).weights(gram, prior, None, scores) == {}
     two = ClearUpdates([np.eye(2)])
-    assert Referee().weights(two.gram(), two.prior, None) == {}
+    assert Referee().weights(two.gram(), two.prior, None, np.zeros(2)) == {}
 
 
 def test_a_clear_gain_is_seen_at_once_and_noise_is_not() -> None:
