@@ -19,8 +19,7 @@ ASIDE = "data.root={patches: 40, set_aside: 0.3}"
 OVERRIDES = [
     "attacks=[{name: sign_flip, count: 3, scale: 2}]",
     "aggregation={rule: mean}",
-    "trust={detector: label_mix, referee: {certainty: 1, hypotheses: [mean, rest, ordinary]}, "
-    "repair: {every: 3, steps: 20}}",
+    "trust={detector: label_mix, referee: {certainty: 1}, repair: {every: 3, steps: 20}}",
     ASIDE,
     "learning.server=fedavg",
     "name=refereed",

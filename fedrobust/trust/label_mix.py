@@ -61,9 +61,9 @@ class LabelMix(Detector):
 
     def score(self, gram: Gram, context: Context) -> Scores:
         """The scores. With fewer than three rows there is no majority, and the part `label_mix` is 0."""
-        if context.descents is None or gram.n < 3:
+        if context.descents is None:
             return self.other.score(gram, context)
-        part, own = self._unexplained(gram, context)
+        part, own = self._unexplained(gram, context) if gram.n >= 3 else (np.zeros(gram.n), {})
         kept = np.flatnonzero(part < 0.5)
         clients = np.arange(gram.n) if context.clients is None else context.clients
         left = gram.mixed(np.eye(gram.n)[kept])

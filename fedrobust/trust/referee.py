@@ -80,7 +80,7 @@ class Referee(Options):
     between hypotheses, this project's.
     """
 
-    hypotheses: Many[Hypothesis] = ("mean", "rest")
+    hypotheses: Many[Hypothesis] = ("mean", "rest", "ordinary")
     """What is tried besides the defence."""
     certainty: float = Field(default=2.0, ge=0)
     """Standard errors by which another hypothesis must be better."""

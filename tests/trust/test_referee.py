@@ -37,8 +37,7 @@ def test_the_hypotheses_are_clipped_means_of_all_of_the_least_trusted_and_of_low
     updates = ClearUpdates([rows])
     trusted = np.array([0.2] * 5 + [0.0] * 5)
     scores = np.array([0.1, 0.9] * 5)
-    all_of_them = Referee(hypotheses=("mean", "rest", "ordinary"))
-    found = all_of_them.weights(updates.gram(), updates.prior, trusted, scores)
+    found = Referee().weights(updates.gram(), updates.prior, trusted, scores)
     norms = np.linalg.norm(rows, axis=1)
     for name, believed in (("mean", np.arange(10)), ("rest", np.arange(5, 10)), ("ordinary", np.arange(0, 10, 2))):
         most = np.median(norms[believed])
