@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -83,6 +84,7 @@ class Study:
 
     def __init__(self, folder: Path, finished: FinishedRuns, teams: Teams, tracker: Tracker) -> None:
         self.folder, self.finished, self.teams, self.tracker = folder, finished, teams, tracker
+        self._writing = threading.Lock()
 
     def missing(self, planned: Sequence[Planned]) -> list[Planned]:
         """Return the runs that are still to be made: not finished, or failed; each experiment once."""
@@ -159,9 +161,10 @@ class Study:
             self.tracker.stopped(f"an actor that it needed died; it was begun again as {result.run_id}", given_up)
 
     def keep(self, run: FinishedRun) -> None:
-        """Write a run to disk, unless it is already there."""
-        if run.digest and self.finished.get(run.digest) is None:
-            self.finished.add(run)
+        """Write a run to disk, unless it is already there. Any thread may call this."""
+        with self._writing:
+            if run.digest and self.finished.get(run.digest) is None:
+                self.finished.add(run)
 
     def _made(self, planned: Planned, measure: MeasureRun[Planned]) -> tuple[Planned, FinishedRun]:
         return planned, self.make(planned, measure)

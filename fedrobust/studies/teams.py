@@ -56,7 +56,7 @@ class Teams:
         """`teams`: how many to start, by default as many as there is room for; `pool`: one that exists already."""
         self._say, self._teams, self._pool = say, teams, pool
         self._shelf = Shelf()
-        self._stopping = threading.Event()
+        self._stopping, self._one = threading.Event(), threading.Lock()
         self._stack = ExitStack()
         self._threads: ThreadPoolExecutor | None = None
         self._ahead: list[Future[None]] = []
@@ -79,21 +79,21 @@ class Teams:
 
         first: one of the experiments; all of them use its `workers`.
         tasks: functions without arguments.
-        then: called in the thread of the task, one call at a time.
+        then: called in the thread of the task, one call at a time, those of what was begun ahead included.
         ahead: tasks for teams that have nothing else to do; nobody waits for them. What has begun goes on after the
             return, and until this object is left.
 
         An error of a task or of `then`, or a Ctrl-C, ends the running tasks within a round, and is raised again. The
         result of a run that ends by itself in that time is still passed on; errors of these calls are not reported.
         """
-        threads, one = self._threads or self._started(first), threading.Lock()
+        threads = self._threads or self._started(first)
 
         def do(task: Callable[[], Done]) -> None:
             if self._stopping.is_set():
                 raise Stopped
             try:
                 done = task()
-                with one:
+                with self._one:
                     then(done)
             except BaseException:
                 self._stopping.set()  # at once, so that this thread starts no other task

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import fedrobust.records.lines as lines
 from fedrobust.errors import ExperimentError, FedRobustError
 from fedrobust.studies.finished import FinishedRun, FinishedRuns
+from fedrobust.studies.study import Study
 
 
 def given(digest: str, **figures: float) -> FinishedRun:
@@ -97,3 +100,15 @@ def test_lines_from_before_there_was_a_format_are_read(tmp_path: Path, line: str
     assert (run.label, run.run_id, run.seconds) == ("one", "r", 1.5)
     assert {**run.figures, **run.curves.get(3, {})} == {"auroc": 0.5}
     store.close()
+
+
+def test_runs_that_end_at_the_same_time_are_all_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines.os, "fsync", lambda descriptor: time.sleep(0.01))  # a slow disk
+    study = Study(tmp_path, FinishedRuns(tmp_path / "runs.jsonl"), Any, Any)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: study.keep(given(f"{number % 10}", test=float(number % 10))), range(40)))
+    study.finished.close()
+    assert len((tmp_path / "runs.jsonl").read_bytes().splitlines()) == 10
+    again = FinishedRuns(tmp_path / "runs.jsonl")
+    assert again.by_digest == {f"{number}": given(f"{number}", test=float(number)) for number in range(10)}
+    again.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -173,6 +174,35 @@ def test_what_was_begun_ahead_ends_with_the_teams_and_what_waits_makes_room() ->
         assert not teams._ahead[0].done()
         teams.each(Any, [lambda: done.append("second")], ahead=waiting)  # type: ignore[arg-type]
     assert done[0] == "second"
+
+
+def test_results_are_passed_on_one_at_a_time_also_what_was_begun_ahead() -> None:
+    running, go, both = threading.Event(), threading.Event(), threading.Barrier(2)
+    inside, most = list[str](), list[int]()
+
+    def then(done: str) -> None:
+        inside.append(done)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # two results at once would meet here
+        most.append(len(inside))
+        inside.remove(done)
+
+    with two_at_once() as teams:
+
+        def ahead() -> str:
+            running.set()
+            assert go.wait(20)
+            return "ahead"
+
+        def last() -> str:
+            go.set()
+            return "last"
+
+        teams.each(
+            Any, [lambda: str(running.wait(20))], ahead=[ahead], then=lambda done: then(done) if go.is_set() else None
+        )  # type: ignore[arg-type]
+        teams.each(Any, [last], then)  # type: ignore[arg-type]
+    assert most == [1, 1]
 
 
 def test_an_error_ahead_ends_everything_and_is_raised() -> None:
