@@ -32,7 +32,7 @@ from fedrobust.options import Many, OneOf, Options, members, refusal
 from fedrobust.portions import portion
 from fedrobust.secure import ClearPrivacy, Privacy
 from fedrobust.seeds import generator
-from fedrobust.trust import Trust
+from fedrobust.trust import AFTER_DEFENCE, Trust
 from fedrobust.trust.defence import Defence
 
 
@@ -364,7 +364,7 @@ class Experiment(Options):
                     del decisive["learning"]["model"][name]
         if self.aggregation.sketch is None:
             del decisive["aggregation"]["sketch"]
-        for name in ("referee", "jury", "repair"):
+        for name in AFTER_DEFENCE:
             if getattr(self.trust, name) is None:
                 del decisive["trust"][name]
         if self.trust.referee is not None and self.trust.referee.openings is None:

@@ -14,7 +14,7 @@ from fedrobust.experiment import Experiment, Learning
 from fedrobust.options import Options
 from fedrobust.secure import ClearPrivacy, SecretSharing
 from fedrobust.texts import fit, visible
-from fedrobust.trust import Trust
+from fedrobust.trust import AFTER_DEFENCE, Trust
 
 NOT_SECRET = "not secret"
 """The tag `secrecy` of runs that derive their secrets from the experiment's seed."""
@@ -81,11 +81,18 @@ def _details(experiment: Experiment) -> list[str]:
         optimizer,
         *_changed(experiment.aggregation, ("stages", "rule")),
         *(["trust acts"] if trust.acts else []),
+        *(_with(name, option) for name in AFTER_DEFENCE if (option := getattr(trust, name)) is not None),
         *others,
         *_changed(experiment.federation, ("clients",)),
         *_changed(learning.local, ("optimizer", "loss", "engine", "callbacks")),
     ]
     return [detail for detail in details if detail and detail != f"epochs {usual.local.epochs}"]
+
+
+def _with(name: str, option: Options) -> str:
+    """Return a name and what is not the default of an option, e.g. "repair (every 5)"."""
+    changed = ", ".join(_changed(option))
+    return f"{name} ({changed})" if changed else name
 
 
 def _told(option: Options, size: str = "", without: Collection[str] = ()) -> str:

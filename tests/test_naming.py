@@ -43,6 +43,10 @@ def test_a_name_tells_defence_attacks_partition_seed_and_what_is_not_usual(exper
         ("attacks=[{name: alie, fraction: 0.25, z: 1.5}]", " | alie 2/8 (z 1.5) | "),
         ("data.partition.alpha=0.3", " | dirichlet 0.3 | "),
         ("trust.acts=true", " | trust acts | "),
+        ("trust.jury={}", " | jury | "),
+        ("trust={jury: {patches: 50}}", " | jury (patches 50) | "),
+        ("data.root.set_aside=0.1 trust.referee={}", " | referee | "),
+        ("data.root.set_aside=0.1 trust.repair.every=5", " | repair (every 5) | "),
         ("learning.local.augment=false", " | no augment | "),
         ("federation.participation=0.75", " | participation 0.75 | "),
         ("seed=6", " | seed 6 | "),
@@ -51,7 +55,8 @@ def test_a_name_tells_defence_attacks_partition_seed_and_what_is_not_usual(exper
 def test_runs_that_differ_have_different_names(
     override: str, told: str, experiment: Experiment, tmp_path: Path
 ) -> None:
-    changed = fedrobust.load(tmp_path / "tiny.yaml", ["attacks=[]", override])
+    overrides = override.split(" ") if override.startswith("data.root") else [override]
+    changed = fedrobust.load(tmp_path / "tiny.yaml", ["attacks=[]", *overrides])
     assert told in run_name(changed)
     assert run_name(changed) != run_name(fedrobust.load(tmp_path / "tiny.yaml", ["attacks=[]"]))
 

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedrobust.experiment import Experiment
+from fedrobust.trust import AFTER_DEFENCE
 
 NEITHER = ("name", "seed", "tracking", "workers", "evaluation")
 """Options that separate nothing: labels, the seed, and what cannot change a model. Which rounds were evaluated is read
@@ -69,9 +70,13 @@ def sides(options: Texts) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def plain_mean(candidate: Texts) -> bool:
-    """Return whether a candidate is no defence at all: the mean of the updates, without stages, without trust."""
+    """Return whether a candidate is no defence at all: the mean of the updates, without stages, without trust, and
+    without a referee, a jury or a repair."""
     plain = {"aggregation.rule": "mean", "aggregation.stages": "[]", "trust.acts": "false"}
-    return all(candidate.get(path, value) == value for path, value in plain.items()) and "aggregation.rule" in candidate
+    beyond = tuple(f"trust.{name}." for name in AFTER_DEFENCE)
+    if "aggregation.rule" not in candidate or any(path.startswith(beyond) for path in candidate):
+        return False
+    return all(candidate.get(path, value) == value for path, value in plain.items())
 
 
 def telling(groups: Sequence[Texts]) -> tuple[tuple[str, ...], tuple[str, ...]]:

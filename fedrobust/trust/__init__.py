@@ -33,6 +33,7 @@ from fedrobust.trust.repair import Repair
 from fedrobust.trust.reputation import BetaReputation, ExponentialAverage, Reputation, ReputationState, SubjectiveLogic
 
 __all__ = [
+    "AFTER_DEFENCE",
     "BetaReputation",
     "Consensus",
     "Detector",
@@ -52,6 +53,9 @@ __all__ = [
 ]
 
 find_options(__name__)
+
+AFTER_DEFENCE = ("referee", "jury", "repair")
+"""Options of `Trust` that may change the model after the defence; null: they do not."""
 
 
 class Trust(Options):

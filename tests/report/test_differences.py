@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from reported import compared, recorded, write
 
+from fedrobust.experiment import Experiment
 from fedrobust.report import Comparison, Setting, compare, write_comparison
 from fedrobust.report.comparison_tables import verdict_table
 from fedrobust.report.differences import on_patches
+from fedrobust.report.distinctions import plain_mean, short_options, sides
 
 PLAIN = {"aggregation": {"stages": [], "rule": {"name": "mean"}, "f": 1}}
 GOOD = {"aggregation": {"stages": [{"name": "clip"}, {"name": "nnm"}], "rule": {"name": "geometric_median"}, "f": 1}}
@@ -133,6 +135,13 @@ def test_all_are_compared_with_the_plain_mean_and_with_the_best() -> None:
     (whole,) = [each for each in found.differences if {each.ours, each.theirs} == {"median", "mean"}]
     alone = setting((median, by_seed(0.7, 0.7, 0.71)), (PLAIN, by_seed(0.6, 0.61, 0.6))).differences[0]
     assert whole.estimate.low < alone.estimate.low, "three intervals that hold at once are wider than one"
+
+
+@pytest.mark.parametrize(("name", "plain"), [("referee", False), ("jury", False), ("repair", False), ("", True)])
+def test_a_mean_that_something_overrules_is_not_the_plain_mean(name: str, plain: bool) -> None:
+    trust = {name: {}} if name else {}
+    options = {"data": {"root": {"set_aside": 0.1}}, "aggregation": {"rule": "mean"}, "trust": trust}
+    assert plain_mean(sides(short_options(Experiment.model_validate(options).resolved()))[1]) == plain
 
 
 def test_without_a_plain_mean_or_with_several_all_are_compared_with_the_best() -> None:
