@@ -35,6 +35,8 @@ class Repaired(NamedTuple):
     weights: Vector
     steps: int
     """How many were made."""
+    losses: NDArray[np.float64] | None = None
+    """(m,) of each patch after so many steps on other patients' patches; None without steps."""
 
 
 class RootModel:
@@ -107,7 +109,7 @@ class RootModel:
         for _ in self._fitted(everything, [chosen], repair, drawn):
             pass
         found = parameters_to_vector(self._network)
-        return Repaired(found, chosen) if np.isfinite(found).all() else Repaired(weights, 0)
+        return Repaired(found, chosen, after[chosen][0]) if np.isfinite(found).all() else Repaired(weights, 0)
 
     def _marks(self, positions: NDArray[np.integer]) -> NDArray[np.float64]:
         """(2, n) loss and error (0 or 1) of the patches at these positions, under the network as it is."""

@@ -16,7 +16,7 @@ from fedrobust.records import Fields
 from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, least_support, shortened
 from fedrobust.timeline import step
 from fedrobust.trust.defence import Judgement
-from fedrobust.trust.referee import BEST, DEFENCE, Ruling
+from fedrobust.trust.referee import DEFENCE, Ruling
 from fedrobust.updates import Combination, Floats, Updates
 
 
@@ -97,10 +97,8 @@ class Trials:
         before, after: the models (d,) without it and with it.
         """
         assert self._referee is not None
-        if BEST not in self.evidence:
-            self.evidence[BEST] = self._model.losses(before)
-        losses = self._model.losses(after)
-        ruling = self._referee.judged(self._turn, losses, self._root.labels, self._root.patients, self.evidence)
+        losses = self._model.losses(before), self._model.losses(after)
+        ruling = self._referee.judged(self._turn, *losses, self._root.labels, self._root.patients, self.evidence)
         self.evidence, self.opened = ruling.evidence, {}
         clients = judgement.context.clients
         if ruling.refused and aggregated.weights is not None and clients is not None:
@@ -129,7 +127,10 @@ class Trials:
         """The global model (d,) after the round's repair, and its number of steps; None where no repair is due."""
         if self._repair is None or not self._repair.due(round, self._rounds):
             return weights, None
-        return self._model.repaired(weights, self._repair, round)
+        found = self._model.repaired(weights, self._repair, round)
+        if self.in_turn and self._referee is not None and found.losses is not None:
+            self.evidence = self._referee.after_repair(found.losses, self._root.labels, self.evidence)
+        return found.weights, found.steps
 
 
 def candidates_of(own: Aggregated, updates: Updates, weights: Mapping[str, Floats]) -> dict[str, Aggregated]:

@@ -180,7 +180,7 @@ class RefereeRecord(RecordModel):
     """Hypothesis → loss on the coordinator's patches after its aggregate."""
     certainty: dict[str, Figure] = {}
     """Hypothesis → by how many standard errors it was better: than the defence, or, where hypotheses are opened in
-    turn, than the best model so far."""
+    turn, than the model before it and the best one so far."""
     refused: bool | None = None
     """Whether the model stayed as it was; None where hypotheses are not opened in turn."""
 

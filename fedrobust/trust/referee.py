@@ -24,6 +24,8 @@ WORST = 50.0
 
 BEST = "best"
 """In the evidence of a referee in turn: the losses of the best model so far."""
+REPAIRED = "repaired"
+"""In the evidence of a referee in turn: that the model was trained on the patches."""
 LATELY = 0.25
 """A hypothesis whose remembered refusals are more than this many was refused lately."""
 
@@ -41,10 +43,10 @@ class Ruling:
     """Hypothesis → the loss of the model after its aggregate, each label counting the same."""
     certainty: dict[str, float]
     """Hypothesis → by how many standard errors it is better: together, than the defence, over the last rounds; in turn,
-    than the best model so far."""
+    than the model before it and than the best one so far, the less of the two."""
     evidence: Arrays
     """For the next round. Together: hypothesis → (m,) how much less it loses at each patch than the defence. In turn:
-    hypothesis → () how often it was refused lately; `BEST` → (m,)."""
+    hypothesis → () how often it was refused lately; `BEST` → (m,); `REPAIRED` → (), if it was."""
     refused: bool | None = None
     """Whether the model stays as it was; None where hypotheses are not opened in turn."""
 
@@ -68,8 +70,8 @@ class Referee(Options):
     So it is where several sums of the same updates can be computed (`together`). Secret shares and masks open one sum
     in a round, and two sums of the same updates might differ by a single one of them. There, hypotheses are opened
     `in_turn`: one in a round. The model stays as it was where its loss after the sum would be more than `certainty`
-    standard errors above that of the best model so far, so that no series of small lies leads further away than that.
-    With r_k the refusals of hypothesis k,
+    standard errors above that of the model before it, or of the best one so far: no series of small lies leads further
+    away than that. With r_k the refusals of hypothesis k,
 
         r_k ← `memory` · r_k, and + 1 where k was opened and refused,
 
@@ -142,22 +144,45 @@ class Referee(Options):
         return trusted[0] if trusted else min(names, key=lambda name: refusals[name])
 
     def judged(
-        self, name: str, losses: Floats, labels: NDArray[np.int64], patients: NDArray[np.int64], evidence: Arrays
+        self,
+        name: str,
+        before: Floats,
+        losses: Floats,
+        labels: NDArray[np.int64],
+        patients: NDArray[np.int64],
+        evidence: Arrays,
     ) -> Ruling:
         """Whether the one sum that was opened in a round changes the model.
 
         name: of its hypothesis.
-        losses: (m,) the loss at each patch of the model after it.
+        before, losses: (m,) the loss at each patch of the model before it and after it.
         labels, patients: as for `choose`.
-        evidence: of the last round; before the first one, the losses (m,) of the first model under `BEST`.
+        evidence: of the last round; empty at first.
         """
-        new, best, share = _bounded(losses), evidence[BEST], shares(labels)
-        _, certainty = compared(best - new, labels, patients)
+        old, new, share = _bounded(before), _bounded(losses), shares(labels)
+        kept = {BEST: old} | {each: evidence[each] for each in (BEST, REPAIRED) if each in evidence}
+        references = [kept[BEST]] if REPAIRED in kept else [old, kept[BEST]]
+        certainty = min(compared(each - new, labels, patients)[1] for each in references)
         refused = certainty < -self.certainty
-        after = {each: self.memory * count for each, count in evidence.items() if each != BEST}
-        after[name] = after.get(name, np.zeros(())) + float(refused)
-        after[BEST] = new if share @ new < share @ best else best
-        return Ruling(name, {name: float(share @ new)}, {name: certainty}, after, refused)
+        refusals = {each: self.memory * count for each, count in evidence.items() if each not in kept}
+        refusals[name] = refusals.get(name, np.zeros(())) + float(refused)
+        if REPAIRED not in kept and share @ new < share @ kept[BEST]:
+            kept[BEST] = new
+        return Ruling(name, {name: float(share @ new)}, {name: certainty}, refusals | kept, refused)
+
+    def after_repair(self, losses: Floats, labels: NDArray[np.int64], evidence: Arrays) -> Arrays:
+        """The evidence after the coordinator has trained the model on its patches. In turn, the losses of later models
+        at these patches are smaller than at others: from then on, only repaired models can be the best one, and the
+        model before a round is no reference.
+
+        losses: (m,) at each patch of a model that was trained on other patients' patches.
+        labels: (m,) of the patches.
+        evidence: before it.
+        """
+        if BEST not in evidence:
+            return evidence
+        own, best, share = _bounded(losses), evidence[BEST], shares(labels)
+        return evidence | {BEST: own if share @ own < share @ best else best, REPAIRED: np.ones(())}
 
 
 def _bounded(losses: Floats) -> Floats:

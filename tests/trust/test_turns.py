@@ -33,12 +33,12 @@ def played(
     """
     referee, draw = referee or Referee(), np.random.default_rng(seed)
     now = START + 0.1 * draw.standard_normal(len(LABELS))
-    evidence = {BEST: now}
+    evidence: dict[str, np.ndarray] = {}
     opened, kept_out, losses = [], [], []
     for _ in range(rounds):
         name = referee.turn([each for each in HYPOTHESES if each in falls], evidence)
         after = now - falls[name] + wobble * (draw.standard_normal() + 2 * draw.standard_normal(len(LABELS)))
-        ruling = referee.judged(name, after, LABELS, PATIENTS, evidence)
+        ruling = referee.judged(name, now, after, LABELS, PATIENTS, evidence)
         now, evidence = now if ruling.refused else after, ruling.evidence
         opened.append(name)
         kept_out.append(bool(ruling.refused))
@@ -74,7 +74,7 @@ def test_a_defence_that_recovers_has_its_turns_again() -> None:
     turns = []
     for _ in range(10):
         name = referee.turn(HYPOTHESES, evidence)
-        evidence = referee.judged(name, np.full(60, 0.5), LABELS, PATIENTS, evidence).evidence
+        evidence = referee.judged(name, np.full(60, 0.5), np.full(60, 0.5), LABELS, PATIENTS, evidence).evidence
         turns.append(name)
     assert turns == ["mean"] * 6 + [DEFENCE] * 4
 
@@ -96,14 +96,36 @@ def test_where_all_were_refused_the_one_refused_least_is_opened() -> None:
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, 1e30])
 def test_a_model_that_is_not_finite_is_refused(broken: float) -> None:
-    evidence = {BEST: np.full(60, START) + np.linspace(0, 0.1, 60)}
-    ruling = Referee().judged(DEFENCE, np.full(60, broken), LABELS, PATIENTS, evidence)
+    before = np.full(60, START) + np.linspace(0, 0.1, 60)
+    ruling = Referee().judged(DEFENCE, before, np.full(60, broken), LABELS, PATIENTS, {})
     assert ruling.refused and ruling.losses[DEFENCE] == pytest.approx(WORST)
 
 
 def test_patches_of_one_patient_refuse_nothing() -> None:
-    ruling = Referee().judged(DEFENCE, np.full(60, 9.0), LABELS, np.zeros(60, dtype=int), {BEST: np.full(60, START)})
+    before, after = np.full(60, START), np.full(60, 9.0)
+    ruling = Referee().judged(DEFENCE, before, after, LABELS, np.zeros(60, dtype=int), {})
     assert ruling.refused is False
+
+
+def test_a_model_that_was_trained_on_the_patches_is_no_reference() -> None:
+    """After a repair, hospitals' rounds make its losses at its own patches rise: they must not be refused for that."""
+    referee = Referee()
+    before = START + 0.1 * np.random.default_rng(0).standard_normal(60)
+    evidence = referee.judged(DEFENCE, before, before - 0.01, LABELS, PATIENTS, {}).evidence
+    own, others = before - 0.3, before - 0.05 + noise(1)
+    repaired = referee.after_repair(others, LABELS, evidence)
+    np.testing.assert_allclose(repaired[BEST], others)
+    after = referee.judged(DEFENCE, own, own + 0.1 + noise(3), LABELS, PATIENTS, repaired)
+    assert not after.refused
+    np.testing.assert_allclose(after.evidence[BEST], others)  # as before the round
+    assert referee.judged(DEFENCE, others, others + 0.1 + noise(2), LABELS, PATIENTS, after.evidence).refused
+    worse = referee.after_repair(others + 0.1, LABELS, after.evidence)
+    np.testing.assert_allclose(worse[BEST], others)
+    assert referee.after_repair(others, LABELS, {}) == {}
+
+
+def noise(seed: int) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).normal(0, 0.01, 60)
 
 
 def test_no_memory_gives_the_defence_every_turn() -> None:
