@@ -30,7 +30,7 @@ class LabelMix(Detector):
     so a hospital with patches of one label is explained as well as any other, whereas an update against the others, or
     of noise, is not explained by any mix. As the model learns, the p of all hospitals fall, so rounds with a high
     median m count more: the average of a client is Σ w p / Σ w, where w = m² and earlier rounds lose weight by
-    `forgetting`. The part `label_mix` is 1 minus the client's average over the median average, between 0 and 1.
+    `forgetting`. With x the share by which it is below the median average, the part `label_mix` is x² / (x² + cutoff²).
 
     Flipped labels look like another mix, and are for the `other` detector. It scores the clients whose `label_mix` is
     below one half, as if there were no others; the score is the larger one. The Gram matrix and the products with the
@@ -42,8 +42,10 @@ class LabelMix(Detector):
     """
 
     name: Literal["label_mix"] = "label_mix"
-    forgetting: float = Field(default=0.95, gt=0, le=1)
+    forgetting: float = Field(default=0.98, gt=0, le=1)
     """The factor on earlier rounds; 1 forgets nothing."""
+    cutoff: float = Field(default=0.25, gt=0, lt=1)
+    """The share below the median average that scores one half."""
     other: Annotated[Detector, OneOf(Detector)] = Consensus()
     """Another detector, for what a mix of labels explains."""
 
@@ -88,7 +90,8 @@ class LabelMix(Detector):
         usual = float(np.median(average))
         if usual <= 0:
             return np.zeros(gram.n), own
-        return np.where(weights > 0, np.clip(1.0 - average / usual, 0.0, 1.0), 0.0), own
+        below = np.where(weights > 0, np.clip(1.0 - average / usual, 0.0, 1.0), 0.0)
+        return below**2 / (below**2 + self.cutoff**2), own
 
 
 def cone_cosines(products: Floats, gram: Floats, norms: Floats) -> Floats:
