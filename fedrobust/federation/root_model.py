@@ -129,6 +129,7 @@ class RootModel:
 
         Statistics of batches and dropout stay off, as in an evaluation: neither is part of the weights.
         """
+        targets = self._targets(repair.distillation)
         pruned = self._least_active(rows, repair.prune)
         pruned()
         moved = trainable(self._network)
@@ -138,7 +139,7 @@ class RootModel:
         for step in range(1, stops[-1] + 1):
             picked = drawn.integers(len(rows), size=min(repair.batch_size, len(rows)))
             inputs = self._batch(rows[picked], repair, drawn)
-            each = nn.functional.cross_entropy(self._network(inputs), self._labels[rows[picked]], reduction="none")
+            each = nn.functional.cross_entropy(self._network(inputs), targets[rows[picked]], reduction="none")
             optimizer.zero_grad()
             (each * share[picked]).mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -151,6 +152,14 @@ class RootModel:
                 yield step
                 if step != stops[-1]:
                     load_vector(self._network, last)
+
+    def _targets(self, own: float) -> Tensor:
+        """(m, classes) the labels, mixed with the predictions of the network as it is, of which the share is `own`."""
+        labels = nn.functional.one_hot(self._labels, self._root.classes).float()
+        with torch.inference_mode():
+            parts = torch.split(self._inputs, BATCH)
+            predicted = torch.cat([torch.softmax(self._network(part), dim=1) for part in parts])
+        return own * predicted.clone() + (1 - own) * labels
 
     def _least_active(self, rows: NDArray[np.integer], part: float) -> Callable[[], None]:
         """What sets the weights of this `part` of the last layer's inputs to 0: those that are least active."""

@@ -15,8 +15,9 @@ from fedrobust.updates import Floats
 
 class Repair(Options):
     """A few steps of SGD on the coordinator's own patches, with rectangles of random colour pasted anywhere and the
-    labels left as they are: what is pasted then means nothing. The model is the mean of the weights over the second
-    half of the steps, which keeps the accuracy (Izmailov et al., UAI 2018).
+    targets left as they are: what is pasted then means nothing. The targets are the labels, mixed with what the model
+    said of the patch before (Hinton et al., 2015): labels of few patients alone cost accuracy on others. The result is
+    the moving average of the weights.
 
     How many steps is decided by cross-validation over the patients: the most, up to `steps`, with which neither loss
     nor error on patches that a fold does not train on rises beyond doubt. Fine-tuning as a defence against backdoors,
@@ -25,18 +26,20 @@ class Repair(Options):
 
     every: int | None = Field(default=None, ge=1)
     """Repair after every so many rounds, and always after the last one; null: only then."""
-    steps: int = Field(default=200, ge=1)
+    steps: int = Field(default=400, ge=1)
     """The most steps of a repair."""
     lr: float = Field(default=0.01, gt=0)
     """Learning rate."""
     batch_size: int = Field(default=64, ge=1)
     """Patches of a step."""
     erasing: bool = True
-    """Whether rectangles are pasted; without them it is plain fine-tuning."""
+    """Whether rectangles are pasted; without them, and without distillation, it is plain fine-tuning."""
+    distillation: float = Field(default=0.8, ge=0, le=1)
+    """The share of the model's own predictions before the repair in the targets; the rest are the labels."""
     prune: float = Field(default=0.0, ge=0, lt=1)
     """Fine-pruning: the share of the inputs of the last layer that are set to 0 before the steps and stay so, those
     that are least active on the coordinator's patches."""
-    folds: int = Field(default=5, ge=2)
+    folds: int = Field(default=3, ge=2)
     """Parts of the patients, each of which is left out once."""
     certainty: float = Field(default=1.0, ge=0)
     """Standard errors by which loss and error may rise."""
