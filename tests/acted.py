@@ -170,7 +170,7 @@ class House:
             rows = Reference(np.ascontiguousarray(updates[[ids.index(client) for client in own]], dtype=np.float32))
             blocks.append(Block(own, [rows], holder))
         own_update = None if root is None else root[None].astype(np.float32)
-        record, (weights, _), kept = self.federation._aggregated(number, blocks, [], own_update, self.arrays)
+        record, (weights, _), kept = self.federation._aggregated(number, blocks, [], own_update, self.arrays, [])
         self.arrays = {name: np.array(array) for name, array in ({"weights": weights} | kept).items()}
         self.records.append(record)
         return record
