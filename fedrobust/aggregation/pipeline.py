@@ -174,7 +174,7 @@ class Pipeline:
         updates: Updates,
         context: Context,
         histories: Sequence[str] = (),
-        vectors: Mapping[str, np.ndarray] | None = None,
+        vectors: Mapping[str, Any] | None = None,
     ) -> Gram:
         """The Gram of the updates, with the anchors and histories that the rule needs.
 
@@ -183,8 +183,9 @@ class Pipeline:
         histories: names of further histories.
         vectors: further anchors: name → (d,).
         """
-        anchors = {**self._vectors(context), **(vectors or {})}
-        return updates.gram(anchors, tuple(dict.fromkeys([*self.histories, *histories])))
+        return updates.gram(
+            self._vectors(context) | dict(vectors or {}), tuple(dict.fromkeys([*self.histories, *histories]))
+        )
 
     def known(self, updates: Updates, context: Context) -> Gram | None:
         """What the parts need to know of the rows' products, and no more; None if there is only a rule on rows.

@@ -22,7 +22,7 @@ from fedrobust.timeline import Recording, recording, step
 from fedrobust.trust import detection
 from fedrobust.trust.defence import DefendedRound, guilty
 from fedrobust.trust.jury import Poll
-from fedrobust.trust.referee import DEFENCE, Ruling
+from fedrobust.trust.referee import DEFENCE, Ruling, weights_of
 from fedrobust.updates import NotOpened, Updates
 
 
@@ -166,7 +166,9 @@ class Coordinator:
         if self._jury is not None and received is not None and done.aggregated is not None:
             assert done.judgement is not None
             judgement, prior = done.judgement, received.updates.prior
-            weights = self._jury.weights(judgement.gram, prior, done.aggregated.weights, judgement.scores.score)
+            weights = weights_of(
+                self._jury.hypotheses, judgement.gram, prior, done.aggregated.weights, judgement.scores.score
+            )
             judged.candidates.update(candidates_of(done.aggregated, received.updates, weights))
         return judged
 

@@ -11,8 +11,8 @@ from pydantic import Field
 from fedrobust.data.majorities import VOTES
 from fedrobust.options import Many, Options
 from fedrobust.portions import portion
-from fedrobust.trust.referee import DEFENCE, WORST, Hypothesis, weights_of
-from fedrobust.updates import Floats, Gram
+from fedrobust.trust.referee import DEFENCE, WORST, Hypothesis
+from fedrobust.updates import Floats
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,6 @@ class Jury(Options):
     """Patches of a label that a hospital looks at, at most."""
     fraction: float = Field(default=0.3, gt=0, le=0.3)
     """Share of the voting hospitals that may be malicious, rounded to the nearest number."""
-
-    def weights(self, gram: Gram, prior: Floats, defence: Floats | None, scores: Floats) -> dict[str, Floats]:
-        """The weights (n,) of the updates under each hypothesis, as `Referee.weights` has them.
-
-        gram: of the n updates.
-        prior: (n,) their weights before any is judged.
-        defence: (n,) those that the defence gives them; None if it gives none.
-        scores: (n,) anomaly scores.
-        """
-        return weights_of(self.hypotheses, gram, prior, defence, scores)
 
     def poll(self, names: Sequence[str], votes: Floats) -> Poll:
         """Which hypothesis is used.

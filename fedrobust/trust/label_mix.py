@@ -57,9 +57,8 @@ class LabelMix(Detector):
         return self.other.histories
 
     def vectors(self, context: Context) -> dict[str, np.ndarray]:
-        return {
-            f"{PREFIX}{place}": each for place, each in enumerate(() if context.descents is None else context.descents)
-        }
+        own = () if context.descents is None else context.descents
+        return self.other.vectors(context) | {f"{PREFIX}{place}": each for place, each in enumerate(own)}
 
     def score(self, gram: Gram, context: Context) -> Scores:
         """The scores. With fewer than three rows there is no majority, and the part `label_mix` is 0."""
@@ -80,7 +79,7 @@ class LabelMix(Detector):
     def _unexplained(self, gram: Gram, context: Context) -> tuple[Floats, dict[str, np.ndarray]]:
         """The part `label_mix` (n,), and what is remembered."""
         descents = np.asarray(context.descents, dtype=np.float64)
-        products = np.stack([gram.anchors[name].products for name in self.vectors(context)], axis=1)
+        products = np.stack([gram.anchors[f"{PREFIX}{place}"].products for place in range(len(descents))], axis=1)
         explained = cone_cosines(products, descents @ descents.T, gram.norms())
         weight = max(float(np.median(explained)), 0.0) ** 2
         total = self.forgetting * context.recalled("explained", gram.n) + weight * explained
