@@ -180,12 +180,10 @@ class Pipeline:
 
         updates: n updates of d coordinates.
         context: what is public in this round; its `f` is not used.
-        histories: names of further histories.
-        vectors: further anchors: name → (d,).
+        histories, vectors: names of further histories; further anchors, name → (d,).
         """
-        return updates.gram(
-            self._vectors(context) | dict(vectors or {}), tuple(dict.fromkeys([*self.histories, *histories]))
-        )
+        asked = tuple(dict.fromkeys([*self.histories, *histories]))
+        return updates.gram(self._vectors(context) | dict(vectors or {}), asked)
 
     def known(self, updates: Updates, context: Context) -> Gram | None:
         """What the parts need to know of the rows' products, and no more; None if there is only a rule on rows.
