@@ -17,6 +17,10 @@ from fedrobust.updates import Floats
 
 PREFIX = "descent "
 """Names of the anchors: this, and the place of the label among those of the coordinator's patches."""
+MAJORITY = 0.6
+"""The fraction of the rows that must be explained for a round to count: more than can lie."""
+EXPLAINED = 0.5
+"""The cosine from which on a row counts as explained."""
 
 
 class LabelMix(Detector):
@@ -28,8 +32,9 @@ class LabelMix(Detector):
         p_i = max cos(u_i, Σ_c a_c g_c) over all a ≥ 0,
 
     so a hospital with patches of one label is explained as well as any other, whereas an update against the others, or
-    of noise, is not explained by any mix. As the model learns, the p of all hospitals fall, so rounds with a high
-    median m count more: the average of a client is Σ w p / Σ w, where w = m² and earlier rounds lose weight by
+    of noise, is not explained by any mix. As the model learns, the p of honest hospitals fall, and some fall below
+    those of patient liars. So a round counts only where 60 % of the rows have a p above ½: with q the p that 60 % of
+    them reach, the average of a client is Σ w p / Σ w, where w = max(0, q − ½)² and earlier rounds lose weight by
     `forgetting`. With x the share by which it is below the median average, the part `label_mix` is x² / (x² + cutoff²).
 
     Flipped labels look like another mix, and are for the `other` detector. It scores the clients whose `label_mix` is
@@ -81,7 +86,8 @@ class LabelMix(Detector):
         descents = np.asarray(context.descents, dtype=np.float64)
         products = np.stack([gram.anchors[f"{PREFIX}{place}"].products for place in range(len(descents))], axis=1)
         explained = cone_cosines(products, descents @ descents.T, gram.norms())
-        weight = max(float(np.median(explained)), 0.0) ** 2
+        reached = float(np.sort(explained)[int((1.0 - MAJORITY) * gram.n + 1e-9)])
+        weight = max(reached - EXPLAINED, 0.0) ** 2
         total = self.forgetting * context.recalled("explained", gram.n) + weight * explained
         weights = self.forgetting * context.recalled("weights", gram.n) + weight
         own = {"explained": context.remembered("explained", total), "weights": context.remembered("weights", weights)}

@@ -57,6 +57,19 @@ def test_a_client_that_turns_is_found_later() -> None:
     assert max(seen[:8]) < 0.3 and seen[-1] > 0.6
 
 
+def test_honest_updates_that_have_become_noise_do_not_count_against_patient_liars() -> None:
+    draw = np.random.default_rng(6)
+    descents = np.linalg.qr(draw.standard_normal((D, 2)))[0].T
+    state: dict[str, np.ndarray] = {}
+    for round in range(40):
+        noise = np.full((12, 1), 0.3) if round < 8 else np.geomspace(0.5, 10.0, 12)[:, None]
+        honest = draw.dirichlet([0.5, 0.5], size=12) @ descents + noise * draw.standard_normal((12, D)) / np.sqrt(D)
+        flipped = np.repeat(descents[:1], 8, axis=0) + 0.3 * draw.standard_normal((8, D)) / np.sqrt(D)
+        rows = np.concatenate([honest, flipped]).astype(np.float32)
+        part, state = scored(LabelMix(), rows, descents, state)
+    assert part.max() < 0.5
+
+
 def test_without_directions_the_other_detector_scores_alone() -> None:
     rows = np.random.default_rng(5).standard_normal((6, D)).astype(np.float32)
     detector, context = LabelMix(), Context(f=0)
