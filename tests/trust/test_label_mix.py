@@ -62,7 +62,7 @@ def test_honest_updates_that_have_become_noise_do_not_count_against_patient_liar
     descents = np.linalg.qr(draw.standard_normal((D, 2)))[0].T
     state: dict[str, np.ndarray] = {}
     for round in range(40):
-        noise = np.full((12, 1), 0.3) if round < 8 else np.geomspace(0.5, 10.0, 12)[:, None]
+        noise = np.full((12, 1), 0.3) if round < 8 else np.geomspace(1.5, 10.0, 12)[:, None]
         honest = draw.dirichlet([0.5, 0.5], size=12) @ descents + noise * draw.standard_normal((12, D)) / np.sqrt(D)
         flipped = np.repeat(descents[:1], 8, axis=0) + 0.3 * draw.standard_normal((8, D)) / np.sqrt(D)
         rows = np.concatenate([honest, flipped]).astype(np.float32)
