@@ -254,6 +254,10 @@ class Experiment(Options):
             self.attackers  # noqa: B018  draws them
         except ExperimentError as error:
             raise refusal(error.problems[0]) from None
+        for index, attack in enumerate(self.attacks):
+            if attack.chosen != "random" and getattr(self.data.partition, "ratio", None) is None:
+                hint = "data.partition.ratio: 10 makes hospital 0 the largest, of ten times the smallest"
+                raise refusal(Problem("sizes are not known before the run", f"attacks.{index}.chosen", hint=hint))
         self._private()
         self._refereed()
         rows, participants, needed = self.most_there(), self.federation.participants(), self.federation.needed()
@@ -364,6 +368,14 @@ class Experiment(Options):
                     del decisive["learning"]["model"][name]
         if self.aggregation.sketch is None:
             del decisive["aggregation"]["sketch"]
+        if self.aggregation.cap == 2.0:
+            del decisive["aggregation"]["cap"]
+        if decisive["data"]["partition"].get("ratio", 0) is None:
+            del decisive["data"]["partition"]["ratio"]
+        for attack in decisive["attacks"]:
+            for name, usual in (("chosen", "random"), ("claim", 1.0)):
+                if attack[name] == usual:
+                    del attack[name]
         for name in AFTER_DEFENCE:
             if getattr(self.trust, name) is None:
                 del decisive["trust"][name]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from scipy.optimize import brentq
 
 from fedrobust.aggregation.base import AnyRule, PipelinePart, Stage, honest_majority
 from fedrobust.errors import ExperimentError, Problem
@@ -18,20 +20,46 @@ ByzantineF = int | float | Literal["largest", "auto"]
 (estimated)."""
 
 
-def capped_prior(samples: Sequence[float] | NDArray[Any] | None, n: int) -> Floats:
+Cap = Annotated[float, Field(ge=1)] | Literal["auto"] | None
+"""The most that a sample count counts: a multiple of the median, "auto" (see `capped_prior`), or None: no limit."""
+HELD = 1 / 3
+"""With a cap of "auto", the share of the weight that the f largest claims may hold."""
+
+
+def capped_prior(samples: Sequence[float] | NDArray[Any] | None, n: int, cap: Cap = 2.0, f: int = 0) -> Floats:
     """Sample counts as prior weights (n,) float64 that sum to 1.
 
-    samples: (n,) positive sample counts; None: uniform weights. A count is a client's own claim, so each counts up to
-        twice the median.
+    samples: (n,) positive sample counts; None: uniform weights.
     n: number of rows.
+    cap: a count is a client's own claim, so each counts up to this multiple of the median; None: without limit; "auto":
+        up to the largest value at which the f largest counts hold a third of the weight at most, or what they hold with
+        equal weights, if that is more. Whoever the f malicious clients are, and whatever they claim, they hold no more.
+    f: the Byzantine f, for "auto".
 
     Raises `ExperimentError` unless there are n finite, positive counts.
     """
     counts = np.asarray(np.ones(n) if samples is None else samples, dtype=np.float64)
     if counts.shape != (n,) or not np.isfinite(counts).all() or (counts <= 0).any():
         raise ExperimentError(Problem(f"there must be {n} positive numbers", "samples", str(samples)))
-    capped = np.minimum(counts, 2.0 * np.median(counts))
+    limit = _held_limit(counts, f) if cap == "auto" else np.inf if cap is None else cap * float(np.median(counts))
+    capped = np.minimum(counts, limit)
     return np.asarray(capped / capped.sum(), dtype=np.float64)
+
+
+def _held_limit(counts: Floats, f: int) -> float:
+    """The largest value, up to which counts (n,) count, with which the f largest hold no more than `HELD` of their sum,
+    or f / n if that is more.
+    """
+    ordered = np.sort(counts)
+
+    def excess(limit: float) -> float:  # grows with the limit
+        capped = np.minimum(ordered, limit)
+        return float(capped[len(counts) - f :].sum() - max(HELD, f / len(counts)) * capped.sum())
+
+    least, most = float(ordered[0]), float(ordered[-1])
+    if excess(most) <= 0 or excess(least) >= 0:
+        return most if excess(most) <= 0 else least
+    return float(brentq(excess, least, most))
 
 
 def resolve_f(f: ByzantineF, n: int, rule: AnyRule, stages: Sequence[Stage] = (), gram: Gram | None = None) -> int:

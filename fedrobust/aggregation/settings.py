@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 import fedrobust.aggregation.rules
 import fedrobust.aggregation.stages  # noqa: F401  OneOf finds the classes of these rooms
 from fedrobust.aggregation.base import AnyRule, PipelinePart, RowRule, Rule, Stage
-from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, misfit, resolve_f
+from fedrobust.aggregation.byzantine import ByzantineF, Cap, cannot_weigh, capped_prior, misfit, resolve_f
 from fedrobust.aggregation.pipeline import Pipeline
 from fedrobust.aggregation.rules.averages import Mean
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Many, OneOf, Options, members, refusal
 from fedrobust.portions import portion
-from fedrobust.updates.gram import Gram
+from fedrobust.updates.gram import Floats, Gram
 
 
 class Aggregation(Options):
@@ -31,8 +32,10 @@ class Aggregation(Options):
     that it allows for the updates that are there; "auto": estimated anew in each round from the gap between the
     updates' scores."""
     weighting: Literal["uniform", "samples"] = "uniform"
-    """Prior weights: all equal, or by sample count, each counted up to twice the median."""
-
+    """Prior weights: all equal, or by sample count."""
+    cap: Cap = 2.0
+    """With `weighting: samples`, the most that a count, which is the client's own claim, counts: a multiple of the
+    median; null: without limit; "auto": so much that the f largest claims hold a third of the weight at most."""
     sketch: Annotated[int, Field(ge=128)] | None = None
     """k: products of updates are taken from random sketches with k columns, drawn anew in each round: for hundreds of
     hospitals n² k steps instead of n² d. A squared distance is then off by √(2 / k) of itself (standard deviation).
@@ -54,7 +57,23 @@ class Aggregation(Options):
             known = {name: rule for name, rule in members(Rule, RowRule).items() if issubclass(rule, PipelinePart)}
             able = ", ".join(name for name, rule in known.items() if rule.weighs)
             raise refusal(Problem(reason, "weighting", hint=f'use "uniform", or one of: {able}'))
+        if self.cap != 2.0 and self.weighting != "samples":
+            raise refusal("counts with weighting: samples only", "cap")
         return self
+
+    def prior(self, samples: NDArray[Any] | None, n: int, asked: int | None = None) -> Floats:
+        """The prior weights (n,) of n rows, see `capped_prior`.
+
+        samples: (n,) what their clients claim; None: unknown. It counts with `weighting: samples`.
+        asked: as for `byzantine_f`.
+        """
+        if self.weighting != "samples" or samples is None:
+            return capped_prior(None, n)
+        f = 0
+        if self.cap == "auto":
+            # Where so few rows are refused later on, any f will do.
+            f = (n - 1) // 2 if self.refusal(n, asked) else self.byzantine_f(n, asked)
+        return capped_prior(samples, n, self.cap, f)
 
     def pipeline(self) -> Pipeline:
         """The stages and the rule as one."""

@@ -30,6 +30,11 @@ class Attack(Options):
     """Number of malicious hospitals, drawn by the seed."""
     clients: Many[Annotated[int, Field(ge=0)]] | None = None
     """The ids of the malicious hospitals."""
+    chosen: Literal["random", "largest", "smallest"] = "random"
+    """Which hospitals `fraction` and `count` take; by size with `data.partition.ratio` only."""
+    claim: float = Field(default=1.0, gt=0)
+    """The multiple of their training patches that its hospitals claim; it counts with `aggregation.weighting: samples`.
+    """
     knowledge: Literal["own", "all", "aware"] = "own"
     """`own`: the attackers see only their own trained updates; `all`: every update of the round; `aware`: the defence
     as well, with its memory. Every attacker knows the last change of the global model."""

@@ -92,7 +92,7 @@ def draw_attackers(attacks: Sequence[Attack], clients: int, seed: int) -> dict[i
 
     Explicit ids come first. The other attacks take, in their order, the next hospitals of one random order that depends
     only on `clients` and `seed`. So attacks of the same size have the same hospitals, whatever their kind, and a larger
-    fraction includes the hospitals of a smaller one.
+    fraction includes the hospitals of a smaller one. By size, hospital 0 is the largest.
 
     Raises `ExperimentError` where the attacks do not fit.
     """
@@ -108,7 +108,7 @@ def draw_attackers(attacks: Sequence[Attack], clients: int, seed: int) -> dict[i
     if attacks and sum(sizes) >= clients:
         reason = f"{sum(sizes)} malicious hospitals of {clients}; at least one must be honest: "
         raise ExperimentError(Problem(f"{reason}lower fraction or count, or raise federation.clients", "attacks"))
-    order = iter([int(c) for c in generator(seed, "attackers").permutation(clients) if int(c) not in drawn])
+    free = [int(c) for c in generator(seed, "attackers").permutation(clients) if int(c) not in drawn]
     for index, (attack, size) in enumerate(zip(attacks, sizes, strict=True)):
         if size == 0 and attack.fraction:
             reason = f"is none of {clients} hospitals; raise it or give a count"
@@ -116,7 +116,9 @@ def draw_attackers(attacks: Sequence[Attack], clients: int, seed: int) -> dict[i
         if size and (unbound := attack.bound(size)):
             raise attack_error(index, "", unbound)
         if attack.clients is None:
-            drawn.update({next(order): index for _ in range(size)})
+            ordered = {"random": free, "largest": sorted(free), "smallest": sorted(free, reverse=True)}[attack.chosen]
+            drawn.update(dict.fromkeys(ordered[:size], index))
+            free = [client for client in free if client not in drawn]
     return dict(sorted(drawn.items()))
 
 

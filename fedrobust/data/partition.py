@@ -139,6 +139,23 @@ def _dirichlet(alpha: float, clients: int, draws: int, rng: np.random.Generator)
     return rng.dirichlet(np.full(clients, min(alpha, 1e100)), size=draws)
 
 
+def _of_sizes(shares: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The `shares` (k, labels) after which the k hospitals have patches in proportion to `sizes` (k,): rows and columns
+    are scaled in turn until both fit (iterative proportional fitting, Deming and Stephan 1940).
+
+    counts: (labels,) patches with each label.
+    """
+    # No share is so small that no scaling could make the sizes fit.
+    held = np.maximum(shares, 1e-6) * counts
+    wished = sizes / sizes.sum() * counts.sum()
+    for _ in range(1000):
+        held *= (wished / held.sum(axis=1))[:, None]
+        held *= np.divide(counts, held.sum(axis=0), out=np.zeros(len(counts)), where=counts > 0)
+        if np.allclose(held.sum(axis=1), wished, rtol=1e-3):
+            break
+    return np.where(counts > 0, held / np.maximum(counts, 1), 1 / len(sizes))
+
+
 def _raise_to(minimum: int, counts: np.ndarray, wishes: np.ndarray) -> None:
     """Move patches, in place, until every bin of counts (k, c) has `minimum`, if there are enough in all.
 
@@ -169,9 +186,14 @@ class Dirichlet(Partition):
     name: Literal["dirichlet"] = "dirichlet"
     alpha: float = Field(default=0.5, gt=0)
     """Concentration: small is skewed (0.1: most hospitals see one label), large is nearly iid."""
+    ratio: float | None = Field(default=None, ge=1)
+    """How many times as many training patches the largest hospital has as the smallest. Hospital 0 is the largest, and
+    each has the same multiple of the patches of the next; label mixes are drawn as without. null: sizes follow from the
+    draws of the labels."""
 
     def shares(self, counts: np.ndarray, clients: int, rng: np.random.Generator) -> np.ndarray:
-        return _dirichlet(self.alpha, clients, len(counts), rng).T
+        drawn = _dirichlet(self.alpha, clients, len(counts), rng).T
+        return drawn if self.ratio is None else _of_sizes(drawn, counts, np.geomspace(self.ratio, 1.0, clients))
 
 
 class Shards(Partition):

@@ -104,7 +104,7 @@ class Adversary:
                 updates=updates,
                 ids={client: elsewhere.get(client, client) for client in updates},
                 round=round,
-                samples=self._samples if experiment.aggregation.weighting == "samples" else None,
+                samples=self._samples,
                 histories=below(outlook.arrays, "history"),
                 root=None if root is None else root[0],
             )

@@ -10,7 +10,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from fedrobust.aggregation import Aggregated, Layer, capped_prior
+from fedrobust.aggregation import Aggregated, Layer
 from fedrobust.arrays import Arrays, Vector
 from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Experiment
@@ -275,8 +275,8 @@ class Coordinator:
 
     def _prior(self, clients: np.ndarray) -> np.ndarray:
         """The prior weights of these clients."""
-        samples = self._samples[clients] if self._experiment.aggregation.weighting == "samples" else None
-        return capped_prior(samples, len(clients))
+        participants = self._experiment.federation.participants()
+        return self._experiment.aggregation.prior(self._samples[clients], len(clients), participants)
 
     def _unusable(self, accepted: int, root: np.ndarray | None) -> str | None:
         """Why so few updates, not counting the server's own, cannot be aggregated; None if they can."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation import Combination, capped_prior
+from fedrobust.aggregation import Combination
 from fedrobust.attacks import Vectors
 from fedrobust.trust.defence import Defence, DefenceMemory
 from fedrobust.updates import Span
@@ -71,7 +71,8 @@ class DefenceSearch:
         self._honest_mean = np.isin(np.arange(len(lines)), honest) / max(1, len(honest))
         everybody = np.array(sorted(preview.ids[client] for client in preview.updates))
         samples = None if preview.samples is None else preview.samples[everybody]
-        self._prior = capped_prior(samples, len(everybody))[np.isin(everybody, self._clients)]
+        prior = preview.defence.aggregation.prior(samples, len(everybody), preview.defence.participants)
+        self._prior = prior[np.isin(everybody, self._clients)]
 
     def damage(self, crafted: NDArray[np.float64]) -> float:
         """‖aggregate − mean of the others' rows‖ if the attackers send `crafted @ lines`; 0 where the round would be

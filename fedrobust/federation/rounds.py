@@ -177,11 +177,16 @@ class FederatedTraining:
         return sorted(set(drawn) - self._attackers.absent(round))
 
     def _claimed_samples(self) -> np.ndarray:
-        """(ids,) training patches of each id with which a hospital ever appears."""
-        claimed = np.concatenate([self.hosts.samples, np.ones(self._appear - len(self.hosts.samples), dtype=np.int64)])
-        for round in range(1, self.experiment.federation.rounds + 1):
-            for hospital, id in self._attackers.new_ids(round).items():
-                claimed[id] = self.hosts.samples[hospital]
+        """(ids,) training patches of each id with which a hospital ever appears, as it claims."""
+        own = self.hosts.samples.copy()
+        for hospital in self._attackers.drawn:
+            attack = self._attackers.attack(hospital)
+            assert attack is not None
+            own[hospital] = max(1, round(attack.claim * own[hospital]))
+        claimed = np.concatenate([own, np.ones(self._appear - len(own), dtype=np.int64)])
+        for number in range(1, self.experiment.federation.rounds + 1):
+            for hospital, id in self._attackers.new_ids(number).items():
+                claimed[id] = own[hospital]
         return claimed
 
     def _outlook(self, arrays: dict[str, np.ndarray]) -> Outlook:

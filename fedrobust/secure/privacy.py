@@ -348,6 +348,8 @@ class PairwiseMasking(Privacy):
             return Problem(reason, "federation.clients")
         if (aggregation.weighting == "samples") != (self.largest_count is not None):
             return Problem("must be given with aggregation.weighting samples, and only then", "privacy.largest_count")
+        if aggregation.cap != 2.0:
+            return Problem("the counts are hidden here, and capped at privacy.largest_count", "aggregation.cap")
         return None
 
 

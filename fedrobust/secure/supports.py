@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrobust.aggregation import Aggregation, Context, Pipeline, capped_prior
+from fedrobust.aggregation import Aggregation, Context, Pipeline
 from fedrobust.errors import ExperimentError
 from fedrobust.secure.weights import OpeningError, shortened, support
 from fedrobust.seeds import generator
@@ -113,8 +113,8 @@ def _successive(
 ) -> Iterator[float]:
     """The supports of successive rounds of one kind."""
     pipeline, draw, d = aggregation.pipeline(), generator(number, "trial rounds", n), 4 * n + 32
-    samples = np.exp(0.5 * draw.standard_normal(n)) if aggregation.weighting == "samples" else None
-    prior, state, previous = capped_prior(samples, n), dict[str, NDArray[Any]](), np.zeros(d)
+    prior = aggregation.prior(np.exp(0.5 * draw.standard_normal(n)), n, asked)
+    state, previous = dict[str, NDArray[Any]](), np.zeros(d)
     histories = {name: np.zeros((n, d)) for name in pipeline.histories}
     for round in range(1, rounds + 1):
         rows, root = _drawn(draw, n, d, cosine, spread, bad)

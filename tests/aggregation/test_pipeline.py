@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from refused import problems, refused
 
@@ -119,6 +121,35 @@ def test_sample_counts_are_capped_at_twice_the_median():
             capped_prior(wrong, 3)
     with refused(path="samples", says="krum"):
         Pipeline([NNM(), Krum()]).aggregate(np.ones((5, 2)), samples=[1, 2, 3, 4, 5])
+
+
+def test_sample_counts_are_capped_as_asked():
+    counts = [10, 20, 30, 1_000_000, 1]
+    assert np.allclose(capped_prior(counts, 5, 5.0), np.array([10, 20, 30, 100, 1]) / 161)
+    assert np.allclose(capped_prior(counts, 5, None), np.array(counts) / 1_000_061)
+    settings = Aggregation.model_validate({"rule": "mean", "weighting": "samples", "cap": None})
+    assert np.array_equal(settings.prior(np.array(counts), 5), capped_prior(counts, 5, None))
+    assert np.allclose(Aggregation().prior(np.array(counts), 5), 0.2)
+    with refused(path="cap", says="weighting: samples"):
+        Aggregation(cap=None)
+
+
+@given(
+    honest=st.lists(st.floats(1, 1e4), min_size=4, max_size=20),
+    claims=st.lists(st.floats(1, 1e9), min_size=1, max_size=10),
+)
+def test_with_a_cap_that_follows_f_no_claim_holds_more_than_a_third_or_an_equal_share(honest, claims):
+    f, n = min(len(claims), (len(honest) + 1) // 2), 0
+    counts = np.array([*honest, *claims[:f]])
+    n = len(counts)
+    prior, bound = capped_prior(counts, n, "auto", f), max(1 / 3, f / n)
+    assert prior[-f:].sum() <= bound + 1e-9 and np.sort(prior)[-f:].sum() <= bound + 1e-9
+    assert np.all(np.diff(prior[np.argsort(counts, kind="stable")]) >= -1e-12)
+    # No count is cut where the f largest hold no more than that anyway; else they hold all that they may.
+    if np.sort(counts)[-f:].sum() <= bound * counts.sum():
+        assert np.allclose(prior, counts / counts.sum())
+    elif counts.max() > counts.min():
+        assert np.sort(prior)[-f:].sum() == pytest.approx(bound, rel=1e-6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -36,6 +36,7 @@ from fedrobust.attacks import (
     craft,
     draw_attackers,
 )
+from fedrobust.experiment import Experiment
 from fedrobust.options import OneOf
 
 ANY = TypeAdapter(Annotated[Attack, OneOf(Attack)])
@@ -120,6 +121,15 @@ def test_the_hospitals_are_the_same_whatever_the_attack_and_grow_with_the_fracti
     assert all(one == drawn[SignFlip] for one in drawn.values())
     assert set(drawn[SignFlip]) == set(draw_attackers([Alie(count=4, knowledge="own")], 20, 7))
     assert set(drawn[SignFlip]) < set(draw_attackers([Gaussian(fraction=0.4)], 20, 7))
+
+
+def test_the_largest_and_the_smallest_hospitals_are_drawn_by_id():
+    pair = [SignFlip(count=2, chosen="largest"), Gaussian(fraction=0.3, chosen="smallest"), Alie(clients=[19])]
+    drawn = draw_attackers(pair, 20, 7)
+    assert drawn == {0: 0, 1: 0, 13: 1, 14: 1, 15: 1, 16: 1, 17: 1, 18: 1, 19: 2}
+    with refused(says="sizes"):
+        Experiment(attacks=[SignFlip(count=2, chosen="largest")])
+    Experiment(data={"partition": {"name": "dirichlet", "ratio": 10}}, attacks=[SignFlip(count=2, chosen="largest")])
 
 
 def test_every_hospital_is_drawn_equally_often() -> None:

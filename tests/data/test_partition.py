@@ -112,6 +112,20 @@ def test_dirichlet_with_a_small_alpha_gives_each_label_to_one_hospital(alpha):
     assert table.sum(axis=1).min() == 5
 
 
+@pytest.mark.parametrize("ratio", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1e3])
+def test_dirichlet_with_a_ratio_has_these_sizes_and_the_skew_of_its_labels(ratio, alpha):
+    patches = made(2, patients=900, classes=2)
+    indices = Split().indices(patches, 0)
+    table = counts(
+        patches, indices["train"], Dirichlet(alpha=alpha, ratio=ratio, minimum=1).assign(patches, indices, 20, 3), 20
+    )
+    sizes = np.geomspace(ratio, 1.0, 20)
+    np.testing.assert_allclose(table.sum(axis=1), sizes / sizes.sum() * table.sum(), rtol=0.02, atol=2)
+    share = table[:, 0] / table.sum(axis=1)
+    assert share.std() > 0.2 if alpha < 1 else share.std() < 0.02
+
+
 def test_dirichlet_shares_have_the_variance_of_the_distribution():
     patches = made(1, patients=150, classes=2)
     indices = Split().indices(patches, 0)
