@@ -17,10 +17,8 @@ from fedrobust.updates import Floats
 
 PREFIX = "descent "
 """Names of the anchors: this, and the place of the label among those of the coordinator's patches."""
-MAJORITY = 0.6
-"""The fraction of the rows that must be explained for a round to count: more than can lie."""
-EXPLAINED = 0.5
-"""The cosine from which on a row counts as explained."""
+STEEPNESS = 16
+"""The power of a round's median cosine that is its weight."""
 
 
 class LabelMix(Detector):
@@ -33,8 +31,8 @@ class LabelMix(Detector):
 
     so a hospital with patches of one label is explained as well as any other, whereas an update against the others, or
     of noise, is not explained by any mix. As the model learns, the p of honest hospitals fall, and some fall below
-    those of patient liars. So a round counts only where 60 % of the rows have a p above ½: with q the p that 60 % of
-    them reach, the average of a client is Σ w p / Σ w, where w = max(0, q − ½)² and earlier rounds lose weight by
+    those of patient liars. So rounds count in which most are explained: the average of a client is Σ w p / Σ w, where
+    w is the 16th power of the median p of the round (0.9: 0.19, 0.7: 0.003), and earlier rounds lose weight by
     `forgetting`. With x the share by which it is below the median average, the part `label_mix` is x² / (x² + cutoff²).
 
     Flipped labels look like another mix, and are for the `other` detector. It scores the clients whose `label_mix` is
@@ -86,8 +84,7 @@ class LabelMix(Detector):
         descents = np.asarray(context.descents, dtype=np.float64)
         products = np.stack([gram.anchors[f"{PREFIX}{place}"].products for place in range(len(descents))], axis=1)
         explained = cone_cosines(products, descents @ descents.T, gram.norms())
-        reached = float(np.sort(explained)[int((1.0 - MAJORITY) * gram.n + 1e-9)])
-        weight = max(reached - EXPLAINED, 0.0) ** 2
+        weight = max(float(np.median(explained)), 0.0) ** STEEPNESS
         total = self.forgetting * context.recalled("explained", gram.n) + weight * explained
         weights = self.forgetting * context.recalled("weights", gram.n) + weight
         own = {"explained": context.remembered("explained", total), "weights": context.remembered("weights", weights)}
