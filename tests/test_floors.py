@@ -44,7 +44,7 @@ FLOORS: list[set[str]] = [
     {"runner"},
     {"studies", "sessions"},
     {"matrices", "tuning", "cluster"},
-    {"duels"},
+    {"duels", "benchmark"},
     {"terminal"},
     {"api"},
     {"cli"},

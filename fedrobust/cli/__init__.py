@@ -15,14 +15,14 @@ import platform
 import signal
 import sys
 
-from fedrobust.cli import workplace, federations, records, cluster_jobs  # isort: skip (in the order of --help)
+from fedrobust.cli import workplace, federations, benchmarks, records, cluster_jobs  # isort: skip (in the order of --help)
 from fedrobust.cli.application import GOING_ON, app
 from fedrobust.errors import DataError, FedRobustError
 from fedrobust.private import private_files
 from fedrobust.screen import unfailing_output
 from fedrobust.texts import VisibleFormatter, visible
 
-__all__ = ["app", "cluster_jobs", "federations", "main", "records", "workplace"]
+__all__ = ["app", "benchmarks", "cluster_jobs", "federations", "main", "records", "workplace"]
 
 
 def main() -> None:

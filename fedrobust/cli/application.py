@@ -53,7 +53,7 @@ CLUSTER = {"submit", "jobs", "logs", "stop", "fetch"}
 """Commands that need `fedrobust[cluster]`; all others need `fedrobust[platform]`."""
 INTERRUPTED = 130
 """The exit code after a Ctrl-C or a SIGTERM, as in shells."""
-GOING_ON = ("run", "matrix", "sweep", "duel")
+GOING_ON = ("run", "matrix", "sweep", "duel", "benchmark")
 """Commands that go on when their output can no longer be written."""
 
 checking: ContextVar[list[str] | None] = ContextVar("checking", default=None)

@@ -4,6 +4,7 @@
 ['arc', 'bucketing', 'clip', 'nnm']
 """
 
+from fedrobust.terminal.benchmarks import show_ranking, show_reproduced, show_suites
 from fedrobust.terminal.elements import Screen, console
 from fedrobust.terminal.lists import show_jobs, show_machine
 from fedrobust.terminal.many import MatrixProgress, show_comparison, show_matrix
@@ -27,7 +28,10 @@ __all__ = [
     "show_matrix",
     "show_options",
     "show_profile",
+    "show_ranking",
+    "show_reproduced",
     "show_result",
+    "show_suites",
     "show_sweep",
     "show_verdict",
 ]

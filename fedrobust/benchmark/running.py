@@ -1,0 +1,194 @@
+"""Computing rows, and computing some of their cells again."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from random import SystemRandom
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from fedrobust.benchmark.entry import BenchmarkEntry, checked_entry, classes_in, sha256_of, source_beside
+from fedrobust.benchmark.row import BenchmarkRow, MeasuredCell, RowEntry
+from fedrobust.benchmark.suite import CONTROL, CellKey, PlannedRow, Suite
+from fedrobust.draft import Draft
+from fedrobust.errors import ExperimentError, FederationError, Problem
+from fedrobust.federation.pool import Pool
+from fedrobust.matrices.grid import ORACLE, Cell
+from fedrobust.matrices.running import CellDone, measured
+from fedrobust.private import private_files
+from fedrobust.records.versions import versions
+from fedrobust.studies.finished import FinishedRun
+from fedrobust.studies.study import Unwatched, Watch, open_study
+from fedrobust.studies.writing import written_in_any_case
+
+TOLERANCE = 0.05
+"""Figures of one cell that differ by at most this agree: other CPUs round sums differently, see docs/benchmark.md."""
+BASELINE = "baseline/"
+
+
+@private_files()
+def run_entry(
+    entry: BenchmarkEntry,
+    suite: Suite,
+    quick: bool = False,
+    watch: Watch[CellDone] | None = None,
+    *,
+    teams: int | None = None,
+    pool: Pool | None = None,
+) -> BenchmarkRow:
+    """Run what is missing of an entry's cells, and return its row. A cell that fails is a result.
+
+    quick: only the quick part of the suite.
+    watch, teams, pool: as in `fedrobust.matrices.running.run_matrix`.
+
+    Raises `DataError` if the suite's data are missing, `FederationError` if every cell of the entry has failed, and
+    what `open_study` and `Study.make_all` raise; finished cells are kept, and the next call goes on with them.
+    """
+    suite.check_data()
+    planned = _planned(entry, suite)
+    cells, controls = suite.cells(quick), suite.controls(quick)
+    found = _made(planned, planned.chosen(cells, controls), watch or Unwatched(), None, teams, pool)
+    row = BenchmarkRow(
+        suite=suite.name,
+        digest=suite.digest,
+        quick=quick,
+        entry=RowEntry(name=entry.name, options=dict(entry.options), code=dict(entry.code)),
+        versions=versions(),
+        controls=tuple(map(_cell, controls, found[: len(controls)])),
+        cells=tuple(map(_cell, cells, found[len(controls) :])),
+    )
+    reasons = Counter(each.failed for each in row.cells if each.failed)
+    if reasons.total() == len(row.cells):
+        most, times = reasons.most_common(1)[0]
+        often = "" if times == len(row.cells) else f"{times} of them, "
+        raise FederationError(f"{entry.name}: all {len(row.cells)} cells failed: {often}{most}")
+    return row
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """A cell of a row that was computed again."""
+
+    defence: str
+    """The row's entry, or `mean` for a control."""
+    claimed: MeasuredCell
+    again: MeasuredCell
+
+    @property
+    def difference(self) -> float:
+        """Return the largest difference of a figure; infinite if only one of the two has it."""
+        pairs = [(self.claimed.accuracy, self.again.accuracy), (self.claimed.success, self.again.success)]
+        names = self.claimed.base_rates.keys() | self.again.base_rates.keys()
+        pairs += [(self.claimed.base_rates.get(name), self.again.base_rates.get(name)) for name in names]
+        return max(0.0 if a == b else math.inf if a is None or b is None else abs(a - b) for a, b in pairs)
+
+    @property
+    def verdict(self) -> Literal["the same bits", "agrees", "differs"]:
+        """Return whether the row says what was found again."""
+        if self.difference == 0 and self.claimed.classes == self.again.classes:
+            return "the same bits"
+        return "agrees" if self.difference <= TOLERANCE else "differs"
+
+
+@private_files()
+def verify(
+    row: BenchmarkRow,
+    entry: BenchmarkEntry,
+    suite: Suite,
+    cells: int,
+    watch: Watch[CellDone] | None = None,
+    *,
+    teams: int | None = None,
+    pool: Pool | None = None,
+) -> list[Reproduced]:
+    """Compute a random sample of a row's cells again, controls included, and compare.
+
+    row, entry: as `read_row` and `entry_of` return them.
+    cells: how many; at most all.
+    watch, teams, pool: as in `run_entry`. Results of earlier runs are not used.
+    """
+    suite.check_data()
+    planned = _planned(entry, suite)
+    every = [(CONTROL, each) for each in row.controls] + [(row.name, each) for each in row.cells]
+    sample = SystemRandom().sample(every, min(cells, len(every)))
+    runs = [planned.runs[each.key, defence] for defence, each in sample]
+    with TemporaryDirectory() as folder:
+        found = _made(planned, runs, watch or Unwatched(), Path(folder), teams, pool)
+    return [
+        Reproduced(defence, claimed, _cell(claimed.key, run))
+        for (defence, claimed), run in zip(sample, found, strict=True)
+    ]
+
+
+def entry_of(row: BenchmarkRow, path: Path, suite: Suite) -> BenchmarkEntry:
+    """Return the entry that a row says it is of. Its classes are looked for beside the file, in the current folder, and
+    among what is installed; none is imported from a file that is not the one that was measured.
+
+    path: the file of the row.
+
+    Raises `ExperimentError` if the code is not there, or is other code.
+    """
+    folders = (path.parent, Path())
+    named = set(classes_in(row.entry.options))
+    if named != row.entry.code.keys():
+        reason = "must have each class of the options, and no other"
+        raise ExperimentError(Problem(reason, "entry.code", allowed=tuple(sorted(named))).at(path))
+    for name, digest in row.entry.code.items():
+        file = source_beside(name, folders)
+        if file is not None and (found := sha256_of(file)) != digest:
+            raise _other_code(name, found, digest, file)
+    origin = f"{path}: entry.options"
+    entry = checked_entry(row.name, replace(Draft.of(origin, row.entry.options), beside=folders), suite)
+    for name, digest in row.entry.code.items():
+        if entry.code[name] != digest:  # an installed one
+            raise _other_code(name, entry.code[name], digest, path)
+    return entry
+
+
+def _other_code(name: str, found: str, claimed: str, file: Path) -> ExperimentError:
+    reason = f"{name} is not the code that was measured: its SHA-256 is {found[:8]}…, the row says {claimed[:8]}…"
+    return ExperimentError(Problem(reason).at(file))
+
+
+def _planned(entry: BenchmarkEntry, suite: Suite) -> PlannedRow:
+    return suite.planned(entry.name, entry.options, entry.folders, entry.code_digest)
+
+
+def _made(
+    planned: PlannedRow,
+    runs: Sequence[Cell],
+    watch: Watch[CellDone],
+    out: Path | None,
+    teams: int | None,
+    pool: Pool | None,
+) -> list[FinishedRun]:
+    """Make the runs, those with the same data one after the other, and return them in the order given."""
+    ordered = sorted(runs, key=lambda each: each.seed)
+    samples = [each.experiment for each in runs if each.experiment is not None]
+    different = len({each.digest for each in runs})
+    with (
+        open_study(planned.grid.matrix, samples, ordered, out=out, watch=watch, teams=teams, pool=pool) as study,
+        written_in_any_case(lambda complete: None),
+    ):
+        watch.plan(different, different - len(study.missing(ordered)))
+        study.make_all(ordered, partial(measured, study), lambda cell, run: watch.done((cell, run)))
+        return [study.finished.by_digest[each.digest] for each in runs]
+
+
+def _cell(key: CellKey, run: FinishedRun) -> MeasuredCell:
+    if run.failed or "balanced_accuracy" not in run.figures:
+        return MeasuredCell(**key._asdict(), failed=run.failed or "the run has no balanced accuracy")
+    rates = {name.removeprefix(BASELINE): rate for name, rate in run.figures.items() if name.startswith(BASELINE)}
+    return MeasuredCell(
+        **key._asdict(),
+        accuracy=run.figures["balanced_accuracy"],
+        success=run.figures.get("attack_success"),
+        classes=int(run.figures["classes"]) if key.attack == ORACLE else None,
+        base_rates=rates,
+        seconds=run.seconds if math.isfinite(run.seconds) else None,
+    )

@@ -1,0 +1,126 @@
+"""The command `benchmark`: how a defence ranks beside those that others have measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedrobust.cli.application import app, stoppable
+from fedrobust.cli.federations import TeamsOption
+from fedrobust.errors import ExperimentError, Problem
+from fedrobust.screen import harmless
+
+if TYPE_CHECKING:
+    from fedrobust.benchmark import BenchmarkEntry
+
+FOLDER = Path("mlruns/benchmark/rows")
+"""Where rows are written by default: a folder for each suite."""
+
+
+@app.command()
+def benchmark(
+    entries: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ENTRY",
+            help="A rule (median), a class of yours (mine:Rule, mine.py:Rule), a YAML file with aggregation and trust; "
+            "or a row's file (.json), which is shown and not run.",
+        ),
+    ] = None,
+    suite: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="By default histology-v1.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer attacks and seeds: some minutes.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file of the row; of several entries, a folder.")
+    ] = None,
+    teams: TeamsOption = None,
+    check: Annotated[
+        Path | None, typer.Option("--verify", metavar="FILE", help="Compute some cells of a row again, and compare.")
+    ] = None,
+    cells: Annotated[int, typer.Option(min=1, help="How many cells --verify computes.")] = 6,
+    suites: Annotated[bool, typer.Option("--list", help="List the suites.")] = False,
+) -> None:
+    """Rank defences: robustness against the worst attack of a suite, backdoors, and cost with nobody attacking.
+
+    Without an entry, the stored rows are shown. The same command continues where it was stopped.
+    """
+    from fedrobust.benchmark import load_suite, ranked, read_entry, read_row, shipped_suites, stored_rows
+    from fedrobust.terminal import MatrixProgress, console, show_code, show_ranking, show_suites
+
+    screen, words = console(), entries or []
+    if suites:
+        show_suites(screen, list(map(load_suite, shipped_suites())))
+        return
+    if check is not None:
+        _verify(check, suite, cells, teams)
+        return
+    chosen = load_suite(suite or "histology-v1")
+    rows = [read_row(Path(word), chosen) for word in words if word.endswith(".json")]
+    made = [read_entry(word, chosen) for word in words if not word.endswith(".json")]
+    files = [_made(file) for file in _files(made, chosen.name, quick, out)]
+    stored = stored_rows(chosen)
+    show_code(screen)
+    for entry, file in zip(made, files, strict=True):
+        with stoppable(goes_on=True), MatrixProgress(screen) as progress:
+            from fedrobust.benchmark.running import run_entry
+
+            rows.append(run_entry(entry, chosen, quick, progress, teams=teams))
+        file.write_text(rows[-1].written(), encoding="utf-8")
+    part = quick or any(row.quick for row in rows)
+    own, beside = ([row.restricted(chosen) if part else row for row in many] for many in (rows, stored))
+    if not stored:
+        screen.print(f"no rows are stored for {chosen.name}")
+    if own or beside:
+        show = partial(show_ranking, suite=chosen, quick=part, own=own)
+        harmless(lambda lines: show(screen, lines))(ranked([*own, *beside], chosen))
+    for file in files:
+        screen.print(f"row: {file}", soft_wrap=True)
+
+
+def _verify(file: Path, suite: str | None, cells: int, teams: int | None) -> None:
+    """Compute some cells of a row again. Ends with exit code 1 if one of them differs."""
+    from fedrobust.benchmark import load_suite, read_row
+    from fedrobust.benchmark.row import parsed_row
+    from fedrobust.benchmark.running import entry_of, verify
+    from fedrobust.terminal import MatrixProgress, console, show_code, show_reproduced
+
+    chosen = load_suite(suite or parsed_row(file).suite)
+    row = read_row(file, chosen)
+    entry = entry_of(row, file, chosen)
+    screen = console()
+    show_code(screen)
+    with stoppable(goes_on=False), MatrixProgress(screen) as progress:
+        found = verify(row, entry, chosen, cells, progress, teams=teams)
+    harmless(lambda what: show_reproduced(screen, what))(found)
+    if any(each.verdict == "differs" for each in found):
+        raise typer.Exit(1)
+
+
+def _files(entries: Sequence[BenchmarkEntry], suite: str, quick: bool, out: Path | None) -> list[Path]:
+    """Return where the row of each entry goes. Raises `ExperimentError` if two would go to one file."""
+    names = [entry.name for entry in entries]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ExperimentError(Problem("two entries have this name", "entry", f"'{twice[0]}'"))
+    if out is not None and not entries:
+        raise ExperimentError(Problem("needs an entry, whose row is written", "--out"))
+    if out is None:
+        return [FOLDER / suite / f"{name}{'-quick' if quick else ''}.json" for name in names]
+    if out.suffix == ".json":
+        if len(names) > 1 or out.is_dir():
+            raise ExperimentError(Problem("of several entries, give a folder", f"--out {out}"))
+        return [out]
+    if out.is_file():
+        raise ExperimentError(Problem("expected a folder, or a file that ends in .json", f"--out {out}"))
+    return [out / f"{name}.json" for name in names]
+
+
+def _made(file: Path) -> Path:
+    """Make the folder of a file. Raises `ExperimentError` if the file may not be written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ExperimentError(Problem("may not be written").at(file))
+    return file

@@ -1,0 +1,111 @@
+"""The file of a row: what it holds, and what is refused of one that was cut, forged or made for another suite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benched import SUITE, made_row, planted, usual, write_suite
+from refused import refused
+
+from fedrobust.benchmark import Suite, read_row, shipped_suites, stored_rows
+from fedrobust.benchmark.suite import load_suite
+
+FILE = Path("row.json")
+
+
+@pytest.fixture
+def suite(workplace: Path) -> Suite:
+    return write_suite(workplace)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_row_is_read_as_it_was_written(suite: Suite, quick: bool) -> None:
+    row = made_row(suite, lambda *key: None if key[1] == "weak" else usual(*key), planted, quick=quick)
+    FILE.write_text(row.written())
+    assert read_row(FILE, suite) == row
+    assert len(FILE.read_text().splitlines()) < len(row.cells) + len(row.controls) + 20
+
+
+def test_all_shipped_rows_are_of_their_suites() -> None:
+    for name in shipped_suites():
+        suite = load_suite(name)
+        for row in stored_rows(suite):
+            assert not row.quick
+            assert not row.entry.code
+
+
+def change(key: str, value: Any, where: int | None = None) -> Callable[[dict[str, Any]], None]:
+    def changed(row: dict[str, Any]) -> None:
+        (row if where is None else row["cells"][where])[key] = value
+
+    return changed
+
+
+def repeat(row: dict[str, Any]) -> None:
+    row["cells"].append(row["cells"][0])
+
+
+@pytest.mark.parametrize(
+    ("forge", "path", "says"),
+    [
+        (lambda row: row["cells"].pop(), "cells", "missing"),
+        (lambda row: row["controls"].pop(0), "controls", "missing"),
+        (repeat, "cells", "twice"),
+        (change("attack", "patches", 2), "cells", "missing"),
+        (change("accuracy", 1.2, 0), "cells.0.accuracy", ""),
+        (change("accuracy", float("nan"), 0), "cells.0.accuracy", ""),
+        (change("accuracy", None, 0), "cells.0.accuracy", "result"),
+        (change("failed", "it was slow", 0), "cells.0.accuracy", "result"),
+        (change("points", 3, 0), "cells.0.points", ""),
+        (change("suite", "histology-v1"), "suite", "another suite"),
+        (change("digest", "0" * 64), "digest", "another value"),
+        (change("quick", True), "controls", "not in the suite"),
+        (change("quick", "yes"), "quick", ""),
+        (change("format", 2), "format", ""),
+        (change("entry", {}), "entry.name", ""),
+        (change("cells", {}), "cells", ""),
+    ],
+)
+def test_one_line_for_a_forged_file(suite: Suite, forge: Callable[[Any], object], path: str, says: str) -> None:
+    row = json.loads(made_row(suite, usual, planted).written())
+    forge(row)
+    FILE.write_text(json.dumps(row))
+    with refused(path=path, says=says, file="row.json"):
+        read_row(FILE, suite)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": 1}'])
+def test_one_line_for_a_file_that_is_no_row(suite: Suite, data: bytes) -> None:
+    FILE.write_bytes(data)
+    with refused(file="row.json"):
+        read_row(FILE, suite)
+
+
+def test_one_line_for_a_cut_file(suite: Suite) -> None:
+    text = made_row(suite, usual, planted).written()
+    FILE.write_text(text[: len(text) // 2])
+    with refused(file="row.json", says="not the file of a row"):
+        read_row(FILE, suite)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("about: five", "about: 5", True),
+        ("attacks:\n", "attacks:  # the worst ones\n", True),
+        ("rounds: 2", "rounds: 3", False),
+        ("scale: 9", "scale: 8", False),
+        ("fraction: 0.4", "fraction: 0.3", False),
+        ("seeds: [1, 2, 3, 4]", "seeds: [1, 2, 3, 5]", False),
+        ("attacks: [patch]", "attacks: [flip, patch]", True),
+    ],
+)
+def test_the_digest_is_that_of_what_decides_results(suite: Suite, old: str, new: str, same: bool) -> None:
+    """The quick part is checked by its cells."""
+    assert old in SUITE
+    other = write_suite(Path(), SUITE.replace(old, new))
+    assert (other.digest == suite.digest) is same
