@@ -18,6 +18,7 @@ from refused import refused
 import fedrobust
 from fedrobust.aggregation import Context, RowRule, Rule
 from fedrobust.attacks import Attackers, craft
+from fedrobust.benchmark import load_suite, read_entry
 from fedrobust.duels import Duel, load_duel
 from fedrobust.metrics import Predictions, measured
 from fedrobust.options import members
@@ -81,7 +82,12 @@ def test_the_experiment_of_write_a_rule_can_be_run(own_files: Path) -> None:
 
 def test_the_commands_of_write_a_rule(own_files: Path) -> None:
     commands = [line for block in blocks("write-a-rule.md") if not block.language for line in block.text.splitlines()]
-    assert commands == ["fedrobust run ours.yaml", "python -m pytest test_ordinary_norm.py"]
+    assert commands == [
+        "fedrobust run ours.yaml",
+        "python -m pytest test_ordinary_norm.py",
+        "fedrobust benchmark ordinary_norm:OrdinaryNorm --quick",
+    ]
+    assert read_entry(commands[2].split()[2], load_suite("histology-v1")).name == "ordinary_norm_OrdinaryNorm"
     done = subprocess.run([sys.executable, *commands[1].split()[1:]], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

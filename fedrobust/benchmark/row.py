@@ -63,6 +63,8 @@ class RowEntry(Options):
     """`aggregation` and `trust`, resolved."""
     code: dict[str, str] = Field(default_factory=dict)
     """Each class of the author's own → SHA-256 of the file that defines it."""
+    source: str = ""
+    """Where others find that file; the author writes it in."""
 
 
 class BenchmarkRow(Options):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from random import SystemRandom
+from random import Random, SystemRandom
 from tempfile import TemporaryDirectory
 from typing import Literal
 
@@ -109,13 +109,12 @@ def verify(
     """Compute a random sample of a row's cells again, controls included, and compare.
 
     row, entry: as `read_row` and `entry_of` return them.
-    cells: how many; at most all.
+    cells: how many; at most all. See `sampled`.
     watch, teams, pool: as in `run_entry`. Results of earlier runs are not used.
     """
     suite.check_data()
     planned = _planned(entry, suite)
-    every = [(CONTROL, each) for each in row.controls] + [(row.name, each) for each in row.cells]
-    sample = SystemRandom().sample(every, min(cells, len(every)))
+    sample = sampled(row, cells, SystemRandom())
     runs = [planned.runs[each.key, defence] for defence, each in sample]
     with TemporaryDirectory() as folder:
         found = _made(planned, runs, watch or Unwatched(), Path(folder), teams, pool)
@@ -123,6 +122,24 @@ def verify(
         Reproduced(defence, claimed, _cell(claimed.key, run))
         for (defence, claimed), run in zip(sample, found, strict=True)
     ]
+
+
+def sampled(row: BenchmarkRow, cells: int, draw: Random) -> list[tuple[str, MeasuredCell]]:
+    """Return a random sample of cells with their defences: one of each defence, setting and attack before there is a
+    second one of any, so that no attack is left out of a large sample.
+
+    cells: how many; at most all.
+    """
+    every = [*((CONTROL, each) for each in row.controls), *((row.name, each) for each in row.cells)]
+    draw.shuffle(every)
+    taken = Counter[tuple[str, str, str]]()
+    turns = []
+    for defence, each in every:
+        group = (defence, each.setting, each.attack)
+        turns.append(taken[group])
+        taken[group] += 1
+    order = sorted(range(len(every)), key=turns.__getitem__)
+    return [every[place] for place in order[:cells]]
 
 
 def entry_of(row: BenchmarkRow, path: Path, suite: Suite) -> BenchmarkEntry:

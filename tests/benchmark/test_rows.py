@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from benched import SUITE, made_row, planted, usual, write_suite
 from refused import refused
 
 from fedrobust.benchmark import Suite, read_row, shipped_suites, stored_rows
+from fedrobust.benchmark.running import sampled
 from fedrobust.benchmark.suite import load_suite
 
 FILE = Path("row.json")
@@ -35,7 +37,19 @@ def test_all_shipped_rows_are_of_their_suites() -> None:
         suite = load_suite(name)
         for row in stored_rows(suite):
             assert not row.quick
-            assert not row.entry.code
+            assert not row.entry.code or row.entry.source
+
+
+def test_a_sample_has_one_cell_of_each_attack_before_a_second(suite: Suite) -> None:
+    row = made_row(suite, usual, planted)
+    groups = 2 * (1 + 3) + 2 * 2  # settings × (nobody and the attacks), and the controls
+    for seed in range(5):
+        sample = sampled(row, groups + 1, Random(seed))
+        kinds = [(defence, cell.setting, cell.attack) for defence, cell in sample]
+        assert len(set(kinds[:groups])) == groups
+        assert kinds[groups] in kinds[:groups]
+    assert sampled(row, 6, Random(0)) != sampled(row, 6, Random(1))
+    assert len(sampled(row, 999, Random(0))) == len(row.cells) + len(row.controls)
 
 
 def change(key: str, value: Any, where: int | None = None) -> Callable[[dict[str, Any]], None]:
