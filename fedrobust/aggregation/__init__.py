@@ -19,6 +19,7 @@ from fedrobust.aggregation.rules.coordinatewise import RLR, Bulyan, MeaMed, Medi
 from fedrobust.aggregation.rules.features import Auror
 from fedrobust.aggregation.rules.histories import AFA, FLDetector, FoolsGold
 from fedrobust.aggregation.rules.layers import LASA, DeepSight
+from fedrobust.aggregation.rules.outliers import ASMR, DOS
 from fedrobust.aggregation.rules.selection import FABA, MDA, Krum, MoNNA, MultiKrum
 from fedrobust.aggregation.rules.signs import SignGuard
 from fedrobust.aggregation.rules.spectral import CAF, SMEA, DnC
@@ -35,7 +36,9 @@ from fedrobust.aggregation.settings import Aggregation  # noqa: E402
 __all__ = [
     "AFA",
     "ARC",
+    "ASMR",
     "CAF",
+    "DOS",
     "FABA",
     "LASA",
     "MDA",
