@@ -70,5 +70,6 @@ grep -q 'Revealed type is "dict\[int, float | None\] | None"' told || fail "the 
 for error in 'incompatible type "int"' 'did you mean "seed"'; do
     grep -q "$error" told || fail "wrong arguments are not seen"
 done
+../platform/bin/fedrobust benchmark --list | grep -q '^histology-v1: ' || fail "no suites"
 ../platform/bin/fedrobust run experiments/quickstart.yaml federation.rounds=2
 test -s mlruns/runs/*/report.html || fail "no report"

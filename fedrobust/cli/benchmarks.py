@@ -61,7 +61,11 @@ def benchmark(
     chosen = load_suite(suite or "histology-v1")
     rows = [read_row(Path(word), chosen) for word in words if word.endswith(".json")]
     made = [read_entry(word, chosen) for word in words if not word.endswith(".json")]
-    files = [_made(file) for file in _files(made, chosen.name, quick, out)]
+    files = _files(made, chosen.name, quick, out)
+    if made:
+        chosen.check_data()
+    for file in files:
+        _make_room(file)
     stored = stored_rows(chosen)
     show_code(screen)
     for entry, file in zip(made, files, strict=True):
@@ -118,9 +122,8 @@ def _files(entries: Sequence[BenchmarkEntry], suite: str, quick: bool, out: Path
     return [out / f"{name}.json" for name in names]
 
 
-def _made(file: Path) -> Path:
+def _make_room(file: Path) -> None:
     """Make the folder of a file. Raises `ExperimentError` if the file may not be written."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise ExperimentError(Problem("may not be written").at(file))
-    return file

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from benched import OWN, made_row, planted, usual, write_suite
+from tiny import write_patches
 
-from fedrobust.benchmark import Suite, shipped_suites
+from fedrobust.benchmark import BenchmarkEntry, BenchmarkRow, Suite, read_row, shipped_suites
+from fedrobust.benchmark.running import Reproduced
 from fedrobust.cli import main
 
 
@@ -84,7 +86,44 @@ def test_one_line(
     assert ended(monkeypatch, command) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
-    assert not Path("mlruns/runs").exists()
+    assert not Path("mlruns").exists()
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_row_is_written_and_ranked(
+    suite: Suite, quick: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made(entry: BenchmarkEntry, suite: Suite, quick: bool, *_: object, **__: object) -> BenchmarkRow:
+        return made_row(suite, usual, planted, entry=entry.name, quick=quick)
+
+    monkeypatch.setattr("fedrobust.benchmark.running.run_entry", made)
+    write_patches(Path("patches.npz"))
+    assert ended(monkeypatch, f"mean multi_krum median.json --suite tiny.yaml {'--quick' * quick}") == 0
+    shown = capsys.readouterr().out
+    folder = Path("mlruns/benchmark/rows/tiny-v1")
+    files = [folder / f"{name}{'-quick' * quick}.json" for name in ("mean", "multi_krum")]
+    assert [f"row: {file}" for file in files] == shown.splitlines()[-2:]
+    assert [read_row(file, suite).quick for file in files] == [quick, quick]
+    assert shown.count("patch") == (9 if quick else 6)  # as the worst backdoor in every row, and in every setting
+    assert ended(monkeypatch, "mean --suite tiny.yaml --out rows/own.json") == 0
+    assert not read_row(Path("rows/own.json"), suite).quick
+
+
+def test_a_row_that_differs_ends_with_exit_code_1(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def again(row: BenchmarkRow, entry: BenchmarkEntry, suite: Suite, cells: int, *_: object, **__: object) -> object:
+        others = [each.model_copy(update={"accuracy": 0.3}) if each.seed == changed else each for each in row.cells]
+        pairs = zip(row.cells, others, strict=True)
+        return [Reproduced(row.name, claimed, other) for claimed, other in pairs][:cells]
+
+    monkeypatch.setattr("fedrobust.benchmark.running.verify", again)
+    changed = 0
+    assert ended(monkeypatch, "--verify median.json --suite tiny.yaml") == 0
+    assert "6 of 6 cells agree: 6 to the bit" in capsys.readouterr().out
+    changed = 1
+    assert ended(monkeypatch, "--verify median.json --suite tiny.yaml --cells 32") == 1
+    assert "24 of 32 cells agree" in capsys.readouterr().out
 
 
 def test_other_code_is_not_verified(
