@@ -34,6 +34,8 @@ from fedrobust.secure import ClearPrivacy, Privacy
 from fedrobust.seeds import generator
 from fedrobust.trust import AFTER_DEFENCE, Trust
 from fedrobust.trust.defence import Defence
+from fedrobust.updates import Demand
+from fedrobust.updates.interface import not_revealed
 
 
 class Data(Options):
@@ -280,6 +282,13 @@ class Experiment(Options):
         """
         return Defence(self.aggregation, self.trust, self.federation.participants(), self.seed, layers)
 
+    def demand(self, labels: int = 0) -> Demand:
+        """Return what the defence asks of the updates.
+
+        labels: of the coordinator's own patches; 0 where they are not known yet.
+        """
+        return self.aggregation.demand | self.trust.demand(labels)
+
     def most_there(self) -> int:
         """Return how many of the drawn hospitals send an update if as many as possible take part."""
         never = [each for each in self.attacks if isinstance(each, Absent) and isinstance(each.schedule, Always)]
@@ -289,8 +298,8 @@ class Experiment(Options):
     def _private(self) -> None:
         """Refuse options that do not fit the protocol."""
         privacy, name, federation = self.privacy, self.privacy.name, self.federation
-        there, histories = self.most_there(), self.trust.detector.histories
-        if found := privacy.refusal(self.aggregation, there, federation.rounds, histories, federation.participants()):
+        there, drawn = self.most_there(), federation.participants()
+        if found := privacy.refusal(self.aggregation, there, federation.rounds, self.demand(), drawn):
             raise refusal(found)
         if self.workers.shards > 1 and not privacy.sharded:
             raise refusal(f"privacy {name} places the updates itself; use 1", "workers.shards")
@@ -314,9 +323,10 @@ class Experiment(Options):
                 who = f"{name} {self.trust.detector.name}" if name == "detector" else name
                 reason = f"the {who} needs patches that no hospital trains on"
                 raise refusal(Problem(reason, f"trust.{name}", hint=hint))
-        if self.trust.detector.own_patches and "rows" not in self.privacy.reveals:
-            reason = f"{self.trust.detector.name} is offered with privacy: clear only"
-            raise refusal(Problem(reason, "trust.detector"))
+        detector = self.trust.detector
+        if detector.own_patches and (hidden := not_revealed(detector.demand().needs, self.privacy.reveals)):
+            reason = f"{detector.name} needs {', '.join(sorted(hidden))}, which {self.privacy.name} does not reveal"
+            raise refusal(Problem(reason, "trust.detector", hint="privacy: shares and replicated do"))
         referee = self.trust.referee
         if referee is not None and referee.openings == "together" and "rows" not in self.privacy.reveals:
             raise refusal(f"a round of {self.privacy.name} opens one sum; use in_turn", "trust.referee.openings")

@@ -17,6 +17,7 @@ from fedrobust.data.sources import outline_of
 from fedrobust.errors import ExperimentError, inside
 from fedrobust.experiment import Experiment
 from fedrobust.machine import memory_limits
+from fedrobust.secure import SecretSharing
 
 CACHE = Path("mlruns/cache")
 """Folder of decoded and of normalised patches."""
@@ -93,6 +94,17 @@ def check_attacks(experiment: Experiment, hospitals: Hospitals) -> None:
         if isinstance(attack, DataAttack):
             with inside(f"attacks.{index}"):
                 attack.check(len(hospitals.label_names), hospitals.images.shape[1])
+
+
+def check_protocol(experiment: Experiment, hospitals: Hospitals) -> None:
+    """Raise `ExperimentError` if the defence opens more functionals of updates than are allowed, now that the number of
+    labels of the coordinator's own patches is known."""
+    privacy = experiment.privacy
+    if isinstance(privacy, SecretSharing) and experiment.trust.detector.own_patches:
+        own = hospitals.root(experiment.data.root, experiment.seed)
+        demand = experiment.demand(len(np.unique(hospitals.labels[own])))
+        if problem := privacy.exceeded(demand, experiment.federation.rounds):
+            raise ExperimentError(problem)
 
 
 def check_model(experiment: Experiment, hospitals: Hospitals) -> None:

@@ -131,14 +131,13 @@ class House:
         self.records: list[Fields] = []
         self.federation = FederatedTraining.__new__(FederatedTraining)
         team = SimpleNamespace(parties=self._found, owner=b"o" * 16, shards=[], coordinator=Actor(self.coordinator))
-        defence = self.experiment.defence()
         way = delivery(
             self.experiment,
             team,  # type: ignore[arg-type]
             [slice(0, d)],
             "a run",
             self.samples,
-            defence.histories,
+            self.experiment.demand(),
             self._alive,
         )
         vars(self.federation).update(

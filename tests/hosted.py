@@ -22,6 +22,7 @@ from fedrobust.secure.messages import SEAL, MessageError, digest
 from fedrobust.secure.privacy import ReplicatedPrivacy, SharesPrivacy
 from fedrobust.secure.shares import Dealer
 from fedrobust.secure.weights import LARGEST_WEIGHT, OpeningError
+from fedrobust.updates import Demand
 
 OWNER = b"o" * 16
 OUT = ("check_share", "gram_share", "anchor_share", "combine_share")
@@ -155,7 +156,8 @@ class Hosted:
         self.wires, self.honest = {}, set()
         self.fresh()
         self.quiet = False
-        self.team = PartyTeam(self.privacy, seed, run, d, histories, lambda: actors, 1.0, OWNER)
+        demand = Demand(frozenset({"gram"}), 9, tuple(histories))
+        self.team = PartyTeam(self.privacy, seed, run, d, demand, lambda: actors, 1.0, OWNER)
         self.d, self.histories = d, histories
 
     @property

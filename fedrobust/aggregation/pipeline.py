@@ -15,6 +15,7 @@ from fedrobust.errors import ExperimentError, Problem
 from fedrobust.seeds import generator
 from fedrobust.updates import chunks
 from fedrobust.updates.clear import LARGEST_SQUARE, ClearUpdates
+from fedrobust.updates.demand import Demand
 from fedrobust.updates.gram import Combination, Floats, Gram
 from fedrobust.updates.interface import NotRevealed, Reduction, Updates, not_revealed
 from fedrobust.updates.threads import algebra
@@ -169,6 +170,11 @@ class Pipeline:
         """The histories of the clients' rows that the rule needs in the Gram: "sum", "average", "last"."""
         return self.rule.histories if isinstance(self.rule, Rule) else ()
 
+    @property
+    def demand(self) -> Demand:
+        """What it asks of the updates."""
+        return Demand(self.needs, len(self.anchors), self.histories)
+
     def gram(
         self,
         updates: Updates,
@@ -176,14 +182,17 @@ class Pipeline:
         histories: Sequence[str] = (),
         vectors: Mapping[str, Any] | None = None,
     ) -> Gram:
-        """The Gram of the updates, with the anchors and histories that the rule needs.
+        """The Gram of the updates, with the anchors and histories that the rule needs; without products of two updates
+        where they reveal norms and no more.
 
         updates: n updates of d coordinates.
         context: what is public in this round; its `f` is not used.
         histories, vectors: names of further histories; further anchors, name → (d,).
         """
-        asked = tuple(dict.fromkeys([*self.histories, *histories]))
-        return updates.gram(self._vectors(context) | dict(vectors or {}), asked)
+        asked, anchors = dict.fromkeys([*self.histories, *histories]), self._vectors(context) | dict(vectors or {})
+        if "norms" in updates.reveals and not asked:
+            return updates.norms(anchors)
+        return updates.gram(anchors, tuple(asked))
 
     def known(self, updates: Updates, context: Context) -> Gram | None:
         """What the parts need to know of the rows' products, and no more; None if there is only a rule on rows.

@@ -16,6 +16,7 @@ from fedrobust.aggregation.rules.averages import Mean
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Many, OneOf, Options, members, refusal
 from fedrobust.portions import portion
+from fedrobust.updates.demand import Demand
 from fedrobust.updates.gram import Floats, Gram
 
 
@@ -78,6 +79,12 @@ class Aggregation(Options):
     def pipeline(self) -> Pipeline:
         """The stages and the rule as one."""
         return Pipeline([*self.stages, self.rule])
+
+    @property
+    def demand(self) -> Demand:
+        """What stages, rule and `f` ask of the updates: an f that is estimated needs their distances."""
+        estimated = Demand(frozenset({"gram"} if self.f == "auto" else ()))
+        return self.pipeline().demand | estimated
 
     def refusal(self, n: int, asked: int | None = None, malformed: int = 0) -> str | None:
         """Why n updates cannot be aggregated; None if they can. Arguments as for `byzantine_f`."""

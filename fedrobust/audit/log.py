@@ -29,8 +29,8 @@ LINE = b"fedrobust audit line 1\0"
 _TOLD: dict[str, tuple[str, ...]] = {
     "start": ("run", "name", "clients", "configuration", "digest", "versions", "model", "encoder"),
     "round": (
-        *("round", "participants", "identities", "late", "commitments", "functionals", "rejected", "skipped"),
-        *("anomaly", "reputation", "suspected", "quarantined", "f", "weights", "notes"),
+        *("round", "participants", "identities", "late", "commitments", "functionals", "products", "rejected"),
+        *("skipped", "anomaly", "reputation", "suspected", "quarantined", "f", "weights", "notes"),
     ),
     "evaluation": ("round", "metrics"),
     "end": ("round", "final"),

@@ -32,6 +32,11 @@ class RootPatches:
     features: NDArray[np.floating] | None = None
     """(m, F) float32 or float16 of a frozen encoder, if the model is trained on these."""
 
+    @property
+    def labelled(self) -> int:
+        """How many labels the patches have."""
+        return len(np.unique(self.labels))
+
 
 class Root(Options):
     """The coordinator's own patches. `root: 50` is short for `root: {patches: 50}`."""

@@ -330,7 +330,7 @@ def figures(done: DefendedRound, received: Received) -> Fields:
     updates, clients, _ = received
     rows, scores = updates.groups or [(int(client),) for client in clients], judgement.scores
     record: Fields = {}
-    if "gram" in updates.reveals:
+    if {"norms", "gram"} & updates.reveals:
         parts = {part: by_client(rows, values) or {} for part, values in scores.parts.items()}
         record = {
             "anomaly": judgement.anomaly,

@@ -22,6 +22,7 @@ from fedrobust.federation.shard_hosts import ShardedArrival
 from fedrobust.records import below
 from fedrobust.secure import OneMessage, PairwiseMasking, SecretSharing
 from fedrobust.secure.masked_updates import draw_groups
+from fedrobust.updates import Demand
 
 LEDGERS: Path | None = Path("mlruns/parties")
 """Where servers of secret shares keep their ledgers, below the working folder; None: nowhere."""
@@ -167,7 +168,7 @@ def delivery(
     columns: Sequence[slice],
     run: str,
     samples: np.ndarray,
-    histories: Sequence[str],
+    demand: Demand,
     alive: Callable[[ActorHandle], ActorHandle],
 ) -> Delivery:
     """The way of the experiment's protocol.
@@ -176,20 +177,20 @@ def delivery(
     columns: how the d coordinates are cut.
     run: the run's id.
     samples: (ids,) training patches of each.
-    histories: those that the defence needs.
+    demand: what the defence asks of the updates.
     alive: an actor → itself, or another one that can share updates instead of it.
     """
     privacy, patience, d = experiment.privacy, experiment.workers.patience, columns[-1].stop
     if isinstance(privacy, SecretSharing):
         actors = partial(team.parties, privacy.parties, patience)
-        limit = privacy.limit(experiment.aggregation, experiment.federation.rounds, histories)
+        limit = privacy.limit(demand, experiment.federation.rounds)
         place = None if LEDGERS is None else str(LEDGERS.resolve())
-        parties = PartyTeam(privacy, experiment.seed, run, d, histories, actors, patience, team.owner, limit, place)
+        parties = PartyTeam(privacy, experiment.seed, run, d, demand, actors, patience, team.owner, limit, place)
         return ToParties(parties, alive)
     if isinstance(privacy, OneMessage):
         return ByMessage(privacy, d, patience)
     if isinstance(privacy, PairwiseMasking):
         return ByMasks(experiment, run, d, samples)
     if team.shards:
-        return ToShards(team.shards[: len(columns)], columns, bool(histories), patience)
+        return ToShards(team.shards[: len(columns)], columns, bool(demand.histories), patience)
     return ToCoordinator()

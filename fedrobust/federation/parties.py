@@ -21,7 +21,7 @@ from fedrobust.secure.ring import FRACTION, Words, column_chunks, decode, expand
 from fedrobust.secure.senders import commitments
 from fedrobust.secure.shared_updates import Parties, SharedUpdates
 from fedrobust.secure.weights import OpeningError
-from fedrobust.updates import Floats, NotOpened
+from fedrobust.updates import Demand, Floats, NotOpened
 
 
 class RemoteParties(Parties):
@@ -31,8 +31,8 @@ class RemoteParties(Parties):
     """
 
     def __init__(self, sent: SharesArrival, clients: Sequence[int], commitments: Mapping[int, str]) -> None:
-        self.run, self.round, self.histories = sent.run, sent.number, tuple(sent.histories)
-        self.count, self.sketch = len(sent.servers), sent.privacy.sketch
+        self.run, self.round, self.histories = sent.run, sent.number, sent.demand.histories
+        self.count, self.sketch, self.opens = len(sent.servers), sent.privacy.sketch, sent.demand.opens
         self.clients, self.commitments = tuple(clients), commitments
         self._sent = sent
 
@@ -90,7 +90,8 @@ class SharesArrival(Arrival):
     number: int
     """Of the round in messages; a round that is repeated has another one."""
     d: int
-    histories: Sequence[str]
+    demand: Demand
+    """What the defence asks of the updates."""
     lists: list[Any]
     """For each server, a reference to its list of senders."""
     reasons: list[Any]
@@ -106,7 +107,8 @@ class SharesArrival(Arrival):
         too_few: Callable[[int], str | None],
         histories: Mapping[str, np.ndarray],
     ) -> Received:
-        """Wait until the servers have the shares, and open the Gram matrix; arguments as for `Arrival.receive`.
+        """Wait until the servers have the shares, and open what is needed of the Gram matrix; arguments as for
+        `Arrival.receive`.
 
         Raises `MessageError` if the servers do not agree on the clients, `OpeningError` if they are too few.
         """
@@ -128,12 +130,12 @@ class SharesArrival(Arrival):
         return Received(opened, np.array(opened.clients, dtype=np.int64), len(opened.dropped))
 
     def traffic(self, updates: int, d: int) -> dict[str, int]:
-        """Bytes of the messages in this round: those of all hospitals, and those of servers and dealer. Functionals, as
-        servers count them."""
+        """Bytes of the messages in this round: those of all hospitals, and those of servers and dealer. Functionals and
+        products of updates that were opened, as servers count them."""
         parties = [*self.servers, *([] if self.dealer is None else [self.dealer])]
         found = np.array([self._answer(party.traffic.remote()) for party in parties])
-        upload, between, functionals = found[:, 0].sum(), found[:, 1].sum(), found[:, 2].max()
-        return {"upload_bytes": int(upload), "server_bytes": int(between), "functionals": int(functionals)}
+        sums, most = found[:, :2].sum(axis=0).tolist(), found[:, 2:].max(axis=0).tolist()
+        return dict(zip(("upload_bytes", "server_bytes", "functionals", "products"), sums + most, strict=True))
 
     def _answer(self, reference: Any) -> Any:
         return answer(reference, f"round {self.round}: the servers to take in shares", self.patience, (NotOpened,))
@@ -146,7 +148,7 @@ class PartyTeam:
     seed: the experiment's.
     run: the run's id.
     d: coordinates of an update.
-    histories: those that the defence needs.
+    demand: what the defence asks of the updates.
     actors: returns the actors of servers and dealer, and replaces dead ones.
     patience: seconds to wait for an answer.
     owner: 16 bytes; see `PartyHost`.
@@ -163,7 +165,7 @@ class PartyTeam:
         seed: int,
         run: str,
         d: int,
-        histories: Sequence[str],
+        demand: Demand,
         actors: Callable[[], list[ActorHandle]],
         patience: float,
         owner: bytes,
@@ -171,7 +173,7 @@ class PartyTeam:
         place: str | None = None,
     ) -> None:
         self.privacy, self._seed, self._run, self._d = privacy, seed, run_id(run), d
-        self._histories, self._find, self._patience = tuple(histories), actors, patience
+        self._demand, self._find, self._patience = demand, actors, patience
         self._owner, self._limit, self._place = owner, limit, place
         self._secrets: Arrays = {}
 
@@ -193,7 +195,7 @@ class PartyTeam:
                 None if actor is self._dealer else number,
                 self._run,
                 self._d,
-                self._histories,
+                self._demand,
                 round * self.ATTEMPTS - 1,
                 below(arrays, str(number)),
                 self._owner,
@@ -254,7 +256,7 @@ class PartyTeam:
             round,
             number,
             self._d,
-            self._histories,
+            self._demand,
             lists,
             reasons,
             agreed,

@@ -23,6 +23,7 @@ from fedrobust.secure.sending import Packet
 from fedrobust.secure.server import Server
 from fedrobust.secure.shares import Dealer, ShareServer
 from fedrobust.secure.weights import OpeningError
+from fedrobust.updates import Demand
 
 STEPS = frozenset(
     {
@@ -53,7 +54,7 @@ class PartyHost:
         number: int | None,
         run: str,
         d: int,
-        histories: Sequence[str],
+        demand: Demand,
         last: int,
         arrays: Arrays,
         owner: bytes,
@@ -66,7 +67,7 @@ class PartyHost:
         number: of the server; None for the dealer.
         run: a `run_id`.
         d: coordinates of an update.
-        histories: names as in `Updates.remembered`.
+        demand: what the defence asks of the updates: the server opens that, and no more.
         last: number of the last round.
         arrays: what `memory` returned after that round; empty at the start.
         owner: 16 bytes, the owner's key.
@@ -81,7 +82,7 @@ class PartyHost:
         self._run, self._owner, self._width = run, owner, privacy.sketch or d
         self.received = self.sent = 0
         if number is None:
-            self._party = Dealer()  # its random numbers change no result
+            self._party = Dealer(opens=demand.opens)  # its random numbers change no result
             return
         secret = arrays.get("secret")
         if not known:
@@ -91,12 +92,14 @@ class PartyHost:
                 run,
                 d,
                 entropy=entropy(privacy.randomness, seed, "server", number),
-                histories=histories,
+                histories=demand.histories,
                 sketch=privacy.sketch,
                 min_support=privacy.support,
                 max_functionals=privacy.max_functionals,
                 colluders=privacy.colluders,
                 secret=None if secret is None else secret.tobytes(),
+                opens=demand.opens,
+                vectors=demand.vectors,
             )
             if place is not None:
                 path = Path(place) / run / f"server{number}.json"
@@ -104,14 +107,14 @@ class PartyHost:
                 self._party.keep = partial(write_ledger, path)
         party = self._server()
         memory: dict[str, dict[int, dict[int, Line]]] = {
-            name: {component: {} for component, _ in party.holds} for name in histories
+            name: {component: {} for component, _ in party.holds} for name in demand.histories
         }
         for key, line in arrays.items():
             if key not in ("functionals", "secret"):
                 name, component, client = key.split("/")
                 memory[name][int(component)][int(client)] = line.tobytes() if line.dtype == np.uint8 else line
         party.restore(memory, last, int(arrays.get("functionals", 0)))
-        self._counted = party.functionals
+        self._counted = party.functionals, party.products
 
     def introduce(self, owner: bytes) -> bytes:
         """A server's public key, for the other servers."""
@@ -228,12 +231,14 @@ class PartyHost:
         self.sent += len(first) + len(second)
         return first, second
 
-    def traffic(self) -> tuple[int, int, int]:
-        """Since the last call: bytes of clients' messages received, bytes of its own messages, functionals opened."""
-        opened = 0
+    def traffic(self) -> tuple[int, int, int, int]:
+        """Since the last call: bytes of clients' messages received, bytes of its own messages, functionals opened,
+        products of updates opened."""
+        functionals = products = 0
         if isinstance(self._party, Server):
-            opened, self._counted = self._party.functionals - self._counted, self._party.functionals
-        found, self.received, self.sent = (self.received, self.sent, opened), 0, 0
+            before, self._counted = self._counted, (self._party.functionals, self._party.products)
+            functionals, products = self._counted[0] - before[0], self._counted[1] - before[1]
+        found, self.received, self.sent = (self.received, self.sent, functionals, products), 0, 0
         return found
 
     def memory(self, owner: bytes) -> Arrays:

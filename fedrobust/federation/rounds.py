@@ -112,7 +112,7 @@ class FederatedTraining:
             self.hosts.columns,
             journal.folder.name,
             samples,
-            self.experiment.defence().histories,
+            self.experiment.demand(0 if self.hosts.root is None else self.hosts.root.labelled),
             self.hosts.alive,
         )
         self._start(start.round, start.arrays)

@@ -18,6 +18,7 @@ from fedrobust.timeline import step
 from fedrobust.trust.defence import Judgement
 from fedrobust.trust.referee import DEFENCE, Ruling
 from fedrobust.updates import Combination, Floats, Updates
+from fedrobust.updates.interface import not_revealed
 
 
 class Trials:
@@ -77,7 +78,7 @@ class Trials:
         decided = decision.decided
         own = decided.weights if isinstance(decided, Combination) else None
         others = dict[str, Floats]()
-        if "gram" in updates.reveals:
+        if not not_revealed(frozenset({"norms"}), updates.reveals):
             clients = judgement.context.clients
             found = self._referee.weights(judgement.gram, updates.prior, own, judgement.scores.score)
             others = {name: weights for name, weights in found.items() if self._may_open(weights, own, clients)}

@@ -229,6 +229,9 @@ class RoundRecord(RecordLine):
     server_bytes: Count | None = None
     functionals: Count | None = None
     """Number of linear functionals of every update that were opened."""
+    products: Count | None = None
+    """Number of products of updates and histories, each with itself or another one, that servers of secret shares
+    opened; None in older runs: all."""
     reputation: ByClient = {}
     suspected: tuple[Count, ...] = ()
     quarantined: tuple[Count, ...] = ()

@@ -26,7 +26,8 @@ from fedrobust.records.skips import merged
 from fedrobust.report.elements import plural, render
 from fedrobust.secure import Privacy, SecretSharing
 from fedrobust.secure.disclosure import OPERATOR, Disclosure, ProtocolSetting
-from fedrobust.trust.anomaly import Detector
+from fedrobust.trust import Detector, Referee, Trust
+from fedrobust.updates import Demand
 
 LONGEST = 90
 """Characters of a reason or note from the record; the page is to fit on one sheet."""
@@ -166,16 +167,30 @@ def _beyond(run: RecordedRun) -> list[tuple[str, str]]:
 
 
 def _setting(run: RecordedRun) -> ProtocolSetting:
-    aggregation, detector, shards = _defence(run), _detector(run), _options(run, "workers").get("shards", 1)
-    pipeline = None if aggregation is None else aggregation.pipeline()
-    known = None if pipeline is None or detector is None else {*pipeline.histories, *detector.histories}
+    demand, shards = _demand(run), _options(run, "workers").get("shards", 1)
+    # Older versions counted no products: they opened all of them.
+    counted = any(record.products is not None for record in run.rounds)
     return ProtocolSetting(
         drawn=_drawn(run),
         shards=shards if isinstance(shards, int) else 1,
         samples=_options(run, "aggregation").get("weighting") == "samples",
-        vectors=None if pipeline is None else len(pipeline.anchors),
-        histories=None if known is None else len(known),
+        vectors=None if demand is None else demand.vectors,
+        histories=None if demand is None else len(demand.histories),
+        opens=demand.opens if demand is not None and counted else "gram",
     )
+
+
+def _demand(run: RecordedRun) -> Demand | None:
+    """What the defence asked of the updates; None if it is not known here."""
+    aggregation, detector = _defence(run), _detector(run)
+    if aggregation is None or detector is None:
+        return None
+    referee = _options(run, "trust").get("referee")
+    try:
+        trust = Trust(detector=detector, referee=None if referee is None else Referee.model_validate(referee))
+    except (ValidationError, ExperimentError):
+        return None
+    return aggregation.demand | trust.demand(len(run.start.label_names))
 
 
 def _defence(run: RecordedRun) -> Aggregation | None:
@@ -293,7 +308,12 @@ def _functionals(run: RecordedRun, protocol: Privacy | None) -> list[tuple[str, 
     limit = "the limit is not known here"
     if isinstance(protocol, SecretSharing):
         limit = _limit(run, protocol)
-    return [("Functionals opened", f"{sum(counted)} of every update, as the servers counted them; {limit}")]
+    found = [("Functionals opened", f"{sum(counted)} of every update, as the servers counted them; {limit}")]
+    multiplied = [record.products for record in run.rounds if record.products is not None]
+    if multiplied:
+        said = "of updates, and what is kept of earlier ones, with themselves and with each other"
+        found.append(("Products opened", f"{sum(multiplied)} {said}, as the servers counted them"))
+    return found
 
 
 def _limit(run: RecordedRun, protocol: SecretSharing) -> str:
@@ -301,10 +321,10 @@ def _limit(run: RecordedRun, protocol: SecretSharing) -> str:
         return "there was NO limit"
     if isinstance(protocol.max_functionals, int):
         return f"each server would open {protocol.max_functionals} at most"
-    aggregation, rounds, detector = _defence(run), run.start.options.federation.rounds, _detector(run)
-    if aggregation is None or rounds is None or detector is None:
+    demand, rounds = _demand(run), run.start.options.federation.rounds
+    if demand is None or rounds is None:
         return "the limit follows from the defence, which is not known here"
-    return f"each server would open {protocol.limit(aggregation, rounds, detector.histories)} at most"
+    return f"each server would open {protocol.limit(demand, rounds)} at most"
 
 
 def _listed(reasons: Mapping[str, int], longest: int = LONGEST) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
+from fedrobust.updates.demand import Opens
+
 HOSPITAL = "Each hospital"
 COORDINATOR = "The coordinator"
 MODELS = "the global model of the rounds in which it trains or tests it"
@@ -29,6 +31,8 @@ class ProtocolSetting:
     """Public vectors that the rule multiplies each update by; None: it is not known here."""
     histories: int | None = 0
     """Vectors that are kept of each hospital's earlier updates; None: it is not known here."""
+    opens: Opens = "gram"
+    """What secret shares open of the products of updates."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +145,16 @@ def of_shares(
     colluders: hospitals for which this was raised.
     clip: norm to which updates are cut.
     """
-    products = (
-        "the inner products of every two updates, so all their lengths and angles, exactly"
+    whole = setting.opens == "gram"
+    angles = "inner products of every two updates, so all their lengths and angles"
+    shown = angles if whole else "lengths of all updates"
+    error = "the product of the two lengths" if whole else "a length"
+    products = [
+        f"the {shown}, exactly"
         if sketch is None
-        else "the inner products of every two updates, so all their lengths and angles, as random sketches of "
-        f"{sketch} columns give them (an error of about 1 / √{sketch} of the product of the two lengths)"
-    )
+        else f"the {shown}, as random sketches of {sketch} columns give them (an error of about 1 / √{sketch} of "
+        f"{error})"
+    ]
     kept = _counted(
         setting.histories,
         "products with and between what the servers keep of earlier updates ({} for each hospital)",
@@ -155,11 +163,11 @@ def of_shares(
     public = _counted(
         setting.vectors,
         "products with public vectors that the coordinator knows ({} in each round)",
-        "if the rule uses public vectors, products with these",
+        "if the defence uses public vectors, products with these",
     )
     coordinator = "; ".join(
         [
-            products,
+            *([] if setting.opens == "sum" else products),
             *kept,
             *public,
             "64 random combinations of each update under noise, by which its length is checked",
@@ -171,7 +179,7 @@ def of_shares(
     longer = "how much longer an update is than the median one"
     if_any = "if hospitals are remembered, " if setting.histories is None else ""
     remembered = "" if setting.histories == 0 else f"; {if_any}{longer}"
-    vectors = "" if setting.vectors == 0 else ", the rule's public vectors"
+    vectors = "" if setting.vectors == 0 else ", the defence's public vectors"
     each = (
         "a part of every update that looks random without the other part"
         if dealer
@@ -188,7 +196,8 @@ def of_shares(
     ]
     if dealer:
         sees.append(("The dealer", "how many updates and columns there are."))
-    exact = "" if sketch is None else "the products without the blur of the sketch, and "
+    blur = "" if sketch is None or setting.opens == "sum" else "without the blur of the sketch, and "
+    exact = f"the {'products' if whole else 'lengths'} {blur}" if blur else ""
     blurred = "" if sketch is None else "blurred "
     more = "" if setting.histories == 0 else ", or more where hospitals are remembered"
     together = "The two servers" if servers == 2 else f"Any two of the {servers} servers"
@@ -204,17 +213,24 @@ def of_shares(
             "The coordinator and c hospitals",
             f"learn c {blurred}linear functionals of every other update in each round{more}, and so approximate these "
             "updates, with a sketch or without: in the measurements of docs/secrecy.md, five colluders of twenty knew "
-            "the others' updates up to a third of their length.",
+            "the others' updates up to a third of their length."
+            if whole
+            else "learn no more of the others' updates than their weighted sum: no product of two updates is opened.",
         ),
     ]
+    chosen = "as many numbers of its choice" if setting.vectors is None else f"{setting.vectors} numbers of its choice"
+    probes = [
+        f"It can send other public vectors than the defence needs, and read {chosen} of every update in each round"
+        f"{'' if sketch is None else ', blurred by the sketch'}: nobody can check where a vector comes from. "
+    ] * (setting.vectors != 0)
     assumed = f" ({colluders} of them may be those of colluders)" if colluders else ""
     return Disclosure(
         sees,
         collusions,
         [
             "A coordinator that does not follow the protocol can choose the weights, and open the sum of any "
-            f"{ceil(support)} updates{assumed}. It can keep updates whose values wrap around, and then read several "
-            "numbers from one product.",
+            f"{ceil(support)} updates{assumed}. {''.join(probes)}It can keep updates whose values wrap around, and "
+            "then read several numbers from one product.",
             "Servers know a hospital by its name alone: who can reach them can pose as one that has not sent yet. A "
             "server can also spoil what is opened.",
             "Messages of hospitals are not encrypted by the protocol: who hears a hospital's links to all servers has "

@@ -69,12 +69,13 @@ class LocalParties(Parties):
     ) -> None:
         self.run, self.d, self.round, self.wire, self.entropy = run, d, -1, wire, entropy
         self.histories, self.clients, self.sketch = tuple(histories), (), sketch
+        self.opens = options.get("opens", "gram")
         self.refused: dict[int, str] = {}
         self.servers: Sequence[ShareServer] | Sequence[ReplicatedServer]
         options |= {"entropy": entropy, "histories": histories, "sketch": sketch}
         if name == "shares":
             self.servers = [ShareServer(k, run, d, **options) for k in range(2)]
-            self.dealer: Dealer | None = Dealer(entropy)
+            self.dealer: Dealer | None = Dealer(entropy, self.opens)
         else:
             self.servers, self.dealer = [ReplicatedServer(k, run, d, **options) for k in range(3)], None
         self.count = len(self.servers)

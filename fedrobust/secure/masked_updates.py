@@ -10,7 +10,7 @@ rounds' groups determine what the updates of each single client have in common.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,7 @@ class MaskedSum(Updates):
     `prior` is uniform. Where sample counts are hidden weights, the mean is weighted by them, and nobody knows them.
     """
 
-    reveals: ClassVar[frozenset[str]] = frozenset({"sum"})
+    reveals = frozenset({"sum"})
 
     def __init__(self, opened: OpenedSum) -> None:
         self._opened = opened

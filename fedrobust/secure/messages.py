@@ -61,7 +61,7 @@ class Kind(IntEnum):
     DIFFERENCE = 5
     """A share of some columns of U − A: server → server."""
     GRAM = 6
-    """A share of the Gram matrix: server → coordinator, like the next three."""
+    """A share of the Gram matrix, or of its diagonal: server → coordinator, like the next three."""
     ANCHOR = 7
     """A share of the products with a public vector."""
     AGGREGATE = 8

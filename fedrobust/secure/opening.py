@@ -4,7 +4,8 @@ A client can add 2^32 to a coordinate in which all other updates are zero, and t
 norms and angles show nothing. There are two checks against that. Before anything is judged, random combinations of each
 row, which only the servers could choose, show rows that are too long (`sketch.too_long`): those are named and left out.
 And the opened sum must have the norm that follows from the Gram matrix, as far as the noise in it and the sketch allow;
-otherwise the round is skipped. Nothing else is opened to find the reason: a second sum would show the difference.
+otherwise the round is skipped. Where no product of two updates is opened, it must be no longer than all updates in one
+direction. Nothing else is opened to find the reason: a second sum would show the difference.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def misfit(aggregate: Words, weights: Words, gram: Integers, servers: int, sketc
 
     aggregate: (d,) the opened sum.
     weights: (n,) w, whole numbers.
-    gram: (n, n) G, the exact products of the rows u_i.
+    gram: (n, n) G, the exact products of the rows u_i; or (n,) their squares, or the largest that these may be.
     servers: s, the servers that added noise.
     sketch: columns of the sketch that `gram` is of; None: it is of the updates themselves.
 
@@ -81,23 +82,23 @@ def misfit(aggregate: Words, weights: Words, gram: Integers, servers: int, sketc
 
     Where `gram` is of sketches of k columns, q is ‖aS‖², and ‖a‖ ≤ √q / (1 − √(n/k) − 6/√k) for any a in the span of n
     rows: with normal S but for a probability of 2 exp(−18) (Davidson, Szarek, 2001), and so measured for this S. A sum
-    can only be too long then. Where that is no bound, the sum is compared with the sum of all rows' lengths.
+    can only be too long then. Where that is no bound, and without G, the sum is compared with the sum of all rows'
+    lengths, Σ w_i ‖u_i‖: more than that no aggregate of updates so long can be.
     """
     n, d, most = int(np.count_nonzero(weights)), len(aggregate), servers << NOISE_BITS
     exact = sketch is None or sketch >= d
-    square, expected = square_sum(aggregate), quadratic_form(weights, gram)
-    if expected < 0:
+    square, expected = square_sum(aggregate), None if gram.ndim == 1 else quadratic_form(weights, gram)
+    if expected is not None and expected < 0:
         return "the products of the updates are those of no vectors: an update wraps around"
-    lengths = [isqrt(max(square, 0)) + 1 for square in np.diag(gram)]
+    lengths = [isqrt(max(each, 0)) + 1 for each in (np.diag(gram) if gram.ndim == 2 else gram)]
     longest = float(sum(int(weight) * length for weight, length in zip(weights, lengths, strict=True)))
     if sketch is not None and not exact:
         kept = 1.0 - sqrt(n / sketch) - 6.0 / sqrt(sketch)
-        single = 1.0 - 7.0 / sqrt(sketch)
-        bounds = [bound / part for bound, part in ((sqrt(expected), kept), (longest, single)) if part > 0]
-        longest = min(bounds, default=float(n << FRACTION + 12))
-    size = sqrt(expected) if exact else longest
+        bounds = [(longest, 1.0 - 7.0 / sqrt(sketch)), *([] if expected is None else [(sqrt(expected), kept)])]
+        longest = min((bound / part for bound, part in bounds if part > 0), default=float(n << FRACTION + 12))
+    size = sqrt(expected) if exact and expected is not None else longest
     allowed = (2 * DEVIATIONS * sqrt(servers) * (1 << NOISE_BITS) + servers * sqrt(d)) * size + d * most**2
-    if exact and abs(square - expected) > allowed:
+    if exact and expected is not None and abs(square - expected) > allowed:
         return "the sum has not the norm that the Gram matrix gives it: an update wraps around"
     if square > longest**2 + allowed:
         return "the sum is longer than updates of such products can make it: an update wraps around"
@@ -115,6 +116,23 @@ def encode_anchor(vector: NDArray[Any], clip: float) -> tuple[Words, int]:
     norm = float(np.linalg.norm(np.asarray(vector, dtype=np.float64)))
     exponent = int(np.ceil(np.log2(norm / clip))) if norm > 0 else 0
     return encode(vector, clip * 2.0**exponent), exponent
+
+
+def gram_of_squares(exact: Integers, unit: float, prior: Floats, anchors: Sequence[str]) -> Gram:
+    """What is known of n updates without products of two of them; arguments as for `gram_of_integers`.
+
+    exact: (n + A, n + A) the products of the updates and the anchors; those of two updates are not used.
+    """
+    n, count = len(prior), len(anchors)
+    rows, public, squares = range(n), range(n, n + count), np.diag(exact)
+    figures = np.zeros((n + 1, 1 + 2 * count))
+    figures[:n, 0] = [float(squares[row]) for row in rows]
+    for place, line in enumerate(public):
+        figures[:n, 1 + 2 * place] = [float(exact[row, line]) for row in rows]
+        apart = [squares[row] - 2 * exact[row, line] + squares[line] for row in rows]
+        figures[:n, 2 + 2 * place] = np.asarray(apart, dtype=np.float64)
+        figures[n, 1 + 2 * place] = float(squares[line])
+    return Gram.of_norms(figures * unit, prior, anchors)
 
 
 def gram_of_integers(

@@ -4,7 +4,6 @@ excludes."""
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -25,6 +24,7 @@ from fedrobust.secure.disclosure import (
     of_unknown,
 )
 from fedrobust.secure.randomness import Randomness
+from fedrobust.updates.demand import Demand
 from fedrobust.updates.interface import not_revealed
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Privacy(Options):
         aggregation: Aggregation,
         participants: int,
         rounds: int,
-        histories: Sequence[str] = (),
+        demand: Demand | None = None,
         asked: int | None = None,
     ) -> Problem | None:
         """What in an experiment does not work with this protocol; None if all does.
@@ -85,7 +85,7 @@ class Privacy(Options):
         aggregation: stages and rule.
         participants: hospitals that send an update in a round, at most.
         rounds: of the experiment.
-        histories: those that the anomaly detector needs.
+        demand: of the whole defence; by default, that of stages and rule.
         asked: hospitals that are drawn for a round, by default as many.
         """
         if reason := self.fits(aggregation):
@@ -162,7 +162,8 @@ class OneMessage(Privacy):
 
 
 class SecretSharing(Privacy):
-    """What the protocols with secret shares have in common: servers open the Gram matrix, and one weighted sum."""
+    """What the protocols with secret shares have in common: servers open the Gram matrix, if the defence needs it, or
+    only its diagonal, and one weighted sum."""
 
     reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram"})
     servers: ClassVar[int]
@@ -176,8 +177,9 @@ class SecretSharing(Privacy):
     """Least Σw²/max w² of a sum after the `colluders` are taken out: a sum of fewer updates would show single ones."""
     max_functionals: Annotated[int, Field(ge=0)] | Literal["auto"] | None = "auto"
     """Linear functionals of every update that may be opened in the whole run: products of the update, and of each
-    history, with public vectors and with what `colluders` send. `auto`: what the rule needs, and ten rounds more, as
-    rounds may be repeated; null: any number."""
+    history, with public vectors and with what `colluders` send. `auto`: what the defence needs, and ten rounds more, as
+    rounds may be repeated; null: any number. In each round, servers multiply by as many public vectors as the defence
+    needs, whatever the limit is."""
     colluders: int = Field(default=0, ge=0)
     """Hospitals that are expected to show the coordinator their own update: no sum may rest on few updates besides
     theirs, and each counts as a functional in each round, with h histories as (1 + h)²."""
@@ -214,12 +216,12 @@ class SecretSharing(Privacy):
         aggregation: Aggregation,
         participants: int,
         rounds: int,
-        histories: Sequence[str] = (),
+        demand: Demand | None = None,
         asked: int | None = None,
     ) -> Problem | None:
         from fedrobust.secure.supports import always_below
 
-        if problem := super().refusal(aggregation, participants, rounds, histories, asked):
+        if problem := super().refusal(aggregation, participants, rounds, demand, asked):
             return problem
         if participants < self.support:
             reason = f"with the colluders it must be at most the {participants} updates of a round"
@@ -229,7 +231,15 @@ class SecretSharing(Privacy):
             weights = f"lie on {lies:.3g} updates" if lies else "are negative or not finite"
             reason = f"with {participants} updates the weights of {name} always {weights}, {self._needed()}"
             return Problem(reason, "aggregation", hint=self._remedies(aggregation, participants, asked, found))
-        opened, limit = rounds * self.opened(aggregation, histories), self.limit(aggregation, rounds, histories)
+        return self.exceeded(demand or aggregation.demand, rounds)
+
+    def exceeded(self, demand: Demand, rounds: int) -> Problem | None:
+        """Why so many rounds of a defence open more functionals than are allowed; None if they do not.
+
+        demand: of the defence.
+        rounds: of the experiment.
+        """
+        opened, limit = rounds * self.opened(demand), self.limit(demand, rounds)
         if limit is not None and opened > limit:
             return Problem(f"{rounds} rounds open {opened} functionals of every update", "privacy.max_functionals")
         return None
@@ -271,24 +281,23 @@ class SecretSharing(Privacy):
     def disclosure(self, setting: ProtocolSetting) -> Disclosure:
         return of_shares(setting, self.servers, self.dealer, self.sketch, self.support, self.colluders, self.clip)
 
-    def opened(self, aggregation: Aggregation, histories: Sequence[str] = ()) -> int:
-        """Linear functionals of every update that a round opens: with h histories, 1 + h for each public vector of the
-        rule, and (1 + h)² for each colluder.
+    def opened(self, demand: Demand) -> int:
+        """Linear functionals of every update that a round opens: with h histories, 1 + h for each public vector, and (1
+        + h)² for each colluder, if all products of updates are opened.
 
-        histories: those that the anomaly detector needs.
+        demand: of the defence.
         """
-        pipeline = aggregation.pipeline()
-        known = 1 + len({*pipeline.histories, *histories})
-        return len(pipeline.anchors) * known + self.colluders * known**2
+        known = 1 + len(demand.histories)
+        return demand.vectors * known + (self.colluders * known**2 if demand.opens == "gram" else 0)
 
-    def limit(self, aggregation: Aggregation, rounds: int, histories: Sequence[str] = ()) -> int | None:
+    def limit(self, demand: Demand, rounds: int) -> int | None:
         """How many of them each server opens at most in the run; None: any number.
 
+        demand: of the defence.
         rounds: of the experiment.
-        histories: as for `opened`.
         """
         if self.max_functionals == "auto":
-            return (rounds + SPARE) * self.opened(aggregation, histories)
+            return (rounds + SPARE) * self.opened(demand)
         return self.max_functionals
 
 
@@ -338,10 +347,10 @@ class PairwiseMasking(Privacy):
         aggregation: Aggregation,
         participants: int,
         rounds: int,
-        histories: Sequence[str] = (),
+        demand: Demand | None = None,
         asked: int | None = None,
     ) -> Problem | None:
-        if problem := super().refusal(aggregation, participants, rounds, histories, asked):
+        if problem := super().refusal(aggregation, participants, rounds, demand, asked):
             return problem
         if participants < 3:
             reason = f"{self.name} needs 3 hospitals in a round at least, there are {participants}"
@@ -384,12 +393,12 @@ class GroupedPrivacy(PairwiseMasking):
         aggregation: Aggregation,
         participants: int,
         rounds: int,
-        histories: Sequence[str] = (),
+        demand: Demand | None = None,
         asked: int | None = None,
     ) -> Problem | None:
         from fedrobust.secure.masked_updates import groups_refusal
 
-        if problem := super().refusal(aggregation, participants, rounds, histories, asked):
+        if problem := super().refusal(aggregation, participants, rounds, demand, asked):
             return problem
         if participants < self.size:
             return Problem(f"must be at most the {participants} hospitals of a round", "privacy.size")

@@ -5,8 +5,9 @@ three-party computation with an honest majority, CCS 2016). Of U Uᵀ = Σ X_j X
 
     T_k = Z + Zᵀ with Z = X_k (X_k + 2 X_{k+1})ᵀ, so that T_k = 2 (X_k X_kᵀ + X_k X_{k+1}ᵀ + X_{k+1} X_kᵀ),
 
-one product, and opens T_k blinded by a share of zero: their sum is twice the Gram matrix. The servers exchange nothing
-else, unless histories must be truncated. No two of the three may collude.
+one product, and opens T_k blinded by a share of zero: their sum is twice the Gram matrix. Where norms suffice, of all
+this only the diagonal is computed. The servers exchange nothing else, unless histories must be truncated. No two of the
+three may collude.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from fedrobust.secure.messages import (
     server_name,
     unpack,
 )
-from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, products
+from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand
 from fedrobust.secure.server import Server
 
 ENTRY = struct.Struct("<Qq")
@@ -87,16 +88,16 @@ class ReplicatedServer(Server):
         self._awaited.clear()
 
     def gram_share(self) -> bytes:
-        """Its part of twice the Gram matrix (rows, rows); once in a round."""
+        """Its part of twice the Gram matrix (rows, rows), or of its diagonal (rows,); once in a round."""
         self._after("check")
         self._open_gram()
         (mine, _), (other, _) = self.holds
-        total = np.zeros((self.stack.rows, self.stack.rows), dtype=np.int64)
+        total = np.zeros(self._shape, dtype=np.int64)
         for columns in column_chunks(self.stack.rows, self.stack.width):
             left, right = self.stack.chunk(mine, columns), self.stack.chunk(other, columns)
             right *= 2
             right += left
-            total += products(left, right)
+            total += self._multiplied(left, right)
         return self._opened(Kind.GRAM, total + total.T, "gram")
 
     def remember(self, rows: Sequence[int], coefficients: Words) -> list[bytes]:

@@ -175,6 +175,15 @@ def square_sum(words: Words) -> int:
     return total
 
 
+def own_products(left: Words, right: Words) -> Words:
+    """The diagonal (n,) of `products`, in n w steps.
+
+    left, right: (n, w).
+    """
+    found: Words = np.einsum("ij,ij->i", left, right)
+    return found
+
+
 def halved(doubled: Words) -> Integers:
     """The integers in [−2^62, 2^62) whose doubles were opened mod 2^64.
 

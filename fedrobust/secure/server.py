@@ -3,7 +3,7 @@
 A server holds additive components of each update, as 32-byte seeds or as words. Everything but the Gram matrix is
 linear, so each server opens its part by itself, blinded by shares of zero: adding up the parts gives the sum, and each
 part alone gives nothing. Each server also adds noise to its part of the sum, and of the numbers that check the rows'
-lengths.
+lengths. Of the Gram matrix a server opens no more than the defence needs: its diagonal, or nothing.
 
 Once: `introduce`, `meet` the others, and the `secrets` of server 0, which the others `learn`. The order of a round is
 fixed: `begin`, `receive` from each client, `agree` on the clients, the check and the clients that are dropped for it,
@@ -36,11 +36,22 @@ from fedrobust.secure.messages import (
     unpack,
     viewed,
 )
-from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, largest_square, square_sum
+from fedrobust.secure.ring import (
+    SEED_BYTES,
+    Entropy,
+    Words,
+    column_chunks,
+    derived,
+    largest_square,
+    own_products,
+    products,
+    square_sum,
+)
 from fedrobust.secure.senders import listed, senders_of
 from fedrobust.secure.sketch import MASK_BITS, PROJECTIONS, projected, sketched
 from fedrobust.secure.stack import Stack
 from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, require_short, require_support
+from fedrobust.updates.demand import Opens
 
 NOISE_BITS = 16
 """Each server adds uniform noise from −2^16 to 2^16 to its part of each coordinate of the sum."""
@@ -60,6 +71,8 @@ class Server(ABC):
     colluders: clients that may show the coordinator their update. Each of them counts as a known vector, and so does
         each of its histories.
     secret: its own secret (32 bytes), if it is started again.
+    opens: what it opens of the Gram matrix: "gram", all; "norms", its diagonal; "sum", nothing.
+    vectors: public vectors of a round whose products it opens, at most; None: any number.
     """
 
     holds: tuple[tuple[int, bool], ...]
@@ -78,8 +91,13 @@ class Server(ABC):
         max_functionals: int | None = None,
         colluders: int = 0,
         secret: bytes | None = None,
+        opens: Opens = "gram",
+        vectors: int | None = None,
     ) -> None:
+        if histories and opens != "gram":
+            raise ValueError("histories are only for a Gram matrix that is opened whole")
         self.number, self.run, self.d, self.colluders = number, run, d, colluders
+        self.opens, self.vectors = opens, vectors
         self.histories, self.min_support, self.max_functionals = tuple(histories), min_support, max_functionals
         self.stack = Stack([component for component, _ in self.holds], d, histories, sketch)
         self.links = Links(number, self.parties, secret or entropy(SEED_BYTES))
@@ -87,6 +105,8 @@ class Server(ABC):
         """Numbers of the last round: that in messages, which is new in each attempt, and that of the training."""
         self.functionals = 0
         """Linear functionals of every update that have been opened so far: see `_count`."""
+        self.products = 0
+        """Products of updates and histories, each with itself or with another one, that have been opened so far."""
         self._summed: tuple[int, dict[int, int]] = -1, {}
         self.keep: Callable[[Ledger], None] = nowhere
         """Called with the ledger before anything is opened; `recall` takes the ledger after a restart."""
@@ -247,7 +267,7 @@ class Server(ABC):
         of public vectors,).
 
         Raises `OpeningError` for a vector that is longer or of another shape, and if too many functionals would be
-        opened.
+        opened, in this round or in all.
         """
         self._after("gram")
         self._before("aggregate")
@@ -255,6 +275,8 @@ class Server(ABC):
             raise OpeningError(f"a public vector must have d = {self.d} coordinates, as words")
         if square_sum(vector) > largest_square(self.d):
             raise OpeningError("a public vector must have a norm of 1 at most: a longer one reads several numbers")
+        if self.vectors is not None and len(self._public) >= self.vectors:
+            raise OpeningError(f"a round opens products with {self.vectors} public vectors at most")
         self._count(1 + len(self.histories))
         rows, width = self.stack.rows, self.stack.width
         if self.stack.sketch:
@@ -276,7 +298,7 @@ class Server(ABC):
         other weights than those of the sum opened in the same training round: the two sums would differ by single
         updates.
         """
-        self._after("gram")
+        self._after("check" if self.opens == "sum" else "gram")
         require_support(require_short(weights, len(self.clients)), self.min_support)
         chosen = {client: weight for client, weight in zip(self.clients, weights.tolist(), strict=True) if weight}
         if self._summed[0] == self.training and self._summed[1] != chosen:
@@ -359,10 +381,27 @@ class Server(ABC):
     def _message(self, kind: Kind, body: bytes, receiver: str) -> bytes:
         return Message(self.run, self.round, server_id(self.number), receiver, kind, body).pack()
 
+    def _multiplied(self, left: Words, right: Words) -> Words:
+        """What it needs of the products (rows, rows) mod 2^64 of two stacks of rows (rows, w): all, or the diagonal
+        (rows,)."""
+        return products(left, right) if self.opens == "gram" else own_products(left, right)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """Of what `_multiplied` returns."""
+        return (self.stack.rows,) * (2 if self.opens == "gram" else 1)
+
+    def _require_products(self) -> None:
+        if self.opens == "sum":
+            raise OpeningError("the defence needs no product of updates: none is opened")
+
     def _open_gram(self) -> None:
-        """Once in a round. A colluder's update and its histories are known vectors."""
+        """Once in a round. A colluder's update and its histories are known vectors, if products of two are opened."""
+        self._require_products()
         self._before("gram")
-        self._count(self.colluders * (1 + len(self.histories)) ** 2)
+        rows, whole = self.stack.rows, self.opens == "gram"
+        self._count(self.colluders * (1 + len(self.histories)) ** 2 if whole else 0)
+        self.products += rows * (rows + 1) // 2 if whole else rows
         self._once("gram")
 
     def _count(self, functionals: int) -> None:

@@ -5,18 +5,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from math import isqrt, sqrt
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.secure.lines import ADDED, HISTORY_FRACTION
 from fedrobust.secure.messages import Kind, MessageError
-from fedrobust.secure.opening import encode_anchor, gram_of_integers, joined, largest_history_square, misfit
+from fedrobust.secure.opening import (
+    encode_anchor,
+    gram_of_integers,
+    gram_of_squares,
+    joined,
+    largest_history_square,
+    misfit,
+)
 from fedrobust.secure.ring import FRACTION, Integers, Words, decode, halved, largest_square
 from fedrobust.secure.sketch import PROJECTIONS, stretch, too_long
 from fedrobust.secure.stack import CHECKED
 from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, require_support, shortened
+from fedrobust.updates.demand import Opens
 from fedrobust.updates.gram import Combination, Floats, Gram
 from fedrobust.updates.interface import Updates, clip_factors
 
@@ -32,13 +40,15 @@ class Parties(ABC):
     """Columns of the sketch that the Gram matrix is of; None: it is of the updates themselves."""
     clients: tuple[int, ...]
     """The clients whose shares are at every server."""
+    opens: Opens = "gram"
+    """What the servers open of the Gram matrix: all, its diagonal, or nothing."""
     histories: tuple[str, ...] = ()
     commitments: Mapping[int, str] = {}
     """Client → digest of its shares."""
 
     @abstractmethod
     def gram(self) -> list[bytes]:
-        """The `gram_share` of each server, after they have exchanged what they need."""
+        """The `gram_share` of each server, after they have exchanged what they need. Only where they open any of it."""
 
     @abstractmethod
     def ask(self, method: str, *arguments: Any) -> list[bytes]:
@@ -86,10 +96,20 @@ class _Round:
         self.sum: Words | None = None
         combinations = self._joined(Kind.PROJECTIONS, parties.ask("check_share"), self.rows * PROJECTIONS)
         self._drop(combinations.reshape(self.rows, PROJECTIONS))
-        self.stack = halved(self._joined(Kind.GRAM, parties.gram(), self.rows**2).reshape(self.rows, self.rows))
-        if (self.stack != self.stack.T).any():
-            raise MessageError("the opened Gram matrix is not symmetric: the shares do not belong together")
-        self._check()
+        self.stack: Integers | None = None
+        """The exact products of all lines, where they are opened."""
+        if parties.opens == "gram":
+            self.stack = halved(self._joined(Kind.GRAM, parties.gram(), self.rows**2).reshape(self.rows, self.rows))
+            if (self.stack != self.stack.T).any():
+                raise MessageError("the opened Gram matrix is not symmetric: the shares do not belong together")
+            self._check(np.diag(self.stack))
+            self.squares: Integers = np.diag(self.stack)[: self.n]
+        elif parties.opens == "norms":
+            self.squares = halved(self._joined(Kind.GRAM, parties.gram(), self.rows))
+            self._check(self.squares)
+        else:
+            self.squares = np.full(self.n, largest_square(d), dtype=object)
+            """The exact squares of the rows, or the largest that they may be."""
 
     def anchor(self, name: str, vector: NDArray[Any]) -> None:
         """Open the products with a public vector; they are kept under its name."""
@@ -116,8 +136,9 @@ class _Round:
             raise OpeningError("the sum of this round was opened; a second one would show what differs")
         require_support(weights, self.min_support)
         self.sum = self._joined(Kind.AGGREGATE, self.parties.ask("combine_share", weights), self.d)
-        updates = self.stack[: self.n, : self.n]
-        if reason := misfit(self.sum, weights, updates, self.parties.count, self.parties.sketch):
+        updates = self.squares if self.stack is None else self.stack[: self.n, : self.n]
+        sketch = None if self.parties.opens == "sum" else self.parties.sketch
+        if reason := misfit(self.sum, weights, updates, self.parties.count, sketch):
             raise OpeningError(reason)
         return self.sum
 
@@ -147,17 +168,17 @@ class _Round:
             if not self.n:
                 raise OpeningError("every update wraps around")
 
-    def _check(self) -> None:
-        """Find rows and histories whose squares are too large for clipped updates."""
+    def _check(self, squares: Integers) -> None:
+        """Find rows and histories whose squares, those of all lines, are too large for clipped updates."""
         columns = self.parties.sketch or self.d
         stretched, limit = stretch(columns) if columns < self.d else 1.0, largest_square(self.d)
-        squares = np.diag(self.stack)
         self.long = {row for row in range(self.n) if not 0 <= squares[row] <= stretched * limit}
         for place, name in enumerate(self.parties.histories, start=1):
             for line, client in enumerate(self.parties.clients, start=place * self.n):
                 if not 0 <= squares[line] <= stretched * self._history_limit(name):
                     self._forget(name, client)
-                    self.stack[line, :] = self.stack[:, line] = 0
+                    if self.stack is not None:
+                        self.stack[line, :] = self.stack[:, line] = 0
         exact = ((1 << FRACTION) - isqrt(self.d) - 1) ** 2
         longest = exact if columns >= self.d else exact * max(0.0, 1.0 - 2.0 * sqrt(2.0 / columns))
         cut = sum(int(squares[row] >= longest) for row in range(self.n))
@@ -177,7 +198,8 @@ class _Round:
 
 
 class SharedUpdates(Updates):
-    """n updates that servers hold as shares: the coordinator learns their Gram matrix and one weighted sum.
+    """n updates that servers hold as shares: the coordinator learns their Gram matrix, or its diagonal, or none of it,
+    and one weighted sum.
 
     parties: the servers.
     d: coordinates of an update.
@@ -186,11 +208,10 @@ class SharedUpdates(Updates):
     min_support: least Σw²/max w² of a sum.
 
     Clients whose updates wrap around are `dropped` before anything else is opened. Histories stay at the servers:
-    `remembered` returns nothing. Make one object for a round. It opens the Gram matrix at once: that of sketches, where
-    the servers make them.
+    `remembered` returns nothing. Make one object for a round. It opens what it `reveals` of the Gram matrix at once:
+    that of sketches, where the servers make them.
     """
 
-    reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram"})
     unusable = "longer than an update that was cut to the clip"
 
     def __init__(
@@ -206,7 +227,7 @@ class SharedUpdates(Updates):
         given = dict(zip(parties.clients, np.ones(len(parties.clients)) if prior is None else prior, strict=True))
         self._round = _Round(parties, d, clip, min_support)
         self._keep = np.arange(self._round.n)
-        self.n, self.d = self._round.n, d
+        self.n, self.d, self.reveals = self._round.n, d, frozenset({"sum", parties.opens})
         self.prior = np.array([given[client] for client in parties.clients], dtype=np.float64)
         self.prior = self.prior / self.prior.sum()
         self._anchors: dict[str, NDArray[Any]] = {}
@@ -229,13 +250,13 @@ class SharedUpdates(Updates):
     def subset(self, keep: NDArray[Any]) -> SharedUpdates:
         """The same updates without the rows that are not in `keep`, a mask (n,) or indices; priors are rescaled."""
         other = object.__new__(SharedUpdates)
-        other._round, other._anchors, other.d = self._round, dict(self._anchors), self.d
+        other._round, other._anchors, other.d, other.reveals = self._round, dict(self._anchors), self.d, self.reveals
         other._keep, other.prior = self._keep[keep], self.prior[keep] / self.prior[keep].sum()
         other.n = len(other._keep)
         return other
 
     def finite_rows(self) -> NDArray[np.bool_]:
-        """(n,) whether each row is no longer than a clipped update, as far as its square shows."""
+        """(n,) whether each row is no longer than a clipped update, as far as its square shows, if it is opened."""
         return np.array([row not in self._round.long for row in self._keep], dtype=bool)
 
     def gram(self, anchors: Mapping[str, np.ndarray] | None = None, histories: Sequence[str] = ()) -> Gram:
@@ -243,14 +264,30 @@ class SharedUpdates(Updates):
 
         anchors: public vectors (d,) by name.
         histories: names of the histories.
+
+        Raises `NotRevealed` where no more than norms are opened.
         """
-        self._anchors = dict(anchors or {})
-        for name, vector in self._anchors.items():
-            self._round.anchor(name, vector)
+        if self._round.stack is None:
+            raise self._not_revealed()
+        self._open(anchors)
         if unknown := set(histories) - set(self._round.parties.histories):
             raise ValueError(f"the servers do not keep the histories {', '.join(sorted(unknown))}")
         exact, unit = self._lines(histories)
         return gram_of_integers(exact, unit, self.prior, list(self._anchors), histories)
+
+    def norms(self, anchors: Mapping[str, np.ndarray] | None = None) -> Gram:
+        """The same without products of two rows, where these are not opened.
+
+        anchors: as for `gram`.
+
+        Raises `NotRevealed` where not even norms are opened.
+        """
+        if self._round.parties.opens == "sum":
+            raise self._not_revealed()
+        if self._round.stack is not None:
+            return self.gram(anchors)
+        self._open(anchors)
+        return gram_of_squares(*self._lines(()), self.prior, list(self._anchors))
 
     def combine(self, combination: Combination) -> NDArray[np.float32]:
         """The aggregate (d,) float32, except for the servers' noise and weights of 12 bits.
@@ -273,11 +310,17 @@ class SharedUpdates(Updates):
 
         names: of the histories.
         """
-        squares = np.diag(self._round.stack)[self._keep].astype(np.float64)
-        coefficients = np.rint(ADDED * clip_factors(np.maximum(squares, 0.0))).astype(np.int64)
         if names:
+            squares = self._round.squares[self._keep].astype(np.float64)
+            coefficients = np.rint(ADDED * clip_factors(np.maximum(squares, 0.0))).astype(np.int64)
             self._round.parties.remember(self._keep.tolist(), coefficients)
         return {}
+
+    def _open(self, anchors: Mapping[str, np.ndarray] | None) -> None:
+        """Open the products with public vectors."""
+        self._anchors = dict(anchors or {})
+        for name, vector in self._anchors.items():
+            self._round.anchor(name, vector)
 
     def _all(self, weights: Floats) -> Floats:
         """Weights of these rows as weights of all."""
@@ -286,14 +329,18 @@ class SharedUpdates(Updates):
         return whole
 
     def _lines(self, histories: Sequence[str]) -> tuple[Integers, float]:
-        """The exact products of rows, anchors and rows of histories in one unit, and this unit."""
+        """The exact products of rows, anchors and rows of histories in one unit, and this unit; 0 for those of two rows
+        that are not opened."""
         state, n, anchors = self._round, self._round.n, list(self._anchors)
         places = [0, *(1 + state.parties.histories.index(name) for name in histories)]
         held = np.concatenate([place * n + self._keep for place in places])
         known, count = self.n + len(anchors), len(held) + len(anchors)
         lines = np.concatenate([np.arange(self.n), np.arange(known, count)])
         exact: Integers = np.zeros((count, count), dtype=object)
-        exact[np.ix_(lines, lines)] = state.stack[np.ix_(held, held)]
+        if state.stack is None:
+            exact[lines, lines] = state.squares[held]
+        else:
+            exact[np.ix_(lines, lines)] = state.stack[np.ix_(held, held)]
         for line, name in enumerate(anchors, self.n):
             exact[lines, line] = exact[line, lines] = state.products[state.vectors[name][2]][held]
             for other, second in enumerate(anchors, self.n):

@@ -8,13 +8,15 @@ Efficient multiparty protocols using circuit randomization, CRYPTO 1991; of a ma
     U Uᵀ = (E + A_0 + A_1)(E + A_0 + A_1)ᵀ = V Vᵀ + (E A_1ᵀ + A_1 Eᵀ) + (A Aᵀ − A_0 A_0ᵀ),
 
 one product for server 0, one for server 1, and one for the dealer: (2 A_0 + A_1) A_1ᵀ and its transpose are together
-twice the last term. So twice the Gram matrix is opened, and read mod 2^63. No two of the three may collude; all follow
-the protocol, but may be curious. What they open is blinded by shares of zero that the dealer does not know, so a dealer
-that sees what the coordinator sees learns no more than the coordinator.
+twice the last term. So twice the Gram matrix is opened, and read mod 2^63. Where norms suffice, all three compute the
+diagonals of these products alone. No two of the three may collude; all follow the protocol, but may be curious. What
+they open is blinded by shares of zero that the dealer does not know, so a dealer that sees what the coordinator sees
+learns no more than the coordinator.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Sequence
@@ -40,9 +42,10 @@ from fedrobust.secure.messages import (
     unpack,
     viewed,
 )
-from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, products
+from fedrobust.secure.ring import SEED_BYTES, Entropy, Words, column_chunks, derived, expand, own_products, products
 from fedrobust.secure.server import Server
 from fedrobust.secure.weights import OpeningError
+from fedrobust.updates.demand import Opens
 
 SHAPE = struct.Struct("<QQ")
 """Rows and columns of a triple."""
@@ -73,10 +76,11 @@ class Dealer:
     """Hands out square triples, each once. It sees no update, and no message of a client or server.
 
     entropy: source of the seeds.
+    opens: as for `Server`: for "norms", triples hold the diagonal of their square alone.
     """
 
-    def __init__(self, entropy: Entropy = os.urandom) -> None:
-        self._entropy = entropy
+    def __init__(self, entropy: Entropy = os.urandom, opens: Opens = "gram") -> None:
+        self._entropy, self._opens = entropy, opens
         self._given: dict[str, int] = {}
         self._servers: dict[int, bytes] = {}
 
@@ -104,20 +108,23 @@ class Dealer:
                 f"a triple is for the number of a round, at most {MOST_ROWS:,} rows, and columns, found {round!r}, "
                 f"{rows!r} and {columns!r}"
             )
+        if self._opens == "sum":
+            raise OpeningError("the defence needs no product of updates: there is no triple")
         if not self._servers:
             raise OpeningError("the dealer has not met the servers")
         if round <= self._given.get(run, -1):
             raise OpeningError(f"round {round} has had its triple; a round that is repeated needs a new number")
         self._given[run] = round
         first, second, blind = (self._entropy(SEED_BYTES) for _ in range(3))
-        correction = np.zeros((rows, rows), dtype=np.int64)
+        multiplied = products if self._opens == "gram" else own_products
+        correction = np.zeros((rows, rows) if self._opens == "gram" else (rows,), dtype=np.int64)
         for part in column_chunks(rows, columns):
             one, other = _expanded(first, rows, part), _expanded(second, rows, part)
             one *= 2
             one += other
-            correction += products(one, other)
+            correction += multiplied(one, other)
         correction += correction.T.copy()
-        correction -= expand(blind, rows * rows).reshape(rows, rows)
+        correction -= expand(blind, correction.size).reshape(correction.shape)
         shape = SHAPE.pack(rows, columns)
         bodies = (shape + first + blind, shape + second + correction.tobytes())
         to_0, to_1 = (
@@ -155,9 +162,11 @@ class ShareServer(Server):
 
         Raises `MessageError` if it does not fit, is for other rows, or was used in another round.
         """
+        self._require_products()
         self._after("agree")
         self._before("triple")
-        words = self.stack.rows**2 if self.number else SEED_BYTES // 8
+        count = math.prod(self._shape)
+        words = count if self.number else SEED_BYTES // 8
         size = SHAPE.size + SEED_BYTES + 8 * words
         message = expect(unpack(data), self.run, self.round, DEALER, Kind.TRIPLE, None, server_name(self.number))
         body = self.links.unsealed(message.body)
@@ -168,9 +177,9 @@ class ShareServer(Server):
             raise MessageError("triple was used in an earlier round")
         self._used.add(seed)
         self._seed, rest = seed, body[SHAPE.size + SEED_BYTES :]
-        matrix = np.frombuffer(rest, dtype="<i8") if self.number else expand(rest, self.stack.rows**2)
-        self._correction = matrix.reshape(self.stack.rows, self.stack.rows)
-        self._total = np.zeros((self.stack.rows, self.stack.rows), dtype=np.int64)
+        matrix = np.frombuffer(rest, dtype="<i8") if self.number else expand(rest, count)
+        self._correction = matrix.reshape(self._shape)
+        self._total = np.zeros(self._shape, dtype=np.int64)
         self._once("triple")
 
     @property
@@ -234,11 +243,12 @@ class ShareServer(Server):
         # Server 0: U_0 + E_1 = E + A_0, with itself. Server 1: E = E_1 + E_0, with A_1.
         other_part = np.frombuffer(message.body, dtype="<i8", offset=8) - self._pad(other, chunk, own.size)
         own += other_part.reshape(own.shape)
-        self._total += products(own, right)
+        self._total += self._multiplied(own, right)
         self._taken.add(chunk)
 
     def gram_share(self) -> bytes:
-        """Its part of twice the Gram matrix (rows, rows); once in a round, when all chunks are there."""
+        """Its part of twice the Gram matrix (rows, rows), or of its diagonal (rows,); once in a round, when all chunks
+        are there."""
         self._after("triple")
         self._after("check")
         if missing := len(self.chunks) - len(self._taken):

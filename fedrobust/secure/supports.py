@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, sqrt
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,7 +163,7 @@ class _Trial(Updates):
     rows: Floats
     prior: Floats
     histories: Mapping[str, Floats]
-    reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram"})
+    reveals = frozenset({"sum", "gram"})
     _anchors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

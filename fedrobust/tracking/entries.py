@@ -107,7 +107,7 @@ def _of_round(record: RoundRecord) -> dict[str, float | None]:
         found["train/loss"] = sum(losses) / len(losses)
     for name, seconds in record.seconds.items():
         found["round/seconds" if name == "round" else f"round/{name}_seconds"] = seconds
-    for name in ("upload_bytes", "server_bytes", "functionals"):
+    for name in ("upload_bytes", "server_bytes", "functionals", "products"):
         found[f"round/{name}"] = getattr(record, name)
     return found
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fedrobust.options import OneOf, Options, find_options
-from fedrobust.trust.anomaly import Detector, RobustZ, Scores, detection
+from fedrobust.trust.anomaly import Detector, RobustZ, Scores, Unscored, detection
 from fedrobust.trust.consensus import Consensus
 from fedrobust.trust.jury import Jury
 from fedrobust.trust.label_mix import LabelMix
@@ -31,6 +31,7 @@ from fedrobust.trust.quarantine import Quarantine
 from fedrobust.trust.referee import Referee
 from fedrobust.trust.repair import Repair
 from fedrobust.trust.reputation import BetaReputation, ExponentialAverage, Reputation, ReputationState, SubjectiveLogic
+from fedrobust.updates import Demand
 
 __all__ = [
     "AFTER_DEFENCE",
@@ -49,6 +50,7 @@ __all__ = [
     "Scores",
     "SubjectiveLogic",
     "Trust",
+    "Unscored",
     "detection",
 ]
 
@@ -77,6 +79,12 @@ class Trust(Options):
     consortia that have no patches for a referee, and at most 30 % malicious hospitals."""
     repair: Repair | None = None
     """Training on patches of the coordinator's own, against backdoors; null: none. It needs `data.root.set_aside`."""
+
+    def demand(self, labels: int = 0) -> Demand:
+        """What the detector and a referee, which cuts updates to a norm, ask of the updates; `labels`: see
+        `Detector.demand`."""
+        cut = self.referee is not None and bool(self.referee.hypotheses)
+        return self.detector.demand(labels) | Demand(frozenset({"norms"} if cut else ()))
 
     @property
     def own_patches(self) -> tuple[str, ...]:

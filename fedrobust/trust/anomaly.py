@@ -13,6 +13,7 @@ from pydantic import Field
 from fedrobust.aggregation import Context, Gram
 from fedrobust.aggregation import outlyingness as far
 from fedrobust.options import Many, Options
+from fedrobust.updates import Demand
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +49,15 @@ class Detector(Options):
         return ()
 
     def vectors(self, context: Context) -> dict[str, np.ndarray]:
-        """The public vectors that it needs in the Gram: name → (d,)."""
+        """The public vectors that it needs in the Gram: name → (d,); as many as `demand` says, at most."""
         return {}
+
+    def demand(self, labels: int = 0) -> Demand:
+        """What it asks of the updates: protocols that hide them open no more than that.
+
+        labels: of the coordinator's own patches; 0 where they are not known yet.
+        """
+        return Demand(frozenset({"gram"}), 0, self.histories)
 
     @abstractmethod
     def score(self, gram: Gram, context: Context) -> Scores:
@@ -58,6 +66,21 @@ class Detector(Options):
         gram: of the rows, which are finite, with the histories and vectors that the detector needs.
         context: what is public in this round; `state` is that of the detector's own last `Scores`.
         """
+
+
+class Unscored(Detector):
+    """Scores nobody: all scores are 0.
+
+    Under secret shares, with a rule that needs no more, the servers then open nothing of the updates but their sum.
+    """
+
+    name: Literal["none"] = "none"
+
+    def demand(self, labels: int = 0) -> Demand:
+        return Demand()
+
+    def score(self, gram: Gram, context: Context) -> Scores:
+        return Scores(np.zeros(gram.n), {})
 
 
 AVERAGE = "average_"
@@ -122,6 +145,9 @@ class RobustZ(Detector):
         """The averages, if a part uses them."""
         past = any(part == "consistency" or part.startswith(AVERAGE) for part in self.parts)
         return ("average",) if past else ()
+
+    def demand(self, labels: int = 0) -> Demand:
+        return Demand(frozenset({"norms" if set(self.parts) == {"norm"} else "gram"}), 0, self.histories)
 
     def score(self, gram: Gram, context: Context) -> Scores:
         """The scores. With fewer than three rows there is no majority, and all are 0."""

@@ -23,6 +23,7 @@ from fedrobust.trust.anomaly import Scores
 from fedrobust.trust.blame import members_scores, no_blame
 from fedrobust.trust.reputation import ReputationState
 from fedrobust.updates import NotOpened, Updates
+from fedrobust.updates.interface import not_revealed
 from fedrobust.updates.threads import algebra
 
 if TYPE_CHECKING:
@@ -217,16 +218,17 @@ class Defence:
             layers=self.layers,
             state=memory.rule,
         )
-        if "gram" in updates.reveals:
+        detector = self.trust.detector
+        gram = Gram.unknown(updates.prior)
+        if {"norms", "gram"} & updates.reveals:
             with step("Gram matrix"):
-                detector = self.trust.detector
                 gram = self.pipeline.gram(updates, context, detector.histories, detector.vectors(context))
-            with step("scores"), algebra(n):
-                scores = self.trust.detector.score(gram, replace(context, state=memory.detector))
-            anomaly, remembered = self._own_scores(memory, clients, groups, scores)
+        if not_revealed(detector.demand().needs, updates.reveals):
+            scores, anomaly, remembered = Scores(np.zeros(n), {}), dict[int, float](), Arrays()
         else:
-            gram, scores = Gram.unknown(updates.prior), Scores(np.zeros(n), {})
-            anomaly, remembered = {}, {}
+            with step("scores"), algebra(n):
+                scores = detector.score(gram, replace(context, state=memory.detector))
+            anomaly, remembered = self._own_scores(memory, clients, groups, scores)
         evidence = anomaly | dict.fromkeys(rejected, 1.0)
         trust = self._trusted(memory.trust, evidence, rejected)
         kept = np.ones(n, dtype=bool)

@@ -13,7 +13,7 @@ from fedrobust.aggregation import Context, Gram
 from fedrobust.options import OneOf
 from fedrobust.trust.anomaly import Detector, Scores
 from fedrobust.trust.consensus import Consensus
-from fedrobust.updates import Floats
+from fedrobust.updates import Demand, Floats
 
 PREFIX = "descent "
 """Names of the anchors: this, and the place of the label among those of the coordinator's patches."""
@@ -62,6 +62,9 @@ class LabelMix(Detector):
     def vectors(self, context: Context) -> dict[str, np.ndarray]:
         own = () if context.descents is None else context.descents
         return self.other.vectors(context) | {f"{PREFIX}{place}": each for place, each in enumerate(own)}
+
+    def demand(self, labels: int = 0) -> Demand:
+        return Demand(frozenset({"norms"}), labels) | self.other.demand(labels)
 
     def score(self, gram: Gram, context: Context) -> Scores:
         """The scores. With fewer than three rows there is no majority, and the part `label_mix` is 0."""

@@ -8,6 +8,7 @@ array([[25.,  8.],
 """
 
 from fedrobust.updates.clear import ClearUpdates
+from fedrobust.updates.demand import Demand, Opens
 from fedrobust.updates.gram import Anchor, Combination, Floats, Gram, History
 from fedrobust.updates.interface import Measure, NotOpened, NotRevealed, Reduction, Updates
 from fedrobust.updates.shards import ShardedUpdates, cut_columns, shard_columns
@@ -17,12 +18,14 @@ __all__ = [
     "Anchor",
     "ClearUpdates",
     "Combination",
+    "Demand",
     "Floats",
     "Gram",
     "History",
     "Measure",
     "NotOpened",
     "NotRevealed",
+    "Opens",
     "Reduction",
     "ShardedUpdates",
     "Span",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class ClearUpdates(Updates):
     Raises `ValueError` where blocks, priors or columns do not fit, and where there is no row or no column.
     """
 
-    reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
+    reveals = frozenset({"sum", "gram", "rows"})
 
     def __init__(
         self,

@@ -82,7 +82,7 @@ class Updates(ABC):
     does not see where the updates are stored.
     """
 
-    reveals: ClassVar[frozenset[str]]
+    reveals: frozenset[str]
     unusable: ClassVar[str] = "not finite"
     """What is wrong with the rows that `finite_rows` excludes."""
     n: int

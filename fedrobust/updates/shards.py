@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ class ShardedUpdates(Updates):
     columns.
     """
 
-    reveals: ClassVar[frozenset[str]] = ClearUpdates.reveals
+    reveals = ClearUpdates.reveals
 
     def __init__(self, parts: Sequence[ClearUpdates]) -> None:
         self._parts = list(parts)

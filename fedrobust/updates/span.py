@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class Span:
 class SpannedUpdates(Updates):
     """The rows `coefficients` (n, L) @ lines as updates in the clear."""
 
-    reveals: ClassVar[frozenset[str]] = ClearUpdates.reveals
+    reveals = ClearUpdates.reveals
 
     def __init__(self, span: Span, coefficients: Floats, prior: Floats) -> None:
         self._span, self.coefficients = span, coefficients

@@ -182,7 +182,7 @@ def test_a_rule_of_the_users_own_is_not_loaded_for_the_page() -> None:
     records[0]["experiment"]["aggregation"]["rule"] = {"name": "nowhere_to_be_found:Rule"}
     records[1]["functionals"] = 3
     found = page(records)
-    assert "if hospitals are remembered, products" in found and "if the rule uses public vectors" in found
+    assert "if hospitals are remembered, products" in found and "if the defence uses public vectors" in found
     assert row(found, "Functionals opened").endswith("the limit follows from the defence, which is not known here")
 
 

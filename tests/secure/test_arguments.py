@@ -15,13 +15,14 @@ from fedrobust.secure.messages import MessageError, run_id, unpack
 from fedrobust.secure.privacy import ReplicatedPrivacy, SecretSharing, SharesPrivacy
 from fedrobust.secure.shares import Dealer, ShareServer
 from fedrobust.secure.weights import OpeningError
+from fedrobust.updates import Demand
 
 RUN, D = run_id("arguments"), 50
 
 
 def host(number: int | None, privacy: SecretSharing | None = None) -> PartyHost:
     found = PartyHost()
-    found.setup(privacy or SharesPrivacy(sketch=None), 0, number, RUN, D, ("sum",), 2, {}, OWNER)
+    found.setup(privacy or SharesPrivacy(sketch=None), 0, number, RUN, D, Demand(histories=("sum",)), 2, {}, OWNER)
     return found
 
 

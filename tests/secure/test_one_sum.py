@@ -18,6 +18,9 @@ from fedrobust.secure.ring import Words
 from fedrobust.secure.server import Server
 from fedrobust.secure.shares import Dealer
 from fedrobust.secure.weights import OpeningError
+from fedrobust.updates import Demand
+
+ASKED = Demand(frozenset({"gram"}), 2)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -110,7 +113,7 @@ def test_a_server_that_is_started_again_knows_what_it_has_opened(name: str, tmp_
         for number, host in enumerate(found):
             secret = {"secret": np.full(32, number, dtype=np.uint8)}
             where = None if place is None else str(place)
-            host.setup(privacy, 1, number, run_id("a run"), D, (), -1, secret, b"o" * 16, where)
+            host.setup(privacy, 1, number, run_id("a run"), D, ASKED, -1, secret, b"o" * 16, where)
         return found
 
     def opened_in(hosts: list[PartyHost], chosen: np.ndarray, training: int = 7) -> Words:

@@ -13,13 +13,16 @@ from fedrobust.secure import ReplicatedPrivacy, SharesPrivacy
 from fedrobust.secure.messages import run_id
 from fedrobust.secure.server import Server
 from fedrobust.secure.weights import OpeningError
+from fedrobust.updates import Demand
+
+ASKED = Demand(frozenset({"gram"}), 2)
 
 
 def hosts(name: str) -> Iterator[PartyHost]:
     privacy = (SharesPrivacy if name == "shares" else ReplicatedPrivacy)(max_functionals=9, sketch=None)
     for number in range(privacy.servers):
         host = PartyHost()
-        host.setup(privacy, 1, number, run_id("a run"), D, (), -1, {}, b"o" * 16)
+        host.setup(privacy, 1, number, run_id("a run"), D, ASKED, -1, {}, b"o" * 16)
         yield host
 
 
@@ -63,20 +66,30 @@ def test_only_its_owner_sets_a_server_up_again_and_sees_what_it_remembers(name: 
                 call(b"x" * 16)
         privacy = (SharesPrivacy if name == "shares" else ReplicatedPrivacy)(min_support=1.0)
         with pytest.raises(OpeningError, match="party"):
-            host.setup(privacy, 1, number, run_id("a run"), D, (), -1, {}, b"x" * 16)
+            host.setup(privacy, 1, number, run_id("a run"), D, ASKED, -1, {}, b"x" * 16)
         with pytest.raises(OpeningError, match="party"):
             host.meet(b"", b"")
         server = host._party
         assert isinstance(server, Server) and server.min_support == 3.0
         server.functionals = 6
-        host.setup(privacy, 1, number, run_id("a run"), D, (), -1, {"functionals": np.array(2)}, b"o" * 16)
+        host.setup(
+            privacy,
+            1,
+            number,
+            run_id("a run"),
+            D,
+            Demand(frozenset({"gram"}), 2),
+            -1,
+            {"functionals": np.array(2)},
+            b"o" * 16,
+        )
         assert host._party is server and server.functionals == 6 and server.min_support == 3.0
         # Nor by way of another run, and back.
         with pytest.raises(OpeningError, match="party"):
-            host.setup(privacy, 1, number, run_id("another run"), D, (), -1, {}, b"x" * 16)
+            host.setup(privacy, 1, number, run_id("another run"), D, ASKED, -1, {}, b"x" * 16)
         with pytest.raises(OpeningError, match="party"):
             host.receive(b"x" * 16, 5, 5, [0, 1, 2])
         with pytest.raises(OpeningError, match="party"):
             host.agree(b"x" * 16)
-        host.setup(privacy, 1, number, run_id("another run"), D, (), -1, {}, b"o" * 16)
+        host.setup(privacy, 1, number, run_id("another run"), D, ASKED, -1, {}, b"o" * 16)
         assert host._party is not server

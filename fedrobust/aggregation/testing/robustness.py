@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,7 +225,7 @@ class _Search:
 class _Small(Updates):
     """A few short rows, in one array; every client has sent the same before."""
 
-    reveals: ClassVar[frozenset[str]] = frozenset({"sum", "gram", "rows"})
+    reveals = frozenset({"sum", "gram", "rows"})
 
     def __init__(self, rows: Floats) -> None:
         self.rows, (self.n, self.d) = rows, rows.shape
