@@ -94,3 +94,48 @@ def test_doctor_says_whether_a_jury_has_votes_enough(
     given = {"source": SOURCE | {"patches_per_patient": 12}, "partition": partition}
     assert says in shown({"data": given, "trust": {"jury": {"fraction": fraction}}})
     assert "votes about each label" not in shown({"data": given})
+
+
+NONE = {"detector": "none"}
+CLIP = {"stages": ["clip"]}
+ASIDE = {"set_aside": 0.3, "patches": 20}
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "trust", "says"),
+    [
+        ({}, NONE, "in a round no product of updates; one sum"),
+        (CLIP, NONE, "in a round the lengths of 10 updates, no product of two; one sum"),
+        (
+            CLIP,
+            {},
+            "in a round all 55 products of 10 updates with each other (because of trust.detector robust_z; stages and "
+            "rule need the lengths); one sum",
+        ),
+        ({}, {**NONE, "referee": {}}, "no product of two (because of trust.referee; stages and rule need nothing)"),
+        (
+            {"rule": "adaptive"},
+            {"detector": "label_mix"},
+            "in a round all 210 products of 10 updates, and what is kept of earlier ones, with each other; 4 linear "
+            "functionals of each update, 80 in the run at most; one sum",
+        ),
+    ],
+)
+def test_doctor_says_what_the_servers_open(
+    workplace: Path, aggregation: dict[str, object], trust: dict[str, object], says: str
+) -> None:
+    federation = {"clients": 10, "rounds": 10}
+    given = {"data": {"source": SOURCE, "root": ASIDE}, "aggregation": aggregation, "federation": federation}
+    assert says in shown(given | {"trust": trust, "privacy": "shares"})
+    assert "opened" not in shown(given | {"trust": trust})
+
+
+def test_doctor_says_that_more_would_be_opened_than_is_allowed(workplace: Path) -> None:
+    given = {
+        "data": {"source": SOURCE, "root": ASIDE},
+        "trust": {"detector": "label_mix"},
+        "federation": {"rounds": 10},
+    }
+    assert "refused: privacy.max_functionals: 10 rounds open 40 functionals" in shown(
+        given | {"privacy": {"name": "shares", "max_functionals": 39}}
+    )

@@ -95,3 +95,25 @@ def test_a_run_whose_defence_believes_the_attackers_is_saved(clear: fedrobust.Re
     alone = run(*[each for each in OVERRIDES if "referee" not in each], pool=pool)
     assert alone.final["test/balanced_accuracy"] + 0.1 < clear.final["test/balanced_accuracy"]
     assert np.isfinite(clear.final["test/loss"])
+
+
+def test_under_shares_no_mix_of_labels_explains_the_same_hospitals_as_in_the_clear(pool: Pool) -> None:
+    """Scores by the coordinator's gradients, and the referee in turn with the hypothesis that they are right."""
+    mixed = [
+        "attacks=[{name: ipm, count: 3, epsilon: 0.5}]",
+        "aggregation={rule: mean}",
+        "data.root={patches: 40, set_aside: 0.3}",
+        "learning.server=fedavg",
+        "federation.rounds=4",
+    ]
+    turns = "trust={detector: label_mix, referee: {openings: in_turn, hypotheses: [ordinary], certainty: 1}}"
+    clear, found = run(*mixed, turns, pool=pool), run(*mixed, turns, SHARES, pool=pool)
+    assert refusals(found) == refusals(clear)
+    for own, other in zip(found.rounds, clear.rounds, strict=True):
+        assert set(own["anomaly_parts"]["0"]) == {"label_mix", "consensus", "length"}
+        for client, parts in own["anomaly_parts"].items():
+            assert parts == pytest.approx(other["anomaly_parts"][client], abs=5e-3)
+        assert own["weights"] == pytest.approx(other["weights"], abs=2e-3)
+        # Two labels, each with every update and its history; 8 updates and 8 histories with each other.
+        assert (own["functionals"], own["products"]) == (4, 16 * 17 // 2)
+    assert max(parts["label_mix"] for parts in found.rounds[-1]["anomaly_parts"].values()) > 0.1

@@ -15,6 +15,7 @@ from fedrobust.data.hospitals import label_counts
 from fedrobust.data.majorities import VOTES, breakdown, dissimilarity, majority_share, safe_liars
 from fedrobust.experiment import Experiment
 from fedrobust.portions import portion
+from fedrobust.secure import SecretSharing
 from fedrobust.terminal.elements import plain
 from fedrobust.trust import Jury
 
@@ -56,6 +57,10 @@ def show_data(
         if experiment.trust.jury is not None:
             table.add_row("jury", plain(_jury(experiment.trust.jury, counts, outline.label_names)))
         table.add_row("breakdown", plain(_breakdown(experiment, counts)))
+    if isinstance(experiment.privacy, SecretSharing):
+        pool = parts.get("root", np.zeros(0, dtype=np.int64))
+        own = experiment.data.root.drawn(pool, outline.labels, outline.groups, experiment.seed)
+        table.add_row("opened", plain(_opened(experiment, experiment.privacy, len(np.unique(outline.labels[own])))))
     for note in outline.notes:
         table.add_row("note", plain(note))
     out.print(table)
@@ -118,6 +123,32 @@ def _breakdown(experiment: Experiment, counts: NDArray[np.int64]) -> str:
     limit, attacking = breakdown(b2), len(experiment.attackers.drawn) / len(counts)
     beyond = f"; in this experiment {attacking:.0%} are" if attacking >= limit else ""
     return f"no rule can promise anything once {limit:.0%} are malicious, by the labels alone (B² {b2:.2f}){beyond}"
+
+
+def _opened(experiment: Experiment, privacy: SecretSharing, labels: int) -> str:
+    """What the servers open in a round, and which option asks for more than stages and rule do.
+
+    labels: of the coordinator's own patches.
+    """
+    demand, alone, updates = experiment.demand(labels), experiment.aggregation.demand, experiment.most_there()
+    lines = updates * (1 + len(demand.histories))
+    kept = ", and what is kept of earlier ones," if demand.histories else ""
+    found = {
+        "gram": f"all {lines * (lines + 1) // 2} products of {updates} updates{kept} with each other",
+        "norms": f"the lengths of {updates} updates, no product of two",
+        "sum": "no product of updates",
+    }[demand.opens]
+    if alone.opens != demand.opens:
+        detector = experiment.trust.detector
+        asks = f"detector {detector.name}" if detector.demand(labels).opens == demand.opens else "referee"
+        less = {"norms": "the lengths", "sum": "nothing"}[alone.opens]
+        found += f" (because of trust.{asks}; stages and rule need {less})"
+    if opened := privacy.opened(demand):
+        limit = privacy.limit(demand, experiment.federation.rounds)
+        most = "without a limit" if limit is None else f"{limit} in the run at most"
+        found += f"; {opened} linear functionals of each update, {most}"
+    exceeded = privacy.exceeded(demand, experiment.federation.rounds)
+    return f"in a round {found}; one sum" + (f"; refused: {exceeded}" if exceeded else "")
 
 
 def _counted(texts: np.ndarray, names: Sequence[str]) -> Text:

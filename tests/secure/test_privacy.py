@@ -113,6 +113,20 @@ def test_the_rules_that_a_refusal_names_are_those_that_are_read(privacy: Privacy
             assert found is not None and found.hint.endswith(": " + ", ".join(named)), name
 
 
+@pytest.mark.parametrize(
+    ("privacy", "says"),
+    [("masked", "label_mix needs gram, norms, which masked does not reveal"), ("grouped", "remembers clients")],
+)
+def test_a_detector_that_needs_single_updates_is_refused_where_none_is_judged(
+    privacy: str, says: str, workplace: Path
+) -> None:
+    own = "data.root={patches: 40, set_aside: 0.2}"
+    with refused(path="trust.detector", says=says):
+        read(f"privacy={privacy}", own, "trust.detector=label_mix")
+    for other in ("clear", "shares", "replicated"):
+        read(f"privacy={other}", own, "trust.detector=label_mix")
+
+
 def test_what_each_protocol_reveals() -> None:
     shown = {privacy.name: set(privacy.reveals) for privacy in PROTOCOLS}
     rows, gram = {"sum", "gram", "rows"}, {"sum", "gram"}
