@@ -28,7 +28,7 @@ class ProtocolSetting:
     samples: bool = False
     """Whether updates are weighted by numbers of patches."""
     vectors: int | None = 0
-    """Public vectors that the rule multiplies each update by; None: it is not known here."""
+    """Public vectors that the defence multiplies each update by; None: it is not known here."""
     histories: int | None = 0
     """Vectors that are kept of each hospital's earlier updates; None: it is not known here."""
     opens: Opens = "gram"
@@ -196,8 +196,8 @@ def of_shares(
     ]
     if dealer:
         sees.append(("The dealer", "how many updates and columns there are."))
-    blur = "" if sketch is None or setting.opens == "sum" else "without the blur of the sketch, and "
-    exact = f"the {'products' if whole else 'lengths'} {blur}" if blur else ""
+    known = f"the {'products' if whole else 'lengths'} without the blur of the sketch, and "
+    exact = "" if sketch is None or setting.opens == "sum" else known
     blurred = "" if sketch is None else "blurred "
     more = "" if setting.histories == 0 else ", or more where hospitals are remembered"
     together = "The two servers" if servers == 2 else f"Any two of the {servers} servers"
@@ -215,13 +215,15 @@ def of_shares(
             "updates, with a sketch or without: in the measurements of docs/secrecy.md, five colluders of twenty knew "
             "the others' updates up to a third of their length."
             if whole
-            else "learn no more of the others' updates than their weighted sum: no product of two updates is opened.",
+            else "learn the weighted sum of the others' updates, and no more of these than the coordinator alone: no "
+            "product of two updates is opened.",
         ),
     ]
-    chosen = "as many numbers of its choice" if setting.vectors is None else f"{setting.vectors} numbers of its choice"
+    many = "as many numbers" if setting.vectors is None else f"{setting.vectors} number{'s' * (setting.vectors != 1)}"
+    blur = "" if sketch is None else ", blurred by the sketch"
     probes = [
-        f"It can send other public vectors than the defence needs, and read {chosen} of every update in each round"
-        f"{'' if sketch is None else ', blurred by the sketch'}: nobody can check where a vector comes from. "
+        f"It can send other public vectors than the defence needs, and read {many} of its choice of every update in "
+        f"each round{blur}: no other party can check where a vector comes from. "
     ] * (setting.vectors != 0)
     assumed = f" ({colluders} of them may be those of colluders)" if colluders else ""
     return Disclosure(

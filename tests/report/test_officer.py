@@ -120,6 +120,38 @@ def test_what_secret_shares_open_is_that_of_this_defence() -> None:
     assert "open the sum of any 5 updates (2 of them may be those of colluders)" in text(vectors)
 
 
+LESS: dict[str, Any] = {
+    "sum": ({"rule": "mean"}, {"detector": "none"}, 0),
+    "norms": ({"rule": "mean", "stages": ["clip"]}, {"detector": "none"}, 20),
+    "gram": ({"rule": "mean", "stages": ["clip"]}, {}, 210),
+}
+
+
+@pytest.mark.parametrize("opens", LESS)
+def test_what_is_opened_of_products_is_said_if_it_was_counted(opens: str) -> None:
+    aggregation, trust, products = LESS[opens]
+    records = lines({"name": "shares"}, aggregation=aggregation, trust=trust)
+    shown = {"sum": "64 random", "norms": "the lengths of all updates, as", "gram": "the inner products of every two"}
+    old = row(page(records), "The coordinator")
+    assert old.startswith(shown["gram"])  # an older version opened all
+    for record in records:
+        if record["kind"] == "round":
+            record |= {"products": products, "functionals": 0}
+    found = page(records)
+    assert row(found, "The coordinator").startswith(shown[opens])
+    alone = "learn the weighted sum of the others' updates, and no more"
+    assert row(found, "The coordinator and c hospitals").startswith(alone) == (opens != "gram")
+    assert row(found, "Products opened").startswith(f"{8 * products} of updates")
+
+
+def test_who_makes_the_vectors_is_said() -> None:
+    own = {"data": {"root": {"patches": 40, "set_aside": 0.2}}, "trust": {"detector": "label_mix"}}
+    found = page(lines({"name": "shares"}, aggregation={"rule": "adaptive"}, **own))
+    assert "products with public vectors that the coordinator knows (2 in each round)" in row(found, "The coordinator")
+    assert "read 2 numbers of its choice of every update in each round, blurred by the sketch" in text(found)
+    assert "of its choice" not in text(page(lines({"name": "shares"})))
+
+
 @pytest.mark.parametrize(
     ("privacy", "warned"),
     [
