@@ -3,4 +3,4 @@
 # In the order in which `fedrobust list` shows them.
 from fedrobust.aggregation.rules import averages, selection, spectral, coordinatewise  # isort: skip # noqa: F401
 from fedrobust.aggregation.rules import signs, layers, features  # isort: skip # noqa: F401
-from fedrobust.aggregation.rules import clusters, outliers, anchored, histories, adaptive  # isort: skip # noqa: F401
+from fedrobust.aggregation.rules import clusters, anchored, histories, adaptive, outliers  # isort: skip # noqa: F401
