@@ -200,12 +200,13 @@ def _made(
 def _cell(key: CellKey, run: FinishedRun) -> MeasuredCell:
     if run.failed or "balanced_accuracy" not in run.figures:
         return MeasuredCell(**key._asdict(), failed=run.failed or "the run has no balanced accuracy")
+    oracle = key.attack == ORACLE
     rates = {name.removeprefix(BASELINE): rate for name, rate in run.figures.items() if name.startswith(BASELINE)}
     return MeasuredCell(
         **key._asdict(),
         accuracy=run.figures["balanced_accuracy"],
-        success=run.figures.get("attack_success"),
-        classes=int(run.figures["classes"]) if key.attack == ORACLE else None,
+        success=None if oracle else run.figures.get("attack_success"),
+        classes=int(run.figures["classes"]) if oracle else None,
         base_rates=rates,
         seconds=run.seconds if math.isfinite(run.seconds) else None,
     )

@@ -78,6 +78,7 @@ def test_a_row_has_what_was_measured(row: BenchmarkRow, suite: Suite) -> None:
     assert patch.seconds
     assert oracle.base_rates.keys() == {"patch"}
     assert oracle.classes == 2
+    assert oracle.success is None
     assert row.entry.code
     assert row.versions.keys() >= {"python", "torch", "numpy", "fedrobust"}
 
