@@ -20,6 +20,7 @@ from scipy.stats import spearmanr
 import fedrobust
 from fedrobust.federation.clients import ClientHost, Layout
 from fedrobust.federation.coordinator import Coordinator
+from fedrobust.federation.root_model import RootModel
 from fedrobust.preparation import hospitals_of
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.masked_updates import draw_groups
@@ -28,6 +29,7 @@ from fedrobust.secure.privacy import SKETCH
 from fedrobust.secure.ring import FRACTION, encode
 from fedrobust.secure.shared_updates import SharedUpdates
 from fedrobust.secure.sketch import MASK_BITS, PROJECTIONS, projected, sketched
+from fedrobust.trust.label_mix import cone_cosines
 from fedrobust.updates.interface import FORGETTING
 
 FILE = Path(__file__).parent.parent / "experiments" / "secure.yaml"
@@ -40,17 +42,21 @@ OTHERWISE = {
     "1 epoch, logit-adjusted": ["learning.local.steps=null", "learning.local.epochs=1"],
 }
 
+ASIDE = "data.root={patches: 100, set_aside: 0.05}"
+"""The coordinator's own patches, for its gradients."""
 
 Shown = tuple[np.ndarray, np.ndarray]
 """Of a round: updates and histories (2n, d), and what is opened of their products (2n, 2n)."""
 
 
 class Training(NamedTuple):
-    """updates: (rounds, n, d), clipped; weights: (rounds, n) of the aggregates; labels: (n, classes) patch counts."""
+    """updates: (rounds, n, d), clipped; weights: (rounds, n) of the aggregates; labels: (n, classes) patch counts;
+    descents: (rounds, labels, d) of the coordinator's own patches, if it has any."""
 
     updates: np.ndarray
     weights: np.ndarray
     labels: np.ndarray
+    descents: np.ndarray
 
 
 def trained(overrides: Sequence[str]) -> Training:
@@ -60,17 +66,21 @@ def trained(overrides: Sequence[str]) -> Training:
     own, test = tuple(hospitals.training(client) for client in everybody), hospitals.indices["test"]
     host, coordinator, layout = ClientHost(1, "cpu"), Coordinator(), Layout(own, test, test, len(hospitals.label_names))
     layers = host.setup(experiment, layout, hospitals.labels, hospitals.images)
-    weights, states, updates, used = host.initial_weights().copy(), {}, [], []
-    d = len(weights)
+    weights, states, updates, used, descents = host.initial_weights().copy(), {}, [], [], []
+    d, root, model = len(weights), experiment.data.root, None
+    if root.set_aside:
+        model = RootModel(experiment.learning, hospitals.root_patches(root, experiment.seed), experiment.seed, 1)
     coordinator.setup(experiment, np.array([len(each) for each in own]), weights, {}, layers)
     for round in range(1, experiment.federation.rounds + 1):
+        if model is not None:
+            descents.append(model.descents(weights).astype(np.float64))
         block, _, after = host.train(round, everybody, [], weights, states, everybody, None, [slice(0, d)])
         states |= after.states
         block *= CLIP / np.maximum(np.linalg.norm(block, axis=1), CLIP)[:, None]
         record, weights, _ = coordinator.aggregate(round, [everybody], [], None, block)
         updates.append(block.astype(np.float64))
         used.append([record["weights"][client] for client in everybody])
-    return Training(np.array(updates), np.array(used), hospitals.label_counts())
+    return Training(np.array(updates), np.array(used), hospitals.label_counts(), np.array(descents))
 
 
 def figures(guess: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -263,6 +273,18 @@ def correlations(found: Training, r: int) -> np.ndarray:
     return np.abs([spearmanr(seen, hidden).statistic for seen, hidden in pairs])
 
 
+def by_gradients(found: Training, r: int) -> np.ndarray:
+    """What products with a gradient for each of two labels show: |rank correlation| over the hospitals of r rounds'
+    difference of cosines with the share of a label; median cosine of round r's updates with the gradients' cone."""
+    share, differences, cones = found.labels[:, 1] / found.labels.sum(axis=1), [], []
+    for updates, descents in zip(found.updates[:r], found.descents[:r], strict=True):
+        norms, products = np.linalg.norm(updates, axis=1), updates @ descents.T
+        cosines = products / np.maximum(norms, 1e-12)[:, None] / np.linalg.norm(descents, axis=1)
+        differences.append(cosines[:, 1] - cosines[:, 0])
+        cones.append(np.median(cone_cosines(products, descents @ descents.T, norms)))
+    return np.array([abs(spearmanr(np.mean(differences, axis=0), share).statistic), cones[-1]])
+
+
 def grouped(trainings: Sequence[Training], size: int = 4) -> None:
     """Table: each hospital's mean update over rounds, by least squares from the means of random groups."""
     print("\n| rounds | residual | cosine |\n|---|---|---|")
@@ -304,6 +326,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = run(short, overrides) if overrides else trainings
         for r in (1, short):
             shown = np.mean([correlations(each, r) for each in found], axis=0)
+            print(f"| {name} | {r} | {' | '.join(f'{figure:.2f}' for figure in shown)} |")
+    print("\n| training | rounds | difference of products ~ share | cosine with the gradients |\n|---|---|---|---|")
+    for name, overrides in {"4 batches, logit-adjusted": [], **OTHERWISE}.items():
+        found = run(short, [*overrides, ASIDE])
+        for r in (1, short):
+            shown = np.mean([by_gradients(each, r) for each in found], axis=0)
             print(f"| {name} | {r} | {' | '.join(f'{figure:.2f}' for figure in shown)} |")
 
 

@@ -86,6 +86,22 @@ def test_a_sketch_is_opened_no_further(name: str, monkeypatch: pytest.MonkeyPatc
     assert [record["products"] for record in alone.records] == [0, 0]
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("rule", "products"), [("mean", 0), ({"rule": "centered_clipping", "stages": ["clip"]}, N)])
+def test_parties_that_are_started_again_open_as_little(
+    rule: Any, products: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = played(name, rule, NOBODY, monkeypatch)
+    house = played(name, rule, NOBODY, monkeypatch, rounds=1)
+    for party in house.parties:
+        party.alive = False
+    house.start(1)
+    house.round(updates(1))
+    assert [record["products"] for record in house.records] == [products] * 2
+    assert house.records[1]["functionals"] == whole.records[1]["functionals"] == (1 if products else 0)
+    assert house.arrays["weights"].tobytes() == whole.arrays["weights"].tobytes()
+
+
 def test_colluders_cost_nothing_where_no_two_updates_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
     spied = {"name": "shares", "colluders": 2}
     for rule, opened in ((("mean"), 0), ({"rule": "mean", "stages": ["clip"]}, 0), ("geometric_median", 2)):
