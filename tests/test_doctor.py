@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from refused import refused
 from rich.console import Console
 
 from fedrobust.experiment import Experiment
-from fedrobust.preparation import dealt
+from fedrobust.preparation import check_protocol, dealt, hospitals_of
 from fedrobust.terminal.patches import show_data
 
 SOURCE = {"name": "histology", "patients": 60, "patches_per_patient": 4, "size": 16}
@@ -130,12 +131,16 @@ def test_doctor_says_what_the_servers_open(
     assert "opened" not in shown(given | {"trust": trust})
 
 
-def test_doctor_says_that_more_would_be_opened_than_is_allowed(workplace: Path) -> None:
+def test_more_than_is_allowed_is_refused_once_the_labels_are_known(workplace: Path) -> None:
     given = {
         "data": {"source": SOURCE, "root": ASIDE},
         "trust": {"detector": "label_mix"},
         "federation": {"rounds": 10},
     }
-    assert "refused: privacy.max_functionals: 10 rounds open 40 functionals" in shown(
-        given | {"privacy": {"name": "shares", "max_functionals": 39}}
-    )
+    limited = given | {"privacy": {"name": "shares", "max_functionals": 39}}
+    assert "refused: privacy.max_functionals: 10 rounds open 40 functionals" in shown(limited)
+    experiment = Experiment.model_validate(limited)
+    with refused(path="privacy.max_functionals", says="40 functionals"):
+        check_protocol(experiment, hospitals_of(experiment))
+    enough = Experiment.model_validate(given | {"privacy": {"name": "shares", "max_functionals": 40}})
+    check_protocol(enough, hospitals_of(enough))
