@@ -65,7 +65,7 @@ def show_suites(out: Console, suites: Sequence[Suite]) -> None:
 
 def show_reproduced(out: Console, found: Sequence[Reproduced]) -> None:
     """Print which cells of a row agree with what was computed again."""
-    from fedrobust.benchmark.running import TOLERANCE
+    from fedrobust.benchmark.running import OF_SUCCESS, TOLERANCE
 
     table = Table()
     for column in ("defence", "attack", "setting", "seed", "the row says", "again", ""):
@@ -77,7 +77,8 @@ def show_reproduced(out: Console, found: Sequence[Reproduced]) -> None:
     out.print(table)
     same = sum(each.verdict == "the same bits" for each in found)
     agree = sum(each.verdict != "differs" for each in found)
-    out.print(f"{agree} of {len(found)} cells agree: {same} to the bit, {agree - same} within {TOLERANCE}")
+    within = f"{agree - same} within {TOLERANCE}, success within {OF_SUCCESS}"
+    out.print(f"{agree} of {len(found)} cells agree: {same} to the bit, {within}")
 
 
 def _beside(estimate: Estimate, name: str) -> str:

@@ -100,7 +100,7 @@ def test_a_changed_figure_is_found(row: BenchmarkRow, suite: Suite, pool: Pool) 
     assert sorted(verdicts.values()) == ["differs", "the same bits"]
     out = Console(record=True, width=120)
     show_reproduced(out, found)
-    assert "3 of 4 cells agree: 3 to the bit, 0 within 0.05" in out.export_text()
+    assert "3 of 4 cells agree: 3 to the bit, 0 within 0.05, success within 0.15" in out.export_text()
 
 
 def test_an_entry_whose_cells_all_fail_has_no_row(suite: Suite, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from benched import SUITE, made_row, planted, usual, write_suite
 from refused import refused
 
 from fedrobust.benchmark import Suite, read_row, shipped_suites, stored_rows
-from fedrobust.benchmark.running import sampled
+from fedrobust.benchmark.row import MeasuredCell
+from fedrobust.benchmark.running import Reproduced, sampled
 from fedrobust.benchmark.suite import load_suite
 
 FILE = Path("row.json")
@@ -50,6 +51,36 @@ def test_a_sample_has_one_cell_of_each_attack_before_a_second(suite: Suite) -> N
         assert kinds[groups] in kinds[:groups]
     assert sampled(row, 6, Random(0)) != sampled(row, 6, Random(1))
     assert len(sampled(row, 999, Random(0))) == len(row.cells) + len(row.controls)
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({}, "the same bits"),
+        ({"seconds": 9.0}, "the same bits"),
+        ({"accuracy": 0.86}, "agrees"),
+        ({"accuracy": 0.84}, "differs"),
+        ({"success": 0.44}, "agrees"),
+        ({"success": 0.46}, "differs"),
+        ({"success": None}, "differs"),
+        ({"base_rates": {"patch": 0.2}}, "agrees"),
+        ({"base_rates": {"patch": 0.3}}, "differs"),
+        ({"base_rates": {"other": 0.1}}, "differs"),
+        ({"classes": 3}, "differs"),
+        ({"accuracy": None, "failed": "an actor died"}, "differs"),
+    ],
+)
+def test_a_cell_agrees_within_what_rounding_does(changed: dict[str, Any], verdict: str) -> None:
+    cell = MeasuredCell(
+        setting="few", attack="patch", seed=1, accuracy=0.9, success=0.3, classes=2, base_rates={"patch": 0.1}
+    )
+    assert Reproduced("median", cell, cell.model_copy(update=changed)).verdict == verdict
+    assert Reproduced("median", cell.model_copy(update=changed), cell).verdict == verdict
+
+
+def test_a_cell_that_fails_again_agrees() -> None:
+    failed = MeasuredCell(setting="few", attack="flip", seed=1, failed="f is too large")
+    assert Reproduced("median", failed, failed.model_copy(update={"failed": "too large"})).verdict == "the same bits"
 
 
 def change(key: str, value: Any, where: int | None = None) -> Callable[[dict[str, Any]], None]:
