@@ -70,6 +70,17 @@ def test_honest_updates_that_have_become_noise_do_not_count_against_patient_liar
     assert part.max() < 0.5
 
 
+def test_a_round_in_which_the_labels_pull_in_opposite_directions_is_no_evidence() -> None:
+    draw = np.random.default_rng(7)
+    state: dict[str, np.ndarray] = {}
+    for round in range(10):
+        descents = np.linalg.qr(draw.standard_normal((D, 2)))[0].T
+        if round == 0:
+            descents[1] = -descents[0] + 1e-3 * descents[1]
+        part, state = scored(LabelMix(), hospitals(draw, descents).astype(np.float32), descents, state)
+    assert part[12:].min() > 0.7 and part[:12].max() < 0.2
+
+
 def test_without_directions_the_other_detector_scores_alone() -> None:
     rows = np.random.default_rng(5).standard_normal((6, D)).astype(np.float32)
     detector, context = LabelMix(), Context(f=0)
