@@ -18,6 +18,7 @@ from fedrobust.experiment import Learning
 from fedrobust.federation.features import encoded
 from fedrobust.learning.vector import flatten, load_vector, parameters_to_vector, trainable
 from fedrobust.seeds import generator
+from fedrobust.trust.augmentation import augmented, mirrored
 from fedrobust.trust.referee import shares
 from fedrobust.trust.repair import Repair
 
@@ -26,7 +27,7 @@ BATCH = 64
 SMOOTHING = 0.98
 """The moving average of a repair's weights is that of about 50 steps."""
 VIEWS = 8
-"""How often the patches are encoded with other rectangles, for a head that is trained on features."""
+"""How often the patches are changed and encoded, for a head that is trained on features."""
 
 
 class Repaired(NamedTuple):
@@ -184,35 +185,14 @@ class RootModel:
 
     def _batch(self, positions: NDArray[np.integer], repair: Repair, drawn: np.random.Generator) -> Tensor:
         if self._root.features is None:
-            images = turned(self._root.images[positions], drawn)
-            return to_tensor(erased(images, drawn) if repair.erasing else images)
+            change = augmented if repair.erasing else mirrored
+            return to_tensor(change(self._root.images[positions], drawn))
         if not repair.erasing:
             return self._inputs[torch.from_numpy(positions)]
         if self._views is None:
             own = generator(self._seed, "repair views")
-            views = [erased(turned(self._root.images, own), own) for _ in range(VIEWS)]
             kept = self._root.features.dtype
+            views = [augmented(self._root.images, own) for _ in range(VIEWS)]
             encodings = [encoded(self._whole, view, torch.device("cpu"), kept) for view in views]
             self._views = torch.from_numpy(np.stack(encodings)).float()
         return self._views[drawn.integers(VIEWS, size=len(positions)), torch.from_numpy(positions)]
-
-
-def turned(images: NDArray[np.uint8], drawn: np.random.Generator) -> NDArray[np.uint8]:
-    """A copy of the images (n, S, S, 3), each mirrored at random along both axes."""
-    found = images.copy()
-    for axis in (1, 2):
-        mirrored = drawn.random(len(images)) < 0.5
-        found[mirrored] = np.flip(found[mirrored], axis)
-    return found
-
-
-def erased(images: NDArray[np.uint8], drawn: np.random.Generator) -> NDArray[np.uint8]:
-    """The images (n, S, S, 3), with one to five rectangles of random colour in each, whose sides are of one pixel to
-    half of the side of the image; changed in place."""
-    side = images.shape[1]
-    for image in images:
-        for _ in range(drawn.integers(1, 6)):
-            height, width = drawn.integers(1, max(2, side // 2 + 1), size=2)
-            top, left = drawn.integers(0, side - height + 1), drawn.integers(0, side - width + 1)
-            image[top : top + height, left : left + width] = drawn.integers(256, size=3)
-    return images

@@ -14,14 +14,16 @@ from fedrobust.updates import Floats
 
 
 class Repair(Options):
-    """A few steps of SGD on the coordinator's own patches, with rectangles of random colour pasted anywhere and the
-    targets left as they are: what is pasted then means nothing. The targets are the labels, mixed with what the model
-    said of the patch before (Hinton et al., 2015): labels of few patients alone cost accuracy on others. The result is
-    the moving average of the weights.
+    """A few steps of SGD on the coordinator's own patches, with rectangles of random texture pasted anywhere, some of
+    them stained anew, and the targets left as they are: what is changed then means nothing. The targets are the labels,
+    mixed with what the model said of the patch before (Hinton et al., 2015): labels of few patients alone cost accuracy
+    on others. The result is the moving average of the weights.
 
-    How many steps is decided by cross-validation over the patients: the most, up to `steps`, with which neither loss
-    nor error on patches that a fold does not train on rises beyond doubt. Fine-tuning as a defence against backdoors,
-    plain and after pruning: Liu et al. (RAID 2018); the rectangles: random erasing (Zhong et al., AAAI 2020).
+    How many steps is decided by cross-validation over the patients: the most, up to `steps`, with which neither the
+    error on patches that a fold does not train on rises beyond doubt, nor the loss by more than `tolerance`.
+
+    Fine-tuning as a defence against backdoors, plain and after pruning: Liu et al. (RAID 2018); what is changed in
+    patches: `fedrobust.trust.augmentation`.
     """
 
     every: int | None = Field(default=None, ge=1)
@@ -33,7 +35,8 @@ class Repair(Options):
     batch_size: int = Field(default=64, ge=1)
     """Patches of a step."""
     erasing: bool = True
-    """Whether rectangles are pasted; without them, and without distillation, it is plain fine-tuning."""
+    """Whether patches are changed: random erasing, and other stains. Without that, and without distillation, it is
+    plain fine-tuning."""
     distillation: float = Field(default=0.8, ge=0, le=1)
     """The share of the model's own predictions before the repair in the targets; the rest are the labels."""
     prune: float = Field(default=0.0, ge=0, lt=1)
@@ -43,6 +46,9 @@ class Repair(Options):
     """Parts of the patients, each of which is left out once."""
     certainty: float = Field(default=1.0, ge=0)
     """Standard errors by which loss and error may rise."""
+    tolerance: float = Field(default=0.05, ge=0)
+    """By how much more the loss may rise. A model that pays less attention to what it must not see is less sure of
+    itself, and not more often wrong."""
 
     def due(self, round: int, rounds: int) -> bool:
         """Whether the model after `round` of `rounds` is repaired."""
@@ -65,7 +71,8 @@ class Repair(Options):
         def harmless(found: Floats) -> bool:
             if not np.isfinite(found).all():
                 return False
-            rises = [compared(each, labels, patients) for each in found - before]
+            beyond = found - before - np.array([[self.tolerance], [0.0]])
+            rises = [compared(each, labels, patients) for each in beyond]
             return all(mean <= 0 or certainty <= self.certainty for mean, certainty in rises)
 
         return max((steps for steps, found in after.items() if harmless(found)), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 from tiny import write_patches
 from torch import nn
 
+from fedrobust.attacks import EdgeCase
 from fedrobust.data.batches import to_tensor
 from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Learning
-from fedrobust.federation.root_model import RootModel, erased, turned
+from fedrobust.federation.root_model import RootModel
 from fedrobust.learning import Cnn
 from fedrobust.learning.vector import parameters_to_vector, with_weights
 from fedrobust.trust import Repair
@@ -22,10 +24,14 @@ from fedrobust.trust import Repair
 LEARNING = Learning(model=Cnn(channels=(8, 16)))
 
 
-class Tissue:
-    """Patches of two labels, and a network that has learnt them, and that a white corner means label 0."""
+Trigger = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
-    def __init__(self, folder: Path) -> None:
+
+class Tissue:
+    """Patches of two labels, and a network that has learnt them, and that a trigger means label 0."""
+
+    def __init__(self, folder: Path, trigger: Trigger) -> None:
+        self.trigger = trigger
         write_patches(folder / "patches.npz", patches=600, size=12)
         with np.load(folder / "patches.npz") as held:
             self.images, self.labels = held["images"], held["labels"]
@@ -34,7 +40,7 @@ class Tissue:
         torch.manual_seed(1)
         network: nn.Module = LEARNING.model.build(2, 12, 1)
         optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-        clean, marked = to_tensor(self.images[100:500]), to_tensor(with_trigger(self.images[100:500]))
+        clean, marked = to_tensor(self.images[100:500]), to_tensor(trigger(self.images[100:500]))
         labels = torch.from_numpy(self.labels[100:500])
         for _ in range(60):
             loss = nn.functional.cross_entropy(network(clean), labels)
@@ -49,13 +55,13 @@ class Tissue:
         images, labels = self.images[500:], self.labels[500:]
         found = [
             RootModel(LEARNING, RootPatches(each, np.zeros(len(each), dtype=np.int64), np.arange(len(each)), 2), 1, 1)
-            for each in (images, with_trigger(images[labels == 1]))
+            for each in (images, self.trigger(images[labels == 1]))
         ]
         plain, marked = (each.losses(weights) < np.log(2) for each in found)  # whether label 0 is predicted
         return float((plain == (labels == 0)).mean()), float(marked.mean())
 
 
-def with_trigger(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def corner(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     found = images.copy()
     found[:, :3, :3] = 255
     return found
@@ -63,20 +69,38 @@ def with_trigger(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def tissue(tmp_path_factory: pytest.TempPathFactory) -> Tissue:
-    return Tissue(tmp_path_factory.mktemp("tissue"))
+    return Tissue(tmp_path_factory.mktemp("tissue"), corner)
 
 
 def test_a_repair_takes_a_backdoor_away_and_keeps_the_accuracy(tissue: Tissue) -> None:
     accuracy, success = tissue.figures(tissue.weights)
     assert accuracy > 0.95 and success > 0.9
     model = RootModel(LEARNING, tissue.root, seed=1, threads=1)
-    repaired = model.repaired(tissue.weights, Repair(), round=8)
+    repaired = model.repaired(tissue.weights, Repair(steps=160, folds=2), round=8)
     after, still = tissue.figures(repaired.weights)
-    assert repaired.steps == 400 and after > accuracy - 0.03 and still < 0.3 * success
-    again = RootModel(LEARNING, tissue.root, seed=1, threads=1).repaired(tissue.weights, Repair(), round=8)
-    assert again.weights.tobytes() == repaired.weights.tobytes()
-    without = model.repaired(tissue.weights, Repair(erasing=False, distillation=0), round=8)
+    assert repaired.steps == 160 and after > accuracy - 0.03 and still < 0.3 * success
+    first, again = (
+        RootModel(LEARNING, tissue.root, seed=1, threads=1).repaired(tissue.weights, Repair(steps=10), round=8)
+        for _ in range(2)
+    )
+    assert first.weights.tobytes() == again.weights.tobytes()
+    without = model.repaired(tissue.weights, Repair(steps=160, folds=2, erasing=False, distillation=0), round=8)
     assert tissue.figures(without.weights)[1] > still
+
+
+def test_a_trigger_of_the_whole_patch_fades_by_what_is_changed_in_patches(tmp_path: Path) -> None:
+    tissue = Tissue(tmp_path, EdgeCase(count=1, appearance="faded").trigger)
+    accuracy, success = tissue.figures(tissue.weights)
+    assert accuracy > 0.95 and success > 0.9
+    (after, still), (_, without) = (
+        tissue.figures(
+            RootModel(LEARNING, tissue.root, seed=1, threads=1)
+            .repaired(tissue.weights, Repair(steps=200, folds=2, erasing=erasing), round=8)
+            .weights
+        )
+        for erasing in (True, False)
+    )
+    assert after > accuracy - 0.03 and still < 0.3 * success and without > 0.7 * success
 
 
 def test_pruned_inputs_are_the_least_active_and_stay_zero(tissue: Tissue) -> None:
@@ -92,7 +116,9 @@ def test_pruned_inputs_are_the_least_active_and_stay_zero(tissue: Tissue) -> Non
 
 @pytest.mark.parametrize("lr", [3.0, 1e30])
 def test_a_repair_that_would_do_harm_is_not_made(tissue: Tissue, lr: float) -> None:
-    repaired = RootModel(LEARNING, tissue.root, seed=1, threads=1).repaired(tissue.weights, Repair(lr=lr), round=8)
+    repaired = RootModel(LEARNING, tissue.root, seed=1, threads=1).repaired(
+        tissue.weights, Repair(lr=lr, steps=40, folds=2), round=8
+    )
     assert repaired.steps == 0 and repaired.weights is tissue.weights
 
 
@@ -118,26 +144,3 @@ def test_a_step_along_a_descent_lowers_the_loss_of_its_label(tissue: Tissue) -> 
         length = float(direction @ direction)
         fall = before[own].mean() - model.losses((tissue.weights + 1e-3 * direction).astype(np.float32))[own].mean()
         assert fall == pytest.approx(1e-3 * length, rel=0.1)
-
-
-@pytest.mark.parametrize("side", [8, 13, 96])
-def test_rectangles_are_of_one_colour_and_no_side_is_longer_than_half(side: int) -> None:
-    before = np.full((40, side, side, 3), 77, dtype=np.uint8)
-    after = erased(before.copy(), np.random.default_rng(3))
-    for image in after:
-        changed = (image != 77).any(axis=2)
-        assert changed.any()
-        colours = np.unique(image[changed], axis=0)
-        assert 1 <= len(colours) <= 5
-        for colour in colours:
-            for line in np.nonzero((image == colour).all(axis=2)):
-                assert np.ptp(line) < side // 2
-
-
-def test_patches_are_mirrored_in_a_copy() -> None:
-    before = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
-    kept = before.copy()
-    after = turned(before, np.random.default_rng(0))
-    assert (before == kept).all() and not (after == before).all()
-    for old, new in zip(before, after, strict=True):
-        assert any((new == each).all() for each in (old, old[::-1], old[:, ::-1], old[::-1, ::-1]))
