@@ -63,7 +63,8 @@ class Referee(Options):
         e_k(x) ← `memory` · e_k(x) + l_defence(x) − l_k(x),
 
     and hypothesis k replaces the defence where the mean of e_k, each label counting the same, is more than `certainty`
-    standard errors above zero; of several, the one with the largest mean. Patches of one patient count as one draw in
+    standard errors above zero, and the mean of this round's differences is not as far below it: what was better once, by
+    much, may be worse now. Of several, the one with the largest mean is taken. Patches of one patient count as one draw in
     the standard error, which is rough for few of them: with three, chance passes two standard errors in one of ten
     rounds. Wrong labels are not noticed.
 
@@ -127,7 +128,8 @@ class Referee(Options):
             new = own - bounded[name] if name in bounded else np.zeros(len(own))
             after[name] = self.memory * evidence.get(name, np.zeros(len(own))) + new
             gain, certainty[name] = compared(after[name], labels, patients)
-            if name in bounded and certainty[name] > self.certainty:
+            worse = compared(new, labels, patients)[1] < -self.certainty
+            if name in bounded and certainty[name] > self.certainty and not worse:
                 gains[name] = gain
         chosen = max(gains, key=lambda name: gains[name], default=DEFENCE)
         share = shares(labels)

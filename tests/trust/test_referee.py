@@ -73,6 +73,13 @@ def test_a_small_gain_is_seen_over_the_rounds() -> None:
     assert chosen[20:].count("mean") > 15
 
 
+def test_what_was_better_once_by_much_is_not_taken_where_it_is_worse() -> None:
+    first = ruling(2.0 + noise(1))
+    assert first.chosen == "mean"
+    assert ruling(-0.3 + noise(2), evidence=dict(first.evidence)).chosen == DEFENCE
+    assert ruling(-0.001 + noise(3, spread=0.05), evidence=dict(first.evidence)).chosen == "mean"  # within doubt
+
+
 def test_many_patches_of_one_patient_are_one_draw() -> None:
     per_patient = np.random.default_rng(5).normal(0.01, 0.05, 4)
     few = np.arange(60) % 4
