@@ -63,10 +63,10 @@ class Referee(Options):
         e_k(x) ← `memory` · e_k(x) + l_defence(x) − l_k(x),
 
     and hypothesis k replaces the defence where the mean of e_k, each label counting the same, is more than `certainty`
-    standard errors above zero, and the mean of this round's differences is not as far below it: what was better once, by
-    much, may be worse now. Of several, the one with the largest mean is taken. Patches of one patient count as one draw in
-    the standard error, which is rough for few of them: with three, chance passes two standard errors in one of ten
-    rounds. Wrong labels are not noticed.
+    standard errors above zero, and the mean of this round's differences is not as far below it: what was better once,
+    by much, may be worse now. Of several, the one with the largest mean is taken. Patches of one patient count as one
+    draw in the standard error, which is rough for few of them: with three, chance passes two standard errors in one of
+    ten rounds. Wrong labels are not noticed.
 
     So it is where several sums of the same updates can be computed (`together`). Secret shares and masks open one sum
     in a round, and two sums of the same updates might differ by a single one of them. There, hypotheses are opened
