@@ -44,6 +44,13 @@ def tails(table: np.ndarray) -> list[float]:
     return found
 
 
+def instance(shape: tuple[int, int, int], weighed: bool) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Rows, the sample counts of their clients if they are weighed, and their prior."""
+    n, d, f = shape
+    samples = np.random.default_rng(1).integers(10, 50, n) if weighed else None
+    return INSTANCES["plain"](np.random.default_rng(n), n, d, f), samples, capped_prior(samples, n)
+
+
 @pytest.mark.parametrize("stages", [[], [Clip()]], ids=["alone", "clipped"])
 @pytest.mark.parametrize("rule", [ASMR(), DOS()], ids=lambda rule: rule.name)
 def test_the_promises_of_every_rule(rule, stages):
@@ -53,13 +60,9 @@ def test_the_promises_of_every_rule(rule, stages):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("weighed", [False, True])
 def test_asmr_cuts_at_the_largest_gap(shape, weighed):
-    n, d, f = shape
-    rows = INSTANCES["plain"](np.random.default_rng(n), n, d, f)
-    samples = np.random.default_rng(1).integers(10, 50, n) if weighed else None
-    prior = np.full(n, 1 / n) if samples is None else capped_prior(samples, n)
-    support = [
-        1.0 / np.mean([value for j, value in enumerate(row) if j != i]) for i, row in enumerate(distances(rows)[0])
-    ]
+    rows, samples, prior = instance(shape, weighed)
+    n, angles = len(rows), distances(rows)[0]
+    support = [1.0 / np.mean(np.delete(angles[i], i)) for i in range(n)]
     order = sorted(range(n), key=lambda i: support[i])
     gaps = [support[order[k + 1]] - support[order[k]] for k in range(n - 1)]
     kept = order[gaps.index(max(gaps)) + 1 :]
@@ -83,10 +86,7 @@ def test_asmr_lets_a_dense_minority_win():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("weighed", [False, True])
 def test_dos_is_the_softmax_of_the_two_scores(shape, weighed):
-    n, d, f = shape
-    rows = INSTANCES["plain"](np.random.default_rng(n), n, d, f)
-    samples = np.random.default_rng(1).integers(10, 50, n) if weighed else None
-    prior = np.full(n, 1 / n) if samples is None else capped_prior(samples, n)
+    rows, samples, prior = instance(shape, weighed)
     angles, lengths = distances(rows)
     scores = np.mean([tails(angles), tails(lengths)], axis=0)
     weights = prior * np.exp(-scores) / (prior * np.exp(-scores)).sum()
