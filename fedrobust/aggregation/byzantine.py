@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.optimize import brentq
 
 from fedrobust.aggregation.base import AnyRule, PipelinePart, Stage, honest_majority
 from fedrobust.errors import ExperimentError, Problem
@@ -50,6 +49,8 @@ def _held_limit(counts: Floats, f: int) -> float:
     """The largest value, up to which counts (n,) count, with which the f largest hold no more than `HELD` of their sum,
     or f / n if that is more.
     """
+    from scipy.optimize import brentq  # slow to import
+
     ordered = np.sort(counts)
 
     def excess(limit: float) -> float:  # grows with the limit

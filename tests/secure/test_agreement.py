@@ -156,7 +156,7 @@ def agree(aggregation: Aggregation, name: Name, real: Real) -> int:
 RULES = sorted(
     name for name, rule in members(Rule).items() if issubclass(rule, Rule) and rule.needs <= {"gram", "norms", "sum"}
 )
-NARROW = {"krum", "geometric_median", "fltrust", "foolsgold", "zeno_pp"}
+NARROW = {"krum", "geometric_median", "fltrust", "foolsgold", "zeno_pp", "dos"}
 """Rules that may put nearly all weight on one or two of these updates, which is not opened."""
 
 

@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata, skew
 
 from fedrobust.aggregation.base import Context, Rule
 from fedrobust.aggregation.numerics import cosine_distances
@@ -71,6 +70,8 @@ def copod(table: Floats) -> Floats:
     entry; s_i takes for each column the left tail where its skewness is negative, else the right one. The score is the
     largest of the three. Entries that differ by less than 1e-7 of the column's largest count as equal.
     """
+    from scipy.stats import rankdata, skew  # slow to import
+
     n, largest = len(table), np.abs(table).max(axis=0)
     even = np.round(np.divide(table, largest, out=np.zeros_like(table), where=largest > 0), 7)
     left = -np.log(rankdata(even, method="max", axis=0) / n)
