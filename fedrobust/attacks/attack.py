@@ -32,7 +32,7 @@ class Attack(Options):
     """The ids of the malicious hospitals."""
     chosen: Literal["random", "largest", "smallest"] = "random"
     """Which hospitals `fraction` and `count` take; by size with `data.partition.ratio` only."""
-    claim: float = Field(default=1.0, gt=0)
+    claim: float = Field(default=1.0, gt=0, le=1e9)
     """The multiple of their training patches that its hospitals claim; it counts with `aggregation.weighting: samples`.
     """
     knowledge: Literal["own", "all", "aware"] = "own"

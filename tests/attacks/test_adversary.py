@@ -127,6 +127,8 @@ def test_the_largest_and_the_smallest_hospitals_are_drawn_by_id():
     pair = [SignFlip(count=2, chosen="largest"), Gaussian(fraction=0.3, chosen="smallest"), Alie(clients=[19])]
     drawn = draw_attackers(pair, 20, 7)
     assert drawn == {0: 0, 1: 0, 13: 1, 14: 1, 15: 1, 16: 1, 17: 1, 18: 1, 19: 2}
+    with refused(says="1000000000"):
+        SignFlip(count=1, claim=1e300)  # a count that is no integer of 64 bits
     with refused(says="sizes"):
         Experiment(attacks=[SignFlip(count=2, chosen="largest")])
     Experiment(data={"partition": {"name": "dirichlet", "ratio": 10}}, attacks=[SignFlip(count=2, chosen="largest")])
