@@ -3,6 +3,7 @@ backdoor away, and both are recorded and resumed like everything else."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +35,17 @@ def reference(place: Path, pool: Pool) -> fedrobust.Result:
 
 
 def test_the_record_has_every_choice_and_every_repair(reference: fedrobust.Result) -> None:
+    before = reference.recorded.start.model
     for number, record in enumerate(reference.rounds, start=1):
         found = record["referee"]
         assert found["chosen"] in found["losses"] and "defence" in found["losses"]
         assert set(found["certainty"]) <= {"mean", "rest", "ordinary"}
+        assert found["refused"] == (record["model"] == before) or "repair" in record
+        before = record["model"]
         assert all("label_mix" in parts for parts in record["anomaly_parts"].values())
         assert ("repair" in record) == (number in (3, 6, 8))
         if found["chosen"] != "defence":
             assert f"the referee overruled the defence: {found['chosen']}" in record["notes"]
-            assert found["certainty"][found["chosen"]] > 1
     assert all(0 <= record.get("repair", 0) <= 20 for record in reference.rounds)
 
 
@@ -89,6 +92,27 @@ def test_a_referee_saves_a_run_whose_defence_believes_the_attackers(pool: Pool) 
     assert alone.final["test/balanced_accuracy"] < 0.7 < saved.final["test/balanced_accuracy"]
     overruled = [record["referee"]["chosen"] for record in saved.rounds]
     assert len([name for name in overruled if name != "defence"]) >= 3
+
+
+def test_a_sum_is_refused_where_every_hypothesis_makes_the_model_worse(pool: Pool) -> None:
+    late = [
+        "attacks=[{name: sign_flip, count: 6, scale: 4, schedule: {name: sleeper, rounds: 4}}]",
+        "aggregation={rule: mean}",
+        "learning.server=fedavg",
+        "trust.referee={hypotheses: [mean]}",
+        ASIDE,
+    ]
+    found = run(*late, pool=pool)
+    models = [found.recorded.start.model, *(record["model"] for record in found.rounds)]
+    refused = [record["referee"]["refused"] for record in found.rounds]
+    assert refused == [before == after for before, after in pairwise(models)]
+    assert sum(refused[4:]) >= 2
+    for record, no in zip(found.rounds, refused, strict=True):
+        assert ("the referee refused the sum: defence" in record["notes"]) == no
+    from mlflow import MlflowClient
+
+    metrics = MlflowClient(f"sqlite:///{Path.cwd()}/mlruns/mlflow.db").get_run(found.run_id).data.metrics
+    assert metrics["defense/refused"] == float(refused[-1])
 
 
 @pytest.mark.parametrize("protocol", ["shares", "masked"])

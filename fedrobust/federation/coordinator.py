@@ -189,7 +189,7 @@ class Coordinator:
             record |= figures(done, received)
         if ruling is not None:
             record["referee"] = told(ruling)
-            if ruling.chosen != DEFENCE:
+            if ruling.chosen != DEFENCE and not ruling.refused:
                 record["notes"] = [*record["notes"], f"the referee overruled the defence: {ruling.chosen}"]
             if ruling.refused:
                 record["notes"] = [*record["notes"], f"the referee refused the sum: {ruling.chosen}"]
@@ -233,7 +233,9 @@ class Coordinator:
                 after = self._after(aggregated.aggregate)
                 ruling = self._trials.judged(aggregated, done.judgement, self._weights, after)
             else:
-                aggregated, ruling = self._trials.chosen(aggregated, done.judgement, updates, self._after)
+                aggregated, ruling = self._trials.chosen(
+                    aggregated, done.judgement, updates, self._weights, self._after
+                )
         refused = ruling is not None and ruling.refused
         memory = replace(done.memory, previous=self._memory.previous if refused else aggregated.aggregate)
         return replace(done, aggregated=aggregated, memory=memory), ruling

@@ -50,13 +50,19 @@ class Trials:
             return self._model.descents(weights)
 
     def chosen(
-        self, own: Aggregated, judgement: Judgement, updates: Updates, after: Callable[[Vector], Vector]
+        self,
+        own: Aggregated,
+        judgement: Judgement,
+        updates: Updates,
+        before: Vector,
+        after: Callable[[Vector], Vector],
     ) -> tuple[Aggregated, Ruling | None]:
-        """The aggregate that is used, and the referee's ruling, if there is a referee.
+        """The aggregate that is used unless it is refused, and the referee's ruling, if there is a referee.
 
         own: the defence's.
         judgement: the defence's.
         updates: of the round.
+        before: the model (d,) before the round.
         after: an aggregate (d,) → the model after it.
         """
         if self._referee is None:
@@ -64,7 +70,8 @@ class Trials:
         found = self._referee.weights(judgement.gram, updates.prior, own.weights, judgement.scores.score)
         candidates = candidates_of(own, updates, found)
         losses = {name: self._model.losses(after(each.aggregate)) for name, each in candidates.items()}
-        ruling = self._referee.choose(losses, self._root.labels, self._root.patients, self.evidence)
+        old = self._model.losses(before)
+        ruling = self._referee.choose(old, losses, self._root.labels, self._root.patients, self.evidence)
         self.evidence = ruling.evidence
         return candidates[ruling.chosen], ruling
 
@@ -129,7 +136,7 @@ class Trials:
         if self._repair is None or not self._repair.due(round, self._rounds):
             return weights, None
         found = self._model.repaired(weights, self._repair, round)
-        if self.in_turn and self._referee is not None and found.losses is not None:
+        if self._referee is not None and found.losses is not None:
             self.evidence = self._referee.after_repair(found.losses, self._root.labels, self.evidence)
         return found.weights, found.steps
 
@@ -150,5 +157,9 @@ def candidates_of(own: Aggregated, updates: Updates, weights: Mapping[str, Float
 
 def told(ruling: Ruling) -> Fields:
     """A ruling, for the round's record."""
-    found: Fields = {"chosen": ruling.chosen, "losses": ruling.losses, "certainty": ruling.certainty}
-    return found if ruling.refused is None else found | {"refused": ruling.refused}
+    return {
+        "chosen": ruling.chosen,
+        "losses": ruling.losses,
+        "certainty": ruling.certainty,
+        "refused": ruling.refused,
+    }

@@ -23,9 +23,10 @@ WORST = 50.0
 """The largest loss of a patch: of a probability below 1e-21, and of models that are not finite."""
 
 BEST = "best"
-"""In the evidence of a referee in turn: the losses of the best model so far."""
+"""In the evidence: the losses of the best model so far."""
 REPAIRED = "repaired"
-"""In the evidence of a referee in turn: that the model was trained on the patches."""
+"""In the evidence: that the model was trained on the patches."""
+REFERENCES = (BEST, REPAIRED)
 LATELY = 0.25
 """A hypothesis whose remembered refusals are more than this many was refused lately."""
 
@@ -45,10 +46,10 @@ class Ruling:
     """Hypothesis → by how many standard errors it is better: together, than the defence, over the last rounds; in turn,
     than the model before it and than the best one so far, the less of the two."""
     evidence: Arrays
-    """For the next round. Together: hypothesis → (m,) how much less it loses at each patch than the defence. In turn:
-    hypothesis → () how often it was refused lately; `BEST` → (m,); `REPAIRED` → (), if it was."""
-    refused: bool | None = None
-    """Whether the model stays as it was; None where hypotheses are not opened in turn."""
+    """For the next round: `BEST` → (m,); `REPAIRED` → (), if it was. Together: hypothesis → (m,) how much less it loses
+    at each patch than the defence. In turn: hypothesis → () how often it was refused lately."""
+    refused: bool
+    """Whether the model stays as it was."""
 
 
 class Referee(Options):
@@ -64,15 +65,19 @@ class Referee(Options):
 
     and hypothesis k replaces the defence where the mean of e_k, each label counting the same, is more than `certainty`
     standard errors above zero, and the mean of this round's differences is not as far below it: what was better once,
-    by much, may be worse now. Of several, the one with the largest mean is taken. Patches of one patient count as one
-    draw in the standard error, which is rough for few of them: with three, chance passes two standard errors in one of
-    ten rounds. Wrong labels are not noticed.
+    by much, may be worse now. Of several, the one with the largest mean is taken.
+
+    An aggregate is refused where the loss after it is more than `certainty` standard errors above that of the model
+    before it, or of the best one so far: no series of small lies leads further away than that. A refused hypothesis is
+    not taken; where the defence is refused and no other is better beyond doubt, the one with the largest mean of those
+    that are not refused is. Where all are refused, the model stays as it was.
+
+    Patches of one patient count as one draw in the standard error, which is rough for few of them: with three, chance
+    passes two standard errors in one of ten rounds. Wrong labels are not noticed.
 
     So it is where several sums of the same updates can be computed (`together`). Secret shares and masks open one sum
     in a round, and two sums of the same updates might differ by a single one of them. There, hypotheses are opened
-    `in_turn`: one in a round. The model stays as it was where its loss after the sum would be more than `certainty`
-    standard errors above that of the model before it, or of the best one so far: no series of small lies leads further
-    away than that. With r_k the refusals of hypothesis k,
+    `in_turn`: one in a round, which may be refused. With r_k the refusals of hypothesis k,
 
         r_k ← `memory` · r_k, and + 1 where k was opened and refused,
 
@@ -111,29 +116,41 @@ class Referee(Options):
         return weights_of(self.hypotheses, gram, prior, defence, scores)
 
     def choose(
-        self, losses: Mapping[str, Floats], labels: NDArray[np.int64], patients: NDArray[np.int64], evidence: Arrays
+        self,
+        before: Floats,
+        losses: Mapping[str, Floats],
+        labels: NDArray[np.int64],
+        patients: NDArray[np.int64],
+        evidence: Arrays,
     ) -> Ruling:
-        """Which hypothesis is used.
+        """Which hypothesis is used, or whether none is.
 
-        losses: hypothesis → (m,) the loss at each patch of the model after its aggregate; `DEFENCE` is one of them.
+        before: (m,) the loss at each patch of the model before the round.
+        losses: hypothesis → (m,) that of the model after its aggregate; `DEFENCE` is one of them.
         labels: (m,) of the patches.
         patients: (m,) the number of the patient of each.
         evidence: of the last round; empty at first.
         """
         bounded = {name: _bounded(each) for name, each in losses.items()}
         own = bounded[DEFENCE]
-        after, certainty, gains = {}, {}, {}
-        for name in sorted(set(evidence) | (set(bounded) - {DEFENCE})):
+        after, certainty, gains, sure = {}, {}, {DEFENCE: 0.0}, list[str]()
+        for name in sorted((set(evidence) - set(REFERENCES)) | (set(bounded) - {DEFENCE})):
             # A hypothesis that could not be tried in this round says nothing new.
             new = own - bounded[name] if name in bounded else np.zeros(len(own))
             after[name] = self.memory * evidence.get(name, np.zeros(len(own))) + new
             gain, certainty[name] = compared(after[name], labels, patients)
-            worse = compared(new, labels, patients)[1] < -self.certainty
-            if name in bounded and certainty[name] > self.certainty and not worse:
+            if name in bounded:
                 gains[name] = gain
-        chosen = max(gains, key=lambda name: gains[name], default=DEFENCE)
+                worse = compared(new, labels, patients)[1] < -self.certainty
+                sure += [name] if certainty[name] > self.certainty and not worse else []
+        rises = {name: self._rise(before, each, labels, patients, evidence) for name, each in bounded.items()}
+        usable = [name for name, rise in rises.items() if rise <= self.certainty]
+        preferred = [name for name in usable if name in sure] or [name for name in usable if name == DEFENCE] or usable
+        chosen = max(preferred, key=lambda name: gains[name], default=DEFENCE)
         share = shares(labels)
-        return Ruling(chosen, {name: float(share @ each) for name, each in bounded.items()}, certainty, after)
+        kept = self._references(before, bounded[chosen] if usable else None, share, evidence)
+        losses = {name: float(share @ each) for name, each in bounded.items()}
+        return Ruling(chosen, losses, certainty, after | kept, refused=not usable)
 
     def turn(self, names: Sequence[str], evidence: Arrays) -> str:
         """The hypothesis whose sum is opened in this round, if it is one.
@@ -161,21 +178,35 @@ class Referee(Options):
         labels, patients: as for `choose`.
         evidence: of the last round; empty at first.
         """
-        old, new, share = _bounded(before), _bounded(losses), shares(labels)
-        kept = {BEST: old} | {each: evidence[each] for each in (BEST, REPAIRED) if each in evidence}
-        references = [kept[BEST]] if REPAIRED in kept else [old, kept[BEST]]
-        certainty = min(compared(each - new, labels, patients)[1] for each in references)
-        refused = certainty < -self.certainty
-        refusals = {each: self.memory * count for each, count in evidence.items() if each not in kept}
+        new, share = _bounded(losses), shares(labels)
+        rise = self._rise(before, new, labels, patients, evidence)
+        refused = rise > self.certainty
+        refusals = {each: self.memory * count for each, count in evidence.items() if each not in REFERENCES}
         refusals[name] = refusals.get(name, np.zeros(())) + float(refused)
-        if REPAIRED not in kept and share @ new < share @ kept[BEST]:
+        kept = self._references(before, None if refused else new, share, evidence)
+        return Ruling(name, {name: float(share @ new)}, {name: -rise}, refusals | kept, refused)
+
+    def _rise(
+        self, before: Floats, new: Floats, labels: NDArray[np.int64], patients: NDArray[np.int64], evidence: Arrays
+    ) -> float:
+        """By how many standard errors the losses `new` are above those of the model before the round and of the best
+        one so far, the more of the two."""
+        old = _bounded(before)
+        best = evidence.get(BEST, old)
+        references = [best] if REPAIRED in evidence else [old, best]
+        return max(compared(new - each, labels, patients)[1] for each in references)
+
+    def _references(self, before: Floats, new: Floats | None, share: Floats, evidence: Arrays) -> Arrays:
+        """What the next round is compared with; `new`: the losses (m,) after the aggregate that was used, if one was."""
+        kept = {BEST: _bounded(before)} | {each: evidence[each] for each in REFERENCES if each in evidence}
+        if REPAIRED not in kept and new is not None and share @ new < share @ kept[BEST]:
             kept[BEST] = new
-        return Ruling(name, {name: float(share @ new)}, {name: certainty}, refusals | kept, refused)
+        return kept
 
     def after_repair(self, losses: Floats, labels: NDArray[np.int64], evidence: Arrays) -> Arrays:
-        """The evidence after the coordinator has trained the model on its patches. In turn, the losses of later models
-        at these patches are smaller than at others: from then on, only repaired models can be the best one, and the
-        model before a round is no reference.
+        """The evidence after the coordinator has trained the model on its patches. The losses of later models at these
+        patches are smaller than at others: from then on, only repaired models can be the best one, and the model
+        before a round is no reference.
 
         losses: (m,) at each patch of a model that was trained on other patients' patches.
         labels: (m,) of the patches.

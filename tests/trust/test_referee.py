@@ -12,7 +12,7 @@ from refused import refused
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.trust import Referee
-from fedrobust.trust.referee import DEFENCE, WORST, Ruling
+from fedrobust.trust.referee import BEST, DEFENCE, WORST, Ruling
 from fedrobust.updates import ClearUpdates
 
 LABELS, PATIENTS = np.arange(60) % 2, np.arange(60) // 3
@@ -24,7 +24,7 @@ def ruling(
     """Of a round in which the model after `mean` loses less by `better` (m,) at each patch."""
     own = np.full(len(LABELS), 1.0)
     losses = {DEFENCE: own, "mean": own - better}
-    return (referee or Referee()).choose(losses, LABELS, PATIENTS, evidence or {})
+    return (referee or Referee()).choose(own, losses, LABELS, PATIENTS, evidence or {})
 
 
 def noise(seed: int, spread: float = 0.01) -> NDArray[np.float64]:
@@ -69,15 +69,77 @@ def test_a_small_gain_is_seen_over_the_rounds() -> None:
     evidence, chosen = dict[str, np.ndarray](), []
     for each in small:
         found = ruling(each, Referee(memory=0.95), evidence)
-        evidence, chosen = found.evidence, [*chosen, found.chosen]
+        evidence, chosen = {"mean": found.evidence["mean"]}, [*chosen, found.chosen]
     assert chosen[20:].count("mean") > 15
 
 
 def test_what_was_better_once_by_much_is_not_taken_where_it_is_worse() -> None:
     first = ruling(2.0 + noise(1))
     assert first.chosen == "mean"
-    assert ruling(-0.3 + noise(2), evidence=dict(first.evidence)).chosen == DEFENCE
-    assert ruling(-0.001 + noise(3, spread=0.05), evidence=dict(first.evidence)).chosen == "mean"  # within doubt
+    lately = {"mean": first.evidence["mean"]}
+    assert ruling(-0.3 + noise(2), evidence=lately).chosen == DEFENCE
+    assert ruling(-0.001 + noise(3, spread=0.05), evidence=lately).chosen == "mean"  # within doubt
+
+
+def after_round(rises: dict[str, float], evidence: dict[str, np.ndarray] | None = None, seed: int = 0) -> Ruling:
+    """Of a round in which the loss rises by so much with each hypothesis."""
+    draw, before = np.random.default_rng(seed), np.full(len(LABELS), 1.0)
+    losses = {name: before + rise + draw.normal(0, 0.01, len(LABELS)) for name, rise in rises.items()}
+    return Referee().choose(before, losses, LABELS, PATIENTS, evidence or {})
+
+
+def test_where_every_hypothesis_makes_the_model_worse_none_is_taken() -> None:
+    found = after_round({DEFENCE: 0.3, "mean": 0.2, "rest": 0.4})
+    assert found.refused and found.chosen == DEFENCE
+    np.testing.assert_array_equal(found.evidence[BEST], np.ones(len(LABELS)))
+    assert not after_round({DEFENCE: 0.0, "mean": 0.2}).refused
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 1e30])
+def test_models_that_are_not_finite_are_refused(broken: float) -> None:
+    assert after_round({DEFENCE: broken, "mean": broken}).refused
+
+
+def test_of_those_that_are_not_refused_the_better_one_replaces_a_defence_that_is() -> None:
+    found = after_round({DEFENCE: 0.3, "mean": 0.0, "rest": -0.2})
+    assert (found.chosen, found.refused) == ("rest", False)
+    lately = {"mean": np.full(len(LABELS), -5.0)}  # it was much worse, so that it is not better beyond doubt
+    found = after_round({DEFENCE: 0.3, "mean": 0.0}, lately)
+    assert found.certainty["mean"] < 0 and (found.chosen, found.refused) == ("mean", False)
+
+
+def test_a_hypothesis_that_is_refused_does_not_replace_the_defence() -> None:
+    lately = {"mean": np.full(len(LABELS), 5.0)}
+    found = after_round({DEFENCE: 0.001, "mean": 0.1}, lately)
+    assert (found.chosen, found.refused) == (DEFENCE, False)
+    found = after_round({DEFENCE: 0.5, "mean": 0.1}, lately)
+    assert found.certainty["mean"] > 2 and found.refused
+
+
+@pytest.mark.parametrize("step", [0.002, 0.005, 0.02])
+def test_small_lies_in_every_hypothesis_lead_no_further_than_the_patches_can_doubt(step: float) -> None:
+    """Each one is within doubt of the model before it, but not all together."""
+    for seed in range(5):
+        draw = np.random.default_rng(seed)
+        now, evidence, refusals = 0.7 + 0.1 * draw.standard_normal(60), dict[str, np.ndarray](), 0
+        for _ in range(200):
+            wobble = 0.01 * (draw.standard_normal((2, 1)) + 2 * draw.standard_normal((2, 60)))
+            both = dict(zip((DEFENCE, "mean"), now + step + wobble, strict=True))
+            found = Referee().choose(now, both, LABELS, PATIENTS, evidence)
+            now, evidence, refusals = now if found.refused else both[found.chosen], found.evidence, refusals + found.refused
+        assert refusals and now.mean() < 0.7 + 0.06  # without refusals 1.0 at least
+
+
+def test_a_model_that_was_trained_on_the_patches_is_no_reference() -> None:
+    """After a repair, hospitals' rounds make its losses at its own patches rise: they must not be refused for that."""
+    first = after_round({DEFENCE: 0.0})
+    others = np.full(len(LABELS), 0.95)
+    repaired = Referee().after_repair(others, LABELS, first.evidence)
+    before = np.full(len(LABELS), 0.5)
+    found = Referee().choose(before, {DEFENCE: before + 0.1 + noise(3)}, LABELS, PATIENTS, repaired)
+    assert not found.refused
+    np.testing.assert_array_equal(found.evidence[BEST], others)
+    assert Referee().choose(before, {DEFENCE: others + 0.1 + noise(3)}, LABELS, PATIENTS, found.evidence).refused
 
 
 def test_many_patches_of_one_patient_are_one_draw() -> None:
@@ -86,26 +148,26 @@ def test_many_patches_of_one_patient_are_one_draw() -> None:
     better = per_patient[few]
     own = np.ones(60)
     losses = {DEFENCE: own, "mean": own - better}
-    of_four = Referee().choose(losses, LABELS, few, {}).certainty["mean"]
-    of_sixty = Referee().choose(losses, LABELS, np.arange(60), {}).certainty["mean"]
+    of_four = Referee().choose(own, losses, LABELS, few, {}).certainty["mean"]
+    of_sixty = Referee().choose(own, losses, LABELS, np.arange(60), {}).certainty["mean"]
     assert abs(of_four) < abs(of_sixty) / 2
-    assert Referee(certainty=0).choose(losses, LABELS, np.zeros(60, dtype=int), {}).chosen == DEFENCE
+    assert Referee(certainty=0).choose(own, losses, LABELS, np.zeros(60, dtype=int), {}).chosen == DEFENCE
 
 
 def test_every_label_counts_the_same() -> None:
     labels = np.array([0] * 54 + [1] * 6)
     better = np.where(labels == 0, 0.01, -0.05) + noise(2, 0.001)
     own = np.ones(60)
-    found = Referee().choose({DEFENCE: own, "mean": own - better}, labels, np.arange(60), {})
+    found = Referee().choose(own, {DEFENCE: own, "mean": own - better}, labels, np.arange(60), {})
     assert found.chosen == DEFENCE and found.losses["mean"] == pytest.approx(1.02, abs=2e-3)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 def test_a_model_that_is_not_finite_is_never_better(bad: float) -> None:
     own = np.ones(60)
-    found = Referee().choose({DEFENCE: own, "mean": np.full(60, bad)}, LABELS, PATIENTS, {})
+    found = Referee().choose(own, {DEFENCE: own, "mean": np.full(60, bad)}, LABELS, PATIENTS, {})
     assert found.chosen == DEFENCE and found.losses["mean"] == pytest.approx(WORST)
-    found = Referee().choose({DEFENCE: np.full(60, bad), "mean": own + noise(1)}, LABELS, PATIENTS, {})
+    found = Referee().choose(own, {DEFENCE: np.full(60, bad), "mean": own + noise(1)}, LABELS, PATIENTS, {})
     assert found.chosen == "mean"
 
 
@@ -116,16 +178,16 @@ def test_the_order_of_patches_and_the_names_of_patients_do_not_matter(seed: int)
     order, better = draw.permutation(60), draw.normal(0.01, 0.03, 60)
     own = draw.uniform(0, 2, 60)
     losses = {DEFENCE: own, "mean": own - better}
-    first = Referee().choose(losses, LABELS, PATIENTS, {})
+    first = Referee().choose(own, losses, LABELS, PATIENTS, {})
     mixed = {name: each[order] for name, each in losses.items()}
-    again = Referee().choose(mixed, LABELS[order], 7 * PATIENTS[order] + 2, {})
+    again = Referee().choose(own[order], mixed, LABELS[order], 7 * PATIENTS[order] + 2, {})
     assert again.certainty["mean"] == pytest.approx(first.certainty["mean"], rel=1e-9)
 
 
 def test_a_hypothesis_that_cannot_be_tried_in_a_round_keeps_its_evidence_and_is_not_chosen() -> None:
     own = np.ones(60)
     before = ruling(0.05 + noise(1)).evidence
-    found = Referee().choose({DEFENCE: own}, LABELS, PATIENTS, before)
+    found = Referee().choose(own, {DEFENCE: own}, LABELS, PATIENTS, before)
     assert found.chosen == DEFENCE
     np.testing.assert_allclose(found.evidence["mean"], 0.8 * before["mean"])
 
