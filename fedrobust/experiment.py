@@ -260,6 +260,10 @@ class Experiment(Options):
             if attack.chosen != "random" and getattr(self.data.partition, "ratio", None) is None:
                 hint = "data.partition.ratio: 10 makes hospital 0 the largest, of ten times the smallest"
                 raise refusal(Problem("sizes are not known before the run", f"attacks.{index}.chosen", hint=hint))
+            if attack.knowledge == "patches" and self.data.root.set_aside == 0:
+                hint = "data.root.set_aside: 0.05 sets patients aside for the coordinator"
+                reason = "the coordinator has no patches of its own"
+                raise refusal(Problem(reason, f"attacks.{index}.knowledge", hint=hint))
         self._private()
         self._refereed()
         rows, participants, needed = self.most_there(), self.federation.participants(), self.federation.needed()
@@ -383,8 +387,8 @@ class Experiment(Options):
         if decisive["data"]["partition"].get("ratio", 0) is None:
             del decisive["data"]["partition"]["ratio"]
         for attack in decisive["attacks"]:
-            for name, usual in (("chosen", "random"), ("claim", 1.0)):
-                if attack[name] == usual:
+            for name, usual in (("chosen", "random"), ("claim", 1.0), ("pleasing", 0.5)):
+                if attack.get(name) == usual:
                     del attack[name]
         for name in AFTER_DEFENCE:
             if getattr(self.trust, name) is None:

@@ -115,6 +115,17 @@ def test_a_sum_is_refused_where_every_hypothesis_makes_the_model_worse(pool: Poo
     assert metrics["defense/refused"] == float(refused[-1])
 
 
+@pytest.mark.parametrize("engine", ["lean", "stacked"])
+def test_attackers_that_know_the_patches_look_better_to_the_referee(engine: str, pool: Pool) -> None:
+    def losses(knowledge: str) -> list[float]:
+        flip = f"attacks=[{{name: label_flip, count: 6, knowledge: {knowledge}, pleasing: 0.7}}]"
+        options = ["aggregation={rule: mean}", "learning.server=fedavg", "trust.referee={hypotheses: []}", ASIDE]
+        found = run(flip, *options, f"learning.local.engine={engine}", "federation.rounds=4", pool=pool)
+        return [record["referee"]["losses"]["defence"] for record in found.rounds]
+
+    assert sum(losses("patches")) < sum(losses("own")) - 0.2
+
+
 @pytest.mark.parametrize("protocol", ["shares", "masked"])
 def test_a_repair_works_where_no_update_is_seen(protocol: str, pool: Pool) -> None:
     options = ["attacks=[]", "aggregation={rule: mean}", "federation.rounds=2", f"privacy={protocol}", ASIDE]

@@ -29,7 +29,7 @@ from fedrobust.attacks.crafting import Alie, CollusiveAttack, Gaussian, Ipm, Non
 from fedrobust.attacks.distance import MinMax, MinSum
 from fedrobust.attacks.fang import FangKrum, FangTrim
 from fedrobust.attacks.identity import Identity, OneEach, Sybil, Whitewash
-from fedrobust.attacks.local import LocalAttack, LocalView
+from fedrobust.attacks.local import LocalAttack, LocalView, Pleasing
 from fedrobust.attacks.model_poisoning import ConstrainAndScale, ModelPoisoning, ModelReplacement, Neurotoxin
 from fedrobust.attacks.orthogonal import Rop
 from fedrobust.attacks.poisoning import LabelFlip, TargetedFlip
@@ -75,6 +75,7 @@ __all__ = [
     "OptimalAlie",
     "OptimalIpm",
     "PatchBackdoor",
+    "Pleasing",
     "Preview",
     "Rop",
     "Schedule",

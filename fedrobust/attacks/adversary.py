@@ -80,7 +80,7 @@ def _view(
 ) -> View:
     """What the `group` may see."""
     others = None
-    if attack.knowledge != "own":
+    if attack.knowledge in ("all", "aware"):
         # A row that is not finite is no update, and every attacker that sees it can see that.
         others = [c for c in participants if c not in group and bool(np.isfinite(updates[c]).all())]
     return View(

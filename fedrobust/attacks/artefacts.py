@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fedrobust.attacks.attack import DataAttack
-from fedrobust.attacks.poisoning import drawn
+from fedrobust.attacks.local import drawn
 from fedrobust.data.stain import optical_density, recoloured, transmitted, varied_stains
 from fedrobust.errors import Problem
 from fedrobust.options import Many, refusal

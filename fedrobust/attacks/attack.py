@@ -35,9 +35,10 @@ class Attack(Options):
     claim: float = Field(default=1.0, gt=0, le=1e9)
     """The multiple of their training patches that its hospitals claim; it counts with `aggregation.weighting: samples`.
     """
-    knowledge: Literal["own", "all", "aware"] = "own"
+    knowledge: Literal["own", "patches", "all", "aware"] = "own"
     """`own`: the attackers see only their own trained updates; `all`: every update of the round; `aware`: the defence
-    as well, with its memory. Every attacker knows the last change of the global model."""
+    as well, with its memory; `patches`: the coordinator's own patches. Every attacker knows the last change of the
+    global model."""
     schedule: Annotated[Schedule, OneOf(Schedule)] = Always()
     """In which rounds the attack is active."""
     identity: Annotated[Identity, OneOf(Identity)] = OneEach()
@@ -75,8 +76,16 @@ class Attack(Options):
 class DataAttack(Attack):
     """Poisons the training data of its hospitals. Otherwise they train honestly."""
 
-    knowledge: Literal["own"] = "own"
-    """A hospital poisons its own data, and sees nothing else."""
+    knowledge: Literal["own", "patches"] = "own"
+    """`own`: a hospital poisons its own data, and sees nothing else; `patches`: it has the coordinator's patches as
+    well, and trains on these with the right labels, so that a referee finds the model good."""
+    pleasing: float = Field(default=0.5, gt=0, lt=1)
+    """With the knowledge `patches`, the share of each batch that the coordinator's patches replace."""
+
+    @property
+    def knows_patches(self) -> bool:
+        """Whether its hospitals have the coordinator's own patches."""
+        return self.knowledge == "patches"
 
     def check(self, classes: int, size: int) -> None:
         """Raise `ExperimentError` where the attack does not fit the data.

@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import Field
 
 from fedrobust.attacks.attack import DataAttack
-from fedrobust.attacks.local import LocalAttack, LocalView
-from fedrobust.attacks.poisoning import drawn, no_label
+from fedrobust.attacks.local import LocalAttack, LocalView, drawn
+from fedrobust.attacks.poisoning import no_label
 from fedrobust.data.stain import HAEMATOXYLIN_EOSIN, recoloured
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.learning.constraint import Constraint

@@ -18,6 +18,41 @@ class Poison(Protocol):
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Pleasing:
+    """Poisons a batch, and then replaces a random share of it by patches that the coordinator has, with their right
+    labels: the update helps on these, and a model is not refused for what it does elsewhere.
+
+    Against a referee as an attacker that knows the server's root data is against FLTrust (Cao et al., NDSS 2021).
+    """
+
+    poison: Poison
+    images: np.ndarray
+    """(m, H, W, 3) uint8, the coordinator's."""
+    labels: np.ndarray
+    """(m,) of them."""
+    share: float
+    """Of a batch."""
+
+    def __call__(
+        self, images: np.ndarray, labels: np.ndarray, generator: np.random.Generator, classes: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `DataAttack.poison`."""
+        images, labels = (each.copy() for each in self.poison(images, labels, generator, classes=classes))
+        replaced = drawn(np.arange(len(labels)), self.share, generator)
+        shown = generator.integers(len(self.labels), size=len(replaced))
+        images[replaced], labels[replaced] = self.images[shown], self.labels[shown]
+        return images, labels
+
+
+def drawn(positions: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """A random `share` of `positions` (n,), drawn by `generator`.
+
+    Their number is rounded at random, not to the nearest: a small share of a small batch would always be nothing.
+    """
+    return generator.permutation(positions)[: int(share * len(positions) + generator.random())]
+
+
 @dataclass(frozen=True)
 class LocalView:
     """What a malicious hospital knows when it trains; the hospitals of one attack know each other."""

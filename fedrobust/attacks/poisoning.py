@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fedrobust.attacks.attack import DataAttack
+from fedrobust.attacks.local import drawn
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.options import Many, refusal
 
@@ -86,14 +87,6 @@ class TargetedFlip(DataAttack):
         labels = labels.copy()
         labels[drawn(np.flatnonzero(labels == self.source), self.share, generator)] = self.target
         return images, labels
-
-
-def drawn(positions: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
-    """A random `share` of `positions` (n,), drawn by `generator`.
-
-    Their number is rounded at random, not to the nearest: a small share of a small batch would always be nothing.
-    """
-    return generator.permutation(positions)[: int(share * len(positions) + generator.random())]
 
 
 def no_label(option: str, label: int, classes: int) -> ExperimentError:

@@ -7,16 +7,21 @@ A suite is a matrix in which every attack is measured on every seed. A row is th
 (340, 54)
 """
 
+from fedrobust.benchmark.advice import Advice, advised
 from fedrobust.benchmark.entry import BenchmarkEntry, read_entry
-from fedrobust.benchmark.ranking import Ranked, ranked
+from fedrobust.benchmark.ranking import Ranked, comparable, ranked
 from fedrobust.benchmark.row import BenchmarkRow, read_row, stored_rows
-from fedrobust.benchmark.suite import Suite, load_suite, shipped_suites
+from fedrobust.benchmark.suite import DEFAULT, Suite, load_suite, shipped_suites
 
 __all__ = [
+    "DEFAULT",
+    "Advice",
     "BenchmarkEntry",
     "BenchmarkRow",
     "Ranked",
     "Suite",
+    "advised",
+    "comparable",
     "load_suite",
     "ranked",
     "read_entry",

@@ -51,6 +51,23 @@ class Ranked:
     """Duration of the rounds with nobody attacking, as a multiple of the plain mean's, the median."""
 
 
+def comparable(
+    own: Sequence[BenchmarkRow], stored: Sequence[BenchmarkRow], quick: bool, suite: Suite
+) -> list[tuple[bool, list[BenchmarkRow], list[BenchmarkRow]]]:
+    """Return the tables in which rows stand beside rows with the same cells: whether it is the quick part, which of the
+    rows `own` it has, and which of the stored ones. Rows of the quick part only make a table of it, in which full rows
+    are restricted to its cells; full ones make a table of their own, unless only the quick part is asked for.
+    """
+    found = list[tuple[bool, list[BenchmarkRow], list[BenchmarkRow]]]()
+    full = [[row for row in rows if not row.quick] for rows in (own, stored)]
+    if not quick and (full[0] or (full[1] and not own)):
+        found.append((False, full[0], full[1]))
+    if quick or any(row.quick for row in (*own, *stored)):
+        part = [[row.restricted(suite) for row in rows] for rows in (own, stored)]
+        found.append((True, part[0], part[1]))
+    return [table for table in found if table[1] or table[2]]
+
+
 def ranked(rows: Iterable[BenchmarkRow], suite: Suite) -> list[Ranked]:
     """Return the lines of the table, from the most to the least robust; rows that lack cells are last.
 

@@ -148,7 +148,7 @@ def parsed_row(path: Path) -> BenchmarkRow:
 
 
 def stored_rows(suite: Suite) -> list[BenchmarkRow]:
-    """Return the full rows that are part of the package."""
+    """Return the rows that are part of the package."""
     if not (folder := ROWS / suite.name).is_dir():
         return []
     return [read_row(file, suite) for file in sorted(folder.glob("*.json"))]

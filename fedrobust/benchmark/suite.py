@@ -21,6 +21,8 @@ from fedrobust.options import Many, Options, nearest, refusal
 from fedrobust.studies.options import Seeds
 from fedrobust.texts import is_name
 
+DEFAULT = "histology-v1"
+"""The suite where none is named: its data are generated."""
 CONTROL = "mean"
 """The defence that is none: without the malicious hospitals it is the oracle."""
 SUITES = Path(__file__).parent / "suites"

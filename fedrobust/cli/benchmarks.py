@@ -48,7 +48,16 @@ def benchmark(
 
     Without an entry, the stored rows are shown. The same command continues where it was stopped.
     """
-    from fedrobust.benchmark import load_suite, ranked, read_entry, read_row, shipped_suites, stored_rows
+    from fedrobust.benchmark import (
+        DEFAULT,
+        comparable,
+        load_suite,
+        ranked,
+        read_entry,
+        read_row,
+        shipped_suites,
+        stored_rows,
+    )
     from fedrobust.terminal import MatrixProgress, console, show_code, show_ranking, show_suites
 
     screen, words = console(), entries or []
@@ -58,7 +67,7 @@ def benchmark(
     if check is not None:
         _verify(check, suite, cells, teams)
         return
-    chosen = load_suite(suite or "histology-v1")
+    chosen = load_suite(suite or DEFAULT)
     rows = [read_row(Path(word), chosen) for word in words if word.endswith(".json")]
     made = [read_entry(word, chosen) for word in words if not word.endswith(".json")]
     files = _files(made, chosen.name, quick, out)
@@ -74,13 +83,11 @@ def benchmark(
 
             rows.append(run_entry(entry, chosen, quick, progress, teams=teams))
         file.write_text(rows[-1].written(), encoding="utf-8")
-    part = quick or any(row.quick for row in rows)
-    own, beside = ([row.restricted(chosen) if part else row for row in many] for many in (rows, stored))
     if not stored:
         screen.print(f"no rows are stored for {chosen.name}")
-    if own or beside:
-        show = partial(show_ranking, suite=chosen, quick=part, own=own)
-        harmless(lambda lines: show(screen, lines))(ranked([*own, *beside], chosen))
+    for part, own, beside in comparable(rows, stored, quick, chosen):
+        show = partial(show_ranking, screen, suite=chosen, quick=part, own=own)
+        harmless(show)(ranked([*own, *beside], chosen))
     for file in files:
         screen.print(f"row: {file}", soft_wrap=True)
 

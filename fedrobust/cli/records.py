@@ -116,16 +116,22 @@ def doctor(
 ) -> None:
     """Show what this machine has: cores, GPUs, Ray, the MLflow store, data sets.
 
-    With an experiment file: check its data instead, and show how they are divided; no image is opened.
+    With an experiment file: check its data instead, and show how they are divided (no image is opened), and what the
+    benchmark says of its defence.
     """
     from fedrobust.terminal import console, show_machine
 
     if file is None:
         show_machine(console())
         return
+    from fedrobust.benchmark import DEFAULT, advised, comparable, load_suite, ranked, stored_rows
     from fedrobust.experiment_file import load
     from fedrobust.preparation import dealt
+    from fedrobust.terminal import show_advice
     from fedrobust.terminal.patches import show_data
 
     experiment = load(file, overrides or ())
     show_data(console(), experiment, *dealt(experiment))
+    suite = load_suite(DEFAULT)
+    for quick, _, rows in comparable([], stored_rows(suite), False, suite)[:1]:
+        show_advice(console(), advised(experiment, ranked(rows, suite)), suite, quick)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from fedrobust.aggregation import Layer
-from fedrobust.attacks import DataAttack, LocalAttack, LocalView
+from fedrobust.attacks import DataAttack, LocalAttack, LocalView, Pleasing
 from fedrobust.data.cache import ArrayFile
 from fedrobust.experiment import Experiment
 from fedrobust.federation.layout import Layout, questions
@@ -261,7 +261,10 @@ class ClientHost:
             server_lr=getattr(self._experiment.learning.server, "lr", 1.0),
             step=None if previous is None or not attack.needs_step else weights - previous,
         )
-        return attack.local(view)
+        local, known = attack.local(view), self._layout.known
+        if not attack.knows_patches:
+            return local
+        return replace(local, poison=Pleasing(local.poison, self._images[known], self._labels[known], attack.pleasing))
 
     def _train_one(self, round: int, weights: np.ndarray, task: _Task) -> LocalResult:
         from fedrobust.data.batches import batches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -14,7 +14,7 @@ import ray
 from ray.actor import ActorHandle
 
 from fedrobust.aggregation import Layer
-from fedrobust.attacks import Backdoor
+from fedrobust.attacks import Backdoor, DataAttack
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Experiment
@@ -80,6 +80,8 @@ class Hosts:
             training.append(hospitals.root(experiment.data.root, experiment.seed))
         self._sizes = [len(own) for own in training]
         layout = Layout(tuple(training), held_out, hospitals.indices["test"], len(hospitals.label_names))
+        if any(isinstance(attack, DataAttack) and attack.knows_patches for attack in experiment.attacks):
+            layout = replace(layout, known=hospitals.root(experiment.data.root, experiment.seed))
         learning = experiment.learning.model_copy(update={"model": experiment.learning.model.located()})
         self.sent = experiment.model_copy(update={"learning": learning})
         """The experiment as actors on other nodes can use it."""

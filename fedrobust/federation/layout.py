@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,8 @@ class Layout:
     test: np.ndarray
     """Positions of the test patches."""
     classes: int
+    known: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Positions of the coordinator's own patches, if an attack knows them."""
 
 
 class Question(NamedTuple):

@@ -159,7 +159,9 @@ def _beyond(run: RecordedRun) -> list[tuple[str, str]]:
         )
     attacks = run.start.experiment.get("attacks", ())
     given = [each.get("knowledge") for each in attacks if isinstance(each, Mapping)]
-    if known := sorted({str(each) for each in given if each not in (None, "own")}):
+    if "patches" in given:
+        found.append(("Hospitals that play attackers", "the coordinator's patches, given to them by the experiment."))
+    if known := sorted({str(each) for each in given if each in ("all", "aware")}):
         more = " and the defence with its memory" if "aware" in known else ""
         told = f"every update of a round{more}, given to them by the experiment (knowledge: {', '.join(known)})."
         found.append(("Hospitals that play attackers", told))

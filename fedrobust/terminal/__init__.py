@@ -4,7 +4,7 @@
 ['arc', 'bucketing', 'clip', 'nnm']
 """
 
-from fedrobust.terminal.benchmarks import show_ranking, show_reproduced, show_suites
+from fedrobust.terminal.benchmarks import show_advice, show_ranking, show_reproduced, show_suites
 from fedrobust.terminal.elements import Screen, console
 from fedrobust.terminal.lists import show_jobs, show_machine
 from fedrobust.terminal.many import MatrixProgress, show_comparison, show_matrix
@@ -20,6 +20,7 @@ __all__ = [
     "SweepProgress",
     "console",
     "families",
+    "show_advice",
     "show_code",
     "show_comparison",
     "show_duel",

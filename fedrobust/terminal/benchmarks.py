@@ -13,9 +13,12 @@ from fedrobust.intervals import Estimate
 from fedrobust.terminal.elements import number, plain
 
 if TYPE_CHECKING:
-    from fedrobust.benchmark import BenchmarkRow, Ranked, Suite
+    from fedrobust.benchmark import Advice, BenchmarkRow, Ranked, Suite
     from fedrobust.benchmark.row import MeasuredCell
     from fedrobust.benchmark.running import Reproduced
+
+BEST = 3
+"""As many defences are named as possible choices."""
 
 
 def show_ranking(
@@ -56,6 +59,29 @@ def show_ranking(
                 out.print(plain(f"{line.row.name}, {setting}: no robustness: {found.lacks}"), soft_wrap=True)
 
 
+def show_advice(out: Console, advice: Advice, suite: Suite, quick: bool) -> None:
+    """Print what a benchmark says about an experiment's defence, and which others could run in the experiment.
+
+    quick: whether the lines are those of the quick part.
+    """
+    settings = ", ".join(suite.options.settings)
+    part = f"{suite.name}{', quick part' if quick else ''}"
+    table = Table(title=plain(f"{part}: robustness against the worst attack ({settings})"), title_justify="left")
+    for column in ("", "defence", *suite.options.settings):
+        table.add_column(plain(column))
+    said = [("this experiment", [advice.own] if advice.own is not None else [])]
+    said += [("possible here", advice.possible[:BEST]), ("with data.root.set_aside", advice.with_patches[:BEST])]
+    for what, lines in said:
+        for line in lines:
+            found = [_interval(line.settings[setting].robustness) for setting in suite.options.settings]
+            table.add_row(*map(plain, (what, line.row.name, *found)))
+    if table.row_count:
+        out.print(table)
+    if advice.own is None:
+        out.print("this experiment's defence has no row: fedrobust benchmark makes one (docs/benchmark.md)")
+    out.print("how to choose: docs/which-defence.md")
+
+
 def show_suites(out: Console, suites: Sequence[Suite]) -> None:
     """Print what suites there are."""
     for suite in suites:
@@ -84,8 +110,12 @@ def show_reproduced(out: Console, found: Sequence[Reproduced]) -> None:
 def _beside(estimate: Estimate, name: str) -> str:
     if not math.isfinite(estimate.value):
         return "–"
+    return f"{_interval(estimate)}\n{name}"
+
+
+def _interval(estimate: Estimate) -> str:
     interval = f" [{estimate.low:.2f}, {estimate.high:.2f}]" if math.isfinite(estimate.low) else ""
-    return f"{estimate.value:.2f}{interval}\n{name}"
+    return f"{estimate.value:.2f}{interval}"
 
 
 def _cost(line: Ranked) -> str:

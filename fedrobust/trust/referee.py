@@ -149,8 +149,8 @@ class Referee(Options):
         chosen = max(preferred, key=lambda name: gains[name], default=DEFENCE)
         share = shares(labels)
         kept = self._references(before, bounded[chosen] if usable else None, share, evidence)
-        losses = {name: float(share @ each) for name, each in bounded.items()}
-        return Ruling(chosen, losses, certainty, after | kept, refused=not usable)
+        means = {name: float(share @ each) for name, each in bounded.items()}
+        return Ruling(chosen, means, certainty, after | kept, refused=not usable)
 
     def turn(self, names: Sequence[str], evidence: Arrays) -> str:
         """The hypothesis whose sum is opened in this round, if it is one.
@@ -197,7 +197,7 @@ class Referee(Options):
         return max(compared(new - each, labels, patients)[1] for each in references)
 
     def _references(self, before: Floats, new: Floats | None, share: Floats, evidence: Arrays) -> Arrays:
-        """What the next round is compared with; `new`: the losses (m,) after the aggregate that was used, if one was."""
+        """What the next round is compared with; `new`: the losses (m,) after the aggregate that was not refused."""
         kept = {BEST: _bounded(before)} | {each: evidence[each] for each in REFERENCES if each in evidence}
         if REPAIRED not in kept and new is not None and share @ new < share @ kept[BEST]:
             kept[BEST] = new

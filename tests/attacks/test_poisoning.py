@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from refused import refused
 
-from fedrobust.attacks import Backdoor, DataAttack, LabelFlip, TargetedFlip
+from fedrobust.attacks import Backdoor, DataAttack, LabelFlip, Pleasing, TargetedFlip
+from fedrobust.errors import ExperimentError
+from fedrobust.experiment import Experiment
 
 
 def batch(size: int = 12, pixels: int = 9, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -125,3 +127,38 @@ def test_what_does_not_fit_the_data_is_refused(attack: DataAttack, path: str, la
 def test_flips_have_no_success_rate() -> None:
     assert not isinstance(LabelFlip(count=1), Backdoor)
     assert not isinstance(TargetedFlip(count=1), Backdoor)
+
+
+def test_who_knows_the_coordinators_patches_trains_on_them_with_the_right_labels() -> None:
+    images, labels = batch(40)
+    known, truth = batch(5, seed=1)
+    flip = LabelFlip(count=1, knowledge="patches", pleasing=0.25)
+    pleasing = Pleasing(flip.poison, known, truth, flip.pleasing)
+    seen = set[int]()
+    for seed in range(20):
+        shown, said = pleasing(images, labels, rng(seed), classes=3)
+        own = [next((i for i, each in enumerate(known) if np.array_equal(image, each)), -1) for image in shown]
+        assert 10 <= sum(i >= 0 for i in own) <= 11
+        assert all(
+            label == (truth[i] if i >= 0 else 2 - labels[at])
+            for at, (i, label) in enumerate(zip(own, said, strict=True))
+        )
+        seen |= set(own)
+        again = pleasing(images, labels, rng(seed), classes=3)
+        np.testing.assert_array_equal(shown, again[0])
+    assert seen == {-1, 0, 1, 2, 3, 4}
+    np.testing.assert_array_equal(images, batch(40)[0])  # not changed
+
+
+def test_the_coordinators_patches_can_be_known_only_if_it_has_some() -> None:
+    attack = {"attacks": [{"name": "label_flip", "count": 1, "knowledge": "patches"}]}
+    with refused(ExperimentError, path="attacks.0.knowledge", says="no patches of its own"):
+        Experiment().changed(attack)
+    assert Experiment().changed({**attack, "data.root": {"patches": 50, "set_aside": 0.05}}).attackers
+
+
+def test_the_digest_is_what_it_was_before_patches_could_be_known() -> None:
+    def digest(**options: Any) -> str:
+        return Experiment.model_validate({"attacks": [{"name": "label_flip", "count": 1, **options}]}).digest()
+
+    assert digest() == digest(pleasing=0.5) != digest(pleasing=0.4)

@@ -13,7 +13,7 @@ from benched import made_row, planted, usual, write_suite
 from rich.console import Console
 from scipy import stats
 
-from fedrobust.benchmark import BenchmarkRow, Suite, ranked
+from fedrobust.benchmark import BenchmarkRow, Suite, comparable, ranked
 from fedrobust.terminal import show_ranking
 
 
@@ -90,6 +90,24 @@ def test_a_full_row_beside_a_quick_one(suite: Suite) -> None:
     assert [line.rank for line in lines] == [1, 1]
     assert lines[0].settings["few"].attack == "patch"
     assert math.isnan(lines[0].settings["few"].robustness.low)  # two seeds
+
+
+def test_rows_are_compared_on_the_cells_that_they_share(suite: Suite) -> None:
+    quick, full = made_row(suite, usual, planted, quick=True), made_row(suite, usual, planted)
+
+    def tables(own: list[BenchmarkRow], stored: list[BenchmarkRow], part: bool = False) -> list[tuple[bool, int, int]]:
+        found = comparable(own, stored, part, suite)
+        for is_part, *both in found:
+            assert all(len(row.cells) == len(suite.cells(is_part)) for rows in both for row in rows)
+        return [(is_part, len(own), len(stored)) for is_part, own, stored in found]
+
+    assert tables([], []) == []
+    assert tables([], [full, full]) == [(False, 0, 2)]
+    assert tables([], [full, full], part=True) == [(True, 0, 2)]
+    assert tables([], [quick, full]) == [(False, 0, 1), (True, 0, 2)]
+    assert tables([full], [quick, quick]) == [(False, 1, 0), (True, 1, 2)]
+    assert tables([quick], [full]) == tables([full], [full], part=True) == [(True, 1, 1)]
+    assert tables([full, quick], [full]) == [(False, 1, 1), (True, 2, 1)]
 
 
 def test_the_table_has_every_row_and_why_one_has_no_rank(suite: Suite) -> None:

@@ -37,7 +37,6 @@ def test_all_shipped_rows_are_of_their_suites() -> None:
     for name in shipped_suites():
         suite = load_suite(name)
         for row in stored_rows(suite):
-            assert not row.quick
             assert not row.entry.code or row.entry.source
 
 
