@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from fedrobust.attacks import Attack, Backdoor
 from fedrobust.data.cache import Add, kept
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.federation.actors import ActorDied
+from fedrobust.federation.layout import triggered
 from fedrobust.progress import STEP
 
 FEATURES = Path("mlruns/cache")
 """Folder of features, below the working folder."""
+HASHED = 512
+"""Images of which a digest is taken at once."""
 AHEAD = 2
 """Blocks of each actor: it has its next one before it has finished one."""
 
@@ -49,6 +53,23 @@ def views_of(hospitals: Hospitals, encoder: str, views: int) -> list[ImageSet]:
     """
     what = f"{encoder} {hospitals.digest}"
     return [ImageSet(view, f"{what} view {view}" if view else what, len(hospitals.images)) for view in range(views)]
+
+
+def trigger_sets(attacks: Sequence[Attack], hospitals: Hospitals, encoder: str) -> Iterator[ImageSet]:
+    """The patches on which the success of each backdoor is measured, with its trigger.
+
+    attacks: of the experiment.
+    hospitals: have the patches.
+    encoder: its digest.
+    """
+    for index, attack in enumerate(attacks):
+        if isinstance(attack, Backdoor):
+            positions = triggered(attack, hospitals.labels, hospitals.indices["test"])
+            digest = sha256()
+            for first in range(0, len(positions), HASHED):
+                digest.update(attack.trigger(hospitals.images[positions[first : first + HASHED]]).tobytes())
+            if len(positions):
+                yield ImageSet(f"trigger/{index}", f"{encoder} {digest.hexdigest()}", len(positions))
 
 
 def features_of(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,14 @@ import ray
 from ray.actor import ActorHandle
 
 from fedrobust.aggregation import Layer
-from fedrobust.attacks import Backdoor, DataAttack
 from fedrobust.data.hospitals import Hospitals
 from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Experiment
 from fedrobust.federation.actors import ActorDied, answer, setup
 from fedrobust.federation.clients import STEPS, Answer, Training
 from fedrobust.federation.delivery import Block
-from fedrobust.federation.encoding import ImageSet, features_of, views_of
-from fedrobust.federation.layout import Layout, triggered
+from fedrobust.federation.encoding import ImageSet, features_of, trigger_sets, views_of
+from fedrobust.federation.layout import layout_of
 from fedrobust.federation.pool import Team
 from fedrobust.federation.shared_data import SharedArray
 from fedrobust.learning import Encoder
@@ -30,8 +28,6 @@ from fedrobust.progress import progress_to
 from fedrobust.timeline import arrived
 from fedrobust.updates import Floats, shard_columns
 
-HASHED = 512
-"""Images of which a digest is taken at once."""
 ATTEMPTS = 3
 """How often a task is tried if the actor that does it dies."""
 
@@ -69,19 +65,14 @@ class Hosts:
         self._experiment, self._team = experiment, team
         self._patience = experiment.workers.patience
         self._attackers = experiment.attackers
-        held_out = np.concatenate([hospitals.indices["validation"], hospitals.indices["test"]])
-        training = [hospitals.training(client) for client in range(experiment.federation.clients)]
-        self.samples = np.array([len(own) for own in training])
+        layout = layout_of(experiment, hospitals)
+        self.samples = np.array([len(own) for own in layout.indices[: experiment.federation.clients]])
         """(clients,) int64: training patches of each hospital."""
         self._root: int | None = None
         """The id with which the server trains on its own patches: the one after the last hospital's."""
-        if "root" in experiment.aggregation.pipeline().anchors:
-            self._root = len(training)
-            training.append(hospitals.root(experiment.data.root, experiment.seed))
-        self._sizes = [len(own) for own in training]
-        layout = Layout(tuple(training), held_out, hospitals.indices["test"], len(hospitals.label_names))
-        if any(isinstance(attack, DataAttack) and attack.knows_patches for attack in experiment.attacks):
-            layout = replace(layout, known=hospitals.root(experiment.data.root, experiment.seed))
+        if len(layout.indices) > experiment.federation.clients:
+            self._root = experiment.federation.clients
+        self._sizes = [len(own) for own in layout.indices]
         learning = experiment.learning.model_copy(update={"model": experiment.learning.model.located()})
         self.sent = experiment.model_copy(update={"learning": learning})
         """The experiment as actors on other nodes can use it."""
@@ -98,7 +89,7 @@ class Hosts:
         if experiment.learning.on_features:
             sets = views_of(hospitals, self.encoder, experiment.learning.views)
             features, digest = self._encoded(hospitals, sets, block, say)
-            for one in list(self._triggered(hospitals)):
+            for one in list(trigger_sets(experiment.attacks, hospitals, self.encoder)):
                 features += self._encoded(hospitals, [one], block, say)[0]
             say("training")
             self.encoder = f"{self.encoder} {digest}"
@@ -259,17 +250,6 @@ class Hosts:
         encode = [partial(self._ask_features, worker) for worker in range(len(self._team.workers))]
         with progress_to(say):
             return self._team.data.features(hospitals, what, encode, make, say)
-
-    def _triggered(self, hospitals: Hospitals) -> Iterator[ImageSet]:
-        """The patches on which the success of each backdoor is measured."""
-        for index, attack in enumerate(self._experiment.attacks):
-            if isinstance(attack, Backdoor):
-                positions = triggered(attack, hospitals.labels, hospitals.indices["test"])
-                digest = sha256()
-                for first in range(0, len(positions), HASHED):
-                    digest.update(attack.trigger(hospitals.images[positions[first : first + HASHED]]).tobytes())
-                if len(positions):
-                    yield ImageSet(f"trigger/{index}", f"{self.encoder} {digest.hexdigest()}", len(positions))
 
     def _ask_features(self, worker: int, key: int | str, first: int, last: int) -> Callable[[], np.ndarray]:
         """Start the encoding of a set of images from position `first` to `last`; see `encoding.Encode`."""

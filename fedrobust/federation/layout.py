@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from fedrobust.attacks import Attack, Backdoor
+from fedrobust.attacks import Attack, Backdoor, DataAttack
+from fedrobust.data.hospitals import Hospitals
+from fedrobust.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,22 @@ class Layout:
     """Positions of the test patches."""
     classes: int
     known: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """Positions of the coordinator's own patches, if an attack knows them."""
+    """Positions of the coordinator's own patches; none if no attack knows them."""
+
+
+def layout_of(experiment: Experiment, hospitals: Hospitals) -> Layout:
+    """Which patches are whose in an experiment.
+
+    hospitals: have the patches.
+    """
+    training = [hospitals.training(client) for client in range(experiment.federation.clients)]
+    if "root" in experiment.aggregation.pipeline().anchors:
+        training.append(hospitals.root(experiment.data.root, experiment.seed))
+    held_out = np.concatenate([hospitals.indices["validation"], hospitals.indices["test"]])
+    found = Layout(tuple(training), held_out, hospitals.indices["test"], len(hospitals.label_names))
+    if any(isinstance(attack, DataAttack) and attack.knows_patches for attack in experiment.attacks):
+        return replace(found, known=hospitals.root(experiment.data.root, experiment.seed))
+    return found
 
 
 class Question(NamedTuple):
