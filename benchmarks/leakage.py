@@ -25,9 +25,9 @@ from fedrobust.preparation import hospitals_of
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.masked_updates import draw_groups
 from fedrobust.secure.messages import run_id
-from fedrobust.secure.privacy import SKETCH
 from fedrobust.secure.ring import FRACTION, encode
 from fedrobust.secure.shared_updates import SharedUpdates
+from fedrobust.secure.sharing import SKETCH
 from fedrobust.secure.sketch import MASK_BITS, PROJECTIONS, projected, sketched
 from fedrobust.trust.label_mix import cone_cosines
 from fedrobust.updates.interface import FORGETTING

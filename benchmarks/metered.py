@@ -21,11 +21,11 @@ from fedrobust.secure.masking_client import MaskingClient
 from fedrobust.secure.masking_server import MaskingServer
 from fedrobust.secure.masking_terms import MaskingError, Terms
 from fedrobust.secure.messages import COORDINATOR, DEALER, HEADER, Message, number_of, run_id, unpack
-from fedrobust.secure.privacy import SKETCH
 from fedrobust.secure.replicated import ReplicatedServer
 from fedrobust.secure.ring import encode
 from fedrobust.secure.shared_updates import SharedUpdates
 from fedrobust.secure.shares import ShareServer
+from fedrobust.secure.sharing import SKETCH
 from fedrobust.secure.weights import shortened
 
 RUN = run_id("benchmark")

@@ -19,8 +19,8 @@ from tampered import FaultError, cut, flipped, relabelled, resized, rewritten
 from fedrobust.federation.parties import PartyTeam
 from fedrobust.federation.party_host import PartyHost
 from fedrobust.secure.messages import SEAL, MessageError, digest
-from fedrobust.secure.privacy import ReplicatedPrivacy, SharesPrivacy
 from fedrobust.secure.shares import Dealer
+from fedrobust.secure.sharing import ReplicatedPrivacy, SharesPrivacy
 from fedrobust.secure.weights import LARGEST_WEIGHT, OpeningError
 from fedrobust.updates import Demand
 

@@ -282,3 +282,12 @@ def test_all_code_is_python() -> None:
         for block in blocks(str(guide)):
             if block.language == "python":
                 compile(block.text, guide.name, "exec")
+
+
+def test_the_tables_of_which_defence_are_those_of_the_stored_rows() -> None:
+    script = runpy.run_path(str(DOCS / "make" / "which_defence.py"))
+    page = (DOCS / "which-defence.md").read_text(encoding="utf-8")
+    for name, lines in script["tables"]().items():
+        begin, end = script["mark"](name)
+        shown = page.partition(begin)[2].partition(end)[0].strip().splitlines()
+        assert shown == lines, "run docs/make/which_defence.py"

@@ -10,7 +10,8 @@ array([1., 1., 1.], dtype=float32)
 from fedrobust.aggregation.base import AnyRule, Context, CoordinateRule, Layer, PipelinePart, RowRule, Rows, Rule, Stage
 from fedrobust.aggregation.byzantine import capped_prior, resolve_f
 from fedrobust.aggregation.numerics import ranking
-from fedrobust.aggregation.pipeline import Aggregated, AggregateOptions, Decision, Memory, Pipeline, Step
+from fedrobust.aggregation.outcome import Aggregated, Decision, Step
+from fedrobust.aggregation.pipeline import AggregateOptions, Memory, Pipeline
 from fedrobust.aggregation.rules.adaptive import Adaptive
 from fedrobust.aggregation.rules.anchored import FLTrust, ZenoPlusPlus
 from fedrobust.aggregation.rules.averages import CenteredClipping, GeometricMedian, Mean, NormBound

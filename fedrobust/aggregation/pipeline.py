@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedrobust.aggregation.base import AnyRule, Context, Layer, PipelinePart, RowRule, Rows, Rule, Stage
 from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, capped_prior, misfit, resolve_f, violation
+from fedrobust.aggregation.outcome import Aggregated, Decision, Seen, Step
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.seeds import generator
 from fedrobust.updates import chunks
@@ -24,65 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ArrayT = TypeVar("ArrayT", NDArray[Any], "Tensor")
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """What one part of a pipeline computed for the original rows.
-
-    name: of the part.
-    scores: (n,) the scores of the rows, higher is worse, NaN for a row that an earlier stage left out; None if the part
-        does not score rows.
-    weights: (n,) the weights of the rows in the (prior-weighted) mean of the rows after a stage, or in the aggregate;
-        None if a rule gives no weights.
-    """
-
-    name: str
-    scores: Floats | None
-    weights: Floats | None
-
-
-@dataclass(frozen=True, eq=False)
-class Aggregated:
-    """The result of a pipeline.
-
-    aggregate: (d,) float32.
-    weights: (n,) float64, of the original rows; None if the rule gives no weights.
-    anchors: the coefficient of each anchor.
-    gram: of the original rows; None if it was not computed.
-    steps: what each stage and the rule computed.
-    state: for the next round's `Context`.
-    notes: for the run's record, see `Combination`.
-
-    The weights and the coefficients of the anchors give the aggregate, but for its noise: Σ weights_i u_i + Σ
-    anchors[name] v_name.
-    """
-
-    aggregate: NDArray[np.float32]
-    weights: Floats | None
-    anchors: Mapping[str, float]
-    gram: Gram | None
-    steps: tuple[Step, ...] = ()
-    state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Decision:
-    """How the aggregate will be computed.
-
-    decided: weights of the original rows, or a reduction of the rows that `mixing` makes of them.
-    mixing: (m, n) the product of the stages' matrices; None: no stage mixes the rows.
-    gram: of the original rows.
-    context: what the parts could use.
-    seen: what each part saw.
-    """
-
-    decided: Combination | Reduction
-    mixing: Floats | None
-    gram: Gram | None
-    context: Context
-    seen: tuple[_Seen, ...]
 
 
 @dataclass
@@ -346,17 +288,17 @@ class Pipeline:
         if reason := violation(self.parts, n, context.f):
             raise ExperimentError(reason)
         with algebra(n):
-            seen = [] if gram is None else [_Seen(gram, None, False)]
+            seen = [] if gram is None else [Seen(gram, None, False)]
             if seen and kept is not None and n < updates.n:
                 # As a mixing matrix, so that what follows stays algebra on the original rows.
                 chosen = np.eye(updates.n)[kept]
-                seen = [_Seen(seen[0].gram.mixed(chosen), chosen, True)]
+                seen = [Seen(seen[0].gram.mixed(chosen), chosen, True)]
                 context = replace(context, clients=None if context.clients is None else context.clients[kept])
             for stage in self.stages:
                 now = seen[-1]
                 mixing = stage.mix(now.gram, context)
                 total = mixing if now.total is None else mixing @ now.total
-                seen.append(_Seen(now.gram.mixed(mixing, stage.merges), total, now.merged or stage.merges))
+                seen.append(Seen(now.gram.mixed(mixing, stage.merges), total, now.merged or stage.merges))
             product = seen[-1].total if seen else None
             decided: Combination | Reduction
             if isinstance(self.rule, Rule):
@@ -377,28 +319,6 @@ class Pipeline:
                 Step(part.name, before.of_rows(part.scores(before.gram, decision.context)), own)
                 for part, before, own in zip(self.parts, seen, weights, strict=True)
             )
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """What a part of a pipeline sees: a Gram of mixed rows, the matrix `total` (m, n) that made them from the original
-    rows (None: they are the original rows), and whether rows were merged on the way.
-    """
-
-    gram: Gram
-    total: Floats | None
-    merged: bool
-
-    def of_rows(self, scores: Floats | None) -> Floats | None:
-        """Scores (m,) of its rows, as scores (n,) of the original rows: where rows were merged, the mean over the rows
-        that an original row is part of.
-        """
-        if scores is None or self.total is None or not self.merged:
-            return scores
-        parts = np.abs(self.total)
-        shares = parts.sum(axis=0)
-        spread: Floats = np.divide(scores @ parts, shares, out=np.full(len(shares), np.nan), where=shares > 0)
-        return spread
 
 
 def _refuse_infinite(updates: ClearUpdates) -> None:

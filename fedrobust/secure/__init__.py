@@ -18,10 +18,8 @@ from fedrobust.secure.privacy import (
     OneMessage,
     PairwiseMasking,
     Privacy,
-    ReplicatedPrivacy,
-    SecretSharing,
-    SharesPrivacy,
 )
+from fedrobust.secure.sharing import ReplicatedPrivacy, SecretSharing, SharesPrivacy
 
 __all__ = [
     "ClearPrivacy",

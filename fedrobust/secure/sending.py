@@ -12,9 +12,10 @@ from fedrobust.secure import replicated, shares
 from fedrobust.secure.masking_client import MaskingClient
 from fedrobust.secure.masking_terms import MaskingError, Terms
 from fedrobust.secure.messages import Kind, Message, MessageError, run_id, unpack
-from fedrobust.secure.privacy import OneMessage, PairwiseMasking, Privacy, SecretSharing
+from fedrobust.secure.privacy import OneMessage, PairwiseMasking, Privacy
 from fedrobust.secure.randomness import entropy
 from fedrobust.secure.ring import encode
+from fedrobust.secure.sharing import SecretSharing
 from fedrobust.seeds import generator
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from acted import House, messages, options, updates
 
 from fedrobust.experiment import Experiment
 from fedrobust.secure.messages import Kind
-from fedrobust.secure.privacy import SPARE, SharesPrivacy
+from fedrobust.secure.sharing import SPARE, SharesPrivacy
 
 N, D = 8, 3_000
 NAMES = ("shares", "replicated")

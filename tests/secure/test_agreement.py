@@ -15,7 +15,7 @@ from tiny import write_patches
 
 from fedrobust.aggregation import Aggregation, Combination, Context, Rule
 from fedrobust.aggregation.byzantine import resolve_f
-from fedrobust.aggregation.pipeline import Aggregated
+from fedrobust.aggregation.outcome import Aggregated
 from fedrobust.data import Root
 from fedrobust.experiment import Experiment
 from fedrobust.federation.clients import ClientHost

@@ -12,8 +12,8 @@ from fedrobust.federation.party_host import PartyHost
 from fedrobust.secure.arguments import are_numbers, are_words, is_number
 from fedrobust.secure.local import LocalParties
 from fedrobust.secure.messages import MessageError, run_id, unpack
-from fedrobust.secure.privacy import ReplicatedPrivacy, SecretSharing, SharesPrivacy
 from fedrobust.secure.shares import Dealer, ShareServer
+from fedrobust.secure.sharing import ReplicatedPrivacy, SecretSharing, SharesPrivacy
 from fedrobust.secure.weights import OpeningError
 from fedrobust.updates import Demand
 

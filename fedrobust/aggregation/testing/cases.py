@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.aggregation.base import Context, Layer
-from fedrobust.aggregation.pipeline import Aggregated, Pipeline
+from fedrobust.aggregation.outcome import Aggregated
+from fedrobust.aggregation.pipeline import Pipeline
 from fedrobust.seeds import generator
 from fedrobust.updates import chunks
 from fedrobust.updates.clear import ClearUpdates

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fedrobust.aggregation.base import Context, Rows, Rule, Stage
 from fedrobust.aggregation.byzantine import violation
-from fedrobust.aggregation.pipeline import Aggregated, Pipeline
+from fedrobust.aggregation.outcome import Aggregated
+from fedrobust.aggregation.pipeline import Pipeline
 from fedrobust.aggregation.testing import cases
 from fedrobust.aggregation.testing.cases import Case, Cut, Exact, Holder, clear, context_of, play, remembered, sharded
 from fedrobust.errors import ExperimentError, Problem
