@@ -187,16 +187,15 @@ def _made(
     teams: int | None,
     pool: Pool | None,
 ) -> list[FinishedRun]:
-    """Make the runs, those with the same data one after the other, and return them in the order given."""
-    ordered = sorted(runs, key=lambda each: each.seed)
+    """Make the runs, and return them in the order given."""
     samples = [each.experiment for each in runs if each.experiment is not None]
     different = len({each.digest for each in runs})
     with (
-        open_study(planned.grid.matrix, samples, ordered, out=out, watch=watch, teams=teams, pool=pool) as study,
+        open_study(planned.grid.matrix, samples, runs, out=out, watch=watch, teams=teams, pool=pool) as study,
         written_in_any_case(lambda complete: None),
     ):
-        watch.plan(different, different - len(study.missing(ordered)))
-        study.make_all(ordered, partial(measured, study), lambda cell, run: watch.done((cell, run)))
+        watch.plan(different, different - len(study.missing(runs)))
+        study.make_all(runs, partial(measured, study), lambda cell, run: watch.done((cell, run)))
         return [study.finished.by_digest[each.digest] for each in runs]
 
 

@@ -68,7 +68,7 @@ class Coordinator:
         self._memory = self._defence.memory(arrays, len(samples))
         self._server, self._histories = below(arrays, "server"), below(arrays, "history")
         self._jury = experiment.trust.jury
-        own = below(arrays, "referee"), below(arrays, "opened")
+        own = below(arrays, "referee"), below(arrays, "opened"), below(arrays, "best").get("model")
         self._trials = None if root is None else Trials(experiment, root, *own)
 
     def aggregate(
@@ -299,9 +299,14 @@ class Coordinator:
         self._memory = done.memory
         if done.histories is not None:
             self._histories = done.histories
-        if done.aggregated is not None and not refused:
-            before, aggregate = self._weights, done.aggregated.aggregate
-            self._weights, self._server = self._experiment.learning.server.step(before, aggregate, self._server)
+        before = self._weights
+        if refused and self._trials is not None:
+            self._weights = self._trials.after_refusal(before)
+        elif done.aggregated is not None:
+            self._weights, self._server = self._experiment.learning.server.step(
+                before, done.aggregated.aggregate, self._server
+            )
+        if self._weights is not before:
             self._memory = done.stepped(self._weights - before)
 
     def _standing(self) -> Fields:
@@ -317,6 +322,7 @@ class Coordinator:
         own = {"server": self._server, "history": self._histories}
         if self._trials is not None:
             own |= {"referee": self._trials.evidence, "opened": self._trials.opened}
+            own |= {} if self._trials.best is None else {"best": {"model": self._trials.best}}
         arrays = {f"{folder}/{name}": array for folder, each in own.items() for name, array in each.items()}
         return arrays | self._defence.arrays(self._memory)
 

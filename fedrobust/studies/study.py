@@ -22,6 +22,7 @@ from fedrobust.federation.pool import Pool
 from fedrobust.federation.rounds import Hook
 from fedrobust.job import tell
 from fedrobust.naming import Part
+from fedrobust.preparation import data_key
 from fedrobust.result import Result
 from fedrobust.studies.editions import open_edition
 from fedrobust.studies.finished import FinishedRun, FinishedRuns
@@ -99,8 +100,8 @@ class Study:
         measure: MeasureRun[Planned],
         then: Callable[[Planned, FinishedRun], None] = lambda planned, run: None,
     ) -> list[FinishedRun]:
-        """Make the missing ones of the `planned` runs, as many at once as there are teams; return all of them, in
-        order.
+        """Make the missing ones of the `planned` runs, as many at once as there are teams and those with the same data
+        one after the other; return all of them, in order.
 
         measure: returns what is kept of a run, from the plan and the result.
         then: called with each run that was made.
@@ -114,7 +115,7 @@ class Study:
             then(*made)
 
         tasks = list[Callable[[], tuple[Planned, FinishedRun]]]()
-        for each in (missing := self.missing(planned)):
+        for each in (missing := _by_data(self.missing(planned))):
             if each.experiment is None:
                 self.tracker.failed(each.refused, [], each.label, each.tags)
                 keep((each, FinishedRun(each.digest, each.label, failed=each.refused)))
@@ -270,3 +271,12 @@ def parent_run(
     finally:
         if not tracker.close(status, reason=why):
             logger.warning("MLflow does not have all of it yet: it gets the rest when the same command is run again")
+
+
+def _by_data(runs: Sequence[Planned]) -> list[Planned]:
+    """Runs whose data are the same stand together, so that each data set is read or generated once; else in order."""
+    first: dict[str, int] = {}
+    keys = ["" if each.experiment is None else data_key(each.experiment) for each in runs]
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
+    return [each for _, each in sorted(zip(keys, runs, strict=True), key=lambda pair: first[pair[0]])]

@@ -49,7 +49,9 @@ class Ruling:
     """For the next round: `BEST` → (m,); `REPAIRED` → (), if it was. Together: hypothesis → (m,) how much less it loses
     at each patch than the defence. In turn: hypothesis → () how often it was refused lately."""
     refused: bool
-    """Whether the model stays as it was."""
+    """Whether no aggregate is used."""
+    best: bool
+    """Whether the model after the aggregate is the best one so far, and `BEST` has its losses."""
 
 
 class Referee(Options):
@@ -67,17 +69,17 @@ class Referee(Options):
     standard errors above zero, and the mean of this round's differences is not as far below it: what was better once,
     by much, may be worse now. Of several, the one with the largest mean is taken.
 
-    An aggregate is refused where the loss after it is more than `certainty` standard errors above that of the model
-    before it, or of the best one so far: no series of small lies leads further away than that. A refused hypothesis is
-    not taken; where the defence is refused and no other is better beyond doubt, the one with the largest mean of those
-    that are not refused is. Where all are refused, the model stays as it was.
+    An aggregate is refused where the loss after it is above that of the model before it, and more than `tolerance`
+    standard errors above that of this model or of the best one so far: no series of small lies leads further away than
+    that. A refused hypothesis is not taken; where the defence is refused and no other is better beyond doubt, the one
+    with the largest mean of those that are not refused is. Where all are refused, the best model so far comes back.
 
     Patches of one patient count as one draw in the standard error, which is rough for few of them: with three, chance
     passes two standard errors in one of ten rounds. Wrong labels are not noticed.
 
     So it is where several sums of the same updates can be computed (`together`). Secret shares and masks open one sum
     in a round, and two sums of the same updates might differ by a single one of them. There, hypotheses are opened
-    `in_turn`: one in a round, which may be refused. With r_k the refusals of hypothesis k,
+    `in_turn`: one in a round. Where it is refused, the model stays as it was. With r_k the refusals of hypothesis k,
 
         r_k ← `memory` · r_k, and + 1 where k was opened and refused,
 
@@ -92,6 +94,9 @@ class Referee(Options):
     """What is tried besides the defence."""
     certainty: float = Field(default=2.0, ge=0)
     """Standard errors by which another hypothesis must be better."""
+    tolerance: float | None = Field(default=None, ge=0)
+    """Standard errors by which the loss after an aggregate may be above that of an earlier model. null: 1 together; 2
+    in turn, where a refusal costs more."""
     memory: float = Field(default=0.8, ge=0, lt=1)
     """The factor on the evidence of earlier rounds."""
     openings: Openings | None = None
@@ -144,13 +149,14 @@ class Referee(Options):
                 worse = compared(new, labels, patients)[1] < -self.certainty
                 sure += [name] if certainty[name] > self.certainty and not worse else []
         rises = {name: self._rise(before, each, labels, patients, evidence) for name, each in bounded.items()}
-        usable = [name for name, rise in rises.items() if rise <= self.certainty]
+        tolerance = 1.0 if self.tolerance is None else self.tolerance
+        usable = [name for name, rise in rises.items() if rise <= tolerance]
         preferred = [name for name in usable if name in sure] or [name for name in usable if name == DEFENCE] or usable
         chosen = max(preferred, key=lambda name: gains[name], default=DEFENCE)
         share = shares(labels)
         kept = self._references(before, bounded[chosen] if usable else None, share, evidence)
         means = {name: float(share @ each) for name, each in bounded.items()}
-        return Ruling(chosen, means, certainty, after | kept, refused=not usable)
+        return Ruling(chosen, means, certainty, after | kept, not usable, kept[BEST] is bounded[chosen])
 
     def turn(self, names: Sequence[str], evidence: Arrays) -> str:
         """The hypothesis whose sum is opened in this round, if it is one.
@@ -180,21 +186,23 @@ class Referee(Options):
         """
         new, share = _bounded(losses), shares(labels)
         rise = self._rise(before, new, labels, patients, evidence)
-        refused = rise > self.certainty
+        refused = rise > (2.0 if self.tolerance is None else self.tolerance)
         refusals = {each: self.memory * count for each, count in evidence.items() if each not in REFERENCES}
         refusals[name] = refusals.get(name, np.zeros(())) + float(refused)
         kept = self._references(before, None if refused else new, share, evidence)
-        return Ruling(name, {name: float(share @ new)}, {name: -rise}, refusals | kept, refused)
+        return Ruling(name, {name: float(share @ new)}, {name: -rise}, refusals | kept, refused, kept[BEST] is new)
 
     def _rise(
         self, before: Floats, new: Floats, labels: NDArray[np.int64], patients: NDArray[np.int64], evidence: Arrays
     ) -> float:
         """By how many standard errors the losses `new` are above those of the model before the round and of the best
-        one so far, the more of the two."""
+        one so far, the more of the two; a model that is better than the one before it is not compared with the best."""
         old = _bounded(before)
-        best = evidence.get(BEST, old)
-        references = [best] if REPAIRED in evidence else [old, best]
-        return max(compared(new - each, labels, patients)[1] for each in references)
+        best = compared(new - evidence.get(BEST, old), labels, patients)[1]
+        if REPAIRED in evidence:
+            return best
+        rise = compared(new - old, labels, patients)[1]
+        return rise if shares(labels) @ (new - old) < 0 else max(rise, best)
 
     def _references(self, before: Floats, new: Floats | None, share: Floats, evidence: Arrays) -> Arrays:
         """What the next round is compared with; `new`: the losses (m,) after the aggregate that was not refused."""

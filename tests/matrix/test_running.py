@@ -263,6 +263,28 @@ def test_cells_run_side_by_side_and_read_their_data_once(monkeypatch: pytest.Mon
     assert {outcome.figures["classes"] for _, outcome in seen.cells} == {7}, "the labels that occur in the test"
 
 
+def test_cells_with_the_same_data_are_adjacent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun = []
+
+    def running(experiment: Any, **options: Any) -> Any:
+        begun.append(experiment.seed)
+        return SimpleNamespace(recorded=one_round(0.75), run_id="run")
+
+    hospitals = SimpleNamespace(label_counts=lambda: np.ones((5, 2), dtype=np.int64), tested=lambda: 7)
+    monkeypatch.setattr(preparation, "hospitals_of", lambda experiment: hospitals)
+    monkeypatch.setattr(teams_room, "run", running)
+    store = FinishedRuns(tmp_path / "cells.jsonl")
+    with Teams(Seen().say, pool=SimpleNamespace(teams=1)) as teams:  # type: ignore[arg-type]
+        study = Study(tmp_path, store, teams, FakeTracker())  # type: ignore[arg-type]
+        both = [[cell for cell in load_matrix("matrix.yaml").controls() if cell.seed == seed] for seed in (2, 1)]
+        cells = [cell for pair in zip(*both, strict=True) for cell in pair]
+        assert [cell.seed for cell in cells] == [2, 1, 2, 1, 2, 1]
+        made = study.make_all(cells, partial(measured, study))
+    store.close()
+    assert begun == [2, 2, 2, 1, 1, 1]
+    assert [run.digest for run in made] == [cell.digest for cell in cells]
+
+
 def test_what_is_no_failure_of_a_federation_ends_the_matrix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The cells under way are told to stop at their next round, those that wait never begin."""
     begun = []

@@ -110,10 +110,30 @@ def test_of_those_that_are_not_refused_the_better_one_replaces_a_defence_that_is
 
 def test_a_hypothesis_that_is_refused_does_not_replace_the_defence() -> None:
     lately = {"mean": np.full(len(LABELS), 5.0)}
-    found = after_round({DEFENCE: 0.001, "mean": 0.1}, lately)
+    found = after_round({DEFENCE: -0.01, "mean": 0.1}, lately)
     assert (found.chosen, found.refused) == (DEFENCE, False)
     found = after_round({DEFENCE: 0.5, "mean": 0.1}, lately)
     assert found.certainty["mean"] > 2 and found.refused
+
+
+def test_a_model_that_gets_better_is_not_refused_for_being_worse_than_the_best() -> None:
+    evidence = {BEST: np.full(len(LABELS), 0.5)}
+    assert after_round({DEFENCE: 0.0}, evidence).refused
+    found = after_round({DEFENCE: -0.1}, evidence)
+    assert not found.refused and not found.best
+    found = after_round({DEFENCE: -0.7}, evidence)
+    assert not found.refused and found.best
+    np.testing.assert_allclose(found.evidence[BEST].mean(), 0.3, atol=0.01)
+
+
+def test_without_tolerance_every_rise_is_refused() -> None:
+    before, seen = np.ones(len(LABELS)), set[bool]()
+    for seed in range(10):
+        losses = {DEFENCE: before + noise(seed)}
+        refused = [Referee(tolerance=k).choose(before, losses, LABELS, PATIENTS, {}).refused for k in (0, 5)]
+        assert refused == [losses[DEFENCE].mean() > 1, False]
+        seen.add(refused[0])
+    assert seen == {True, False}
 
 
 @pytest.mark.parametrize("step", [0.002, 0.005, 0.02])
