@@ -44,6 +44,8 @@ class Trials:
         self._clients, self._turn = experiment.federation.clients, DEFENCE
         self._least = max(MIN_SUPPORT, experiment.privacy.support)
         self.in_turn = self._referee is not None and self._referee.in_turn(experiment.privacy.reveals)
+        # In groups drawn anew, hospitals that train one model again would show single updates.
+        self._refuses = self.in_turn or experiment.privacy.single
         self._model = RootModel(experiment.learning, root, experiment.seed, experiment.workers.threads)
 
     def descents(self, weights: Vector) -> NDArray[np.float32] | None:
@@ -75,7 +77,8 @@ class Trials:
         candidates = candidates_of(own, updates, found)
         losses = {name: self._model.losses(after(each.aggregate)) for name, each in candidates.items()}
         old = self._model.losses(before)
-        ruling = self._referee.choose(old, losses, self._root.labels, self._root.patients, self.evidence)
+        patches = self._root.labels, self._root.patients
+        ruling = self._referee.choose(old, losses, *patches, self.evidence, self._refuses)
         if BEST not in self.evidence:
             self.best = before
         if ruling.best:

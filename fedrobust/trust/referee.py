@@ -127,6 +127,7 @@ class Referee(Options):
         labels: NDArray[np.int64],
         patients: NDArray[np.int64],
         evidence: Arrays,
+        refuses: bool = True,
     ) -> Ruling:
         """Which hypothesis is used, or whether none is.
 
@@ -135,6 +136,7 @@ class Referee(Options):
         labels: (m,) of the patches.
         patients: (m,) the number of the patient of each.
         evidence: of the last round; empty at first.
+        refuses: whether none may be.
         """
         bounded = {name: _bounded(each) for name, each in losses.items()}
         own = bounded[DEFENCE]
@@ -150,7 +152,7 @@ class Referee(Options):
                 sure += [name] if certainty[name] > self.certainty and not worse else []
         rises = {name: self._rise(before, each, labels, patients, evidence) for name, each in bounded.items()}
         tolerance = 1.0 if self.tolerance is None else self.tolerance
-        usable = [name for name, rise in rises.items() if rise <= tolerance]
+        usable = [name for name, rise in rises.items() if rise <= tolerance or not refuses]
         preferred = [name for name in usable if name in sure] or [name for name in usable if name == DEFENCE] or usable
         chosen = max(preferred, key=lambda name: gains[name], default=DEFENCE)
         share = shares(labels)

@@ -59,3 +59,17 @@ def test_the_best_model_comes_back_after_a_refusal(monkeypatch: pytest.MonkeyPat
     assert again.after_refusal(doubtful) is good
     trials.evidence = {**trials.evidence, REPAIRED: np.ones(())}
     assert trials.after_refusal(doubtful) is doubtful
+
+
+@pytest.mark.parametrize(("privacy", "refuses"), [("clear", True), ("grouped", False)])
+def test_groups_do_not_train_one_model_again(privacy: str, refuses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn anew, and from enough sums of nearly the same updates follow single ones."""
+    given = {**EXPERIMENT, "privacy": privacy, "federation": {"clients": 15}}
+    experiment = Experiment.model_validate(given)
+    trials, defence = Trials(experiment, ROOT, {}, {}), experiment.defence()
+    monkeypatch.setattr(trials, "_model", SimpleNamespace(losses=losses))
+    updates = ClearUpdates([np.eye(5, dtype=np.float32)])
+    judgement = defence.judge(defence.start(5), updates, np.arange(5), 1)
+    own = Aggregated(model(5.0, 1), np.full(5, 0.2), {}, None)
+    _, ruling = trials.chosen(own, judgement, updates, model(1.0, 1), lambda aggregate: aggregate)
+    assert ruling is not None and ruling.refused == refuses
