@@ -284,10 +284,8 @@ def test_all_code_is_python() -> None:
                 compile(block.text, guide.name, "exec")
 
 
-def test_the_tables_of_which_defence_are_those_of_the_stored_rows() -> None:
+def test_the_table_of_which_defence_is_current() -> None:
     script = runpy.run_path(str(DOCS / "make" / "which_defence.py"))
     page = (DOCS / "which-defence.md").read_text(encoding="utf-8")
-    for name, lines in script["tables"]().items():
-        begin, end = script["mark"](name)
-        shown = page.partition(begin)[2].partition(end)[0].strip().splitlines()
-        assert shown == lines, "run docs/make/which_defence.py"
+    shown = page.partition(script["BEGIN"])[2].partition(script["END"])[0].strip().splitlines()
+    assert shown == script["table"](), "run docs/make/which_defence.py"
