@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrobust.aggregation.base import AnyRule, Context, Layer, PipelinePart, RowRule, Rows, Rule, Stage
-from fedrobust.aggregation.byzantine import ByzantineF, cannot_weigh, capped_prior, misfit, resolve_f, violation
+from fedrobust.aggregation.byzantine import ByzantineF, Cap, cannot_weigh, capped_prior, misfit, resolve_f, violation
 from fedrobust.aggregation.outcome import Aggregated, Decision, Seen, Step
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.seeds import generator
@@ -48,7 +48,9 @@ class AggregateOptions(TypedDict, total=False):
     """The optional arguments of `Pipeline.aggregate`, `combination` and `explain`, besides the updates (n, d)."""
 
     samples: Sequence[float] | NDArray[Any] | None
-    """Sample counts (n,), each counted up to twice the median; None: uniform weights."""
+    """Sample counts (n,), each counted up to `cap`; None: uniform weights."""
+    cap: Cap
+    """The most that a count counts, see `capped_prior`: by default twice the median."""
     f: ByzantineF | None
     """Byzantine rows: a count, a fraction of n, "auto", or None for as many as the parts allow."""
     seed: int
@@ -245,7 +247,7 @@ class Pipeline:
             )
         samples, f, previous = options.get("samples"), options.get("f"), options.get("previous")
         past = options.get("memory") or Memory()
-        prior = None if samples is None else capped_prior(samples, len(updates))
+        prior = None if samples is None else self._prior(samples, len(updates), options.get("cap", 2.0), f)
         clear = ClearUpdates([updates], prior=prior, histories=past.histories, in_place=True)
         if samples is not None and (reason := cannot_weigh(self.parts)):
             raise ExperimentError(Problem(reason, "samples", hint="leave samples out"))
@@ -265,6 +267,13 @@ class Pipeline:
             _refuse_infinite(clear)
         count = resolve_f("largest" if f is None else f, clear.n, self.rule, self.stages, gram)
         return clear, self.decide(clear, replace(context, f=count), gram)
+
+    def _prior(self, samples: Sequence[float] | NDArray[Any], n: int, cap: Cap, f: ByzantineF | None) -> Floats:
+        """The prior weights (n,) of n rows. They are needed before there is a Gram from which f could be estimated:
+        with a cap of "auto", the largest f stands for an estimate."""
+        if cap != "auto":
+            return capped_prior(samples, n, cap)
+        return capped_prior(samples, n, cap, resolve_f("largest" if f is None else f, n, self.rule, self.stages))
 
     def decide(
         self, updates: Updates, context: Context, gram: Gram | None, kept: NDArray[np.bool_] | None = None

@@ -277,3 +277,20 @@ def test_options_that_fit_none_of_several_types(values, path):
     with pytest.raises(ValidationError) as caught:
         Aggregation.model_validate(values)
     assert all(each.path.startswith(path) for each in problems(caught.value))
+
+
+@pytest.mark.parametrize("f", [None, 2, "auto"])
+def test_the_cap_of_claims_is_that_of_a_run(f):
+    rows, samples = np.random.default_rng(0).standard_normal((9, 5)), np.array([1, 1, 1, 1, 1, 1, 1, 50, 900])
+    pipeline = Pipeline([Mean()])
+
+    def weights(**options):
+        return pipeline.combination(rows, samples=samples, f=f, **options).weights
+
+    np.testing.assert_allclose(weights(), weights(cap=2.0))
+    np.testing.assert_allclose(weights(cap=None), samples / samples.sum())
+    np.testing.assert_allclose(weights(cap=50), np.minimum(samples, 50) / np.minimum(samples, 50).sum())
+    settings = Aggregation(rule=Mean(), weighting="samples", cap="auto", f="largest" if f is None else f)
+    np.testing.assert_allclose(weights(cap="auto"), settings.prior(samples, 9))
+    with pytest.raises(TypeError, match="unknown: caps"):
+        weights(caps=3)
