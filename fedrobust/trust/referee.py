@@ -72,7 +72,8 @@ class Referee(Options):
     An aggregate is refused where the loss after it is above that of the model before it, and more than `tolerance`
     standard errors above that of this model or of the best one so far: no series of small lies leads further away than
     that. A refused hypothesis is not taken; where the defence is refused and no other is better beyond doubt, the one
-    with the largest mean of those that are not refused is. Where all are refused, the best model so far comes back.
+    with the largest mean of those that are not refused is. Where all are refused, the best model so far comes back, and
+    the round is no evidence.
 
     Patches of one patient count as one draw in the standard error, which is rough for few of them: with three, chance
     passes two standard errors in one of ten rounds. Wrong labels are not noticed.
@@ -155,6 +156,8 @@ class Referee(Options):
         usable = [name for name, rise in rises.items() if rise <= tolerance or not refuses]
         preferred = [name for name in usable if name in sure] or [name for name in usable if name == DEFENCE] or usable
         chosen = max(preferred, key=lambda name: gains[name], default=DEFENCE)
+        if not usable:  # it says nothing of rounds in which not all lie: one of them would weigh as ten others
+            after = {name: self.memory * evidence.get(name, np.zeros(len(own))) for name in after}
         share = shares(labels)
         kept = self._references(before, bounded[chosen] if usable else None, share, evidence)
         means = {name: float(share @ each) for name, each in bounded.items()}

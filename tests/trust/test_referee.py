@@ -95,6 +95,14 @@ def test_where_every_hypothesis_makes_the_model_worse_none_is_taken() -> None:
     assert not after_round({DEFENCE: 0.0, "mean": 0.2}).refused
 
 
+def test_a_round_in_which_all_are_refused_is_no_evidence() -> None:
+    lately = {"mean": noise(1), BEST: np.ones(len(LABELS))}
+    found = after_round({DEFENCE: 5.0, "mean": 0.2}, lately)
+    assert found.refused
+    np.testing.assert_allclose(found.evidence["mean"], 0.8 * lately["mean"])
+    assert after_round({DEFENCE: -0.02, "mean": 0.0}, dict(found.evidence)).chosen == DEFENCE
+
+
 @pytest.mark.parametrize("broken", [np.nan, np.inf, 1e30])
 def test_models_that_are_not_finite_are_refused(broken: float) -> None:
     assert after_round({DEFENCE: broken, "mean": broken}).refused
