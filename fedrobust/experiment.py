@@ -37,6 +37,8 @@ from fedrobust.trust.defence import Defence
 from fedrobust.updates import Demand
 from fedrobust.updates.interface import not_revealed
 
+SET_ASIDE = "data.root.set_aside: 0.05 sets patients aside for the coordinator"
+
 
 class Data(Options):
     """Which patches there are, who holds them, and what their stain looks like."""
@@ -261,9 +263,8 @@ class Experiment(Options):
                 hint = "data.partition.ratio: 10 makes hospital 0 the largest, of ten times the smallest"
                 raise refusal(Problem("sizes are not known before the run", f"attacks.{index}.chosen", hint=hint))
             if attack.knowledge == "patches" and self.data.root.set_aside == 0:
-                hint = "data.root.set_aside: 0.05 sets patients aside for the coordinator"
                 reason = "the coordinator has no patches of its own"
-                raise refusal(Problem(reason, f"attacks.{index}.knowledge", hint=hint))
+                raise refusal(Problem(reason, f"attacks.{index}.knowledge", hint=SET_ASIDE))
         self._private()
         self._refereed()
         rows, participants, needed = self.most_there(), self.federation.participants(), self.federation.needed()
@@ -323,10 +324,9 @@ class Experiment(Options):
         """Refuse a referee or a repair without patches, and several sums of a round where one is opened."""
         for name in self.trust.own_patches:
             if self.data.root.set_aside == 0:
-                hint = "data.root.set_aside: 0.05 sets patients aside for the coordinator"
                 who = f"{name} {self.trust.detector.name}" if name == "detector" else name
                 reason = f"the {who} needs patches that no hospital trains on"
-                raise refusal(Problem(reason, f"trust.{name}", hint=hint))
+                raise refusal(Problem(reason, f"trust.{name}", hint=SET_ASIDE))
         detector = self.trust.detector
         if detector.own_patches and (hidden := not_revealed(detector.demand().needs, self.privacy.reveals)):
             reason = f"{detector.name} needs {', '.join(sorted(hidden))}, which {self.privacy.name} does not reveal"
