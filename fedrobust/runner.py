@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import sha256
@@ -21,10 +20,10 @@ from fedrobust.audit.verification import refuse_changed, seal_files, verify_all
 from fedrobust.cautions import cautions
 from fedrobust.data.cache import file_of
 from fedrobust.data.hospitals import Hospitals
-from fedrobust.errors import ExperimentError, FedRobustError, Interrupted, Stop, UntrainedError
+from fedrobust.ending import tracked
+from fedrobust.errors import ExperimentError, Stop, UntrainedError
 from fedrobust.experiment import Experiment
 from fedrobust.experiment_file import dump, load_recorded
-from fedrobust.failures import reason
 from fedrobust.federation.journal import Journal
 from fedrobust.federation.measures import misread
 from fedrobust.federation.pool import Pool, Team
@@ -160,7 +159,7 @@ def run(
         if part is not None and lease is not None:
             lease()  # it may have to wait for a team: in MLflow the run begins afterwards
             part.go_on()
-        opening, end = stack.enter_context(_tracked(this, resumed))
+        opening, end = stack.enter_context(tracked(partial(_open_tracker, this, resumed), part is None, _goes_on))
         if resumed is not None and ended:
             folder, stopped = resumed.folder, None
             if (folder / TRACE).exists() and verify_all(folder, public_hex(this.key), folder.name).broken:
@@ -225,48 +224,6 @@ def _same(folder: Path, this: _Run) -> None:
 
 def _ended(journal: Journal) -> bool:
     return read_run(journal.folder).end is not None
-
-
-@dataclass
-class _Ending:
-    """The final status of a run in MLflow, and the reason if it is not finished."""
-
-    status: str
-    reason: str = ""
-
-
-@contextmanager
-def _tracked(this: _Run, resumed: Journal | None) -> Iterator[tuple[Future[Tracker], _Ending]]:
-    """Open the run's tracker in the background; at the end of the block, close it with the matching status."""
-    with ThreadPoolExecutor(1) as beside:
-        opening, part = beside.submit(_open_tracker, this, resumed), this.part
-        end = _Ending("FINISHED")
-        try:
-            yield opening, end
-        except KeyboardInterrupt as stop:
-            end.status = "KILLED"
-            if part is None and opening.exception() is None and _goes_on(opening.result().run_id):
-                raise Interrupted(opening.result().run_id) from stop
-            raise
-        except _pruned() as pruned:
-            end.status, end.reason = "KILLED", f"pruned: {pruned}".removesuffix(": ")
-            raise
-        except BaseException as error:
-            end.status, end.reason = "FAILED", reason(error)
-            # A part is repeated by its study; a run that never trained would not train after resuming either.
-            alone = part is None and opening.exception() is None and _goes_on(opening.result().run_id)
-            if alone and isinstance(error, FedRobustError) and not isinstance(error, UntrainedError):
-                raise error.advising(f"go on with: --resume {opening.result().run_id}") from error
-            raise
-        finally:
-            if opening.exception() is None and not opening.result().close(end.status, reason=end.reason):
-                logger.warning("MLflow does not have all of the run yet: fedrobust sync %s", opening.result().run_id)
-
-
-def _pruned() -> tuple[type[Exception], ...]:
-    """Return Optuna's exception for a trial that a hook ends early; none if nobody has imported Optuna."""
-    optuna = sys.modules.get("optuna")
-    return () if optuna is None else (optuna.TrialPruned,)
 
 
 def _goes_on(run: str) -> bool:

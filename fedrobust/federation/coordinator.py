@@ -68,7 +68,7 @@ class Coordinator:
         self._memory = self._defence.memory(arrays, len(samples))
         self._server, self._histories = below(arrays, "server"), below(arrays, "history")
         self._jury = experiment.trust.jury
-        own = below(arrays, "referee"), below(arrays, "opened"), below(arrays, "best").get("model")
+        own = below(arrays, "referee"), below(arrays, "opened"), below(arrays, "good").get("model")
         self._trials = None if root is None else Trials(experiment, root, *own)
 
     def aggregate(
@@ -322,7 +322,7 @@ class Coordinator:
         own = {"server": self._server, "history": self._histories}
         if self._trials is not None:
             own |= {"referee": self._trials.evidence, "opened": self._trials.opened}
-            own |= {} if self._trials.best is None else {"best": {"model": self._trials.best}}
+            own |= {} if self._trials.good is None else {"good": {"model": self._trials.good}}
         arrays = {f"{folder}/{name}": array for folder, each in own.items() for name, array in each.items()}
         return arrays | self._defence.arrays(self._memory)
 

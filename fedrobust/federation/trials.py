@@ -16,7 +16,7 @@ from fedrobust.records import Fields
 from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, least_support, shortened
 from fedrobust.timeline import step
 from fedrobust.trust.defence import Judgement
-from fedrobust.trust.referee import BEST, DEFENCE, REPAIRED, Ruling
+from fedrobust.trust.referee import DEFENCE, REFERENCE, REPAIRED, Ruling
 from fedrobust.updates import Combination, Floats, Updates
 from fedrobust.updates.interface import not_revealed
 
@@ -28,11 +28,11 @@ class Trials:
     root: the patches.
     evidence: of the rounds before.
     opened: (clients,) under "weights", those of the sum that was opened last, if the model stayed as it was.
-    best: (d,) the best model so far, where that is remembered.
+    good: (d,) the last model that lost no more than the referee's reference, where that is remembered.
     """
 
     def __init__(
-        self, experiment: Experiment, root: RootPatches, evidence: Arrays, opened: Arrays, best: Vector | None = None
+        self, experiment: Experiment, root: RootPatches, evidence: Arrays, opened: Arrays, good: Vector | None = None
     ) -> None:
         from fedrobust.federation.root_model import RootModel  # torch is slow to import, and needed only here
 
@@ -40,7 +40,7 @@ class Trials:
         self._detector = experiment.trust.detector
         self._rounds = experiment.federation.rounds
         self._root, self.evidence, self.opened = root, dict(evidence), dict(opened)
-        self.best: Vector | None = best
+        self.good: Vector | None = good
         self._clients, self._turn = experiment.federation.clients, DEFENCE
         self._least = max(MIN_SUPPORT, experiment.privacy.support)
         self.in_turn = self._referee is not None and self._referee.in_turn(experiment.privacy.reveals)
@@ -79,21 +79,21 @@ class Trials:
         old = self._model.losses(before)
         patches = self._root.labels, self._root.patients
         ruling = self._referee.choose(old, losses, *patches, self.evidence, self._refuses)
-        if BEST not in self.evidence:
-            self.best = before
-        if ruling.best:
-            self.best = after(candidates[ruling.chosen].aggregate)
+        if REFERENCE not in self.evidence:
+            self.good = before
+        if ruling.good:
+            self.good = after(candidates[ruling.chosen].aggregate)
         self.evidence = ruling.evidence
         return candidates[ruling.chosen], ruling
 
     def after_refusal(self, before: Vector) -> Vector:
-        """The model (d,) after a round whose aggregate was refused: the best one so far. As before the round, where
-        sums are opened in turn, because the hospitals would train one model more often, and after a repair, because the
-        best one is a repaired one then.
+        """The model (d,) after a round whose aggregate was refused: the last good one. As before the round, where sums
+        are opened in turn, because the hospitals would train one model more often, and after a repair, because the good
+        one is older than it.
 
         before: the model (d,) before the round.
         """
-        return before if self.best is None or REPAIRED in self.evidence else self.best
+        return before if self.good is None or REPAIRED in self.evidence else self.good
 
     def turn(self, judgement: Judgement, decision: Decision, updates: Updates) -> Decision:
         """What is opened where one sum is opened in a round: the defence's decision, or another hypothesis'.

@@ -22,11 +22,13 @@ LEAST = 3
 WORST = 50.0
 """The largest loss of a patch: of a probability below 1e-21, and of models that are not finite."""
 
-BEST = "best"
-"""In the evidence: the losses of the best model so far."""
+AVERAGE = "average"
+"""In the evidence: the moving average of the losses of the models that were not refused."""
+REFERENCE = "reference"
+"""In the evidence: the lowest such average so far."""
 REPAIRED = "repaired"
 """In the evidence: that the model was trained on the patches."""
-REFERENCES = (BEST, REPAIRED)
+OF_MODELS = (AVERAGE, REFERENCE, REPAIRED)
 LATELY = 0.25
 """A hypothesis whose remembered refusals are more than this many was refused lately."""
 
@@ -44,14 +46,14 @@ class Ruling:
     """Hypothesis → the loss of the model after its aggregate, each label counting the same."""
     certainty: dict[str, float]
     """Hypothesis → by how many standard errors it is better: together, than the defence, over the last rounds; in turn,
-    than the model before it and than the best one so far, the less of the two."""
+    than the model before it and than the reference, the less of the two."""
     evidence: Arrays
-    """For the next round: `BEST` → (m,); `REPAIRED` → (), if it was. Together: hypothesis → (m,) how much less it loses
-    at each patch than the defence. In turn: hypothesis → () how often it was refused lately."""
+    """For the next round: `AVERAGE` and `REFERENCE` → (m,); `REPAIRED` → (), if it was. Together: hypothesis → (m,) how
+    much less it loses at each patch than the defence. In turn: hypothesis → () how often it was refused lately."""
     refused: bool
     """Whether no aggregate is used."""
-    best: bool
-    """Whether the model after the aggregate is the best one so far, and `BEST` has its losses."""
+    good: bool
+    """Whether the model after the aggregate loses no more than the reference."""
 
 
 class Referee(Options):
@@ -70,10 +72,16 @@ class Referee(Options):
     by much, may be worse now. Of several, the one with the largest mean is taken.
 
     An aggregate is refused where the loss after it is above that of the model before it, and more than `tolerance`
-    standard errors above that of this model or of the best one so far: no series of small lies leads further away than
-    that. A refused hypothesis is not taken; where the defence is refused and no other is better beyond doubt, the one
-    with the largest mean of those that are not refused is. Where all are refused, the best model so far comes back, and
-    the round is no evidence.
+    standard errors above that of this model or above the reference. The reference is an average over rounds, and not
+    the best model so far, which is the best by luck: honest rounds would be refused for being worse. With l(x) the loss
+    after the aggregate that is taken,
+
+        a(x) ← `memory` · a(x) + (1 − `memory`) · l(x),
+
+    and the reference is the a with the lowest mean so far, so that no series of small lies leads further away from it
+    than doubt. A refused hypothesis is not taken; where the defence is refused and no other is better beyond doubt, the
+    one with the largest mean of those that are not refused is. Where all are refused, the last model comes back that
+    lost no more than the reference, and the round is no evidence.
 
     Patches of one patient count as one draw in the standard error, which is rough for few of them: with three, chance
     passes two standard errors in one of ten rounds. Wrong labels are not noticed.
@@ -95,11 +103,11 @@ class Referee(Options):
     """What is tried besides the defence."""
     certainty: float = Field(default=2.0, ge=0)
     """Standard errors by which another hypothesis must be better."""
-    tolerance: float | None = Field(default=None, ge=0)
-    """Standard errors by which the loss after an aggregate may be above that of an earlier model. null: 1 together; 2
-    in turn, where a refusal costs more."""
+    tolerance: float = Field(default=2.0, ge=0)
+    """Standard errors by which the loss after an aggregate may be above that of the model before it and the
+    reference."""
     memory: float = Field(default=0.8, ge=0, lt=1)
-    """The factor on the evidence of earlier rounds."""
+    """The factor on the evidence of earlier rounds, and on the average of the reference."""
     openings: Openings | None = None
     """`together`: the sums of all hypotheses are computed in each round; `in_turn`: one sum is. null: in turn under
     protocols that open one sum, else together."""
@@ -142,7 +150,7 @@ class Referee(Options):
         bounded = {name: _bounded(each) for name, each in losses.items()}
         own = bounded[DEFENCE]
         after, certainty, gains, sure = {}, {}, {DEFENCE: 0.0}, list[str]()
-        for name in sorted((set(evidence) - set(REFERENCES)) | (set(bounded) - {DEFENCE})):
+        for name in sorted((set(evidence) - set(OF_MODELS)) | (set(bounded) - {DEFENCE})):
             # A hypothesis that could not be tried in this round says nothing new.
             new = own - bounded[name] if name in bounded else np.zeros(len(own))
             after[name] = self.memory * evidence.get(name, np.zeros(len(own))) + new
@@ -151,17 +159,16 @@ class Referee(Options):
                 gains[name] = gain
                 worse = compared(new, labels, patients)[1] < -self.certainty
                 sure += [name] if certainty[name] > self.certainty and not worse else []
-        rises = {name: self._rise(before, each, labels, patients, evidence) for name, each in bounded.items()}
-        tolerance = 1.0 if self.tolerance is None else self.tolerance
-        usable = [name for name, rise in rises.items() if rise <= tolerance or not refuses]
+        share, models = shares(labels), self._models(before, evidence)
+        rises = {name: self._rise(before, each, labels, patients, models) for name, each in bounded.items()}
+        usable = [name for name, rise in rises.items() if rise <= self.tolerance or not refuses]
         preferred = [name for name in usable if name in sure] or [name for name in usable if name == DEFENCE] or usable
         chosen = max(preferred, key=lambda name: gains[name], default=DEFENCE)
         if not usable:  # it says nothing of rounds in which not all lie: one of them would weigh as ten others
             after = {name: self.memory * evidence.get(name, np.zeros(len(own))) for name in after}
-        share = shares(labels)
-        kept = self._references(before, bounded[chosen] if usable else None, share, evidence)
+        kept, good = self._after(models, bounded[chosen] if usable else None, share)
         means = {name: float(share @ each) for name, each in bounded.items()}
-        return Ruling(chosen, means, certainty, after | kept, not usable, kept[BEST] is bounded[chosen])
+        return Ruling(chosen, means, certainty, after | kept, not usable, good)
 
     def turn(self, names: Sequence[str], evidence: Arrays) -> str:
         """The hypothesis whose sum is opened in this round, if it is one.
@@ -189,46 +196,57 @@ class Referee(Options):
         labels, patients: as for `choose`.
         evidence: of the last round; empty at first.
         """
-        new, share = _bounded(losses), shares(labels)
-        rise = self._rise(before, new, labels, patients, evidence)
-        refused = rise > (2.0 if self.tolerance is None else self.tolerance)
-        refusals = {each: self.memory * count for each, count in evidence.items() if each not in REFERENCES}
+        new, share, models = _bounded(losses), shares(labels), self._models(before, evidence)
+        rise = self._rise(before, new, labels, patients, models)
+        refused = rise > self.tolerance
+        refusals = {each: self.memory * count for each, count in evidence.items() if each not in OF_MODELS}
         refusals[name] = refusals.get(name, np.zeros(())) + float(refused)
-        kept = self._references(before, None if refused else new, share, evidence)
-        return Ruling(name, {name: float(share @ new)}, {name: -rise}, refusals | kept, refused, kept[BEST] is new)
+        kept, good = self._after(models, None if refused else new, share)
+        return Ruling(name, {name: float(share @ new)}, {name: -rise}, refusals | kept, refused, good)
+
+    def _models(self, before: Floats, evidence: Arrays) -> Arrays:
+        """What the evidence says of earlier models; at first, the losses `before` the round are all that is known."""
+        first = _bounded(before)
+        return {AVERAGE: first, REFERENCE: first} | {each: evidence[each] for each in OF_MODELS if each in evidence}
 
     def _rise(
-        self, before: Floats, new: Floats, labels: NDArray[np.int64], patients: NDArray[np.int64], evidence: Arrays
+        self, before: Floats, new: Floats, labels: NDArray[np.int64], patients: NDArray[np.int64], models: Arrays
     ) -> float:
-        """By how many standard errors the losses `new` are above those of the model before the round and of the best
-        one so far, the more of the two; a model that is better than the one before it is not compared with the best."""
-        old = _bounded(before)
-        best = compared(new - evidence.get(BEST, old), labels, patients)[1]
-        if REPAIRED in evidence:
-            return best
-        rise = compared(new - old, labels, patients)[1]
-        return rise if shares(labels) @ (new - old) < 0 else max(rise, best)
+        """By how many standard errors the losses `new` are above those of the model before the round or the reference,
+        the more of the two; 0 at most of a model that is better than the one before it."""
+        rise = compared(new - models[REFERENCE], labels, patients)[1]
+        if REPAIRED in models:
+            return rise
+        step = compared(new - _bounded(before), labels, patients)
+        return step[1] if step[0] < 0 else max(rise, step[1])
 
-    def _references(self, before: Floats, new: Floats | None, share: Floats, evidence: Arrays) -> Arrays:
-        """What the next round is compared with; `new`: the losses (m,) after the aggregate that was not refused."""
-        kept = {BEST: _bounded(before)} | {each: evidence[each] for each in REFERENCES if each in evidence}
-        if REPAIRED not in kept and new is not None and share @ new < share @ kept[BEST]:
-            kept[BEST] = new
-        return kept
+    def _after(self, models: Arrays, new: Floats | None, share: Floats) -> tuple[Arrays, bool]:
+        """What the next round is compared with, and whether the model loses no more than the reference.
+
+        models: see `_models`.
+        new: (m,) the losses of the model after the aggregate; None if that was refused.
+        """
+        good = new is not None and bool(share @ new <= share @ models[REFERENCE])
+        if new is None or REPAIRED in models:
+            return models, good
+        average = self.memory * models[AVERAGE] + (1 - self.memory) * new
+        lower = share @ average < share @ models[REFERENCE]
+        return models | {AVERAGE: average, REFERENCE: average if lower else models[REFERENCE]}, good
 
     def after_repair(self, losses: Floats, labels: NDArray[np.int64], evidence: Arrays) -> Arrays:
         """The evidence after the coordinator has trained the model on its patches. The losses of later models at these
-        patches are smaller than at others: from then on, only repaired models can be the best one, and the model
-        before a round is no reference.
+        patches are smaller than at others: from then on, only repaired models make the reference, and no model is
+        compared with the one before it.
 
         losses: (m,) at each patch of a model that was trained on other patients' patches.
         labels: (m,) of the patches.
         evidence: before it.
         """
-        if BEST not in evidence:
+        if REFERENCE not in evidence:
             return evidence
-        own, best, share = _bounded(losses), evidence[BEST], shares(labels)
-        return evidence | {BEST: own if share @ own < share @ best else best, REPAIRED: np.ones(())}
+        own, share = _bounded(losses), shares(labels)
+        reference = own if share @ own < share @ evidence[REFERENCE] else evidence[REFERENCE]
+        return evidence | {REFERENCE: reference, REPAIRED: np.ones(())}
 
 
 def _bounded(losses: Floats) -> Floats:

@@ -13,13 +13,13 @@ from fedrobust.aggregation import Combination
 from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Experiment
 from fedrobust.federation.trials import Trials
-from fedrobust.trust.referee import BEST, DEFENCE
+from fedrobust.trust.referee import DEFENCE, REFERENCE
 from fedrobust.updates import ClearUpdates
 
 N = 10
 DRAW = np.random.default_rng(1)
 ROOT = RootPatches(DRAW.integers(0, 255, (8, 12, 12, 3)).astype(np.uint8), np.arange(8) % 2, np.arange(8), 2)
-REFUSED = {BEST: np.full(8, 0.7), DEFENCE: np.array(1.0)}
+REFUSED = {REFERENCE: np.full(8, 0.7), DEFENCE: np.array(1.0)}
 
 
 def opened(

@@ -15,6 +15,7 @@ import pytest
 
 import fedrobust.preparation as preparation
 import fedrobust.studies.teams as teams_room
+from fedrobust.ending import tracked
 from fedrobust.errors import DataError, FederationError, TrackingError
 from fedrobust.experiment_file import load
 from fedrobust.naming import Part
@@ -185,20 +186,21 @@ def test_what_takes_long_before_the_first_round_is_told_and_ends_with_the_study(
     assert told == ["encoding patches: 1 % of 10,000"] and not rounds
 
 
-def test_a_run_that_is_a_part_is_not_said_to_go_on_alone(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("alone", "begun", "said"),
+    [
+        (True, True, "round 3: lost; go on with: --resume one"),
+        (True, False, "round 3: lost"),  # before its first round
+        (False, True, "round 3: lost"),
+    ],
+)
+def test_a_run_that_is_a_part_is_not_said_to_go_on_alone(alone: bool, begun: bool, said: str) -> None:
     """What it is a part of is started again; a run of its own goes on where it stopped."""
-    import fedrobust.runner as runner
-
-    folder = runner.RUNS / "one"
-    folder.mkdir(parents=True)
-    (folder / "checkpoint.npz").touch()
-    opened = SimpleNamespace(run_id="one", close=lambda status, reason: True)
-    monkeypatch.setattr(runner, "_open_tracker", lambda *_: opened)
-    for part, said in ((None, "round 3: lost; go on with: --resume one"), (Part("all", {}), "round 3: lost")):
-        this: Any = SimpleNamespace(part=part)
-        with pytest.raises(FederationError) as caught, runner._tracked(this, None):
-            raise FederationError("round 3: lost")
-        assert str(caught.value) == said
+    closed = list[str]()
+    opened: Any = SimpleNamespace(run_id="one", close=lambda status, reason: closed.append(status) or True)
+    with pytest.raises(FederationError) as caught, tracked(lambda: opened, alone, lambda run: begun):
+        raise FederationError("round 3: lost")
+    assert str(caught.value) == said and closed == ["FAILED"]
 
 
 def test_a_part_is_told_which_runs_were_begun_for_it(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> None:

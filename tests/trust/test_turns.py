@@ -16,7 +16,7 @@ from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
 from fedrobust.secure.weights import least_support, support
 from fedrobust.trust import Referee
-from fedrobust.trust.referee import BEST, DEFENCE, WORST, shares
+from fedrobust.trust.referee import DEFENCE, REFERENCE, WORST, shares
 
 LABELS, PATIENTS = np.arange(60) % 2, np.arange(60) // 2
 HYPOTHESES = (DEFENCE, "mean", "rest")
@@ -70,7 +70,7 @@ def test_the_rest_is_opened_where_defence_and_mean_fail() -> None:
 
 def test_a_defence_that_recovers_has_its_turns_again() -> None:
     referee = Referee()
-    evidence = {BEST: np.full(60, 0.5), DEFENCE: np.array(1.0)}
+    evidence = {REFERENCE: np.full(60, 0.5), DEFENCE: np.array(1.0)}
     turns = []
     for _ in range(10):
         name = referee.turn(HYPOTHESES, evidence)
@@ -114,13 +114,13 @@ def test_a_model_that_was_trained_on_the_patches_is_no_reference() -> None:
     evidence = referee.judged(DEFENCE, before, before - 0.01, LABELS, PATIENTS, {}).evidence
     own, others = before - 0.3, before - 0.05 + noise(1)
     repaired = referee.after_repair(others, LABELS, evidence)
-    np.testing.assert_allclose(repaired[BEST], others)
+    np.testing.assert_allclose(repaired[REFERENCE], others)
     after = referee.judged(DEFENCE, own, own + 0.1 + noise(3), LABELS, PATIENTS, repaired)
     assert not after.refused
-    np.testing.assert_allclose(after.evidence[BEST], others)  # as before the round
+    np.testing.assert_allclose(after.evidence[REFERENCE], others)  # as before the round
     assert referee.judged(DEFENCE, others, others + 0.1 + noise(2), LABELS, PATIENTS, after.evidence).refused
     worse = referee.after_repair(others + 0.1, LABELS, after.evidence)
-    np.testing.assert_allclose(worse[BEST], others)
+    np.testing.assert_allclose(worse[REFERENCE], others)
     assert referee.after_repair(others, LABELS, {}) == {}
 
 
