@@ -69,7 +69,9 @@ class Referee(Options):
 
     and hypothesis k replaces the defence where the mean of e_k, each label counting the same, is more than `certainty`
     standard errors above zero, and the mean of this round's differences is not as far below it: what was better once,
-    by much, may be worse now. Of several, the one with the largest mean is taken.
+    by much, may be worse now. Of several, the one with the largest mean is taken. Where the loss after the defence's
+    aggregate is above that of the model before it, the defence has no benefit of the doubt: the hypothesis with the
+    largest mean is taken, if that is above zero.
 
     An aggregate is refused where the loss after it is above that of the model before it, and more than `tolerance`
     standard errors above that of this model or above the reference. The reference is an average over rounds, and not
@@ -79,9 +81,9 @@ class Referee(Options):
         a(x) ← `memory` · a(x) + (1 − `memory`) · l(x),
 
     and the reference is the a with the lowest mean so far, so that no series of small lies leads further away from it
-    than doubt. A refused hypothesis is not taken; where the defence is refused and no other is better beyond doubt, the
-    one with the largest mean of those that are not refused is. Where all are refused, the last model comes back that
-    lost no more than the reference, and the round is no evidence.
+    than doubt. A refused hypothesis is not taken; where the defence is refused, the one with the largest mean of those
+    that are not is. Where all are refused, the last model comes back that lost no more than the reference, and the
+    round is no evidence.
 
     Patches of one patient count as one draw in the standard error, which is rough for few of them: with three, chance
     passes two standard errors in one of ten rounds. Wrong labels are not noticed.
@@ -162,7 +164,9 @@ class Referee(Options):
         share, models = shares(labels), self._models(before, evidence)
         rises = {name: self._rise(before, each, labels, patients, models) for name, each in bounded.items()}
         usable = [name for name, rise in rises.items() if rise <= self.tolerance or not refuses]
-        preferred = [name for name in usable if name in sure] or [name for name in usable if name == DEFENCE] or usable
+        falls = share @ (own - _bounded(before)) <= 0
+        preferred = [name for name in usable if name in sure]
+        preferred = preferred or ([DEFENCE] if DEFENCE in usable and falls else usable)
         chosen = max(preferred, key=lambda name: gains[name], default=DEFENCE)
         if not usable:  # it says nothing of rounds in which not all lie: one of them would weigh as ten others
             after = {name: self.memory * evidence.get(name, np.zeros(len(own))) for name in after}

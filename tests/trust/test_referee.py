@@ -116,6 +116,18 @@ def test_of_those_that_are_not_refused_the_better_one_replaces_a_defence_that_is
     assert found.certainty["mean"] < 0 and (found.chosen, found.refused) == ("mean", False)
 
 
+@pytest.mark.parametrize(("rise", "chosen"), [(-0.003, DEFENCE), (0.003, "mean")])
+def test_the_defence_has_the_benefit_of_the_doubt_only_where_the_loss_falls(rise: float, chosen: str) -> None:
+    draw, before = np.random.default_rng(7), np.full(len(LABELS), 1.0)
+    wide, own = draw.normal(0, 0.2, len(LABELS)), draw.normal(0, 0.2, len(LABELS))
+    own += before + rise - own.mean()
+    better = wide - wide.mean() + 0.01
+    found = Referee().choose(before, {DEFENCE: own, "mean": own - better}, LABELS, PATIENTS, {})
+    assert 0 < found.certainty["mean"] < 2 and (found.chosen, found.refused) == (chosen, False)
+    found = Referee().choose(before, {DEFENCE: own, "mean": own + better}, LABELS, PATIENTS, {})
+    assert found.certainty["mean"] < 0 and (found.chosen, found.refused) == (DEFENCE, False)
+
+
 def test_a_hypothesis_that_is_refused_does_not_replace_the_defence() -> None:
     lately = {"mean": np.full(len(LABELS), 5.0)}
     found = after_round({DEFENCE: -0.01, "mean": 0.1}, lately)
