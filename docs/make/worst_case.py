@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import yaml
 
-from fedrobust import load
+from fedrobust import Experiment, load
 from fedrobust.intervals import Estimate, mean_interval
 from fedrobust.options import Options
 
@@ -71,6 +72,14 @@ def by_trial(file: Path) -> dict[int, dict[int, float]]:
     return found
 
 
+def of_trial(folder: Path, sweep: Path, trial: int) -> Experiment:
+    """The experiment of a trial, as its run has recorded it."""
+    runs = [json.loads(line) for line in (sweep / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = re.compile(rf"trial {trial} \| .*\bseed 1 \|")  # the name of an attack may stand between them
+    run = next(run["run_id"] for run in runs if found.match(run["label"]))
+    return load(folder / "mlruns" / "runs" / run / "experiment.yaml")
+
+
 def read(folder: Path) -> dict[str, Any]:
     """What the sweeps of one setting found."""
     nobody, defences = {}, {}
@@ -81,19 +90,17 @@ def read(folder: Path) -> dict[str, Any]:
             continue
         trials = by_trial(sweep / "fresh.csv")
         if name == "nobody":
-            nobody = trials[0]
+            means = [each for each in trials if of_trial(folder, sweep, each).aggregation.rule.name == "mean"]
+            nobody = trials[means[0]]
             continue
         # of the trials that were measured again, the one that was worst there
         worst = min(trials, key=lambda trial: sum(trials[trial].values()))
-        runs = [json.loads(line) for line in (sweep / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
-        run = next(run["run_id"] for run in runs if run["label"].startswith(f"trial {worst} | seed 1 |"))
-        experiment = load(folder / "mlruns" / "runs" / run / "experiment.yaml")
         with (sweep / "trials.csv").open(encoding="utf-8", newline="") as lines:
             searched = {int(line["number"]): line[METRIC] for line in csv.DictReader(lines)}
         defences[name] = {
             "trials": len(searched),
             "seed 1": round(float(searched[worst]), 4),
-            "attack": changed(experiment.attacks[0]),
+            "attack": changed(of_trial(folder, sweep, worst).attacks[0]),
             "fresh": trials[worst],
         }
     return {"nobody": nobody, "defences": defences}
