@@ -144,7 +144,7 @@ def draw(stored: Mapping[str, Any], file: Path) -> None:
     """Draw the robustness of every defence under its own worst attack, in all settings."""
     names = [name for name, _ in ranked(next(iter(stored.values())))]
     names += [name for found in stored.values() for name, _ in ranked(found) if name not in names]
-    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.34 * len(names)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 1.6 + 0.34 * len(names)), layout="constrained")
     for index, (setting, found) in enumerate(stored.items()):
         shift = 0.14 * (2 * index - len(stored) + 1)
         for name, each in found["defences"].items():
@@ -166,7 +166,7 @@ def draw(stored: Mapping[str, Any], file: Path) -> None:
     axis.set_axisbelow(True)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.set_xlabel("robustness under the worst attack that a search found (0: chance, 1: nobody attacks)")
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(stored), title="data, malicious")
     figure.savefig(file, dpi=100)
 
 
