@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from refused import refused
 
 import fedrobust
+from fedrobust import runner
 from fedrobust.cli import main
 from fedrobust.duels import load_duel
 from fedrobust.errors import ExperimentError
@@ -59,9 +62,22 @@ WRONG = [
 SMALL = "data: {source: {name: histology, patients: 20, size: 24}}\n"
 
 
-def command_refuses(arguments: list[str], workplace: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run the command in this process; return its error, having checked its form."""
+@contextmanager
+def no_pool(*_: object) -> Iterator[Callable[[], object]]:
+    """In place of actors that start while the data are read, and take seconds to end."""
+    yield lambda: pytest.fail("actors are waited for")
+
+
+def command_refuses(
+    arguments: list[str], workplace: Path, capsys: pytest.CaptureFixture[str], actors: bool = False
+) -> str:
+    """Run the command in this process; return its error, having checked its form.
+
+    actors: whether Ray really starts while the data are read.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        if not actors:
+            patch.setattr(runner, "pool_beside", no_pool)
         patch.setattr(sys, "argv", ["fedrobust", "run", *arguments])
         patch.setattr(sys, "path", list(sys.path))
         with pytest.raises(SystemExit) as stop:
@@ -285,5 +301,5 @@ def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(
     model: str, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workplace / "wrong.yaml").write_text(f"learning: {{model: {{name: cnn, {model}}}}}\n" + SMALL)
-    message = command_refuses(["wrong.yaml"], workplace, capsys)
+    message = command_refuses(["wrong.yaml"], workplace, capsys, actors="hidden" in model)
     assert message.startswith("learning.model: ") and ("weights need" in message or "cannot be made" in message)

@@ -40,7 +40,7 @@ FLOORS: list[set[str]] = [
     {"audit"},
     {"federation", "tracking"},
     {"figures"},
-    {"report", "preparation", "result"},
+    {"report", "preparation", "result", "ending"},
     {"runner"},
     {"studies", "sessions"},
     {"matrices", "tuning", "cluster"},
