@@ -80,10 +80,11 @@ class Referee(Options):
 
         a(x) ← `memory` · a(x) + (1 − `memory`) · l(x),
 
-    and the reference is the a with the lowest mean so far, so that no series of small lies leads further away from it
-    than doubt. A refused hypothesis is not taken; where the defence is refused, the one with the largest mean of those
-    that are not is. Where all are refused, the last model comes back that lost no more than the reference, and the
-    round is no evidence.
+    and the reference is the a with the lowest mean so far, so that a series of small lies leads no further away from it
+    than doubt. Doubt is what differs between patients: of fifteen, a model may fail at three within two standard
+    errors, however badly. A refused hypothesis is not taken; where the defence is refused, the one with the largest
+    mean of those that are not is. Where all are refused, the last model comes back that lost no more than the
+    reference, and the round is no evidence.
 
     Patches of one patient count as one draw in the standard error, which is rough for few of them: with three, chance
     passes two standard errors in one of ten rounds. Wrong labels are not noticed.
@@ -164,9 +165,9 @@ class Referee(Options):
         share, models = shares(labels), self._models(before, evidence)
         rises = {name: self._rise(before, each, labels, patients, models) for name, each in bounded.items()}
         usable = [name for name, rise in rises.items() if rise <= self.tolerance or not refuses]
-        falls = share @ (own - _bounded(before)) <= 0
+        doubtful = REPAIRED not in models and share @ (own - _bounded(before)) > 0
         preferred = [name for name in usable if name in sure]
-        preferred = preferred or ([DEFENCE] if DEFENCE in usable and falls else usable)
+        preferred = preferred or ([DEFENCE] if DEFENCE in usable and not doubtful else usable)
         chosen = max(preferred, key=lambda name: gains[name], default=DEFENCE)
         if not usable:  # it says nothing of rounds in which not all lie: one of them would weigh as ten others
             after = {name: self.memory * evidence.get(name, np.zeros(len(own))) for name in after}

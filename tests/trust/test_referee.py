@@ -201,6 +201,26 @@ def test_a_model_that_was_trained_on_the_patches_is_no_reference() -> None:
     assert Referee().choose(before, {DEFENCE: others + 0.1 + noise(3)}, LABELS, PATIENTS, found.evidence).refused
 
 
+def test_after_a_repair_the_defence_keeps_the_benefit_of_the_doubt() -> None:
+    """Every honest round makes the losses at the patches of the repair rise, the defence's as well as the others'."""
+    draw, before = np.random.default_rng(7), np.full(len(LABELS), 0.5)
+    first = Referee().choose(np.full(len(LABELS), 1.0), {DEFENCE: np.full(len(LABELS), 1.0)}, LABELS, PATIENTS, {})
+    repaired = Referee().after_repair(np.full(len(LABELS), 0.95), LABELS, first.evidence)
+    wide = draw.normal(0, 0.2, len(LABELS))
+    better = wide - wide.mean() + 0.01
+    found = Referee().choose(before, {DEFENCE: before + 0.1, "mean": before + 0.1 - better}, LABELS, PATIENTS, repaired)
+    assert 0 < found.certainty["mean"] < 2 and (found.chosen, found.refused) == (DEFENCE, False)
+
+
+@pytest.mark.parametrize(("ruined", "refused"), [(3, False), (4, True)])
+def test_what_ruins_the_model_for_a_fifth_of_the_patients_is_within_doubt(ruined: int, refused: bool) -> None:
+    """A limit that docs/referee.md names: what differs between patients is doubt."""
+    labels, patients = np.arange(90) % 2, np.arange(90) // 6
+    before = 0.45 + 0.1 * np.random.default_rng(0).standard_normal(90)
+    after = before + np.where(patients < ruined, 5.0, 0.0)
+    assert Referee().choose(before, {DEFENCE: after}, labels, patients, {}).refused == refused
+
+
 def test_many_patches_of_one_patient_are_one_draw() -> None:
     per_patient = np.random.default_rng(5).normal(0.01, 0.05, 4)
     few = np.arange(60) % 4
