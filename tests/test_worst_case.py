@@ -77,6 +77,18 @@ def test_the_worst_on_the_fresh_seeds_is_shown_with_its_attack(tmp_path: Path, s
     assert (tmp_path / "picture.png").stat().st_size > 5000
 
 
+def test_what_is_stored_stays_beside_what_is_found(script: dict[str, Any]) -> None:
+    stored = {"nobody": {121: 0.8}, "defences": {"mean": {"trials": 60}, "median": {"trials": 60}}}
+    found = {"nobody": {121: 0.8}, "defences": {"median": {"trials": 61}, "dnc": {"trials": 60}}}
+    assert script["merged"](stored, found)["defences"] == {
+        "mean": {"trials": 60},
+        "median": {"trials": 61},
+        "dnc": {"trials": 60},
+    }
+    with pytest.raises(SystemExit, match="other figures"):
+        script["merged"](stored, {**found, "nobody": {121: 0.7}})
+
+
 def test_the_table_of_the_worst_cases_is_current(script: dict[str, Any]) -> None:
     stored = yaml.safe_load((DOCS / "worst_cases.yaml").read_text(encoding="utf-8"))
     page = (DOCS / "results.md").read_text(encoding="utf-8")

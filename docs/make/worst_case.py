@@ -3,7 +3,8 @@
 python docs/make/worst_case.py                       from the figures that are stored
 python docs/make/worst_case.py "IDC, 20 %" FOLDER    first read the sweeps of experiments/worst_case_each.yaml in FOLDER
 
-FOLDER is where these sweeps were run: it has `mlruns/sweeps/each_*`, with `each_nobody` among them.
+FOLDER is where these sweeps were run: it has `mlruns/sweeps/each_*`, with `each_nobody` among them. Defences that are
+stored and not in FOLDER stay.
 """
 
 from __future__ import annotations
@@ -106,6 +107,13 @@ def read(folder: Path) -> dict[str, Any]:
     return {"nobody": nobody, "defences": defences}
 
 
+def merged(stored: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What is stored of a setting, with what was found anew in place of it. Both must have had the same mean."""
+    if stored["nobody"] != found["nobody"]:
+        raise SystemExit("each_nobody has other figures than the stored ones: these sweeps can't stand in one table")
+    return {"nobody": found["nobody"], "defences": {**stored["defences"], **found["defences"]}}
+
+
 def robustness(accuracy: Mapping[int, float], nobody: Mapping[int, float]) -> Estimate:
     """Of a defence: 1 is an attack-free mean, 0 is chance. Paired by seed, with the 95 % t interval of the mean."""
     return mean_interval([(accuracy[seed] - CHANCE) / (nobody[seed] - CHANCE) for seed in accuracy])
@@ -178,7 +186,8 @@ def main() -> None:
     given = parser.parse_args()
     stored = yaml.safe_load(STORED.read_text(encoding="utf-8")) if STORED.is_file() else {}
     if given.folder:
-        stored[given.setting] = read(given.folder)
+        found = read(given.folder)
+        stored[given.setting] = merged(stored.get(given.setting, found), found)
         STORED.write_text(ABOUT + yaml.safe_dump(stored, sort_keys=False, width=120), encoding="utf-8")
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
