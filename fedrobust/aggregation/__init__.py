@@ -18,7 +18,7 @@ from fedrobust.aggregation.rules.averages import CenteredClipping, GeometricMedi
 from fedrobust.aggregation.rules.clusters import ClippedClustering, CosineMajority, Flame
 from fedrobust.aggregation.rules.coordinatewise import RLR, Bulyan, MeaMed, Median, SignVote, TrimmedMean
 from fedrobust.aggregation.rules.features import Auror
-from fedrobust.aggregation.rules.histories import AFA, FLDetector, FoolsGold
+from fedrobust.aggregation.rules.histories import AFA, FedSCS, FLDetector, FoolsGold
 from fedrobust.aggregation.rules.layers import LASA, DeepSight
 from fedrobust.aggregation.rules.outliers import ASMR, DOS
 from fedrobust.aggregation.rules.selection import FABA, MDA, Krum, MoNNA, MultiKrum
@@ -67,6 +67,7 @@ __all__ = [
     "DnC",
     "FLDetector",
     "FLTrust",
+    "FedSCS",
     "Flame",
     "FoolsGold",
     "GeometricMedian",

@@ -142,6 +142,16 @@ def test_median_and_trimmed_mean(n, dtype):
         )
 
 
+@pytest.mark.parametrize("n", range(1, 60))
+def test_what_fedrdf_takes_of_sorted_values_is_their_median(n):
+    """As docs/aggregation.md says of its authors' code."""
+    values = np.sort(np.random.default_rng(n).standard_cauchy(n))
+    middle = int(np.argmax(np.abs(np.fft.fftfreq(n))))
+    assert middle == n // 2
+    if n % 2:
+        assert values[middle] == Pipeline([Median()]).aggregate(values[:, None])[0]
+
+
 @pytest.mark.parametrize("name", ["median", "trimmed_mean", "meamed", "bulyan"])
 @pytest.mark.parametrize("n", [11, 31])
 def test_rows_of_the_largest_size_do_not_wash_out_the_middle(name, n):

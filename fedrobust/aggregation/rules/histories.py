@@ -15,6 +15,9 @@ from fedrobust.aggregation.numerics import ROUNDING, TIE, cosines, lengths, rank
 from fedrobust.updates.clear import ClearUpdates
 from fedrobust.updates.gram import Combination, Floats, Gram
 
+LEAST_SCORE = 1e-6
+"""ε of FedSCS: what is added to a score that is divided by, and the sum of scores up to which nobody agrees."""
+
 
 class FoolsGold(Rule):
     """Less weight for clients whose histories point the same way, as those of sybils do (Fung et al., RAID 2020).
@@ -62,6 +65,49 @@ class FoolsGold(Rule):
             alpha = np.clip(self.kappa * (np.log(alpha) - np.log1p(-alpha) + 0.5), 0.0, 1.0)
         weights = gram.prior * alpha
         return Combination(weights / weights.sum())
+
+
+class FedSCS(Rule):
+    """Weigh updates by how much, and how steadily, they agree with the others (Haque and Markopoulos, ICCST 2025).
+
+    ρ_i = max(0, cos(u_i, Σ_{j ≠ i} u_j)); s_i ← β s_i + (1 − β) ρ_i, at first ρ_i; ν_i = the change of s_i / (the s_i
+    from before + 10⁻⁶); w_i = p_i s_i / (1 + ν_i); F(u) = Σ w_i u_i / Σ w_i. Needs G; f is not used. Prior: p, beside
+    s; the sums of the others count rows. As in the authors' code for Flower (2026); in theirs for NVFlare, which has
+    no β, w_i is ρ_i times min / max of this round's and the last round's ρ_i. Where nobody agrees with the others, the
+    priors are the weights.
+
+    Limits: the sum of the others belongs to the longest of them: one long row decides who agrees, so clip first. An
+    honest client with rare labels agrees with nobody.
+    """
+
+    name: Literal["fedscs"] = "fedscs"
+    per_client: ClassVar[bool] = True
+    claims: ClassVar[frozenset[str]] = frozenset({"permutation", "scaling"})
+    beta: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """β: how much of a client's score of before is kept."""
+
+    def scores(self, gram: Gram, context: Context) -> Floats:
+        """1 − s_i."""
+        return 1.0 - self._steady(gram, context)[0]
+
+    def combine(self, gram: Gram, context: Context) -> Combination:
+        """The priors times s_i / (1 + ν_i)."""
+        score, before = self._steady(gram, context)
+        corrected = score / (1.0 + np.abs(score - before) / (before + LEAST_SCORE))
+        state = {"agreement": context.remembered("agreement", score, np.nan)}
+        if corrected.sum() <= LEAST_SCORE:
+            return Combination(gram.prior.copy(), state=state, notes=("fedscs: no update agrees with the others",))
+        weights = gram.prior * corrected
+        return Combination(weights / weights.sum(), state=state)
+
+    def _steady(self, gram: Gram, context: Context) -> tuple[Floats, Floats]:
+        """s_i (n,) after this round, and before it; of a new client both are ρ_i."""
+        squares, products = np.diag(gram.matrix), gram.matrix.sum(axis=1)
+        others = lengths(products.sum() - 2.0 * products + squares, squares.sum())
+        agreement = np.maximum(cosines(products - squares, lengths(squares) * others), 0.0)
+        before = context.recalled("agreement", gram.n, np.nan)
+        before = np.where(np.isnan(before), agreement, before)
+        return self.beta * before + (1.0 - self.beta) * agreement, before
 
 
 class FLDetector(Rule):
