@@ -91,10 +91,15 @@ def signals() -> Iterator[None]:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder: runs, cache and tracking store of the test go below it."""
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder: runs, cache and tracking store of the test go below it. What was imported from it is
+    forgotten, so that another test may have a module of this name.
+    """
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if tmp_path in Path(getattr(module, "__file__", None) or "/").parents:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

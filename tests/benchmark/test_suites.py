@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -69,8 +68,7 @@ def test_nobody_attacks_in_no_setting(suite: Suite) -> None:
 
 
 @pytest.mark.parametrize("text", ["own_rule:Equal", "own_rule.py:Equal", "own.yaml"])
-def test_an_entry_of_ones_own(suite: Suite, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "own_rule", raising=False)
+def test_an_entry_of_ones_own(suite: Suite, text: str) -> None:
     Path("own_rule.py").write_text(OWN)
     Path("own.yaml").write_text("aggregation: {rule: 'own_rule:Equal'}\ntrust: {acts: true}\n")
     entry = read_entry(text, suite)

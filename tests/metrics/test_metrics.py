@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,9 +169,8 @@ objectives: [{metric: test/Sensitivity}]
 
 
 @pytest.fixture
-def mine(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+def mine(workplace: Path) -> Experiment:
     """An experiment with a metric of the user's own."""
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
     Path("mine.py").write_text(OWN)
     Path("base.yaml").write_text(BASE)
     Path("sweep.yaml").write_text(SWEEP)
