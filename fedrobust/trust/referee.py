@@ -152,7 +152,7 @@ class Referee(Options):
         """
         bounded = {name: _bounded(each) for name, each in losses.items()}
         own = bounded[DEFENCE]
-        after, certainty, gains, sure = {}, {}, {DEFENCE: 0.0}, list[str]()
+        after, certainty, gains, sure, worse = {}, {}, {DEFENCE: 0.0}, list[str](), list[str]()
         for name in sorted((set(evidence) - set(OF_MODELS)) | (set(bounded) - {DEFENCE})):
             # A hypothesis that could not be tried in this round says nothing new.
             new = own - bounded[name] if name in bounded else np.zeros(len(own))
@@ -160,14 +160,16 @@ class Referee(Options):
             gain, certainty[name] = compared(after[name], labels, patients)
             if name in bounded:
                 gains[name] = gain
-                worse = compared(new, labels, patients)[1] < -self.certainty
-                sure += [name] if certainty[name] > self.certainty and not worse else []
+                worse += [name] if compared(new, labels, patients)[1] < -self.certainty else []
+                sure += [name] if certainty[name] > self.certainty and name not in worse else []
         share, models = shares(labels), self._models(before, evidence)
-        rises = {name: self._rise(before, each, labels, patients, models) for name, each in bounded.items()}
+        rises = {name: self._rise(before, each, labels, patients, models, True) for name, each in bounded.items()}
         usable = [name for name, rise in rises.items() if rise <= self.tolerance or not refuses]
         doubtful = REPAIRED not in models and share @ (own - _bounded(before)) > 0
         preferred = [name for name in usable if name in sure]
-        preferred = preferred or ([DEFENCE] if DEFENCE in usable and not doubtful else usable)
+        if not preferred and DEFENCE in usable:
+            preferred = [name for name in usable if name not in worse] if doubtful else [DEFENCE]
+        preferred = preferred or usable
         chosen = max(preferred, key=lambda name: gains[name], default=DEFENCE)
         if not usable:  # it says nothing of rounds in which not all lie: one of them would weigh as ten others
             after = {name: self.memory * evidence.get(name, np.zeros(len(own))) for name in after}
@@ -181,8 +183,8 @@ class Referee(Options):
         names: those that can be, the preferred one first.
         evidence: of the last round; empty at first.
         """
-        refusals = {name: self.memory * float(evidence.get(name, np.zeros(()))) for name in names}
-        trusted = [name for name in names if refusals[name] <= LATELY]
+        refusals = {name: float(evidence.get(name, np.zeros(()))) for name in names}
+        trusted = [name for name in names if refusals[name] < 1.0 and self.memory * refusals[name] <= LATELY]
         return trusted[0] if trusted else min(names, key=lambda name: refusals[name])
 
     def judged(
@@ -202,7 +204,7 @@ class Referee(Options):
         evidence: of the last round; empty at first.
         """
         new, share, models = _bounded(losses), shares(labels), self._models(before, evidence)
-        rise = self._rise(before, new, labels, patients, models)
+        rise = self._rise(before, new, labels, patients, models, False)
         refused = rise > self.tolerance
         refusals = {each: self.memory * count for each, count in evidence.items() if each not in OF_MODELS}
         refusals[name] = refusals.get(name, np.zeros(())) + float(refused)
@@ -215,15 +217,25 @@ class Referee(Options):
         return {AVERAGE: first, REFERENCE: first} | {each: evidence[each] for each in OF_MODELS if each in evidence}
 
     def _rise(
-        self, before: Floats, new: Floats, labels: NDArray[np.int64], patients: NDArray[np.int64], models: Arrays
+        self,
+        before: Floats,
+        new: Floats,
+        labels: NDArray[np.int64],
+        patients: NDArray[np.int64],
+        models: Arrays,
+        comes_back: bool,
     ) -> float:
         """By how many standard errors the losses `new` are above those of the model before the round or the reference,
-        the more of the two; 0 at most of a model that is better than the one before it."""
+        the more of the two.
+
+        comes_back: whether a good model comes back after a refusal. Where none does, a model that is better than the
+            one before it is not refused, or training would end where a model is above the reference.
+        """
         rise = compared(new - models[REFERENCE], labels, patients)[1]
         if REPAIRED in models:
             return rise
         step = compared(new - _bounded(before), labels, patients)
-        return step[1] if step[0] < 0 else max(rise, step[1])
+        return step[1] if step[0] < 0 and not comes_back else max(rise, step[1])
 
     def _after(self, models: Arrays, new: Floats | None, share: Floats) -> tuple[Arrays, bool]:
         """What the next round is compared with, and whether the model loses no more than the reference.
@@ -247,9 +259,9 @@ class Referee(Options):
         labels: (m,) of the patches.
         evidence: before it.
         """
-        if REFERENCE not in evidence:
-            return evidence
         own, share = _bounded(losses), shares(labels)
+        if REFERENCE not in evidence:  # no round was judged before
+            return evidence | {AVERAGE: own, REFERENCE: own, REPAIRED: np.ones(())}
         reference = own if share @ own < share @ evidence[REFERENCE] else evidence[REFERENCE]
         return evidence | {REFERENCE: reference, REPAIRED: np.ones(())}
 
@@ -268,13 +280,19 @@ def compared(differences: Floats, labels: NDArray[np.int64], patients: NDArray[n
 
     differences: (m,) one for each patch.
     labels: (m,) of the patches.
-    patients: (m,) the number of the patient of each: patches of a patient count as one draw. Of a single patient, the
-        mean is certain of nothing: 0 standard errors.
+    patients: (m,) the number of the patient of each: patches of a patient count as one draw. What differs between
+        labels is no doubt, so each label has a mean of its own, if it has more than one patient. Of a single patient,
+        the mean is certain of nothing: 0 standard errors.
     """
     share = shares(labels)
     mean, count = float(share @ differences), len(np.unique(patients))
-    sums = np.bincount(patients, share * (differences - mean))
-    spread = float(np.sqrt(sums @ sums * count / max(count - 1, 1)))
+    centres, strata = np.full(len(labels), mean), 0
+    for label in np.unique(labels):
+        own = labels == label
+        if len(np.unique(patients[own])) > 1:
+            centres[own], strata = differences[own].mean(), strata + 1
+    sums = np.bincount(patients, share * (differences - centres))
+    spread = float(np.sqrt(sums @ sums * count / max(count - max(strata, 1), 1)))
     if count < 2 or mean == 0:
         return mean, 0.0
     return mean, mean / spread if spread > 0 else float(np.copysign(np.inf, mean))

@@ -107,6 +107,15 @@ def test_patches_of_one_patient_refuse_nothing() -> None:
     assert ruling.refused is False
 
 
+def test_a_model_that_gets_better_is_not_refused_for_being_worse_than_the_reference() -> None:
+    """No other model comes back here: training would end."""
+    before, evidence = np.full(60, 1.0), {REFERENCE: np.full(60, 0.5), "average": np.full(60, 0.5)}
+    assert not Referee().judged(DEFENCE, before, before - 0.1 + noise(1), LABELS, PATIENTS, evidence).refused
+    assert Referee().judged(DEFENCE, before, before + noise(1), LABELS, PATIENTS, evidence).refused == (
+        noise(1).mean() >= 0
+    )
+
+
 def test_a_model_that_was_trained_on_the_patches_is_no_reference() -> None:
     """After a repair, hospitals' rounds make its losses at its own patches rise: they must not be refused for that."""
     referee = Referee()
@@ -121,16 +130,29 @@ def test_a_model_that_was_trained_on_the_patches_is_no_reference() -> None:
     assert referee.judged(DEFENCE, others, others + 0.1 + noise(2), LABELS, PATIENTS, after.evidence).refused
     worse = referee.after_repair(others + 0.1, LABELS, after.evidence)
     np.testing.assert_allclose(worse[REFERENCE], others)
-    assert referee.after_repair(others, LABELS, {}) == {}
+
+
+def test_a_repair_before_any_round_was_judged_is_known_too() -> None:
+    """The model has the patches by heart: honest rounds must not be compared with that."""
+    heart, referee = np.full(60, 0.05), Referee()
+    evidence = referee.after_repair(START + noise(1), LABELS, {})
+    np.testing.assert_allclose(evidence[REFERENCE], START + noise(1))
+    for turn in range(6):
+        found = referee.choose(heart, {DEFENCE: START - 0.05 + noise(turn)}, LABELS, PATIENTS, evidence)
+        assert not found.refused
+        evidence = referee.after_repair(START + noise(turn), LABELS, found.evidence)
+    assert referee.choose(heart, {DEFENCE: START + 0.1 + noise(9)}, LABELS, PATIENTS, evidence).refused
 
 
 def noise(seed: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).normal(0, 0.01, 60)
 
 
-def test_no_memory_gives_the_defence_every_turn() -> None:
-    opened, _, _ = played({DEFENCE: -0.1, "mean": 0.01}, referee=Referee(memory=0.0))
-    assert set(opened) == {DEFENCE}
+@pytest.mark.parametrize("memory", [0.0, 0.2])
+def test_with_a_short_memory_a_refused_hypothesis_loses_the_next_turn(memory: float) -> None:
+    opened, _, losses = played({DEFENCE: -0.1, "mean": 0.01}, referee=Referee(memory=memory))
+    assert opened[1:] == ["mean", DEFENCE] * 19 + ["mean"]
+    assert losses[-1] < START - 0.1
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(4, 9))
