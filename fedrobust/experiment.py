@@ -334,11 +334,18 @@ class Experiment(Options):
         referee = self.trust.referee
         if referee is not None and referee.openings == "together" and "rows" not in self.privacy.reveals:
             raise refusal(f"a round of {self.privacy.name} opens one sum; use in_turn", "trust.referee.openings")
+        groups = "rows" in self.privacy.reveals and not self.privacy.single
+        if referee is not None and referee.openings == "in_turn" and groups:
+            reason = f"in turn refuses sums, and {self.privacy.name} would train one model again in other groups"
+            raise refusal(f"{reason}; use together", "trust.referee.openings")
         if self.trust.jury is not None:
             if self.trust.referee is not None:
                 raise refusal("a referee or a jury decides, not both", "trust.jury")
             if "rows" not in self.privacy.reveals:
                 reason = f"a round of {self.privacy.name} opens one sum, and a jury compares several"
+                raise refusal(f"{reason}; use privacy: clear", "trust.jury")
+            if groups:
+                reason = f"every hospital would see several sums of {self.privacy.name}'s groups"
                 raise refusal(f"{reason}; use privacy: clear", "trust.jury")
 
     def _exact_where_needed(self) -> None:

@@ -14,7 +14,7 @@ from fedrobust.attacks import DataAttack
 from fedrobust.data import Outline
 from fedrobust.data.hospitals import Hospitals, deal, divide
 from fedrobust.data.sources import outline_of
-from fedrobust.errors import ExperimentError, inside
+from fedrobust.errors import ExperimentError, Problem, inside
 from fedrobust.experiment import Experiment
 from fedrobust.machine import memory_limits
 from fedrobust.secure import SecretSharing
@@ -105,6 +105,18 @@ def check_protocol(experiment: Experiment, hospitals: Hospitals) -> None:
         demand = experiment.demand(len(np.unique(hospitals.labels[own])))
         if problem := privacy.exceeded(demand, experiment.federation.rounds):
             raise ExperimentError(problem)
+
+
+def check_patches(experiment: Experiment, hospitals: Hospitals) -> None:
+    """Raise `ExperimentError` for a referee whose patches are of one patient: they are certain of nothing."""
+    if experiment.trust.referee is None:
+        return
+    own = hospitals.root(experiment.data.root, experiment.seed)
+    patients = len(own) if hospitals.groups is None else len(np.unique(hospitals.groups[own]))
+    if patients < 2:
+        reason = "needs patches of two patients at least, of ten or more to decide well"
+        hint = "raise data.root.set_aside or data.root.patches"
+        raise ExperimentError(Problem(reason, "trust.referee", f"{len(own)} of {patients}", hint=hint))
 
 
 def check_model(experiment: Experiment, hospitals: Hospitals) -> None:

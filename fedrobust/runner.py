@@ -33,7 +33,15 @@ from fedrobust.federation.starting import pool_beside
 from fedrobust.job import tell
 from fedrobust.learning import Model
 from fedrobust.naming import Part, commit, run_name, tags
-from fedrobust.preparation import CACHE, check_attacks, check_model, check_protocol, check_source, hospitals_of
+from fedrobust.preparation import (
+    CACHE,
+    check_attacks,
+    check_model,
+    check_patches,
+    check_protocol,
+    check_source,
+    hospitals_of,
+)
 from fedrobust.private import private_files
 from fedrobust.progress import progress_to
 from fedrobust.records import (
@@ -148,6 +156,7 @@ def run(
         check_attacks(experiment, hospitals)
         check_model(experiment, hospitals)
         check_protocol(experiment, hospitals)
+        check_patches(experiment, hospitals)
         this = _Run(experiment, hospitals, open_key(KEY), part, hooks, say, heeded)
         resumed = None if earlier is None else stack.enter_context(closing(_reopened(earlier, this.key)))
         if resumed is not None:

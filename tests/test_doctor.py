@@ -9,7 +9,7 @@ from refused import refused
 from rich.console import Console
 
 from fedrobust.experiment import Experiment
-from fedrobust.preparation import check_protocol, dealt, hospitals_of
+from fedrobust.preparation import check_patches, check_protocol, dealt, hospitals_of
 from fedrobust.terminal.patches import show_data
 
 SOURCE = {"name": "histology", "patients": 60, "patches_per_patient": 4, "size": 16}
@@ -83,7 +83,13 @@ def test_doctor_says_whether_honest_hospitals_have_the_majority_within_each_labe
         (
             {"name": "iid"},
             0.3,
-            "it needs 7 votes about each label, because 3 of 10 hospitals may be malicious, and has them",
+            "it needs 7 votes about each label, because 3 of 10 hospitals may be malicious, and has them, "
+            "whether the malicious ones vote or not",
+        ),
+        (
+            {"name": "dirichlet", "alpha": 0.3},
+            0.1,
+            "and has 3 or more; but if the malicious ones do not vote, 2 about benign may be left",
         ),
         ({"name": "shards", "per_client": 1}, 0.1, "because 1 of 10 hospitals may be malicious, and has them"),
         ({"name": "shards", "per_client": 1}, 0.2, "and has 4 about benign: the defence alone will decide"),
@@ -144,3 +150,17 @@ def test_more_than_is_allowed_is_refused_once_the_labels_are_known(workplace: Pa
         check_protocol(experiment, hospitals_of(experiment))
     enough = Experiment.model_validate(given | {"privacy": {"name": "shares", "max_functionals": 40}})
     check_protocol(enough, hospitals_of(enough))
+
+
+def test_a_referee_with_patches_of_one_patient_is_refused(workplace: Path) -> None:
+    """It would be certain of nothing, and refuse nothing."""
+
+    def experiment(patches: int, referee: object) -> Experiment:
+        root = {"set_aside": 0.1, "patches": patches}
+        return Experiment.model_validate({"data": {"source": SOURCE, "root": root}, "trust": {"referee": referee}})
+
+    alone = experiment(1, {})
+    with refused(path="trust.referee", says="two patients", found="1 of 1"):
+        check_patches(alone, hospitals_of(alone))
+    check_patches(experiment(1, None), hospitals_of(alone))
+    check_patches(experiment(10, {}), hospitals_of(experiment(10, {})))

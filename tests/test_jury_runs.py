@@ -19,7 +19,7 @@ ATTACKED = [
     "aggregation={rule: foolsgold}",
     "learning.server=fedavg",
 ]
-JURY = "trust.jury={}"
+JURY = "trust.jury={fraction: 0.15}"  # three votes about each label: the honest hospitals alone have them
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_the_record_has_every_poll_and_the_weights_of_the_hypothesis_that_won(re
         found = record["jury"]
         best = max(found["gains"], key=found["gains"].get)
         assert found["chosen"] == (best if found["gains"][best] > 0 else "defence")
-        assert min(found["voters"]) > 4 and set(found["gains"]) <= {"mean", "rest"}
+        assert min(found["voters"]) > 2 and set(found["gains"]) <= {"mean", "rest"}
         overruled = f"the jury overruled the defence: {found['chosen']}"
         assert (overruled in record["notes"]) == (found["chosen"] != "defence")
         if found["chosen"] == "mean":

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedrobust.aggregation import Aggregation
 from fedrobust.benchmark.ranking import Ranked
 from fedrobust.errors import ExperimentError
 from fedrobust.experiment import Experiment
@@ -41,9 +42,9 @@ def advised(experiment: Experiment, lines: Iterable[Ranked]) -> Advice:
     root = {"data.root": {**experiment.data.root.model_dump(), "set_aside": ASIDE}}
     # What a rule is worth whose server trains on patches of the hospitals was not measured: in all rows they are set
     # aside.
-    possible = [line for line in possible if not _trains_own(experiment, line)]
+    possible = [line for line in possible if not _trains_own(line)]
     rest = [line for line in known if line not in possible]
-    own = None if own is not None and _trains_own(experiment, own) else own
+    own = None if own is not None and _trains_own(own) else own
     return Advice(own, possible, [line for line in rest if _runs(experiment, line, root)])
 
 
@@ -54,18 +55,14 @@ def _decisive(options: Mapping[str, Any]) -> tuple[Any, Any]:
     return options["aggregation"], trust if decides else None
 
 
-def _with(experiment: Experiment, line: Ranked, changes: Mapping[str, Any]) -> Experiment:
-    return experiment.changed({**changes, **line.row.entry.options})
-
-
 def _runs(experiment: Experiment, line: Ranked, changes: Mapping[str, Any]) -> bool:
     try:
-        _with(experiment, line, changes)
+        experiment.changed({**changes, **line.row.entry.options})
     except ExperimentError:
         return False
     return True
 
 
-def _trains_own(experiment: Experiment, line: Ranked) -> bool:
+def _trains_own(line: Ranked) -> bool:
     """Whether the server of this defence trains an update of its own."""
-    return "root" in _with(experiment, line, {}).aggregation.pipeline().anchors
+    return "root" in Aggregation.model_validate(line.row.entry.options["aggregation"]).pipeline().anchors

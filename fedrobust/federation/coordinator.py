@@ -246,7 +246,8 @@ class Coordinator:
         """The round with the aggregate that the jury chooses, and its poll, if there is a jury."""
         if self._jury is None or len(candidates) < 2:
             return done, None
-        poll = self._jury.poll([name for name in candidates if name != DEFENCE], np.stack(list(votes.values())))
+        others, cast = [name for name in candidates if name != DEFENCE], np.stack(list(votes.values()))
+        poll = self._jury.poll(others, cast, self._experiment.federation.clients)
         aggregated = candidates[poll.chosen]
         memory = replace(done.memory, previous=aggregated.aggregate)
         return replace(done, aggregated=aggregated, memory=memory), poll

@@ -255,7 +255,7 @@ class FederatedTraining:
     ) -> tuple[Fields, Stored, dict[str, np.ndarray]]:
         """The coordinator's result for the updates, sent by the protocol; the hospitals `voters` vote on it, if there
         is a jury."""
-        way, ids = self._delivery, [block.clients for block in blocks]
+        way, ids, jury = self._delivery, [block.clients for block in blocks], self.experiment.trust.jury
         for attempt in range(way.attempts):
             try:
                 if attempt:
@@ -263,12 +263,13 @@ class FederatedTraining:
                 coordinator, sent = self._team.coordinator, way.send(round, attempt, blocks)
                 awaited = f"round {round}: the coordinator to aggregate"
                 aggregate, asked = coordinator.aggregate, (round, ids, malicious, root, *sent)
-                if self.experiment.trust.jury is not None:
+                if jury is not None:
                     models = coordinator.propose.remote(*asked)
                     several = len(answer(models, awaited, self._patience)) > 1
                     with step("wait for votes", round=round):
                         votes = self.hosts.votes(voters, models) if several else {}
-                    aggregate, asked = coordinator.conclude, (with_lies(votes, self._attackers.drawn),)
+                    needed = jury.needed(self.experiment.federation.clients)
+                    aggregate, asked = coordinator.conclude, (with_lies(votes, self._attackers.drawn, needed),)
                 reply = aggregate.options(num_returns=3).remote(*asked)
                 record, weights, own = (answer(each, awaited, self._patience) for each in reply)
                 return record, Stored(weights, reply[1]), own | way.arrays()

@@ -13,6 +13,7 @@ from fedrobust.arrays import Arrays, Vector
 from fedrobust.data.root import RootPatches
 from fedrobust.experiment import Experiment
 from fedrobust.records import Fields
+from fedrobust.secure.ring import Words
 from fedrobust.secure.weights import MIN_SUPPORT, OpeningError, least_support, shortened
 from fedrobust.timeline import step
 from fedrobust.trust.defence import Judgement
@@ -27,7 +28,7 @@ class Trials:
     experiment: has one of them, or both.
     root: the patches.
     evidence: of the rounds before.
-    opened: (clients,) under "weights", those of the sum that was opened last, if the model stayed as it was.
+    opened: (k, clients) under "weights", those of the sums that were opened since the model last changed.
     good: (d,) the last model that lost no more than the referee's reference, where that is remembered.
     """
 
@@ -127,26 +128,33 @@ class Trials:
         assert self._referee is not None
         losses = self._model.losses(before), self._model.losses(after)
         ruling = self._referee.judged(self._turn, *losses, self._root.labels, self._root.patients, self.evidence)
-        self.evidence, self.opened = ruling.evidence, {}
-        clients = judgement.context.clients
-        if ruling.refused and aggregated.weights is not None and clients is not None:
-            self.opened["weights"] = self._of_all(aggregated.weights, clients)
+        self.evidence = ruling.evidence
+        if not ruling.refused:
+            self.opened = {}
+        elif aggregated.weights is not None:
+            new = self._of_all(aggregated.weights, judgement.context.clients)
+            self.opened = {"weights": np.vstack([*self._earlier(), new])}
         return ruling
 
     def _may_open(self, weights: Floats, own: Floats | None, clients: NDArray[np.int64] | None) -> bool:
         """Whether a sum with these weights rests on enough updates, and each combination of it with the defence's sum,
-        and with the last sum if the model has stayed as it was."""
-        others = [] if own is None else [own]
-        if clients is not None:
-            others += [opened[clients] for opened in self.opened.values()]
+        and with all sums that were opened since the model last changed: those of the same updates, or nearly."""
         try:
-            whole = shortened(weights)[0]
-            pairs = [np.stack([whole, each]) for each in others if each.any()]
+            whole = self._of_all(shortened(weights)[0], clients)
         except OpeningError:
             return False
-        return all(least_support(sums) >= 0.999 * self._least for sums in [whole[None], *pairs])
+        stacks = [whole[None], np.vstack([whole, *self._earlier()])]
+        if own is not None and own.any():
+            stacks.append(np.stack([whole, self._of_all(own, clients)]))
+        return all(least_support(sums) >= 0.999 * self._least for sums in stacks)
 
-    def _of_all(self, weights: Floats, clients: NDArray[np.int64]) -> Floats:
+    def _earlier(self) -> list[Floats]:
+        """The weights (clients,) of each sum that was opened since the model last changed."""
+        return [each for each in self.opened.get("weights", np.zeros((0, self._clients))) if each.any()]
+
+    def _of_all(self, weights: Floats | Words, clients: NDArray[np.int64] | None) -> Floats:
+        """(clients,) the weights (n,) of the updates, and 0 for hospitals without one: they may have had one before."""
+        assert clients is not None  # only groups have no ids, and their sums are not opened in turn
         found = np.zeros(self._clients)
         found[clients] = weights
         return found
@@ -156,6 +164,8 @@ class Trials:
         if self._repair is None or not self._repair.due(round, self._rounds):
             return weights, None
         found = self._model.repaired(weights, self._repair, round)
+        if found.steps:
+            self.opened = {}
         if self._referee is not None and found.losses is not None:
             self.evidence = self._referee.after_repair(found.losses, self._root.labels, self.evidence)
         return found.weights, found.steps

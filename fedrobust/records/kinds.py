@@ -180,9 +180,9 @@ class RefereeRecord(RecordModel):
     """Hypothesis → loss on the coordinator's patches after its aggregate."""
     certainty: dict[str, Figure] = {}
     """Hypothesis → by how many standard errors it was better: than the defence, or, where hypotheses are opened in
-    turn, than the model before it and the best one so far."""
+    turn, than the model before it and than the reference, the less of the two."""
     refused: bool | None = None
-    """Whether the model stayed as it was; None where hypotheses are not opened in turn."""
+    """Whether no aggregate was used; None in records of older versions."""
 
 
 class JuryRecord(RecordModel):

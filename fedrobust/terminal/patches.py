@@ -101,13 +101,19 @@ def _majority(experiment: Experiment, counts: NDArray[np.int64], names: Sequence
 
 def _jury(jury: Jury, counts: NDArray[np.int64], names: Sequence[str]) -> str:
     """Whether there are votes enough if all hospitals take part and none lies."""
-    voters, liars = (counts >= VOTES).sum(axis=0), portion(jury.fraction, len(counts))
-    rarest, needed = int(voters.argmin()), 2 * liars + 1
+    voters, needed = (counts >= VOTES).sum(axis=0), jury.needed(len(counts))
+    rarest, liars = int(voters.argmin()), needed // 2
     found = f"it needs {needed} votes about each label, because {liars} of {len(counts)} hospitals may be malicious"
-    if voters[rarest] >= needed:
-        return f"{found}, and has them"
-    lower = "; lower trust.jury.fraction, or take another partition"
-    return f"{found}, and has {voters[rarest]} about {names[rarest]}: the defence alone will decide{lower}"
+    if voters[rarest] < needed:
+        lower = "; lower trust.jury.fraction, or take another partition"
+        return f"{found}, and has {voters[rarest]} about {names[rarest]}: the defence alone will decide{lower}"
+    left = int(voters[rarest]) - liars
+    if left >= needed:
+        return f"{found}, and has them, whether the malicious ones vote or not"
+    return (
+        f"{found}, and has {voters[rarest]} or more; but if the malicious ones do not vote, {left} about "
+        f"{names[rarest]} may be left, and the defence alone decides"
+    )
 
 
 def _often(share: float, certain: bool) -> str:

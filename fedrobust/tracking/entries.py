@@ -94,7 +94,7 @@ def _of_round(record: RoundRecord) -> dict[str, float | None]:
     found["round/skipped"] = record.skipped is not None
     found["round/rejected"] = len(record.rejected)
     if record.referee is not None:
-        found["defense/overruled"] = record.referee.chosen != "defence"
+        found["defense/overruled"] = record.referee.chosen != "defence" and not record.referee.refused
         found["defense/refused"] = record.referee.refused
         found |= {f"referee/{name}": loss for name, loss in record.referee.losses.items()}
     if record.jury is not None:

@@ -36,10 +36,11 @@ class Jury(Options):
     aggregate of k. The gain of k is the mean over the labels of the medians of these numbers; the hypothesis with the
     largest gain replaces the defence if that is above zero.
 
-    Nobody can see whether a hospital has patches of a label, so malicious hospitals vote about all of them. As long as
-    the honest voters outnumber them, the median lies between numbers of honest hospitals, whatever the others send. Of
-    v votes about a label, `fraction` of the hospitals may be lies; if that is half of v or more for some label, the
-    round has no jury, and the defence decides. With more malicious hospitals than `fraction` a jury does harm.
+    Nobody can see whether a hospital has patches of a label, so malicious hospitals may vote about all of them. As long
+    as the honest voters outnumber them, the median lies between numbers of honest hospitals, whatever the others send.
+    Of v votes about a label, as many as `fraction` of all hospitals may be lies; if that is half of v or more for some
+    label, the round has no jury, and the defence decides. So malicious hospitals that do not vote can end a jury,
+    unless the honest ones alone are votes enough. With more malicious hospitals than `fraction` a jury does harm.
 
     Votes of clients on models: BaFFLe (Andreina et al., ICDCS 2021), FLShield (Kabir et al., S&P 2024); medians within
     labels, as a choice between hypotheses, are this project's.
@@ -50,19 +51,27 @@ class Jury(Options):
     patches: int = Field(default=100, ge=VOTES)
     """Patches of a label that a hospital looks at, at most."""
     fraction: float = Field(default=0.3, gt=0, le=0.3)
-    """Share of the voting hospitals that may be malicious, rounded to the nearest number."""
+    """Share of all hospitals that may be malicious, rounded to the nearest number."""
 
-    def poll(self, names: Sequence[str], votes: Floats) -> Poll:
+    def needed(self, clients: int) -> int:
+        """How many votes about each label a jury needs, so that most of them are honest.
+
+        clients: how many hospitals there are; all malicious ones may be among those that vote.
+        """
+        return 2 * portion(self.fraction, clients) + 1
+
+    def poll(self, names: Sequence[str], votes: Floats, clients: int) -> Poll:
         """Which hypothesis is used.
 
         names: K hypotheses besides the defence.
-        votes: (hospitals, K, labels) how much less each hospital loses than with the defence; not finite where it has
-            no vote.
+        votes: (hospitals, K, labels) how much less each hospital of the round loses than with the defence; not finite
+            where it has no vote.
+        clients: how many hospitals there are.
         """
         valid = np.asarray(np.isfinite(votes).all(axis=1))
-        voters, liars = valid.sum(axis=0), portion(self.fraction, len(votes))
+        voters = valid.sum(axis=0)
         told = tuple(voters.tolist())
-        if not names or (voters <= 2 * liars).any():
+        if not names or (voters < self.needed(clients)).any():
             return Poll(DEFENCE, {}, told)
         bounded = np.where(valid[:, None], np.clip(votes, -WORST, WORST), np.nan)
         gains = dict(zip(names, np.nanmedian(bounded, axis=0).mean(axis=1).tolist(), strict=True))

@@ -62,6 +62,13 @@ def test_scores_that_are_only_recorded_make_no_other_defence(lines: list[Ranked]
     assert names({"aggregation": {"rule": "dnc"}}, lines)[0] is None  # its row has no figure
 
 
+def test_a_row_whose_scores_need_patches_answers_for_its_defence(suite: Suite) -> None:
+    """They are only recorded: the same model comes out without them."""
+    Path("mix.yaml").write_text("aggregation: {rule: mean}\ntrust: {detector: label_mix}\n")
+    lines = ranked([made_row(suite, usual, planted, entry="mix.yaml")], suite)
+    assert names({"aggregation": {"rule": "mean"}}, lines) == ("mix", [], ["mix"])
+
+
 def test_a_server_that_trains_on_the_hospitals_patches_was_not_measured(lines: list[Ranked]) -> None:
     fltrust = {"aggregation": {"rule": "fltrust"}}
     assert names(fltrust, lines)[0] is None

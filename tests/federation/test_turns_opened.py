@@ -23,13 +23,13 @@ REFUSED = {REFERENCE: np.full(8, 0.7), DEFENCE: np.array(1.0)}
 
 
 def opened(
-    norms: NDArray[np.float64], own: NDArray[np.float64], last: NDArray[np.float64] | None = None, **options: Any
+    norms: NDArray[np.float64], own: NDArray[np.float64], *last: NDArray[np.float64], **options: Any
 ) -> NDArray[np.float64]:
     """The weights (n,) of the sum that is opened where the defence was refused in the round before.
 
     norms: (n,) of the updates.
     own: (n,) the weights of the defence.
-    last: (clients,) the weights of the sum that was refused.
+    last: (clients,) the weights of each sum that was refused since the model last changed.
     """
     given = {
         "federation": {"clients": N + 2},
@@ -39,7 +39,7 @@ def opened(
         "data": {"root": {"patches": 8, "set_aside": 0.1}},
     }
     experiment = Experiment.model_validate(given | options)
-    trials = Trials(experiment, ROOT, REFUSED, {} if last is None else {"weights": last})
+    trials = Trials(experiment, ROOT, REFUSED, {"weights": np.array(last)} if last else {})
     rows = norms[:, None] * np.linalg.qr(np.random.default_rng(2).standard_normal((20, N)))[0].T
     updates, defence = ClearUpdates([rows.astype(np.float32)]), experiment.defence()
     judgement = defence.judge(defence.start(N + 2), updates, np.arange(2, N + 2), 1)
@@ -77,3 +77,42 @@ def test_two_sums_of_the_same_model_do_not_show_few_updates_either(without: int)
     np.testing.assert_allclose(opened(UNEQUAL, part), CUT if apart else part)
     last = np.concatenate([np.zeros(2), part])
     np.testing.assert_allclose(opened(UNEQUAL, EQUAL, last), CUT if apart else EQUAL)
+
+
+def test_who_is_away_had_an_update_in_the_sum_before() -> None:
+    """Both sums together would show the update of hospital 1, which has dropped out since."""
+    last = np.concatenate([[0, 0.1], CUT])
+    np.testing.assert_allclose(opened(UNEQUAL, EQUAL, last), EQUAL)
+    np.testing.assert_allclose(opened(UNEQUAL, EQUAL, last, privacy={"name": "shares"}), EQUAL)
+
+
+def test_no_sum_of_several_rounds_shows_few_updates() -> None:
+    """Each pair is far enough apart, but the two earlier sums and this one show a single update."""
+    first, second = (np.where(np.isin(np.arange(N), some), CUT, 0) for some in (np.arange(5), np.arange(5, 9)))
+    pairs = [opened(UNEQUAL, EQUAL, np.concatenate([[0, 0], each])) for each in (first, second)]
+    np.testing.assert_allclose(pairs, [CUT, CUT])
+    both = opened(UNEQUAL, EQUAL, *(np.concatenate([[0, 0], each]) for each in (first, second)))
+    np.testing.assert_allclose(both, EQUAL)
+
+
+def test_the_sums_of_a_model_are_remembered_until_it_changes() -> None:
+    experiment = Experiment.model_validate(
+        {
+            "federation": {"clients": N},
+            "learning": {"model": {"name": "cnn", "channels": [4, 4]}},
+            "trust": {"referee": {"openings": "in_turn"}},
+            "data": {"root": {"patches": 8, "set_aside": 0.1}},
+        }
+    )
+    trials, defence = Trials(experiment, ROOT, {}, {}), experiment.defence()
+    updates = ClearUpdates([np.eye(N, dtype=np.float32)])
+    judgement = defence.judge(defence.start(N), updates, np.arange(N), 1)
+    losses = iter([np.full(8, each) for each in (0.5, 9.0, 0.5, 9.0, 0.5, 0.4)])
+    trials._model.losses = lambda _: next(losses)  # type: ignore[method-assign]
+    assert judgement.decision is not None
+    aggregated = defence.pipeline.carry_out(judgement.decision, updates)
+    for held in (1, 2):
+        assert trials.judged(aggregated, judgement, np.zeros(1), np.zeros(1)).refused
+        assert trials.opened["weights"].shape == (held, N)
+    assert not trials.judged(aggregated, judgement, np.zeros(1), np.zeros(1)).refused
+    assert trials.opened == {}

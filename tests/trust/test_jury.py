@@ -28,17 +28,17 @@ def cast(*rows: list[float]) -> np.ndarray:
 
 def test_the_hypothesis_with_the_largest_gain_replaces_the_defence() -> None:
     votes = np.random.default_rng(0).normal(0.1, 0.01, (10, 2, 2)) * np.array([[[1.0], [2.0]]])
-    found = Jury().poll(["mean", "rest"], votes)
+    found = Jury().poll(["mean", "rest"], votes, len(votes))
     assert found.chosen == "rest" and found.voters == (10, 10)
     for index, name in enumerate(("mean", "rest")):
         middles = [np.median(votes[:, index, label]) for label in range(2)]
         assert found.gains[name] == pytest.approx(np.mean(middles))
-    assert Jury().poll(["mean", "rest"], -votes).chosen == DEFENCE
+    assert Jury().poll(["mean", "rest"], -votes, len(votes)).chosen == DEFENCE
 
 
 def test_every_label_counts_the_same_however_many_vote_about_it() -> None:
     votes = cast(*[[0.1, NOBODY]] * 3, *[[0.1, -0.3]] * 7)
-    found = Jury().poll(["mean"], votes)
+    found = Jury().poll(["mean"], votes, len(votes))
     assert (found.chosen, found.voters) == (DEFENCE, (10, 7)) and found.gains["mean"] == pytest.approx(-0.1)
 
 
@@ -46,7 +46,7 @@ def test_every_label_counts_the_same_however_many_vote_about_it() -> None:
 def test_a_label_with_votes_of_which_half_may_be_lies_stops_the_jury(voters: int, decided: bool) -> None:
     """Of twenty hospitals, six may be malicious."""
     votes = cast(*[[0.1, 0.1]] * voters, *[[0.1, NOBODY]] * (20 - voters))
-    found = Jury().poll(["mean"], votes)
+    found = Jury().poll(["mean"], votes, len(votes))
     assert found.voters == (20, voters)
     assert (found.chosen, found.gains != {}) == (("mean", True) if decided else (DEFENCE, False))
 
@@ -60,13 +60,13 @@ def test_no_lie_moves_a_gain_out_of_the_range_of_honest_votes(seed: int) -> None
     liars = draw.permutation(20)[:6]
     honest = np.delete(votes, liars, axis=0)
     votes[liars] = draw.choice([-EXTREME, EXTREME, 0.0, np.inf, np.nan, 1e300], (6, 2, 2))
-    found = Jury().poll(["mean", "rest"], votes)
+    found = Jury().poll(["mean", "rest"], votes, len(votes))
     for index, gain in enumerate(found.gains.values()):
         assert np.nanmin(honest[:, index], axis=0).mean() <= gain <= np.nanmax(honest[:, index], axis=0).mean()
 
 
 def test_nothing_to_vote_on_leaves_the_defence() -> None:
-    assert Jury().poll([], np.empty((5, 0, 2))).chosen == DEFENCE
+    assert Jury().poll([], np.empty((5, 0, 2)), 5).chosen == DEFENCE
 
 
 def test_liars_vote_about_every_label_against_what_helps_and_for_what_harms() -> None:
@@ -74,22 +74,49 @@ def test_liars_vote_about_every_label_against_what_helps_and_for_what_harms() ->
     votes = {client: np.array([good, bad]) for client in range(5)}
     votes[3] = np.array([[NOBODY, -0.1], [NOBODY, -0.2]])
     before = {client: each.copy() for client, each in votes.items()}
-    told = with_lies(votes, [1, 3])
+    told = with_lies(votes, [1, 3], 3)
     assert list(told) == list(range(5))
     for client in (0, 2, 4):
         np.testing.assert_array_equal(told[client], before[client])
     for client in (1, 3):
         np.testing.assert_array_equal(told[client], [[-EXTREME] * 2, [EXTREME] * 2])
-    np.testing.assert_array_equal(with_lies(votes, [])[3], before[3])
-    assert with_lies({}, [1]) == {}
+    np.testing.assert_array_equal(with_lies(votes, [], 3)[3], before[3])
+    assert with_lies({}, [1], 3) == {}
+
+
+@pytest.mark.parametrize(("honest", "chosen"), [(12, DEFENCE), (13, "mean")])
+def test_liars_do_not_vote_where_that_ends_the_jury(honest: int, chosen: str) -> None:
+    """Of twenty hospitals, six may be malicious: twelve honest votes about a label are too few alone."""
+    votes = {client: np.full((1, 2), 0.1) for client in range(20)}
+    for client in range(honest, 14):
+        votes[client][:, 1] = NOBODY
+    told = with_lies(votes, range(14, 20), Jury().needed(20))
+    assert np.isnan(told[19]).all() == (honest == 12)
+    found = Jury().poll(["mean"], np.stack(list(told.values())), 20)
+    assert found.chosen == chosen
+    assert Jury().poll(["mean"], np.stack(list(votes.values())), 20).chosen == "mean"  # had they voted honestly
+
+
+def test_liars_that_can_choose_the_model_do_vote() -> None:
+    votes = {client: np.full((1, 2), -0.1) for client in range(20)}
+    for client in range(7, 12):
+        votes[client][:, 1] = NOBODY
+    told = with_lies(votes, range(12, 20), Jury().needed(20))
+    assert Jury().poll(["mean"], np.stack(list(told.values())), 20).chosen == "mean"
+
+
+def test_all_malicious_hospitals_may_be_among_the_few_that_are_there() -> None:
+    votes = np.full((6, 1, 2), 0.1)
+    assert Jury().poll(["mean"], votes, 6).chosen == "mean"
+    assert Jury().poll(["mean"], votes, 20).chosen == DEFENCE
 
 
 def test_a_majority_that_lies_is_believed() -> None:
     """So a jury does harm with more malicious hospitals than it allows for."""
     votes = {client: np.full((1, 2), 0.1) for client in range(10)}
     for liars, chosen in ((3, "mean"), (6, DEFENCE)):
-        told = with_lies(votes, range(liars))
-        assert Jury().poll(["mean"], np.stack(list(told.values()))).chosen == chosen
+        told = with_lies(votes, range(liars), 7)
+        assert Jury().poll(["mean"], np.stack(list(told.values())), 10).chosen == chosen
 
 
 def test_a_hospital_votes_by_labels_of_which_it_has_enough() -> None:
@@ -122,6 +149,7 @@ def test_a_vote_is_how_much_less_is_lost_at_the_patches_of_a_label() -> None:
         ({"trust": {"jury": {}, "referee": {}}, "data": {"root": {"set_aside": 0.05}}}, r"trust\.jury.*not both"),
         ({"trust": {"jury": {}}, "privacy": "shares", "aggregation": {"rule": "mean"}}, r"trust\.jury.*one sum"),
         ({"trust": {"jury": {}}, "privacy": "masked", "aggregation": {"rule": "mean"}}, r"trust\.jury.*one sum"),
+        ({"trust": {"jury": {}}, "privacy": "grouped", "aggregation": {"rule": "mean"}}, r"trust\.jury.*groups"),
     ],
 )
 def test_what_a_jury_cannot_do_is_refused(options: dict[str, Any], says: str) -> None:
