@@ -43,7 +43,7 @@ def outcome(cell: Cell, at_chance: Collection[int] = ()) -> FinishedRun:
     if cell.attack == "patch":
         figures["attack_success"] = SUCCESS[cell.defence] + 0.02 * (cell.seed == 12)
     if cell.attack == "oracle":
-        figures["baseline/patch"] = 0.10
+        figures["baseline/1"] = 0.10
     if cell.attack not in ("oracle", "nobody"):
         figures |= {"detection_auroc": 0.5 if cell.attack == "weak" else 1.0, "rounds_to_eject": 3.0, "ejected": 1.0}
     figures |= {"honest_ejected": 0.0, "rarest_ejected": 0.0}

@@ -45,7 +45,7 @@ def test_the_guide_has_every_figure_of_a_cell(run: RecordedRun) -> None:
     shown = {name.removeprefix("cell/") for name in NAMES if name.startswith("cell/")}
     assert found.keys() <= shown
     assert {name for name in performance(run.evaluations) if f"test/{name}" not in NAMES} <= shown
-    assert all(name.startswith("baseline/") for name in baselines(run.evaluations, ["patch"]))
+    assert all(name.startswith("baseline/") for name in baselines(run.evaluations))
     assert "cell/baseline/ATTACK" in NAMES
 
 

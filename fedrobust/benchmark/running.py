@@ -19,6 +19,7 @@ from fedrobust.draft import Draft
 from fedrobust.errors import ExperimentError, FederationError, Problem
 from fedrobust.federation.pool import Pool
 from fedrobust.matrices.grid import ORACLE, Cell
+from fedrobust.matrices.measures import base_rates
 from fedrobust.matrices.running import CellDone, measured
 from fedrobust.private import private_files
 from fedrobust.records.versions import versions
@@ -30,7 +31,6 @@ TOLERANCE = 0.05
 """Accuracies of a cell that differ by at most this agree: other CPUs round sums differently, see docs/benchmark.md."""
 OF_SUCCESS = 0.15
 """The same for the success of a trigger, which few patches decide, and a small difference of the model."""
-BASELINE = "baseline/"
 
 
 @private_files()
@@ -55,14 +55,15 @@ def run_entry(
     planned = _planned(entry, suite)
     cells, controls = suite.cells(quick), suite.controls(quick)
     found = _made(planned, planned.chosen(cells, controls), watch or Unwatched(), None, teams, pool)
+    cell_of = partial(_cell, planned.grid.triggers)
     row = BenchmarkRow(
         suite=suite.name,
         digest=suite.digest,
         quick=quick,
         entry=RowEntry(name=entry.name, options=dict(entry.options), code=dict(entry.code)),
         versions=versions(),
-        controls=tuple(map(_cell, controls, found[: len(controls)])),
-        cells=tuple(map(_cell, cells, found[len(controls) :])),
+        controls=tuple(map(cell_of, controls, found[: len(controls)])),
+        cells=tuple(map(cell_of, cells, found[len(controls) :])),
     )
     reasons = Counter(each.failed for each in row.cells if each.failed)
     if reasons.total() == len(row.cells):
@@ -117,7 +118,7 @@ def verify(
     with TemporaryDirectory() as folder:
         found = _made(planned, runs, watch or Unwatched(), Path(folder), teams, pool)
     return [
-        Reproduced(defence, claimed, _cell(claimed.key, run))
+        Reproduced(defence, claimed, _cell(planned.grid.triggers, claimed.key, run))
         for (defence, claimed), run in zip(sample, found, strict=True)
     ]
 
@@ -199,16 +200,15 @@ def _made(
         return [study.finished.by_digest[each.digest] for each in runs]
 
 
-def _cell(key: CellKey, run: FinishedRun) -> MeasuredCell:
+def _cell(triggers: Sequence[str], key: CellKey, run: FinishedRun) -> MeasuredCell:
     if run.failed or "balanced_accuracy" not in run.figures:
         return MeasuredCell(**key._asdict(), failed=run.failed or "the run has no balanced accuracy")
     oracle = key.attack == ORACLE
-    rates = {name.removeprefix(BASELINE): rate for name, rate in run.figures.items() if name.startswith(BASELINE)}
     return MeasuredCell(
         **key._asdict(),
         accuracy=run.figures["balanced_accuracy"],
         success=None if oracle else run.figures.get("attack_success"),
         classes=int(run.figures["classes"]) if oracle else None,
-        base_rates=rates,
+        base_rates=base_rates(run.figures, triggers),
         seconds=run.seconds if math.isfinite(run.seconds) else None,
     )

@@ -190,7 +190,13 @@ class MatrixPlan:
     @property
     def backdoors(self) -> list[str]:
         """Return the names of the attacks that plant a backdoor."""
-        return list(dict.fromkeys(name for name, _ in self._triggers))
+        return [name for name in dict.fromkeys(self.triggers) if name in self.attacks]
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """Return the name of the backdoor of each trigger that is tested on the oracle, in order. Those that `only`
+        leaves out are among them, so that the oracle is the same with them."""
+        return tuple(name for name, _ in self._triggers)
 
     @property
     def rounds(self) -> dict[str, int]:
@@ -233,7 +239,7 @@ class MatrixPlan:
         label = f"{defence} | {attack} | {setting} | seed {seed}"
         of: dict[str, Any] = {"setting": setting, "attack": attack, "defence": defence, "phase": phase}
         of |= {"seed": seed, "label": label, "tags": {**of, "seed": str(seed)}}
-        triggers = tuple(name for name, _ in self._triggers) if attack == ORACLE else ()
+        triggers = self.triggers if attack == ORACLE else ()
         try:
             composed = self._composer.run(
                 self._composed(setting, attack, defence), f"{label} | {self.matrix.name}", seed
@@ -251,7 +257,7 @@ class MatrixPlan:
             draft = self._composer.changed(draft, self.defences[defence], "defences", defence)
             self._defended[setting, defence] = draft
         sized = {"attacks": self._sized(setting, attack)}
-        origin = self._composer.entry("attacks", attack) if attack in self.attacks else attack
+        origin = self._composer.entry("attacks", attack) if attack in self.matrix.attacks else attack
         return self._defended[setting, defence].changed(sized, origin)
 
     def _sized(self, setting: str, attack: str) -> list[Any]:
@@ -261,7 +267,7 @@ class MatrixPlan:
         fraction = float(self.settings[setting]["fraction"])
         if attack == ORACLE:  # the backdoors are not planted; only their triggers are tested
             return [{"name": "absent", "fraction": fraction}, *({**each, "count": 0} for _, each in self._triggers)]
-        many = _listed(self.attacks[attack])
+        many = _listed(self.matrix.attacks[attack])
         if len(many) == 1:
             return [{**many[0], "fraction": fraction}]
         total = self._malicious[setting]
@@ -282,15 +288,22 @@ class MatrixPlan:
 
                 return mistakes.attempt(make, f"{setting}, {attack}, {defence}")
 
+            def alone(attack: str, setting: str = setting) -> Experiment:
+                return self._composed(setting, attack, self.matrix.control).checked(Experiment)
+
             if (oracle := experiment(ORACLE, self.matrix.control)) is None:
                 continue
             self._malicious[setting] = oracle.attacks[0].attackers(oracle.federation.clients)
             self._oracles[setting] = oracle
             for defence in self.defences:
                 experiment(NOBODY, defence)
-            for attack in self.attacks:
-                if (made := experiment(attack, self.matrix.control)) is not None:
-                    many = zip(made.attacks, _listed(self.attacks[attack]), strict=True)
+            for attack in self.matrix.attacks:  # the oracle has all triggers, whatever `only` says
+                try:
+                    made = experiment(attack, self.matrix.control) if attack in self.attacks else alone(attack)
+                except ExperimentError:
+                    continue
+                if made is not None:
+                    many = zip(made.attacks, _listed(self.matrix.attacks[attack]), strict=True)
                     planted = [(attack, each) for built, each in many if isinstance(built, Backdoor)]
                     self._triggers += [pair for pair in planted if pair not in self._triggers]
         mistakes.refuse()

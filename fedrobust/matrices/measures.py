@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +16,8 @@ JUDGED = range(11, 21)
 FOR_GOOD = 15
 """A hospital in quarantine for the last so many rounds counts as permanently ejected."""
 
+BASELINE = "baseline/"
+"""Of the names of figures of the oracle: how often a trigger succeeds."""
 _ATTACK = {"attack/success_rate": "attack_success", "attack/raw_rate": "attack_raw"}
 
 
@@ -30,20 +33,31 @@ def performance(evaluations: Iterable[EvaluationRecord]) -> dict[str, float]:
     return {name: means[metric] for metric, name in names.items() if metric in means}
 
 
-def baselines(evaluations: Iterable[EvaluationRecord], triggers: Sequence[str]) -> dict[str, float]:
-    """Return `baseline/<attack>`: how often the triggers of backdoors succeed although no backdoor was planted.
+def baselines(evaluations: Iterable[EvaluationRecord]) -> dict[str, float]:
+    """Return `baseline/<index>`: how often each trigger of the oracle's attacks succeeds although no backdoor was
+    planted.
 
     evaluations: the records of the evaluated rounds of the oracle.
-    triggers: names of the attacks after the first one of the experiment; for a name with several triggers, the most
-        successful one counts.
     """
-    figures = [evaluation.triggers for evaluation in evaluations]
+    rates = defaultdict[int, list[float]](list)
+    for evaluation in evaluations:
+        for index, figures in evaluation.triggers.items():
+            if (rate := figures.get("success_rate")) is not None:
+                rates[index].append(rate)
+    return {f"{BASELINE}{index}": float(np.mean(each)) for index, each in sorted(rates.items())}
+
+
+def base_rates(figures: Mapping[str, float], triggers: Sequence[str]) -> dict[str, float]:
+    """Return how often the triggers of each backdoor succeed on the oracle: of several, the most successful one.
+
+    figures: of the oracle, see `baselines`.
+    triggers: the names of the backdoors, one for each of the oracle's attacks after the first. They are not part of its
+        experiment, so they may have changed since it was run.
+    """
     found: dict[str, float] = {}
     for index, attack in enumerate(triggers, start=1):
-        rates = [rate for by_place in figures if (rate := by_place.get(index, {}).get("success_rate")) is not None]
-        if rates:
-            name = f"baseline/{attack}"
-            found[name] = max(float(np.mean(rates)), found.get(name, 0.0))
+        if (rate := figures.get(f"{BASELINE}{index}")) is not None:
+            found[attack] = max(rate, found.get(attack, 0.0))
     return found
 
 

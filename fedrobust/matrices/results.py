@@ -13,6 +13,7 @@ from fedrobust.intervals import Estimate, mean_interval
 from fedrobust.matrices import statistics
 from fedrobust.matrices.gaps import FEW, incomplete, lacking, no_interval, why_not
 from fedrobust.matrices.grid import NOBODY, ORACLE, Cell
+from fedrobust.matrices.measures import base_rates
 from fedrobust.matrices.statistics import BySeed
 from fedrobust.metrics.chance import at_chance
 from fedrobust.texts import enumerated, visible
@@ -71,15 +72,13 @@ def table_of(cells: Sequence[Cell], runs: Mapping[str, FinishedRun]) -> Any:
             line["failed"] = visible(run.failed, keep="\n")
         lines.append({"seconds": math.nan, "run_id": "", "failed": ""} | line)
     table = pd.DataFrame(lines)
-    oracles = {
-        (cell.setting, cell.seed): runs[cell.digest].figures
-        for cell in cells
-        if cell.attack == ORACLE and cell.digest in runs
-    }
-    lines_of = [(oracles.get((line.setting, line.seed), {}), line.attack) for line in table.itertuples()]
-    table["oracle"] = [oracle.get("balanced_accuracy", math.nan) for oracle, _ in lines_of]
+    made = {(cell.setting, cell.seed): cell for cell in cells if cell.attack == ORACLE and cell.digest in runs}
+    oracles = {key: runs[cell.digest].figures for key, cell in made.items()}
+    rates = {key: base_rates(oracles[key], cell.triggers) for key, cell in made.items()}
+    keys = [((line.setting, line.seed), line.attack) for line in table.itertuples()]
+    table["oracle"] = [oracles.get(key, {}).get("balanced_accuracy", math.nan) for key, _ in keys]
     table["chance"] = 1.0 / table["classes"]
-    table["baseline_success"] = [oracle.get(f"baseline/{attack}", math.nan) for oracle, attack in lines_of]
+    table["baseline_success"] = [rates.get(key, {}).get(attack, math.nan) for key, attack in keys]
     table["robustness"] = [
         statistics.robustness(line.balanced_accuracy, line.oracle, int(line.classes))
         if math.isfinite(line.balanced_accuracy) and math.isfinite(line.oracle)
@@ -285,7 +284,8 @@ def harmless(table: Any, setting: str, control: str, backdoors: Iterable[str] = 
     Only seeds on which the control has learnt something without attack count: where it has not, nothing can be said.
     """
     own = table[(table["setting"] == setting) & (table["defence"] == control)]
-    chances = dict(zip(own["seed"], own["chance"], strict=True))
+    known = own[own["chance"].notna()]
+    chances = dict(zip(known["seed"], known["chance"], strict=True))
     nobody = {seed: value for seed, value in _nobody(own, control).items() if not at_chance(value, chances[seed])}
     accuracies, gains = (attacks_by_seed(own, control, name, "screening") for name in ("balanced_accuracy", "gain"))
     found = []

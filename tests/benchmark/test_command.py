@@ -18,7 +18,7 @@ from fedrobust.cli import main
 
 @pytest.fixture
 def suite(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
-    monkeypatch.delitem(sys.modules, "own_rule", raising=False)
+    sys.modules.pop("own_rule", None)
     Path("own_rule.py").write_text(OWN)
     suite = write_suite(workplace)
     for entry in ("median", "own_rule:Equal"):
@@ -130,7 +130,7 @@ def test_other_code_is_not_verified(
     suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And not imported: it would be run."""
-    monkeypatch.delitem(sys.modules, "own_rule", raising=False)
+    sys.modules.pop("own_rule", None)
     Path("own_rule.py").write_text("raise SystemExit('imported')\n")
     assert ended(monkeypatch, "--verify own_rule_Equal.json --suite tiny.yaml") == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -13,6 +13,8 @@ from refused import check, refused
 from fedrobust.attacks import draw_attackers
 from fedrobust.errors import DataError, ExperimentError, Origin
 from fedrobust.matrices import Matrix, MatrixPlan, load_matrix
+from fedrobust.studies.editions import other_runs
+from fedrobust.studies.finished import FinishedRun
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 
@@ -95,6 +97,29 @@ def test_several_attacks_share_the_hospitals_and_the_oracle_tries_all_triggers()
         ("patch_backdoor", None, 0),
     ]
     assert oracle.experiment.aggregation.rule.name == "mean"
+
+
+def others(before: MatrixPlan, now: MatrixPlan) -> list[str]:
+    """Finished cells of another edition, if a matrix was run to its end, and is started with other options."""
+    made = [FinishedRun(cell.digest, cell.label) for cell in [*before.controls(), *before.screening()]]
+    planned = [cell for cell in [*now.controls(), *now.screening()] if cell.attack != "oracle"]
+    return [run.label for run in other_runs(made, planned)]
+
+
+def test_only_changes_no_cell() -> None:
+    whole, some = load_matrix("matrix.yaml"), load_matrix("matrix.yaml", ["only.attacks=[flip]"])
+    assert others(whole, some) == others(some, whole) == []
+    assert (some.triggers, some.backdoors) == (("patch", "both"), [])
+    oracles = [{cell.digest for cell in grid.controls() if cell.attack == "oracle"} for grid in (whole, some)]
+    assert oracles[0] == oracles[1]
+
+
+def test_one_more_backdoor_changes_the_oracle_and_no_other_cell() -> None:
+    before, now = load_matrix("matrix.yaml"), load_matrix("matrix.yaml", ["attacks.dba={name: dba, target: 0}"])
+    assert others(before, now) == []
+    assert others(before, load_matrix("matrix.yaml", ["settings.few.fraction=0.3"])) != []
+    digests = {cell.digest for cell in before.controls()}
+    assert {cell.attack for cell in now.controls() if cell.digest not in digests} == {"oracle"}
 
 
 def test_options_by_dotted_path_and_overrides() -> None:

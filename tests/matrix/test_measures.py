@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedrobust.matrices.measures import baselines, detection, performance, rarest
+from fedrobust.matrices.measures import base_rates, baselines, detection, performance, rarest
 from fedrobust.records import EvaluationRecord, RoundRecord
 
 COUNTS = np.array([[30, 30], [40, 2], [5, 50], [20, 20], [60, 5]])
@@ -31,14 +31,17 @@ def test_performance_is_the_mean_over_the_evaluated_rounds() -> None:
     assert performance(rounds) == pytest.approx({"balanced_accuracy": 0.7, "auroc": 0.7, "attack_success": 0.3})
 
 
-def test_baselines_are_named_after_the_attacks_behind_the_first() -> None:
+def test_base_rates_are_those_of_the_attacks_behind_the_first_under_their_present_names() -> None:
     rounds = [
         evaluation(1, triggers={str(place): {"success_rate": rate} for place, rate in ((1, 0.1), (2, 0.3), (3, 0.05))}),
         evaluation(2, triggers={str(place): {"success_rate": rate} for place, rate in ((1, 0.3), (2, 0.5), (3, 0.05))}),
     ]
-    found = baselines(rounds, ["patch", "both", "both"])
-    assert found == pytest.approx({"baseline/patch": 0.2, "baseline/both": 0.4})
-    assert baselines([evaluation(1)], ["patch"]) == {}
+    found = baselines(rounds)
+    assert found == pytest.approx({"baseline/1": 0.2, "baseline/2": 0.4, "baseline/3": 0.05})
+    assert base_rates(found, ["patch", "both", "both"]) == pytest.approx({"patch": 0.2, "both": 0.4})
+    assert base_rates(found, ["one", "two", "patch"]) == pytest.approx({"one": 0.2, "two": 0.4, "patch": 0.05})
+    assert baselines([evaluation(1)]) == {}
+    assert base_rates({}, ["patch"]) == {}
 
 
 def test_suspicions_are_judged_over_rounds_eleven_to_twenty() -> None:

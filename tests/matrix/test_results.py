@@ -58,6 +58,26 @@ def test_each_cell_is_measured_by_the_oracle_of_its_seed(table: Any) -> None:
     assert math.isnan(line(table, attack="flip", defence="mean", seed=1).gain)
 
 
+def test_a_backdoor_with_another_name_keeps_the_base_rate_of_its_trigger(cells: list[Cell]) -> None:
+    runs = {cell.digest: outcome(cell) for cell in cells}
+    text = Path("matrix.yaml").read_text()
+    assert "patch:" in text
+    Path("matrix.yaml").write_text(text.replace("patch:", "square:"))
+    renamed = load_matrix("matrix.yaml")
+    again = table_of([*renamed.controls(), *renamed.screening()], runs)
+    found = line(again, attack="square", defence="mean", seed=1)
+    assert (found.baseline_success, found.gain) == pytest.approx((0.10, 0.85))
+
+
+def test_a_cell_without_figures_makes_no_attack_harmless(cells: list[Cell], grid: MatrixPlan) -> None:
+    """The control has learnt nothing on its seed, whatever becomes of later cells."""
+    runs = {cell.digest: outcome(cell, at_chance=[1]) for cell in cells}
+    assert harmless(table_of(cells, runs), "here", "mean", grid.backdoors) == []
+    last = [cell for cell in cells if cell.defence == "mean" and cell.seed == 1][-1]
+    del runs[last.digest]
+    assert harmless(table_of(cells, runs), "here", "mean", grid.backdoors) == []
+
+
 def test_every_attack_is_screened_and_the_worst_of_each_defence_come_back(grid: MatrixPlan, table: Any) -> None:
     values = screened(table, "here")
     assert list(values.index) == ["mean", "median"]
