@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,7 +113,7 @@ def sweep(
     direction: Literal["maximize", "minimize"] | None = None,
     storage: str = STORAGE,
     teams: int | None = None,
-    out: Path | None = None,
+    out: str | PathLike[str] | None = None,
     anyway: bool = False,
     progress: Shown = None,
     **options: Any,
@@ -139,7 +139,7 @@ def sweep(
     direction: whether the objective is maximized (the default) or minimized.
     storage: address of the Optuna storage.
     teams: how many runs at a time, by default as many as fit.
-    out: folder of tables and pictures, by default below `mlruns/sweep`.
+    out: folder of tables and pictures, by default below `mlruns/sweeps`.
     anyway: go on even if nothing is learnt.
     progress: as in `fedrobust.run`.
     options: all others of a sweep file, e.g. `trials`, `seeds`, `attacks`, `sampler`, `pruner`, `fresh`, `name`; for
@@ -153,6 +153,7 @@ def sweep(
     """
     from fedrobust.tuning.running import run_sweep  # with optuna; a run needs none of it
 
+    out = _checked(teams, out, storage)
     score = objective if callable(objective) else None
     if space is None:
         given = {"objective": None if score else objective, "direction": direction, **options}
@@ -165,9 +166,14 @@ def sweep(
         if isinstance(experiment, Mapping):
             raise ExperimentError(Problem("a mapping is a sweep, and has its own", "space"))
         experiment = _experiment(experiment, overrides)
-        first = {"metric": SCORE if score else objective or "test/balanced_accuracy"}
+        if "objectives" in options and (direction is not None or isinstance(objective, str)):
+            raise ExperimentError(Problem("give these, or `objective` and `direction`", "objectives"))
+        first = {"metric": SCORE if score else "test/balanced_accuracy" if objective is None else objective}
         first |= {} if direction is None else {"direction": direction}
         plan = load_sweep({"experiment": experiment, "objectives": [first], "space": space, **options})
+    if score and SCORE not in [each.metric for each in plan.sweep.objectives]:
+        reason, hint = f"none of the objectives is the metric '{SCORE}', which a function makes", "metric: score"
+        raise ExperimentError(Problem(reason, "objective", hint=hint))
     with _watching(progress, SweepProgress) as watch, _team(watch.say, teams) as pool:
         return run_sweep(plan, watch, storage=storage, teams=teams, out=out, pool=pool, score=score, anyway=anyway)
 
@@ -178,7 +184,7 @@ def matrix(
     *,
     quick: bool = False,
     teams: int | None = None,
-    out: Path | None = None,
+    out: str | PathLike[str] | None = None,
     anyway: bool = False,
     progress: Shown = None,
 ) -> MatrixResult:
@@ -194,7 +200,7 @@ def matrix(
     """
     from fedrobust.matrices.running import run_matrix
 
-    plan = load_matrix(file, overrides, quick)
+    out, plan = _checked(teams, out), load_matrix(file, overrides, quick)
     with _watching(progress, MatrixProgress) as watch, _team(watch.say, teams) as pool:
         return run_matrix(plan, watch, teams=teams, out=out, pool=pool, anyway=anyway)
 
@@ -205,7 +211,7 @@ def duel(
     *,
     storage: str = STORAGE,
     teams: int | None = None,
-    out: Path | None = None,
+    out: str | PathLike[str] | None = None,
     anyway: bool = False,
     progress: Shown = None,
 ) -> DuelResult:
@@ -220,7 +226,7 @@ def duel(
     """
     from fedrobust.duels.running import run_duel
 
-    plan = load_duel(file, overrides)
+    out, plan = _checked(teams, out, storage), load_duel(file, overrides)
     with _watching(progress, partial(DuelProgress, turns=len(plan.turns))) as watch, _team(watch.say, teams) as pool:
         return run_duel(plan, watch, storage=storage, teams=teams, out=out, pool=pool, anyway=anyway)
 
@@ -304,6 +310,24 @@ def _watching(progress: Shown, bar: Callable[[Any], AbstractContextManager[Any]]
             yield visible
     else:
         yield Unwatched()
+
+
+def _checked(teams: object, out: object, storage: object = STORAGE) -> Path | None:
+    """Return the folder `out`. Raises `ExperimentError` if an argument is not what it has to be."""
+    if teams is not None and (isinstance(teams, bool) or not isinstance(teams, int) or teams < 1):
+        raise ExperimentError(Problem("expected a number of at least 1, or None", "teams", shown(teams)))
+    if not isinstance(storage, str):
+        raise ExperimentError(Problem("expected the address of an Optuna storage", "storage", shown(storage)))
+    if out is None:
+        return None
+    if (
+        not isinstance(out, (str, PathLike))
+        or not isinstance(fspath(out), str)
+        or not fspath(out)
+        or "\0" in fspath(out)
+    ):
+        raise ExperimentError(Problem("expected the path of a folder", "out", shown(out)))
+    return Path(out)
 
 
 @contextmanager

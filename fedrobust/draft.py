@@ -17,7 +17,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from fedrobust.errors import ExperimentError, Origin, Problem
 from fedrobust.users_code import looking_beside
 from fedrobust.validation import dotted, has, kind, plain, problems_of, short, shown
-from fedrobust.yaml_tree import read_tree, read_value, unshared
+from fedrobust.yaml_tree import DEEPEST, read_tree, read_value, unshared
 
 Keys = tuple[str | int, ...]
 Changes = Mapping[str, Any] | Iterable[str]
@@ -25,6 +25,8 @@ Changes = Mapping[str, Any] | Iterable[str]
 ByPath = Mapping[str, Collection[str]]
 """The mappings whose keys are dotted paths: where, e.g. `settings.*` → words that may stand behind such a path."""
 ModelT = TypeVar("ModelT", bound=BaseModel)
+LONGEST_INDEX = 19
+"""Digits: a longer number is a name, and no place in a list."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ def _keys(tree: CommentedMap, path: str, by_path: ByPath) -> list[str | int]:
         if not known and not has(node, left[0]) and (last := _last_words(by_path, keys)) is not None:
             length = len(left) - 1 if len(left) > 1 and left[-1] in last else len(left)
         key, left = ".".join(left[:length]), left[length:]
-        keys.append(int(key) if key.isdecimal() else key)
+        place = key.isdecimal() and len(key) < LONGEST_INDEX and (not isinstance(node, Mapping) or int(key) in node)
+        keys.append(int(key) if place else key)
         node = node[keys[-1]] if has(node, keys[-1]) else None
     return keys
 
@@ -197,7 +200,7 @@ def _child(node: Any, keys: Sequence[str | int], origin: Origin) -> Any:
     if isinstance(node, MutableSequence):
         if not isinstance(key, int) or key >= len(node):
             reason = f"the list has {len(node)} entries, counted from 0"
-            raise ExperimentError(Problem(reason, dotted(outer), found=f"'{key}'").at(origin))
+            raise ExperimentError(Problem(reason, dotted(outer), found=short(f"'{key}'")).at(origin))
         return node[key]
     return node.get(key)
 
@@ -227,17 +230,24 @@ def _lines(tree: CommentedMap, keys: Sequence[str | int]) -> list[int]:
     return lines
 
 
-def _as_tree(value: Any, path: str = "") -> Any:
+def _as_tree(value: Any, path: str = "", depth: int = 0) -> Any:
     """Return a value made in Python as it would be in a file: objects of options as mappings, paths as texts.
 
-    path: its dotted path. Raises `ExperimentError` for a set, whose order differs from process to process.
+    path: its dotted path.
+    depth: how many mappings and lists it is in.
+
+    Raises `ExperimentError` for a set, whose order differs from process to process, and if it is too deep.
     """
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", serialize_as_any=True)
-    if isinstance(value, Mapping):
-        return {key: _as_tree(each, f"{path}.{key}" if path else str(key)) for key, each in value.items()}
-    if isinstance(value, (list, tuple, range)):
-        return [_as_tree(each, f"{path}.{position}") for position, each in enumerate(value)]
+    if isinstance(value, (Mapping, list, tuple, range)):
+        if depth == DEEPEST:
+            raise ExperimentError(Problem("too deeply nested", short(path)))
+        if isinstance(value, Mapping):
+            return {
+                key: _as_tree(each, f"{path}.{key}" if path else str(key), depth + 1) for key, each in value.items()
+            }
+        return [_as_tree(each, f"{path}.{position}", depth + 1) for position, each in enumerate(value)]
     if isinstance(value, Set):
         raise ExperimentError(Problem("expected a list, because a set has no order", path, shown(value)))
     if isinstance(value, np.ndarray) and value.ndim:

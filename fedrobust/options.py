@@ -91,7 +91,8 @@ class Options(BaseModel):
 
         Raises `ExperimentError`, also for a dotted path; for those see `Experiment.changed`.
         """
-        for name in update or ():
+        update = {str(name): value for name, value in (update or {}).items()}
+        for name in update:
             if name not in type(self).model_fields and "." in name:
                 problem = Problem("no field", name, hint="for a dotted path: experiment.changed({…})")
                 raise ExperimentError(problem.at(Origin(text=type(self).__name__)))

@@ -39,8 +39,10 @@ class Session:
         if isinstance(workers, bool) or not isinstance(workers, (int, Mapping, Workers, type(None))):
             problem = Problem("expected a number of client actors, or options of `workers`", "workers", repr(workers))
             raise ExperimentError(problem)
-        given = {"count": workers} if isinstance(workers, int) else workers or {}
-        self._workers = given if isinstance(given, Workers) else Workers(**given)
+        given: Any = {"count": workers} if isinstance(workers, int) else workers or {}
+        if not isinstance(given, Workers):
+            given = Workers(**{str(key): value for key, value in given.items()})
+        self._workers: Workers = given
         self._shelf, self._lock = Shelf(), threading.Lock()
         self._stack, self._actors = ExitStack(), ExitStack()
         self._pool: Pool | None = None

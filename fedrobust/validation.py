@@ -18,6 +18,8 @@ _TYPES = {
     "string_type": "a text",
 }
 _LISTS = (list, tuple)
+KEY = "[key]"
+"""What pydantic adds to the keys of an error that is about a key itself."""
 _SHOWN = (str, int, float, complex, bytes, type(None), Mapping, *_LISTS)
 
 
@@ -31,7 +33,8 @@ def problems_of(error: ValidationError, values: Any, origin: Callable[..., Origi
     expected: dict[Problem, list[str]] = {}
     items = list(map(dict[str, Any], error.errors()))
     for item in items:
-        if item["type"] == "too_short" and any(item["loc"] == each["loc"][:-1] for each in items):
+        below = (each["loc"][: len(item["loc"])] for each in items if len(each["loc"]) > len(item["loc"]))
+        if item["type"] == "too_short" and item["loc"] in below:
             continue  # a second error about a list whose entries are wrong
         keys, node = _located(item, values)
         problem, text = _reason(item, node)
@@ -79,7 +82,12 @@ def shown(value: Any) -> str:
     if isinstance(value, BaseModel) or not isinstance(value, _SHOWN):
         name = type(value).__name__
         return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
-    return f"a {kind(value)}" if isinstance(value, (Mapping, *_LISTS)) else short(repr(plain(value)))
+    if isinstance(value, (Mapping, *_LISTS)):
+        return f"a {kind(value)}"
+    try:
+        return short(repr(plain(value)))
+    except ValueError:  # a whole number of thousands of digits
+        return "a number that is too large"
 
 
 def short(text: str) -> str:
@@ -122,6 +130,8 @@ def _reason(error: Mapping[str, Any], node: Any) -> tuple[Problem, str]:
         scalar = node is not None and not isinstance(node, (Mapping, BaseModel, *_LISTS))
         found = shown(node) if raised.found is None and scalar else raised.found
         return replace(raised, message=_line(raised.message), found=found), ""
+    if error["loc"][-1:] == (KEY,):
+        return Problem("a name must be a text; put it in quotes", found=shown(error["loc"][-2])), ""
     if error["type"] == "missing":
         return Problem("missing, and it has no default"), ""
     problem = Problem(found=shown(node), hint=_meant(node))

@@ -51,6 +51,14 @@ def test_every_combination_once(values: list[list[int]]) -> None:
     assert all(len(words) == len(values) for words in made)
 
 
+def test_a_path_with_several_values_is_not_given_once_more() -> None:
+    """The runs would have the last one, and the names of the others."""
+    for overrides in (["seed=1,2", "seed=3"], ["seed=3", "seed=1,2"], ["seed=1,2", "seed=3,4"]):
+        with refused(path="seed", says="once more"):
+            combinations(overrides)
+    assert combinations(["seed=1", "seed=3"]) == [("seed=1", "seed=3")]  # the later one counts
+
+
 @pytest.mark.parametrize("override", ["seed=1,,2", "seed=1,", "seed=,1", "seed=1,1"])
 def test_an_empty_or_repeated_value_is_refused(override: str) -> None:
     with refused(override=override, path="seed"):

@@ -26,6 +26,9 @@ WRONG: list[dict[str, Any]] = [
     {"learning": {"local": {"optimizer": {"momentum": 1.0}}}},
 ]
 
+LOOP: dict[str, Any] = {}
+LOOP["again"] = LOOP
+
 
 @pytest.mark.parametrize("options", WRONG, ids=str)
 def test_the_same_errors_as_in_a_file(options: dict[str, Any], tmp_path: Path) -> None:
@@ -84,6 +87,29 @@ def test_wrong_changes_name_themselves(changes: Any, problem: dict[str, Any], tm
     (tmp_path / "e.yaml").write_text("attacks: []\n")
     with refused(**problem):
         fedrobust.load(tmp_path / "e.yaml", changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 10**5000},
+        {"attacks." + "1" * 5000: 3},
+        {"data": {"source": LOOP}},
+        {"federation": {1: {2: 3}}},
+        {"attacks": [[[LOOP]]]},
+    ],
+    ids=["seed", "place", "loop", "number", "list"],
+)
+def test_changes_that_no_file_could_have_are_refused_in_a_line(changes: Any) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        Experiment().changed(changes)
+    assert all(len(line) < 500 for line in str(caught.value).splitlines())
+
+
+def test_keys_that_are_no_texts_are_unknown() -> None:
+    for make in (lambda: fedrobust.session({1: 2}), lambda: Experiment().model_copy(update={1: 2})):  # type: ignore[dict-item]
+        with refused(ExperimentError, path="1", says="unknown key"):
+            make()
 
 
 def test_a_copy_with_other_values_is_checked() -> None:

@@ -35,7 +35,7 @@ def combinations(overrides: Iterable[str]) -> list[OneRun]:
     >>> combinations(["seed=1,2", "aggregation.rule=mean"])
     [('seed=1', 'aggregation.rule=mean'), ('seed=2', 'aggregation.rule=mean')]
 
-    Raises `ExperimentError` for an empty value, and for one that is there twice.
+    Raises `ExperimentError` for an empty value, and for a value or such a path that is there twice.
     """
     ways = list[list[str]]()
     for override in overrides:
@@ -49,6 +49,9 @@ def combinations(overrides: Iterable[str]) -> list[OneRun]:
             if twice := [value for value in values if values.count(value) > 1]:
                 raise ExperimentError(Problem("a value is there twice", path, found=twice[0]).at(origin))
         ways.append([f"{path}{equals}{value}" for value in values] if len(values) > 1 else [override])
+    paths = [way[0].partition("=")[0] for way in ways]
+    if twice := [path for path, way in zip(paths, ways, strict=True) if len(way) > 1 and paths.count(path) > 1]:
+        raise ExperimentError(Problem("has several values, and is given once more", twice[0]))
     return list(product(*ways))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -10,7 +11,7 @@ from pydantic import Field, model_validator
 from fedrobust.draft import ByPath
 from fedrobust.options import OneOf, Options, refusal
 from fedrobust.studies.options import Seeds, StudyOptions
-from fedrobust.tuning.objectives import Objective
+from fedrobust.tuning.objectives import SCORE, Objective
 from fedrobust.tuning.samplers import Sampler, Tpe
 from fedrobust.tuning.space import KINDS
 from fedrobust.tuning.sweep import OWN
@@ -83,13 +84,14 @@ class Duel(StudyOptions):
     parallel: int = Field(default=2, ge=1, le=1000)
     """Trials of a batch, as in a sweep file."""
 
+    def _all_changes(self) -> dict[str, Mapping[str, Any]]:
+        given = {f"defences.{name}.options": each.options for name, each in self.defences.items()}
+        return super()._all_changes() | given
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        given = {f"defences.{name}.options": list(each.options) for name, each in self.defences.items()}
-        for place, paths in (given | {"changes": list(self.changes)}).items():
-            for path in paths:
-                if path.split(".")[0] in ("attacks", "seed"):
-                    raise refusal(f"{path} is given by the duel; leave it out", place)
+        if self.objective.metric == SCORE:
+            raise refusal("a duel has no function that makes it; give a metric", "objective.metric")
         if self.objective.attacks != "worst":
             raise refusal("must be worst: a duel tells of the worst attack", "objective.attacks")
         return self

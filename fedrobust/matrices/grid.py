@@ -91,6 +91,11 @@ class Matrix(StudyOptions):
         """See `StudyOptions`; the changes of `--quick` are left out."""
         return self.model_dump(mode="json", exclude={"quick"})
 
+    def _all_changes(self) -> dict[str, Mapping[str, Any]]:
+        named = {f"settings.{name}": each for name, each in self.settings.items()}
+        named |= {f"defences.{name}": each for name, each in self.defences.items()}
+        return super()._all_changes() | named | {"quick.changes": self.quick.changes}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.control not in self.defences:

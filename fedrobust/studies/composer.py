@@ -35,7 +35,8 @@ def study_draft(file: StudyFile, overrides: Changes, options: type[StudyOptions]
     given, base = dict(file), None
     if isinstance(experiment := given.get("experiment"), Experiment):
         base, given["experiment"] = Draft.of(experiment.name, experiment.resolved()), experiment.name
-    return Draft.of(f"fedrobust.{options.kind}", given).overridden(overrides, options.by_path), base
+    draft = Draft.of(f"fedrobust.{options.kind}", given).overridden(overrides, options.by_path)
+    return draft, None if ("experiment",) in draft.origin else base
 
 
 class Composer:

@@ -75,6 +75,19 @@ class StudyOptions(Options):
         """Return all options that affect results, as JSON types; they are saved beside the runs."""
         return self.model_dump(mode="json", serialize_as_any=True)
 
+    def _all_changes(self) -> dict[str, Mapping[str, Any]]:
+        """Return every mapping of this file that changes options of the experiment, by its own dotted path."""
+        return {"changes": self.changes}
+
+    @model_validator(mode="after")
+    def _changes_nothing_of_its_own(self) -> Self:
+        own = ("seed",) if self.attacks is None else ("seed", "attacks")
+        for place, changes in self._all_changes().items():
+            for path in changes:
+                if path.partition(".")[0] in own:
+                    raise refusal(f"{path} is given by the {self.kind}; leave it out", place)
+        return self
+
     @model_validator(mode="after")
     def _well_named(self) -> Self:
         if not is_name(self.name):

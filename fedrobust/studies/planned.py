@@ -22,8 +22,14 @@ class PlannedRun:
     """The tags by which users filter runs in MLflow."""
     refused: str = ""
     """Why there is no experiment."""
+    score: str = ""
+    """Digest of a caller's function that makes one of its figures; empty without one."""
 
     @cached_property
     def digest(self) -> str:
-        """Return the digest of the experiment: a run that is finished under this digest is not repeated."""
-        return sha256(self.label.encode()).hexdigest() if self.experiment is None else self.experiment.digest()
+        """Return the digest of the experiment, and of the caller's function: a run that is finished under this digest
+        is not repeated."""
+        if self.experiment is None:
+            return sha256(self.label.encode()).hexdigest()
+        own = self.experiment.digest()
+        return sha256(f"{own} {self.score}".encode()).hexdigest() if self.score else own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import threading
 import time
@@ -244,8 +245,10 @@ def parent_run(
     parent: id of the MLflow run that contains this one.
     """
     file = folder / PARENT
-    run_id = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    run_id = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
     try:
+        if run_id and not re.fullmatch(r"[0-9a-f]{32}", run_id):
+            raise UnknownRunError(f"{visible(file)}: is damaged, and names no run of MLflow")
         if run_id and (before := experiment_of(run_id)) != experiment:  # a run cannot move, and contains only its own
             logger.warning("in MLflow it goes on as a new run in '%s'; it was in '%s'", experiment, visible(before))
             run_id = ""

@@ -16,6 +16,7 @@ from fedrobust.tuning.objectives import NOT_FINITE, Results, reduced
 from fedrobust.tuning.study import Trial
 from fedrobust.tuning.sweep import OWN, SweepPlan
 from fedrobust.tuning.trials import Runs, TrialRun, trial_run
+from fedrobust.tuning.views import labels
 
 ObjectiveValues = tuple[float, ...] | None
 """One number for each objective; None if a run failed, or if a number is not finite."""
@@ -76,7 +77,7 @@ def write_fresh(folder: Path, plan: SweepPlan, fresh: Iterable[Fresh]) -> None:
     ]:
         with place.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
-            heads = ("number", "seed", *(objective.metric for objective in plan.sweep.objectives), "reason")
+            heads = ("number", "seed", *labels(plan.sweep.objectives), "reason")
             table.writerow(map(cell, heads))
             for number, seed, values, reason in lines:
                 table.writerow(map(cell, (number, seed, *(values or [""] * len(plan.sweep.objectives)), reason)))

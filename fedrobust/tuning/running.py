@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
-from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from fedrobust.errors import ExperimentError, UnlearntError
@@ -23,6 +19,7 @@ from fedrobust.tracking import StepFigures
 from fedrobust.tuning.again import Fresh, measure_again, measured_again, write_best, write_fresh
 from fedrobust.tuning.chance import BestReached, unlearnt
 from fedrobust.tuning.files import write_study
+from fedrobust.tuning.functions import digest_of
 from fedrobust.tuning.objectives import SCORE
 from fedrobust.tuning.study import Completed, Failed, Pruned, SweepStudy, Trial, study_of
 from fedrobust.tuning.sweep import STORAGE, SweepPlan
@@ -58,12 +55,13 @@ class SweepResult:
     def frame(self) -> pd.DataFrame:
         """Return a pandas table with one row for each trial, and its number as the index.
 
-        The columns are `state`, the objectives (NaN unless the trial is completed), the searched options by dotted
-        path, and `reason`, why it failed.
+        The columns are `state`, the objectives (NaN unless the trial is completed), the searched values by dotted path
+        (NaN where the trial had none), and `reason`, why it failed.
         """
         import pandas as pd
 
-        names = labels(self.plan.sweep.objectives)
+        names, searched = labels(self.plan.sweep.objectives), self.plan.space.searched
+        params = {each.number: each.params for each in self.study.get_trials(deepcopy=False)}
         rows = list[dict[str, Any]]()
         for trial in self.trials:
             row = {"trial": trial.number, "state": type(trial.outcome).__name__.lower(), "reason": ""}
@@ -71,8 +69,9 @@ class SweepResult:
                 row |= dict(zip(names, trial.outcome.values, strict=True))
             elif isinstance(trial.outcome, Failed):
                 row["reason"] = trial.outcome.reason
-            rows.append(row | trial.values)
-        columns = ["trial", "state", *names, *self.plan.space.searched, "reason"]
+            chosen = params.get(trial.number, {})
+            rows.append(row | {name: searched[name].tidied(value) for name, value in chosen.items()})
+        columns = ["trial", "state", *names, *searched, "reason"]
         return pd.DataFrame(rows, columns=columns).set_index("trial")
 
     def __repr__(self) -> str:
@@ -118,12 +117,13 @@ def run_sweep(
     if score is None and SCORE in [objective.metric for objective in plan.sweep.objectives]:
         raise ExperimentError(f"no function is given that makes the metric '{SCORE}'; see fedrobust.sweep")
     began = time.monotonic()
+    plan.score = "" if score is None else digest_of(score)
     trials: SweepStudy
     told = _Told(plan)
 
     def earlier() -> list[StepFigures]:
         nonlocal trials
-        trials = study_of(plan, storage, "" if score is None else _source(score))
+        trials = study_of(plan, storage)
         return [told.line(trial) for trial in trials.trials()]
 
     opened = open_study(
@@ -180,26 +180,6 @@ def run_sweep(
         return SweepResult(folder, plan, ended, trials.best(), trials.study, fresh, said)
 
 
-def _source(function: Score) -> str:
-    """Return a digest of a function's source; of a lambda's code, since its lines hold other things, too.
-
-    Functions that it calls are not included. Empty text stands for an object without either.
-    """
-    code = getattr(function, "__code__", None)
-    text = b"" if code is None else _code(code)
-    if getattr(function, "__name__", "<lambda>") != "<lambda>":
-        with suppress(OSError, TypeError):  # typed at a prompt, or built in
-            text = inspect.getsource(function).encode()
-    return sha256(text).hexdigest()
-
-
-def _code(code: CodeType) -> bytes:
-    """Return what a code object does: its instructions, names and constants."""
-    inner = [each for each in code.co_consts if isinstance(each, CodeType)]
-    constants = [each for each in code.co_consts if not isinstance(each, CodeType)]
-    return code.co_code + repr((code.co_names, constants)).encode() + b"".join(map(_code, inner))
-
-
 class _ChanceCheck:
     """Follows whether the runs of a sweep learn anything, and makes its control if none does."""
 
@@ -253,7 +233,7 @@ class _Told:
     """The sweep's own run in MLflow: a line for each trial, as a journal has one for each round."""
 
     def __init__(self, plan: SweepPlan) -> None:
-        self._objectives = plan.sweep.objectives
+        self._objectives, self._names = plan.sweep.objectives, labels(plan.sweep.objectives)
         self._best: float | None = None
 
     def line(self, trial: Trial) -> StepFigures:
@@ -261,8 +241,8 @@ class _Told:
         number."""
         figures: dict[str, float] = {}
         if isinstance(trial.outcome, Completed):
-            for objective, value in zip(self._objectives, trial.outcome.values, strict=True):
-                figures[f"objective/{objective.metric}"] = value
+            for name, value in zip(self._names, trial.outcome.values, strict=True):
+                figures[f"objective/{name}"] = value
             if len(self._objectives) == 1:
                 value, choose = trial.outcome.values[0], max if self._objectives[0].direction == "maximize" else min
                 self._best = value if self._best is None else choose(self._best, value)
@@ -284,4 +264,4 @@ def _first(plan: SweepPlan, fresh: Sequence[Fresh]) -> dict[str, float]:
     """Return the objectives of the best trial on the fresh seeds."""
     if not fresh or fresh[0].values is None:
         return {}
-    return {each.metric: value for each, value in zip(plan.sweep.objectives, fresh[0].values, strict=True)}
+    return dict(zip(labels(plan.sweep.objectives), fresh[0].values, strict=True))

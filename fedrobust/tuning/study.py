@@ -296,18 +296,14 @@ def open_sweep(url: str, name: str, digest: str, score: str = "", **options: Any
     return SweepStudy(storage, name, **options)
 
 
-def study_of(plan: SweepPlan, url: str, score: str = "") -> SweepStudy:
-    """Open the trials of a sweep in the storage at `url`; see `open_sweep`.
-
-    plan: the sweep.
-    score: digest of the function that computes the metric `score`.
-    """
+def study_of(plan: SweepPlan, url: str) -> SweepStudy:
+    """Open the trials of a sweep in the storage at `url`; see `open_sweep`."""
     sweep = plan.sweep
     return open_sweep(
         url,
         sweep.name,
         plan.digest,
-        score,
+        plan.score,
         space=plan.space,
         sampler=sweep.sampler,
         pruner=sweep.pruner,

@@ -105,6 +105,8 @@ class SweepPlan:
         Raises `ExperimentError` with a line for each error that any choice of values would have.
         """
         self.sweep = sweep
+        self.score = ""
+        """Digest of the caller's function that makes the metric `score`; empty without one."""
         self.attacks: dict[str, list[Any] | None] = {OWN: None} if sweep.attacks is None else {**sweep.attack_lists}
         self._composer = Composer(sweep, draft, base, mlflow_experiment)
         self._entries = {path: self._composer.entry("space", path) for path in sweep.space}

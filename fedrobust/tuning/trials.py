@@ -47,16 +47,17 @@ class TrialRun(PlannedRun):
     seed: int
 
     @classmethod
-    def of(cls, experiment: Experiment, attack: str, seed: int, phase: str, **tags: str) -> TrialRun:
+    def of(cls, experiment: Experiment, attack: str, seed: int, phase: str, score: str = "", **tags: str) -> TrialRun:
         """Make a run; `tags` are added to its tags in MLflow.
 
         experiment: the experiment of the run.
         attack, seed: those of the run.
         phase: a tag, e.g. `fresh`.
+        score: see `SweepPlan.score`.
         """
         all_tags = {**tags, "seed": str(seed), "phase": phase, **({} if attack == OWN else {"attack": attack})}
         label = experiment.tracking.run_name or ""
-        return cls(experiment=experiment, label=label, tags=all_tags, attack=attack, seed=seed)
+        return cls(experiment=experiment, label=label, tags=all_tags, score=score, attack=attack, seed=seed)
 
 
 class Runs:
@@ -158,7 +159,7 @@ class Runs:
             experiment = plan.control()
         except ExperimentError:
             return None
-        run = TrialRun.of(experiment, OWN, experiment.seed, "control")
+        run = TrialRun.of(experiment, OWN, experiment.seed, "control", plan.score)
         if make:
             self.all([run])
         return self.kept(run)
@@ -196,7 +197,7 @@ def trial_run(plan: SweepPlan, trial: Asked | Trial, attack: str, seed: int, pha
     Raises `ExperimentError` if its values do not fit together.
     """
     experiment = plan.experiment(trial.values, attack, seed, trial.number)
-    return TrialRun.of(experiment, attack, seed, phase, trial=str(trial.number))
+    return TrialRun.of(experiment, attack, seed, phase, plan.score, trial=str(trial.number))
 
 
 def _metrics(evaluated: Mapping[str, float | None], detected: Mapping[str, float | None]) -> dict[str, float]:

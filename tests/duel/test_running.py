@@ -305,6 +305,8 @@ def test_what_a_turn_dies_of_costs_its_defence_and_no_other(
 def test_a_metric_that_no_run_has_is_refused(played: Played) -> None:
     with refused(entry="objective.metric", hint="did you mean 'test/accuracy'?"):
         duel("objective.metric=test/acuracy")
+    with refused(path="objective.metric", says="no function"):
+        duel("objective.metric=score")
 
 
 def test_a_defence_that_makes_a_figure_small(played: Played, told: list[Any]) -> None:

@@ -171,6 +171,11 @@ def changed(old: str, new: str) -> None:
         ("fraction: 0.2", "data.root: 10", 5, {"path": "settings.few.fraction", "says": "fraction"}),
         ("scale: 4", "scale: 4, fraction: 0.1", 8, {"path": "attacks.flip", "says": "fraction"}),
         ("flip: {name: sign", "nobody: {name: sign", 7, {"path": "attacks", "says": "'nobody'"}),
+        ("flip: {name", "2024: {name", 8, {"path": "attacks.2024", "says": "quotes", "found": "2024"}),
+        ("flip: {name", "true: {name", 8, {"says": "quotes"}),
+        ("fraction: 0.2", "fraction: 0.2, seed: 7", 5, {"path": "settings.few", "says": "seed is given by the matrix"}),
+        ("rule: mean}", "rule: mean}, attacks: [ipm]", 12, {"path": "defences.mean", "says": "attacks is given"}),
+        ("changes: {federation.rounds: 3", "changes: {seed: 3", 18, {"path": "quick.changes", "says": "seed is given"}),
         ("worst: 1", "wurst: 1", 16, {"path": "wurst", "allows": "worst"}),
         ("fresh: [11, 12]", "fresh: [1, 12]", 15, {"path": "fresh", "says": "1 "}),
         ("attacks: [flip]}", "attacks: [flop]}", 19, {"path": "quick.only.attacks", "hint": "did you mean 'flip'?"}),
@@ -188,6 +193,12 @@ def test_what_is_wrong_is_told_with_its_place(old: str, new: str, line: int, pro
     with pytest.raises(ExperimentError) as caught:
         load_matrix("matrix.yaml", quick="federation" in old)
     check(caught.value.problems[0], file="matrix.yaml", line=line, **problem)
+
+
+def test_a_setting_with_a_number_as_its_name_can_be_overridden() -> None:
+    changed("few: {", "'20': {")
+    changed("settings: [few]", "settings: ['20']")
+    assert load_matrix("matrix.yaml", ["settings.20.fraction=0.3"]).settings["20"]["fraction"] == 0.3
 
 
 def test_an_experiment_that_is_not_there_is_told_with_the_line_that_names_it() -> None:

@@ -137,12 +137,15 @@ def test_what_was_deleted_for_good_is_not_restored(
         assert "server" not in str(told.value) and "restore" not in str(told.value)
 
 
-def test_a_folder_whose_parent_run_is_gone_for_good_can_have_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kept", "told"), [(b"0" * 32 + b"\n", "0{32} "), (b"\xff\xfe", "is damaged"), (b"\0" * 33, "is damaged")]
+)
+def test_a_folder_whose_parent_run_is_gone_for_good_can_have_another(kept: bytes, told: str, tmp_path: Path) -> None:
     from fedrobust.studies.study import PARENT, parent_run
 
-    (tmp_path / PARENT).write_text("0123\n")
+    (tmp_path / PARENT).write_bytes(kept)
     with (
-        pytest.raises(UnknownRunError, match=rf"0123 .* rm {tmp_path}/{PARENT}$"),
+        pytest.raises(UnknownRunError, match=rf"{told}.* rm {tmp_path}/{PARENT}$"),
         parent_run(tmp_path, "x", {}, {}, "sweep", []),
     ):
         pass

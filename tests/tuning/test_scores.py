@@ -44,19 +44,19 @@ def test_pruning_by_rounds_with_a_score_is_that_with_the_metric_of_the_same_valu
 
 def test_a_sweep_with_a_score_goes_on_as_if_it_had_not_been_stopped(played: Played) -> None:
     def score(result: fedrobust.Result) -> float:
-        if stop and len(played.finished) == 5:
+        if stops and len(played.finished) == 5:
             raise KeyboardInterrupt
         return float(result.final[METRIC])
 
     options: dict[str, Any] = {"space": SPACE, "trials": 9, "seeds": [1, 2], "objective": score,
                                "pruner": {"name": "median", "startup": 3, "warmup": 1}}  # fmt: skip
-    stop = False
+    stops: list[bool] = []  # a list is no plain value: the function stays the same
     whole = fedrobust.sweep("base.yaml", name="whole", **options)
     played.finished.clear()
-    stop = True
+    stops.append(True)
     with pytest.raises(KeyboardInterrupt):
         fedrobust.sweep("base.yaml", name="parts", **options)
-    stop = False
+    stops.clear()
     assert fedrobust.sweep("base.yaml", name="parts", **options).trials == whole.trials
 
 
@@ -107,10 +107,10 @@ def test_files_mappings_and_experiments_make_the_same_sweep(played: Played) -> N
     experiment = fedrobust.load("base.yaml")
     given: dict[str, Any] = {"space": SPACE, "trials": 3, "objectives": [{"metric": METRIC}]}
     ways = [
-        fedrobust.sweep(experiment, {"seed": 3}, space=SPACE, trials=3, name="a"),
-        fedrobust.sweep("base.yaml", ["seed=3"], space=SPACE, trials=3, name="b"),
-        fedrobust.sweep({"experiment": experiment.changed({"seed": 3}), "name": "c", **given}),
-        fedrobust.sweep({"experiment": "base.yaml", "name": "d", **given}, {"changes": {"seed": 3}}),
+        fedrobust.sweep(experiment, {"name": "other"}, space=SPACE, trials=3, name="a"),
+        fedrobust.sweep("base.yaml", ["name=other"], space=SPACE, trials=3, name="b"),
+        fedrobust.sweep({"experiment": experiment.changed({"name": "other"}), "name": "c", **given}),
+        fedrobust.sweep({"experiment": "base.yaml", "name": "d", **given}, {"changes": {"name": "other"}}),
     ]
     assert all(found.trials == ways[0].trials for found in ways)
 

@@ -48,7 +48,7 @@ def scales(experiment: fedrobust.Experiment) -> list[float]:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("changes.seed=0", [4, 9]),
+        ("changes.name=other", [4, 9]),
         ("changes={attacks.0.scale: 3}", [3, 9]),
         ("changes={attacks: [&c {name: sign_flip, count: 1, scale: 5}, *c], attacks.0.scale: 6}", [6, 9]),
         ("changes={attacks: [&c {name: sign_flip, count: 1, scale: 5}, *c]}", [5, 9]),

@@ -78,7 +78,7 @@ def ended(courses: Mapping[str, Course], order: Sequence[str], per: Per, prunes:
 
     sweep = SimpleNamespace(objectives=[Objective(metric="m", attacks="min")], pruner=SimpleNamespace(per=per))
     runs = [(name, 1) for name in courses]
-    plan: Any = SimpleNamespace(experiment=lambda *_: EXPERIMENT, runs=runs, sweep=sweep, prunes=prunes)
+    plan: Any = SimpleNamespace(experiment=lambda *_: EXPERIMENT, runs=runs, sweep=sweep, prunes=prunes, score="")
     trial, turns = _UnderWay(Asked(0, {}), plan, SimpleNamespace(report=report)), Turns(order)  # type: ignore[arg-type]
     wrong: list[BaseException] = []
 
@@ -191,6 +191,7 @@ def test_a_run_goes_no_further_than_it_takes() -> None:
 
 def test_a_run_that_can_change_nothing_is_not_begun() -> None:
     plan: Any = SimpleNamespace(
+        score="",
         experiment=lambda *_: EXPERIMENT,
         runs=[("one", 1), ("two", 1)],
         sweep=SimpleNamespace(objectives=[], pruner=SimpleNamespace(per="round")),
@@ -221,7 +222,7 @@ def test_a_run_that_can_change_nothing_is_not_begun() -> None:
 def test_a_run_of_a_pruned_trial_is_told_why_it_ends(per: Per, why: str) -> None:
     runs = [("one", 1), ("two", 1)]
     sweep = SimpleNamespace(objectives=[Objective(metric="m", attacks="min")], pruner=SimpleNamespace(per=per))
-    plan: Any = SimpleNamespace(experiment=lambda *_: EXPERIMENT, runs=runs, sweep=sweep, prunes=True)
+    plan: Any = SimpleNamespace(experiment=lambda *_: EXPERIMENT, runs=runs, sweep=sweep, prunes=True, score="")
     trial = _UnderWay(Asked(0, {}), plan, SimpleNamespace(report=lambda number, step, value: value < 0.5))  # type: ignore[arg-type]
 
     def make(run: TrialRun, heard: Any) -> FinishedRun:
