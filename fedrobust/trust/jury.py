@@ -50,7 +50,7 @@ class Jury(Options):
     """What is tried besides the defence."""
     patches: int = Field(default=100, ge=VOTES)
     """Patches of a label that a hospital looks at, at most."""
-    fraction: float = Field(default=0.3, gt=0, le=0.3)
+    fraction: float = Field(default=0.2, gt=0, le=0.3)
     """Share of all hospitals that may be malicious, rounded to the nearest number."""
 
     def needed(self, clients: int) -> int:

@@ -70,13 +70,13 @@ class Referee(Options):
     and hypothesis k replaces the defence where the mean of e_k, each label counting the same, is more than `certainty`
     standard errors above zero, and the mean of this round's differences is not as far below it: what was better once,
     by much, may be worse now. Of several, the one with the largest mean is taken. Where the loss after the defence's
-    aggregate is above that of the model before it, the defence has no benefit of the doubt: the hypothesis with the
-    largest mean is taken, if that is above zero.
+    aggregate is above that of the model before it, the defence has no benefit of the doubt: of the hypotheses that are
+    not as far below zero in this round, the one with the largest mean is taken, if that is above zero.
 
-    An aggregate is refused where the loss after it is above that of the model before it, and more than `tolerance`
-    standard errors above that of this model or above the reference. The reference is an average over rounds, and not
-    the best model so far, which is the best by luck: honest rounds would be refused for being worse. With l(x) the loss
-    after the aggregate that is taken,
+    An aggregate is refused where the loss after it is more than `tolerance` standard errors above that of the model
+    before it, or above the reference. The reference is an average over rounds, and not the best model so far, which is
+    the best by luck: honest rounds would be refused for being worse. With l(x) the loss after the aggregate that is
+    taken,
 
         a(x) ← `memory` · a(x) + (1 − `memory`) · l(x),
 
@@ -86,17 +86,20 @@ class Referee(Options):
     mean of those that are not is. Where all are refused, the last model comes back that lost no more than the
     reference, and the round is no evidence.
 
-    Patches of one patient count as one draw in the standard error, which is rough for few of them: with three, chance
-    passes two standard errors in one of ten rounds. Wrong labels are not noticed.
+    Patches of one patient count as one draw in the standard error; what differs between labels is no doubt. It is rough
+    for few patients: with three, chance passes two standard errors in one of ten comparisons. Wrong labels are not
+    noticed.
 
     So it is where several sums of the same updates can be computed (`together`). Secret shares and masks open one sum
     in a round, and two sums of the same updates might differ by a single one of them. There, hypotheses are opened
-    `in_turn`: one in a round. Where it is refused, the model stays as it was. With r_k the refusals of hypothesis k,
+    `in_turn`: one in a round. Where it is refused, the model stays as it was; so what is better than the model before
+    it is not refused for being above the reference, or training would end. With r_k the refusals of hypothesis k,
 
         r_k ← `memory` · r_k, and + 1 where k was opened and refused,
 
-    the first hypothesis with r_k ≤ ¼ is opened, the defence before the others; where there is none, that with the least
-    r_k. So a hypothesis that was refused is tried again after seven or eight rounds.
+    the first hypothesis that was not refused in the last round and has r_k ≤ ¼ is opened, the defence before the others;
+    where there is none, that with the least r_k. So a hypothesis that was refused is tried again after seven or eight
+    rounds.
 
     Validation by the server's own data: Zeno (Xie et al., ICML 2019), FLTrust (Cao et al., NDSS 2021); as a choice
     between hypotheses, this project's.

@@ -46,7 +46,7 @@ def test_every_label_counts_the_same_however_many_vote_about_it() -> None:
 def test_a_label_with_votes_of_which_half_may_be_lies_stops_the_jury(voters: int, decided: bool) -> None:
     """Of twenty hospitals, six may be malicious."""
     votes = cast(*[[0.1, 0.1]] * voters, *[[0.1, NOBODY]] * (20 - voters))
-    found = Jury().poll(["mean"], votes, len(votes))
+    found = Jury(fraction=0.3).poll(["mean"], votes, len(votes))
     assert found.voters == (20, voters)
     assert (found.chosen, found.gains != {}) == (("mean", True) if decided else (DEFENCE, False))
 
@@ -90,11 +90,11 @@ def test_liars_do_not_vote_where_that_ends_the_jury(honest: int, chosen: str) ->
     votes = {client: np.full((1, 2), 0.1) for client in range(20)}
     for client in range(honest, 14):
         votes[client][:, 1] = NOBODY
-    told = with_lies(votes, range(14, 20), Jury().needed(20))
+    told = with_lies(votes, range(14, 20), Jury(fraction=0.3).needed(20))
     assert np.isnan(told[19]).all() == (honest == 12)
-    found = Jury().poll(["mean"], np.stack(list(told.values())), 20)
+    found = Jury(fraction=0.3).poll(["mean"], np.stack(list(told.values())), 20)
     assert found.chosen == chosen
-    assert Jury().poll(["mean"], np.stack(list(votes.values())), 20).chosen == "mean"  # had they voted honestly
+    assert Jury(fraction=0.3).poll(["mean"], np.stack(list(votes.values())), 20).chosen == "mean"  # had they voted honestly
 
 
 def test_liars_that_can_choose_the_model_do_vote() -> None:
@@ -162,7 +162,7 @@ def test_a_wrong_hypothesis_is_named() -> None:
         Jury(hypotheses=("liars",))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("count", "jury", "warned"), [(3, {}, False), (4, {}, True), (4, None, False)])
+@pytest.mark.parametrize(("count", "jury", "warned"), [(2, {}, False), (3, {}, True), (3, None, False)])
 def test_more_attackers_than_the_jury_allows_for_are_a_caution(count: int, jury: object, warned: bool) -> None:
     experiment = Experiment.model_validate(
         {"attacks": [{"name": "label_flip", "count": count}], "trust": {"jury": jury}}
@@ -170,4 +170,4 @@ def test_more_attackers_than_the_jury_allows_for_are_a_caution(count: int, jury:
     said = [each for each in cautions(experiment) if each.startswith("trust.jury")]
     assert len(said) == warned
     if said:
-        assert "4 of 10 hospitals are malicious, and the jury allows for 3" in said[0]
+        assert "3 of 10 hospitals are malicious, and the jury allows for 2" in said[0]
