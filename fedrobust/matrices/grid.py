@@ -106,6 +106,9 @@ class Matrix(StudyOptions):
                     if name not in (known := getattr(self, field)):
                         reason, hint = f"no '{name}' in this matrix", nearest(name, known)
                         raise refusal(Problem(reason, f"{path}.{field}", "", hint=hint))
+        for seed in self.quick.fresh or ():
+            if seed in self.screening:
+                raise refusal(f"{seed} is among the screening seeds", "quick.fresh")
         return self
 
     @model_validator(mode="after")
@@ -262,7 +265,10 @@ class MatrixPlan:
             draft = self._composer.changed(draft, self.defences[defence], "defences", defence)
             self._defended[setting, defence] = draft
         sized = {"attacks": self._sized(setting, attack)}
-        origin = self._composer.entry("attacks", attack) if attack in self.matrix.attacks else attack
+        origin: Origin | str = attack
+        if attack in self.matrix.attacks or attack == ORACLE:
+            place = ("settings", setting, "fraction") if attack == ORACLE else ("attacks", attack)
+            origin = self._composer.entry(*place)
         return self._defended[setting, defence].changed(sized, origin)
 
     def _sized(self, setting: str, attack: str) -> list[Any]:

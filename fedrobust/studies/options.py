@@ -97,7 +97,9 @@ class StudyOptions(Options):
             if names is not None and not names:
                 raise refusal("give at least one", field)
             for name in names or ():
-                if not is_name(name) or any(fnmatch(name, reserved) for reserved in self.reserved):
+                if any(fnmatch(name, reserved) for reserved in self.reserved):
+                    raise refusal(f"'{name}' has a meaning of its own in a {self.kind}; give another name", field)
+                if not is_name(name):
                     raise refusal(f"'{name}' cannot be a name here: use letters, digits, blanks, + - _", field)
         for name, attacks in self.attack_lists.items():
             if not all(isinstance(each, str | Mapping) for each in attacks):

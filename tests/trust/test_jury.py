@@ -94,7 +94,9 @@ def test_liars_do_not_vote_where_that_ends_the_jury(honest: int, chosen: str) ->
     assert np.isnan(told[19]).all() == (honest == 12)
     found = Jury(fraction=0.3).poll(["mean"], np.stack(list(told.values())), 20)
     assert found.chosen == chosen
-    assert Jury(fraction=0.3).poll(["mean"], np.stack(list(votes.values())), 20).chosen == "mean"  # had they voted honestly
+    assert (
+        Jury(fraction=0.3).poll(["mean"], np.stack(list(votes.values())), 20).chosen == "mean"
+    )  # had they voted honestly
 
 
 def test_liars_that_can_choose_the_model_do_vote() -> None:
