@@ -140,7 +140,7 @@ def test_a_table_has_the_values_that_were_searched_within_a_choice(
         ({"teams": 0}, {"path": "teams"}),
         ({"storage": Path("here.db")}, {"path": "storage"}),
     ],
-    ids=str,
+    ids=map(str, range(9)),
 )
 def test_arguments_that_contradict_each_other_are_refused(
     played: Played, arguments: dict[str, Any], problem: dict[str, str]
