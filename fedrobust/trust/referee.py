@@ -97,9 +97,9 @@ class Referee(Options):
 
         r_k ← `memory` · r_k, and + 1 where k was opened and refused,
 
-    the first hypothesis that was not refused in the last round and has r_k ≤ ¼ is opened, the defence before the others;
-    where there is none, that with the least r_k. So a hypothesis that was refused is tried again after seven or eight
-    rounds.
+    the first hypothesis that was not refused in the last round and has r_k ≤ ¼ is opened, the defence before the
+    others; where there is none, that with the least r_k. So a hypothesis that was refused is tried again after seven or
+    eight rounds.
 
     Validation by the server's own data: Zeno (Xie et al., ICML 2019), FLTrust (Cao et al., NDSS 2021); as a choice
     between hypotheses, this project's.
