@@ -158,13 +158,13 @@ def _incomplete(found: Sequence[CellKey], expected: Sequence[CellKey]) -> str:
     """Return how the cells differ from the expected ones; empty if each is there once."""
     counts = Counter(found)
     differences: Mapping[str, Iterable[CellKey]] = {
-        "is missing": [key for key in expected if key not in counts],
-        "is not in the suite": counts.keys() - set(expected),
-        "is there twice": [key for key, count in counts.items() if count > 1],
+        "missing": [key for key in expected if key not in counts],
+        "not in the suite": counts.keys() - set(expected),
+        "there twice": [key for key, count in counts.items() if count > 1],
     }
     for what, keys in differences.items():
         if names := sorted(", ".join(map(str, key)) for key in keys):
-            return f"{enumerated(names, 1)} {what}"
+            return f"{what}: {enumerated(names, 1)}"
     return ""
 
 

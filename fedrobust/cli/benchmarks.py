@@ -65,6 +65,8 @@ def benchmark(
         show_suites(screen, list(map(load_suite, shipped_suites())))
         return
     if check is not None:
+        if ignored := "the entry" * bool(words) or "--out" * (out is not None) or "--quick" * quick:
+            raise ExperimentError(Problem(f"computes cells of this row again; leave {ignored} out", "--verify"))
         _verify(check, suite, cells, teams)
         return
     chosen = load_suite(suite or DEFAULT)

@@ -126,6 +126,14 @@ def test_a_row_that_differs_ends_with_exit_code_1(
     assert "24 of 32 cells agree" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("beside", ["mean", "--quick", "--out rows"])
+def test_what_would_be_ignored_beside_verify_is_refused(
+    beside: str, suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(monkeypatch, f"{beside} --verify median.json --suite tiny.yaml") == 2
+    assert capsys.readouterr().err.startswith("error: --verify: computes cells of this row again; leave ")
+
+
 def test_other_code_is_not_verified(
     suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
