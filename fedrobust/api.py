@@ -320,14 +320,10 @@ def _checked(teams: object, out: object, storage: object = STORAGE) -> Path | No
         raise ExperimentError(Problem("expected the address of an Optuna storage", "storage", shown(storage)))
     if out is None:
         return None
-    if (
-        not isinstance(out, (str, PathLike))
-        or not isinstance(fspath(out), str)
-        or not fspath(out)
-        or "\0" in fspath(out)
-    ):
+    path = fspath(out) if isinstance(out, (str, PathLike)) else None
+    if not isinstance(path, str) or not path or "\0" in path:
         raise ExperimentError(Problem("expected the path of a folder", "out", shown(out)))
-    return Path(out)
+    return Path(path)
 
 
 @contextmanager

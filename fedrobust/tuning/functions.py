@@ -16,10 +16,10 @@ PLAIN = (str, bytes, int, float, complex, bool, type(None))
 
 def digest_of(function: Callable[..., Any]) -> str:
     """Return a digest of what a function does, the same in every process: its source, or a lambda's code, since its
-    lines hold other things, too; defaults, the arguments of a `partial`, plain values that it has from around it, and
-    an object's class and plain attributes.
+    lines hold other things, too; its defaults, the arguments of a `partial`, and an object's class. Of the values that
+    it has from around it, and of an object's attributes, numbers and texts count: a list may be a log that grows.
 
-    Functions that it calls are not included, nor values that are neither numbers, texts nor collections of these.
+    Functions that it calls, and global values, are not included.
     """
     return sha256(_told(function).encode()).hexdigest()
 
@@ -51,7 +51,7 @@ def _told(value: Any) -> str:
 def _told_function(function: FunctionType) -> str:
     text = "" if function.__name__ == "<lambda>" else _source(function)
     own = _plain(inspect.getclosurevars(function).nonlocals)
-    defaults = {**_plain(function.__kwdefaults__ or {}), **dict(enumerate(function.__defaults__ or ()))}
+    defaults = [function.__defaults__ or (), function.__kwdefaults__ or {}]
     return f"{text or _told(function.__code__)} {_told(defaults)} {_told(own)}"
 
 

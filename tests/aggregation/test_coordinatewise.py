@@ -144,7 +144,7 @@ def test_median_and_trimmed_mean(n, dtype):
 
 @pytest.mark.parametrize("n", range(1, 60))
 def test_what_fedrdf_takes_of_sorted_values_is_their_median(n):
-    """As docs/aggregation.md says of its authors' code."""
+    """As docs/aggregation.md says of a public strategy of this name."""
     values = np.sort(np.random.default_rng(n).standard_cauchy(n))
     middle = int(np.argmax(np.abs(np.fft.fftfreq(n))))
     assert middle == n // 2

@@ -72,7 +72,7 @@ class FedSCS(Rule):
 
     ρ_i = max(0, cos(u_i, Σ_{j ≠ i} u_j)); s_i ← β s_i + (1 − β) ρ_i, at first ρ_i; ν_i = the change of s_i / (the s_i
     from before + 10⁻⁶); w_i = p_i s_i / (1 + ν_i); F(u) = Σ w_i u_i / Σ w_i. Needs G; f is not used. Prior: p, beside
-    s; the sums of the others count rows. As in the authors' code for Flower (2026); in theirs for NVFlare, which has
+    s; the sums of the others count rows. As in the code offered to Flower (2026); in that offered to NVFlare, which has
     no β, w_i is ρ_i times min / max of this round's and the last round's ρ_i. Where nobody agrees with the others, the
     priors are the weights.
 
