@@ -7,6 +7,7 @@ for names of this form, so that a `numpy.py` there is never imported instead of 
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -44,15 +45,33 @@ def named(name: str) -> Any:
     path, _, attribute = name.partition(":")
     places = _beside.get()
     look_in([str(place) for place in places])
+    own = [each for place in places for each in _files(place, path) if each.exists()]
+
+    def check(file: str | None) -> None:
+        if own and not (file and Path(file).exists() and any(each.samefile(file) for each in own)):
+            raise ImportError(f"'{path}' is already {file or 'part of Python'}, not {own[0]}: give yours another name")
+
+    if path not in sys.modules:  # before another module is run
+        check(file_of(path))
     module = importlib.import_module(path)
     file = getattr(module, "__file__", None)
-    own = [each for place in places for each in _files(place, path) if each.exists()]
-    if own and not (file and any(each.samefile(file) for each in own)):
-        raise ImportError(f"'{path}' is already {file or 'part of Python'}, not {own[0]}: give yours another name")
+    check(file)
     found = getattr(module, attribute)
     if not path.startswith("fedrobust."):
         _loaded[name] = file or path
     return found
+
+
+def file_of(module: str) -> str | None:
+    """Return the file that an import of "package.module" would run, as far as it can be said without importing its
+    packages; None if there is none."""
+    parts, places, spec = module.split("."), None, None
+    for end in range(1, len(parts) + 1):
+        spec = importlib.machinery.PathFinder.find_spec(".".join(parts[:end]), places)
+        if spec is None or (end < len(parts) and spec.submodule_search_locations is None):
+            return None
+        places = spec.submodule_search_locations
+    return spec.origin if spec is not None else None
 
 
 def look_in(folders: Sequence[str]) -> None:

@@ -9,16 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedrobust.benchmark.suite import CONTROL, Suite
+from fedrobust.benchmark.suite import CONTROL, PARTS, Suite
 from fedrobust.draft import Draft
 from fedrobust.errors import ExperimentError, Problem
 from fedrobust.experiment import Experiment
 from fedrobust.matrices.grid import NOBODY, ORACLE
 from fedrobust.texts import is_name
 from fedrobust.users_code import FORM, loaded
-
-PARTS = ("aggregation", "trust")
-"""The options of an experiment that make a defence."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +47,21 @@ def read_entry(text: str, suite: Suite) -> BenchmarkEntry:
     Raises `ExperimentError` with a line for each error.
     """
     path = Path(text)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix.lower() in (".yaml", ".yml"):
         return checked_entry(path.stem, Draft.read(path), suite)
     folder, rule, name = Path(), text, text
     module, colon, attribute = text.rpartition(":")
+    if text.endswith(".py") or (colon and not attribute):
+        hint = f"for example '{module if colon else text}:Rule'"
+        raise ExperimentError(Problem("name the class, too", "entry", f"'{text}'", hint=hint))
     if colon and module.endswith(".py"):
-        if not Path(module).is_file():
-            raise ExperimentError(Problem("no such file").at(Path(module)))
-        folder, rule = Path(module).parent, f"{Path(module).stem}:{attribute}"
+        file = Path(module)
+        if not file.is_file():
+            raise ExperimentError(Problem("no such file").at(file))
+        folder, rule = file.parent, f"{file.stem}:{attribute}"
+        if not FORM.fullmatch(rule):
+            reason = f"'{rule}' is not a name in Python: use letters, digits and _ in the names of file and class"
+            raise ExperimentError(Problem(reason).at(file))
     if FORM.fullmatch(rule):
         name = re.sub(r"[.:]", "_", rule)
     draft = Draft.of(f"entry '{text}'", {"aggregation": {"rule": rule}})
@@ -89,7 +93,7 @@ def checked_entry(name: str, draft: Draft, suite: Suite) -> BenchmarkEntry:
             Problem(f"'{CONTROL}' is the row of the plain mean: give the file another name").at(origin)
         )
     files = loaded()
-    code = {each: sha256_of(Path(files[each])) for each in sorted(set(classes_in(options)))}
+    code = {each: sha256_of(Path(files[each])) for each in sorted(set(classes_in(options))) if each in files}
     return BenchmarkEntry(name, options, code, draft.beside)
 
 
@@ -111,7 +115,7 @@ def _control(suite: Suite) -> dict[str, Any]:
 
 
 def classes_in(value: Any) -> Iterator[str]:
-    """Yield the names of the user's classes in options, `module:Class`."""
+    """Yield what may be names of the user's classes in options, `module:Class`."""
     if isinstance(value, str) and FORM.fullmatch(value):
         yield value
     for each in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():

@@ -33,6 +33,8 @@ class WorstCase:
     """That backdoor."""
     lacks: str = ""
     """Why the robustness is not known: a cell has failed."""
+    left_out: tuple[int, ...] = ()
+    """Seeds on which the oracle has learnt nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Ranked:
     """Mean over the settings of the robustness against the worst attack."""
     settings: Mapping[str, WorstCase]
     cost: Estimate
-    """Balanced accuracy that the entry costs with nobody attacking, paired by setting and seed with the plain mean."""
+    """Balanced accuracy that the entry costs with nobody attacking, paired by setting and seed with the plain mean; NaN
+    if one of these cells has failed."""
     time: float
     """Duration of the rounds with nobody attacking, as a multiple of the plain mean's, the median."""
 
@@ -90,34 +93,45 @@ def worst_case(row: BenchmarkRow, setting: str, backdoors: Sequence[str]) -> Wor
 
     backdoors: the attacks that plant a backdoor.
 
-    Seeds on which the oracle has learnt nothing are left out.
+    Seeds on which the oracle has learnt nothing are left out. A success that is missing counts as 1, and what a trigger
+    does to the oracle, if it is missing, as 0: nothing gets better because it is not there. (A model that reads no
+    patch of the other labels correctly has no success.)
     """
+    every = [each for each in (*row.controls, *row.cells) if each.setting == setting]
+    if failed := [each for each in every if each.accuracy is None]:
+        return WorstCase(NOTHING, "", NOTHING, "", _why(failed))
     oracles = {each.seed: each for each in row.controls if (each.setting, each.attack) == (setting, ORACLE)}
-    cells = [each for each in row.cells if each.setting == setting and each.attack != NOBODY]
     robust, gains = dict[str, dict[int, float]](), dict[str, dict[int, float]]()
-    for cell in cells:
+    left_out = set[int]()
+    for cell in row.cells:
+        if cell.setting != setting or cell.attack == NOBODY:
+            continue
         oracle = oracles[cell.seed]
-        if failed := [each for each in (oracle, cell) if each.accuracy is None]:
-            return WorstCase(NOTHING, "", NOTHING, "", _why(failed[0], cells))
-        assert cell.accuracy is not None and oracle.accuracy is not None
-        value = robustness(cell.accuracy, oracle.accuracy, oracle.classes or 2)
-        if math.isfinite(value):
-            robust.setdefault(cell.attack, {})[cell.seed] = value
-        if cell.attack in backdoors and cell.success is not None and cell.attack in oracle.base_rates:
-            gains.setdefault(cell.attack, {})[cell.seed] = cell.success - oracle.base_rates[cell.attack]
+        assert cell.accuracy is not None and oracle.accuracy is not None and oracle.classes is not None
+        value = robustness(cell.accuracy, oracle.accuracy, oracle.classes)
+        if not math.isfinite(value):
+            left_out.add(cell.seed)
+            continue
+        robust.setdefault(cell.attack, {})[cell.seed] = value
+        if cell.attack in backdoors:
+            success = 1.0 if cell.success is None else cell.success
+            gains.setdefault(cell.attack, {})[cell.seed] = success - oracle.base_rates.get(cell.attack, 0.0)
     if not robust:
         return WorstCase(NOTHING, "", NOTHING, "", "the oracle has learnt nothing on any seed")
     attack, least = _lowest(robust)
     backdoor, negative = _lowest({name: {seed: -gain for seed, gain in many.items()} for name, many in gains.items()})
-    return WorstCase(least, attack, Estimate(-negative.value, -negative.high, -negative.low), backdoor)
+    gain = Estimate(-negative.value, -negative.high, -negative.low)
+    return WorstCase(least, attack, gain, backdoor, left_out=tuple(sorted(left_out)))
 
 
 def cost(row: BenchmarkRow) -> Estimate:
-    """Return the balanced accuracy that an entry costs with nobody attacking; its interval is over the seeds."""
+    """Return the balanced accuracy that an entry costs with nobody attacking; its interval is over the seeds. NaN if
+    one of these cells has failed."""
     found: dict[int, list[float]] = {}
     for own, plain in _unattacked(row):
-        if own.accuracy is not None and plain.accuracy is not None:
-            found.setdefault(own.seed, []).append(plain.accuracy - own.accuracy)
+        if own.accuracy is None or plain.accuracy is None:
+            return NOTHING
+        found.setdefault(own.seed, []).append(plain.accuracy - own.accuracy)
     return mean_interval([math.fsum(many) / len(many) for many in found.values()])
 
 
@@ -144,7 +158,6 @@ def _lowest(attacks: Mapping[str, BySeed]) -> tuple[str, Estimate]:
     return enumerated(names), means[names[0]] if names else NOTHING
 
 
-def _why(failed: MeasuredCell, cells: Sequence[MeasuredCell]) -> str:
-    more = sum(each.accuracy is None for each in cells) - 1
-    others = f" ({more} more cells failed)" if more > 0 else ""
-    return f"{failed.attack}, seed {failed.seed}: {failed.failed}{others}"
+def _why(failed: Sequence[MeasuredCell]) -> str:
+    others = f" ({len(failed) - 1} more cells failed)" if len(failed) > 1 else ""
+    return f"{failed[0].attack}, seed {failed[0].seed}: {failed[0].failed}{others}"

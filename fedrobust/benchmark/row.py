@@ -10,16 +10,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedrobust.benchmark.suite import CellKey, Suite
+from fedrobust.benchmark.suite import PARTS, CellKey, Suite
 from fedrobust.errors import ExperimentError, Origin, Problem
+from fedrobust.matrices.grid import ORACLE
 from fedrobust.options import Many, Options, refusal
-from fedrobust.texts import enumerated
+from fedrobust.texts import enumerated, is_name
 from fedrobust.validation import problems_of
 
 ROWS = Path(__file__).parent / "rows"
 """The folder of the rows that are part of the package: a folder for each suite."""
 LARGEST = 10_000_000
 """Bytes of a file that are read at most; a row of 340 cells has 60,000."""
+LONGEST = 500
+"""Characters of a text in a row."""
+LONGEST_NAME = 60
+"""Characters of an entry's name, which stands in tables."""
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -34,14 +39,14 @@ class MeasuredCell(Options):
     """Balanced accuracy on the test patches."""
     success: _Share | None = None
     """For a backdoor: the share of the patches that its trigger turns into the attacker's label."""
-    classes: int | None = Field(default=None, ge=1)
+    classes: int | None = Field(default=None, ge=2)
     """For the oracle: how many labels occur in the test."""
     base_rates: dict[str, _Share] = Field(default_factory=dict)
     """For the oracle: backdoor → how often its trigger succeeds although nobody planted it."""
     seconds: Annotated[float, Field(ge=0)] | None = None
-    """Duration of its rounds: the median round times their number."""
-    failed: str = ""
-    """The error that ended it."""
+    """Duration of its rounds: the median round times their number, and what repairs of the model took longer."""
+    failed: str = Field(default="", max_length=LONGEST)
+    """The error that ended it, or its beginning."""
 
     @property
     def key(self) -> CellKey:
@@ -52,19 +57,29 @@ class MeasuredCell(Options):
     def _has_a_result(self) -> Self:
         if (self.accuracy is None) != bool(self.failed):
             raise refusal("expected a result, or why there is none", "accuracy")
+        if self.attack == ORACLE and self.accuracy is not None and self.classes is None:
+            raise refusal("is missing: robustness is relative to chance", "classes")
         return self
 
 
 class RowEntry(Options):
     """What was measured."""
 
-    name: str
-    options: dict[str, Any]
+    name: str = Field(max_length=LONGEST_NAME)
+    options: dict[str, dict[str, Any]]
     """`aggregation` and `trust`, resolved."""
     code: dict[str, str] = Field(default_factory=dict)
     """Each class of the author's own → SHA-256 of the file that defines it."""
-    source: str = ""
+    source: str = Field(default="", max_length=LONGEST)
     """Where others find that file; the author writes it in."""
+
+    @model_validator(mode="after")
+    def _is_a_defence(self) -> Self:
+        if not is_name(self.name):
+            raise refusal("use letters, digits, blanks, + - _", "name")
+        if self.options.keys() != set(PARTS):
+            raise refusal(f"must have {' and '.join(PARTS)}, and nothing else", "options")
+        return self
 
 
 class BenchmarkRow(Options):
@@ -147,11 +162,16 @@ def parsed_row(path: Path) -> BenchmarkRow:
         raise ExperimentError(first.noting(f"and {len(others)} more") if others else first) from None
 
 
-def stored_rows(suite: Suite) -> list[BenchmarkRow]:
-    """Return the rows that are part of the package."""
-    if not (folder := ROWS / suite.name).is_dir():
-        return []
-    return [read_row(file, suite) for file in sorted(folder.glob("*.json"))]
+def stored_rows(suite: Suite) -> tuple[list[BenchmarkRow], list[ExperimentError]]:
+    """Return the rows that are part of the package, and why others in their folder are none: one bad file takes no
+    other row away."""
+    rows, refused = list[BenchmarkRow](), list[ExperimentError]()
+    for file in sorted((ROWS / suite.name).glob("*.json")):
+        try:
+            rows.append(read_row(file, suite))
+        except ExperimentError as error:
+            refused.append(error)
+    return rows, refused
 
 
 def _incomplete(found: Sequence[CellKey], expected: Sequence[CellKey]) -> str:

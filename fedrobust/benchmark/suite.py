@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml.comments import CommentedMap
 
 from fedrobust.data.sources import FileSource
@@ -20,11 +20,14 @@ from fedrobust.matrices.grid import NOBODY, ORACLE, Cell, Matrix, MatrixPlan
 from fedrobust.options import Many, Options, nearest, refusal
 from fedrobust.studies.options import Seeds
 from fedrobust.texts import is_name
+from fedrobust.validation import problems_of
 
 DEFAULT = "histology-v1"
 """The suite where none is named: its data are generated."""
 CONTROL = "mean"
 """The defence that is none: without the malicious hospitals it is the oracle."""
+PARTS = ("aggregation", "trust")
+"""The options of an experiment that make a defence."""
 SUITES = Path(__file__).parent / "suites"
 """The folder of the shipped suites."""
 
@@ -70,9 +73,19 @@ class SuiteOptions(Options):
     def _consistent(self) -> Self:
         if not is_name(self.name):
             raise refusal("use letters, digits, blanks, + - _", "name")
+        for path, names in (
+            ("seeds", self.seeds),
+            ("quick.seeds", self.quick.seeds),
+            ("quick.attacks", self.quick.attacks),
+        ):
+            if len(set(names)) < len(names):
+                raise refusal("has something twice; a row has each cell once", path)
         for key in ("attacks", "aggregation", "trust", "seed"):
             if key in self.experiment:
                 raise refusal("is not the same in all cells; leave it out", f"experiment.{key}")
+        for name, changes in self.settings.items():
+            if given := [path for path in changes if path.partition(".")[0] in PARTS]:
+                raise refusal("is the entry's; leave it out", f"settings.{name}.{given[0]}")
         for field, known in (("attacks", list(self.attacks)), ("seeds", list(self.seeds))):
             for each in getattr(self.quick, field):
                 if each not in known:
@@ -164,16 +177,20 @@ class Suite:
         self, defences: Mapping[str, Any], folders: Sequence[Path], seeds: Sequence[int], name: str | None = None
     ) -> MatrixPlan:
         options = self.options
-        matrix = SuiteMatrix(
-            name=name or options.name,
-            experiment=options.name,
-            settings=options.settings,
-            attacks=options.attacks,
-            defences={CONTROL: {"aggregation": {"rule": CONTROL}}, **defences},
-            control=CONTROL,
-            screening=tuple(seeds),
-            changes={"tracking.experiment": options.name},
-        )
+        values = {
+            "name": name or options.name,
+            "experiment": options.name,
+            "settings": options.settings,
+            "attacks": options.attacks,
+            "defences": {CONTROL: {"aggregation": {"rule": CONTROL}}, **defences},
+            "control": CONTROL,
+            "screening": tuple(seeds),
+            "changes": {"tracking.experiment": options.name},
+        }
+        try:
+            matrix = SuiteMatrix.model_validate(values)
+        except ValidationError as error:
+            raise ExperimentError(*problems_of(error, values, self.draft.origin_of)) from None
         tree = self.draft.tree["experiment"]
         assert isinstance(tree, CommentedMap)
         return MatrixPlan(matrix, self.draft, base=replace(self.draft, tree=tree, beside=tuple(folders)))

@@ -16,7 +16,7 @@ from fedrobust.errors import ExperimentError, Problem
 from fedrobust.screen import harmless
 
 if TYPE_CHECKING:
-    from fedrobust.benchmark import BenchmarkEntry
+    from fedrobust.benchmark import BenchmarkEntry, BenchmarkRow, Suite
 
 FOLDER = Path("mlruns/benchmark/rows")
 """Where rows are written by default: a folder for each suite."""
@@ -58,7 +58,7 @@ def benchmark(
         shipped_suites,
         stored_rows,
     )
-    from fedrobust.terminal import MatrixProgress, console, show_code, show_ranking, show_suites
+    from fedrobust.terminal import MatrixProgress, console, show_code, show_left_out, show_ranking, show_suites
 
     screen, words = console(), entries or []
     if suites:
@@ -70,20 +70,22 @@ def benchmark(
         _verify(check, suite, cells, teams)
         return
     chosen = load_suite(suite or DEFAULT)
-    rows = [read_row(Path(word), chosen) for word in words if word.endswith(".json")]
-    made = [read_entry(word, chosen) for word in words if not word.endswith(".json")]
+    rows = [read_row(Path(word), chosen) for word in words if _is_row(word)]
+    made = [read_entry(word, chosen) for word in words if not _is_row(word)]
     files = _files(made, chosen.name, quick, out)
     if made:
         chosen.check_data()
-    for file in files:
+    for entry, file in zip(made, files, strict=True):
         _make_room(file)
-    stored = stored_rows(chosen)
+        _may_replace(file, entry, chosen, quick)
+    stored, refused = stored_rows(chosen)
     show_code(screen)
+    show_left_out(screen, refused)
     for entry, file in zip(made, files, strict=True):
         with stoppable(goes_on=True), MatrixProgress(screen) as progress:
             from fedrobust.benchmark.running import run_entry
 
-            rows.append(run_entry(entry, chosen, quick, progress, teams=teams))
+            rows.append(_with_source(run_entry(entry, chosen, quick, progress, teams=teams), file))
         file.write_text(rows[-1].written(), encoding="utf-8")
     if not stored:
         screen.print(f"no rows are stored for {chosen.name}")
@@ -95,21 +97,21 @@ def benchmark(
 
 
 def _verify(file: Path, suite: str | None, cells: int, teams: int | None) -> None:
-    """Compute some cells of a row again. Ends with exit code 1 if one of them differs."""
+    """Compute some cells of a row again. Ends with exit code 1 if one of them differs, or if together they do."""
     from fedrobust.benchmark import load_suite, read_row
     from fedrobust.benchmark.row import parsed_row
-    from fedrobust.benchmark.running import entry_of, verify
+    from fedrobust.benchmark.verifying import measured_entry, moved, verify
     from fedrobust.terminal import MatrixProgress, console, show_code, show_reproduced
 
     chosen = load_suite(suite or parsed_row(file).suite)
     row = read_row(file, chosen)
-    entry = entry_of(row, file, chosen)
     screen = console()
-    show_code(screen)
-    with stoppable(goes_on=False), MatrixProgress(screen) as progress:
-        found = verify(row, entry, chosen, cells, progress, teams=teams)
+    with measured_entry(row, file, chosen) as entry:
+        show_code(screen)
+        with stoppable(goes_on=False), MatrixProgress(screen) as progress:
+            found = verify(row, entry, chosen, cells, progress, teams=teams)
     harmless(lambda what: show_reproduced(screen, what))(found)
-    if any(each.verdict == "differs" for each in found):
+    if moved(found) or any(each.verdict == "differs" for each in found):
         raise typer.Exit(1)
 
 
@@ -120,15 +122,44 @@ def _files(entries: Sequence[BenchmarkEntry], suite: str, quick: bool, out: Path
         raise ExperimentError(Problem("two entries have this name", "entry", f"'{twice[0]}'"))
     if out is not None and not entries:
         raise ExperimentError(Problem("needs an entry, whose row is written", "--out"))
-    if out is None:
-        return [FOLDER / suite / f"{name}{'-quick' if quick else ''}.json" for name in names]
-    if out.suffix == ".json":
+    if out is not None and _is_row(out.name):
         if len(names) > 1 or out.is_dir():
             raise ExperimentError(Problem("of several entries, give a folder", f"--out {out}"))
         return [out]
-    if out.is_file():
+    if out is not None and out.is_file():
         raise ExperimentError(Problem("expected a folder, or a file that ends in .json", f"--out {out}"))
-    return [out / f"{name}.json" for name in names]
+    folder = FOLDER / suite if out is None else out
+    return [folder / f"{name}{'-quick' if quick else ''}.json" for name in names]
+
+
+def _is_row(word: str) -> bool:
+    """Whether a word of the command names the file of a row."""
+    return word.lower().endswith(".json")
+
+
+def _may_replace(file: Path, entry: BenchmarkEntry, suite: Suite, quick: bool) -> None:
+    """Raise `ExperimentError` if a file is there that is not an earlier row of this entry with as many cells."""
+    from fedrobust.benchmark.row import parsed_row
+
+    if not file.exists():
+        return
+    try:
+        earlier = parsed_row(file)
+        same = (earlier.suite, earlier.name, earlier.quick) == (suite.name, entry.name, quick)
+    except ExperimentError:
+        same = False
+    if not same:
+        part = "quick row" if quick else "row"
+        raise ExperimentError(Problem(f"is there, and no {part} of {entry.name}; give another --out").at(file))
+
+
+def _with_source(row: BenchmarkRow, file: Path) -> BenchmarkRow:
+    """Return a row with the source that its author has written into the earlier file of the same code."""
+    from fedrobust.benchmark.row import parsed_row
+
+    if not file.exists() or (earlier := parsed_row(file).entry).code != row.entry.code:
+        return row
+    return row.model_copy(update={"entry": row.entry.model_copy(update={"source": earlier.source})})
 
 
 def _make_room(file: Path) -> None:

@@ -127,11 +127,13 @@ def doctor(
     from fedrobust.benchmark import DEFAULT, advised, comparable, load_suite, ranked, stored_rows
     from fedrobust.experiment_file import load
     from fedrobust.preparation import dealt
-    from fedrobust.terminal import show_advice
+    from fedrobust.terminal import show_advice, show_left_out
     from fedrobust.terminal.patches import show_data
 
     experiment = load(file, overrides or ())
     show_data(console(), experiment, *dealt(experiment))
     suite = load_suite(DEFAULT)
-    for quick, _, rows in comparable([], stored_rows(suite), False, suite)[:1]:
+    stored, refused = stored_rows(suite)
+    show_left_out(console(), refused)
+    for quick, _, rows in comparable([], stored, False, suite)[:1]:
         show_advice(console(), advised(experiment, ranked(rows, suite)), suite, quick)

@@ -69,14 +69,19 @@ class RecordedRun:
 
     @cached_property
     def seconds(self) -> float:
-        """Return the duration of its rounds without start-up: the median round, times the number of rounds.
+        """Return the duration of its rounds without start-up: the median round, times the number of rounds, and by how
+        much longer those with a repair of the model took.
 
         A round lasts from the start of its training to its aggregate. The first rounds of new actors also import
         libraries, which may take ten seconds, so a sum would compare start-ups. Of an even number of rounds, the lower
         one in the middle counts. NaN without a round.
         """
-        known = [seconds for record in self.rounds if (seconds := record.seconds.get("round")) is not None]
-        return median_low(known) * len(self.rounds) if known else math.nan
+        known = [(seconds, record) for record in self.rounds if (seconds := record.seconds.get("round")) is not None]
+        if not known:
+            return math.nan
+        usual = median_low(seconds for seconds, _ in known)
+        repairs = [max(0.0, seconds - usual) for seconds, record in known if record.repair is not None]
+        return usual * len(self.rounds) + math.fsum(repairs)
 
     @property
     def judged(self) -> bool:

@@ -4,7 +4,7 @@
 ['arc', 'bucketing', 'clip', 'nnm']
 """
 
-from fedrobust.terminal.benchmarks import show_advice, show_ranking, show_reproduced, show_suites
+from fedrobust.terminal.benchmarks import show_advice, show_left_out, show_ranking, show_reproduced, show_suites
 from fedrobust.terminal.elements import Screen, console
 from fedrobust.terminal.lists import show_jobs, show_machine
 from fedrobust.terminal.many import MatrixProgress, show_comparison, show_matrix
@@ -25,6 +25,7 @@ __all__ = [
     "show_comparison",
     "show_duel",
     "show_jobs",
+    "show_left_out",
     "show_machine",
     "show_matrix",
     "show_options",

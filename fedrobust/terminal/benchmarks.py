@@ -15,7 +15,8 @@ from fedrobust.terminal.elements import number, plain
 if TYPE_CHECKING:
     from fedrobust.benchmark import Advice, BenchmarkRow, Ranked, Suite
     from fedrobust.benchmark.row import MeasuredCell
-    from fedrobust.benchmark.running import Reproduced
+    from fedrobust.benchmark.verifying import Reproduced
+    from fedrobust.errors import ExperimentError
 
 BEST = 3
 """As many defences are named as possible choices."""
@@ -52,11 +53,14 @@ def show_ranking(
         ]
         table.add_row(*(plain(cell, keep="\n") for cell in cells))
     out.print(table)
-    out.print("cost: points of accuracy with nobody attacking, and the time of a round as a multiple of the mean's")
+    out.print("cost: points of accuracy with nobody attacking, and the time of the rounds as a multiple of the mean's")
     for line in lines:
         for setting, found in line.settings.items():
             if found.lacks:
                 out.print(plain(f"{line.row.name}, {setting}: no robustness: {found.lacks}"), soft_wrap=True)
+            if found.left_out:
+                without = f"without seeds {', '.join(map(str, found.left_out))}, on which the oracle has learnt nothing"
+                out.print(plain(f"{line.row.name}, {setting}: {without}"), soft_wrap=True)
 
 
 def show_advice(out: Console, advice: Advice, suite: Suite, quick: bool) -> None:
@@ -77,9 +81,16 @@ def show_advice(out: Console, advice: Advice, suite: Suite, quick: bool) -> None
             table.add_row(*map(plain, (what, line.row.name, *found)))
     if table.row_count:
         out.print(table)
-    if advice.own is None:
-        out.print("this experiment's defence has no row: fedrobust benchmark makes one (docs/benchmark.md)")
+    if advice.why:
+        out.print(plain(advice.why), soft_wrap=True)
     out.print("how to choose: docs/which-defence.md")
+
+
+def show_left_out(out: Console, refused: Sequence[ExperimentError]) -> None:
+    """Print why files among the stored rows are none."""
+    for error in refused:
+        for problem in error.problems:
+            out.print(plain(f"not among the rows: {problem}"), soft_wrap=True)
 
 
 def show_suites(out: Console, suites: Sequence[Suite]) -> None:
@@ -91,7 +102,7 @@ def show_suites(out: Console, suites: Sequence[Suite]) -> None:
 
 def show_reproduced(out: Console, found: Sequence[Reproduced]) -> None:
     """Print which cells of a row agree with what was computed again."""
-    from fedrobust.benchmark.running import OF_SUCCESS, TOLERANCE
+    from fedrobust.benchmark.verifying import OF_SUCCESS, TOLERANCE, moved
 
     table = Table()
     for column in ("defence", "attack", "setting", "seed", "the row says", "again", ""):
@@ -105,6 +116,10 @@ def show_reproduced(out: Console, found: Sequence[Reproduced]) -> None:
     agree = sum(each.verdict != "differs" for each in found)
     within = f"{agree - same} within {TOLERANCE}, success within {OF_SUCCESS}"
     out.print(f"{agree} of {len(found)} cells agree: {same} to the bit, {within}")
+    for group in moved(found):
+        better = f"{group.what} is better in the row than again by {group.mean:.3f}"
+        limit = f"rounding: at most {group.limit:.3f}"
+        out.print(plain(f"{group.where}: {better} in the mean of {group.cells}; {limit}"), soft_wrap=True)
 
 
 def _beside(estimate: Estimate, name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benched import SUITE, made_row, planted, usual, write_suite
+from benched import OWN, SUITE, made_row, planted, usual, write_suite
 from rich.console import Console
 
 from fedrobust.benchmark import Ranked, Suite, advised, ranked
@@ -81,6 +81,66 @@ def test_the_protocol_and_the_number_of_hospitals_decide_what_could_run(lines: l
     shares = {**mean, "privacy": {"name": "shares", "sketch": None}, "federation": {"clients": 12}}
     assert "median" not in names(shares, lines)[1]
     assert names({**mean, "federation": {"clients": 2}}, lines)[1] == ["median", "mean"]
+
+
+def why(experiment: Mapping[str, Any], lines: list[Ranked]) -> str:
+    return advised(Experiment.model_validate(experiment), lines).why
+
+
+def test_why_the_own_defence_has_no_line(lines: list[Ranked]) -> None:
+    assert why({"aggregation": {"rule": "median"}}, lines) == ""
+    assert "has no row" in why({"aggregation": {"rule": "krum"}}, lines)
+    assert "a row without a rank, dnc: nobody, seed 1: the rule needs" in why({"aggregation": {"rule": "dnc"}}, lines)
+    assert "data.root.set_aside" in why({"aggregation": {"rule": "fltrust"}}, lines)
+
+
+def test_what_a_protocol_changes_was_not_measured(lines: list[Ranked]) -> None:
+    """Means of groups, and hypotheses in turn."""
+    found = advised(
+        Experiment.model_validate(
+            {"aggregation": {"rule": "mean"}, "privacy": "grouped", "federation": {"clients": 20}}
+        ),
+        lines,
+    )
+    assert "grouped" in found.why
+    assert (found.own, found.possible, found.with_patches) == (None, [], [])
+    referee = {
+        "aggregation": {"rule": "adaptive"},
+        "trust": {"referee": {}},
+        "data": {"root": {"set_aside": 0.1}},
+        "federation": {"clients": 20},
+    }
+    assert names(referee, lines)[0] == "referee"
+    shares = {**referee, "privacy": "shares"}
+    assert "here one is opened" in why(shares, lines)
+    own, possible, _ = names(shares, lines)
+    assert own is None
+    assert "referee" not in possible and "mean" in possible
+
+
+def test_another_class_of_the_same_name_has_no_row(suite: Suite) -> None:
+    Path("own_rule.py").write_text(OWN)
+    row = made_row(suite, usual, planted, entry="own_rule:Equal")
+    experiment = Experiment.model_validate({"aggregation": {"rule": "own_rule:Equal"}})
+    assert advised(experiment, ranked([row], suite)).own is not None
+    other = row.model_copy(update={"entry": row.entry.model_copy(update={"code": {"own_rule:Equal": "0" * 64}})})
+    found = advised(experiment, ranked([other], suite))
+    assert (found.own, found.possible) == (None, [])
+    nameless = row.model_copy(update={"entry": row.entry.model_copy(update={"code": {}})})
+    assert advised(experiment, ranked([nameless], suite)).own is None
+
+
+def test_a_row_without_an_option_that_has_been_added_since_answers(suite: Suite) -> None:
+    row = made_row(suite, usual, planted)
+
+    def changed(**aggregation: Any) -> list[Ranked]:
+        options = {**row.entry.options, "aggregation": aggregation}
+        return ranked([row.model_copy(update={"entry": row.entry.model_copy(update={"options": options})})], suite)
+
+    median = {"aggregation": {"rule": "median"}}
+    older = {key: value for key, value in row.entry.options["aggregation"].items() if key != "sketch"}
+    assert names(median, changed(**older))[0] == "median"
+    assert names(median, changed(**older, gone=1)) == (None, [], [])
 
 
 def test_what_is_shown(suite: Suite, lines: list[Ranked]) -> None:

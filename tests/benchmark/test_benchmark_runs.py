@@ -11,7 +11,8 @@ from rich.console import Console
 from tiny import write_patches
 
 from fedrobust.benchmark import BenchmarkRow, Suite, read_entry, read_row
-from fedrobust.benchmark.running import entry_of, run_entry, verify
+from fedrobust.benchmark.running import run_entry
+from fedrobust.benchmark.verifying import measured_entry, verify
 from fedrobust.errors import FederationError
 from fedrobust.federation.pool import Pool
 from fedrobust.studies.study import Unwatched
@@ -84,7 +85,8 @@ def test_a_row_has_what_was_measured(row: BenchmarkRow, suite: Suite) -> None:
 
 
 def test_an_honest_row_is_reproduced_to_the_bit(row: BenchmarkRow, suite: Suite, pool: Pool) -> None:
-    found = verify(row, entry_of(row, FILE, suite), suite, 4, pool=pool)
+    with measured_entry(row, FILE, suite) as entry:
+        found = verify(row, entry, suite, 4, pool=pool)
     assert [each.verdict for each in found] == ["the same bits"] * 4
 
 
@@ -94,7 +96,8 @@ def test_a_changed_figure_is_found(row: BenchmarkRow, suite: Suite, pool: Pool) 
     FILE.write_text(json.dumps(data))
     forged = read_row(FILE, suite)
     watch = Counted()
-    found = verify(forged, entry_of(forged, FILE, suite), suite, 99, watch, pool=pool)
+    with measured_entry(forged, FILE, suite) as entry:
+        found = verify(forged, entry, suite, 99, watch, pool=pool)
     assert watch.runs == 4
     verdicts = {each.claimed.key: each.verdict for each in found if each.defence == forged.name}
     assert sorted(verdicts.values()) == ["differs", "the same bits"]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import py_compile
 import re
+import subprocess
 import sys
+from collections.abc import Callable
+from hashlib import sha256
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
 from benched import OWN, made_row, planted, usual, write_suite
 from tiny import write_patches
 
-from fedrobust.benchmark import BenchmarkEntry, BenchmarkRow, Suite, read_row, shipped_suites
-from fedrobust.benchmark.running import Reproduced
+from fedrobust.benchmark import BenchmarkEntry, BenchmarkRow, Suite, read_entry, read_row, shipped_suites
+from fedrobust.benchmark.verifying import Reproduced, measured_entry
 from fedrobust.cli import main
 
 
@@ -20,6 +26,7 @@ from fedrobust.cli import main
 def suite(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     sys.modules.pop("own_rule", None)
     Path("own_rule.py").write_text(OWN)
+    Path("own-rule.py").write_text(OWN)
     suite = write_suite(workplace)
     for entry in ("median", "own_rule:Equal"):
         row = made_row(suite, usual, planted, entry=entry)
@@ -77,6 +84,13 @@ def change(**fields: object) -> None:
         ("--verify median.json", "suite: found 'tiny-v1'; allowed: histology-v1, idc-v1"),
         ("--verify median.json --suite histology-v1", "median.json: suite: is a row of another suite"),
         ("median --suite tiny.yaml", "patches.npz: does not exist"),
+        ("nowhere.JSON --suite tiny.yaml", "nowhere.JSON: cannot be read"),
+        (
+            "own_rule.py --suite tiny.yaml",
+            "entry: name the class, too; found 'own_rule.py'; for example 'own_rule.py:Rule'",
+        ),
+        ("own_rule: --suite tiny.yaml", "for example 'own_rule:Rule'"),
+        ("own-rule.py:Equal --suite tiny.yaml", "own-rule.py: 'own-rule:Equal' is not a name in Python"),
         ("median --suite idc-v1", "FEDROBUST_DATA"),
     ],
 )
@@ -109,6 +123,59 @@ def test_a_row_is_written_and_ranked(
     assert not read_row(Path("rows/own.json"), suite).quick
 
 
+def test_only_an_earlier_row_of_the_same_entry_is_replaced(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made(entry: BenchmarkEntry, suite: Suite, quick: bool, *_: object, **__: object) -> BenchmarkRow:
+        return made_row(suite, usual, planted, entry=entry.name.replace("_E", ":E"), quick=quick)
+
+    monkeypatch.setattr("fedrobust.benchmark.running.run_entry", made)
+    write_patches(Path("patches.npz"))
+    Path("notes.json").write_text('{"mine": 1}')
+    before = {file: file.read_bytes() for file in Path().glob("*.json")}
+    for command in (
+        "multi_krum --out median.json",  # another entry
+        "median --quick --out median.json",  # fewer cells
+        "median --out notes.json",
+    ):
+        assert ended(monkeypatch, f"{command} --suite tiny.yaml") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{command.rpartition(' ')[2]}: is there, and no " in line
+    assert {file: file.read_bytes() for file in Path().glob("*.json")} == before
+    for part in ("", " --quick"):  # of one folder
+        assert ended(monkeypatch, f"median{part} --out rows --suite tiny.yaml") == 0
+    assert [read_row(Path("rows", name), suite).quick for name in ("median.json", "median-quick.json")] == [False, True]
+
+
+def test_the_source_that_was_filled_in_stays_with_its_code(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Path("own_rule_Equal.json")
+
+    def made(entry: BenchmarkEntry, suite: Suite, quick: bool, *_: object, **__: object) -> BenchmarkRow:
+        return made_row(suite, usual, planted, entry="own_rule:Equal")
+
+    monkeypatch.setattr("fedrobust.benchmark.running.run_entry", made)
+    write_patches(Path("patches.npz"))
+    change(source="where others find it")
+    assert ended(monkeypatch, f"own_rule:Equal --suite tiny.yaml --out {file}") == 0
+    assert read_row(file, suite).entry.source == "where others find it"
+    change(code={"own_rule:Equal": "0" * 64})
+    assert ended(monkeypatch, f"own_rule:Equal --suite tiny.yaml --out {file}") == 0
+    assert read_row(file, suite).entry.source == ""
+
+
+def test_a_bad_stored_row_is_named_and_the_others_are_shown(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fedrobust.benchmark.row.ROWS", Path("rows"))
+    Path("rows/tiny-v1").mkdir(parents=True)
+    Path("rows/tiny-v1/bad.json").write_text("{")
+    Path("median.json").rename("rows/tiny-v1/median.json")
+    assert ended(monkeypatch, "--suite tiny.yaml") == 0
+    shown = capsys.readouterr().out
+    assert "not among the rows: rows/tiny-v1/bad.json: is not the file of a row" in shown
+    assert "median" in shown
+
+
 def test_a_row_that_differs_ends_with_exit_code_1(
     suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,13 +184,31 @@ def test_a_row_that_differs_ends_with_exit_code_1(
         pairs = zip(row.cells, others, strict=True)
         return [Reproduced(row.name, claimed, other) for claimed, other in pairs][:cells]
 
-    monkeypatch.setattr("fedrobust.benchmark.running.verify", again)
+    monkeypatch.setattr("fedrobust.benchmark.verifying.verify", again)
     changed = 0
     assert ended(monkeypatch, "--verify median.json --suite tiny.yaml") == 0
     assert "6 of 6 cells agree: 6 to the bit" in capsys.readouterr().out
     changed = 1
     assert ended(monkeypatch, "--verify median.json --suite tiny.yaml --cells 32") == 1
     assert "24 of 32 cells agree" in capsys.readouterr().out
+
+
+def test_cells_that_all_differ_in_favour_of_the_row_end_with_exit_code_1(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def again(row: BenchmarkRow, entry: BenchmarkEntry, suite: Suite, cells: int, *_: object, **__: object) -> object:
+        others = [each.model_copy(update={"accuracy": each.accuracy - 0.04}) for each in row.cells]
+        pairs = zip(row.cells, others, strict=True)
+        return [Reproduced(row.name, claimed, other) for claimed, other in pairs][:cells]
+
+    monkeypatch.setattr("fedrobust.benchmark.verifying.verify", again)
+    assert ended(monkeypatch, "--verify median.json --suite tiny.yaml") == 1
+    shown = capsys.readouterr().out
+    assert "6 of 6 cells agree" in shown
+    assert (
+        "all cells: accuracy is better in the row than again by 0.040 in the mean of 6; rounding: at most 0.020"
+        in shown
+    )
 
 
 @pytest.mark.parametrize("beside", ["mean", "--quick", "--out rows"])
@@ -147,8 +232,92 @@ def test_other_code_is_not_verified(
     assert ended(monkeypatch, "--verify own_rule_Equal.json --suite tiny.yaml") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "own_rule_Equal.json: entry.code: must have each class of the options" in line
+    sys.modules.pop("own_rule", None)
     Path("own_rule.py").unlink()
     change(code={"own_rule:Equal": "0" * 64})
     assert ended(monkeypatch, "--verify own_rule_Equal.json --suite tiny.yaml") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "aggregation.rule.name: cannot import 'own_rule:Equal'" in line
+
+
+TRAP = "from pathlib import Path\nPath('sprung').touch()\n"
+
+
+def compiled_trap() -> None:
+    """Bytecode that Python would run instead of the file: it names the file's size and time."""
+    file = Path("own_rule.py")
+    trap = Path("trap.py")
+    trap.write_text((TRAP + OWN).ljust(2000))
+    code = py_compile.compile(str(trap), doraise=True)
+    file.write_bytes(file.read_bytes())
+    data = bytearray(Path(code).read_bytes())
+    info = file.stat()
+    data[8:16] = int(info.st_mtime).to_bytes(4, "little") + info.st_size.to_bytes(4, "little")
+    place = Path(cache_from_source(str(file)))
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(data)
+    trap.unlink()
+
+
+def parent_trap() -> None:
+    """The measured module moves into a package."""
+    Path("own_rule").mkdir()
+    Path("own_rule/__init__.py").write_text(TRAP)
+    Path("own_rule.py").write_text(TRAP)
+    Path("own_rule/inner.py").write_text(OWN)
+    change(code={"own_rule.inner:Equal": sha256(OWN.encode()).hexdigest()})
+    row = json.loads(Path("own_rule_Equal.json").read_text())
+    row["entry"]["options"]["aggregation"]["rule"]["name"] = "own_rule.inner:Equal"
+    Path("own_rule_Equal.json").write_text(json.dumps(row))
+
+
+def package_trap() -> None:
+    Path("own_rule").mkdir()
+    Path("own_rule/__init__.py").write_text(TRAP + OWN)
+
+
+@pytest.mark.parametrize("trap", [compiled_trap, parent_trap, package_trap])
+@pytest.mark.parametrize("first", [False, True], ids=["searched last", "searched first"])
+def test_what_lies_beside_the_measured_file_is_not_run(
+    suite: Suite, trap: Callable[[], None], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own, with the folder of the row in front of all others or not, as `python -m` has it."""
+    trap()
+    (name,), (digest,) = zip(*json.loads(Path("own_rule_Equal.json").read_text())["entry"]["code"].items(), strict=True)
+    code = f"""
+import sys
+from pathlib import Path
+sys.path = [each for each in sys.path if each not in ("", {str(Path.cwd())!r})]
+if {first}:
+    sys.path.insert(0, {str(Path.cwd())!r})
+from fedrobust.benchmark import load_suite, read_row
+from fedrobust.benchmark.verifying import measured_entry
+from fedrobust.errors import ExperimentError
+suite = load_suite("tiny.yaml")
+try:
+    with measured_entry(read_row(Path("own_rule_Equal.json"), suite), Path("own_rule_Equal.json"), suite) as entry:
+        print(entry.code[{name!r}])
+except ExperimentError as error:
+    print("refused", error)
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert not Path("sprung").exists()
+    assert ("would be imported instead" in done.stdout) if first else done.stdout.startswith(digest), done
+    subprocess.run([sys.executable, "-c", "import own_rule"], env=environment, check=True)
+    assert Path("sprung").exists()  # else the trap would be none
+
+
+def test_a_text_that_looks_like_a_class_is_none(suite: Suite) -> None:
+    """An option of a rule may have a colon."""
+    Path("worded.py").write_text(
+        OWN.replace("own_rule:Equal", "worded:Worded")
+        .replace("class Equal", "class Worded")
+        .replace("    def bound", '    like: str = "left:right"\n\n    def bound')
+    )
+    entry = read_entry("worded:Worded", suite)
+    assert entry.options["aggregation"]["rule"]["like"] == "left:right"
+    assert entry.code.keys() == {"worded:Worded"}
+    row = made_row(suite, usual, planted, entry="worded:Worded")
+    with measured_entry(row, Path("worded.json"), suite) as again:
+        assert again.code == entry.code

@@ -71,6 +71,36 @@ def test_ranks_are_shared_and_rows_that_lack_cells_are_last(suite: Suite) -> Non
     assert lines[-1].settings["few"].robustness.value == pytest.approx(1)
 
 
+@pytest.mark.parametrize("control", [False, True])
+def test_a_cell_that_fails_with_nobody_attacking_takes_the_rank_and_the_cost(suite: Suite, control: bool) -> None:
+    row = made_row(suite, usual, planted)
+    part = "controls" if control else "cells"
+    failed = {"accuracy": None, "failed": "it died"}
+    cells = [
+        each.model_copy(update=failed) if (each.attack, each.setting, each.seed) == ("nobody", "few", 2) else each
+        for each in getattr(row, part)
+    ]
+    line, whole = ranked([row.model_copy(update={part: tuple(cells)}), row], suite)[::-1]
+    assert (line.rank, whole.rank) == (None, 1)
+    assert line.settings["few"].lacks == "nobody, seed 2: it died"
+    assert not line.settings["many"].lacks
+    assert math.isnan(line.cost.value)
+    assert math.isfinite(whole.cost.value)
+
+
+def test_nothing_gets_better_because_it_is_missing(suite: Suite) -> None:
+    row = made_row(suite, usual, planted)
+    (whole,) = ranked([row], suite)
+    hidden = {
+        "cells": tuple(each.model_copy(update={"success": None}) for each in row.cells),
+        "controls": tuple(each.model_copy(update={"base_rates": {}}) for each in row.controls),
+    }
+    for part, gain in (("cells", 1 - 0.1), ("controls", np.mean([planted("many", "patch", s) for s in (1, 2, 3, 4)]))):
+        (line,) = ranked([row.model_copy(update={part: hidden[part]})], suite)
+        assert line.settings["many"].gain.value == pytest.approx(gain)
+        assert line.settings["many"].gain.value > whole.settings["many"].gain.value
+
+
 def test_a_seed_on_which_the_oracle_has_learnt_nothing_is_left_out(suite: Suite) -> None:
     row = made_row(suite, usual, planted)
     flat = tuple(
@@ -80,6 +110,11 @@ def test_a_seed_on_which_the_oracle_has_learnt_nothing_is_left_out(suite: Suite)
     (line,) = ranked([row.model_copy(update={"controls": flat})], suite)
     expected = np.mean([(usual("few", "flip", seed) - 0.5) / 0.4 for seed in (1, 3, 4)])
     assert line.settings["few"].robustness.value == pytest.approx(expected)
+    gains = np.mean([planted("few", "patch", seed) - 0.1 for seed in (1, 3, 4)])
+    assert line.settings["few"].gain.value == pytest.approx(gains)
+    out = Console(width=140, record=True, file=StringIO())
+    show_ranking(out, [line], suite, quick=False)
+    assert "median, few: without seeds 2, on which the oracle has learnt nothing" in out.export_text()
 
 
 def test_a_full_row_beside_a_quick_one(suite: Suite) -> None:

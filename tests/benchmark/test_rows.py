@@ -14,8 +14,8 @@ from refused import refused
 
 from fedrobust.benchmark import Suite, read_row, shipped_suites, stored_rows
 from fedrobust.benchmark.row import MeasuredCell
-from fedrobust.benchmark.running import Reproduced, sampled
 from fedrobust.benchmark.suite import load_suite
+from fedrobust.benchmark.verifying import Reproduced, moved, sampled
 
 FILE = Path("row.json")
 
@@ -36,7 +36,9 @@ def test_a_row_is_read_as_it_was_written(suite: Suite, quick: bool) -> None:
 def test_all_shipped_rows_are_of_their_suites() -> None:
     for name in shipped_suites():
         suite = load_suite(name)
-        for row in stored_rows(suite):
+        rows, refused = stored_rows(suite)
+        assert not refused
+        for row in rows:
             assert not row.entry.code or row.entry.source
 
 
@@ -45,11 +47,60 @@ def test_a_sample_has_one_cell_of_each_attack_before_a_second(suite: Suite) -> N
     groups = 2 * (1 + 3) + 2 * 2  # settings × (nobody and the attacks), and the controls
     for seed in range(5):
         sample = sampled(row, groups + 1, Random(seed))
-        kinds = [(defence, cell.setting, cell.attack) for defence, cell in sample]
+        kinds = [(defence, cell.setting, cell.attack) for defence, cell, _ in sample]
         assert len(set(kinds[:groups])) == groups
         assert kinds[groups] in kinds[:groups]
     assert sampled(row, 6, Random(0)) != sampled(row, 6, Random(1))
     assert len(sampled(row, 999, Random(0))) == len(row.cells) + len(row.controls)
+
+
+def again(cells: list[MeasuredCell], noise: float, shift: float, control: bool = False) -> list[Reproduced]:
+    """Cells whose row claims `shift` more of accuracy and less of success, as an average over random rounding."""
+    draw, found = Random(3), []
+    for cell in cells:
+        two = {"accuracy": cell.accuracy + draw.uniform(-noise, noise) - shift}
+        if cell.success is not None:
+            two["success"] = cell.success + draw.uniform(-noise, noise) + shift
+        found.append(Reproduced("median", cell, cell.model_copy(update=two), control))
+    return found
+
+
+def test_differences_of_one_direction_are_found(suite: Suite) -> None:
+    """Each of them is within what rounding does."""
+    cells = [*made_row(suite, usual, planted).cells]
+    assert len(cells) == 32
+    for shift, noise in ((0.03, 0.0), (0.02, 0.02)):
+        found = again(cells, noise, shift)
+        assert {each.verdict for each in found} == {"agrees"}
+        assert ("all cells", "accuracy") in {(each.where, each.what) for each in moved(found)}
+        assert not moved(again(cells, noise, -shift))  # the row is worse than it could be
+    few = [cell for cell in cells if cell.attack == "patch"]
+    (one,) = (each for each in moved(again(few, 0.0, 0.04)) if each.where == "patch" and each.what == "accuracy")
+    assert (one.cells, one.mean, one.limit) == (8, pytest.approx(0.04), pytest.approx(0.05 / 8**0.5))
+    rest = again([cell for cell in cells if cell.attack != "patch"], 0.0, 0.0)
+    assert {each.where for each in moved(again(few, 0.0, 0.04) + rest)} >= {"patch"}
+
+
+def test_rounding_has_no_direction(suite: Suite) -> None:
+    cells = [*made_row(suite, usual, planted).cells]
+    assert not moved(again(cells, 0.03, 0.0))
+    assert not moved(again(cells[:1], 0.0, 0.04))  # one cell may differ by as much
+
+
+def test_a_better_oracle_is_in_nobodys_favour(suite: Suite) -> None:
+    row = made_row(suite, usual, planted)
+    oracles = [cell for cell in row.controls if cell.attack == "oracle"]
+    assert not moved(again(oracles, 0.0, 0.03, control=True))
+    found = moved(again(oracles, 0.0, -0.03, control=True))
+    assert {(each.where, each.what) for each in found} == {
+        ("all cells", "accuracy"),
+        ("the mean's controls, oracle", "accuracy"),
+    }
+    rates = [
+        Reproduced("mean", cell, cell.model_copy(update={"base_rates": {"patch": 0.0}}), control=True)
+        for cell in oracles
+    ]
+    assert {each.what for each in moved(rates)} == {"success"}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +140,17 @@ def change(key: str, value: Any, where: int | None = None) -> Callable[[dict[str
     return changed
 
 
+def entry(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def changed(row: dict[str, Any]) -> None:
+        row["entry"][key] = value
+
+    return changed
+
+
+def without_classes(row: dict[str, Any]) -> None:
+    del next(each for each in row["controls"] if each["attack"] == "oracle")["classes"]
+
+
 def repeat(row: dict[str, Any]) -> None:
     row["cells"].append(row["cells"][0])
 
@@ -112,6 +174,15 @@ def repeat(row: dict[str, Any]) -> None:
         (change("format", 2), "format", ""),
         (change("entry", {}), "entry.name", ""),
         (change("cells", {}), "cells", ""),
+        (without_classes, "controls.0.classes", "missing"),
+        (entry("name", "a" * 61), "entry.name", ""),
+        (entry("name", "one\ntwo"), "entry.name", "letters"),
+        (entry("name", "[red]mean[/]"), "entry.name", "letters"),
+        (entry("source", "a" * 501), "entry.source", ""),
+        (entry("options", {}), "entry.options", "must have"),
+        (entry("options", {"aggregation": {}}), "entry.options", "must have"),
+        (entry("options", {"aggregation": 3, "trust": {}}), "entry.options.aggregation", ""),
+        (lambda row: row["cells"][0].update(failed="a" * 501, accuracy=None), "cells.0.failed", ""),
     ],
 )
 def test_one_line_for_a_forged_file(suite: Suite, forge: Callable[[Any], object], path: str, says: str) -> None:
@@ -120,6 +191,19 @@ def test_one_line_for_a_forged_file(suite: Suite, forge: Callable[[Any], object]
     FILE.write_text(json.dumps(row))
     with refused(path=path, says=says, file="row.json"):
         read_row(FILE, suite)
+
+
+def test_one_bad_file_among_the_stored_rows_takes_no_other_away(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedrobust.benchmark.row.ROWS", Path("rows"))
+    assert stored_rows(suite) == ([], [])
+    folder = Path("rows", suite.name)
+    folder.mkdir(parents=True)
+    row = made_row(suite, usual, planted)
+    (folder / "good.json").write_text(row.written())
+    (folder / "bad.json").write_text("{}")
+    found, (error,) = stored_rows(suite)
+    assert found == [row]
+    assert "bad.json" in str(error)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": 1}'])

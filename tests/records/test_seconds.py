@@ -26,3 +26,12 @@ def test_the_seconds_of_a_run_are_those_of_its_median_round(rounds: list[float |
     ]
     found = recorded([journal()[0], *made]).seconds
     assert found == pytest.approx(seconds, nan_ok=True)
+
+
+def test_a_repair_of_the_model_is_in_the_seconds_of_a_run() -> None:
+    """It is in one round of many, so that the median does not have it."""
+    made = [
+        {"kind": "round", "round": number, "participants": [], "seconds": {"round": took}, "repair": steps}
+        for number, (took, steps) in enumerate([(9.0, None), (0.5, None), (0.5, 0), (0.4, 40), (30.5, 400)], 1)
+    ]
+    assert recorded([journal()[0], *made]).seconds == pytest.approx(5 * 0.5 + 30.0)
