@@ -152,9 +152,9 @@ def draw(stored: Mapping[str, Any], file: Path) -> None:
     """Draw the robustness of every defence under its own worst attack, in all settings."""
     names = [name for name, _ in ranked(next(iter(stored.values())))]
     names += [name for found in stored.values() for name, _ in ranked(found) if name not in names]
-    figure, axis = plt.subplots(figsize=(9, 1.6 + 0.34 * len(names)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 1.5 + (0.2 + 0.16 * len(stored)) * len(names)), layout="constrained")
     for index, (setting, found) in enumerate(stored.items()):
-        shift = 0.14 * (2 * index - len(stored) + 1)
+        shift = 0.8 / len(stored) * (index - (len(stored) - 1) / 2)
         for name, each in found["defences"].items():
             value, low, high = robustness(each["fresh"], found["nobody"])
             axis.errorbar(
@@ -171,6 +171,8 @@ def draw(stored: Mapping[str, Any], file: Path) -> None:
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="x", color="#ddd")
+    for place in range(len(names) - 1):
+        axis.axhline(place + 0.5, color="#ddd", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.set_xlabel("robustness under the worst attack that a search found (0: chance, 1: nobody attacks)")
