@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("figure", help="one of its columns")
     parser.add_argument("--defences", help="names, by commas; else all")
     given = parser.parse_args()
-    lines = read(given.file)
+    lines = read(given.file) if given.file.is_file() else []
     if not lines or given.figure not in lines[0]:
         parser.error(f"no finished cell, or no column {given.figure}, in {given.file}")
     for setting in dict.fromkeys(line["setting"] for line in lines):
