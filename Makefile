@@ -15,6 +15,11 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
+# What takes seconds each, or whole files of it: half as long again.
+.PHONY: test-slow
+test-slow: .venv/ready
+	$(BIN)/pytest -m 'slow and not long' --numprocesses 2 --dist loadgroup
+
 # The same bits as before: a few minutes.
 test-recorded: .venv/ready
 	$(BIN)/pytest -m long tests/test_recorded.py

@@ -33,6 +33,7 @@ def stopped_after(round: int, *overrides: str, pool: Pool) -> fedrobust.Result:
     return ended_again(list(overrides), before, pool)
 
 
+@pytest.mark.slow
 def test_quarantine_keeps_attackers_out_and_survives_a_crash(place: Path, pool: Pool) -> None:
     options = [FLIP, ACTS, "aggregation.stages=[]", "aggregation.rule=mean"]
     whole = run(*options, pool=pool)

@@ -25,6 +25,8 @@ from fedrobust.private import whole
 from fedrobust.progress import progress_to
 from fedrobust.tracking import Tracker, tables
 
+pytestmark = pytest.mark.slow
+
 OPENING = """
 import sys
 from pathlib import Path

@@ -109,6 +109,7 @@ def test_aggregation_measures_memory_in_a_process_of_its_own(aggregation):
     assert 1.0 < line.ratio < 3.0, line
 
 
+@pytest.mark.slow
 def test_secure_measures_every_party_and_says_without_flower_that_it_is_left_out(secure, tmp_path, capsys):
     n, d, place = 10, 3000, tmp_path / "figures.json"
     lines, goals = secure.main(["--quick", "--json", str(place)])

@@ -27,6 +27,8 @@ from fedrobust.report import write_comparison, write_report
 from fedrobust.tracking import Tracker, flatten, metrics
 from fedrobust.tracking.artifacts import stored_files
 
+pytestmark = pytest.mark.slow
+
 CLIENTS, ROUNDS = 4, 5
 EXPERIMENT = {
     "name": "two defences",

@@ -10,6 +10,7 @@ from fedrobust.federation.pool import Pool
 pytestmark = pytest.mark.usefixtures("in_place")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cap", "most"), [("2", 0.3), ("null", 0.99), ("auto", 1 / 3)])
 def test_an_inflated_claim_weighs_what_the_cap_allows(cap: str, most: float, pool: Pool) -> None:
     found = run(

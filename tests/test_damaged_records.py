@@ -17,6 +17,8 @@ from fedrobust.cli import main
 from fedrobust.errors import FedRobustError
 from fedrobust.report import write_again, write_comparison
 
+pytestmark = pytest.mark.slow
+
 RUN, OTHER = "0123456789abcdef0123456789abcdef", "f" * 32
 
 

@@ -80,6 +80,7 @@ def test_the_experiment_of_write_a_rule_can_be_run(own_files: Path) -> None:
         fedrobust.load("ours.yaml", ["aggregation.rule.keep=six"])
 
 
+@pytest.mark.slow
 def test_the_commands_of_write_a_rule(own_files: Path) -> None:
     commands = [line for block in blocks("write-a-rule.md") if not block.language for line in block.text.splitlines()]
     assert commands == [

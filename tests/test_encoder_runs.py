@@ -21,7 +21,7 @@ from fedrobust.preparation import hospitals_of
 from fedrobust.records import Record, read_run
 from fedrobust.runner import run as run_experiment
 
-pytestmark = pytest.mark.usefixtures("in_place")
+pytestmark = [pytest.mark.usefixtures("in_place"), pytest.mark.slow]
 
 OVERRIDES = (
     f"learning.model={{name: encoder, encoder: timm:{ENCODER}, weights: encoder.pth, size: 32}}",

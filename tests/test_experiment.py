@@ -288,6 +288,7 @@ def test_shipped_files_name_their_schema_for_editors_and_can_be_run(file: Path) 
     loaders[schema.name.removesuffix(".schema.json")](file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

@@ -99,6 +99,7 @@ def test_what_is_installed_here_is_enough() -> None:
     assert not list(missing("dev"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [

@@ -110,6 +110,7 @@ QUICK = ("patch_backdoor", "stain_backdoor")
 """The others are tried among the long tests."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in BACKDOORS]
 )
@@ -119,6 +120,7 @@ def test_a_backdoor_gets_in_and_is_not_noticed(honest: fedrobust.Result, pool: P
     assert course(found, "test/balanced_accuracy")[-3:].mean() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "loss"),
     [

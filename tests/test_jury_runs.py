@@ -57,6 +57,7 @@ def test_figures_are_in_mlflow(reference: fedrobust.Result) -> None:
     assert metrics["defense/overruled"] in (0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_resumed_in_the_middle_with_the_same_bits(reference: fedrobust.Result, pool: Pool) -> None:
     before = set(Path("mlruns/runs").iterdir())
 

@@ -24,6 +24,7 @@ def listed(word: str | None = None) -> str:
     return out.export_text()
 
 
+@pytest.mark.slow
 def test_a_family_is_listed_with_options_defaults_and_papers() -> None:
     shown = listed("attacks")
     for name, option in families()["attacks"].items():
@@ -34,6 +35,7 @@ def test_a_family_is_listed_with_options_defaults_and_papers() -> None:
     assert shown.count("Share of all hospitals that are malicious") == 1, "what all attacks have is listed once"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "family"),
     [(family, family) for family in families()]

@@ -16,6 +16,8 @@ from tiny import write_files
 from fedrobust.cli import main
 from fedrobust.screen import harmless
 
+pytestmark = pytest.mark.slow
+
 PLAYED = """
 import os, sys, types
 from pathlib import Path

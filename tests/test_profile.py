@@ -21,7 +21,7 @@ from fedrobust.figures.timeline import COLOURS
 from fedrobust.records import Record
 from fedrobust.records.trace import TRACE
 
-pytestmark = pytest.mark.usefixtures("in_place")
+pytestmark = [pytest.mark.usefixtures("in_place"), pytest.mark.slow]
 ROUNDS = "federation.rounds=4"
 GUIDE = (Path(__file__).parent.parent / "docs" / "profile.md").read_text(encoding="utf-8")
 

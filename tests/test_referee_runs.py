@@ -83,6 +83,7 @@ def test_figures_of_both_are_in_mlflow(reference: fedrobust.Result) -> None:
     assert metrics["defense/repair_steps"] == reference.rounds[-1]["repair"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "name", "last"), [(OVERRIDES, "reference", 5), (LATE, "late", 6)])
 def test_resumed_in_the_middle_with_the_same_bits(
     overrides: list[str], name: str, last: int, request: pytest.FixtureRequest, pool: Pool
@@ -132,6 +133,7 @@ def test_the_best_model_comes_back_where_every_hypothesis_makes_the_model_worse(
     assert metrics["defense/refused"] == float(refused[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["lean", "stacked"])
 def test_attackers_that_know_the_patches_look_better_to_the_referee(engine: str, pool: Pool) -> None:
     def losses(knowledge: str) -> list[float]:

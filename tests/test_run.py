@@ -162,6 +162,7 @@ def test_killed_from_outside_at_any_moment(reference: fedrobust.Result, place: P
     assert run(resume=folder.name, pool=pool).final["model_sha256"] == reference.final["model_sha256"]
 
 
+@pytest.mark.slow
 def test_a_dead_client_actor_is_replaced_and_changes_nothing(reference: fedrobust.Result, pool: Pool) -> None:
     with pool.lease() as team:
         pass
@@ -238,6 +239,7 @@ def test_a_run_that_another_process_holds_is_refused(reference: fedrobust.Result
         run(resume=reference.run_id)
 
 
+@pytest.mark.slow
 def test_crashes_around_the_end_lose_nothing(
     reference: fedrobust.Result, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +265,7 @@ def test_crashes_around_the_end_lose_nothing(
     assert ended_again(short, before, pool).final["model_sha256"] == first.final["model_sha256"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_what_absent_hospitals_carry(reference: fedrobust.Result, pool: Pool) -> None:
     options = ["federation.participation=0.5", "federation.rounds=5", "learning.server=fedadam"]
     whole = run(*options, pool=pool)
@@ -285,6 +288,7 @@ def test_part_of_the_hospitals_and_evaluation_now_and_then(reference: fedrobust.
     assert [record["round"] for record in found.rounds if "metrics" in record] == [3, 6, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["trainer", "stacked"])
 def test_another_engine_runs_a_federation(engine: str, reference: fedrobust.Result, pool: Pool) -> None:
     options = [f"learning.local.engine={engine}", "learning.local.channels_last=false", "federation.rounds=2"]

@@ -26,6 +26,8 @@ from fedrobust.report import make_figures, write_report
 from fedrobust.terminal import show_profile
 from fedrobust.timeline import Recording, TimedStep, TimedSteps, arrived, happened, recording, step
 
+pytestmark = pytest.mark.slow
+
 
 def test_nothing_is_recorded_unless_it_is_wanted() -> None:
     with recording(None), step("a"):

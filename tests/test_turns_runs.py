@@ -57,6 +57,7 @@ def test_figures_are_in_mlflow(clear: fedrobust.Result) -> None:
     assert metrics["defense/refused"] in (0.0, 1.0) and metrics["referee/defence"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [SHARES, SHARES.replace("shares", "replicated")])
 def test_secret_shares_make_the_choices_of_the_clear(protocol: str, clear: fedrobust.Result, pool: Pool) -> None:
     overrides = [each for each in OVERRIDES if "referee" not in each]
@@ -97,6 +98,7 @@ def test_a_run_whose_defence_believes_the_attackers_is_saved(clear: fedrobust.Re
     assert np.isfinite(clear.final["test/loss"])
 
 
+@pytest.mark.slow
 def test_under_shares_no_mix_of_labels_explains_the_same_hospitals_as_in_the_clear(pool: Pool) -> None:
     """Scores by the coordinator's gradients, and the referee in turn with the hypothesis that they are right."""
     mixed = [

@@ -44,6 +44,7 @@ def untrained(*options: str, pool: Pool) -> tuple[Path, str]:
     return folder, str(error.value)
 
 
+@pytest.mark.slow
 def test_a_run_whose_updates_are_all_rejected_fails_and_says_why(pool: Pool) -> None:
     import mlflow
 

@@ -103,6 +103,7 @@ class Detector:
         self.steps.append(self.aggregates[-1] if step is None else step.astype(np.float32).astype(np.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 3])
 @pytest.mark.parametrize("kind", [kind for kind in INSTANCES if kind != "all_equal"])
 def test_fldetector_follows_its_formula(kind, window):

@@ -51,6 +51,7 @@ def instance(shape: tuple[int, int, int], weighed: bool) -> tuple[np.ndarray, np
     return INSTANCES["plain"](np.random.default_rng(n), n, d, f), samples, capped_prior(samples, n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", [[], [Clip()]], ids=["alone", "clipped"])
 @pytest.mark.parametrize("rule", [ASMR(), DOS()], ids=lambda rule: rule.name)
 def test_the_promises_of_every_rule(rule, stages):

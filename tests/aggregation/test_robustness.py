@@ -79,6 +79,7 @@ UPPER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [False, True], ids=["", "nnm"])
 @pytest.mark.parametrize("name", UPPER)
 def test_measured_robustness_lies_between_the_theorems(name, mixed):

@@ -226,6 +226,7 @@ def test_the_end_of_a_followed_job_is_the_end_of_the_command(
         assert f"job {job}: FAILED" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_following_and_not_the_job(server: Server, folder: Path, how: signal.Signals) -> None:
     server.add("run-a")

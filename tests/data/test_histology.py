@@ -90,10 +90,12 @@ def test_a_patient_does_not_depend_on_the_number_of_patients() -> None:
     assert np.array_equal(few.labels, many.labels[: len(few)])
 
 
+@pytest.mark.slow
 def test_no_two_patches_are_equal(patches: Patches) -> None:
     assert len({image.tobytes() for image in patches.images}) == len(patches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 4])
 def test_classes_are_balanced_and_patients_mixed(classes: int) -> None:
     patches = Histology(patients=60, patches_per_patient=20, size=16, classes=classes).load(seed=3)
@@ -117,6 +119,7 @@ def test_texture_tells_the_class(patches: Patches) -> None:
     assert linear_accuracy(scales(patches), patches) >= 0.80
 
 
+@pytest.mark.slow
 def test_difficulty_drifts_towards_the_other_class() -> None:
     easy, hard = (
         Histology(patients=24, patches_per_patient=25, difficulty=difficulty).load(seed=4) for difficulty in (0.0, 0.45)

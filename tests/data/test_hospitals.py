@@ -20,6 +20,7 @@ def made(cache: Path, clients: int = 4, alpha: float = 1.0) -> Hospitals:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clients", "alpha"), [(6, 1.0), (4, 0.2)])
 def test_a_cache_of_other_hospitals_is_not_used(tmp_path: Path, clients: int, alpha: float) -> None:
     made(tmp_path / "warm")

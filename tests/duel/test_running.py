@@ -132,6 +132,7 @@ def mlflow_is_told_of_every_turn(found: DuelResult, played: Played, told: list[A
     assert {tags["turn"] for name, tags in judging.items() if " | nobody | " in name and "mean" in name} == {"fixed"}
 
 
+@pytest.mark.slow
 def test_each_run_is_made_once_however_often_a_duel_is_stopped(played: Played, told: list[Any]) -> None:
     straight = duel("turns=2", out=Path("straight"), storage="sqlite:///straight.db")
     lines_told = list(told)
@@ -224,6 +225,7 @@ def test_a_turn_without_a_result_says_where_to_look(played: Played, told: list[A
     assert "failed" in (found.folder / "duel.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_judges_and_fails_costs_its_defence_and_no_other_and_is_made_again(
     played: Played, told: list[Any]
 ) -> None:

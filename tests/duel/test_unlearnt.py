@@ -18,6 +18,8 @@ from fedrobust.experiment import Experiment
 from fedrobust.terminal import show_duel
 from fedrobust.tuning import Objective
 
+pytestmark = pytest.mark.slow
+
 SAID = "none of 4 runs is better than chance (test/balanced_accuracy 0.503 against 0.5) after 8 rounds"
 
 

@@ -119,6 +119,7 @@ def test_something_else_is_there(scheme: str, kind: str, patience: float) -> Non
             check_joining(f"{scheme}{place}", patience)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trial", "told"),
     [

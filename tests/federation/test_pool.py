@@ -134,6 +134,7 @@ def kill(actor: ActorHandle) -> None:
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_team_that_has_lost_an_actor_is_started_again(idle: None) -> None:
     with Pool(Workers(count=2, cpus=0.5), clients=4) as pool:
         with pool.lease() as team:
@@ -147,6 +148,7 @@ def test_a_team_that_has_lost_an_actor_is_started_again(idle: None) -> None:
             assert team.coordinator is kept
 
 
+@pytest.mark.slow
 def test_a_pool_whose_teams_find_no_place_says_so(idle: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the nodes had gone: a broken team is not leased, and the wait for a place has an end."""
     with Pool(Workers(count=1, cpus=0.5), clients=4) as pool:

@@ -72,6 +72,7 @@ def tissue(tmp_path_factory: pytest.TempPathFactory) -> Tissue:
     return Tissue(tmp_path_factory.mktemp("tissue"), corner)
 
 
+@pytest.mark.slow
 def test_a_repair_takes_a_backdoor_away_and_keeps_the_accuracy(tissue: Tissue) -> None:
     accuracy, success = tissue.figures(tissue.weights)
     assert accuracy > 0.95 and success > 0.9
@@ -88,6 +89,7 @@ def test_a_repair_takes_a_backdoor_away_and_keeps_the_accuracy(tissue: Tissue) -
     assert tissue.figures(without.weights)[1] > still
 
 
+@pytest.mark.slow
 def test_a_trigger_of_the_whole_patch_fades_by_what_is_changed_in_patches(tmp_path: Path) -> None:
     tissue = Tissue(tmp_path, EdgeCase(count=1, appearance="faded").trigger)
     accuracy, success = tissue.figures(tissue.weights)

@@ -23,6 +23,8 @@ from fedrobust.errors import ExperimentError, FederationError, NoPlaceError
 from fedrobust.federation import session
 from fedrobust.federation.session import check_ray, ray_session
 
+pytestmark = pytest.mark.slow
+
 
 class StandIn:
     """As much of Ray as a session needs, without processes."""

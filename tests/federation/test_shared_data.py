@@ -21,7 +21,7 @@ from fedrobust.federation.pool import Pool
 from fedrobust.preparation import hospitals_of
 from fedrobust.records import Record
 
-pytestmark = pytest.mark.usefixtures("in_place")
+pytestmark = [pytest.mark.usefixtures("in_place"), pytest.mark.slow]
 
 OVERRIDES = ("data.source={name: folder, path: slides, patients: '([^/]+)_'}", "federation.rounds=3")
 

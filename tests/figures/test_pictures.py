@@ -17,6 +17,7 @@ from fedrobust.figures.style import apart
 from fedrobust.report import make_figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clients", "rounds", "labels"), [(1, 1, 2), (3, 500, 9), (200, 2, 20), (40, 30, 4)])
 def test_figures_can_be_drawn_at_every_size(clients: int, rounds: int, labels: int) -> None:
     rng = np.random.default_rng(clients)

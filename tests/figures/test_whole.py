@@ -73,6 +73,7 @@ def cut(figure: Figure) -> list[str]:
     return found + ["titles overlap" for one, other in combinations(titles, 2) if one.overlaps(other)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("hospitals", "name"), [(1, NAMES[1]), (4, NAMES[0]), pytest.param(100, NAMES[1], marks=pytest.mark.long)], ids=str

@@ -89,6 +89,7 @@ def test_where_the_oracle_gives_no_figures_every_attack_is_measured_again(grid: 
     assert said in terminal and f"**T{said[1:]}.**" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("makes", "lacks"),
     [

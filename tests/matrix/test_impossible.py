@@ -166,6 +166,7 @@ def test_what_a_cell_dies_of_is_its_result(stage: Stage) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("death", EVERYONES)
 def test_what_concerns_all_ends_the_matrix_which_goes_on_afterwards(stage: Stage, death: str) -> None:
     stage.dies = lambda experiment: EVERYONES[death]() if len(stage.made) > 3 else None
@@ -199,6 +200,7 @@ def test_a_cell_whose_parts_do_not_go_together_has_failed(stage: Stage) -> None:
     assert set(again["attack"][again["setting"] == "there"]) == {"flip", "away"}, "it took the place of no other attack"
 
 
+@pytest.mark.slow
 def test_where_every_cell_dies_the_end_says_of_what(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

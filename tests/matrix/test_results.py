@@ -180,6 +180,7 @@ def test_names_of_any_script_and_any_reason_are_texts_in_files_of_their_own(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", ["nothing", "controls", "screening", "one seed", "the first", "the last", "failures"])
 @pytest.mark.parametrize("planned", ["before the fresh seeds", "all"])
 def test_whatever_cells_there_are_there_are_tables(

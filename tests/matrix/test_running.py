@@ -339,6 +339,7 @@ def test_a_cell_without_a_figure_is_shown() -> None:
     assert "balanced accuracy –" in out.export_text()
 
 
+@pytest.mark.slow
 def test_a_matrix_with_other_rounds_is_another_matrix(pool: Pool) -> None:
     small = ["name=other", "only.attacks=[flip]", "only.defences=[mean]", "changes={evaluation.last: 1}"]
     first = run_matrix(load_matrix("matrix.yaml", [*small, "fresh=[2]"]), pool=pool)

@@ -46,6 +46,7 @@ def rows(text: str, after: str) -> list[list[str]]:
     return [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in cells if row]
 
 
+@pytest.mark.slow
 def test_the_page_counts_all_hospitals_and_lists_ten(folder: Path) -> None:
     page = folder / "report.html"
     text, run = page.read_text(), recorded(large(*sizes(folder)))

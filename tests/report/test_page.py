@@ -201,6 +201,7 @@ def test_the_initial_model_has_no_figures_and_nobody_was_judged(tmp_path: Path, 
     assert {row[head.index("test accuracy")] for row in rows} == {"–"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [1, 2, 3])
 def test_a_run_that_stopped_early_has_a_report(tmp_path: Path, lines: int) -> None:
     text = write_report(write(tmp_path, journal()[:lines]), IMAGES).read_text()

@@ -236,6 +236,7 @@ def fuzz(messages, seed=0, attempts=4):
     return tally
 
 
+@pytest.mark.slow
 def test_a_thousand_hostile_messages():
     tally = fuzz(1_000)
     # It is no fuzzing where all is refused, or all is taken.
@@ -289,6 +290,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_the_fuzzer_finds_a_planted_fault(fault, monkeypatch):
     planted, found = FAULTS[fault]

@@ -402,6 +402,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_the_fuzzer_finds_a_planted_fault(fault, monkeypatch):
     planted, found = FAULTS[fault]

@@ -45,6 +45,7 @@ def client() -> Any:
     return MlflowClient(tracking.tracking_uri())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["run", "experiment"])
 def test_a_run_that_was_deleted_says_how_to_restore_it(
     what: str, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -139,6 +139,7 @@ def test_an_address_that_a_mark_in_a_path_cuts_is_refused(url: str, monkeypatch:
         Tracker.open("x", {}, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["moved", "moved to an odd name", "copied", "moved back"])
 def test_artifacts_of_a_folder_that_was_moved_lie_below_its_new_place(
     what: str, start: Path, bare: Path, model: Path, caplog: pytest.LogCaptureFixture

@@ -19,6 +19,7 @@ from fedrobust.tuning.views import SweepView
 CONTROLS = "\x1b]52;c;YQ==\x07 \x9b \u202e\ud800 $x$ <b>良</b>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("directions", "naughty"),
     [(("maximize",), NAUGHTY), (("maximize", "minimize"), NAUGHTY), (("maximize",), CONTROLS)],

@@ -63,6 +63,7 @@ def test_a_sweep_finds_what_is_best_and_writes_it_down(played: Played, monkeypat
     assert played.tags[name] == {"trial": "3", "seed": "1", "phase": "trial", "parent": "parent"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["none", "{name: median, startup: 3, warmup: 2}", "{name: wilcoxon, p: 0.2}"])
 def test_the_trials_do_not_depend_on_the_number_of_teams_or_on_who_is_quicker(played: Played, pruner: str) -> None:
     found = []
@@ -76,6 +77,7 @@ def test_the_trials_do_not_depend_on_the_number_of_teams_or_on_who_is_quicker(pl
     assert any(isinstance(trial.outcome, Pruned) for trial in found[0]) == (pruner != "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["none", "{name: median, startup: 3, warmup: 2}", "{name: wilcoxon, p: 0.2}"])
 def test_a_trial_whose_run_fails_ends_the_same_whoever_is_quicker(played: Played, pruner: str) -> None:
     """The last two runs of some trials fail, in rounds 5 and 7; the pruner would end some of these before."""

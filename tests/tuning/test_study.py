@@ -22,6 +22,8 @@ from fedrobust.tuning.samplers import CmaEs, Grid, NsgaII, Qmc, Random, Sampler,
 from fedrobust.tuning.space import Space, Values, parsed
 from fedrobust.tuning.study import Asked, Completed, Failed, Outcome, Pruned, SweepStudy, open_sweep
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = {"lr": {"log": [0.001, 1.0]}, "steps": {"int": [2, 16]}, "share": {"float": [0.0, 1.0], "step": 0.1}}
 CHOICES = {
     "rule": {"choice": {"mean": "mean", "clip": {"tau": {"log": [0.1, 10]}}, "krum": {"f": {"int": [1, 4]}}}},
